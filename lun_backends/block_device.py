@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract that every layer below a LUN implements and stacks on, and its errors.
+
+A block device is an array of `size` bytes addressed in bytes; every offset and length handed to it is a multiple of
+`block_size`.  Data travels as scatter lists (`Buffers`): sequences of memoryviews of bytes whose lengths add up to the
+length of the transfer.  The views belong to the caller and are only used until the call returns.
+
+Calls block until done, on the caller's thread; every method may be called from any number of threads at once.  A
+caller that must not wait for a disk (an event loop) passes `nowait=True`: the call is then either done at once, in
+full, or raises `WouldBlock` having changed nothing, and the caller runs it again on a worker thread without `nowait`.
+
+| method           | blank blocks          | written blocks of a write-once device | read-only device   |
+| ---------------- | --------------------- | ------------------------------------- | ------------------ |
+| `readv`          | `BlankBlock`          | read                                  | read               |
+| `writev`         | written               | `BlockWritten`, nothing is stored     | `WriteProtected`   |
+| `write_zeroes`   | written with zeroes   | `BlockWritten`, nothing is stored     | `WriteProtected`   |
+| `extents`        | `ExtentKind.BLANK`    | `ExtentKind.DATA`                     | as it is           |
+
+(Blank blocks exist on write-once devices only; a hole in a sparse primary reads as zeroes and is `ExtentKind.HOLE`.)
+
+Durability: `writev` returns when the data is in the device's volatile cache; `flush` returns when all writes that had
+returned before it began are on stable storage.  A device may give more (a write-once LUN with `durability: power-loss`
+commits before `writev` returns); `fua=True` asks for stable storage for that one write.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+Buffers = Sequence[memoryview]
+"""A scatter list: memoryviews of format `B`, contiguous, in order of address."""
+
+
+class BlockDeviceError(Exception):
+    """Something a block device refuses or fails to do; subclasses say what, callers map them to sense data or prose."""
+
+
+@dataclass(eq=False)
+class BlankBlock(BlockDeviceError):
+    """A read met a block never written; `lba` is the first such block of the range, in logical blocks."""
+
+    lba: int
+
+    def __str__(self) -> str:
+        return f"block {self.lba} was never written"
+
+
+@dataclass(eq=False)
+class BlockWritten(BlockDeviceError):
+    """A write met a block already written; `lba` is the first such block of the range.  Nothing was stored."""
+
+    lba: int
+
+    def __str__(self) -> str:
+        return f"block {self.lba} is already written"
+
+
+@dataclass(eq=False)
+class SpaceExhausted(BlockDeviceError):
+    """There is no room to store the block at `lba`.  Nothing was stored."""
+
+    lba: int
+
+    def __str__(self) -> str:
+        return f"no space left to store block {self.lba}"
+
+
+@dataclass(eq=False)
+class OutOfRange(BlockDeviceError):
+    """The range reaches beyond the device; `lba` is the first block beyond its end that was asked for."""
+
+    lba: int
+
+    def __str__(self) -> str:
+        return f"block {self.lba} is beyond the end of the device"
+
+
+@dataclass(eq=False)
+class WriteProtected(BlockDeviceError):
+    """The device takes no writes."""
+
+    def __str__(self) -> str:
+        return "the device is write-protected"
+
+
+@dataclass(eq=False)
+class NotSupported(BlockDeviceError):
+    """The device cannot do `operation` by its nature (deallocating on a write-once LUN, say)."""
+
+    operation: str
+
+    def __str__(self) -> str:
+        return f"the device does not support {self.operation}"
+
+
+@dataclass(eq=False)
+class MediumError(BlockDeviceError):
+    """The medium failed (an I/O error, a checksum that does not fit) at `lba`; `writing` tells the direction."""
+
+    lba: int
+    writing: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'write' if self.writing else 'read'} error at block {self.lba}: {self.reason}"
+
+
+@dataclass(eq=False)
+class SnapshotInvalid(BlockDeviceError):
+    """The snapshot was given up (`on_error: drop-snapshot`) and must not be read any more; `reason` says why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the snapshot is invalid: {self.reason}"
+
+
+@dataclass(eq=False)
+class PreserveFailed(BlockDeviceError):
+    """A write was refused because the pre-image at `lba` could not be preserved; `cause` says why (`on_error: fail-writes`)."""
+
+    lba: int
+    cause: BlockDeviceError
+
+    def __str__(self) -> str:
+        return f"block {self.lba} could not be preserved, so the write was refused: {self.cause}"
+
+
+@dataclass(eq=False)
+class ReservationConflict(BlockDeviceError):
+    """The device is reserved for others; the write was refused and nothing was changed."""
+
+    def __str__(self) -> str:
+        return "the device is reserved by another initiator"
+
+
+class DeviceClosed(BlockDeviceError):
+    """The device was closed while, or before, the call ran."""
+
+    def __str__(self) -> str:
+        return "the device is closed"
+
+
+class WouldBlock(Exception):
+    """The call cannot be done without waiting; nothing was changed.  Run it again where waiting is allowed."""
+
+
+class ExtentKind(enum.Enum):
+    """What an extent holds."""
+
+    DATA = "data"
+    HOLE = "hole"  # reads as zeroes, takes no space
+    BLANK = "blank"  # never written; a read raises BlankBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes from byte `offset` on, all of one kind."""
+
+    offset: int
+    length: int
+    kind: ExtentKind
+
+
+def total_length(buffers: Buffers) -> int:
+    """The bytes in a scatter list."""
+    return sum(map(len, buffers))
+
+
+class BlockDevice(abc.ABC):
+    """One layer of a LUN; see the module's docstring for what every method promises."""
+
+    size: int
+    """Bytes; a multiple of `block_size`."""
+    block_size: int
+    """Bytes per logical block: 512 or 4096."""
+    read_only: ClassVar[bool] = False
+    write_once: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        """Fill `buffers` from byte `offset` on.
+
+        Raises BlankBlock, OutOfRange, MediumError, SnapshotInvalid, DeviceClosed; WouldBlock only with `nowait`.
+        On an error the content of the buffers is undefined.
+        """
+
+    @abc.abstractmethod
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        """Write `buffers` at byte `offset`; with `fua` return only when they are on stable storage.
+
+        Raises BlockWritten, WriteProtected, OutOfRange, SpaceExhausted, MediumError, PreserveFailed, ReservationConflict,
+        DeviceClosed; WouldBlock only with `nowait`.
+        """
+
+    @abc.abstractmethod
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        """Make `length` bytes from `offset` on read as zeroes; with `discard` give their space back where possible.
+
+        Raises what `writev` raises, and NotSupported where the device's nature forbids it (discard on write-once).
+        """
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Return when every write that returned before this call is on stable storage.  Raises MediumError, DeviceClosed."""
+
+    @abc.abstractmethod
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the range holds, in order, without gaps, neighbours of one kind merged as far as is cheap."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Flush and release; later calls raise DeviceClosed.  Closing twice is allowed."""
+
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:  # noqa: B027 - most devices have nothing to do
+        """Do ahead, for many coming writes at once, what they would each have to wait for (preserve pre-images with one
+        commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet."""
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[BlockDevice]:
+        """Hold all other writes to this device while the context is open, running ones drained; yields a device that the
+        holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no write can be atomic."""
+        raise NotSupported("atomic read-modify-write")
+        yield self

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fabric hands to the device server, and what it gets back (SAM-5 clause 5).
+
+A fabric (the iSCSI portal, the TCMU ring) fills in a `Task`, calls `ScsiTarget.execute(task, nowait=True)` on its event
+loop, and on `WouldBlock` the same again on a worker thread with `nowait=False`; on WouldBlock the task's results are untouched.
+`execute` never raises anything else: every outcome, a bug of ours included, is a status with sense data.
+
+The device server does no I/O of its own and keeps no reference to a task's buffers after `execute` returned.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+Allocate = Callable[[int], Sequence[memoryview]]
+"""Gives a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
+
+
+class Status(enum.IntEnum):
+    """SAM-5 5.3.1."""
+
+    GOOD = 0x00
+    CHECK_CONDITION = 0x02
+    CONDITION_MET = 0x04
+    BUSY = 0x08
+    RESERVATION_CONFLICT = 0x18
+    TASK_SET_FULL = 0x28
+    ACA_ACTIVE = 0x30
+    TASK_ABORTED = 0x40
+
+
+class Task:
+    """One SCSI command on one I_T_L nexus; a fabric may use the same object again for the next command.
+
+    In: `cdb` (bytes-like, at least 16 bytes long or as long as the command needs; may be reused after `execute` returns), `data_out` (all of
+    the data-out buffer, as a scatter list), `allocate`, `expected_in` (bytes the initiator can take; the transport truncates).
+    Out: `status`, `sense` (fixed or descriptor format, empty when GOOD), `data_in` (scatter list, may be shorter than allocated).
+    """
+
+    __slots__ = ("aborted", "allocate", "cdb", "data_in", "data_out", "expected_in", "lun", "sense", "status")
+
+    def __init__(self, allocate: Allocate) -> None:
+        self.lun: int = 0  # the 8-byte LUN field as one big-endian number (SAM-5 4.7)
+        self.cdb: bytes | memoryview = b""
+        self.data_out: Sequence[memoryview] = ()
+        self.expected_in: int = 0
+        self.allocate: Allocate = allocate
+        self.aborted: bool = False  # set by task management; a long command may look at it between steps
+        self.status: int = Status.GOOD
+        self.sense: bytes = b""
+        self.data_in: Sequence[memoryview] = ()
