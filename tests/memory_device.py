@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block device in memory that keeps the contract to the letter, for tests of everything that stands on a block device.
+
+It guarantees what `lun_backends.block_device` asks of a primary or (`write_once=True`) of a write-once device, checks that
+its callers keep their side (alignment, lengths), and can be told to misbehave:
+
+* `blocking=True`: whatever is asked with `nowait` raises WouldBlock;
+* `inject(method, error, times)`: the next calls of that method raise the error, nothing changed;
+* `before`: called with (method, offset, length) before every operation, without the lock held; it may wait, or raise.
+
+`calls` counts the calls of each method that got as far as doing something; `prepared` lists what `prepare_writes` was told.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from lun_backends import block_device
+from lun_backends.block_device import Buffers, Extent, ExtentKind
+
+MIB = 1 << 20
+
+
+class MemoryDevice(block_device.BlockDevice):
+    """`size` bytes of memory; holes (primary) or blank blocks (write-once) until written."""
+
+    def __init__(
+        self,
+        size: int = MIB,
+        *,
+        block_size: int = 512,
+        write_once: bool = False,
+        read_only: bool = False,
+        blocking: bool = False,
+    ) -> None:
+        assert size > 0
+        assert size % block_size == 0
+        self.size = size
+        self.block_size = block_size
+        self.write_once = write_once  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
+        self.read_only = read_only  # type: ignore[misc] # likewise
+        self.blocking = blocking
+        self.data = bytearray(size)
+        self.written = bytearray(size // block_size)  # 1: the block holds data
+        self.before: Callable[[str, int, int], None] | None = None
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.prepared: list[list[tuple[int, int]]] = []
+        self.closed = False
+        self._errors: dict[str, list[Exception]] = collections.defaultdict(list)
+        self._lock = threading.RLock()
+
+    def inject(self, method: str, error: Exception, times: int = 1) -> None:
+        """Let the next `times` calls of `method` raise `error`."""
+        self._errors[method] += [error] * times
+
+    def fill(self, data: bytes, offset: int = 0) -> None:
+        """Store `data` as it is, past every rule (the test's own hand)."""
+        self.data[offset : offset + len(data)] = data
+        self._mark(offset, len(data), 1)
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        length = block_device.total_length(buffers)
+        self._enter("readv", offset, length, nowait)
+        with self._lock:
+            if self.write_once:
+                blank = self._find(offset, length, 0)
+                if blank is not None:
+                    raise block_device.BlankBlock(blank)
+            for buffer in buffers:
+                buffer[:] = self.data[offset : offset + len(buffer)]
+                offset += len(buffer)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        length = block_device.total_length(buffers)
+        self._enter("writev", offset, length, nowait)
+        if nowait and fua:
+            raise block_device.WouldBlock
+        with self._lock:
+            self._check_write(offset, length)
+            self._mark(offset, length, 1)
+            for buffer in buffers:
+                self.data[offset : offset + len(buffer)] = buffer
+                offset += len(buffer)
+            if fua:
+                self.calls["fua"] += 1
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        self._enter("write_zeroes", offset, length, nowait=False)
+        with self._lock:
+            if discard and self.write_once and not self.read_only:
+                raise block_device.NotSupported("deallocating")
+            self._check_write(offset, length)
+            self.data[offset : offset + length] = bytes(length)
+            self._mark(offset, length, 0 if discard else 1)
+            if fua:
+                self.calls["fua"] += 1
+
+    def flush(self) -> None:
+        self._enter("flush", 0, 0, nowait=False)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self._enter("extents", offset, length, nowait=False)
+        unwritten = ExtentKind.BLANK if self.write_once else ExtentKind.HOLE
+        end = offset + length
+        while offset < end:
+            kind = self.written[offset // self.block_size]
+            with self._lock:
+                other = self._find(offset, end - offset, 1 - kind)
+            stop = end if other is None else other * self.block_size
+            yield Extent(offset, stop - offset, ExtentKind.DATA if kind else unwritten)
+            offset = stop
+
+    def close(self) -> None:
+        self.closed = True
+
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.prepared.append(list(ranges))
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[block_device.BlockDevice]:
+        if self.write_once:
+            raise block_device.NotSupported("atomic read-modify-write")
+        if self.read_only:
+            raise block_device.WriteProtected
+        with self._lock:
+            self.calls["exclusive"] += 1
+            yield self
+
+    def _enter(self, method: str, offset: int, length: int, nowait: bool) -> None:
+        """What every operation begins with: the caller's side of the contract, then the errors a test asked for."""
+        assert offset >= 0
+        assert offset % self.block_size == 0
+        assert length % self.block_size == 0
+        if nowait and self.blocking:
+            raise block_device.WouldBlock
+        if self.before is not None:
+            self.before(method, offset, length)
+        if self._errors[method]:
+            raise self._errors[method].pop(0)
+        if self.closed:
+            raise block_device.DeviceClosed
+        if offset + length > self.size:
+            raise block_device.OutOfRange(max(offset, self.size) // self.block_size)
+        self.calls[method] += 1
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise block_device.WriteProtected
+        if self.write_once:
+            written = self._find(offset, length, 1)
+            if written is not None:
+                raise block_device.BlockWritten(written)
+
+    def _find(self, offset: int, length: int, state: int) -> int | None:
+        """The first block of the range in that state."""
+        found = self.written.find(state, offset // self.block_size, (offset + length) // self.block_size)
+        return None if found < 0 else found
+
+    def _mark(self, offset: int, length: int, state: int) -> None:
+        blocks = length // self.block_size
+        first = offset // self.block_size
+        self.written[first : first + blocks] = bytes([state]) * blocks
