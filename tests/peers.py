@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that tests drive and that this project did not write: found, installed, or asked for by name.
+
+`require` never skips: on Debian as root it installs the missing package, anywhere else it fails with one line that says
+what to install.  `make test` calls `python -m tests.peers` first, so that one `apt-get` fetches everything at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+PEERS: Mapping[str, str] = {
+    "e2fsck": "e2fsprogs",
+    "iscsi-inq": "libiscsi-bin",
+    "iscsi-ls": "libiscsi-bin",
+    "iscsi-perf": "libiscsi-bin",
+    "iscsi-test-cu": "libiscsi-bin",
+    "iscsiadm": "open-iscsi",
+    "make": "make",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-storage-daemon": "qemu-system-x86",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "sg_inq": "sg3-utils",
+    "strace": "strace",
+    "tgtd": "tgt",
+}
+"""Program and the Debian package that has it."""
+
+LIBRARIES: Mapping[str, str] = {
+    "qemu/block-iscsi.so": "qemu-block-extra",
+}
+"""A file under /usr/lib/<triplet> and the Debian package that has it."""
+
+# Administrators' programs live in sbin, which is not on every user's PATH.
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+class PeerMissing(Exception):
+    """A program the tests need is not installed, and could not be."""
+
+
+def find(program: str) -> str | None:
+    """Where `program` is, or None."""
+    return shutil.which(program, path=SEARCH_PATH)
+
+
+def require(program: str, package: str | None = None) -> str:
+    """The path of `program`; installs Debian's `package` if it is missing and that is possible.
+
+    Raises PeerMissing with one line that says what to install.
+    """
+    found = find(program)
+    if found is None:
+        install([package or PEERS.get(program, program)])
+        found = find(program)
+    if found is None:
+        raise PeerMissing(f"{program} is missing although its package {package or PEERS.get(program)} is installed")
+    return found
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages of all peers that are not there, sorted, each once."""
+    packages = {package for program, package in PEERS.items() if find(program) is None}
+    packages |= {package for file, package in LIBRARIES.items() if not _library(file)}
+    return sorted(packages)
+
+
+def install(packages: list[str]) -> None:
+    """`apt-get install` these packages; one process at a time, lists fetched only if the first try fails.
+
+    Raises PeerMissing.
+    """
+    names = " ".join(packages)
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise PeerMissing(f"the tests need these packages, please install them: sudo apt-get install {names}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
+    with (Path(tempfile.gettempdir()) / f"wolun-peers-{os.geteuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            subprocess.run(["apt-get", "update", "-q"], env=environment, capture_output=True, check=False)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PeerMissing(f"apt-get could not install {names}: {reason}")
+
+
+def _library(file: str) -> bool:
+    return any(Path("/usr/lib").glob(f"*/{file}")) or Path("/usr/lib", file).exists()
+
+
+def main() -> int:
+    """Install everything that is missing; the exit code."""
+    packages = missing_packages()
+    if packages:
+        try:
+            install(packages)
+        except PeerMissing as problem:
+            sys.stderr.write(f"{problem}\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
