@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loads, all made by initiators that are not ours: `iscsi-perf` of libiscsi and `qemu-img bench`."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from tests.bench import servers
+
+
+def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: bool) -> float:
+    """Reads per second of `blocks` 512-byte blocks each, as iscsi-perf averages them."""
+    command = [
+        "iscsi-perf",
+        "-m",
+        str(in_flight),
+        "-b",
+        str(blocks),
+        "-t",
+        str(seconds),
+        *(["-r"] if random else []),
+        url,
+    ]
+    found = re.findall(r"iops average (\d+)", servers.run(command, timeout=seconds + 60))
+    if not found:
+        raise servers.BenchError(f"{' '.join(command)} printed no average")
+    return float(found[-1])
+
+
+def qemu_writes(url: str, *, count: int, step: int, offset: int = 0, in_flight: int = 32) -> float:
+    """4 KiB writes per second, `step` bytes apart, as qemu-img bench times them (connecting is not counted)."""
+    # fmt: off
+    command = ["qemu-img", "bench", "-w", "-t", "none", "-f", "raw", "-d", str(in_flight), "-s", "4096", "-S", str(step),
+               "-c", str(count), "-o", str(offset), url]
+    # fmt: on
+    found = re.search(r"Run completed in ([0-9.]+) seconds", servers.run(command))
+    if found is None:
+        raise servers.BenchError(f"{' '.join(command)} printed no time")
+    return count / max(float(found[1]), 0.001)
+
+
+def settle() -> None:
+    """Let write-back of the last round come to rest, so that it is not charged to the next."""
+    servers.run(["sync"])
+    time.sleep(0.3)

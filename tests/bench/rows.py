@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: one function per part of the report, each starting its own servers in a directory of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import loads, measure, servers
+
+GIB = 1 << 30
+CHUNK = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long to measure: rounds of each side, seconds of a timed load, 4 KiB writes of a counted one."""
+
+    directory: Path
+    rounds: int
+    seconds: int
+    writes: int
+
+
+def _filled(path: Path, size: int = GIB) -> Path:
+    """A file of random bytes (no holes, in the page cache), made once and copied for each side."""
+    block = os.urandom(1 << 20)
+    with path.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(block)
+    return path
+
+
+def _volume(name: str, lun: int, primary: Path, *, durability: str = "process-crash", size: str = "1GiB") -> str:
+    return f"  - {{name: {name}, lun: {lun}, primary: {primary}, size: {size}, durability: {durability}}}\n"
+
+
+def reads(settings: Settings) -> Iterator[measure.Row]:
+    """Random and sequential reads against tgtd, each on a page-cached file of its own."""
+    ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
+    with (
+        servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours,
+        servers.tgtd(settings.directory, peer_file) as peer,
+    ):
+        for work, blocks, in_flight, random, bar in (
+            ("4 KiB random read, 32 in flight", 8, 32, True, 2.0),
+            ("4 KiB random read, 1 in flight", 8, 1, True, 2.0),
+            ("256 KiB sequential read, 8 in flight", 512, 8, False, 1.5),
+        ):
+
+            def side(
+                url: str, blocks: int = blocks, in_flight: int = in_flight, random: bool = random
+            ) -> Callable[[], float]:
+                return lambda: loads.iscsi_perf(
+                    url, blocks=blocks, in_flight=in_flight, seconds=settings.seconds, random=random
+                )
+
+            pair = measure.alternate(side(ours.url(0)), side(peer), settings.rounds)
+            yield pair.row(work, unit="/s", at_least=bar, peer="tgtd")
+
+
+def writes(settings: Settings) -> Iterator[measure.Row]:
+    """Plain writes against tgtd, and writes behind a snapshot whose chunks are preserved against no snapshot."""
+    files = [_filled(settings.directory / f"{name}.img") for name in ("vol0", "vol1", "peer")]
+    step = 4096
+    count = min(settings.writes, GIB // step)
+
+    def load(url: str) -> Callable[[], float]:
+        def once() -> float:
+            loads.settle()
+            return loads.qemu_writes(url, count=count, step=step)
+
+        return once
+
+    volumes = _volume("vol0", 0, files[0]) + _volume("vol1", 1, files[1])
+    with servers.wolun(settings.directory, volumes) as ours, servers.tgtd(settings.directory, files[2]) as peer:
+        pair = measure.alternate(load(ours.url(0)), load(peer), settings.rounds)
+        yield pair.row("4 KiB write, 32 in flight, no snapshot", unit="/s", at_least=1.5, peer="tgtd")
+        ours.command("snapshot", "create", "vol1", "bench")
+        loads.qemu_writes(ours.url(1), count=GIB // CHUNK, step=CHUNK)
+        pair = measure.alternate(load(ours.url(1)), load(ours.url(0)), settings.rounds + 2)
+        yield pair.row("4 KiB write, all chunks preserved", unit="/s", at_least=0.95, peer="no snapshot")
+
+
+def first_writes(settings: Settings) -> Iterator[measure.Row]:
+    """The first write to each chunk, page cache to page cache, against qemu's copy-before-write filter."""
+    ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
+    count = GIB // CHUNK
+    with servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours:
+
+        def our_side() -> float:
+            ours.command("snapshot", "create", "vol0", "bench")
+            loads.settle()
+            rate = loads.qemu_writes(ours.url(0), count=count, step=CHUNK)
+            ours.command("snapshot", "delete", "vol0@bench")
+            return rate
+
+        def peer_side() -> float:
+            with servers.copy_before_write(settings.directory, peer_file) as url:
+                loads.settle()
+                return loads.qemu_writes(url, count=count, step=CHUNK)
+
+        pair = measure.alternate(our_side, peer_side, settings.rounds)
+        yield pair.row(
+            "4 KiB first write per 64 KiB chunk, process-crash", unit="/s", at_least=3.0, peer="qsd copy-before-write"
+        )
+
+
+def syncs(settings: Settings) -> Iterator[measure.Row]:
+    """System calls that sync, per first write, counted by strace while 32 writes are in flight and power-loss is promised."""
+    primary, trace = _filled(settings.directory / "ours.img"), settings.directory / "strace.txt"
+    count = min(4096, settings.writes)
+    strace = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-e",
+        "trace=fdatasync,fsync,sync_file_range,msync",
+        "-o",
+        str(trace),
+    ]
+    volume = _volume("vol0", 0, primary, durability="power-loss")
+    with servers.wolun(settings.directory, volume, prefix=strace) as ours:
+        ours.command("snapshot", "create", "vol0", "bench")
+        before = trace.read_text()
+        rate = loads.qemu_writes(ours.url(0), count=count, step=CHUNK)
+        during = trace.read_text()[len(before) :]
+    calls = {name: len(re.findall(rf"\b{name}\(", during)) for name in ("fdatasync", "fsync", "msync")}
+    per_write = (calls["fdatasync"] + calls["fsync"]) / count
+    yield measure.Row(
+        "first write, power-loss, 32 in flight: fdatasync per write",
+        f"{calls['fdatasync'] + calls['fsync']} fdatasync, {calls['msync']} msync, {count} writes at {rate:,.0f}/s",
+        "-",
+        f"{per_write:.3f}",
+        "<= 0.15",
+        per_write <= 0.15,
+    )
+
+
+def huge_map(settings: Settings) -> Iterator[measure.Row]:
+    """A write-once LUN of 64 TiB, made and opened in a process of its own."""
+    done = servers.run([sys.executable, "-m", "tests.bench.huge_map", str(settings.directory)])
+    seconds, resident, disk = (float(word) for word in done.split())
+    yield measure.Row(
+        "create and open a write-once LUN of 64 TiB",
+        f"{seconds:.3f} s, {resident / 2**20:.1f} MiB resident, {disk / 2**20:.2f} MiB on disk",
+        "-",
+        "-",
+        "<= 0.2 s, 64 MiB, 1 MiB",
+        seconds <= 0.2 and resident <= 64 * 2**20 and disk <= 2**20,
+    )
+
+
+@contextlib.contextmanager
+def _writing(url: str, span: int) -> Iterator[None]:
+    """Write 4 KiB at a time all over `span` bytes until the context ends."""
+    stop = threading.Event()
+    failures: list[str] = []
+
+    def loop() -> None:
+        while not stop.is_set():
+            try:
+                loads.qemu_writes(url, count=20000, step=span // 20000 // 4096 * 4096)
+            except servers.BenchError as error:
+                failures.append(str(error))
+                return
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise servers.BenchError(failures[0])
+
+
+def held_writes(settings: Settings) -> Iterator[measure.Row]:
+    """How long `snapshot create` holds writes, idle and under load, on a sparse volume of 1 TiB."""
+    primary = settings.directory / "sparse.img"
+    primary.unlink(missing_ok=True)
+    volume = _volume("vol0", 0, primary, size="1TiB", durability="power-loss")
+    with servers.wolun(settings.directory, volume) as ours:
+
+        def take(number: int) -> float:
+            answer = ours.command("snapshot", "create", "vol0", f"s{number}")
+            if not isinstance(answer, dict):
+                raise servers.BenchError("snapshot create printed no object")
+            held = float(answer["writes_held_seconds"])
+            ours.command("snapshot", "delete", f"vol0@s{number}")
+            return held * 1000
+
+        idle = [take(number) for number in range(7)]
+        with _writing(ours.url(0), 1 << 34):
+            loaded = [take(100 + number) for number in range(7)]
+    for name, held in (("idle", idle), ("loaded", loaded)):
+        middle = statistics.median(held)
+        result = f"{middle:.1f} ms"
+        yield measure.Row(
+            f"snapshot create, 1 TiB, {name}: writes held", f"max {max(held):.1f} ms", "-", result, "aim < 20 ms", None
+        )
+
+
+PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
+    "reads": reads,
+    "writes": writes,
+    "first-writes": first_writes,
+    "syncs": syncs,
+    "huge-map": huge_map,
+    "held-writes": held_writes,
+}
+
+
+def machine() -> Sequence[str]:
+    """What the figures were measured on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    kernel = os.uname()
+    disk = subprocess.run(["stat", "-f", "-c", "%T", "."], capture_output=True, text=True, check=True).stdout.strip()
+    return [
+        f"{os.cpu_count()} cores, {model[1] if model else kernel.machine}; {kernel.sysname} {kernel.release}; {disk}",
+        *servers.versions(),
+    ]

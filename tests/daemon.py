@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real `wolun serve` in a process of its own, for the tests that drive it from outside."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from tests import libiscsi
+
+IQN = "iqn.2026-11.io.wolun:test"
+PROGRAM = Path(sys.executable).with_name("wolun")
+START_SECONDS = 60.0
+
+
+class Daemon:
+    """`wolun serve` on a free loopback port; `with Daemon(tmp_path, VOLUMES) as daemon: …` stops it with SIGTERM.
+
+    `volumes` is the YAML list of that setting; `extra` any further top-level YAML.
+    """
+
+    def __init__(self, directory: Path, volumes: str, *, extra: str = "") -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self._config = directory / "wolun.yaml"
+        self._volumes, self._extra = volumes, extra
+        self.process: subprocess.Popen[bytes] | None = None
+        self.portal = "127.0.0.1:0"
+
+    def start(self) -> Self:
+        """Start and wait for `ready`; a restart keeps the port of the first start."""
+        self._config.write_text(
+            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n  networks: [127.0.0.0/8]\n{self._extra}volumes:\n{self._volumes}"
+        )
+        out, log = self.directory / "stdout", self.directory / "stderr"
+        out.write_bytes(b"")
+        with out.open("wb") as stdout, log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [PROGRAM, "serve", "--config", self._config, "--state-dir", self.state], stdout=stdout, stderr=stderr
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not out.read_text().endswith("\n"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the daemon did not start: {log.read_text()}")
+            time.sleep(0.02)
+        self.portal = str(self.json("status")["portal"])
+        return self
+
+    def url(self, lun: int) -> str:
+        """The libiscsi URL of a LUN, as qemu-img takes it."""
+        return f"iscsi://{self.portal}/{IQN}/{lun}"
+
+    def session(self, **options: Any) -> libiscsi.Session:
+        """A raw session of libiscsi."""
+        return libiscsi.Session(self.portal, IQN, **options)
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A `wolun` command against this daemon."""
+        done = subprocess.run([PROGRAM, "--state-dir", self.state, *words], capture_output=True, text=True, timeout=300)
+        assert not check or done.returncode == 0, f"{words}: {done.stderr}"
+        return done
+
+    def json(self, *words: str) -> Any:
+        """The same with `--json`, decoded."""
+        return json.loads(self.run("--json", *words).stdout)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(60)
+        self.process = None
+        return status
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.stop()
