@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One virtual machine: QEMU under software emulation, and a command channel into it.
+
+The QEMU process dies with the thread that started it (`PR_SET_PDEATHSIG`), so that nothing is left running when pytest is
+killed; start machines from pytest's main thread.  All QEMU output goes to files: a pipe would fill.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kernel import image, network
+
+START = Path(__file__).resolve().parent / "guest/start.sh"
+MEMORY = 768  # MiB
+BOOT_TIMEOUT = 180.0  # seconds; 7 on an idle machine with two cores
+GRACE = 30.0  # seconds that the agent gets on top of a command's own time
+
+
+class MachineGone(Exception):
+    """The machine was powered off, or died, before it answered."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a command."""
+
+    command: str
+    code: int
+    output: str
+
+
+@dataclass(eq=False)
+class CommandFailed(Exception):
+    """A command in a guest ended with a status that is not 0."""
+
+    machine: str
+    completed: Completed
+
+    def __str__(self) -> str:
+        done = self.completed
+        return f"on {self.machine}: {done.command.strip()}\nended with {done.code}:\n{done.output}"
+
+
+class Machine:
+    """A guest named `name`; it starts booting at once, `wait_ready` waits until it takes commands."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        address: str,
+        number: int,
+        hosts: dict[str, str],
+        boot: image.Image,
+        switch: network.Switch,
+        directory: Path,
+        memory: int = MEMORY,
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.console = directory / f"{name}.console"
+        self._errors = directory / f"{name}.qemu"
+        self._control = directory / f"{name}.control"
+        self._replies: dict[int, tuple[str, concurrent.futures.Future[Completed]]] = {}
+        self._lock = threading.Lock()
+        self._number = 0
+        self._ready = threading.Event()
+        self._channel = socket.socket(socket.AF_UNIX)
+        parameters = {
+            "start": START,
+            "modules": boot.modules,
+            "name": name,
+            "address": address,
+            "hosts": ",".join(f"{host}={ip}" for host, ip in hosts.items()),
+        }
+        append = [
+            "console=ttyS0 panic=-1 quiet mitigations=off net.ifnames=0 random.trust_cpu=on nokaslr audit=0",
+            *(f"lab.{key}={value}" for key, value in parameters.items()),
+        ]
+        command = [
+            *("setpriv", "--pdeathsig", "KILL", "--"),
+            # microvm guests hung now and then; two vCPUs are slower than one; without tb-size QEMU takes 1.5 GB for code
+            *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max", "-smp", "1"),
+            *("-m", str(memory), "-display", "none", "-no-reboot", "-nodefaults", "-serial", f"file:{self.console}"),
+            *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", " ".join(append)),
+            *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
+            *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
+            "-netdev",
+            f"dgram,id=net,local.type=unix,local.path={switch.machine_path(name)}"
+            f",remote.type=unix,remote.path={switch.switch_path(name)}",
+            *("-device", f"virtio-net-pci,netdev=net,mac=52:54:00:09:00:{number:02x}"),
+            *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={self._control},server=on,wait=off"),
+            *("-device", "virtserialport,chardev=agent,name=lab.agent"),
+            *("-object", "rng-random,filename=/dev/urandom,id=random", "-device", "virtio-rng-pci,rng=random"),
+        ]
+        with self._errors.open("wb") as errors:
+            self._qemu = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+            )
+        # connected before the guest's agent says that it is ready: what is sent to a port nobody listens to is lost
+        self._connect()
+        self._reader = threading.Thread(target=self._read, name=f"{name} channel", daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether QEMU runs."""
+        return self._qemu.poll() is None
+
+    def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
+        """Wait until the guest takes commands; raises MachineGone when it never does."""
+        if not self._ready.wait(timeout) or not self.running:
+            raise MachineGone(f"{self.name} did not come up:\n{self.console_tail()}")
+
+    def submit(self, command: str, *, timeout: float = 120) -> concurrent.futures.Future[Completed]:
+        """Start a shell command (bash, in a session of its own); the future may raise MachineGone.  `timeout` in seconds."""
+        reply: concurrent.futures.Future[Completed] = concurrent.futures.Future()
+        with self._lock:
+            self._number += 1
+            number = self._number
+            self._replies[number] = (command, reply)
+            request = {"id": number, "command": command, "timeout": timeout}
+            try:
+                self._channel.sendall(json.dumps(request).encode() + b"\n")
+            except OSError as error:
+                del self._replies[number]
+                raise MachineGone(f"{self.name} is off") from error
+        return reply
+
+    def run(self, command: str, *, timeout: float = 120, check: bool = True) -> Completed:
+        """Run a shell command to its end; with `check` a status other than 0 raises CommandFailed."""
+        completed = self.submit(command, timeout=timeout).result(timeout + GRACE)
+        if check and completed.code:
+            raise CommandFailed(self.name, completed)
+        return completed
+
+    def output(self, command: str, *, timeout: float = 120) -> str:
+        """What a command prints, stripped; raises CommandFailed when it fails."""
+        return self.run(command, timeout=timeout).output.strip()
+
+    def wait_until(self, command: str, *, timeout: float = 60) -> None:
+        """Run a command every tenth of a second until it succeeds; raises CommandFailed when it never does."""
+        quoted = shlex.quote(command)
+        self.run(
+            f"until bash -c {quoted}; do sleep 0.1; done 2> /run/wait-until || {{ cat /run/wait-until; false; }}",
+            timeout=timeout,
+        )
+
+    def power_off(self) -> None:
+        """Pull the plug: no flush, no goodbye.  Doing it twice is allowed."""
+        self._qemu.kill()
+        self._qemu.wait()
+        self._reader.join()
+        self._channel.close()
+        self._control.unlink(missing_ok=True)
+
+    def console_tail(self, lines: int = 60) -> str:
+        """The end of what the guest's kernel and QEMU said."""
+        text = "".join(path.read_text("utf-8", "replace") for path in (self.console, self._errors) if path.exists())
+        return "\n".join(text.splitlines()[-lines:])
+
+    def logs(self, lines: int = 150) -> str:
+        """The ends of console, kernel log and of what lies in the guest's /run/log, for somebody who looks at a red test."""
+        parts = [f"--- {self.name}: console", self.console_tail()]
+        if self.running and self._ready.is_set():
+            with contextlib.suppress(MachineGone, TimeoutError):
+                script = (
+                    f'dmesg | tail -n {lines}; for log in /run/log/*; do echo "--- $log"; tail -n {lines} $log; done'
+                )
+                parts += [f"--- {self.name}: dmesg and /run/log", self.run(script, timeout=20, check=False).output]
+        return "\n".join(parts)
+
+    def _connect(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self._channel.connect(str(self._control))
+                return
+            except OSError:
+                if not self.running or time.monotonic() > deadline:
+                    self._qemu.kill()
+                    raise MachineGone(f"QEMU of {self.name} ended:\n{self.console_tail()}") from None
+                time.sleep(0.02)
+
+    def _read(self) -> None:
+        buffer = b""
+        while data := self._receive():
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in filter(None, lines):
+                message = json.loads(line)
+                if "ready" in message:
+                    self._ready.set()
+                    continue
+                with self._lock:
+                    command, reply = self._replies.pop(message["id"])
+                reply.set_result(Completed(command, message["code"], message["output"]))
+        with self._lock:
+            orphans, self._replies = list(self._replies.values()), {}
+        self._ready.set()  # nobody waits for a machine that is gone
+        for command, reply in orphans:
+            reply.set_exception(MachineGone(f"{self.name} went off during: {command}"))
+
+    def _receive(self) -> bytes:
+        try:
+            return self._channel.recv(1 << 16)
+        except OSError:
+            return b""

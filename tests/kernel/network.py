@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A learning Ethernet switch over Unix datagram sockets, one pair per machine: no root, no namespace, and links that can be cut.
+
+Each machine's QEMU sends its frames from `<name>.machine` to `<name>.switch`; the switch sends what is for it the other
+way.  Frames that a machine does not take in time are dropped, as on any Ethernet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+FRAME = 1 << 17  # larger than any frame with segmentation offload
+MULTICAST = 1
+
+
+class Switch:
+    """Runs on a thread of its own from construction until `close`."""
+
+    def __init__(self, directory: Path, names: Iterable[str]) -> None:
+        self._directory = directory
+        self._ports: dict[str, socket.socket] = {}
+        self._where: dict[bytes, str] = {}  # MAC address -> machine
+        self._cut: frozenset[frozenset[str]] = frozenset()
+        self._wake, self._woken = os.pipe()[::-1]
+        for name in names:
+            port = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            port.setblocking(False)
+            port.bind(str(self.switch_path(name)))
+            self._ports[name] = port
+        self._thread = threading.Thread(target=self._run, name="switch", daemon=True)
+        self._thread.start()
+
+    def switch_path(self, name: str) -> Path:
+        """Where machine `name` sends its frames to."""
+        return self._directory / f"{name}.switch"
+
+    def machine_path(self, name: str) -> Path:
+        """Where machine `name` takes its frames from."""
+        return self._directory / f"{name}.machine"
+
+    def cut(self, one: str, other: str) -> None:
+        """Drop every frame between two machines from now on."""
+        self._cut |= {frozenset((one, other))}
+
+    def heal(self, one: str, other: str) -> None:
+        """Undo `cut`."""
+        self._cut -= {frozenset((one, other))}
+
+    def close(self) -> None:
+        """Stop, and remove the sockets."""
+        os.write(self._wake, b"\0")
+        self._thread.join()
+        for name, port in self._ports.items():
+            port.close()
+            self.switch_path(name).unlink(missing_ok=True)
+            self.machine_path(name).unlink(missing_ok=True)
+        os.close(self._wake)
+        os.close(self._woken)
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._woken, selectors.EVENT_READ)
+            for name, port in self._ports.items():
+                selector.register(port, selectors.EVENT_READ, name)
+            while True:
+                for key, _ in selector.select():
+                    if key.data is None:
+                        return
+                    # a whole burst per select: one frame each would cost two system calls more
+                    with contextlib.suppress(BlockingIOError):
+                        for _ in range(64):
+                            self._forward(key.data, self._ports[key.data].recv(FRAME))
+
+    def _forward(self, source: str, frame: bytes) -> None:
+        destination, sender = frame[:6], frame[6:12]
+        self._where[sender] = source
+        known = self._where.get(destination)
+        targets = [known] if known and not destination[0] & MULTICAST else list(self._ports)
+        for target in targets:
+            if target != source and frozenset((source, target)) not in self._cut:
+                with contextlib.suppress(OSError):  # off, not up yet, or too slow: the frame is lost
+                    self._ports[target].sendto(frame, str(self.machine_path(target)))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the lab needs from Debian: installed when we are root on Debian, otherwise asked for in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+# package -> a file or command that only it brings; looked for on the host, where the guests see it over 9p
+PACKAGES = {
+    "qemu-system-x86": "qemu-system-x86_64",
+    "busybox-static": "busybox",
+    "kmod": "depmod",
+    "cpio": "cpio",
+    "iproute2": "ip",
+    "open-iscsi": "iscsiadm",
+    "sg3-utils": "sg_raw",
+    "e2fsprogs": "mkfs.ext4",
+    "fio": "fio",
+    "targetcli-fb": "targetcli",
+    "tcmu-runner": "tcmu-runner",
+    "dbus-daemon": "dbus-daemon",
+    "dbus-bin": "dbus-send",
+    "dmsetup": "dmsetup",
+}
+SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+class LabUnavailable(Exception):
+    """The lab cannot run here; the text is one line that says what to do about it."""
+
+
+def which(command: str) -> str | None:
+    """Where `command` is, administrators' directories included."""
+    return shutil.which(command, path=SEARCH)
+
+
+def missing() -> list[str]:
+    """The packages that are not here."""
+    return [package for package, command in PACKAGES.items() if which(command) is None]
+
+
+def ensure() -> None:
+    """Install what is missing; raises LabUnavailable where that is not ours to do."""
+    wanted = missing()
+    if not wanted:
+        return
+    if os.geteuid() != 0 or which("apt-get") is None:
+        raise LabUnavailable(f"the kernel lab needs packages: sudo apt-get install {' '.join(wanted)}")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *wanted]
+    for command in (install, ["apt-get", "update", "-qq"], install):
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+        if not missing():
+            return
+    raise LabUnavailable(f"apt-get could not install {' '.join(missing())}")
