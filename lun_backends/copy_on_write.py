@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preserves every chunk of the primary before its first overwrite.
+
+The design: before new data touches a chunk that is not known preserved, the chunk is copied from the primary to the
+same address of the current write-once device and committed there; only then the write goes to the primary (rule 1).
+`BlockWritten` from that copy means that somebody else - another node, or this one before it was restarted - was first:
+what is there is the pre-image, so the write goes on.
+
+| chunk          | in the tracker | in claims | a write to it                                                  |
+| -------------- | -------------- | --------- | -------------------------------------------------------------- |
+| not preserved  | no             | no        | claims it, copies it, commits, adds it to the tracker, writes  |
+| being copied   | no             | yes       | waits for the claim to end, then looks again                   |
+| preserved      | yes            | no        | writes                                                         |
+
+What keeps it right:
+
+* *From the look at the tracker to the end of the write to the primary* a write is inside the gate, all of it in one
+  entry.  A barrier holds the gate, so no write can have looked at the old snapshot and change data under the new one.
+* Copying is inside the gate as well: a copy that a barrier overtook could read data written after it.
+* A claim is taken before the primary is read for the copy and released after the commit, so no write of this node can
+  change a chunk while it is read.
+* Nobody waits for a claim while holding one, nor inside the gate.  A write that meets claims of others first copies and
+  commits what it could claim itself, leaves the gate, and only then waits.
+
+Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lun_backends import block_device, tracking, write_gate
+from lun_backends.block_device import Buffers, Extent, ExtentKind
+
+_ROUND = 8 << 20  # bytes copied in one stay inside the gate: so long a barrier may have to wait for a copy
+_EVERYTHING = range(1 << 63)
+
+
+class WriteOnceSide(Protocol):
+    """What copy-on-write needs of the write-once device it copies into."""
+
+    @property
+    def size(self) -> int: ...
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
+
+    def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
+        """Write each (offset, buffers), or say why its blocks were taken; all is committed when it returns."""
+        ...
+
+
+@dataclass
+class Counters:
+    """What copy-on-write has done since it was made, for the metrics."""
+
+    copies: int = 0  # chunks preserved
+    futile_copies: int = 0  # chunks that turned out to be preserved already
+    copied_bytes: int = 0
+    commits: int = 0
+    failures: int = 0
+    waits: int = 0  # writes that waited for another's copy
+
+
+ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError], bool]
+"""Asked when a copy failed.  True: the snapshot is given up *and marked so on disk*, the write goes on without a copy.
+False: the write is refused (PreserveFailed).  Runs inside the gate and may be called by several threads at once."""
+
+
+def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError) -> bool:
+    """`on_error: fail-writes`: the snapshot is safe, the write is refused."""
+    return False
+
+
+class _Side:
+    """The current write-once device with all that is known about it; replaced as a whole by the next snapshot."""
+
+    __slots__ = ("claims", "device", "lock", "released", "tracker")
+
+    def __init__(self, device: WriteOnceSide, tracker: tracking.Tracker) -> None:
+        self.device = device
+        self.tracker = tracker
+        self.claims: set[int] = set()
+        self.lock = threading.Lock()
+        self.released = threading.Condition(self.lock)
+
+
+class CopyOnWrite(block_device.BlockDevice):
+    """`primary`, with chunks of `chunk_size` bytes preserved on the armed write-once device before they change.
+
+    Owns neither the primary nor the write-once device; `close` does not close them.
+    """
+
+    def __init__(
+        self,
+        primary: block_device.BlockDevice,
+        chunk_size: int,
+        on_error: ErrorPolicy = fail_writes,
+    ) -> None:
+        if chunk_size < primary.block_size or chunk_size & (chunk_size - 1):
+            raise ValueError(f"chunk size {chunk_size} is not a power-of-two number of blocks")
+        self.primary = primary
+        self.size = primary.size
+        self.block_size = primary.block_size
+        self.chunk_size = chunk_size
+        self.chunks = -(-primary.size // chunk_size)
+        self.on_error = on_error
+        self.gate = write_gate.WriteGate()
+        self.counters = Counters()
+        self._shift = chunk_size.bit_length() - 1
+        self._round = max(1, _ROUND >> self._shift)
+        self._side: _Side | None = None
+        # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
+        self._known: range | tracking.BitMap = _EVERYTHING
+        self._closed = False
+        self._buffers = threading.local()
+
+    # Arming ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def tracker(self) -> tracking.Tracker | None:
+        """What is known preserved in the current snapshot; None without one."""
+        return None if self._side is None else self._side.tracker
+
+    @property
+    def write_once_side(self) -> WriteOnceSide | None:
+        """The device that copies go to; None without a snapshot."""
+        return None if self._side is None else self._side.device
+
+    def hold(self) -> contextlib.AbstractContextManager[None]:
+        """The barrier: no write is running while the context is open (rule 7).  `arm` and `disarm` belong inside."""
+        return self.gate.hold()
+
+    def arm(self, device: WriteOnceSide, tracker: tracking.Tracker | None = None) -> None:
+        """Preserve into `device` from now on, starting from `tracker` (None: nothing is known).  Only within `hold`,
+        or before the first write."""
+        side = _Side(device, tracking.Tracker(self.chunks) if tracker is None else tracker)
+        self._side = side
+        self._known = side.tracker.known
+
+    def disarm(self) -> None:
+        """Preserve no more.  Only within `hold`, or from an `on_error` that gave the snapshot up."""
+        self._known = _EVERYTHING
+        self._side = None
+
+    # The block device -----------------------------------------------------------------------------------------------
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        self.primary.readv(offset, buffers, nowait=nowait)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        first = offset >> self._shift
+        last = (offset + length - 1) >> self._shift
+        gate = self.gate
+        gate.enter(nowait)
+        try:
+            if (first in self._known) if first == last else self._covers(first, last):
+                self.primary.writev(offset, buffers, fua=fua, nowait=nowait)
+                return
+            if nowait:
+                raise block_device.WouldBlock
+        finally:
+            gate.leave()
+        self._preserve_and([(offset, length)], lambda: self.primary.writev(offset, buffers, fua=fua))
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        self._preserve_and(
+            [(offset, length)], lambda: self.primary.write_zeroes(offset, length, discard=discard, fua=fua)
+        )
+
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+        with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
+            self._preserve_and(ranges, None)
+
+    def flush(self) -> None:
+        self.primary.flush()
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return self.primary.extents(offset, length)
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[block_device.BlockDevice]:
+        with self.gate.hold():
+            yield _Held(self)
+
+    def close(self) -> None:
+        """Refuse writes from now on, and return when none is running."""
+        if not self._closed:
+            with self.gate.hold():
+                self._closed = True
+                self._side = None
+                self._known = range(0)  # so that every write takes the long way and finds the device closed
+
+    # Preserving -----------------------------------------------------------------------------------------------------
+
+    def preserve(self, offset: int, length: int) -> None:
+        """Preserve the chunks of the range now, as a write to them would.  Raises PreserveFailed, DeviceClosed."""
+        self._preserve_and([(offset, length)], None)
+
+    def preserve_held(self, offset: int, length: int) -> None:
+        """`preserve` for the holder of the gate: with nobody inside there are no claims of others."""
+        if self._closed:
+            raise block_device.DeviceClosed
+        spans = self._spans([(offset, length)])
+        done = False
+        while not done and (side := self._side) is not None:
+            done, _ = self._preserve_round(side, spans)
+
+    def _covers(self, first: int, last: int) -> bool:
+        side = self._side
+        if side is None:
+            return not self._closed
+        return side.tracker.covers(first, last)
+
+    def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None] | None) -> None:
+        """Preserve all chunks of `ranges`, then `write`, in the same stay inside the gate as the last look."""
+        spans = self._spans(ranges)
+        while True:
+            with self._inside():
+                side = self._side
+                busy: set[int] = set()
+                done = True
+                if side is not None:
+                    done, busy = self._preserve_round(side, spans)
+                if done and not busy:
+                    if write is not None:
+                        write()
+                    return
+            if done and side is not None:
+                self._wait(side, busy)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        self.gate.enter()
+        try:
+            if self._closed:
+                raise block_device.DeviceClosed
+            yield
+        finally:
+            self.gate.leave()
+
+    def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
+        shift = self._shift
+        return [
+            (offset >> shift, (offset + length - 1) >> shift)
+            for offset, length in ranges
+            if length and offset + length <= self.size
+        ]
+
+    def _preserve_round(self, side: _Side, spans: Sequence[tuple[int, int]]) -> tuple[bool, set[int]]:
+        """Claim and preserve what is missing, at most a round of it; the caller is inside the gate.
+
+        Gives whether all that nobody else had claimed is preserved, and what others had claimed.
+        """
+        mine: list[int] = []
+        busy: set[int] = set()
+        known = side.tracker.known
+        done = True
+        with side.lock:
+            for first, last in spans:
+                if last > first and side.tracker.covers(first, last):
+                    continue
+                for chunk in range(first, last + 1):
+                    if chunk in known:
+                        continue
+                    if chunk in side.claims:
+                        busy.add(chunk)
+                    elif len(mine) < self._round:
+                        side.claims.add(chunk)
+                        mine.append(chunk)
+                    else:
+                        done = False
+                        break
+        busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
+        if mine:
+            try:
+                self._copy(side, sorted(mine))
+            finally:
+                with side.lock:
+                    side.claims.difference_update(mine)
+                    side.released.notify_all()
+        return done, busy
+
+    def _wait(self, side: _Side, busy: set[int]) -> None:
+        """Return when none of `busy` is claimed; outside the gate and without claims of our own."""
+        with side.lock:
+            self.counters.waits += 1
+            while not side.claims.isdisjoint(busy):
+                side.released.wait()
+
+    def _copy(self, side: _Side, chunks: list[int]) -> None:
+        """Copy claimed chunks with one commit and note them in the tracker; or, if the policy so decides, do without."""
+        try:
+            futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks))
+            # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
+            # back, so this comes to an end: each turn finds blocks that the turn before did not.
+            partial = futile
+            while partial:
+                pieces = [
+                    (chunk, (extent.offset, extent.length))
+                    for chunk in partial
+                    for extent in side.device.extents(*self._range(chunk))
+                    if extent.kind is ExtentKind.BLANK
+                ]
+                partial = self._put(side.device, pieces) if pieces else []
+        except block_device.BlockDeviceError as error:
+            self.counters.failures += 1
+            if self.on_error(side.device, error):
+                return
+            raise block_device.PreserveFailed(
+                _lba(error, self._range(chunks[0])[0] // self.block_size), error
+            ) from error
+        side.tracker.add_many(chunks)
+        self.counters.copies += len(chunks) - len(futile)
+        self.counters.futile_copies += len(futile)
+
+    def _put(self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]]) -> list[int]:
+        """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that met written blocks."""
+        order: list[int] = []
+        buffer = self._buffer()
+
+        def requests() -> Iterator[tuple[int, Buffers]]:
+            for chunk, (offset, length) in pieces:
+                view = [buffer[:length]]
+                self.primary.readv(offset, view)
+                order.append(chunk)
+                self.counters.copied_bytes += length
+                yield offset, view
+
+        results = device.put_many(requests())
+        self.counters.commits += 1
+        return sorted({chunk for chunk, refused in zip(order, results, strict=True) if refused is not None})
+
+    def _range(self, chunk: int) -> tuple[int, int]:
+        """(offset, length) of a chunk in bytes; the volume's last one may be shorter."""
+        offset = chunk << self._shift
+        return offset, min(self.chunk_size, self.size - offset)
+
+    def _buffer(self) -> memoryview:
+        """This thread's buffer of one chunk, page-aligned so that O_DIRECT takes it."""
+        view: memoryview | None = getattr(self._buffers, "view", None)
+        if view is None:
+            view = memoryview(mmap.mmap(-1, self.chunk_size))
+            self._buffers.view = view
+        return view
+
+
+def _lba(error: block_device.BlockDeviceError, otherwise: int) -> int:
+    """The block an error names, if it is of a kind that names one."""
+    match error:
+        case block_device.SpaceExhausted() | block_device.MediumError() | block_device.OutOfRange():
+            return error.lba
+    return otherwise
+
+
+class _Held(block_device.BlockDevice):
+    """The device as the holder of its gate sees it: writes preserve, but do not pass the gate they hold."""
+
+    def __init__(self, device: CopyOnWrite) -> None:
+        self._device = device
+        self.size = device.size
+        self.block_size = device.block_size
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        self._device.primary.readv(offset, buffers, nowait=nowait)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        if nowait:
+            raise block_device.WouldBlock
+        self._device.preserve_held(offset, block_device.total_length(buffers))
+        self._device.primary.writev(offset, buffers, fua=fua)
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        self._device.preserve_held(offset, length)
+        self._device.primary.write_zeroes(offset, length, discard=discard, fua=fua)
+
+    def flush(self) -> None:
+        self._device.primary.flush()
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        return self._device.primary.extents(offset, length)
+
+    def close(self) -> None:
+        """The device stays open; its owner closes it."""

@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file or a block device as it is: the primary of a volume.
+
+Every byte of the device is the byte at the same offset of the file.  Buffered (the default), or with `O_DIRECT`: then
+the caller's buffers go straight to the device if their addresses allow it, else through an aligned one of ours.
+
+What `nowait` does:
+
+| operation | buffered                                                                             | O_DIRECT   |
+| --------- | ------------------------------------------------------------------------------------ | ---------- |
+| `readv`   | `preadv2(RWF_NOWAIT)`: done if the page cache has all of it                          | WouldBlock |
+| `writev`  | in place, into the page cache, if no page has to be read first and the device is not | WouldBlock |
+|           | known slow; with `fua` WouldBlock                                                    |            |
+
+An in-place write can still wait (dirty-page throttling, a journal commit).  So each is timed, and one that took longer
+than 2 ms sends all writes of the next second to the workers, where waiting hurts nobody else.
+
+Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from lun_backends import block_device, storage_io
+from lun_backends.block_device import Buffers, Extent, ExtentKind
+
+_PAGE = mmap.PAGESIZE
+_SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk
+_SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
+_BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
+_IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
+
+_FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h; Python's os has posix_fallocate only, which cannot deallocate
+_FALLOC_PUNCH_HOLE = 0x02
+_FALLOC_ZERO_RANGE = 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fallocate64.restype = ctypes.c_int
+
+# Files in memory: they refuse RWF_NOWAIT (tmpfs on Linux 6.18: EOPNOTSUPP) and have nothing to wait for.
+_MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+
+
+@dataclass(eq=False)
+class CannotOpen(block_device.BlockDeviceError):
+    """The file or device at `path` cannot serve as a block device; `reason` says why, `remedy` what to do."""
+
+    path: Path
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"cannot open {self.path}: {self.reason}; {self.remedy}"
+
+
+class _Descriptor:
+    """A file descriptor that is closed when nobody refers to it any more: a running call holds a reference, so the
+    number cannot be given to another file under its hands."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def create(path: Path, size: int) -> None:
+    """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileExistsError as error:
+        raise CannotOpen(path, "it exists already", "give another path, or open it instead of creating it") from error
+    except OSError as error:
+        raise CannotOpen(
+            path, os.strerror(error.errno or 0), "check the path, its permissions and the free space"
+        ) from error
+
+
+class Flat(block_device.BlockDevice):
+    """The file or block device at `path`; `direct` goes past the page cache.  One owner: the file is locked.
+
+    Raises CannotOpen.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        block_size: int = 512,
+        direct: bool = False,
+        read_only: bool = False,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+    ) -> None:
+        self.path = path
+        self.block_size = block_size
+        self.direct = direct
+        self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
+        descriptor = self._open()
+        self._is_file = stat.S_ISREG(os.fstat(descriptor.fd).st_mode)
+        size = os.lseek(descriptor.fd, 0, os.SEEK_END)
+        self.size = size - size % block_size
+        if not self.size:
+            raise CannotOpen(path, f"it is smaller than one block of {block_size} bytes", "give it a size first")
+        self._descriptor = descriptor
+        # The flags of a nowait read; None where there is no way to know that a read will not wait.
+        self._nowait_flags = self._probe_nowait()
+        self._write_flags = 0 if direct else os.RWF_NOWAIT  # of a nowait write; 0 once that was refused
+        self._slow_until = 0.0
+        self._io = io
+        # The plain call where it can be, for it is called for every write.
+        self._pwritev: Callable[[int, Buffers, int, int], int] = (
+            os.pwritev if io is storage_io.SYSTEM else _Recorded(io)
+        )
+        self._scratch = [memoryview(bytearray(_PAGE))]
+
+    def _open(self) -> _Descriptor:
+        flags = os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR) | (os.O_DIRECT if self.direct else 0)
+        try:
+            kind = self.path.stat().st_mode
+            if stat.S_ISBLK(kind) and not self.read_only:
+                flags |= os.O_EXCL  # EBUSY if it is mounted or otherwise in use by this kernel
+            elif not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+                raise CannotOpen(self.path, "it is neither a file nor a block device", "give the path of one")
+            descriptor = _Descriptor(os.open(self.path, flags))
+        except FileNotFoundError as error:
+            raise CannotOpen(self.path, "it does not exist", "create it, or correct the path") from error
+        except PermissionError as error:
+            raise CannotOpen(self.path, "permission denied", "run as a user who may read and write it") from error
+        except OSError as error:
+            remedy = "check what uses it" if error.errno == errno.EBUSY else "check the path and the file system"
+            if error.errno == errno.EINVAL and self.direct:
+                remedy = "its file system has no O_DIRECT: use it buffered"
+            raise CannotOpen(self.path, os.strerror(error.errno or 0), remedy) from error
+        try:
+            fcntl.flock(descriptor.fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX))
+        except OSError as error:
+            raise CannotOpen(self.path, "another process has it open", "stop the other process first") from error
+        if self.direct:
+            self._check_direct(descriptor.fd)
+        return descriptor
+
+    def _check_direct(self, fd: int) -> None:
+        """One block at an odd place tells whether this block size is enough for the device's alignment."""
+        with mmap.mmap(-1, _PAGE) as page, memoryview(page) as view, view[: self.block_size] as block:
+            try:
+                os.preadv(fd, [block], self.block_size)
+            except OSError as error:
+                remedy = "use 4096-byte blocks, or the volume buffered"
+                raise CannotOpen(self.path, f"O_DIRECT refuses {self.block_size}-byte blocks", remedy) from error
+
+    def _probe_nowait(self) -> int | None:
+        if self.direct:
+            return None
+        try:
+            os.preadv(self._descriptor.fd, [bytearray(self.block_size)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return os.RWF_NOWAIT
+        except OSError:
+            return 0 if _file_system(self._descriptor.fd) in _MEMORY_FILE_SYSTEMS else None
+        return os.RWF_NOWAIT
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        flags = 0
+        if nowait:
+            if self._nowait_flags is None:
+                raise block_device.WouldBlock
+            flags = self._nowait_flags
+        descriptor = self._descriptor
+        try:
+            if os.preadv(descriptor.fd, buffers, offset, flags) == length:
+                return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINVAL):
+                raise self._error(error, offset, writing=False) from error
+        if nowait:
+            raise block_device.WouldBlock
+        self._move(descriptor.fd, offset, buffers, writing=False)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        if self.read_only:
+            raise block_device.WriteProtected
+        if nowait:
+            if fua or self._nowait_flags is None:
+                raise block_device.WouldBlock
+            self._write_in_place(offset, length, buffers)
+            return
+        descriptor = self._descriptor
+        try:
+            if self._pwritev(descriptor.fd, buffers, offset, os.RWF_DSYNC if fua else 0) == length:
+                return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise self._error(error, offset, writing=True) from error
+        self._move(descriptor.fd, offset, buffers, writing=True, flags=os.RWF_DSYNC if fua else 0)
+
+    def _write_in_place(self, offset: int, length: int, buffers: Buffers) -> None:
+        began = monotonic()
+        if began < self._slow_until:
+            raise block_device.WouldBlock
+        descriptor = self._descriptor
+        if self._write_flags:
+            try:
+                if self._pwritev(descriptor.fd, buffers, offset, self._write_flags) == length:
+                    return
+                raise block_device.WouldBlock  # a part is written; the rerun writes it again, along with the rest
+            except OSError as error:
+                if error.errno == errno.EAGAIN:
+                    raise block_device.WouldBlock from None
+                if error.errno != errno.EOPNOTSUPP:
+                    raise self._error(error, offset, writing=True) from error
+                self._write_flags = 0
+        if (offset % _PAGE or length % _PAGE) and not self._edges_cached(descriptor, offset, offset + length):
+            raise block_device.WouldBlock
+        try:
+            done = self._pwritev(descriptor.fd, buffers, offset, 0)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise block_device.WouldBlock from None  # more buffers than one call takes
+            raise self._error(error, offset, writing=True) from error
+        if done != length:
+            raise block_device.WouldBlock
+        if monotonic() - began > _SLOW_WRITE:
+            self._slow_until = monotonic() + _SLOW_PERIOD
+
+    def _edges_cached(self, descriptor: _Descriptor, start: int, end: int) -> bool:
+        """Whether the pages that a write from `start` to `end` covers in part are cached, so that nothing is read first.
+
+        The scratch page is everybody's: nobody looks at what is in it.
+        """
+        flags = self._nowait_flags or 0
+        for edge in {start - start % _PAGE if start % _PAGE else -1, end - end % _PAGE if end % _PAGE else -1}:
+            if edge >= 0:
+                try:
+                    if os.preadv(descriptor.fd, self._scratch, edge, flags) < min(_PAGE, self.size - edge):
+                        return False
+                except OSError:  # EAGAIN; whatever else it is, the write itself will meet and report it
+                    return False
+        return True
+
+    def _move(self, fd: int, offset: int, buffers: Buffers, *, writing: bool, flags: int = 0) -> None:
+        """The long way: after a short transfer, for more buffers than a call takes, and for unaligned ones."""
+        views = [view for view in buffers if len(view)]
+        while views:
+            batch = views[:_IOV_MAX]
+            try:
+                done = self._pwritev(fd, batch, offset, flags) if writing else os.preadv(fd, batch, offset)
+            except OSError as error:
+                if error.errno == errno.EINVAL and self.direct:
+                    self._bounce(fd, offset, views, writing=writing, flags=flags)
+                    return
+                raise self._error(error, offset, writing=writing) from error
+            if not done:
+                reason = "the file ends before the device does"
+                raise block_device.MediumError(offset // self.block_size, writing, reason)
+            offset += done
+            while done:
+                taken = min(done, len(views[0]))
+                done -= taken
+                if taken == len(views[0]):
+                    views.pop(0)
+                else:
+                    views[0] = views[0][taken:]
+
+    def _bounce(self, fd: int, offset: int, views: list[memoryview], *, writing: bool, flags: int) -> None:
+        """The same through one page-aligned buffer, for O_DIRECT and buffers it does not take."""
+        left = block_device.total_length(views)
+        with mmap.mmap(-1, min(_BOUNCE, left)) as aligned, memoryview(aligned) as whole:
+            while left:
+                length = min(_BOUNCE, left)
+                with whole[:length] as piece:
+                    if writing:
+                        _copy(views, piece, into=True)
+                    try:
+                        done = self._pwritev(fd, [piece], offset, flags) if writing else os.preadv(fd, [piece], offset)
+                    except OSError as error:
+                        raise self._error(error, offset, writing=writing) from error
+                    if done != length:
+                        reason = f"{done} of {length} bytes were moved"
+                        raise block_device.MediumError((offset + done) // self.block_size, writing, reason)
+                    if not writing:
+                        _copy(views, piece, into=False)
+                offset += length
+                left -= length
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        if self.read_only:
+            raise block_device.WriteProtected
+        descriptor = self._descriptor
+        mode = _FALLOC_KEEP_SIZE | (_FALLOC_PUNCH_HOLE if discard else _FALLOC_ZERO_RANGE)
+        if length and not self._deallocate(descriptor.fd, mode, offset, length):
+            step = min(length, _BOUNCE)
+            with mmap.mmap(-1, step) as zeroes, memoryview(zeroes) as whole:
+                for start in range(offset, offset + length, step):
+                    with whole[: min(step, offset + length - start)] as piece:
+                        self._move(descriptor.fd, start, [piece], writing=True)
+        if fua:
+            self.flush()
+
+    def _deallocate(self, fd: int, mode: int, offset: int, length: int) -> bool:
+        """Let the file system make zeroes; gives whether it did."""
+        if self._io is not storage_io.SYSTEM:
+            return False  # a recorder or injector sees the zeroes as writes
+        if _libc.fallocate64(fd, mode, offset, length) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.EINVAL, errno.EINTR):  # EINVAL: a device whose own blocks are larger
+            return False
+        raise self._error(OSError(code, os.strerror(code)), offset, writing=True)
+
+    def flush(self) -> None:
+        descriptor = self._descriptor
+        try:
+            self._io.fdatasync(descriptor.fd)
+        except OSError as error:
+            raise self._error(error, 0, writing=True) from error
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        descriptor = self._descriptor
+        if descriptor.fd < 0:
+            raise block_device.DeviceClosed
+        end = offset + length
+        while offset < end:
+            try:
+                data = os.lseek(descriptor.fd, offset, os.SEEK_DATA) if self._is_file else offset
+                stop = os.lseek(descriptor.fd, data, os.SEEK_HOLE) if self._is_file and data < end else end
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # ENXIO: no data from here to the end of the file
+                    raise self._error(error, offset, writing=False) from error
+                data = stop = end
+            # A file system may answer in smaller units than our blocks: a block with any data in it is data.
+            data = max(offset, data - data % self.block_size)
+            if data > offset:
+                yield Extent(offset, min(data, end) - offset, ExtentKind.HOLE)
+            offset = data
+            if offset < end:
+                stop = min(stop + -stop % self.block_size, end)
+                yield Extent(offset, stop - offset, ExtentKind.DATA)
+                offset = stop
+
+    def close(self) -> None:
+        if self._descriptor.fd < 0:
+            return
+        try:
+            if not self.read_only:
+                self.flush()
+        finally:
+            self._descriptor = _Descriptor(-1)
+
+    def _out_of_range(self, offset: int) -> block_device.OutOfRange:
+        return block_device.OutOfRange(max(offset, self.size) // self.block_size)
+
+    def _error(self, error: OSError, offset: int, *, writing: bool) -> block_device.BlockDeviceError:
+        """What the kernel said, in the contract's words.  It does not tell where in the range: the range's first block."""
+        lba = offset // self.block_size
+        match error.errno:
+            case errno.EBADF if self._descriptor.fd < 0:
+                return block_device.DeviceClosed()
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                return block_device.SpaceExhausted(lba)
+            case errno.EROFS | errno.EPERM if writing:
+                return block_device.WriteProtected()
+            case errno.EBADE:  # what Linux makes of RESERVATION CONFLICT
+                return block_device.ReservationConflict()
+        return block_device.MediumError(lba, writing, os.strerror(error.errno or 0))
+
+
+class _Recorded:
+    """`pwritev` with flags through a `StorageIO`, whose own takes none."""
+
+    def __init__(self, io: storage_io.StorageIO) -> None:
+        self._io = io
+
+    def __call__(self, fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        done = self._io.pwritev(fd, buffers, offset)
+        if flags & os.RWF_DSYNC:
+            self._io.fdatasync(fd)
+        return done
+
+
+def _copy(views: list[memoryview], flat: memoryview, *, into: bool) -> None:
+    """Move the next `len(flat)` bytes of the scatter list into `flat`, or out of it; what is done leaves the list."""
+    at = 0
+    while at < len(flat):
+        view = views.pop(0)
+        length = min(len(view), len(flat) - at)
+        if into:
+            flat[at : at + length] = view[:length]
+        else:
+            view[:length] = flat[at : at + length]
+        at += length
+        if length < len(view):
+            views.insert(0, view[length:])
+
+
+def _file_system(fd: int) -> str:
+    """The type of the file system that `fd` is on, as /proc/self/mountinfo names it; empty if it is not found."""
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        mount, _, details = line.partition(" - ")
+        if mount.split()[2] == number:
+            return details.split()[0]
+    return ""

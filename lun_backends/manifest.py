@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest: the small JSON file that remembers what a volume is and which snapshots it has.
+
+It is replaced as a whole - written beside, synced, renamed over, the directory synced - so a crash leaves the old one or
+the new one.  A snapshot exists from the moment a manifest that names it is durable.
+
+| state      | meaning                                                                                              |
+| ---------- | ---------------------------------------------------------------------------------------------------- |
+| `active`   | can be read                                                                                          |
+| `deleting` | has no view any more; its chunks are moving down to the next older snapshot; goes on at the next open |
+| `invalid`  | was given up (`on_error: drop-snapshot`); its view answers with an error                             |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from lun_backends import block_device, storage_io
+
+_FILE = "volume.json"
+_NEW = "volume.json.new"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+NAME_RULE = "1 to 64 letters, digits, '.', '_', '+' or '-', the first one a letter or a digit"
+
+
+class Durability(enum.Enum):
+    """What a commit survives (rule 1)."""
+
+    POWER_LOSS = "power-loss"
+    PROCESS_CRASH = "process-crash"
+
+
+class SnapshotState(enum.Enum):
+    """See the module's table."""
+
+    ACTIVE = "active"
+    DELETING = "deleting"
+    INVALID = "invalid"
+
+
+@dataclasses.dataclass(eq=False)
+class ManifestError(block_device.BlockDeviceError):
+    """The manifest at `path` cannot be used: `field` (empty: the file as a whole) is wrong in the way `reason` says."""
+
+    path: Path
+    field: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}, {self.field}" if self.field else f"{self.path}"
+        return f"{where}: {self.reason}; {self.remedy}"
+
+
+def valid_name(name: str) -> bool:
+    """Whether a volume or snapshot may be called so (it becomes part of file names, URLs and `volume@snapshot`)."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _check_name(name: str) -> str:
+    if not valid_name(name):
+        raise ValueError(f"a name is {NAME_RULE}")
+    return name
+
+
+def _check_power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
+_Name = Annotated[str, pydantic.AfterValidator(_check_name)]
+_PowerOfTwo = Annotated[int, pydantic.AfterValidator(_check_power_of_two)]
+_CONFIG = pydantic.ConfigDict(extra="forbid")
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class SnapshotRecord:
+    """One snapshot; its files carry its UUID in their names."""
+
+    name: _Name
+    uuid: uuid.UUID
+    taken_at: pydantic.AwareDatetime
+    state: SnapshotState = SnapshotState.ACTIVE
+    reason: str = ""  # why it is invalid
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class PrimaryRecord:
+    """Where the live data is."""
+
+    path: Path
+    direct: bool = False
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class Manifest:
+    """A volume; `snapshots` are in order of age, oldest first.  `size`, `block_size` and `chunk_size` are bytes."""
+
+    name: _Name
+    uuid: uuid.UUID
+    created_at: pydantic.AwareDatetime
+    primary: PrimaryRecord
+    size: Annotated[int, pydantic.Field(gt=0)]
+    block_size: Literal[512, 4096]
+    chunk_size: Annotated[_PowerOfTwo, pydantic.Field(ge=4096, le=1 << 20)]
+    durability: Durability = Durability.POWER_LOSS
+    snapshots: tuple[SnapshotRecord, ...] = ()
+    epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken
+    format: Literal[1] = 1
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.size % self.block_size:
+            raise ValueError(f"size is not a multiple of the block size {self.block_size}")
+        names = [snapshot.name for snapshot in self.snapshots]
+        if len(set(names)) < len(names) or len({snapshot.uuid for snapshot in self.snapshots}) < len(names):
+            raise ValueError("two snapshots have the same name or the same UUID")
+        return self
+
+
+_TYPE = pydantic.TypeAdapter(Manifest)
+
+
+def now() -> datetime.datetime:
+    """The time a snapshot is stamped with, UTC, to the millisecond."""
+    moment = datetime.datetime.now(datetime.UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def load(directory: Path) -> Manifest:
+    """The manifest of the volume in `directory`.  Raises ManifestError."""
+    path = directory / _FILE
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestError(path, "", "there is no volume here", "create it, or correct the state directory") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ManifestError(path, "", reason, "check the permissions and the file system") from error
+    try:
+        return _TYPE.validate_json(text, strict=False)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        remedy = "restore the file from a backup of the state directory"
+        if field == "format":
+            remedy = "use the version of wolun that wrote it"
+        raise ManifestError(path, field, first["msg"], remedy) from error
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is a volume in `directory`."""
+    return (directory / _FILE).exists()
+
+
+def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """Replace the manifest; durable on return.  Raises OSError, and then the old one is still in force... or the new one,
+    if the last sync failed: the caller must not go on as if it knew."""
+    new = directory / _NEW
+    fd = io.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
+        storage_io.write_all(io, fd, [text], 0, len(text))
+        io.fdatasync(fd)
+    finally:
+        io.close(fd)
+    io.rename(new, directory / _FILE)
+    io.fsync_directory(directory)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume as it was when a snapshot was taken, for reading only.
+
+Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it, and from the primary
+if none has (rule 8): the block did not change since.  What it guarantees: every read gives the bytes of the snapshot's
+moment, whatever is written, snapshotted or deleted meanwhile.
+
+Reading the primary races with a write that preserves the block and then changes it.  So what came from the primary is
+looked up again afterwards, in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found
+there wins (rule 3).  This is enough, because a copy is committed before the first byte of the new data reaches the
+primary (rule 1): a read that saw new data finds the copy.
+
+A snapshot leaves the chain while reads may still be using it.  `Chain.replace` publishes the new chain and returns when
+every read that began with an older one has ended; only then may the caller close what left.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from lun_backends import block_device
+from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
+
+_WINDOW = 64 << 20  # bytes whose extents are found at a time: a lazy caller must not keep a snapshot from being deleted
+_POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for waking anyone
+
+
+class Chain:
+    """The write-once devices of a volume, oldest first, as an immutable tuple that is replaced as a whole.
+
+    A reader puts a mark into `reading` before it looks at `links`.  `replace` sets `links`, then a fresh `reading`, then
+    waits for the old one to empty: who marked it later than that look has seen the new links, all others are waited for.
+    """
+
+    __slots__ = ("links", "reading")
+
+    def __init__(self, links: Sequence[BlockDevice] = ()) -> None:
+        self.links: tuple[BlockDevice, ...] = tuple(links)
+        self.reading: collections.deque[None] = collections.deque()
+
+    def append(self, link: BlockDevice) -> None:
+        """A newer snapshot; nobody has to be waited for."""
+        self.links = (*self.links, link)
+
+    def replace(self, links: Sequence[BlockDevice]) -> None:
+        """Set the chain, and return when no read that began before is running."""
+        self.links = tuple(links)
+        before, self.reading = self.reading, collections.deque()
+        while before:
+            time.sleep(_POLL)
+
+
+class SnapshotView(BlockDevice):
+    """The view of the snapshot whose own write-once device is `own`; ends when `own` leaves the chain."""
+
+    read_only: ClassVar[bool] = True
+
+    def __init__(self, primary: BlockDevice, chain: Chain, own: BlockDevice) -> None:
+        self.size = own.size
+        self.block_size = own.block_size
+        self._primary = primary
+        self._chain = chain
+        self._own = own
+        self._closed = False
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        self._check(offset, length)
+        reading = self._chain.reading
+        reading.append(None)
+        try:
+            self._read(self._links(), offset, length, buffers, nowait)
+        finally:
+            reading.pop()
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        raise block_device.WriteProtected
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        raise block_device.WriteProtected
+
+    def flush(self) -> None:
+        """Nothing is ever waiting."""
+        if self._closed:
+            raise block_device.DeviceClosed
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """DATA and HOLE: what an export has to read and what it may leave out."""
+        self._check(offset, length)
+        waiting: Extent | None = None
+        for start in range(offset, offset + length, _WINDOW):
+            for extent in self._window(start, min(_WINDOW, offset + length - start)):
+                if waiting is not None and waiting.kind is extent.kind:
+                    waiting = Extent(waiting.offset, waiting.length + extent.length, extent.kind)
+                    continue
+                if waiting is not None:
+                    yield waiting
+                waiting = extent
+        if waiting is not None:
+            yield waiting
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            raise block_device.OutOfRange(max(offset, self.size) // self.block_size)
+
+    def _links(self) -> tuple[BlockDevice, ...]:
+        """The devices to ask, in order; from ours to the newest."""
+        links = self._chain.links
+        if self._closed or self._own not in links:
+            raise block_device.DeviceClosed
+        return links[links.index(self._own) :]
+
+    def _read(self, links: Sequence[BlockDevice], offset: int, length: int, buffers: Buffers, nowait: bool) -> None:
+        if not links:
+            self._primary.readv(offset, buffers, nowait=nowait)
+            self._look_again(offset, length, buffers, nowait)
+            return
+        for extent in links[0].extents(offset, length):
+            whole = extent.length == length
+            piece = buffers if whole else slice_buffers(buffers, extent.offset - offset, extent.length)
+            if extent.kind is ExtentKind.BLANK:
+                self._read(links[1:], extent.offset, extent.length, piece, nowait)
+            else:
+                links[0].readv(extent.offset, piece, nowait=nowait)
+
+    def _look_again(self, offset: int, length: int, buffers: Buffers, nowait: bool) -> None:
+        """Rule 3: what was preserved while the primary was read comes from its copy; the oldest copy is ours, so last."""
+        for link in reversed(self._links()):
+            for extent in link.extents(offset, length):
+                if extent.kind is not ExtentKind.BLANK:
+                    piece = slice_buffers(buffers, extent.offset - offset, extent.length)
+                    link.readv(extent.offset, piece, nowait=nowait)
+
+    def _window(self, offset: int, length: int) -> list[Extent]:
+        reading = self._chain.reading
+        reading.append(None)
+        try:
+            self._links()
+            # In this order, as in a read: what the links have wins over what the primary said before.
+            found = list(self._primary.extents(offset, length))
+            for link in self._links():
+                data = [extent for extent in link.extents(offset, length) if extent.kind is not ExtentKind.BLANK]
+                found = list(_overlay(found, data))
+            return found
+        finally:
+            reading.pop()
+
+
+def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]:
+    """The part of a scatter list that begins `start` bytes in and is `length` bytes long."""
+    taken: list[memoryview] = []
+    for buffer in buffers:
+        if length <= 0:
+            break
+        if start >= len(buffer):
+            start -= len(buffer)
+            continue
+        piece = buffer[start : start + length]
+        taken.append(piece)
+        length -= len(piece)
+        start = 0
+    return taken
+
+
+def _overlay(base: Sequence[Extent], data: Sequence[Extent]) -> Iterator[Extent]:
+    """`base` with every range of `data` turned into data; both are in order, `base` without gaps."""
+    position = base[0].offset if base else 0
+    upcoming = iter(data)
+    over = next(upcoming, None)
+    for extent in base:
+        end = extent.offset + extent.length
+        while position < end:
+            while over is not None and over.offset + over.length <= position:
+                over = next(upcoming, None)
+            if over is not None and over.offset <= position:
+                stop = min(end, over.offset + over.length)
+                yield Extent(position, stop - position, ExtentKind.DATA)
+            else:
+                stop = end if over is None else min(end, over.offset)
+                yield Extent(position, stop - position, extent.kind)
+            position = stop

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which chunks a node knows to be preserved in the newest snapshot.
+
+A tracker only saves work.  A chunk in it *is* preserved (so nothing but a commit may add it); a chunk not in it may
+be preserved all the same, and trying to copy it then costs one refused write.  An empty tracker is therefore always
+right, and so is the union of the trackers of several nodes, as long as all are about the same snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyroaring
+
+BitMap = pyroaring.BitMap64
+_SERIALISATION_LIMIT = 1 << 30  # bytes; 2^30 chunks in the worst layout of a roaring bitmap stay well below
+
+
+@dataclass(eq=False)
+class TrackerDamaged(ValueError):
+    """A serialised tracker from elsewhere cannot be read; `reason` says why.  Going on without it is right."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the tracker cannot be read: {self.reason}"
+
+
+class Tracker:
+    """A set of chunk numbers below `chunks`.
+
+    `known` is the bitmap itself, for the one place where a method call would be too dear: `chunk in tracker.known`.
+    """
+
+    __slots__ = ("chunks", "known")
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = chunks
+        self.known = pyroaring.BitMap64()
+
+    def __contains__(self, chunk: int) -> bool:
+        return chunk in self.known
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.known)
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether every chunk from `first` to `last`, both included, is known preserved."""
+        return bool(self.known.contains_range(first, last + 1))
+
+    def missing(self, first: int, last: int) -> Iterator[int]:
+        """The chunks from `first` to `last`, both included, that are not known preserved, in order."""
+        known = self.known
+        return (chunk for chunk in range(first, last + 1) if chunk not in known)
+
+    def add(self, chunk: int) -> None:
+        """One more chunk is preserved."""
+        self.known.add(chunk)
+
+    def add_many(self, chunks: Iterable[int]) -> None:
+        """These chunks are preserved."""
+        self.known.update(chunks)
+
+    def add_range(self, first: int, last: int) -> None:
+        """The chunks from `first` to `last`, both included, are preserved."""
+        self.known.add_range(first, last + 1)
+
+    def serialise(self) -> bytes:
+        """In the portable format of roaring bitmaps (64 bit)."""
+        return bytes(self.known.serialize())
+
+    def merge(self, serialised: bytes) -> int:
+        """Take in another node's tracker of the same snapshot; gives how many chunks were news.  Raises TrackerDamaged."""
+        if len(serialised) > _SERIALISATION_LIMIT:
+            raise TrackerDamaged(f"{len(serialised)} bytes are too many")
+        try:
+            other = pyroaring.BitMap64.deserialize(serialised)
+        except (ValueError, IndexError, MemoryError) as error:
+            raise TrackerDamaged(str(error)) from error
+        if other and other.max() >= self.chunks:
+            raise TrackerDamaged(f"chunk {other.max()} is beyond the volume's {self.chunks} chunks")
+        before = len(self.known)
+        self.known.update(other)
+        return len(self.known) - before

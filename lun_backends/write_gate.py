@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate every ordinary write passes, so that a barrier (rule 7) or a read-modify-write can have the device alone.
+
+An ordinary write enters, does its work, and leaves.  A holder stops new entries and waits until the running ones have
+left.  What it guarantees: between the moment `hold` yields and the moment it ends, no write is inside the gate.
+
+| gate | enter()          | enter(nowait=True) | hold()                  |
+| ---- | ---------------- | ------------------ | ----------------------- |
+| open | inside           | inside             | held, once drained      |
+| held | waits until open | WouldBlock         | waits until it is open  |
+
+Entering must cost next to nothing (it is on the way of every write), so there is no lock on that path: an entry is an
+element of a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets
+`held` and then looks at the deque.  Whatever the order of the four steps, one of the two sees the other (Dekker).
+A thread inside the gate must not enter again, nor hold: a holder that came in between would wait for it, and it for the
+holder.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from lun_backends import block_device
+
+
+class WriteGate:
+    """Counts the writes that are running and lets one holder at a time have none of them."""
+
+    __slots__ = ("_changed", "_holder", "_inside", "held", "held_seconds", "holds")
+
+    def __init__(self) -> None:
+        self.held = False
+        self.holds = 0  # how often the gate was held, for the metrics
+        self.held_seconds = 0.0  # how long in sum, from the stop of new writes to their release
+        self._inside: collections.deque[None] = collections.deque()
+        self._holder = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+
+    def enter(self, nowait: bool = False) -> None:
+        """Come in; waits while the gate is held, or raises WouldBlock with `nowait`."""
+        self._inside.append(None)
+        while self.held:
+            self.leave()
+            if nowait:
+                raise block_device.WouldBlock
+            with self._changed:
+                while self.held:
+                    self._changed.wait()
+            self._inside.append(None)
+
+    def leave(self) -> None:
+        """Undo one `enter`."""
+        self._inside.pop()
+        if self.held:
+            with self._changed:
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Have no write inside while the context is open; holders queue behind each other."""
+        with self._holder:
+            began = time.perf_counter()
+            self.held = True
+            try:
+                with self._changed:
+                    while self._inside:
+                        self._changed.wait()
+                yield
+            finally:
+                with self._changed:
+                    self.held = False
+                    self._changed.notify_all()
+                self.holds += 1
+                self.held_seconds += time.perf_counter() - began

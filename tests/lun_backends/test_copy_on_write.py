@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copy-on-write over devices in memory: what is preserved when, with how many commits, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from lun_backends import block_device
+from lun_backends.copy_on_write import CopyOnWrite
+from tests.lun_backends.memory_side import MemorySide
+from tests.memory_device import MemoryDevice
+
+CHUNK = 4096
+SIZE = 16 * CHUNK + 512  # the last chunk is one block
+
+
+def block(fill: int, length: int = 512) -> list[memoryview]:
+    return [memoryview(bytes([fill]) * length)]
+
+
+@pytest.fixture
+def primary() -> MemoryDevice:
+    device = MemoryDevice(SIZE)
+    device.fill(bytes(i // 512 % 251 for i in range(SIZE)))
+    return device
+
+
+@pytest.fixture
+def side() -> MemorySide:
+    return MemorySide(SIZE)
+
+
+@pytest.fixture
+def cow(primary: MemoryDevice, side: MemorySide) -> CopyOnWrite:
+    device = CopyOnWrite(primary, CHUNK)
+    with device.hold():
+        device.arm(side)
+    return device
+
+
+def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    device.readv(offset, [memoryview(data)])
+    return bytes(data)
+
+
+def test_without_a_snapshot_writes_go_through(primary: MemoryDevice) -> None:
+    cow = CopyOnWrite(primary, CHUNK)
+    cow.writev(512, block(9), nowait=True)
+    cow.writev(CHUNK - 512, block(9, 1024), nowait=True)
+    assert read(primary, 512, 512) == bytes([9]) * 512
+    assert cow.tracker is None
+
+
+def test_the_chunk_is_preserved_before_the_primary_changes(
+    cow: CopyOnWrite, primary: MemoryDevice, side: MemorySide
+) -> None:
+    before = bytes(primary.data)
+    order: list[str] = []
+    side.on_commit = lambda: order.append("commit")
+    primary.before = lambda method, _offset, _length: order.append(method)
+    cow.writev(CHUNK + 512, block(9))
+    assert order == ["readv", "commit", "writev"]
+    assert read(side, CHUNK, CHUNK) == before[CHUNK : 2 * CHUNK]
+    assert read(primary, CHUNK + 512, 512) == bytes([9]) * 512
+    assert cow.tracker is not None
+    assert list(cow.tracker) == [1]
+
+
+def test_nowait_refuses_a_copy_and_takes_a_preserved_chunk(cow: CopyOnWrite, primary: MemoryDevice) -> None:
+    before = bytes(primary.data)
+    with pytest.raises(block_device.WouldBlock):
+        cow.writev(0, block(9), nowait=True)
+    assert primary.data == before
+    cow.writev(0, block(9))
+    cow.writev(512, block(8), nowait=True)
+    assert read(primary, 0, 1024) == bytes([9]) * 512 + bytes([8]) * 512
+    with pytest.raises(block_device.WouldBlock):  # chunk 0 is preserved, chunk 1 is not
+        cow.writev(CHUNK - 512, block(9, 1024), nowait=True)
+
+
+def test_the_second_write_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> None:
+    cow.writev(0, block(9))
+    cow.writev(0, block(8))
+    assert side.commits == [[0]]
+    assert read(side, 0, 512) == bytes(512)
+
+
+def test_prepare_copies_a_batch_with_one_commit(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
+    before = bytes(primary.data)
+    cow.prepare_writes([(0, 512), (512, 512), (CHUNK * 3, CHUNK * 2), (SIZE - 512, 512)])
+    assert side.commits == [[0, 3 * CHUNK, 4 * CHUNK, 16 * CHUNK]]
+    assert primary.data == before
+    assert read(side, 16 * CHUNK, 512) == before[-512:]
+    assert cow.counters.copies == 4
+    cow.writev(CHUNK * 3, block(1, CHUNK * 2), nowait=True)
+
+
+def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWrite, side: MemorySide) -> None:
+    cow.prepare_writes([(SIZE, 512), (0, 512)])
+    assert side.commits == [[0]]
+    with pytest.raises(block_device.OutOfRange):
+        cow.writev(SIZE, block(9))
+
+
+def test_a_large_write_is_copied_in_rounds(
+    primary: MemoryDevice, side: MemorySide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lun_backends.copy_on_write._ROUND", 4 * CHUNK)
+    cow = CopyOnWrite(primary, CHUNK)
+    cow.arm(side)
+    before = bytes(primary.data)
+    cow.writev(0, block(9, 10 * CHUNK))
+    assert [len(commit) for commit in side.commits] == [4, 4, 2]
+    assert read(side, 0, 10 * CHUNK) == before[: 10 * CHUNK]
+
+
+def test_a_chunk_preserved_by_someone_else_is_no_error(cow: CopyOnWrite, side: MemorySide) -> None:
+    side.fill(b"\x55" * CHUNK, CHUNK)
+    cow.writev(CHUNK, block(9))
+    assert read(side, CHUNK, CHUNK) == b"\x55" * CHUNK
+    assert (cow.counters.copies, cow.counters.futile_copies) == (0, 1)
+    cow.writev(CHUNK, block(8), nowait=True)
+
+
+def test_only_the_blank_blocks_of_a_partly_written_chunk_are_copied(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    before = bytes(primary.data)
+    side.fill(b"\x55" * 512, CHUNK + 1024)
+    cow.writev(CHUNK, block(9, CHUNK))
+    expected = bytearray(before[CHUNK : 2 * CHUNK])
+    expected[1024:1536] = b"\x55" * 512
+    assert read(side, CHUNK, CHUNK) == expected
+
+
+@pytest.mark.parametrize("discard", [False, True])
+def test_zeroes_are_writes_too(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, discard: bool) -> None:
+    before = bytes(primary.data)
+    cow.write_zeroes(CHUNK + 512, CHUNK, discard=discard)
+    assert read(side, CHUNK, 2 * CHUNK) == before[CHUNK : 3 * CHUNK]
+    assert read(primary, CHUNK + 512, CHUNK) == bytes(CHUNK)
+
+
+def test_a_failed_copy_refuses_the_write_and_releases_the_claim(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    before = bytes(primary.data)
+    side.inject("writev", block_device.SpaceExhausted(8))
+    with pytest.raises(block_device.PreserveFailed) as caught:
+        cow.writev(CHUNK, block(9))
+    assert caught.value.lba == 8
+    assert primary.data == before
+    cow.writev(CHUNK, block(9))
+    assert read(side, CHUNK, CHUNK) == before[CHUNK : 2 * CHUNK]
+
+
+def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, primary: MemoryDevice) -> None:
+    primary.inject("readv", block_device.MediumError(8, False, "rot"))
+    with pytest.raises(block_device.PreserveFailed, match="rot"):
+        cow.writev(CHUNK, block(9))
+
+
+def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySide) -> None:
+    def give_up(_side: object, error: block_device.BlockDeviceError) -> bool:
+        assert isinstance(error, block_device.SpaceExhausted)
+        device.disarm()
+        return True
+
+    device = CopyOnWrite(primary, CHUNK, give_up)
+    device.arm(side)
+    side.inject("writev", block_device.SpaceExhausted(8))
+    device.writev(CHUNK, block(9))
+    device.writev(2 * CHUNK, block(9), nowait=True)
+    assert read(primary, CHUNK, 512) == bytes([9]) * 512
+    assert side.commits == []
+
+
+def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    copying, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        side.on_commit = None
+        copying.set()
+        assert go_on.wait(60)
+
+    side.on_commit = stop
+    before = bytes(primary.data)
+    first = threading.Thread(target=cow.writev, args=(0, block(1)))
+    first.start()
+    assert copying.wait(60)
+    second = threading.Thread(target=cow.writev, args=(0, block(2, 2 * CHUNK)))  # chunk 0 is busy, chunk 1 is not
+    second.start()
+    cow.writev(4 * CHUNK, block(3))
+    while cow.counters.waits == 0:
+        second.join(0.01)
+    assert read(primary, 0, 2 * CHUNK) == before[: 2 * CHUNK]
+    assert cow.tracker is not None
+    assert 1 in cow.tracker  # what it could claim was preserved before it waited
+    go_on.set()
+    first.join()
+    second.join()
+    assert read(primary, 0, 2 * CHUNK) in (bytes([2]) * 2 * CHUNK, bytes([1]) * 512 + bytes([2]) * (2 * CHUNK - 512))
+    assert read(side, 0, 2 * CHUNK) == before[: 2 * CHUNK]
+
+
+def test_a_waiter_tries_itself_when_the_copy_it_waited_for_failed(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    copying, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        side.on_commit = None
+        copying.set()
+        assert go_on.wait(60)
+        raise block_device.SpaceExhausted(0)
+
+    side.on_commit = stop
+    before = bytes(primary.data)
+    failures: list[BaseException] = []
+
+    def fails() -> None:
+        try:
+            cow.writev(0, block(1))
+        except block_device.PreserveFailed as error:
+            failures.append(error)
+
+    first = threading.Thread(target=fails)
+    first.start()
+    assert copying.wait(60)
+    second = threading.Thread(target=cow.writev, args=(0, block(2)))
+    second.start()
+    while cow.counters.waits == 0:
+        second.join(0.01)
+    go_on.set()
+    first.join()
+    second.join()
+    assert len(failures) == 1
+    assert read(side, 0, CHUNK) == before[:CHUNK]
+    assert read(primary, 0, 512) == bytes([2]) * 512
+
+
+def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, primary: MemoryDevice) -> None:
+    cow.prepare_writes([(0, SIZE)])
+    writing, go_on = threading.Event(), threading.Event()
+
+    def stop(method: str, _offset: int, _length: int) -> None:
+        if method == "writev" and not writing.is_set():
+            writing.set()
+            assert go_on.wait(60)
+
+    primary.before = stop
+    writer = threading.Thread(target=cow.writev, args=(0, block(1)))
+    writer.start()
+    assert writing.wait(60)
+    held = threading.Event()
+    let_go = threading.Event()
+
+    def hold() -> None:
+        with cow.hold():
+            held.set()
+            assert let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    while not cow.gate.held:
+        holder.join(0.01)
+    with pytest.raises(block_device.WouldBlock):
+        cow.writev(512, block(1), nowait=True)
+    assert not held.is_set()
+    go_on.set()
+    assert held.wait(60)
+    late = threading.Thread(target=cow.writev, args=(512, block(2)))
+    late.start()
+    late.join(0.05)
+    assert late.is_alive()
+    let_go.set()
+    holder.join()
+    late.join()
+    assert read(primary, 512, 512) == bytes([2]) * 512
+    assert cow.gate.holds == 2  # the fixture's and this one
+
+
+def test_exclusive_preserves_and_excludes(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
+    before = bytes(primary.data)
+    with cow.exclusive() as device:
+        assert read(device, 0, 512) == before[:512]
+        device.writev(0, block(9))
+        device.write_zeroes(CHUNK, 512, discard=False)
+        with pytest.raises(block_device.WouldBlock):
+            cow.writev(0, block(1), nowait=True)
+    assert read(side, 0, 2 * CHUNK) == before[: 2 * CHUNK]
+    assert read(primary, 0, 512) == bytes([9]) * 512
+
+
+def test_a_new_snapshot_begins_with_an_empty_tracker(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
+    cow.writev(0, block(9))
+    newer = MemorySide(SIZE)
+    with cow.hold():
+        cow.arm(newer)
+    cow.writev(0, block(8))
+    assert read(newer, 0, 512) == bytes([9]) * 512
+    assert read(side, 0, 512) == bytes(512)
+
+
+def test_closed(cow: CopyOnWrite) -> None:
+    cow.close()
+    cow.close()
+    with pytest.raises(block_device.DeviceClosed):
+        cow.writev(0, block(1))
+    with pytest.raises(block_device.DeviceClosed), cow.exclusive() as device:
+        device.writev(0, block(1))
