@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: what a file may say, as types, and the JSON schema that follows from them.
+
+Every value here is checked and immutable.  A key that is not listed is refused, and so is a key that would do nothing:
+what this version cannot do has no key yet.  `configuration.py` reads files into these types and explains what is wrong
+with them, by file and line.
+
+| key       | what it is                                                                    |
+| --------- | ----------------------------------------------------------------------------- |
+| `target`  | the iSCSI name that initiators log in to; all LUNs of this daemon are in it   |
+| `fabric`  | what carries SCSI to the daemon: `portal`, its own iSCSI portal in user space |
+| `portal`  | where that portal listens                                                     |
+| `access`  | who may log in; nobody, unless said otherwise                                 |
+| `volumes` | what is served                                                                |
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from target import units
+
+CHUNK_MINIMUM = 4 << 10
+CHUNK_MAXIMUM = 1 << 20
+LUN_MAXIMUM = 16383
+"""SAM-5 4.7.7.4: flat space addressing has 14 bits."""
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Names of volumes and snapshots: they become file names, and `@` separates the two."""
+
+# RFC 3720 3.2.6.3 as far as it is in use: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>, naa.<16 or 32 hex>.
+IQN_PATTERN = (
+    r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9.-]*(:[a-z0-9.:_-]+)?"
+    r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
+)
+IQN_MAXIMUM = 223
+LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
+
+
+class Durability(enum.Enum):
+    """When a pre-image counts as kept, before its block may be overwritten."""
+
+    POWER_LOSS = "power-loss"
+    PROCESS_CRASH = "process-crash"
+
+
+class Fabric(enum.Enum):
+    """What carries SCSI to the daemon."""
+
+    PORTAL = "portal"
+
+
+def _size(value: object) -> object:
+    return units.parse_size(value) if isinstance(value, str) else value
+
+
+def _network(value: object) -> object:
+    if not isinstance(value, str):  # ipaddress would take the number 5 for 0.0.0.5
+        raise ValueError(f"{value!r} is no network: write one like 127.0.0.0/8 or 10.1.2.3/32")
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: write a network like 127.0.0.0/8 or 10.1.2.3/32") from None
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not re.match(LISTEN_PATTERN, value) or int(port) > 65535:
+        raise ValueError(f"{value!r} is no address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260")
+    if host.startswith("["):
+        ipaddress.IPv6Address(host[1:-1])
+    return value
+
+
+def _matching(pattern: str, what: str) -> pydantic.AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.match(value):
+            raise ValueError(f"{value!r} is no {what}")
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
+def _schema(**extra: Any) -> Any:
+    return pydantic.Field(json_schema_extra=extra)
+
+
+Size = Annotated[
+    int,
+    pydantic.BeforeValidator(_size),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "pattern": units.SIZE_PATTERN}, {"type": "integer", "minimum": 0}],
+            "examples": ["64KiB", "1GiB"],
+        }
+    ),
+]
+Name = Annotated[
+    str,
+    _matching(NAME_PATTERN, "name: up to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"),
+    _schema(pattern=NAME_PATTERN),
+]
+TargetName = Annotated[
+    str,
+    _matching(IQN_PATTERN, "iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
+    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
+]
+Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
+
+
+class _Settings(pydantic.BaseModel):
+    """What all parts of the configuration share."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+class Portal(_Settings):
+    """The iSCSI portal in user space."""
+
+    listen: Listen = "127.0.0.1:3260"
+    """HOST:PORT to accept initiators on; 3260 is iSCSI's own. Port 0 takes any free one."""
+
+    @property
+    def host(self) -> str:
+        """The host to listen on, without the brackets of an IPv6 address."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The TCP port to listen on; 0 for any free one."""
+        return int(self.listen.rpartition(":")[2])
+
+
+class Access(_Settings):
+    """Who may log in. Everybody else is refused at login."""
+
+    networks: tuple[Network, ...] = ()
+    """Networks that initiators may come from, like 127.0.0.0/8 or 10.1.2.3/32. Empty: nobody may log in."""
+
+    def admits(self, address: str) -> bool:
+        """Whether an initiator at this IP address may log in."""
+        peer: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        return any(peer in network for network in self.networks)
+
+
+class Volume(_Settings):
+    """A primary and its snapshots."""
+
+    name: Name
+    """What commands call it. Never change it: snapshots are kept under this name."""
+
+    lun: Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
+    """The LUN under which initiators see the volume. Snapshots take the lowest numbers that are free."""
+
+    size: Size | None = None
+    """Bytes, like 1GiB. Required to make a new volume; an existing one keeps its size, and must agree if this is given."""
+
+    primary: Path | None = None
+    """The file or block device that holds the live data, relative to the state directory. Left out: a sparse file
+    in the state directory, made if it is not there."""
+
+    block_size: Annotated[int, pydantic.Field(json_schema_extra={"enum": [512, 4096]})] = 512
+    """Bytes per logical block: 512 or 4096."""
+
+    chunk_size: Size = 64 << 10
+    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. Snapshots keep the one they were taken with."""
+
+    durability: Durability = Durability.POWER_LOSS
+    """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the
+    operating system's cache; faster, and snapshots may be wrong after a power cut."""
+
+    snapshots: tuple[Name, ...] = ()
+    """Snapshots to take at start, if the volume does not have them yet."""
+
+    @pydantic.field_validator("block_size")
+    @classmethod
+    def _block_size(cls, value: int) -> int:
+        if value not in (512, 4096):
+            raise ValueError(f"{value} is no block size: 512 or 4096")
+        return value
+
+    @pydantic.field_validator("chunk_size")
+    @classmethod
+    def _chunk_size(cls, value: int) -> int:
+        if value & (value - 1) or not CHUNK_MINIMUM <= value <= CHUNK_MAXIMUM:
+            raise ValueError(f"{units.exact_size(value)} is no chunk size: a power of two from 4KiB to 1MiB")
+        return value
+
+
+class Settings(_Settings):
+    """Everything a configuration file says."""
+
+    target: TargetName
+    """The iSCSI name that initiators log in to."""
+
+    fabric: Fabric = Fabric.PORTAL
+    """What carries SCSI to the daemon."""
+
+    portal: Portal = Portal()
+    """Where initiators connect."""
+
+    access: Access = Access()
+    """Who may log in."""
+
+    volumes: Annotated[tuple[Volume, ...], pydantic.Field(min_length=1)]
+    """What is served."""
+
+    def problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What no single value can know: path of a value, and what is wrong with it beside its neighbours."""
+        found: dict[tuple[str | int, ...], str] = {}
+        names: dict[str, int] = {}
+        luns: dict[int, str] = {}
+        primaries: dict[Path, str] = {}
+        for index, volume in enumerate(self.volumes):
+            where = ("volumes", index)
+            if volume.name in names:
+                found[*where, "name"] = f"volumes[{names[volume.name]}] is called {volume.name} already"
+            names.setdefault(volume.name, index)
+            if volume.lun in luns:
+                free = next(number for number in range(LUN_MAXIMUM) if number not in {v.lun for v in self.volumes})
+                found[*where, "lun"] = f"LUN {volume.lun} is {luns[volume.lun]} already; the lowest free one is {free}"
+            luns.setdefault(volume.lun, volume.name)
+            if volume.primary is not None:
+                if volume.primary in primaries:
+                    found[*where, "primary"] = f"{volume.primary} is the primary of {primaries[volume.primary]} already"
+                primaries.setdefault(volume.primary, volume.name)
+            if volume.size is not None and (volume.size == 0 or volume.size % volume.block_size):
+                size = units.exact_size(volume.size)
+                found[*where, "size"] = f"{size} is no whole number of blocks of {volume.block_size} bytes"
+            for position, name in enumerate(volume.snapshots):
+                if name in volume.snapshots[:position]:
+                    found[*where, "snapshots", position] = f"{name} is listed already"
+        return found
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the configuration file, for editors and for machines."""
+    schema = Settings.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "wolun configuration"}
