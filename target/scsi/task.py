@@ -35,16 +35,30 @@ class Task:
 
     In: `cdb` (bytes-like, at least 16 bytes long or as long as the command needs; may be reused after `execute` returns), `data_out` (all of
     the data-out buffer, as a scatter list), `allocate`, `expected_in` (bytes the initiator can take; the transport truncates).
+    The fabric also sets `residual_out` to 0; the device server sets it when the CDB asks for more (positive: overflow) or fewer
+    (negative: underflow) bytes of data-out than `data_out` holds.
     Out: `status`, `sense` (fixed or descriptor format, empty when GOOD), `data_in` (scatter list, may be shorter than allocated).
     """
 
-    __slots__ = ("aborted", "allocate", "cdb", "data_in", "data_out", "expected_in", "lun", "sense", "status")
+    __slots__ = (
+        "aborted",
+        "allocate",
+        "cdb",
+        "data_in",
+        "data_out",
+        "expected_in",
+        "lun",
+        "residual_out",
+        "sense",
+        "status",
+    )
 
     def __init__(self, allocate: Allocate) -> None:
         self.lun: int = 0  # the 8-byte LUN field as one big-endian number (SAM-5 4.7)
         self.cdb: bytes | memoryview = b""
         self.data_out: Sequence[memoryview] = ()
         self.expected_in: int = 0
+        self.residual_out: int = 0
         self.allocate: Allocate = allocate
         self.aborted: bool = False  # set by task management; a long command may look at it between steps
         self.status: int = Status.GOOD

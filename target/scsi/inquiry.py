@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INQUIRY data: the standard page and the vital product data pages 00h, 80h, 83h, B0h, B1h, B2h (SPC-4 6.6, 7.8; SBC-4 6.6).
+
+Identity comes from the unit's UUID alone, so that it survives restarts, renames and moves to another host:
+
+* the serial number (80h) is the UUID in hexadecimal, 32 digits;
+* 83h names it as NAA 3h, locally assigned (60 bits drawn from the UUID; the forms with an IEEE company id need one), as
+  T10 vendor id `WOLUN` with the UUID, and tells the target port and the target device it was reached through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from target.scsi import transfer
+from target.scsi.unit_kind import UnitKind
+
+if TYPE_CHECKING:
+    from target.scsi.logical_unit import LogicalUnit
+
+VENDOR = b"WOLUN   "
+REVISION = b"0001"
+_PRODUCTS = {
+    UnitKind.PRIMARY: b"VOLUME",
+    UnitKind.WRITE_ONCE: b"WRITE-ONCE",
+    UnitKind.SNAPSHOT_VIEW: b"SNAPSHOT VIEW",
+}
+
+SPC_4 = 6
+RESPONSE_DATA_FORMAT = 2
+HISUP = 0x10
+CMDQUE = 0x02
+_VERSION_DESCRIPTORS = struct.pack(">4H", 0x00A0, 0x0960, 0x0460, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-4
+
+NO_UNIT = 0x7F  # peripheral qualifier 3, type 1Fh: the LUN cannot have a unit here now
+WELL_KNOWN_UNIT = 0x1E
+
+
+def standard(peripheral: int, product: bytes) -> bytes:
+    """Standard INQUIRY data (SPC-4 table 169), 96 bytes; `peripheral` is the qualifier and the device type."""
+    data = bytearray(96)
+    data[0] = peripheral
+    data[2] = SPC_4
+    data[3] = HISUP | RESPONSE_DATA_FORMAT
+    data[4] = len(data) - 5
+    data[7] = CMDQUE
+    data[8:16] = VENDOR
+    data[16:32] = product.ljust(16)
+    data[32:36] = REVISION
+    data[58:66] = _VERSION_DESCRIPTORS
+    return bytes(data)
+
+
+def for_unit(unit: LogicalUnit) -> bytes:
+    """Standard INQUIRY data of a unit."""
+    return standard(0x00, _PRODUCTS[unit.kind])
+
+
+def serial_number(uuid: UUID) -> bytes:
+    """The unit serial number."""
+    return uuid.hex.encode("ascii")
+
+
+def naa(uuid: UUID) -> bytes:
+    """The NAA 3h (locally assigned) name of a unit, 8 bytes."""
+    name = bytearray(hashlib.blake2b(uuid.bytes, digest_size=8).digest())
+    name[0] = 0x30 | name[0] & 0x0F
+    return bytes(name)
+
+
+def _designator(code_set: int, kind: int, association: int, value: bytes, protocol: int = 0) -> bytes:
+    piv = 0x80 if association else 0
+    return struct.pack(">BBxB", protocol << 4 | code_set, piv | association << 4 | kind, len(value)) + value
+
+
+def _name_string(name: str) -> bytes:
+    """A SCSI name string: NUL-terminated, padded to a multiple of four (SPC-4 7.8.6.11)."""
+    value = name.encode() + b"\0"
+    return value + bytes(-len(value) % 4)
+
+
+BINARY, ASCII, UTF_8 = 1, 2, 3
+UNIT, PORT, DEVICE = 0, 1, 2  # association
+ISCSI = 5  # protocol identifier
+
+
+def _supported_pages(unit: LogicalUnit, target_name: str) -> bytes:
+    return bytes(sorted(PAGES))
+
+
+def _unit_serial_number(unit: LogicalUnit, target_name: str) -> bytes:
+    return serial_number(unit.uuid)
+
+
+def _device_identification(unit: LogicalUnit, target_name: str) -> bytes:
+    # The order matters to those who take the first they know: the unit's own names come before the port's.
+    return b"".join(
+        (
+            _designator(BINARY, 3, UNIT, naa(unit.uuid)),
+            _designator(ASCII, 1, UNIT, VENDOR + str(unit.uuid).encode("ascii")),
+            _designator(BINARY, 4, PORT, struct.pack(">2xH", 1), ISCSI),
+            _designator(UTF_8, 8, PORT, _name_string(target_name + ",t,0x0001"), ISCSI),
+            _designator(UTF_8, 8, DEVICE, _name_string(target_name), ISCSI),
+        )
+    )
+
+
+def _block_limits(unit: LogicalUnit, target_name: str) -> bytes:
+    blocks = unit.shift
+    primary = unit.kind is UnitKind.PRIMARY
+    many = transfer.MAX_WRITE_SAME_BYTES >> blocks if primary else 0
+    return struct.pack(
+        ">BBHIIIIIIIQ20x",
+        0,  # WSNZ
+        transfer.MAX_COMPARE_AND_WRITE_BLOCKS if primary else 0,
+        1 << unit.physical_exponent,  # optimal transfer length granularity
+        unit.max_transfer,
+        transfer.OPTIMAL_TRANSFER_BYTES >> blocks,
+        0,  # maximum prefetch length: not limited
+        many,  # maximum UNMAP LBA count
+        transfer.MAX_UNMAP_DESCRIPTORS if primary else 0,
+        1 << unit.physical_exponent,  # optimal unmap granularity
+        0x80000000,  # UGAVALID, alignment 0
+        many,  # maximum WRITE SAME length
+    )
+
+
+def _block_device_characteristics(unit: LogicalUnit, target_name: str) -> bytes:
+    return struct.pack(">H58x", 1)  # non-rotating
+
+
+def _logical_block_provisioning(unit: LogicalUnit, target_name: str) -> bytes:
+    flags = 0
+    if unit.kind is UnitKind.PRIMARY:
+        flags |= 0xE0  # LBPU, LBPWS, LBPWS10
+    if unit.kind is not UnitKind.WRITE_ONCE:
+        flags |= 0x04  # LBPRZ: unmapped blocks read as zeroes
+    return struct.pack(">BBBx", 0, flags, 2)  # thin provisioned
+
+
+PAGES: dict[int, Callable[[LogicalUnit, str], bytes]] = {
+    0x00: _supported_pages,
+    0x80: _unit_serial_number,
+    0x83: _device_identification,
+    0xB0: _block_limits,
+    0xB1: _block_device_characteristics,
+    0xB2: _logical_block_provisioning,
+}
+
+
+def page(unit: LogicalUnit, code: int, target_name: str) -> bytes | None:
+    """A vital product data page with its header; None if there is no such page."""
+    build = PAGES.get(code)
+    if build is None:
+        return None
+    body = build(unit, target_name)
+    return struct.pack(">BBH", 0x00, code, len(body)) + body

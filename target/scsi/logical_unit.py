@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A logical unit: a block device with an identity, the I_T_L nexuses that reach it, and the tasks running on it.
+
+What every command passes (`scsi_target.Nexus.execute`), in this order:
+
+1. the task enters `running`;
+2. `ItlNexus.unusual` is looked at: one flag for everything that is not everyday (a unit attention is pending, the unit
+   was removed); only if it is set `ItlNexus.admit` finds out what;
+3. the handler for the opcode runs;
+4. the task leaves `running`, and whoever waits in `drain` is told.
+
+Because 1 comes before 2, whoever first changes what `admit` looks at and then calls `drain` knows afterwards that no
+task runs which was let in under the old rules.  The order holds without a lock because dictionary operations and
+attribute stores are atomic in CPython.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from lun_backends import block_device
+from target.scsi import commands, sense, transfer
+from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
+from target.scsi.task import Status, Task
+from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's interface
+
+if TYPE_CHECKING:
+    from target.scsi.scsi_target import Nexus
+
+log = logging.getLogger(__name__)
+
+PHYSICAL_BLOCK_BYTES = 4096
+"""What the unit reports as its physical block: the page, below which a write costs a read."""
+
+
+class ItlNexus:
+    """One initiator port's relation to one logical unit: its pending unit attentions."""
+
+    __slots__ = ("attentions", "nexus", "removed", "unit", "unusual")
+
+    def __init__(self, unit: LogicalUnit, nexus: Nexus) -> None:
+        self.unit = unit
+        self.nexus = nexus
+        self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
+        self.removed = False
+        self.unusual = False
+
+    def admit(self, task: Task) -> None:
+        """Raise CheckCondition if the task must not run: the unit is gone, or a unit attention comes first (SAM-5 5.14)."""
+        if self.removed:
+            raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
+        command = self.unit.command(task.cdb)
+        if command is not None and command.attention_exempt:
+            return
+        attention = self.take_attention()
+        if attention is not None:
+            raise CheckCondition(attention)
+
+    def take_attention(self) -> Sense | None:
+        """The oldest pending unit attention, which is thereby told and cleared."""
+        with self.unit.lock:
+            if not self.attentions:
+                return None
+            asc = self.attentions.pop(0)
+            self.update()
+        return Sense(SenseKey.UNIT_ATTENTION, asc)
+
+    def drop_attention(self, asc: int) -> None:
+        """Clear a unit attention without telling it (REPORT LUNS tells what 3Fh/0Eh is about)."""
+        with self.unit.lock:
+            if asc in self.attentions:
+                self.attentions.remove(asc)
+            self.update()
+
+    def add_attention(self, asc: int) -> None:
+        """Raise a unit attention, once."""
+        with self.unit.lock:
+            if asc not in self.attentions:
+                self.attentions.append(asc)
+            self.update()
+
+    def update(self) -> None:
+        """Set `unusual` from everything it stands for.  The caller holds `unit.lock`."""
+        self.unusual = self.removed or bool(self.attentions)
+
+
+class Counters:
+    """What a unit has done since it was made.
+
+    The hot path adds to these without a lock: `+=` of an attribute is not interrupted by another thread in CPython 3.11;
+    were that to change, they would be a little low, and nothing depends on them but people.
+    """
+
+    __slots__ = ("bytes_read", "bytes_written", "commands", "errors")
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.errors = 0  # commands that ended with anything but GOOD, CONDITION MET or a unit attention
+        self.bytes_read = 0
+        self.bytes_written = 0
+
+
+class LogicalUnit:
+    """A block device as initiators see it.  Thread-safe."""
+
+    def __init__(self, device: block_device.BlockDevice, *, uuid: UUID, kind: UnitKind, name: str) -> None:
+        self.device = device
+        self.uuid = uuid
+        self.kind = kind
+        self.name = name
+        self.lock = threading.RLock()
+        self.block_size = device.block_size
+        self.shift = device.block_size.bit_length() - 1
+        self.blocks = device.size >> self.shift
+        self.physical_exponent = max(0, PHYSICAL_BLOCK_BYTES.bit_length() - 1 - self.shift)
+        self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
+        self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only
+        self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why
+        self.counters = Counters()
+        self.running: dict[Task, ItlNexus] = {}
+        self.draining = 0
+        self._ended = threading.Condition()
+        self._itls: list[ItlNexus] = []
+        self.commands = commands.for_unit(kind, write_protected=self.write_protected)
+        self.handlers = self.commands.handlers
+
+    def command(self, cdb: bytes | memoryview) -> commands.Command | None:
+        """The row of the command table that this CDB names, if the unit has it."""
+        return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
+
+    def attach(self, nexus: Nexus) -> ItlNexus:
+        """Let an initiator port reach the unit."""
+        itl = ItlNexus(self, nexus)
+        with self.lock:
+            self._itls.append(itl)
+        return itl
+
+    def detach(self, itl: ItlNexus) -> None:
+        """The initiator port reaches the unit no more: what it still sends ends with LOGICAL UNIT NOT SUPPORTED."""
+        with self.lock:
+            if itl in self._itls:
+                self._itls.remove(itl)
+            itl.removed = True
+            itl.update()
+
+    def attention(self, asc: int, ascq: int, *, excluding: Nexus | None = None) -> None:
+        """Raise a unit attention for every I_T nexus that reaches the unit, `excluding` one."""
+        with self.lock:
+            for itl in self._itls:
+                if itl.nexus is not excluding:
+                    itl.add_attention(asc << 8 | ascq)
+
+    def resized(self) -> None:
+        """The device's size has changed: serve the new one and tell every initiator (2Ah/09h)."""
+        self.blocks = self.device.size >> self.shift
+        self.attention(*divmod(Asc.CAPACITY_DATA_HAS_CHANGED, 256))
+
+    def abort(self, nexus: Nexus | None = None) -> set[Nexus]:
+        """Mark the running tasks (of one I_T nexus, or all) aborted; returns whose they were."""
+        owners = set()
+        for task, itl in list(self.running.items()):
+            if nexus is None or itl.nexus is nexus:
+                task.aborted = True
+                owners.add(itl.nexus)
+        return owners
+
+    def reset(self) -> None:
+        """LOGICAL UNIT RESET (SAM-5 6.3.3): running tasks are marked aborted, every I_T nexus is told (29h/03h)."""
+        self.abort()
+        self.attention(*divmod(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED, 256))
+
+    def drain(self, tasks: Iterable[Task] | None = None) -> None:
+        """Return when the tasks (all that run now) have ended.  Never call it from a task that is among them."""
+        waiting: Collection[Task] = list(self.running if tasks is None else tasks)
+        with self._ended:
+            self.draining += 1
+            try:
+                self._ended.wait_for(lambda: not any(task in self.running for task in waiting))
+            finally:
+                self.draining -= 1
+
+    def task_ended(self) -> None:
+        """A task left `running` while someone drains."""
+        with self._ended:
+            self._ended.notify_all()
+
+    def check_range(self, lba: int, count: int) -> None:
+        """Raise LOGICAL BLOCK ADDRESS OUT OF RANGE unless the blocks exist (a count of 0 still needs a valid LBA)."""
+        if lba >= self.blocks or lba + count > self.blocks:
+            raise sense.out_of_range(max(lba, self.blocks))
+
+    def fail(self, task: Task, error: Exception) -> None:
+        """End the task as the error asks; an error nobody foresaw is HARDWARE ERROR, and logged with its traceback."""
+        task.data_in = ()
+        counters = self.counters
+        match error:
+            case CheckCondition(sense=told):
+                task.data_in = error.data_in
+                if told.key == SenseKey.UNIT_ATTENTION:
+                    counters.errors -= 1
+            case block_device.ReservationConflict():
+                counters.errors += 1
+                task.sense = b""
+                task.status = Status.RESERVATION_CONFLICT
+                return
+            case transfer.Aborted():
+                task.sense = b""
+                task.status = Status.TASK_ABORTED
+                return
+            case block_device.BlockDeviceError():
+                told = sense.from_error(error)
+            case _ if len(task.cdb) < commands.cdb_length(task.cdb):
+                told = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
+            case _:
+                log.error("unit %s: CDB %s failed", self.name, bytes(task.cdb).hex(), exc_info=error)
+                told = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+        counters.errors += 1
+        task.sense = told.pack(descriptor=self.descriptor_sense)
+        task.status = Status.CHECK_CONDITION

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MODE SENSE(6) and (10) and the mode pages (SPC-4 6.11 f., 7.5; SBC-4 6.5).
+
+| page | what it says |
+| --- | --- |
+| 01h read-write error recovery | nothing special |
+| 08h caching | WCE = 1 where there is something to write: a write is stable only after SYNCHRONIZE CACHE or with FUA |
+| 0Ah control | commands may be reordered; D_SENSE |
+| 1Ch informational exceptions control | none are reported |
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from target.scsi import sense, transfer
+from target.scsi.sense import Asc
+from target.scsi.task import Task
+
+if TYPE_CHECKING:
+    from target.scsi.logical_unit import ItlNexus, LogicalUnit
+
+WP = 0x80
+DPOFUA = 0x10
+
+CHANGEABLE, SAVED = 1, 3  # page control
+ALL_PAGES = 0x3F
+ALL_SUBPAGES = 0xFF
+
+
+def _error_recovery(unit: LogicalUnit) -> bytes:
+    return bytes(10)
+
+
+def _caching(unit: LogicalUnit) -> bytes:
+    return struct.pack(">B17x", 0x00 if unit.write_protected else 0x04)
+
+
+def _control(unit: LogicalUnit) -> bytes:
+    d_sense = 0x04 if unit.descriptor_sense else 0x00
+    return struct.pack(">BBBBHHH", d_sense, 0x10, 0, 0, 0, 0xFFFF, 0)  # QUEUE ALGORITHM MODIFIER 1: unrestricted
+
+
+def _informational_exceptions(unit: LogicalUnit) -> bytes:
+    return bytes(10)
+
+
+PAGES: dict[int, Callable[[LogicalUnit], bytes]] = {
+    0x01: _error_recovery,
+    0x08: _caching,
+    0x0A: _control,
+    0x1C: _informational_exceptions,
+}
+
+
+def pages(unit: LogicalUnit, control: int, code: int, subpage: int) -> bytes | None:
+    """The mode pages asked for; nothing can be changed, so the changeable values are all zero.  None if there is no such page."""
+    if subpage not in (0, ALL_SUBPAGES):
+        return None
+    codes = sorted(PAGES) if code == ALL_PAGES else [code]
+    found = b""
+    for each in codes:
+        if each not in PAGES:
+            return None
+        body = PAGES[each](unit)
+        found += bytes((each, len(body))) + (bytes(len(body)) if control == CHANGEABLE else body)
+    return found
+
+
+def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
+    if long:
+        return struct.pack(">Q4xI", unit.blocks, unit.block_size)
+    return struct.pack(">II", min(unit.blocks, 0xFFFFFFFF), unit.block_size)
+
+
+def mode_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """MODE SENSE(6) and (10)."""
+    unit, cdb = itl.unit, task.cdb
+    ten = cdb[0] == 0x5A
+    control, code, subpage = cdb[2] >> 6, cdb[2] & 0x3F, cdb[3]
+    if control == SAVED:
+        raise sense.illegal_request(Asc.SAVING_PARAMETERS_NOT_SUPPORTED)
+    found = pages(unit, control, code, subpage)
+    if found is None:
+        raise sense.invalid_field(2 if subpage in (0, ALL_SUBPAGES) else 3)
+    long = ten and bool(cdb[1] & 0x10)
+    descriptor = b"" if cdb[1] & 0x08 else _block_descriptor(unit, long=long)
+    specific = DPOFUA | (WP if unit.write_protected else 0)
+    length = len(descriptor) + len(found)
+    if ten:
+        header = struct.pack(">HBBBxH", length + 6, 0, specific, 1 if long and descriptor else 0, len(descriptor))
+        allocation_length = int.from_bytes(cdb[7:9])
+    else:
+        header = struct.pack(">BBBB", length + 3, 0, specific, len(descriptor))
+        allocation_length = cdb[4]
+    transfer.reply(task, header + descriptor + found, allocation_length)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How handlers take their data-out and give their data-in, and the numbers that bound a transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lun_backends import block_device
+from target.scsi import sense
+from target.scsi.task import Status, Task
+
+MAX_TRANSFER_BYTES = 32 << 20
+"""MAXIMUM TRANSFER LENGTH (VPD B0h) in bytes: every READ(10) of 512-byte blocks fits, one command's memory is bounded."""
+
+OPTIMAL_TRANSFER_BYTES = 1 << 20
+"""OPTIMAL TRANSFER LENGTH, and the step in which long commands work and look whether they were aborted."""
+
+MAX_WRITE_SAME_BYTES = 1 << 30
+"""MAXIMUM WRITE SAME LENGTH and MAXIMUM UNMAP LBA COUNT: a worker thread is held for seconds at most, copy-on-write included."""
+
+MAX_UNMAP_DESCRIPTORS = 256
+
+MAX_COMPARE_AND_WRITE_BLOCKS = 255
+
+
+class Aborted(Exception):
+    """Task management aborted the task while it ran; what it had not done yet is not done."""
+
+
+def go_on(task: Task) -> None:
+    """Raise Aborted if the task was aborted: a long command asks between its steps."""
+    if task.aborted:
+        raise Aborted
+
+
+def good(task: Task) -> None:
+    """End with GOOD and no data."""
+    task.data_in = ()
+    task.sense = b""
+    task.status = Status.GOOD
+
+
+def reply(task: Task, data: bytes | bytearray, allocation_length: int) -> None:
+    """End with GOOD and `data`, cut to the CDB's ALLOCATION LENGTH (SPC-4 4.2.5.6)."""
+    length = min(len(data), allocation_length)
+    buffers: Sequence[memoryview] = ()
+    if length:
+        buffers = task.allocate(length)
+        start = 0
+        for buffer in buffers:
+            buffer[:] = data[start : start + len(buffer)]
+            start += len(buffer)
+    task.data_in = buffers
+    task.sense = b""
+    task.status = Status.GOOD
+
+
+def trim(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
+    """The first `length` bytes of a scatter list."""
+    kept = []
+    for buffer in buffers:
+        if length <= 0:
+            break
+        kept.append(buffer[:length])
+        length -= len(buffer)
+    return kept
+
+
+def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
+    """A scatter list without its first `length` bytes."""
+    kept = []
+    for buffer in buffers:
+        if length < len(buffer):
+            kept.append(buffer[length:])
+        length = max(0, length - len(buffer))
+    return kept
+
+
+def data_out(task: Task, length: int) -> Sequence[memoryview]:
+    """Exactly the `length` bytes of data-out that the CDB asks for.
+
+    An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
+    INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done: half a write is never what was meant (FCP-4 9.4.2 b).
+    """
+    given = block_device.total_length(task.data_out)
+    if given == length:
+        return task.data_out
+    task.residual_out = length - given
+    if given < length:
+        raise sense.illegal_request(sense.Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
+    return trim(task.data_out, length)
+
+
+def joined(task: Task, length: int) -> bytes:
+    """`data_out` as one piece, for parameter lists."""
+    return b"".join(data_out(task, length))
+
+
+def first_difference(left: bytes | memoryview, right: bytes | memoryview) -> int | None:
+    """The offset of the first byte in which two strings of equal length differ."""
+    if left == right:
+        return None
+    low, high = 0, len(left)
+    while high - low > 1:  # the first difference is in [low, high): halve it, comparing at the speed of memcmp
+        middle = (low + high) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

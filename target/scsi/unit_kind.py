@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a logical unit is for; decides which commands it knows and what it says about itself."""
+
+from __future__ import annotations
+
+import enum
+
+
+class UnitKind(enum.Enum):
+    """The three kinds of LUN; all are direct access block devices (type 00h), because Linux binds type 04h to `sr`."""
+
+    PRIMARY = "primary"
+    WRITE_ONCE = "write-once"
+    SNAPSHOT_VIEW = "snapshot-view"
