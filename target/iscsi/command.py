@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One SCSI command on its way through a connection, and the collecting of its data-out buffer.
+
+The buffer arrives in up to three ways, in this order (RFC 7143 4.2.3): immediate data inside the command PDU,
+unsolicited Data-Out PDUs up to FirstBurstLength, and Data-Out sequences that an R2T asked for.  What comes unasked is
+kept in one piece of at most FirstBurstLength, what is asked for in a second one that is only allocated when the
+connection's budget has room for it; the device server gets both as a scatter list.
+
+| stage      | meaning                                               | next                             |
+| ---------- | ----------------------------------------------------- | -------------------------------- |
+| UNSOLICITED| more unsolicited data will come                       | WAITING, READY                   |
+| WAITING    | data must be asked for; the budget has no room yet    | SOLICITED                        |
+| SOLICITED  | R2Ts are out                                          | READY                            |
+| READY      | the buffer is complete                                | RUNNING                          |
+| RUNNING    | with the device server                                | DONE                             |
+| DONE       | answered, or aborted and quiet                        |                                  |
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from target.iscsi import errors
+from target.scsi.task import Task
+
+
+class Stage(enum.Enum):
+    """See the module's docstring."""
+
+    UNSOLICITED = enum.auto()
+    WAITING = enum.auto()
+    SOLICITED = enum.auto()
+    READY = enum.auto()
+    RUNNING = enum.auto()
+    DONE = enum.auto()
+
+
+class Barrier:
+    """Calls `then` once `wait_for` commands are done; used by what must not be answered before them."""
+
+    __slots__ = ("_left", "_then")
+
+    def __init__(self, commands: Sequence[Command], then: Callable[[], None]) -> None:
+        self._left = len(commands)
+        self._then = then
+        for command in commands:
+            command.barriers.append(self)
+        if not commands:
+            then()
+
+    def arrive(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._then()
+
+
+@dataclass(slots=True)
+class ReadyToTransfer:
+    """One R2T that is out."""
+
+    ttt: int
+    offset: int
+    length: int
+    received: int = 0
+    data_sn: int = 0
+
+
+def private_buffers(length: int) -> Sequence[memoryview]:
+    """Room for data-in that outlives the receive batch: what a worker reads, or what goes out in several PDUs."""
+    return (memoryview(bytearray(length)),)
+
+
+class Command:
+    """A SCSI command that could not be answered at once."""
+
+    __slots__ = (
+        "barriers",
+        "borrows",
+        "charged",
+        "counted",
+        "expected",
+        "itt",
+        "lease",
+        "next_offset",
+        "r2t_sn",
+        "r2ts",
+        "reads",
+        "solicited",
+        "stage",
+        "task",
+        "unsolicited",
+        "unsolicited_received",
+        "unsolicited_sn",
+        "writes",
+    )
+
+    def __init__(self, itt: int, task: Task, expected: int, *, reads: bool, writes: bool, counted: bool) -> None:
+        self.itt = itt
+        self.task = task
+        self.expected = expected  # bytes of data-out, or of data-in when it only reads
+        self.reads = reads
+        self.writes = writes
+        self.counted = counted  # it took a place in the command window: not sent as immediate
+        self.stage = Stage.READY
+        self.borrows = False  # its data-out are views into the receive buffer
+        self.charged = 0  # bytes of the connection's budget it holds
+        self.lease: Any = None  # what the portal keeps for it: that receive buffer
+        self.barriers: list[Barrier] = []
+        self.unsolicited: memoryview = memoryview(b"")
+        self.unsolicited_received = 0
+        self.unsolicited_sn = 0
+        self.solicited: memoryview = memoryview(b"")
+        self.next_offset = 0  # the first byte not yet asked for
+        self.r2ts: dict[int, ReadyToTransfer] = {}
+        self.r2t_sn = 0
+
+    @property
+    def budget(self) -> int:
+        """Bytes of memory it takes, or will take, beyond what it sent unasked."""
+        return self.expected - self.unsolicited_received if self.writes else self.task.expected_in
+
+    def begin_data_out(self, immediate: memoryview, first_burst: int, *, more: bool) -> None:
+        """Start collecting; `more` says that unsolicited Data-Out PDUs follow.  Raises PeerError."""
+        if len(immediate) > min(first_burst, self.expected):
+            raise errors.PeerError("more immediate data than FirstBurstLength or the command allow")
+        room = min(first_burst, self.expected) if more else len(immediate)
+        self.unsolicited = memoryview(bytearray(room))
+        self.unsolicited[: len(immediate)] = immediate
+        self.unsolicited_received = len(immediate)
+        self.stage = Stage.UNSOLICITED
+        if not more:
+            self.end_unsolicited()
+
+    def end_unsolicited(self) -> None:
+        """The F bit came, or everything is there."""
+        self.unsolicited = self.unsolicited[: self.unsolicited_received]
+        self.next_offset = self.unsolicited_received
+        self.stage = Stage.READY if self.next_offset == self.expected else Stage.WAITING
+
+    def begin_solicited(self) -> None:
+        """The budget has room: from now on R2Ts may go out."""
+        self.solicited = memoryview(bytearray(self.expected - self.next_offset))
+        self.stage = Stage.SOLICITED
+
+    def next_r2t(self, ttt: int, max_burst: int) -> ReadyToTransfer | None:
+        """The next sequence to ask for, None when all was asked for."""
+        length = min(max_burst, self.expected - self.next_offset)
+        if not length:
+            return None
+        r2t = self.r2ts[ttt] = ReadyToTransfer(ttt, self.next_offset, length)
+        self.next_offset += length
+        return r2t
+
+    def unsolicited_place(self, data_sn: int, offset: int, length: int) -> memoryview:
+        """Where an unsolicited Data-Out's bytes belong.  Raises PeerError."""
+        start = self.unsolicited_received
+        if self.stage is not Stage.UNSOLICITED:
+            raise errors.PeerError("unsolicited data that was not announced")
+        if data_sn != self.unsolicited_sn or offset != start:
+            raise errors.PeerError("unsolicited data out of order")
+        if start + length > len(self.unsolicited):
+            raise errors.PeerError("more unsolicited data than FirstBurstLength or the command allow")
+        self.unsolicited_sn += 1
+        self.unsolicited_received += length
+        return self.unsolicited[start : start + length]
+
+    def solicited_place(self, r2t: ReadyToTransfer, data_sn: int, offset: int, length: int) -> memoryview:
+        """Where a solicited Data-Out's bytes belong.  Raises PeerError."""
+        if data_sn != r2t.data_sn or offset != r2t.offset + r2t.received:
+            raise errors.PeerError("data of an R2T out of order")
+        if r2t.received + length > r2t.length:
+            raise errors.PeerError("more data than the R2T asked for")
+        r2t.data_sn += 1
+        r2t.received += length
+        start = offset - self.unsolicited_received
+        return self.solicited[start : start + length]
+
+    def gathered(self) -> Sequence[memoryview]:
+        """The complete data-out buffer."""
+        return [piece for piece in (self.unsolicited, self.solicited) if len(piece)]
+
+    def finish(self) -> None:
+        """It is done; whoever waited for it may go on."""
+        self.stage = Stage.DONE
+        for barrier in self.barriers:
+            barrier.arrive()
+        self.barriers.clear()

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The login phase of one connection (RFC 7143 section 6.3), without sockets.
+
+| stage (CSG)            | leaves when                                        | to (NSG)                       |
+| ---------------------- | -------------------------------------------------- | ------------------------------ |
+| SECURITY_NEGOTIATION   | the initiator asks and authentication is done      | operational or full feature    |
+| OPERATIONAL_NEGOTIATION| the initiator asks                                 | full feature                   |
+| FULL_FEATURE           |                                                    |                                |
+
+An initiator may start in the operational stage when its access needs no authentication.  Who may enter is decided as
+soon as the names are known, before anything else is said: an initiator that is not let in learns nothing.
+
+Limits: text of one negotiation step, over all its PDUs, at most `MAX_TEXT_LENGTH` bytes and `MAX_PAIRS` keys.  The
+number of PDUs and the time are limited by the connection.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from target.iscsi import errors, keys, pdu
+from target.iscsi.errors import LoginRefused, LoginStatus
+
+MAX_TEXT_LENGTH = 16384
+MAX_PAIRS = 64
+PORTAL_GROUP_TAG = 1
+
+Pairs = list[tuple[str, str]]
+
+
+class Stage(enum.IntEnum):
+    """RFC 7143 11.12.3."""
+
+    SECURITY_NEGOTIATION = 0
+    OPERATIONAL_NEGOTIATION = 1
+    FULL_FEATURE = 3
+
+
+class Exchange(Protocol):
+    """One run of an authentication method."""
+
+    def step(self, pairs: Pairs) -> tuple[Pairs, bool]:
+        """Answer the initiator's keys; True when it is authenticated.  Raises LoginRefused."""
+
+
+class Authenticator(Protocol):
+    """What the security stage asks about one initiator that wants one target."""
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """What will do, by preference; "None" among them if the initiator may enter unauthenticated."""
+
+    def begin(self, method: str) -> Exchange:
+        """Start `method`, never "None"."""
+
+
+class NoAuthentication:
+    """Everybody enters as who they say they are."""
+
+    methods: Sequence[str] = ("None",)
+
+    def begin(self, method: str) -> Exchange:
+        raise errors.UsageError(f"{method} was never offered")
+
+
+class AccessPolicy(Protocol):
+    """Who may see and log in to which target."""
+
+    def allows(self, initiator: str, address: str, target: str) -> bool:
+        """Whether `initiator`, from the network address `address`, may see `target` and log in to it."""
+
+    def authenticator(self, initiator: str, target: str | None) -> Authenticator:
+        """How `initiator` proves itself to `target`; None for a discovery session."""
+
+
+class OpenAccess:
+    """Any initiator may use any target."""
+
+    def allows(self, initiator: str, address: str, target: str) -> bool:
+        return True
+
+    def authenticator(self, initiator: str, target: str | None) -> Authenticator:
+        return NoAuthentication()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A Login Request's header (RFC 7143 11.12)."""
+
+    transit: bool
+    more: bool
+    current: int
+    following: int
+    version_min: int
+    isid: bytes
+    tsih: int
+    itt: int
+    cid: int
+    cmd_sn: int
+    exp_stat_sn: int
+
+    @classmethod
+    def parse(cls, bhs: memoryview) -> Request:
+        _, flags, _, version_min, _, isid_tsih, itt, cid, cmd_sn, exp_stat_sn = pdu.REQUEST.unpack(bhs)
+        return cls(
+            transit=bool(flags & pdu.LOGIN_TRANSIT),
+            more=bool(flags & pdu.TEXT_CONTINUE),
+            current=flags >> 2 & 3,
+            following=flags & 3,
+            version_min=version_min,
+            isid=(isid_tsih >> 16).to_bytes(6, "big"),
+            tsih=isid_tsih & 0xFFFF,
+            itt=itt,
+            cid=cid >> 16,
+            cmd_sn=cmd_sn,
+            exp_stat_sn=exp_stat_sn,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to put into the Login Response; `done` when the full feature phase begins."""
+
+    flags: int
+    text: bytes
+    done: bool
+
+
+@dataclass(slots=True)
+class Login:
+    """The target's side of one login; `handle` takes each request."""
+
+    targets: Container[str]
+    policy: AccessPolicy
+    address: str  # the initiator's
+    ours: keys.Parameters = keys.OURS
+
+    initiator: str = ""
+    alias: str = ""
+    target: str | None = None  # None in a discovery session
+    discovery: bool = False
+    isid: bytes = b""
+    cid: int = 0
+    agreed: keys.Parameters = field(default_factory=keys.Parameters)
+
+    _stage: Stage | None = None
+    _itt: int = 0
+    _text: bytearray = field(default_factory=bytearray)
+    _authenticator: Authenticator = field(default_factory=NoAuthentication)
+    _exchange: Exchange | None = None
+    _authenticated: bool = False
+    _declared: bool = False
+
+    def handle(self, request: Request, data: bytes) -> Answer:
+        """Take one Login Request with its data segment.
+
+        Raises LoginRefused with the status to answer; PeerError for text that cannot be parsed.
+        """
+        stage = self._check_stage(request)
+        self._text += data
+        if len(self._text) > MAX_TEXT_LENGTH:
+            raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"more than {MAX_TEXT_LENGTH} bytes of text")
+        if request.more:
+            return Answer(stage << 2, b"", done=False)
+        pairs = keys.parse(bytes(self._text))
+        self._text.clear()
+        if len(pairs) > MAX_PAIRS:
+            raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"more than {MAX_PAIRS} keys at once")
+        answers: Pairs = []
+        if not self.initiator:
+            self._identify(dict(pairs), request)
+            if not self.discovery:
+                answers.append(("TargetPortalGroupTag", str(PORTAL_GROUP_TAG)))
+        self._authenticate(stage, pairs, answers)
+        self.agreed, negotiated = keys.negotiate(self._operational(pairs), self.agreed, self.ours)
+        answers += negotiated
+        if stage is Stage.OPERATIONAL_NEGOTIATION and not self._declared:
+            self._declared = True
+            answers.append(("MaxRecvDataSegmentLength", str(self.ours.max_recv_data_segment_length)))
+        return self._advance(stage, request, answers)
+
+    def _check_stage(self, request: Request) -> Stage:
+        if request.version_min > 0:
+            raise LoginRefused(LoginStatus.UNSUPPORTED_VERSION, f"iSCSI version {request.version_min} asked for")
+        if request.current not in (Stage.SECURITY_NEGOTIATION, Stage.OPERATIONAL_NEGOTIATION):
+            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "no such login stage")
+        if request.transit and (request.more or request.following <= request.current or request.following == 2):
+            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "an impossible stage transition")
+        stage = Stage(request.current)
+        if self._stage is None:
+            self.isid, self.cid, self._itt, self._stage = request.isid, request.cid, request.itt, stage
+            if request.tsih:
+                # One connection per session (MaxConnections=1), and with recovery level 0 none to take over.
+                raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a second connection for a session")
+        elif stage is not self._stage or (request.isid, request.itt) != (self.isid, self._itt):
+            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "stage or identity changed in the middle of a login")
+        return stage
+
+    def _identify(self, pairs: dict[str, str], request: Request) -> None:
+        """The names of the first request (RFC 7143 6.3.1), and whether they may enter."""
+        initiator = pairs.get("InitiatorName")
+        if initiator is None:
+            raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no InitiatorName")
+        if not keys.is_name(initiator):
+            raise LoginRefused(LoginStatus.INITIATOR_ERROR, "InitiatorName is not an iSCSI name")
+        self.initiator = initiator
+        self.alias = pairs.get("InitiatorAlias", "")[: keys.MAX_VALUE_LENGTH]
+        kind = pairs.get("SessionType", "Normal")
+        if kind not in ("Normal", "Discovery"):
+            raise LoginRefused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, "unknown SessionType")
+        self.discovery = kind == "Discovery"
+        if not self.discovery:
+            target = pairs.get("TargetName")
+            if target is None:
+                raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no TargetName")
+            if target not in self.targets:
+                raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {target[: keys.MAX_NAME_LENGTH]!r}")
+            if not self.policy.allows(initiator, self.address, target):
+                raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may not use {target}")
+            self.target = target
+        self._authenticator = self.policy.authenticator(initiator, self.target)
+        if request.current == Stage.OPERATIONAL_NEGOTIATION:
+            self._skip_authentication()
+
+    def _skip_authentication(self) -> None:
+        if "None" not in self._authenticator.methods:
+            raise LoginRefused(LoginStatus.AUTHENTICATION_FAILURE, "authentication is required")
+        self._authenticated = True
+
+    def _authenticate(self, stage: Stage, pairs: Pairs, answers: Pairs) -> None:
+        """The security stage's part of one step (RFC 7143 12)."""
+        offered = dict(pairs).get("AuthMethod")
+        if stage is not Stage.SECURITY_NEGOTIATION:
+            if offered is not None:
+                raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "AuthMethod outside the security stage")
+            return
+        if offered is not None:
+            if self._exchange is not None or self._authenticated:
+                raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "AuthMethod offered twice")
+            offers = offered.split(",")
+            method = next((method for method in self._authenticator.methods if method in offers), None)
+            if method is None:
+                raise LoginRefused(LoginStatus.AUTHENTICATION_FAILURE, "no AuthMethod both sides would use")
+            answers.append(("AuthMethod", method))
+            if method == "None":
+                self._authenticated = True
+            else:
+                self._exchange = self._authenticator.begin(method)
+        elif self._exchange is not None:
+            spoken, self._authenticated = self._exchange.step([pair for pair in pairs if pair[0] not in keys.TABLE])
+            answers += spoken
+            if self._authenticated:
+                self._exchange = None
+
+    def _operational(self, pairs: Pairs) -> Pairs:
+        """The pairs that are not the authentication method's own (CHAP_A and the like, RFC 7143 12.1)."""
+        methods = tuple(f"{method}_" for method in self._authenticator.methods)
+        return [pair for pair in pairs if not pair[0].startswith(methods)]
+
+    def _advance(self, stage: Stage, request: Request, answers: Pairs) -> Answer:
+        text = keys.serialise(answers)
+        if not request.transit:
+            return Answer(stage << 2, text, done=False)
+        if not self._authenticated:
+            if self._exchange is not None:
+                # It asks too early; staying in the stage tells it so (RFC 7143 6.3.2).
+                return Answer(stage << 2, text, done=False)
+            self._skip_authentication()
+        self._stage = Stage(request.following)
+        flags = pdu.LOGIN_TRANSIT | stage << 2 | request.following
+        return Answer(flags, text, done=self._stage is Stage.FULL_FEATURE)

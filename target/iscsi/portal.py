@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The iSCSI portal: listens, moves bytes between sockets and connections, and blocked commands to workers and back.
+
+One thread runs one event loop on epoll for all sessions.  Per round and readable socket: one `recv_into` of up to a
+mebibyte, every complete PDU in it handled, everything there is to say sent with one gathering `sendmsg`.  The loop
+never waits for a disk (the device server raises WouldBlock, workers.py goes on) nor for a slow peer (a session that
+does not take its answers is not read from until it does).
+
+Receive buffers and arenas come from pools, and a session holds one only while something of it lies there: an idle
+session costs a few kilobytes.
+
+A daemon that serves should run `tune_interpreter` once everything is set up: it takes what exists out of the garbage
+collector's sight and makes it rarer, since a command leaves no reference cycles behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from target.iscsi import keys, login, pdu
+from target.iscsi.command import Barrier, Command
+from target.iscsi.connection import Connection, Limits, State
+from target.iscsi.errors import LoginRefused, LoginStatus
+from target.iscsi.output import ArenaPool, Output
+from target.iscsi.workers import Job, Workers
+
+log = logging.getLogger(__name__)
+
+RECEIVE_LENGTH: Final = 1 << 20
+IOV_MAX: Final = 1024
+TICK_SECONDS: Final = 1.0
+LOGIN_CONNECTIONS: Final = 64
+"""Connections that may be logging in at once: they cost memory before anyone knows who they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session, for status displays.  `since` is in seconds of time.time()."""
+
+    tsih: int
+    initiator: str
+    alias: str
+    address: str
+    target: str | None  # None: a discovery session
+    since: float
+    bytes_read: int
+    bytes_written: int
+    commands: int
+    outstanding: int
+
+
+class ReceiveBuffer:
+    """A buffer, and how many blocked commands have data in it."""
+
+    __slots__ = ("holders", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(RECEIVE_LENGTH))
+        self.holders = 0
+
+
+class Channel:
+    """A socket with its connection, its unhandled bytes and its jobs."""
+
+    __slots__ = ("active", "buffer", "connection", "fill", "mask", "opened", "output", "pending", "sock")
+
+    def __init__(self, sock: socket.socket, connection: Connection, output: Output) -> None:
+        self.sock = sock
+        self.connection = connection
+        self.output = output
+        self.buffer: ReceiveBuffer | None = None
+        self.fill = 0  # bytes in it that were not handled
+        self.mask = select.EPOLLIN
+        self.pending: deque[list[Command]] = deque()  # jobs not yet with the workers
+        self.active = 0  # jobs with the workers
+        self.opened = time.time()
+
+
+def tune_interpreter() -> None:
+    """Make the garbage collector fit for a server: see the module's docstring."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+
+
+class Portal:
+    """An iSCSI portal that listens from the moment it exists, and serves from `start` or `run` on.
+
+    `targets` maps target names to device servers, and is looked into at every login: it may change at any time.
+    Raises OSError when `host` and `port` (0: any free one) cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        targets: Mapping[str, Any],
+        *,
+        policy: login.AccessPolicy | None = None,
+        parameters: keys.Parameters = keys.OURS,
+        limits: Limits | None = None,
+        workers: int = 8,
+        max_connections: int = 256,
+    ) -> None:
+        self.targets = targets
+        self.policy = policy or login.OpenAccess()
+        self.parameters = parameters
+        self.limits = limits or Limits()
+        self._max_connections = max_connections
+        self._listener = socket.create_server((host, port), family=_family(host, port), backlog=128)
+        self._listener.setblocking(False)
+        name = self._listener.getsockname()
+        self.address: tuple[str, int] = (name[0], name[1])
+        self._workers = Workers(workers)
+        self._session_jobs = max(1, workers // 2)
+        self._channels: dict[int, Channel] = {}
+        self._by_connection: dict[Connection, Channel] = {}
+        self._arenas = ArenaPool()
+        self._buffers: list[ReceiveBuffer] = []
+        self._dirty: set[Channel] = set()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._next_tsih = 1
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._workers.wake_fd, select.EPOLLIN)
+
+    # -- for the daemon, from any thread -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Serve from a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="iscsi-portal", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Serve on the calling thread until `close` is called from another one."""
+        try:
+            self._loop()
+        finally:
+            for channel in list(self._channels.values()):
+                self._drop(channel)
+            self._workers.close()
+            self._finish_results()
+            self._epoll.close()
+            self._listener.close()
+            self._done.set()
+
+    def close(self, drain_seconds: float = 5.0) -> None:
+        """Stop: take no more logins, ask the initiators to log out, end what is left after `drain_seconds`.
+
+        Returns when no command runs any more.  May be called twice.
+        """
+        if self._done.is_set():
+            return
+        if self._thread is None and not self._channels and not self._stopping:
+            self._stopping = True
+            with contextlib.suppress(OSError):
+                self._workers.wake()
+            # Perhaps `run` is about to be called, or was never: either way the loop would end at once.
+            self.run()
+            return
+        deadline = time.monotonic() + drain_seconds
+        self._call(lambda: self._begin_close(drain_seconds))
+        while time.monotonic() < deadline and any(
+            c.connection.nexus is not None for c in list(self._channels.values())
+        ):
+            if self._done.wait(0.02):
+                break
+        self._call(self._stop)
+        self._done.wait()
+        if self._thread is not None:
+            self._thread.join()
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions logged in now."""
+        found: list[SessionInfo] = []
+        for channel in list(self._channels.values()):
+            connection = channel.connection
+            if connection.state is State.LOGIN:
+                continue
+            found.append(
+                SessionInfo(
+                    tsih=connection.tsih,
+                    initiator=connection.login.initiator,
+                    alias=connection.login.alias,
+                    address=connection.address,
+                    target=connection.login.target,
+                    since=channel.opened,
+                    bytes_read=connection.bytes_out,
+                    bytes_written=connection.bytes_in,
+                    commands=connection.commands_done,
+                    outstanding=connection.outstanding,
+                )
+            )
+        return found
+
+    def async_event(
+        self, tsih: int, event: pdu.AsyncEvent, code: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
+        """Send an asynchronous message to a session, if it is still there."""
+        self._call(lambda: self._send_async(tsih, event, code, parameters))
+
+    def end_session(self, tsih: int) -> None:
+        """Drop a session; its initiator will probably log in again."""
+        self._call(lambda: self._end_sessions(lambda connection: connection.tsih == tsih))
+
+    def end_sessions_of(self, target: str) -> None:
+        """Drop all sessions on `target`: to be called when it was taken out of `targets`."""
+        self._call(lambda: self._end_sessions(lambda connection: connection.login.target == target))
+
+    def _call(self, action: Callable[[], None]) -> None:
+        self._calls.append(action)
+        with contextlib.suppress(OSError):  # the loop ended, and its eventfd with it
+            self._workers.wake()
+
+    # -- for connections (connection.Host) -----------------------------------------------------------------------
+
+    def reinstate(self, connection: Connection) -> list[Command]:
+        waits_for: list[Command] = []
+        mine = connection.login
+        for channel in list(self._channels.values()):
+            other = channel.connection
+            if (
+                other is not connection
+                and other.state is not State.LOGIN
+                and (other.login.initiator, other.login.isid, other.login.target)
+                == (mine.initiator, mine.isid, mine.target)
+            ):
+                log.info("%s: session replaced by a new login", mine.initiator)
+                waits_for += other.running
+                self._drop(channel)
+        return waits_for
+
+    def open_session(self, connection: Connection) -> tuple[int, Any]:
+        mine = connection.login
+        nexus = None
+        if mine.target is not None:
+            server = self.targets.get(mine.target)
+            if server is None:
+                raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
+            nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex())
+        used = {channel.connection.tsih for channel in self._channels.values()}
+        while self._next_tsih in used or not self._next_tsih:
+            self._next_tsih = self._next_tsih + 1 & 0xFFFF
+        tsih = self._next_tsih
+        self._next_tsih = self._next_tsih + 1 & 0xFFFF
+        return tsih, nexus
+
+    def neighbours(self, connection: Connection) -> Iterable[Connection]:
+        return [
+            channel.connection
+            for channel in self._channels.values()
+            if channel.connection.nexus is not None and channel.connection.login.target == connection.login.target
+        ]
+
+    def has_output(self, connection: Connection) -> None:
+        channel = self._by_connection.get(connection)
+        if channel is not None:
+            self._dirty.add(channel)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        channels = self._channels
+        workers = self._workers
+        listener_fd = self._listener.fileno()
+        wake_fd = workers.wake_fd
+        poll = self._epoll.poll
+        monotonic = time.monotonic
+        next_tick = monotonic() + TICK_SECONDS
+        while not self._stopping:
+            workers.sleeping = True
+            busy = workers.results or self._calls or self._dirty
+            events = poll(0 if busy else max(0.0, next_tick - monotonic()))
+            workers.sleeping = False
+            now = monotonic()
+            for fd, event in events:
+                channel = channels.get(fd)
+                if channel is not None:
+                    if event & ~select.EPOLLOUT:
+                        self._readable(channel, now)
+                    if event & select.EPOLLOUT:
+                        self._flush(channel)
+                elif fd == wake_fd:
+                    workers.drain_wakeups()
+                elif fd == listener_fd:
+                    self._accept(now)
+            if workers.results:
+                self._finish_results()
+            while self._calls:
+                self._calls.popleft()()
+            while self._dirty:
+                self._flush(self._dirty.pop())
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick(now)
+
+    def _accept(self, now: float) -> None:
+        try:
+            sock, peer = self._listener.accept()
+        except OSError as error:  # gone again, or no file descriptors: neither must end the others' service
+            log.warning("a connection could not be accepted: %s", error)
+            return
+        logging_in = sum(channel.connection.state is State.LOGIN for channel in self._channels.values())
+        if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:
+            log.warning("%s: too many connections, refused", peer[0])
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        local = sock.getsockname()
+        host = f"[{local[0]}]" if ":" in local[0] else local[0]
+        output = Output(self._arenas)
+        connection = Connection(self, output, peer[0], f"{host}:{local[1]}", now)
+        channel = Channel(sock, connection, output)
+        self._channels[sock.fileno()] = channel
+        self._by_connection[connection] = channel
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _readable(self, channel: Channel, now: float) -> None:
+        connection = channel.connection
+        buffer = channel.buffer
+        if buffer is None:
+            buffer = channel.buffer = self._buffers.pop() if self._buffers else ReceiveBuffer()
+        room = buffer.view[channel.fill :] if channel.fill else buffer.view
+        direct = connection.direct
+        try:
+            if len(direct):
+                length = channel.sock.recvmsg_into([direct, room])[0]
+            else:
+                length = channel.sock.recv_into(room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.info("%s: %s", connection.login.initiator or connection.address, error)
+            length = 0
+        if not length:
+            self._drop(channel)
+            return
+        if len(direct):
+            placed = min(length, len(direct))
+            connection.received_direct(placed, now)
+            length -= placed
+        channel.fill += length
+        self._handle(channel, now)
+
+    def _handle(self, channel: Channel, now: float) -> None:
+        """Handle what lies in the receive buffer, and send what there is to say."""
+        connection = channel.connection
+        buffer = channel.buffer
+        if buffer is not None:
+            handled = connection.receive(buffer.view, channel.fill, now) if channel.fill else 0
+            if connection.blocked:
+                self._dispatch(channel, buffer)
+            rest = channel.fill - handled
+            channel.fill = rest
+            if buffer.holders:
+                # Commands that wait for a worker have their data in this buffer: it is theirs until they are done.
+                channel.buffer = None
+                if rest:
+                    channel.buffer = self._buffers.pop() if self._buffers else ReceiveBuffer()
+                    channel.buffer.view[:rest] = buffer.view[handled : handled + rest]
+            elif not rest:
+                channel.buffer = None
+                self._buffers.append(buffer)
+            elif handled:
+                buffer.view[:rest] = buffer.view[handled : handled + rest]
+        self._flush(channel)
+
+    def _flush(self, channel: Channel) -> None:
+        """Send what can be sent; then decide what to wait for."""
+        output = channel.output
+        connection = channel.connection
+        if channel.sock.fileno() < 0:
+            return
+        was_congested = not channel.mask & select.EPOLLIN
+        waiting = len(output)
+        while waiting:
+            try:
+                sent = channel.sock.sendmsg(output.gather(IOV_MAX))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                log.info("%s: %s", connection.login.initiator or connection.address, error)
+                self._drop(channel)
+                return
+            output.sent(sent)
+            waiting = len(output)
+        if not waiting:
+            output.release()
+            if connection.state is State.CLOSING:
+                self._drop(channel)
+                return
+            mask = select.EPOLLIN
+        else:
+            mask = select.EPOLLOUT
+            if not connection.congested and connection.state is not State.CLOSING:
+                mask |= select.EPOLLIN
+        if mask != channel.mask:
+            channel.mask = mask
+            self._epoll.modify(channel.sock.fileno(), mask)
+            if was_congested and mask & select.EPOLLIN:
+                if channel.pending:
+                    self._submit(channel)
+                if channel.fill:
+                    self._handle(channel, time.monotonic())
+
+    def _drop(self, channel: Channel) -> None:
+        """Close a channel; its nexus goes when its last command is done."""
+        fd = channel.sock.fileno()
+        if fd < 0:
+            return
+        connection = channel.connection
+        connection.close()
+        del self._channels[fd], self._by_connection[connection]
+        self._dirty.discard(channel)
+        self._epoll.unregister(fd)
+        channel.sock.close()
+        while channel.pending:
+            for command in channel.pending.popleft():
+                self._finish_command(channel, command)
+        target = connection.login.target
+        nexus = connection.nexus
+        if nexus is not None and target is not None:
+            server = self.targets.get(target)
+            log.info("%s logged out of %s", connection.login.initiator, target)
+            if server is not None:
+                Barrier(connection.running, lambda: server.close_nexus(nexus))
+
+    def _tick(self, now: float) -> None:
+        for channel in list(self._channels.values()):
+            channel.connection.tick(now)
+            if channel.connection.finished and not channel.connection.lingers(now):
+                self._drop(channel)
+            elif len(channel.output) or channel.connection.finished:
+                self._flush(channel)
+
+    # -- blocked commands ----------------------------------------------------------------------------------------
+
+    def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
+        """Make jobs of a batch's blocked commands: writes of one LUN together, since they share a commit; the rest
+        spread over the workers, since they wait for the disk each by itself."""
+        blocked = channel.connection.blocked
+        writes: dict[int, list[Command]] = {}
+        others: list[Command] = []
+        for command in blocked:
+            if command.borrows:
+                command.lease = buffer
+                buffer.holders += 1
+            if command.writes:
+                writes.setdefault(command.task.lun, []).append(command)
+            else:
+                others.append(command)
+        blocked.clear()
+        channel.pending.extend(writes.values())
+        share = -(-len(others) // self._session_jobs) or 1
+        channel.pending.extend(others[start : start + share] for start in range(0, len(others), share))
+        self._submit(channel)
+
+    def _submit(self, channel: Channel) -> None:
+        """Hand jobs to the workers, never so many that no worker is left for other sessions, nor answers for nobody."""
+        while channel.pending and channel.active < self._session_jobs and not channel.connection.congested:
+            channel.active += 1
+            self._workers.submit(Job(channel, channel.connection.nexus, channel.pending.popleft()))
+
+    def _finish_results(self) -> None:
+        results = self._workers.results
+        while results:
+            channel, command, last = results.popleft()
+            self._finish_command(channel, command)
+            if last:
+                channel.active -= 1
+                if channel.pending:
+                    self._submit(channel)
+            self._dirty.add(channel)
+
+    def _finish_command(self, channel: Channel, command: Command) -> None:
+        buffer = command.lease
+        if buffer is not None:
+            command.lease = None
+            buffer.holders -= 1
+            if not buffer.holders and channel.buffer is not buffer:
+                self._buffers.append(buffer)
+        connection = channel.connection
+        connection.complete(command)
+        if connection.blocked:  # nothing today, but a completion may set another command going
+            self._dispatch(channel, channel.buffer or ReceiveBuffer())
+
+    # -- on behalf of other threads ------------------------------------------------------------------------------
+
+    def _begin_close(self, seconds: float) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self._epoll.unregister(self._listener.fileno())
+        for channel in self._channels.values():
+            channel.connection.request_logout(max(1, int(seconds)))
+            self._dirty.add(channel)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _send_async(self, tsih: int, event: pdu.AsyncEvent, code: int, parameters: tuple[int, int, int]) -> None:
+        for channel in self._channels.values():
+            if channel.connection.tsih == tsih:
+                channel.connection.async_event(event, code, parameters)
+                self._dirty.add(channel)
+
+    def _end_sessions(self, which: Callable[[Connection], bool]) -> None:
+        for channel in list(self._channels.values()):
+            if channel.connection.state is not State.LOGIN and which(channel.connection):
+                self._drop(channel)
+
+
+def _family(host: str, port: int) -> socket.AddressFamily:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
