@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls through which stores touch files, gathered in one object that can be replaced.
+
+Every change a store makes to a file goes through a `StorageIO`, so that a layer put in its place can inject errors, or
+record the calls in order and replay what a power cut could have left.  `SYSTEM` makes the plain calls.
+
+Stores into a memory-mapped file are the one change that is not a call.  Whoever maps a file says which pages it is about
+to store into with `reserve` and makes the stores durable with `sync_map`, so a recorder finds them between the two.
+
+Python's `mmap.flush` keeps the interpreter lock while `msync` waits for the disk, which stops every thread (measured:
+1 tick of another thread's 1 ms clock in 144 ms).  On Linux `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and a
+page dirtied through a shared mapping is found by `fdatasync` just the same, so `sync_map` is an `fdatasync`: it releases
+the lock, and it covers all touched pages with one flush of the disk's cache however far apart they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+IOV_MAX = os.sysconf("SC_IOV_MAX")
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What a file system says when there is no room: full, over quota, or over its (or the process's) largest file size."""
+
+
+class StorageIO:
+    """The plain system calls; all raise OSError.  Offsets and lengths are bytes."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        """`open(2)`, creating included; the descriptor is not inherited by child processes."""
+        return os.open(path, flags, mode)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        return os.preadv(fd, buffers, offset, flags)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+        return os.pwritev(fd, buffers, offset)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def reserve(self, fd: int, offset: int, length: int) -> None:
+        """Give the range its space on disk, its content unchanged: a store into a mapped hole of a full file system would
+        end the process with SIGBUS."""
+        os.posix_fallocate(fd, offset, length)
+
+    def map(self, fd: int, length: int) -> mmap.mmap:
+        """Map the first `length` bytes of a file, shared, for reading and writing."""
+        return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def sync_map(self, fd: int) -> None:
+        """Make every store into the mapped file durable; see the module's docstring."""
+        os.fdatasync(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.replace(new)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def fsync_directory(self, path: Path) -> None:
+        """Make the names in directory `path` durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+SYSTEM = StorageIO()
+
+
+def write_all(io: StorageIO, fd: int, buffers: Sequence[memoryview | bytes], offset: int, length: int) -> None:
+    """Write all `length` bytes of a scatter list at `offset`, however often the kernel stops short.  Raises OSError."""
+    done = io.pwritev(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset)
+    total = done
+    rest: list[memoryview] = []
+    while total < length:
+        rest = _after(rest or [memoryview(buffer) for buffer in buffers], done)
+        done = io.pwritev(fd, rest[:IOV_MAX], offset + total)
+        total += done
+
+
+def read_all(io: StorageIO, fd: int, buffers: Sequence[memoryview], offset: int, length: int, flags: int = 0) -> int:
+    """Fill a scatter list of `length` bytes from `offset`; returns the bytes read, fewer only at the end of the file, or
+    where `flags` has RWF_NOWAIT and the rest would have to be waited for.  Raises OSError."""
+    done = io.preadv(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset, flags)
+    total = done
+    rest: list[memoryview] = []
+    while total < length and done:
+        rest = _after(rest or list(buffers), done)
+        done = io.preadv(fd, rest[:IOV_MAX], offset + total, flags)
+        total += done
+    return total
+
+
+def _after(buffers: list[memoryview], skip: int) -> list[memoryview]:
+    """The scatter list without its first `skip` bytes."""
+    index = 0
+    while skip >= len(buffers[index]):
+        skip -= len(buffers[index])
+        index += 1
+    return [buffers[index][skip:], *buffers[index + 1 :]]

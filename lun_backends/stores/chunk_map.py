@@ -1,0 +1,473 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chunk map: which blocks of a write-once LUN are written and where they are, in a memory-mapped sparse file.
+
+| bytes                      | what                                                                                      |
+| -------------------------- | ----------------------------------------------------------------------------------------- |
+| 0 and 4096                 | two copies of the superblock: `_SUPERBLOCK`, its CRC32C, zeroes up to 4096                |
+| 8192                       | `slots`: a little-endian u64 per chunk, the chunk's place in the chunk file; 0 = none     |
+| then, page-aligned         | `written`: one bit per block, bit `n & 7` of byte `n >> 3`                                |
+| then, page-aligned         | `checksums`: a little-endian u32 per chunk, CRC32C of a fully written chunk; 0 = none     |
+
+A block is written if its chunk has a slot and its bit is set.  What the map guarantees, and what it asks of its owner:
+
+* Any mixture of old and new map pages reads as blocks that are blank or were stored whole, *if* the owner stores words only
+  after the data they speak of is durable, and calls `clean` and `sync` before the first `publish` of a chunk that `is_stale`.
+  Such a chunk carries what an interrupted commit left: bits or a checksum without a slot (which would come to life with
+  the slot), or a checksum without all its bits (which would accuse the data that fills them later).
+* A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not, so
+  "none recorded" means unverifiable, never damaged.
+* A page is stored into only after `reserve` gave it disk space (SIGBUS otherwise), and read only if `present` has its page of
+  slots: lookups in untouched regions cost no memory, however large the map.
+* Superblocks are written one after the other with the same generation, the damaged or older one first, each made durable, so
+  that the loss of either never takes the map back to an earlier state (an invalid snapshot must stay invalid).
+* One owner: the file is locked (`flock`) while open.
+
+Reads need no lock: words are stored whole and the slot before the bits.  Stores come from one thread at a time.  A disk that
+fails to *read* a map page raises SIGBUS, as with any mapped file: the process ends, and the map is as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import crc32c
+import pyroaring
+
+from lun_backends import block_device, storage_io
+
+PAGE = 4096
+SLOTS_PER_PAGE = PAGE // 8
+CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
+"""4 KiB to 1 MiB."""
+REASON_MAX = 1024
+"""Bytes of UTF-8 kept of the reason for a state."""
+
+_MAGIC = b"WOLUNMAP"
+_VERSION = 1
+# magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
+_SUPERBLOCK = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
+_CRC = struct.Struct("<I")
+_SUPERBLOCKS = (0, PAGE)
+
+
+class StoreError(block_device.BlockDeviceError):
+    """A store cannot be created or opened."""
+
+
+@dataclass(eq=False)
+class StoreDamaged(StoreError):
+    """The file at `path` is not what it must be: `field` says in what, `found` how, `remedy` what to do about it."""
+
+    path: Path
+    field: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.field}: {self.found}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class StoreLocked(StoreError):
+    """Another process, or another part of this one, has the store open."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is in use by another owner; stop the other daemon, or give this one its own state directory"
+        )
+
+
+@dataclass(eq=False)
+class StoreMissing(StoreError):
+    """There is no file at `path`."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.path} does not exist; restore the file, or delete the snapshot it belongs to"
+
+
+@dataclass(eq=False)
+class StoreUnavailable(StoreError):
+    """The file at `path` cannot be made, opened or mapped, for the reason the system gave."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class State(enum.IntEnum):
+    """Where a snapshot's write-once LUN is in its life; the volume decides, the map remembers."""
+
+    EMPTY = 0  # created, not yet taken into use
+    ACTIVE = 1  # takes pre-images
+    COMPLETE = 2  # a newer snapshot takes the pre-images now
+    INVALID = 3  # given up; must not be read any more
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """What the map is, and its state."""
+
+    snapshot: uuid.UUID
+    volume: uuid.UUID
+    size: int  # bytes of the LUN
+    block_size: int
+    chunk_size: int
+    state: State = State.EMPTY
+    reason: str = ""
+    generation: int = 1
+
+    def pack(self) -> bytes:
+        """The `PAGE` bytes of one copy."""
+        reason = self.reason.encode()[:REASON_MAX].decode(errors="ignore").encode()
+        body = _SUPERBLOCK.pack(
+            _MAGIC, _VERSION, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
+            self.block_size, self.chunk_size, len(reason), reason,
+        )  # fmt: skip
+        return (body + _CRC.pack(crc32c.crc32c(body))).ljust(PAGE, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the arrays of a map are; all in bytes but `chunks`."""
+
+    chunks: int
+    slots: int
+    written: int
+    checksums: int
+    length: int
+
+    @classmethod
+    def of(cls, superblock: Superblock) -> Layout:
+        """The layout that follows from the geometry."""
+        chunks = -(-superblock.size // superblock.chunk_size)
+        blocks = chunks * (superblock.chunk_size // superblock.block_size)
+        slots = 2 * PAGE
+        written = _page_up(slots + chunks * 8)
+        checksums = _page_up(written + -(-blocks // 8))
+        return cls(chunks, slots, written, checksums, _page_up(checksums + chunks * 4))
+
+
+class ChunkMap:
+    """An open map; made by `create` and `open`.  Offsets into the LUN are chunk numbers, blocks are bits of a chunk's mask
+    (bit 0 is the chunk's first block)."""
+
+    def __init__(
+        self, path: Path, fd: int, io: storage_io.StorageIO, superblock: Superblock, damaged: int | None
+    ) -> None:
+        self.path = path
+        self.superblock = superblock
+        self.layout = layout = Layout.of(superblock)
+        self.chunks = layout.chunks
+        self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
+        self.damaged_superblock = damaged  # 0 or 1 while that copy is unreadable; the next state write repairs it
+        self._io = io
+        self._fd = fd
+        try:
+            self._map = io.map(fd, layout.length)
+        except (OSError, ValueError, OverflowError) as error:
+            raise StoreUnavailable(path, f"cannot be mapped ({layout.length} bytes): {error}") from error
+        view = memoryview(self._map)
+        self._slots = view[layout.slots : layout.slots + layout.chunks * 8].cast("Q")
+        self._written = view[layout.written : layout.checksums]
+        self._checksums = view[layout.checksums : layout.checksums + layout.chunks * 4].cast("I")
+        self._views = (self._slots, self._written, self._checksums, view)
+        # Chunks of less than eight blocks (4 KiB to 16 KiB of 4096-byte blocks) share a byte of bits.
+        self._shift = self.blocks_per_chunk.bit_length() - 1
+        self._width = self.blocks_per_chunk >> 3
+        self._low = (1 << self.blocks_per_chunk) - 1
+        self.present = self._find_present()
+        self._reserved = pyroaring.BitMap()
+
+    @classmethod
+    def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
+        """Make a new, empty map and open it.  Raises StoreUnavailable, SpaceExhausted, ValueError (geometry)."""
+        if problem := _geometry_problem(superblock):
+            raise ValueError(problem)
+        layout = Layout.of(superblock)
+        with opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            try:
+                _lock(fd, path)
+                page = superblock.pack()
+                for offset in _SUPERBLOCKS:
+                    storage_io.write_all(io, fd, [page], offset, PAGE)
+                io.ftruncate(fd, layout.length)
+                io.fdatasync(fd)
+                io.fsync_directory(path.parent)
+                return cls(path, fd, io, superblock, None)
+            except (OSError, block_device.BlockDeviceError) as error:
+                io.unlink(path)
+                if not isinstance(error, OSError):
+                    raise
+                if error.errno == errno.EFBIG:
+                    text = f"the file system cannot hold a sparse file of {layout.length} bytes; use larger chunks"
+                    raise StoreUnavailable(path, text) from error
+                if error.errno in storage_io.NO_SPACE:
+                    raise block_device.SpaceExhausted(0) from error
+                raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+
+    @classmethod
+    def open(cls, path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
+        """Open an existing map.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
+        with opened(io, path, os.O_RDWR) as fd:
+            _lock(fd, path)
+            try:
+                superblock, damaged = _read_superblocks(io, fd, path)
+                found = os.fstat(fd).st_size
+            except OSError as error:
+                raise StoreUnavailable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+            if (want := Layout.of(superblock).length) != found:
+                what = f"is {found} bytes long, must be {want}"
+                raise StoreDamaged(path, "file size", what, "restore the file from a backup, or delete the snapshot")
+            return cls(path, fd, io, superblock, damaged)
+
+    # -- lookups
+
+    def slot(self, chunk: int) -> int:
+        """The chunk's slot, 0 if it has none."""
+        return self._slots[chunk] if chunk >> 9 in self.present else 0
+
+    def written(self, chunk: int) -> int:
+        """The mask of the chunk's written blocks; 0 if it has no slot."""
+        return self.bits(chunk) if chunk >> 9 in self.present and self._slots[chunk] else 0
+
+    def bits(self, chunk: int) -> int:
+        """The mask of the chunk's bits, slot or not."""
+        if width := self._width:
+            start = chunk * width
+            return int.from_bytes(self._written[start : start + width], "little")
+        bit = chunk << self._shift
+        return self._written[bit >> 3] >> (bit & 7) & self._low
+
+    def checksum(self, chunk: int) -> int:
+        """The recorded checksum, 0 if none."""
+        return self._checksums[chunk]
+
+    def full_mask(self, chunk: int) -> int:
+        """The mask of a fully written chunk (the LUN's last chunk may be short)."""
+        if chunk < self.chunks - 1:
+            return self._low
+        blocks = self.superblock.size // self.superblock.block_size
+        return (1 << (blocks - chunk * self.blocks_per_chunk)) - 1
+
+    def next_page(self, page: int) -> int | None:
+        """The first page of slots at or after `page` that may hold any, found without touching the map."""
+        try:
+            return self.present.next_set_bit(page)
+        except ValueError:  # none from there on
+            return None
+
+    def page_slots(self, page: int) -> list[int]:
+        """The slots of the up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
+        return self._slots[page * SLOTS_PER_PAGE : (page + 1) * SLOTS_PER_PAGE].tolist()
+
+    def raw_slots(self, page: int, pages: int) -> memoryview:
+        """The words of `pages` pages of slots, unread; the caller releases it before `close`."""
+        return self._slots[page * SLOTS_PER_PAGE : (page + pages) * SLOTS_PER_PAGE]
+
+    # -- stores
+
+    def reserve(self, chunk: int) -> None:
+        """Give the three pages that hold the chunk's words their space on disk.  Raises OSError."""
+        layout = self.layout
+        reserved = self._reserved
+        for offset in (
+            layout.written + ((chunk << self._shift) >> 3),
+            layout.checksums + chunk * 4,
+            layout.slots + chunk * 8,  # last: `present` promises that all three are there
+        ):
+            page = offset >> 12
+            if page not in reserved:
+                self._io.reserve(self._fd, page << 12, PAGE)
+                reserved.add(page)
+        self.present.add(chunk >> 9)
+
+    def is_stale(self, chunk: int) -> bool:
+        """An interrupted commit left words of this chunk that must be cleaned before it is published to."""
+        if self._slots[chunk]:
+            return self._checksums[chunk] != 0 and self.bits(chunk) != self.full_mask(chunk)
+        return self._checksums[chunk] != 0 or self.bits(chunk) != 0
+
+    def clean(self, chunk: int) -> None:
+        """Zero what `is_stale` found; `sync` before the next `publish` of the chunk."""
+        self._checksums[chunk] = 0
+        if not self._slots[chunk]:
+            self._store_bits(chunk, 0)
+
+    def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
+        """Make the blocks of `mask` written at `slot`; their data is already as durable as it must be.  `checksum` (as
+        computed) is that of the whole chunk, and only given when `mask` is all of it.  Returns all bits now set."""
+        if mask == self._low and self._width:  # the common case, a whole chunk at once
+            bits = mask
+        else:
+            bits = self.bits(chunk) | mask
+        self._slots[chunk] = slot
+        if checksum:
+            self._checksums[chunk] = checksum
+        self._store_bits(chunk, bits)
+        return bits
+
+    def retract(self, chunk: int, mask: int) -> None:
+        """Take blocks back whose publication could not be made durable; the slot stays and is not used again."""
+        self._checksums[chunk] = 0
+        self._store_bits(chunk, self.bits(chunk) & ~mask)
+
+    def record_checksum(self, chunk: int, checksum: int) -> None:
+        """Record the checksum of a chunk whose last bits were published without one."""
+        self._checksums[chunk] = checksum
+
+    def _store_bits(self, chunk: int, mask: int) -> None:
+        if width := self._width:
+            start = chunk * width
+            self._written[start : start + width] = mask.to_bytes(width, "little")
+            return
+        bit = chunk << self._shift
+        shift = bit & 7
+        self._written[bit >> 3] = self._written[bit >> 3] & ~(self._low << shift) | mask << shift
+
+    def sync(self) -> None:
+        """Make all stores durable.  Raises OSError; what is durable is then unknown."""
+        self._io.sync_map(self._fd)
+
+    def set_state(self, state: State, reason: str = "") -> None:
+        """Record the state in both superblocks, durable before this returns.  Raises OSError."""
+        new = replace(self.superblock, state=state, reason=reason, generation=self.superblock.generation + 1)
+        page = new.pack()
+        for copy in (1, 0) if self.damaged_superblock == 1 else (0, 1):
+            storage_io.write_all(self._io, self._fd, [page], _SUPERBLOCKS[copy], PAGE)
+            self._io.fdatasync(self._fd)
+        self.superblock = new
+        self.damaged_superblock = None
+
+    def disk_bytes(self) -> int:
+        """What the file takes on disk."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Unmap, unlock and close; nothing may use the map any more."""
+        for view in self._views:
+            view.release()
+        self._map.close()
+        self._io.close(self._fd)
+
+    def _find_present(self) -> pyroaring.BitMap:
+        """The pages of slots that are not holes, asked of the file system: no page is read."""
+        found = pyroaring.BitMap()
+        layout = self.layout
+        offset = layout.slots
+        while offset < layout.written:
+            try:
+                data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data up to the end of the file
+                    break
+                raise
+            if data >= layout.written:
+                break
+            offset = os.lseek(self._fd, data, os.SEEK_HOLE)
+            # A file system with larger blocks reports more than was stored: harmless, there are zeroes.
+            found.add_range(
+                (data - layout.slots) // PAGE, (min(_page_up(offset), layout.written) - layout.slots) // PAGE
+            )
+        return found
+
+
+@contextlib.contextmanager
+def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
+    """Open a store's file; closed again if the body raises.  Raises StoreMissing, StoreUnavailable."""
+    try:
+        fd = io.open(path, flags)
+    except FileNotFoundError as error:
+        raise StoreMissing(path) from error
+    except OSError as error:
+        raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+    try:
+        yield fd
+    except BaseException:
+        io.close(fd)
+        raise
+
+
+def _page_up(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StoreLocked(path) from error
+
+
+def _geometry_problem(superblock: Superblock) -> str | None:
+    if superblock.block_size not in (512, 4096):
+        return f"block size is {superblock.block_size}, must be 512 or 4096"
+    if superblock.chunk_size not in CHUNK_SIZES:
+        return f"chunk size is {superblock.chunk_size}, must be a power of two from 4096 to 1048576"
+    if superblock.size <= 0 or superblock.size % superblock.block_size:
+        return (
+            f"virtual size is {superblock.size}, must be a positive multiple of the block size {superblock.block_size}"
+        )
+    return None
+
+
+def _read_superblocks(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
+    """The newest good copy, and which copy is damaged or behind, if any."""
+    good: list[tuple[int, Superblock]] = []
+    problems: list[tuple[str, str, str]] = []
+    for copy, offset in enumerate(_SUPERBLOCKS):
+        try:
+            good.append((copy, _unpack(io, fd, path, offset)))
+        except StoreDamaged as damage:
+            problems.append((damage.field, damage.found, damage.remedy))
+    if not good:
+        field, found, remedy = problems[0]
+        raise StoreDamaged(path, field, found + " (in the second copy, too)", remedy)
+    newest = max(good, key=lambda entry: entry[1].generation)
+    for copy in range(2):
+        if (copy, newest[1]) not in good:
+            return newest[1], copy
+    return newest[1], None
+
+
+def _unpack(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
+    """Read and check one copy.  Raises StoreDamaged, OSError."""
+    restore = "restore the file from a backup, or delete the snapshot"
+    page = bytearray(PAGE)
+    if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
+        raise StoreDamaged(path, "superblock", "the file ends within it", restore)
+    magic, version, state, generation, snapshot, volume, size, block_size, chunk_size, reason_length, reason = (
+        _SUPERBLOCK.unpack_from(page)
+    )
+    if magic != _MAGIC:
+        raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", restore)
+    # A later format may have its CRC elsewhere, so the version is looked at first.
+    if version != _VERSION:
+        upgrade = "use the version of wolun that wrote it"
+        raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
+    (crc,) = _CRC.unpack_from(page, _SUPERBLOCK.size)
+    if crc != crc32c.crc32c(memoryview(page)[: _SUPERBLOCK.size]):
+        raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", restore)
+    if state not in list(State):
+        raise StoreDamaged(path, "state", f"{state} is unknown", restore)
+    superblock = Superblock(
+        uuid.UUID(bytes=snapshot), uuid.UUID(bytes=volume), size, block_size, chunk_size,
+        State(state), reason[:reason_length].decode(errors="replace"), generation,
+    )  # fmt: skip
+    if problem := _geometry_problem(superblock):
+        raise StoreDamaged(path, "geometry", problem, restore)
+    return superblock

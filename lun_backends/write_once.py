@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A write-once LUN: every block takes one write; a second one is refused, and so is a read of a block never written.
+
+* All or nothing per command: if any block of a write's range is written, nothing of the range is stored, and BlockWritten
+  names the first such block.  BlankBlock likewise for reads.
+* BlockWritten promises that the earlier data is as durable as the store makes it (`Durability`): a write that meets one still
+  being committed waits for the end of that commit, and then is refused or, had it failed, stored.
+* A reader never sees a block as written before its data can be read.
+* Once `invalidate` returned, now and after every restart, reads and writes raise SnapshotInvalid.
+
+`put_many` and `prepare_writes`-like callers get one commit for many ranges; every call is safe from any thread, and `close`
+waits for the running ones.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, NoReturn
+
+from lun_backends import block_device, storage_io
+from lun_backends.stores import chunk_map, thin
+
+EXTENTS_AT_ONCE = 512
+"""Extents `extents` collects before it hands them on, so that `close` need not wait for a slow consumer."""
+
+
+class WriteOnce(block_device.BlockDevice):
+    """The write-once rule over a thin store, which it owns; made by `create` and `open`, or around an open store."""
+
+    write_once: ClassVar[bool] = True
+
+    def __init__(self, store: thin.ThinStore) -> None:
+        self.store = store
+        self.uuid = store.snapshot
+        self.volume_uuid = store.volume
+        self.size = store.size
+        self.block_size = store.block_size
+        self.chunk_size = store.chunk_size
+        self._shift = store.block_size.bit_length() - 1
+        self._blocks = store.size >> self._shift
+        self._running: list[
+            None
+        ] = []  # one entry per call under way; append and pop are atomic, which a counter is not
+        self._closed = False
+        self._invalid: str | None = store.reason if store.state is chunk_map.State.INVALID else None
+        self._stopped = self._invalid is not None  # closed or invalid: one test per call
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        snapshot: uuid.UUID,
+        volume: uuid.UUID,
+        size: int,
+        block_size: int,
+        chunk_size: int = 65536,
+        durability: thin.Durability = thin.Durability.POWER_LOSS,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+    ) -> WriteOnce:
+        """Make an empty write-once LUN in the files `path`.map and `path`.chunks.  Raises as `ThinStore.create`."""
+        return cls(
+            thin.ThinStore.create(
+                path, snapshot=snapshot, volume=volume, size=size, block_size=block_size, chunk_size=chunk_size,
+                durability=durability, io=io,
+            )
+        )  # fmt: skip
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        durability: thin.Durability = thin.Durability.POWER_LOSS,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+    ) -> WriteOnce:
+        """Open an existing one.  Raises as `ThinStore.open`; an invalid one opens, to say so on every read and write."""
+        return cls(thin.ThinStore.open(path, durability=durability, io=io))
+
+    # -- the contract
+
+    def readv(self, offset: int, buffers: block_device.Buffers, *, nowait: bool = False) -> None:
+        first = offset >> self._shift
+        count = (len(buffers[0]) if len(buffers) == 1 else block_device.total_length(buffers)) >> self._shift
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            if first + count > self._blocks:
+                raise block_device.OutOfRange(max(first, self._blocks))
+            if count:
+                self.store.read(first, count, buffers, nowait=nowait)
+        finally:
+            self._running.pop()
+
+    def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        if nowait:
+            raise block_device.WouldBlock
+        self._write(offset, block_device.total_length(buffers), buffers, fua)
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        if discard:
+            raise block_device.NotSupported("discarding")
+        self._write(offset, length, None, fua)
+
+    def put_many(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> list[block_device.BlockWritten | None]:
+        """Write each (byte offset, buffers) of `requests`, all with one commit; one result per request, in order: None if it
+        is stored and as durable as `writev` makes it, or the BlockWritten that refused it (also durable).
+
+        A request is pulled only when the data of those before it is stored, so its buffers may be used again.  (A request
+        that meets blocks being committed, by others or by this call, costs a commit of its own.)
+
+        Raises OutOfRange, SpaceExhausted, MediumError, SnapshotInvalid, and whatever pulling a request raises, always after
+        the requests before it were committed: they stay written, and a second attempt is told so.  A MediumError of a commit
+        itself means that nothing since the commit before it is written.
+        """
+        store = self.store
+        results: list[block_device.BlockWritten | None] = []
+        batch = thin.Batch()
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            try:
+                for offset, buffers in requests:
+                    if self._stopped:
+                        self._refuse()
+                    try:
+                        self._put(batch, offset, block_device.total_length(buffers), buffers)
+                    except block_device.BlockWritten as written:
+                        results.append(written.with_traceback(None))
+                    else:
+                        results.append(None)
+            finally:
+                store.commit(batch)
+        finally:
+            self._running.pop()
+        return results
+
+    def flush(self) -> None:
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            self.store.flush()
+        finally:
+            self._running.pop()
+
+    def extents(self, offset: int, length: int) -> Iterator[block_device.Extent]:
+        first, count = offset >> self._shift, length >> self._shift
+        end = first + count
+        if end > self._blocks:
+            raise block_device.OutOfRange(max(first, self._blocks))
+        while first < end:
+            found = []
+            self._running.append(None)
+            try:
+                if self._stopped:
+                    self._refuse()
+                for start, blocks, written in self.store.extents(first, end - first):
+                    kind = block_device.ExtentKind.DATA if written else block_device.ExtentKind.BLANK
+                    found.append(block_device.Extent(start << self._shift, blocks << self._shift, kind))
+                    first = start + blocks
+                    if len(found) == EXTENTS_AT_ONCE:
+                        break
+            finally:
+                self._running.pop()
+            yield from found
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = self._stopped = True
+        while (
+            self._running
+        ):  # calls that began before; rare and short, so looking is cheaper than telling on every call
+            time.sleep(0.0005)
+        self.store.close()
+
+    # -- what a snapshot needs beside it
+
+    @property
+    def state(self) -> chunk_map.State:
+        """Where it is in its life; kept by the volume."""
+        return self.store.state
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is invalid, None if it is not."""
+        return self._invalid
+
+    @property
+    def syncs(self) -> thin.Syncs:
+        """How often stable storage was waited for."""
+        return self.store.syncs
+
+    def set_state(self, state: chunk_map.State) -> None:
+        """Record a state other than INVALID, durable before this returns.  Raises MediumError, SnapshotInvalid, DeviceClosed."""
+        if state is chunk_map.State.INVALID:
+            raise ValueError("an invalid snapshot needs a reason: use invalidate")
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            self.store.set_state(state)
+        finally:
+            self._running.pop()
+
+    def invalidate(self, reason: str) -> None:
+        """Give the snapshot up for ever: durable before this returns, and no read or write that begins later succeeds.
+        Raises MediumError if it cannot be recorded; it is refused in this process all the same.  DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            if self._invalid is None:
+                self._invalid = reason
+                self._stopped = True
+            self.store.set_state(chunk_map.State.INVALID, self._invalid)
+        finally:
+            self._running.pop()
+
+    def used_bytes(self) -> int:
+        """What it takes on disk, map included.  Raises DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            return self.store.used_bytes()
+        finally:
+            self._running.pop()
+
+    def written_bytes(self) -> int:
+        """How much of it is written.  Raises DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            return self.store.written_bytes()
+        finally:
+            self._running.pop()
+
+    def verify(self) -> Iterator[thin.ChunkReport]:
+        """Read all that is written and compare it with the checksums recorded; one report per chunk, in order of address.
+        Raises SnapshotInvalid, DeviceClosed between two of them."""
+        chunk = 0
+        chunks = -(-self.size // self.chunk_size)
+        while chunk < chunks:
+            self._running.append(None)
+            try:
+                if self._stopped:
+                    self._refuse()
+                report = next(self.store.verify(chunk, chunks), None)
+            finally:
+                self._running.pop()
+            if report is None:
+                return
+            yield report
+            chunk = report.offset // self.chunk_size + 1
+
+    # -- inside
+
+    def _write(self, offset: int, length: int, buffers: block_device.Buffers | None, fua: bool) -> None:
+        batch = thin.Batch()
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            self._put(batch, offset, length, buffers)
+            self.store.commit(batch)
+            if fua:
+                self.store.flush()
+        finally:
+            self._running.pop()
+
+    def _put(self, batch: thin.Batch, offset: int, length: int, buffers: block_device.Buffers | None) -> None:
+        first, count = offset >> self._shift, length >> self._shift
+        if first + count > self._blocks:
+            raise block_device.OutOfRange(max(first, self._blocks))
+        if count:
+            self.store.put(batch, first, count, buffers)
+
+    def _refuse(self) -> NoReturn:
+        self._refuse_if_closed()
+        raise block_device.SnapshotInvalid(self._invalid or "")
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise block_device.DeviceClosed
