@@ -100,9 +100,9 @@ def create(path: Path, size: int) -> None:
 
 
 class Flat(block_device.BlockDevice):
-    """The file or block device at `path`; `direct` goes past the page cache.  One owner: the file is locked.
+    """The file or block device at `path`; `direct` goes past the page cache, `size` (bytes) leaves the rest unused.
 
-    Raises CannotOpen.
+    One owner: the file is locked.  Raises CannotOpen.
     """
 
     def __init__(
@@ -112,6 +112,7 @@ class Flat(block_device.BlockDevice):
         block_size: int = 512,
         direct: bool = False,
         read_only: bool = False,
+        size: int | None = None,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> None:
         self.path = path
@@ -120,10 +121,12 @@ class Flat(block_device.BlockDevice):
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         descriptor = self._open()
         self._is_file = stat.S_ISREG(os.fstat(descriptor.fd).st_mode)
-        size = os.lseek(descriptor.fd, 0, os.SEEK_END)
-        self.size = size - size % block_size
+        actual = os.lseek(descriptor.fd, 0, os.SEEK_END)
+        self.size = actual - actual % block_size if size is None else size
         if not self.size:
             raise CannotOpen(path, f"it is smaller than one block of {block_size} bytes", "give it a size first")
+        if actual < self.size:
+            raise CannotOpen(path, f"it has {actual} bytes, not {self.size}", "restore what was cut off")
         self._descriptor = descriptor
         # The flags of a nowait read; None where there is no way to know that a read will not wait.
         self._nowait_flags = self._probe_nowait()

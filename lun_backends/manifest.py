@@ -25,18 +25,12 @@ from typing import Annotated, Literal
 import pydantic
 
 from lun_backends import block_device, storage_io
+from lun_backends.stores.thin import Durability
 
 _FILE = "volume.json"
 _NEW = "volume.json.new"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 NAME_RULE = "1 to 64 letters, digits, '.', '_', '+' or '-', the first one a letter or a digit"
-
-
-class Durability(enum.Enum):
-    """What a commit survives (rule 1)."""
-
-    POWER_LOSS = "power-loss"
-    PROCESS_CRASH = "process-crash"
 
 
 class SnapshotState(enum.Enum):
@@ -78,6 +72,12 @@ def _check_power_of_two(value: int) -> int:
     return value
 
 
+def _check_block_size(value: int) -> int:
+    if value not in (512, 4096):
+        raise ValueError("must be 512 or 4096")
+    return value
+
+
 _Name = Annotated[str, pydantic.AfterValidator(_check_name)]
 _PowerOfTwo = Annotated[int, pydantic.AfterValidator(_check_power_of_two)]
 _CONFIG = pydantic.ConfigDict(extra="forbid")
@@ -111,7 +111,7 @@ class Manifest:
     created_at: pydantic.AwareDatetime
     primary: PrimaryRecord
     size: Annotated[int, pydantic.Field(gt=0)]
-    block_size: Literal[512, 4096]
+    block_size: Annotated[int, pydantic.AfterValidator(_check_block_size)]
     chunk_size: Annotated[_PowerOfTwo, pydantic.Field(ge=4096, le=1 << 20)]
     durability: Durability = Durability.POWER_LOSS
     snapshots: tuple[SnapshotRecord, ...] = ()
@@ -150,12 +150,25 @@ def load(directory: Path) -> Manifest:
     try:
         return _TYPE.validate_json(text, strict=False)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field, reason = _first(error)
         remedy = "restore the file from a backup of the state directory"
         if field == "format":
             remedy = "use the version of wolun that wrote it"
-        raise ManifestError(path, field, first["msg"], remedy) from error
+        raise ManifestError(path, field, reason, remedy) from error
+
+
+def first_problem(error: ValueError) -> str:
+    """What a Manifest that could not be made was refused for, in one phrase."""
+    if isinstance(error, pydantic.ValidationError):
+        field, reason = _first(error)
+        return f"{field}: {reason}" if field else reason
+    return str(error)
+
+
+def _first(error: pydantic.ValidationError) -> tuple[str, str]:
+    """(field, what is wrong with it) of the first of the problems."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 
 
 def exists(directory: Path) -> bool:

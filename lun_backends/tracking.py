@@ -52,10 +52,9 @@ class Tracker:
         """Whether every chunk from `first` to `last`, both included, is known preserved."""
         return bool(self.known.contains_range(first, last + 1))
 
-    def missing(self, first: int, last: int) -> Iterator[int]:
-        """The chunks from `first` to `last`, both included, that are not known preserved, in order."""
-        known = self.known
-        return (chunk for chunk in range(first, last + 1) if chunk not in known)
+    def count(self, first: int, end: int) -> int:
+        """How many of the chunks from `first` up to but without `end` are known preserved."""
+        return int(self.known.range_cardinality(first, end))
 
     def add(self, chunk: int) -> None:
         """One more chunk is preserved."""

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in a volume's chain for a snapshot whose files are missing or damaged.
+
+Everything asked of it answers SnapshotInvalid.  So do the views of all older snapshots where they need it - what it
+held is lost to them too - and nothing ever reads around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, NoReturn
+
+from lun_backends import block_device
+from lun_backends.block_device import Buffers, Extent
+
+
+class LostDevice(block_device.BlockDevice):
+    """A write-once device of which only size and `reason` are known."""
+
+    write_once: ClassVar[bool] = True
+
+    def __init__(self, size: int, block_size: int, reason: str) -> None:
+        self.size = size
+        self.block_size = block_size
+        self.reason = reason
+
+    def used_bytes(self) -> int:
+        """Nothing that anyone could count."""
+        return 0
+
+    def written_bytes(self) -> int:
+        """Nothing that could be read."""
+        return 0
+
+    def _refuse(self) -> NoReturn:
+        raise block_device.SnapshotInvalid(self.reason)
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        self._refuse()
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        self._refuse()
+
+    def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        self._refuse()
+
+    def flush(self) -> None:
+        """Nothing is ever waiting."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self._refuse()
+
+    def close(self) -> None:
+        """There is nothing to release."""

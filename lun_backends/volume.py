@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A volume: a primary with its ordered snapshots, and what happens to them.
+
+    <directory>/volume.json             the manifest
+    <directory>/snapshots/<uuid>.map    a snapshot's write-once device: its chunk map
+    <directory>/snapshots/<uuid>.chunks and its chunks
+
+The primary lies wherever the manifest says.  A crash at any point leaves the volume as it was before or after a
+change, because the manifest is the change:
+
+| change          | before the manifest is replaced                  | after                                                |
+| --------------- | ------------------------------------------------ | ---------------------------------------------------- |
+| create snapshot | make the files; hold writes; flush the primary   | extend the chain, arm copy-on-write; release         |
+| delete, oldest  | -                                                | shorten the chain, wait for its readers, drop files  |
+| delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
+|                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
+
+Files that no manifest names are leftovers of such a crash and are removed at open, when their names say that they are
+ours.  A snapshot whose files cannot be opened stays in the list, invalid, and every view that would need it fails.
+
+Each snapshot method runs on its caller's thread and waits for disks; changes queue behind each other.  Whoever serves a
+snapshot's devices withdraws them before deleting it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lun_backends import (
+    block_device,
+    copy_on_write,
+    flat,
+    lost_device,
+    manifest,
+    move_down,
+    snapshot_view,
+    storage_io,
+    tracking,
+    write_once,
+)
+from lun_backends.block_device import Extent, ExtentKind
+from lun_backends.manifest import SnapshotState
+from lun_backends.stores import thin
+from lun_backends.stores.thin import Durability
+
+DEFAULT_CHUNK_SIZE = 65536
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks)")
+_EXPORT_STEP = 1 << 20  # bytes read at a time by an export
+
+
+@dataclass(eq=False)
+class VolumeError(block_device.BlockDeviceError):
+    """Something asked of volume `volume` cannot be done; `reason` says why, `remedy` what to do."""
+
+    volume: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.volume}: {self.reason}; {self.remedy}"
+
+
+class BadName(VolumeError):
+    """The name may not be used."""
+
+
+class SnapshotExists(VolumeError):
+    """There is a snapshot of that name already."""
+
+
+class NoSuchSnapshot(VolumeError):
+    """There is no snapshot of that name."""
+
+
+class SnapshotFailed(VolumeError):
+    """The snapshot was not taken; the volume is as before."""
+
+
+class DeletionStopped(VolumeError):
+    """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """One snapshot of an open volume; lives until it is deleted or the volume is closed."""
+
+    name: str
+    uuid: uuid.UUID
+    taken_at: datetime.datetime
+    write_once: write_once.WriteOnce | lost_device.LostDevice
+    view: snapshot_view.SnapshotView
+    deleting: bool = False
+    held_seconds: float | None = None  # how long writes were held to take it, if this process did
+
+    @property
+    def state(self) -> SnapshotState:
+        """`active`, `deleting` or `invalid`."""
+        if self.deleting:
+            return SnapshotState.DELETING
+        return SnapshotState.INVALID if self.reason else SnapshotState.ACTIVE
+
+    @property
+    def reason(self) -> str:
+        """Why it is invalid; empty if it is not."""
+        return self.write_once.reason or ""
+
+    @property
+    def used_bytes(self) -> int:
+        """What it takes on disk."""
+        return self.write_once.used_bytes()
+
+    @property
+    def preserved_bytes(self) -> int:
+        """How much of the volume is preserved in it."""
+        return self.write_once.written_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPiece:
+    """`length` bytes from `offset` on: `data`, or None for a hole.  The data is valid until the next piece is asked for."""
+
+    offset: int
+    length: int
+    data: memoryview | None
+
+
+class Volume:
+    """An open volume; made by `create` and `open`.  One owner: primary and maps are locked."""
+
+    def __init__(self, directory: Path, record: manifest.Manifest, io: storage_io.StorageIO) -> None:
+        """Not to be called: use `create` or `open`."""
+        self.directory = directory
+        self.name = record.name
+        self.uuid = record.uuid
+        self.chunk_size = record.chunk_size
+        self.durability = record.durability
+        self.primary = flat.Flat(
+            record.primary.path, block_size=record.block_size, direct=record.primary.direct, size=record.size, io=io
+        )
+        self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size)
+        self.snapshots: tuple[Snapshot, ...] = ()
+        self.leftovers_removed: tuple[Path, ...] = ()
+        self._manifest = record
+        self._io = io
+        self._chain = snapshot_view.Chain()
+        self._changing = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        name: str,
+        primary: Path,
+        *,
+        size: int | None = None,
+        block_size: int = 512,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        direct: bool = False,
+        durability: Durability = Durability.POWER_LOSS,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+    ) -> Volume:
+        """Make a volume in `directory` (made if missing) and open it.  With `size` (bytes) the primary is made, sparse,
+        unless there is a file or device of at least that size; without, the primary is taken as it is.
+
+        Raises VolumeError, BadName, flat.CannotOpen, ManifestError.
+        """
+        if not manifest.valid_name(name):
+            raise BadName(name, "this is no name for a volume", f"a name is {manifest.NAME_RULE}")
+        if manifest.exists(directory):
+            raise VolumeError(name, f"there is a volume in {directory} already", "open it, or give another directory")
+        try:
+            (directory / "snapshots").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VolumeError(
+                name, f"cannot make {directory}: {error.strerror}", "check path and permissions"
+            ) from error
+        if size is not None and not primary.exists():
+            flat.create(primary, size)
+        with contextlib.closing(flat.Flat(primary, block_size=block_size, direct=direct)) as device:
+            actual = device.size
+        if size is not None and actual < size:
+            raise VolumeError(name, f"{primary} has {actual} bytes, fewer than {size}", "give the size it has")
+        try:
+            record = manifest.Manifest(
+                name=name,
+                uuid=uuid.uuid4(),
+                created_at=manifest.now(),
+                primary=manifest.PrimaryRecord(path=primary.absolute(), direct=direct),
+                size=actual if size is None else size,
+                block_size=block_size,
+                chunk_size=chunk_size,
+                durability=durability,
+            )
+        except ValueError as error:  # pydantic's ValidationError is one
+            raise VolumeError(name, manifest.first_problem(error), "correct it and create the volume again") from error
+        volume = cls(directory, record, io)
+        try:
+            volume._store(record)
+        except OSError as error:
+            volume.close()
+            raise VolumeError(name, f"cannot write the manifest: {error.strerror}", "check the file system") from error
+        return volume
+
+    @classmethod
+    def open(cls, directory: Path, *, io: storage_io.StorageIO = storage_io.SYSTEM) -> Volume:
+        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen."""
+        volume = cls(directory, manifest.load(directory), io)
+        try:
+            volume._open_snapshots()
+        except BaseException:
+            volume.close()
+            raise
+        return volume
+
+    def close(self) -> None:
+        """Drain, flush and release everything.  Closing twice is allowed."""
+        with self._changing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self.device.close()
+                self._chain.replace(())
+                self.primary.close()
+            finally:
+                for snapshot in self.snapshots:
+                    snapshot.write_once.close()
+
+    # Snapshots ------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The snapshot of that name.  Raises NoSuchSnapshot."""
+        for snapshot in self.snapshots:
+            if snapshot.name == name:
+                return snapshot
+        known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
+        raise NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {known}")
+
+    def create_snapshot(self, name: str) -> Snapshot:
+        """Take a snapshot (rule 7).  Raises BadName, SnapshotExists, SnapshotFailed."""
+        with self._changing:
+            self._check_open()
+            if not manifest.valid_name(name):
+                raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {manifest.NAME_RULE}")
+            if any(snapshot.name == name for snapshot in self.snapshots):
+                raise SnapshotExists(
+                    self.name, f"there is a snapshot {name!r} already", "use another name, or delete it"
+                )
+            record = manifest.SnapshotRecord(name=name, uuid=uuid.uuid4(), taken_at=manifest.now())
+            try:
+                device = write_once.WriteOnce.create(
+                    self._path(record.uuid),
+                    snapshot=record.uuid,
+                    volume=self.uuid,
+                    size=self.device.size,
+                    block_size=self.device.block_size,
+                    chunk_size=self.chunk_size,
+                    durability=self.durability,
+                    io=self._io,
+                )
+            except block_device.BlockDeviceError as error:
+                raise SnapshotFailed(
+                    self.name, f"no snapshot was taken: {error}", "free space and try again"
+                ) from error
+            try:
+                return self._take(record, device)
+            except (OSError, block_device.BlockDeviceError) as error:
+                self._untake(device, record.uuid)
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise SnapshotFailed(self.name, f"no snapshot was taken: {reason}", "check the disk") from error
+
+    def _take(self, record: manifest.SnapshotRecord, device: write_once.WriteOnce) -> Snapshot:
+        """The barrier; all that can be done before is done before."""
+        synced = self.durability is Durability.POWER_LOSS
+        if synced:
+            self.primary.flush()  # so that the flush inside finds little to do
+        began = time.perf_counter()
+        with self.device.hold():
+            if synced:
+                self.primary.flush()
+            record = dataclasses.replace(record, taken_at=manifest.now())
+            self._store(
+                dataclasses.replace(
+                    self._manifest, snapshots=(*self._manifest.snapshots, record), epoch=self._manifest.epoch + 1
+                )
+            )
+            self._chain.append(device)
+            self.device.arm(device)
+        snapshot = self._snapshot(record, device)
+        snapshot.held_seconds = time.perf_counter() - began
+        self.snapshots = (*self.snapshots, snapshot)
+        return snapshot
+
+    def _untake(self, device: write_once.WriteOnce, identity: uuid.UUID) -> None:
+        """Make sure that a snapshot that was not taken cannot come up at the next open: its manifest may be durable
+        although storing it failed.  Without files it would be listed as invalid, never as good."""
+        with contextlib.suppress(block_device.BlockDeviceError):
+            device.close()
+        with contextlib.suppress(block_device.BlockDeviceError):
+            thin.ThinStore.remove(self._path(identity), self._io)
+        with contextlib.suppress(OSError):
+            manifest.store(self.directory, self._manifest, self._io)
+
+    def delete_snapshot(
+        self,
+        name: str,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Delete a snapshot.  The oldest goes at once; any other first moves its chunks to the next older one, which
+        calls `progress` with (bytes done, bytes in all) and stops when `cancelled` says so.
+
+        Raises NoSuchSnapshot, DeletionStopped, VolumeError.
+        """
+        with self._changing:
+            self._check_open()
+            self._delete(self.snapshot(name), progress, cancelled)
+
+    def resume_deletions(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Go on with what a crash or a cancellation left `deleting`; as `delete_snapshot`."""
+        with self._changing:
+            self._check_open()
+            for snapshot in reversed(self.snapshots):
+                if snapshot.deleting:
+                    self._delete(snapshot, progress, cancelled)
+
+    def _delete(
+        self,
+        snapshot: Snapshot,
+        progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        index = self.snapshots.index(snapshot)
+        try:
+            if index and snapshot.reason:
+                reason = f"{snapshot.name!r} is invalid, and older snapshots must not be read around it"
+                raise VolumeError(self.name, reason, "delete the older ones first")
+            if index:
+                older = self.snapshots[index - 1]
+                snapshot.view.close()
+                if not snapshot.deleting:
+                    self._mark_deleting(snapshot)
+                target = older.write_once
+                # Nothing can be read past a snapshot that is lost, so nobody would miss what does not go down to it.
+                if not isinstance(target, lost_device.LostDevice) and not move_down.move_down(
+                    snapshot.write_once, target, self.chunk_size, progress, cancelled
+                ):
+                    reason = f"deleting {snapshot.name!r} was stopped"
+                    raise DeletionStopped(self.name, reason, "delete it again to go on")
+            self._forget(snapshot)
+        except OSError as error:
+            reason = f"cannot delete {snapshot.name!r}: {error.strerror}"
+            raise VolumeError(self.name, reason, "check the disk and delete it again") from error
+
+    def _mark_deleting(self, snapshot: Snapshot) -> None:
+        """Let nothing go into `snapshot` any more, durably.
+
+        From here on it is read-only: if it was the newest, copies go to the next older active one, which must get no
+        chunk from the primary that `snapshot` has - those have changed since.  So all of them are in its tracker, and
+        a chunk that `snapshot` has in part is completed first.
+        """
+        if snapshot is not self._newest_active():
+            self._store(self._with_state(snapshot, SnapshotState.DELETING))
+            snapshot.deleting = True
+            return
+        self._complete_partial(snapshot)
+        tracker = self._tracker_of([snapshot])
+        with self.device.hold():
+            if self.device.tracker is not None:
+                tracker.add_many(self.device.tracker)
+            self._store(self._with_state(snapshot, SnapshotState.DELETING))
+            snapshot.deleting = True
+            self._arm(tracker)
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """Take it off the list, durably; then off the chain, when its last reader has ended; then its files."""
+        left = tuple(other for other in self.snapshots if other is not snapshot)
+        # Snapshots in deletion that are the oldest now have nobody to move their chunks to.
+        while left and left[0].deleting:
+            left = left[1:]
+        gone = [other for other in self.snapshots if other not in left]
+        kept = {other.uuid for other in left}
+        record = dataclasses.replace(
+            self._manifest, snapshots=tuple(each for each in self._manifest.snapshots if each.uuid in kept)
+        )
+        newest = self._newest_active()
+        if newest is None or newest in left:
+            self._store(record)
+            self.snapshots = left
+        else:
+            with self.device.hold():
+                self._store(record)
+                self.snapshots = left
+                self._arm(tracking.Tracker(self.device.chunks))
+        self._chain.replace([other.write_once for other in left])
+        for other in gone:
+            other.view.close()
+            other.write_once.close()
+            thin.ThinStore.remove(self._path(other.uuid), self._io)
+
+    def _complete_partial(self, snapshot: Snapshot) -> None:
+        """Preserve all of every chunk that the newest snapshot has in part (someone wrote to its LUN directly)."""
+        for chunk, written in move_down.chunks(snapshot.write_once, self.chunk_size):
+            length = min(self.chunk_size, self.device.size - chunk * self.chunk_size)
+            if written < length:
+                self.device.preserve(chunk * self.chunk_size, length)
+
+    def _tracker_of(self, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
+        tracker = tracking.Tracker(self.device.chunks)
+        for snapshot in snapshots:
+            tracker.add_many(chunk for chunk, _ in move_down.chunks(snapshot.write_once, self.chunk_size))
+        return tracker
+
+    def _newest_active(self) -> Snapshot | None:
+        """The snapshot that pre-images go to."""
+        for snapshot in reversed(self.snapshots):
+            if not snapshot.deleting:
+                return None if snapshot.reason else snapshot
+        return None
+
+    def _arm(self, tracker: tracking.Tracker) -> None:
+        """Point copy-on-write at the newest active snapshot; only while no write runs."""
+        newest = self._newest_active()
+        if newest is None or isinstance(newest.write_once, lost_device.LostDevice):
+            self.device.disarm()
+        else:
+            self.device.arm(newest.write_once, tracker)
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def changed_map(self, name: str, buckets: int) -> list[float]:
+        """Which parts of the volume changed since the snapshot: of `buckets` equal parts, the changed fraction of each.
+
+        Raises NoSuchSnapshot, SnapshotInvalid.
+        """
+        index = self.snapshots.index(self.snapshot(name))
+        tracker = self._tracker_of(self.snapshots[index:])
+        chunks = self.device.chunks
+        fractions = []
+        for bucket in range(buckets):
+            first = bucket * chunks // buckets
+            end = max(first + 1, (bucket + 1) * chunks // buckets)
+            fractions.append(tracker.count(first, end) / (end - first))
+        return fractions
+
+    def export(self, name: str) -> Iterator[ExportPiece]:
+        """The whole content of the snapshot's moment, in order, holes apart.  Raises NoSuchSnapshot and what reads raise."""
+        return export(self.snapshot(name).view)
+
+    # Opening and the manifest -----------------------------------------------------------------------------------------
+
+    def _open_snapshots(self) -> None:
+        self._remove_leftovers()
+        snapshots: list[Snapshot] = []
+        for record in self._manifest.snapshots:
+            device: write_once.WriteOnce | lost_device.LostDevice
+            try:
+                device = write_once.WriteOnce.open(self._path(record.uuid), durability=self.durability, io=self._io)
+            except block_device.BlockDeviceError as error:
+                device = lost_device.LostDevice(self.device.size, self.device.block_size, str(error))
+            self._chain.append(device)
+            snapshot = self._snapshot(record, device)
+            snapshot.deleting = record.state is SnapshotState.DELETING
+            snapshots.append(snapshot)
+            self.snapshots = tuple(snapshots)
+        # What moves down from newer snapshots is as good as in the armed one already; see `_mark_deleting`.
+        moving: list[Snapshot] = []
+        for snapshot in reversed(snapshots):
+            if not snapshot.deleting:
+                break
+            moving.append(snapshot)
+        self._arm(self._tracker_of(moving))
+
+    def _remove_leftovers(self) -> None:
+        """Files with the name of a snapshot's that no manifest names: a crash came before it or after its end."""
+        named = {str(record.uuid) for record in self._manifest.snapshots}
+        removed = []
+        for path in sorted((self.directory / "snapshots").glob("*")):
+            match = _FILES.fullmatch(path.name)
+            if match is not None and match[1] not in named:
+                with contextlib.suppress(OSError):  # it costs space, nothing else, and the next open tries again
+                    self._io.unlink(path)
+                    removed.append(path)
+        self.leftovers_removed = tuple(removed)
+
+    def _snapshot(
+        self, record: manifest.SnapshotRecord, device: write_once.WriteOnce | lost_device.LostDevice
+    ) -> Snapshot:
+        view = snapshot_view.SnapshotView(self.primary, self._chain, device)
+        return Snapshot(record.name, record.uuid, record.taken_at, device, view)
+
+    def _path(self, identity: uuid.UUID) -> Path:
+        return self.directory / "snapshots" / str(identity)
+
+    def _with_state(self, snapshot: Snapshot, state: SnapshotState) -> manifest.Manifest:
+        records = tuple(
+            dataclasses.replace(record, state=state) if record.uuid == snapshot.uuid else record
+            for record in self._manifest.snapshots
+        )
+        return dataclasses.replace(self._manifest, snapshots=records)
+
+    def _store(self, record: manifest.Manifest) -> None:
+        manifest.store(self.directory, record, self._io)
+        self._manifest = record
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise block_device.DeviceClosed
+
+
+def export(view: block_device.BlockDevice) -> Iterator[ExportPiece]:
+    """All of a device in pieces of at most 1 MiB of data; holes in one piece however long."""
+    whole = memoryview(bytearray(_EXPORT_STEP))
+    for extent in view.extents(0, view.size):
+        yield from _export_extent(view, extent, whole)
+
+
+def _export_extent(view: block_device.BlockDevice, extent: Extent, whole: memoryview) -> Iterator[ExportPiece]:
+    if extent.kind is ExtentKind.HOLE:
+        yield ExportPiece(extent.offset, extent.length, None)
+        return
+    end = extent.offset + extent.length
+    for offset in range(extent.offset, end, _EXPORT_STEP):
+        piece = whole[: min(_EXPORT_STEP, end - offset)]
+        view.readv(offset, [piece])
+        yield ExportPiece(offset, len(piece), piece)

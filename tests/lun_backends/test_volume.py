@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes on real files: snapshots taken, read, deleted, found again at open, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, flat, manifest, volume
+from lun_backends.manifest import SnapshotState
+from lun_backends.stores.thin import Durability
+
+CHUNK = 4096
+SIZE = 64 * CHUNK + 512
+
+
+def block(fill: int, length: int = 512) -> list[memoryview]:
+    return [memoryview(bytes([fill]) * length)]
+
+
+def read(device: block_device.BlockDevice, offset: int = 0, length: int = SIZE, nowait: bool = False) -> bytes:
+    data = bytearray(length)
+    device.readv(offset, [memoryview(data)], nowait=nowait)
+    return bytes(data)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[volume.Volume]:
+    opened = volume.Volume.create(tmp_path / "state", "vol0", tmp_path / "disk.img", size=SIZE, chunk_size=CHUNK)
+    pattern = random.Random(1).randbytes(SIZE - 8 * CHUNK)
+    opened.device.writev(0, [memoryview(pattern)])
+    yield opened
+    opened.close()
+
+
+def reopen(old: volume.Volume) -> volume.Volume:
+    old.close()
+    return volume.Volume.open(old.directory)
+
+
+def test_a_view_shows_the_moment(made: volume.Volume) -> None:
+    before = read(made.device)
+    snapshot = made.create_snapshot("monday")
+    assert snapshot.held_seconds is not None
+    assert snapshot.state is SnapshotState.ACTIVE
+    assert read(snapshot.view) == before
+    made.device.writev(CHUNK - 512, block(9, 1024))
+    made.device.write_zeroes(5 * CHUNK, 3 * CHUNK, discard=True)
+    made.device.writev(SIZE - 512, block(8))
+    assert read(snapshot.view) == before
+    assert read(snapshot.view, nowait=True) == before
+    assert read(made.device) != before
+    assert snapshot.preserved_bytes == 5 * CHUNK + 512
+    assert snapshot.used_bytes > 0
+
+
+def test_every_view_of_several_snapshots_shows_its_own_moment_also_after_reopening(made: volume.Volume) -> None:
+    rng = random.Random(2)
+    moments = {}
+    for name in ("a", "b", "c", "d"):
+        moments[name] = read(made.device)
+        made.create_snapshot(name)
+        for _ in range(8):
+            made.device.writev(rng.randrange(SIZE // 512) * 512, block(rng.randrange(256)))
+    now = read(made.device)
+    opened = made
+    for turn in range(2):
+        opened = reopen(made) if turn else made
+        assert [snapshot.name for snapshot in opened.snapshots] == list(moments)
+        assert {snapshot.name: read(snapshot.view) for snapshot in opened.snapshots} == moments
+        assert read(opened.device) == now
+    opened.device.writev(0, block(1, SIZE))
+    assert {snapshot.name: read(snapshot.view) for snapshot in opened.snapshots} == moments
+    opened.close()
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "c", "d"])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_deleting_any_snapshot_leaves_the_others_true(made: volume.Volume, victim: str, reopened: bool) -> None:
+    rng = random.Random(3)
+    moments = {}
+    for name in ("a", "b", "c", "d"):
+        moments[name] = read(made.device)
+        made.create_snapshot(name)
+        for _ in range(12):
+            made.device.writev(rng.randrange(SIZE // 512) * 512, block(rng.randrange(256)))
+    opened = reopen(made) if reopened else made
+    calls: list[tuple[int, int]] = []
+    opened.delete_snapshot(victim, progress=lambda done, total: calls.append((done, total)))
+    assert (not calls) == (victim == "a")
+    assert all(done == total for done, total in calls[-1:])
+    del moments[victim]
+    assert {snapshot.name: read(snapshot.view) for snapshot in opened.snapshots} == moments
+    for _ in range(40):
+        opened.device.writev(rng.randrange(SIZE // 512) * 512, block(rng.randrange(256)))
+    assert {snapshot.name: read(snapshot.view) for snapshot in opened.snapshots} == moments
+    files = {path.stem for path in (opened.directory / "snapshots").iterdir()}
+    assert files == {str(snapshot.uuid) for snapshot in opened.snapshots}
+    opened = reopen(opened)
+    assert {snapshot.name: read(snapshot.view) for snapshot in opened.snapshots} == moments
+    opened.close()
+
+
+def test_a_deletion_that_was_stopped_goes_on_after_reopening(made: volume.Volume) -> None:
+    before = read(made.device)
+    made.create_snapshot("old")
+    made.device.writev(0, block(1, 4 * CHUNK))
+    made.create_snapshot("new")
+    made.device.writev(2 * CHUNK, block(2, 8 * CHUNK))
+    with pytest.raises(volume.DeletionStopped):
+        made.delete_snapshot("new", cancelled=lambda: True)
+    assert made.snapshot("new").state is SnapshotState.DELETING
+    made.device.writev(10 * CHUNK, block(3, 2 * CHUNK))  # into the older one now
+    made.device.writev(6 * CHUNK, block(3, 2 * CHUNK))  # the copies of these are in the newer one
+    assert read(made.snapshot("old").view) == before
+    opened = reopen(made)
+    assert opened.snapshot("new").state is SnapshotState.DELETING
+    opened.device.writev(4 * CHUNK, block(4, 10 * CHUNK))
+    assert read(opened.snapshot("old").view) == before
+    opened.resume_deletions()
+    assert [snapshot.name for snapshot in opened.snapshots] == ["old"]
+    assert read(opened.snapshot("old").view) == before
+    opened.device.writev(0, block(5, SIZE))
+    assert read(opened.snapshot("old").view) == before
+    opened.close()
+
+
+def test_deleting_the_oldest_takes_stopped_deletions_along(made: volume.Volume) -> None:
+    made.create_snapshot("old")
+    made.create_snapshot("new")
+    made.device.writev(0, block(1, CHUNK))
+    with pytest.raises(volume.DeletionStopped):
+        made.delete_snapshot("new", cancelled=lambda: True)
+    made.delete_snapshot("old")
+    assert made.snapshots == ()
+    assert made.device.write_once_side is None
+    assert list((made.directory / "snapshots").iterdir()) == []
+
+
+def test_a_chunk_written_in_part_by_someone_else_survives_deletion_of_the_newest(made: volume.Volume) -> None:
+    before = read(made.device)
+    made.create_snapshot("old")
+    new = made.create_snapshot("new")
+    new.write_once.writev(CHUNK + 512, [memoryview(before)[CHUNK + 512 : CHUNK + 1024]])
+    made.delete_snapshot("new")
+    made.device.writev(CHUNK, block(7, CHUNK))
+    assert read(made.snapshot("old").view) == before
+
+
+def test_a_deleted_view_is_closed(made: volume.Volume) -> None:
+    view = made.create_snapshot("a").view
+    made.delete_snapshot("a")
+    with pytest.raises(block_device.DeviceClosed):
+        read(view)
+    made.device.writev(0, block(1), nowait=True)
+
+
+def test_names(made: volume.Volume) -> None:
+    made.create_snapshot("a")
+    with pytest.raises(volume.SnapshotExists, match="a"):
+        made.create_snapshot("a")
+    for bad in ("", "-a", "a b", "a@b", "a/b", "..", "é", "x" * 65, "a\n"):
+        with pytest.raises(volume.BadName):
+            made.create_snapshot(bad)
+    with pytest.raises(volume.NoSuchSnapshot, match="there are: a"):
+        made.delete_snapshot("b")
+
+
+def test_export_and_extents(made: volume.Volume) -> None:
+    before = read(made.device)
+    made.create_snapshot("a")
+    made.device.writev(0, block(1, CHUNK))
+    made.device.writev(SIZE - 3 * CHUNK - 512, block(1, CHUNK))  # was a hole
+    copy = bytearray(b"\xff" * SIZE)
+    end = holes = 0
+    for piece in made.export("a"):
+        assert piece.offset == end
+        end += piece.length
+        holes += piece.length if piece.data is None else 0
+        copy[piece.offset : end] = bytes(piece.length) if piece.data is None else piece.data
+    assert end == SIZE
+    assert copy == before
+    assert holes >= 6 * CHUNK
+
+
+def test_changed_map(made: volume.Volume) -> None:
+    made.create_snapshot("a")
+    made.device.writev(0, block(1, 8 * CHUNK))
+    made.create_snapshot("b")
+    made.device.writev(8 * CHUNK, block(1, CHUNK))
+    assert made.changed_map("a", 8)[:3] == [1.0, 1 / 8, 0.0]
+    assert made.changed_map("b", 8)[:3] == [0.0, 1 / 8, 0.0]
+    assert len(made.changed_map("b", 100)) == 100
+
+
+def test_leftovers_are_removed_and_strangers_are_not(made: volume.Volume) -> None:
+    made.create_snapshot("a")
+    snapshots = made.directory / "snapshots"
+    stranger = snapshots / "notes.txt"
+    stranger.write_text("mine")
+    leftover = snapshots / "01234567-89ab-cdef-0123-456789abcdef.map"
+    leftover.write_bytes(b"x")
+    opened = reopen(made)
+    assert opened.leftovers_removed == (leftover,)
+    assert stranger.exists()
+    assert not leftover.exists()
+    opened.close()
+
+
+def test_lost_files_make_a_snapshot_invalid_and_never_a_wrong_view(made: volume.Volume) -> None:
+    made.create_snapshot("a")
+    made.device.writev(0, block(1, CHUNK))
+    lost = made.create_snapshot("b")
+    made.device.writev(0, block(2, 2 * CHUNK))
+    made.close()
+    (made.directory / "snapshots" / f"{lost.uuid}.map").unlink()
+    opened = volume.Volume.open(made.directory)
+    assert opened.snapshot("b").state is SnapshotState.INVALID
+    for name in ("a", "b"):
+        with pytest.raises(block_device.SnapshotInvalid):
+            read(opened.snapshot(name).view)
+    opened.device.writev(0, block(3))
+    fresh = opened.create_snapshot("c")
+    now = read(opened.device)
+    opened.device.writev(0, block(4, 4 * CHUNK))
+    assert read(fresh.view) == now
+    with pytest.raises(volume.VolumeError, match="older"):
+        opened.delete_snapshot("b")
+    opened.delete_snapshot("a")
+    opened.delete_snapshot("b")
+    assert read(fresh.view) == now
+    opened.close()
+
+
+def test_one_owner(made: volume.Volume) -> None:
+    with pytest.raises(flat.CannotOpen, match="another process"):
+        volume.Volume.open(made.directory)
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_options_are_remembered(tmp_path: Path, durability: Durability) -> None:
+    made = volume.Volume.create(
+        tmp_path / "state", "v", tmp_path / "disk", size=1 << 20, block_size=4096, durability=durability
+    )
+    opened = reopen(made)
+    assert (opened.durability, opened.device.block_size, opened.device.size) == (durability, 4096, 1 << 20)
+    assert (opened.uuid, opened.name, opened.chunk_size) == (made.uuid, "v", 65536)
+    opened.close()
+
+
+def test_create_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    flat.create(disk, 1 << 20)
+    with pytest.raises(volume.BadName):
+        volume.Volume.create(tmp_path / "s", "a b", disk)
+    with pytest.raises(volume.VolumeError, match="chunk_size"):
+        volume.Volume.create(tmp_path / "s", "v", disk, chunk_size=5000)
+    with pytest.raises(volume.VolumeError, match="fewer"):
+        volume.Volume.create(tmp_path / "s", "v", disk, size=2 << 20)
+    volume.Volume.create(tmp_path / "s", "v", disk).close()
+    with pytest.raises(volume.VolumeError, match="already"):
+        volume.Volume.create(tmp_path / "s", "v", disk)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "reason"),
+    [
+        ({"format": 2}, "format", "1"),
+        ({"size": -5}, "size", "greater"),
+        ({"size": 1000}, "", "multiple"),
+        ({"block_size": 100}, "block_size", "512 or 4096"),
+        ({"chunk_size": 5000}, "chunk_size", "power of two"),
+        ({"uuid": "nonsense"}, "uuid", "UUID"),
+        ({"colour": "red"}, "colour", "nexpected"),
+        ({"snapshots": [{"name": "a"}]}, "snapshots.0.uuid", "required"),
+        ({"durability": "maybe"}, "durability", "power-loss"),
+    ],
+)
+def test_a_bad_manifest_is_refused_by_file_and_field(
+    made: volume.Volume, change: dict[str, object], field: str, reason: str
+) -> None:
+    made.close()
+    path = made.directory / "volume.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(manifest.ManifestError, match=reason) as caught:
+        volume.Volume.open(made.directory)
+    assert (caught.value.path, caught.value.field) == (path, field)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0\0\0", '{"format": 1}'])
+def test_a_damaged_manifest_is_refused(made: volume.Volume, text: str) -> None:
+    made.close()
+    (made.directory / "volume.json").write_text(text)
+    with pytest.raises(manifest.ManifestError):
+        volume.Volume.open(made.directory)
+
+
+def test_no_volume(tmp_path: Path) -> None:
+    with pytest.raises(manifest.ManifestError, match="no volume here"):
+        volume.Volume.open(tmp_path)
