@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's target objects, through rtslib-fb: TCMU devices, the iSCSI target, `tcm_loop`.
+
+Everything here may be done again over what a crashed predecessor left: objects that are there and right stay as they are,
+with the initiators' sessions on them.  What is ours is told by its name: devices are called `wolun-<owner>.<config>`,
+where the owner is derived from the target's name; other objects are never changed nor removed.
+
+rtslib is slow where it looks for things (it scans all devices of the machine for a free index, all LUNs of all targets
+for users of a device), so the index is chosen here and objects are removed from the outside in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from target.tcmu import uio
+
+if TYPE_CHECKING:
+    import rtslib_fb  # not before the kernel modules are there: importing it sets the kernel's database directory
+
+TARGET_CORE = Path("/sys/kernel/config/target/core")
+DATABASE = Path("/etc/target")  # rtslib points the kernel there when it is imported, and fails if it is missing
+MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
+
+COMMAND_TIMEOUT = 130  # seconds; more than the 120 after which an initiator gives up on a session, so that it decides
+MAX_SECTORS_BYTES = 4 << 20  # the default of 128 sectors would cut every large command into pieces of 64 KiB
+DATA_AREA_MB = 64
+QUEUE_DEPTH = 128
+
+
+class ConfigfsError(Exception):
+    """The kernel's target cannot be set up; the text says what was tried and what the kernel said."""
+
+
+@dataclass(frozen=True)
+class Initiator:
+    """Who may log in: its iSCSI name and, if it must prove who it is, CHAP user and secret (RFC 7143 9.2.1)."""
+
+    name: str
+    user: str = ""
+    secret: str = ""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the kernel's target is to look like around the LUNs."""
+
+    target: str
+    """The iSCSI name."""
+    portals: tuple[tuple[str, int], ...] = ()
+    """Addresses and TCP ports to listen on; none: no iSCSI."""
+    initiators: tuple[Initiator, ...] = ()
+    anyone: bool = False
+    """Whether initiators that are not listed may log in, too."""
+    loopback: bool = False
+    """Whether this host itself gets the LUNs, through tcm_loop."""
+
+    @property
+    def owner(self) -> str:
+        """Names what belongs to this target, across restarts."""
+        return hashlib.sha256(self.target.encode()).hexdigest()[:8]
+
+    @property
+    def loopback_wwn(self) -> str:
+        """The address of the tcm_loop target (NAA 5, LIO's OUI, and the owner)."""
+        return f"naa.5001405{self.owner}0"
+
+    def device_name(self, config: str) -> str:
+        """The name of the TCMU device that serves `config`."""
+        return f"{self.device_prefix}{config.replace('/', '.')}"
+
+    @property
+    def device_prefix(self) -> str:
+        """What the names of all our devices begin with."""
+        return f"wolun-{self.owner}."
+
+
+@contextlib.contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Turn what goes wrong inside into a ConfigfsError."""
+    from rtslib_fb import RTSLibError
+
+    try:
+        yield
+    except (RTSLibError, OSError) as error:
+        raise ConfigfsError(f"cannot {what}: {error}") from error
+
+
+def load_modules(modules: Iterable[str] = MODULES) -> None:
+    """Load the kernel modules and make what rtslib needs.  Raises ConfigfsError with what modprobe says."""
+    for module in modules:
+        if Path("/sys/module", module).exists():
+            continue
+        try:
+            done = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise ConfigfsError("modprobe is missing: install kmod") from error
+        if done.returncode:
+            raise ConfigfsError(f"cannot load the kernel module {module}: {done.stderr.strip()}")
+    if not os.path.ismount("/sys/kernel/config"):
+        mount = ["mount", "-t", "configfs", "none", "/sys/kernel/config"]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigfsError(f"cannot mount configfs: {done.stderr.strip()}")
+    try:
+        DATABASE.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigfsError(f"cannot make {DATABASE}: {error.strerror}") from error
+
+
+def create_device(name: str, config: str, *, size: int, block_size: int, serial: str) -> None:
+    """Make and enable a TCMU device of `size` bytes, which nobody serves yet.
+
+    The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`): we know that we are there.
+    """
+    from rtslib_fb import UserBackedStorageObject
+
+    control = f"hw_block_size={block_size},max_data_area_mb={DATA_AREA_MB},nl_reply_supported=-1"
+    with _saying(f"create the device {name}"):
+        device = UserBackedStorageObject(
+            name,
+            config=config,
+            size=size,
+            wwn=serial,
+            hw_max_sectors=MAX_SECTORS_BYTES // block_size,
+            control=control,
+            index=_free_index(),
+        )
+        device.set_attribute("cmd_time_out", COMMAND_TIMEOUT)
+
+
+def _free_index() -> int:
+    """An HBA number that no device of the machine has."""
+    used = {
+        int(number)
+        for _, _, number in (path.name.rpartition("_") for path in TARGET_CORE.iterdir())
+        if number.isdigit()
+    }
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
+def delete_device(hba: int, name: str) -> None:
+    """Remove a TCMU device that no LUN uses any more."""
+    from rtslib_fb import UserBackedStorageObject
+
+    with _saying(f"remove the device {name}"):
+        UserBackedStorageObject(name, index=hba).delete()
+
+
+def our_devices(prefix: str) -> list[tuple[int, str]]:
+    """HBA number and name of the devices whose names begin so, whatever state they are in."""
+    found = TARGET_CORE.glob("user_*/*")
+    return [(int(path.parent.name.rpartition("_")[2]), path.name) for path in found if path.name.startswith(prefix)]
+
+
+def action(device: uio.UioDevice, name: str, value: int) -> None:
+    """Give the kernel an order about a device: `block_dev` (hold new commands) or `reset_ring`."""
+    with _saying(f"set {name} of {device.name}"):
+        path = TARGET_CORE / f"user_{device.hba}" / device.name / "action" / name
+        path.write_text(f"{value}\n")
+
+
+class KernelTarget:
+    """The iSCSI target and the tcm_loop target of a configuration, with their LUNs."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        with _saying(f"set up the target {configuration.target}"):
+            self._groups = list(self._make_groups())
+
+    def luns(self) -> dict[int, str]:
+        """The devices by LUN, as a predecessor may have left them; a LUN that only some targets have is left out."""
+        found = [
+            {int(path.name[4:]): _linked(path) for path in Path(group.path, "lun").glob("lun_*")}
+            for group in self._groups
+        ]
+        if not found:
+            return {}
+        first, *others = found
+        return {lun: name for lun, name in first.items() if all(other.get(lun) == name for other in others)}
+
+    def add_lun(self, lun: int, hba: int, name: str) -> None:
+        """Let initiators reach a device; a LUN that is not this device's already is replaced."""
+        from rtslib_fb import LUN, MappedLUN, UserBackedStorageObject
+
+        with _saying(f"make {name} LUN {lun}"):
+            device = UserBackedStorageObject(name, index=hba)
+            for group in self._groups:
+                path = Path(group.path, "lun", f"lun_{lun}")
+                if path.exists() and _linked(path) != name:
+                    LUN(group, lun).delete()
+                if not path.exists():
+                    LUN(group, lun, device)
+                for acl in group.node_acls:
+                    if not Path(acl.path, f"lun_{lun}").exists():
+                        MappedLUN(acl, lun, lun)
+
+    def remove_lun(self, lun: int) -> None:
+        """Take a LUN away; returns when the kernel has no command for it any more."""
+        from rtslib_fb import LUN
+
+        with _saying(f"remove LUN {lun}"):
+            for group in self._groups:
+                if Path(group.path, "lun", f"lun_{lun}").exists():
+                    LUN(group, lun).delete()
+
+    def open(self) -> None:
+        """Let initiators in."""
+        with _saying("listen"):
+            for group in self._groups:
+                group.enable = True
+
+    def delete(self) -> None:
+        """Remove the targets: ends all sessions and waits for their commands, so rings must be served meanwhile."""
+        with _saying(f"remove the target {self._configuration.target}"):
+            for group in self._groups:
+                group.parent_target.delete()
+
+    def _make_groups(self) -> Iterator[rtslib_fb.TPG]:
+        from rtslib_fb import TPG, FabricModule, Target
+
+        configuration = self._configuration
+        if configuration.portals:
+            group = TPG(Target(FabricModule("iscsi"), configuration.target), 1)
+            self._set_access(group)
+            self._set_portals(group)
+            yield group
+        if configuration.loopback:
+            yield TPG(Target(FabricModule("loopback"), configuration.loopback_wwn), 1)
+
+    def _set_access(self, group: rtslib_fb.TPG) -> None:
+        from rtslib_fb import NodeACL
+
+        configuration = self._configuration
+        attributes = {
+            "authentication": any(initiator.secret for initiator in configuration.initiators),
+            "generate_node_acls": configuration.anyone,
+            "cache_dynamic_acls": configuration.anyone,
+            "demo_mode_write_protect": False,
+            "default_cmdsn_depth": QUEUE_DEPTH,
+        }
+        for name, value in attributes.items():
+            if int(group.get_attribute(name)) != int(value):
+                group.set_attribute(name, int(value))
+        listed = {initiator.name for initiator in configuration.initiators}
+        for acl in list(group.node_acls):
+            if acl.node_wwn not in listed:
+                acl.delete()
+        for initiator in configuration.initiators:
+            acl = NodeACL(group, initiator.name)
+            if acl.chap_userid != initiator.user:
+                acl.chap_userid = initiator.user
+            if acl.chap_password != initiator.secret:
+                acl.chap_password = initiator.secret
+
+    def _set_portals(self, group: rtslib_fb.TPG) -> None:
+        from rtslib_fb import NetworkPortal
+
+        wanted = {(address, port) for address, port in self._configuration.portals}
+        for portal in list(group.network_portals):
+            if (portal.ip_address, portal.port) not in wanted:
+                portal.delete()
+        for address, port in wanted:
+            NetworkPortal(group, address, port)
+
+
+def _linked(lun: Path) -> str:
+    """The name of the device that a LUN's directory links to; empty if it links to none."""
+    for path in lun.iterdir():
+        if path.is_symlink():
+            return path.readlink().name
+    return ""

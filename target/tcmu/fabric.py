@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `lio` fabric: every LUN of a SCSI target becomes a TCMU device that the kernel's target exports and we serve.
+
+A device's configuration says what it is; stock tools show it, and devices that others make with such a configuration
+(`targetcli /backstores/user:copyonwrite create …`) are served just so, but never changed or removed by us.
+
+| configuration                    | what                                       |
+| -------------------------------- | ------------------------------------------ |
+| `copyonwrite/<volume>`           | the volume, its snapshots kept true         |
+| `writeonce/<volume>@<snapshot>`  | the snapshot's write-once LUN               |
+| `snapview/<volume>@<snapshot>`   | the snapshot's view                         |
+
+* *Crash.* Everything in the kernel stays; commands wait there, 130 s at most.  The next start takes each device over: block
+  it, reset its ring (what was in flight is answered BUSY, and comes again), serve it, unblock it.
+* *Stop.* First the targets go, while the rings are still served: the kernel then waits for what is in flight.  Then the
+  devices.  Devices that others made are blocked, drained and left, for the next start to take over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from dataclasses import dataclass
+
+from target.scsi.logical_unit import LogicalUnit
+from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.unit_kind import UnitKind
+from target.tcmu import configfs, netlink, uio
+from target.tcmu.ring import Ring, RingError
+from target.tcmu.server import Served, Server
+
+log = logging.getLogger(__name__)
+
+HANDLERS = {
+    UnitKind.PRIMARY: "copyonwrite",
+    UnitKind.WRITE_ONCE: "writeonce",
+    UnitKind.SNAPSHOT_VIEW: "snapview",
+}
+DRAIN = 30.0  # seconds that a ring gets to become empty at a stop
+
+
+def config_of(unit: LogicalUnit) -> str:
+    """The configuration string of the device that serves this unit."""
+    return f"{HANDLERS[unit.kind]}/{unit.name}"
+
+
+@dataclass(eq=False)
+class _Device:
+    """A device that we serve."""
+
+    uio: uio.UioDevice
+    unit: LogicalUnit
+    served: Served
+    target: ScsiTarget
+    nexus: Nexus
+
+
+class LioFabric:
+    """Serves the LUNs of `scsi_target`, as they come and go, from `start` to `close`."""
+
+    def __init__(self, scsi_target: ScsiTarget, configuration: configfs.Configuration) -> None:
+        self._scsi_target = scsi_target
+        self._configuration = configuration
+        self._lock = (
+            threading.RLock()
+        )  # over what is served; the netlink thread takes it, so nothing under it may wait for the kernel
+        self._changing = threading.Lock()  # over configfs: LUNs come and go one after another
+        self._devices: dict[str, _Device] = {}  # by UIO node
+        self._luns: dict[int, tuple[LogicalUnit, str]] = {}  # LUN -> its unit and the node of our device
+        self._server = Server()
+        self._listener: netlink.Listener | None = None
+        self._kernel: configfs.KernelTarget | None = None
+        self._open = False
+
+    def start(self) -> None:
+        """Set the kernel's target up, or take it over, and serve.  Raises ConfigfsError, NetlinkError."""
+        configfs.load_modules()
+        self._listener = netlink.Listener(self._announced)
+        self._server.start()
+        prefix = self._configuration.device_prefix
+        wanted = {self._configuration.device_name(config_of(unit)) for unit in self._scsi_target.luns.values()}
+        with self._lock:
+            for device in uio.devices():
+                if not device.name.startswith(prefix) or device.name in wanted:
+                    self._adopt(device, fresh=False)
+        self._listener.start()
+        self._kernel = configfs.KernelTarget(self._configuration)
+        self._open = True
+        self._scsi_target.on_change(self._changed)
+        self._reconcile()
+        self._kernel.open()
+
+    def close(self) -> None:
+        """Stop serving, with nothing of ours left in the kernel.  Closing twice is allowed."""
+        with self._changing:
+            if not self._open:
+                return
+            self._open = False
+            assert self._kernel is not None and self._listener is not None
+            self._kernel.delete()
+            self._luns.clear()
+            for device in list(self._devices.values()):
+                foreign = not device.uio.name.startswith(self._configuration.device_prefix)
+                if foreign:
+                    configfs.action(device.uio, "block_dev", 1)
+                self._release(device)
+                if not foreign:
+                    configfs.delete_device(device.uio.hba, device.uio.name)
+            self._listener.close()
+            self._server.close()
+
+    def _changed(self) -> None:
+        """The SCSI target has other LUNs now."""
+        # initiators are told by the kernel's target; from us one of them at random would hear it, through the one nexus
+        for device in list(self._devices.values()):
+            device.nexus.luns_reported()
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Make the kernel's LUNs those of the SCSI target."""
+        with self._changing:
+            if not self._open:
+                return
+            assert self._kernel is not None
+            wanted = self._scsi_target.luns
+            left = self._kernel.luns()  # after a crash: what a predecessor exported
+            names = {lun: self._configuration.device_name(config_of(unit)) for lun, unit in wanted.items()}
+            for lun, name in left.items():
+                if names.get(lun) != name or (lun in self._luns and self._luns[lun][0] is not wanted[lun]):
+                    self._remove(lun)
+            self._delete_stale(set(names.values()))
+            for lun, unit in wanted.items():
+                if lun not in self._luns:
+                    self._add(lun, unit, names[lun])
+
+    def _add(self, lun: int, unit: LogicalUnit, name: str) -> None:
+        assert self._kernel is not None
+        device = self._served_as(name)
+        if device is None:
+            configfs.create_device(
+                name, config_of(unit), size=unit.blocks << unit.shift, block_size=unit.block_size, serial=str(unit.uuid)
+            )
+            # found again by its name: the kernel chose the UIO number
+            made = next((entry for entry in uio.devices() if entry.name == name), None)
+            if made is None:
+                raise configfs.ConfigfsError(f"the kernel made no UIO device for {name}")
+            with self._lock:
+                device = self._serve(made, unit)
+        self._kernel.add_lun(lun, device.uio.hba, name)
+        self._luns[lun] = (unit, str(device.uio.node))
+
+    def _remove(self, lun: int) -> None:
+        assert self._kernel is not None
+        self._kernel.remove_lun(lun)
+        self._luns.pop(lun, None)
+
+    def _delete_stale(self, wanted: set[str]) -> None:
+        """Remove our devices that no LUN needs any more."""
+        for hba, name in configfs.our_devices(self._configuration.device_prefix):
+            if name in wanted:
+                continue
+            device = self._served_as(name)
+            if device is not None:
+                self._release(device)
+            configfs.delete_device(hba, name)
+
+    def _served_as(self, name: str) -> _Device | None:
+        return next((device for device in self._devices.values() if device.uio.name == name), None)
+
+    def _adopt(self, device: uio.UioDevice, *, fresh: bool) -> int | None:
+        """Serve a device that is there already.  Returns 0 or a negative errno, None when it is not for us.
+
+        A `fresh` one is just being enabled: its ring is empty, and the kernel takes no orders about it yet.
+        """
+        if device.handler not in HANDLERS.values():
+            return None
+        unit = next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == device.config), None)
+        if unit is None:
+            log.error("device %s asks for %s, which this daemon does not have", device.name, device.config)
+            return -errno.ENOENT
+        try:
+            if not fresh:
+                configfs.action(device, "block_dev", 1)
+                configfs.action(device, "reset_ring", 1)
+            self._serve(device, unit)
+            if not fresh:
+                configfs.action(device, "block_dev", 0)
+        except OSError as error:
+            log.error("cannot serve %s for %s: %s", device.node, device.name, error.strerror)
+            return -(error.errno or errno.EIO)
+        except (configfs.ConfigfsError, RingError) as error:
+            log.error("cannot serve %s for %s: %s", device.node, device.name, error)
+            return -errno.EIO
+        return 0
+
+    def _serve(self, device: uio.UioDevice, unit: LogicalUnit) -> _Device:
+        descriptor = device.open()
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            ring = Ring(descriptor, device.length)
+            # a SCSI target of its own, with this unit as LUN 0: LUNs are the kernel's business here
+            target = ScsiTarget(device.name)
+            target.add_lun(0, unit)
+            nexus = target.open_nexus("tcmu")
+            served = Served(ring, descriptor, nexus)
+            self._server.add(served)
+            undo.pop_all()
+        serving = self._devices[str(device.node)] = _Device(device, unit, served, target, nexus)
+        return serving
+
+    def _release(self, device: _Device) -> None:
+        """Answer what is left in the ring, and stop serving it."""
+        if not self._server.remove(device.served, DRAIN):
+            log.error("device %s still has commands that were not answered", device.uio.name)
+        device.target.close_nexus(device.nexus)
+        device.served.ring.close()
+        os.close(device.served.descriptor)
+        with self._lock:
+            self._devices.pop(str(device.uio.node), None)
+
+    def _announced(self, event: netlink.Event) -> int | None:
+        """The kernel announced something; runs on the netlink thread."""
+        prefix = self._configuration.device_prefix
+        if event.command == netlink.REMOVED:
+            with self._lock:
+                gone = self._devices.get(f"/dev/uio{event.minor}")
+            if gone is None or gone.uio.name.startswith(prefix):
+                return None
+            self._release(gone)
+            return 0
+        device = uio.by_minor(event.minor)
+        if device is None or device.name.startswith(prefix) or device.handler not in HANDLERS.values():
+            return None
+        if event.command == netlink.RECONFIG:
+            return -errno.EOPNOTSUPP
+        with self._lock:
+            return self._adopt(device, fresh=True)

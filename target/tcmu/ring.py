@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command ring of one TCMU device (Linux: Documentation/target/tcmu-design.rst, include/uapi/linux/target_core_user.h).
+
+The kernel shares one region through a UIO device: mailbox, command ring, data area.  It is mapped once.
+
+| offset        | what                                                                                        |
+| ------------- | ------------------------------------------------------------------------------------------- |
+| 0             | u16 version, u16 flags, u32 cmdr_off, u32 cmdr_size, u32 cmd_head (the kernel's)             |
+| 64            | u32 cmd_tail (ours)                                                                         |
+| cmdr_off      | the ring: entries of variable length, wrapped at cmdr_size; a PAD entry fills the end         |
+| … to the end  | the data area, where the scatter lists of the entries point (as offsets from the mailbox)    |
+
+What may surprise:
+
+* Completion is out of order: the *slot* at the tail takes the response of *any* command, named by its id.  Answering one
+  command therefore overwrites the request of another that still runs, so everything that is needed of a request is
+  copied out when it is taken.  The data area is not touched by that: scatter lists stay valid until the command is answered.
+* A response tells how much data-in is valid (READ_LEN); the kernel ignores a length of 0 and would hand the initiator
+  whatever an earlier command left in the data area, so that is zeroed.
+* Task management arrives as a note beside the commands, which are still to be answered.
+
+`take` is for one thread, `complete` for any.  What `complete` wrote is published, and the kernel told, once per call.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+
+from target.scsi.task import Status, Task
+
+MAILBOX_VERSION = 2
+CAP_OUT_OF_ORDER = 0x1
+CAP_READ_LEN = 0x2
+CAP_TMR = 0x4
+
+OP_MASK = 0x7
+OP_PAD, OP_CMD, OP_TMR = 0, 1, 2
+UFLAG_UNKNOWN_OP = 0x1
+UFLAG_READ_LEN = 0x2
+UFLAGS_OFFSET = 7  # in an entry's header
+
+HEAD_WORD = 3  # cmd_head and cmd_tail, as indexes of 32-bit words
+TAIL_WORD = 16
+IOV_OFFSET = 48
+CDB_LENGTH = 16
+VARIABLE_LENGTH_CDB = 0x7F  # SPC-4 4.2.4: 8 bytes and as many more as byte 7 says
+SENSE_LENGTH = 96
+
+_MAILBOX = struct.Struct("=HHIII")
+_REQUEST = struct.Struct("=IHBBIIIxxxxQ")  # len_op, id, kflags, uflags, iov_cnt, iov_bidi_cnt, iov_dif_cnt, cdb_off
+_RESPONSE = struct.Struct(f"=IHBBBxxxI{SENSE_LENGTH}s")  # len_op, id, kflags, uflags, status, read_len, sense
+_TMR = struct.Struct("=IHBBBxxxI")  # len_op, id, kflags, uflags, type, cmd_cnt
+_TMR_IDS = 32
+_IOV = struct.Struct("=QQ")
+_KICK = b"\0\0\0\0"
+
+# Commands that never carry data-in, so that what is in their buffers need not be hidden from the initiator.
+_DATA_OUT_ONLY = frozenset({0x0A, 0x2A, 0xAA, 0x8A})  # WRITE 6, 10, 12, 16
+
+
+class RingError(Exception):
+    """The region is not a command ring that we can work on, or the kernel broke its rules."""
+
+
+class RingTask(Task):
+    """A command taken from the ring; `buffers` is its part of the data area, `length` bytes in all."""
+
+    __slots__ = ("buffers", "command_id", "length")
+
+    def __init__(self) -> None:
+        super().__init__(self._room)
+        self.command_id = 0
+        self.buffers: Sequence[memoryview] = ()
+        self.length = 0
+
+    def _room(self, length: int) -> Sequence[memoryview]:
+        if length == self.length:
+            return self.buffers
+        room = []
+        for buffer in self.buffers:
+            if not length:
+                break
+            room.append(buffer[:length])
+            length -= len(room[-1])
+        if length:  # the initiator announced less than its CDB asks for: the rest is not for it
+            room.append(memoryview(bytearray(length)))
+        return room
+
+
+class Ring:
+    """The ring behind an open UIO device; `descriptor` stays the caller's to close, after `close`."""
+
+    def __init__(self, descriptor: int, length: int) -> None:
+        self._descriptor = descriptor
+        self._map = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._view = memoryview(self._map)
+        version, flags, self._start, self._size, _ = _MAILBOX.unpack_from(self._view, 0)
+        if version != MAILBOX_VERSION or not flags & CAP_OUT_OF_ORDER or not flags & CAP_READ_LEN:
+            self._view.release()
+            self._map.close()
+            raise RingError(
+                f"the kernel's ring has version {version}, flags {flags:#x}; wanted is version 2, flags 0x3"
+            )
+        self._words = self._view[: self._start + self._size].cast("I")
+        self._tail = self._taken = self._words[TAIL_WORD]  # offsets in the ring, not in the region
+        self._lock = threading.Lock()
+        self._running: dict[int, RingTask] = {}
+        self._spare: list[RingTask] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether every command that the kernel has put into the ring is answered."""
+        return bool(self._words[HEAD_WORD] == self._words[TAIL_WORD])
+
+    def take(self) -> list[RingTask]:
+        """The commands that the kernel has added since; task management among them marks its tasks `aborted`.
+
+        Raises RingError when an entry makes no sense.
+        """
+        head = self._words[HEAD_WORD]
+        position = self._taken
+        tasks: list[RingTask] = []
+        while position != head:
+            at = self._start + position
+            word = self._words[at >> 2]
+            length = word & ~OP_MASK
+            if not length or position + length > self._size:
+                raise RingError(f"entry of {length} bytes at {position} in a ring of {self._size}")
+            operation = word & OP_MASK
+            if operation == OP_CMD:
+                tasks.append(self._task(at))
+            elif operation == OP_TMR:
+                self._abort(at)
+            elif operation != OP_PAD:
+                self._view[at + UFLAGS_OFFSET] |= UFLAG_UNKNOWN_OP
+            position = (position + length) % self._size
+        self._taken = position
+        return tasks
+
+    def complete(self, tasks: Iterable[RingTask]) -> None:
+        """Answer commands, in any order; a task object may be used again by the next `take`.
+
+        To be called, without tasks if need be, after each `take`, since that may have met entries that ask for no answer.
+        """
+        with self._lock:
+            before = self._tail
+            for task in tasks:
+                self._respond(task)
+            self._skip()
+            if self._tail != before:
+                self._words[TAIL_WORD] = self._tail
+                os.write(self._descriptor, _KICK)
+
+    def close(self) -> None:
+        """Unmap the region; only when nothing taken is left unanswered, because buffers are part of it."""
+        for task in self._spare:
+            task.buffers = task.data_in = task.data_out = ()
+        self._words.release()
+        self._view.release()
+        self._map.close()
+
+    def _task(self, at: int) -> RingTask:
+        _, command_id, _, _, count, _, _, cdb_at = _REQUEST.unpack_from(self._view, at)
+        task = self._spare.pop() if self._spare else RingTask()
+        view = self._view
+        if count == 1:
+            base, length = _IOV.unpack_from(view, at + IOV_OFFSET)
+            task.buffers = (view[base : base + length],)
+            task.length = length
+        else:
+            end = at + IOV_OFFSET + count * _IOV.size
+            task.buffers = [view[b : b + n] for b, n in _IOV.iter_unpack(view[at + IOV_OFFSET : end])]
+            task.length = sum(map(len, task.buffers))
+        cdb_end = cdb_at + CDB_LENGTH
+        if view[cdb_at] == VARIABLE_LENGTH_CDB:
+            cdb_end = cdb_at + 8 + view[cdb_at + 7]
+        task.cdb = bytes(view[cdb_at:cdb_end])
+        task.command_id = command_id
+        # which of the two it is, only the command knows
+        task.data_out = task.buffers
+        task.expected_in = task.length
+        task.aborted = False
+        self._running[command_id] = task
+        return task
+
+    def _abort(self, at: int) -> None:
+        *_, count = _TMR.unpack_from(self._view, at)
+        ids = struct.unpack_from(f"={count}H", self._view, at + _TMR_IDS)
+        for command_id in ids:
+            task = self._running.get(command_id)
+            if task is not None:
+                task.aborted = True
+
+    def _skip(self) -> None:
+        """Pass the slots at the tail that take no response."""
+        tail = self._tail
+        while tail != self._taken:
+            word = self._words[(self._start + tail) >> 2]
+            if word & OP_MASK == OP_CMD:
+                break
+            tail = (tail + (word & ~OP_MASK)) % self._size
+        self._tail = tail
+
+    def _respond(self, task: RingTask) -> None:
+        if self._words[(self._start + self._tail) >> 2] & OP_MASK != OP_CMD:
+            self._skip()
+        at = self._start + self._tail
+        word = self._words[at >> 2]
+        status = task.status
+        flags = given = 0
+        if task.data_in:
+            given = min(sum(map(len, task.data_in)), task.length)
+            if status != Status.GOOD or given != task.length:
+                flags = UFLAG_READ_LEN
+        elif status == Status.GOOD and task.buffers and task.cdb[0] not in _DATA_OUT_ONLY:
+            for buffer in task.buffers:
+                buffer[:] = bytes(len(buffer))
+        _RESPONSE.pack_into(self._view, at, word, task.command_id, 0, flags, status, given, task.sense)
+        self._tail = (self._tail + (word & ~OP_MASK)) % self._size
+        del self._running[task.command_id]
+        task.data_in = ()
+        self._spare.append(task)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves rings: one event loop for all of them, and workers for what would wait for a disk.
+
+For each batch that a ring holds the loop executes every task with `nowait`, and answers what is done with one kick.  The
+rest becomes one job: a worker lets the unit prepare for all its writes at once (copy-on-write commits once for the
+batch), then each task is executed, spread over the workers, and answered as it ends.
+
+UIO descriptors are polled edge-triggered and never read: the kernel's counter of events then always differs from ours,
+every wake-up of the device is an edge, and a batch costs two system calls, `epoll_wait` and the kick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from lun_backends.block_device import WouldBlock
+from target.scsi.task import Task
+from target.tcmu.ring import Ring, RingError, RingTask
+
+log = logging.getLogger(__name__)
+
+WORKERS = 16
+DRAIN_POLL = 0.005  # seconds
+
+
+class Executor(Protocol):
+    """One I_T nexus of a device server with the one logical unit that a ring carries commands for."""
+
+    def execute(self, task: Task, *, nowait: bool) -> None:
+        """Run the task to its end; with `nowait` raise WouldBlock rather than wait."""
+
+    def prepare(self, tasks: Sequence[Task]) -> None:
+        """Do ahead, for all of these tasks at once, what their writes would each wait for."""
+
+
+class Served:
+    """A ring with its executor, while a server serves it."""
+
+    def __init__(self, ring: Ring, descriptor: int, executor: Executor) -> None:
+        self.ring = ring
+        self.descriptor = descriptor
+        self.executor = executor
+
+
+class Server:
+    """Start it with `start`; `add` and `remove` from any thread but the workers."""
+
+    def __init__(self, workers: int = WORKERS) -> None:
+        self._epoll = select.epoll()
+        self._woken, self._wake = os.pipe()
+        self._epoll.register(self._woken, select.EPOLLIN)
+        self._served: dict[int, Served] = {}
+        self._removed: dict[int, threading.Event] = {}
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
+        self._thread = threading.Thread(target=self._run, name="tcmu rings", daemon=True)
+
+    def start(self) -> None:
+        """Serve rings from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; every ring was removed before."""
+        if self._thread.is_alive():
+            os.write(self._wake, b"\0")
+            self._thread.join()
+        self._pool.shutdown()
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._woken)
+
+    def add(self, served: Served) -> None:
+        """Serve a ring, beginning with what it holds."""
+        self._served[served.descriptor] = served
+        self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
+        # commands that came before the registration cause no edge: let the loop look
+        self._epoll.modify(served.descriptor, select.EPOLLIN | select.EPOLLET)
+        os.write(self._wake, b"\1")
+
+    def remove(self, served: Served, timeout: float) -> bool:
+        """Answer what the ring holds, then leave it; the caller sees to it that nothing more is put in.
+
+        Returns whether it was empty within `timeout` seconds; if not, it is left as it is.
+        """
+        deadline = time.monotonic() + timeout
+        while not served.ring.idle and time.monotonic() < deadline:
+            time.sleep(DRAIN_POLL)
+        gone = self._removed[served.descriptor] = threading.Event()
+        os.write(self._wake, b"\2")
+        if self._thread.is_alive():
+            gone.wait()
+        return served.ring.idle
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._epoll.poll():
+                if descriptor != self._woken:
+                    served = self._served.get(descriptor)
+                    if served is not None:
+                        self._serve(served)
+                    continue
+                for order in os.read(self._woken, 4096):
+                    if order == 0:
+                        return
+                    if order == 1:
+                        for served in list(self._served.values()):
+                            self._serve(served)
+                    else:
+                        self._forget()
+
+    def _forget(self) -> None:
+        for descriptor, gone in list(self._removed.items()):
+            self._epoll.unregister(descriptor)
+            del self._served[descriptor], self._removed[descriptor]
+            gone.set()
+
+    def _serve(self, served: Served) -> None:
+        ring, execute = served.ring, served.executor.execute
+        try:
+            # an answer often brings the next command at once: looking again is cheaper than being woken
+            while tasks := ring.take():
+                waiting: list[RingTask] = []
+                done: list[RingTask] = []
+                for task in tasks:
+                    try:
+                        execute(task, nowait=True)
+                    except WouldBlock:
+                        waiting.append(task)
+                    else:
+                        done.append(task)
+                if waiting:
+                    self._pool.submit(self._work, served, waiting)
+                ring.complete(done)
+            ring.complete(())
+        except RingError as error:
+            log.error("%s; the device is not served any more", error)
+            del self._served[served.descriptor]
+            self._epoll.unregister(served.descriptor)
+
+    def _work(self, served: Served, tasks: Sequence[RingTask]) -> None:
+        waiting = list(tasks)
+        if len(tasks) > 1:
+            served.executor.prepare(tasks)
+            done: list[RingTask] = []
+            waiting.clear()
+            for task in tasks:
+                try:
+                    served.executor.execute(task, nowait=True)
+                except WouldBlock:
+                    waiting.append(task)
+                else:
+                    done.append(task)
+            served.ring.complete(done)
+        for task in waiting[1:]:
+            self._pool.submit(self._finish, served, task)
+        for task in waiting[:1]:
+            self._finish(served, task)
+
+    def _finish(self, served: Served, task: RingTask) -> None:
+        served.executor.execute(task, nowait=False)
+        served.ring.complete((task,))

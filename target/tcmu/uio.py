@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TCMU devices as UIO shows them: one `/dev/uioN` per device, which opens once.
+
+Its name in sysfs says whose it is: `tcm-user/<hba>/<device>/<dev_config>`, and `dev_config` is `<handler>/<rest>`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CLASS = Path("/sys/class/uio")
+PREFIX = "tcm-user"
+
+
+@dataclass(frozen=True, slots=True)
+class UioDevice:
+    """A TCMU device; `length` is the bytes of its shared region."""
+
+    node: Path
+    hba: int
+    name: str
+    config: str
+    length: int
+
+    @property
+    def handler(self) -> str:
+        """Who is to serve it: the part of its configuration before the first slash."""
+        return self.config.partition("/")[0]
+
+    def open(self) -> int:
+        """A descriptor of the device.  Raises OSError, EBUSY when somebody else serves it."""
+        return os.open(self.node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def devices() -> Iterator[UioDevice]:
+    """All TCMU devices of this machine, whoever they belong to."""
+    for entry in sorted(CLASS.glob("uio*")):
+        device = _device(entry)
+        if device is not None:
+            yield device
+
+
+def by_minor(minor: int) -> UioDevice | None:
+    """The device that a netlink message names by its minor number, if it is (still) there."""
+    return _device(CLASS / f"uio{minor}")
+
+
+def _device(entry: Path) -> UioDevice | None:
+    try:
+        prefix, hba, name, config = (entry / "name").read_text().rstrip("\n").split("/", 3)
+        length = int((entry / "maps/map0/size").read_text(), 16)
+    except (FileNotFoundError, ValueError):  # gone meanwhile, or no TCMU device
+        return None
+    return UioDevice(Path("/dev") / entry.name, int(hba), name, config, length) if prefix == PREFIX else None
