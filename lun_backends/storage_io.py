@@ -21,7 +21,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What a file system says when there is no room: full, over quota, or over its (or the process's) largest file size."""

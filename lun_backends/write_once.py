@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar, NoReturn
 
 from lun_backends import block_device, storage_io
-from lun_backends.stores import chunk_map, thin
+from lun_backends.stores import chunk_map, contents, thin
 
 EXTENTS_AT_ONCE = 512
 """Extents `extents` collects before it hands them on, so that `close` need not wait for a slow consumer."""
@@ -239,7 +239,7 @@ class WriteOnce(block_device.BlockDevice):
         finally:
             self._running.pop()
 
-    def verify(self) -> Iterator[thin.ChunkReport]:
+    def verify(self) -> Iterator[contents.ChunkReport]:
         """Read all that is written and compare it with the checksums recorded; one report per chunk, in order of address.
         Raises SnapshotInvalid, DeviceClosed between two of them."""
         chunk = 0

@@ -51,6 +51,9 @@ CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
 REASON_MAX = 1024
 """Bytes of UTF-8 kept of the reason for a state."""
 
+RESTORE = "restore map and chunk file together from a backup, or delete the snapshot"
+"""The remedy for damage."""
+
 _MAGIC = b"WOLUNMAP"
 _VERSION = 1
 # magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
@@ -232,7 +235,7 @@ class ChunkMap:
                 raise StoreUnavailable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
             if (want := Layout.of(superblock).length) != found:
                 what = f"is {found} bytes long, must be {want}"
-                raise StoreDamaged(path, "file size", what, "restore the file from a backup, or delete the snapshot")
+                raise StoreDamaged(path, "file size", what, RESTORE)
             return cls(path, fd, io, superblock, damaged)
 
     # -- lookups
@@ -264,6 +267,10 @@ class ChunkMap:
         blocks = self.superblock.size // self.superblock.block_size
         return (1 << (blocks - chunk * self.blocks_per_chunk)) - 1
 
+    def chunk_length(self, chunk: int) -> int:
+        """The chunk's bytes (the LUN's last chunk may be short)."""
+        return min(self.superblock.chunk_size, self.superblock.size - chunk * self.superblock.chunk_size)
+
     def next_page(self, page: int) -> int | None:
         """The first page of slots at or after `page` that may hold any, found without touching the map."""
         try:
@@ -274,10 +281,6 @@ class ChunkMap:
     def page_slots(self, page: int) -> list[int]:
         """The slots of the up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
         return self._slots[page * SLOTS_PER_PAGE : (page + 1) * SLOTS_PER_PAGE].tolist()
-
-    def raw_slots(self, page: int, pages: int) -> memoryview:
-        """The words of `pages` pages of slots, unread; the caller releases it before `close`."""
-        return self._slots[page * SLOTS_PER_PAGE : (page + pages) * SLOTS_PER_PAGE]
 
     # -- stores
 
@@ -446,28 +449,27 @@ def _read_superblocks(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Su
 
 def _unpack(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
     """Read and check one copy.  Raises StoreDamaged, OSError."""
-    restore = "restore the file from a backup, or delete the snapshot"
     page = bytearray(PAGE)
     if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
-        raise StoreDamaged(path, "superblock", "the file ends within it", restore)
+        raise StoreDamaged(path, "superblock", "the file ends within it", RESTORE)
     magic, version, state, generation, snapshot, volume, size, block_size, chunk_size, reason_length, reason = (
         _SUPERBLOCK.unpack_from(page)
     )
     if magic != _MAGIC:
-        raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", restore)
+        raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
     # A later format may have its CRC elsewhere, so the version is looked at first.
     if version != _VERSION:
         upgrade = "use the version of wolun that wrote it"
         raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
     (crc,) = _CRC.unpack_from(page, _SUPERBLOCK.size)
     if crc != crc32c.crc32c(memoryview(page)[: _SUPERBLOCK.size]):
-        raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", restore)
+        raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)
     if state not in list(State):
-        raise StoreDamaged(path, "state", f"{state} is unknown", restore)
+        raise StoreDamaged(path, "state", f"{state} is unknown", RESTORE)
     superblock = Superblock(
         uuid.UUID(bytes=snapshot), uuid.UUID(bytes=volume), size, block_size, chunk_size,
         State(state), reason[:reason_length].decode(errors="replace"), generation,
     )  # fmt: skip
     if problem := _geometry_problem(superblock):
-        raise StoreDamaged(path, "geometry", problem, restore)
+        raise StoreDamaged(path, "geometry", problem, RESTORE)
     return superblock

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chunk file: the data of a thin store, in slots of one chunk each.
+
+Slot 0 is the header (`_HEADER`, its CRC32C, zeroes); the chunk in slot n is at byte n * chunk_size.  Slots are handed out
+upwards and never moved.  The next free slot at open is the end of the file: every slot in use lies before it, so no map has
+to be searched.  What a crash leaves between the highest slot in use and the end, at most the writes then under way, stays
+unused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import uuid
+from pathlib import Path
+
+import crc32c
+
+from lun_backends import block_device, storage_io
+from lun_backends.stores import chunk_map
+
+_HEADER = struct.Struct("<8sI16sI")  # magic, version, snapshot, chunk size
+_CRC = struct.Struct("<I")
+_MAGIC = b"WOLUNCHK"
+_VERSION = 1
+
+
+class ChunkFile:
+    """An open chunk file; made by `create` and `open`.  Places and lengths are bytes of the file."""
+
+    def __init__(self, path: Path, fd: int, chunk_size: int, block_size: int, io: storage_io.StorageIO) -> None:
+        self.path = path
+        self.chunk_size = chunk_size
+        self.slots = max(1, -(-os.fstat(fd).st_size // chunk_size))  # at open, the header's included
+        self._block_size = block_size
+        self._fd = fd
+        self._io = io
+
+    @classmethod
+    def create(cls, path: Path, superblock: chunk_map.Superblock, io: storage_io.StorageIO) -> ChunkFile:
+        """Make a file with nothing but a header, durable but for its name.  Raises StoreUnavailable, SpaceExhausted."""
+        with chunk_map.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            try:
+                header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
+                header += _CRC.pack(crc32c.crc32c(header))
+                storage_io.write_all(io, fd, [header], 0, len(header))
+                io.ftruncate(fd, superblock.chunk_size)
+                io.fdatasync(fd)
+            except OSError as error:
+                io.unlink(path)
+                raise store_error(path, error) from error
+            return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
+
+    @classmethod
+    def open(cls, path: Path, superblock: chunk_map.Superblock, io: storage_io.StorageIO) -> ChunkFile:
+        """Open the chunk file of the map with `superblock`.  Raises StoreMissing, StoreUnavailable, StoreDamaged."""
+        with chunk_map.opened(io, path, os.O_RDWR) as fd:
+            try:
+                _check_header(io, fd, path, superblock)
+            except OSError as error:
+                raise store_error(path, error) from error
+            return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
+
+    def read(self, place: int, buffers: block_device.Buffers, length: int, lba: int, nowait: bool) -> None:
+        """Fill `buffers`; `lba` is the block at `place`, for errors.  Raises MediumError; WouldBlock with `nowait`."""
+        try:
+            got = storage_io.read_all(self._io, self._fd, buffers, place, length, os.RWF_NOWAIT if nowait else 0)
+        except OSError as error:
+            if nowait and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise block_device.WouldBlock from error
+            raise block_device.MediumError(lba, False, f"{self.path}: {os.strerror(error.errno or 0)}") from error
+        if got != length:
+            if nowait:
+                raise block_device.WouldBlock
+            raise block_device.MediumError(lba + got // self._block_size, False, f"{self.path} ends before the block")
+
+    def write(self, place: int, data: block_device.Buffers, length: int) -> None:
+        """Write a scatter list.  Raises OSError."""
+        storage_io.write_all(self._io, self._fd, data, place, length)
+
+    def checksum_of(self, slot: int, length: int) -> int:
+        """The checksum of the first `length` bytes of a slot.  Raises OSError."""
+        data = memoryview(bytearray(length))
+        if storage_io.read_all(self._io, self._fd, [data], slot * self.chunk_size, length) != length:
+            raise OSError(errno.ENODATA, "the chunk file ends before the slot")
+        return checksum([data])
+
+    def sync(self) -> None:
+        """Make what was written durable.  Raises OSError; what is durable is then unknown."""
+        self._io.fdatasync(self._fd)
+
+    def disk_bytes(self) -> int:
+        """What the file takes on disk."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Close, without syncing."""
+        self._io.close(self._fd)
+
+
+def sliced(buffers: block_device.Buffers, start: int, length: int) -> list[memoryview]:
+    """The part of a scatter list from byte `start` on, `length` bytes long."""
+    if len(buffers) == 1:
+        return [buffers[0][start : start + length]]
+    parts = []
+    for buffer in buffers:
+        if start < len(buffer):
+            part = buffer[start : start + length]
+            parts.append(part)
+            length -= len(part)
+            start = 0
+            if not length:
+                break
+        else:
+            start -= len(buffer)
+    return parts
+
+
+def checksum(buffers: block_device.Buffers) -> int:
+    """CRC32C of a scatter list; 0 means "none" in the map, so it becomes 1."""
+    value = 0
+    for buffer in buffers:
+        value = crc32c.crc32c(buffer, value)
+    return value or 1
+
+
+def store_error(path: Path, error: OSError) -> block_device.BlockDeviceError:
+    """What a system call on a store's file failed of, typed."""
+    if error.errno in storage_io.NO_SPACE:
+        return block_device.SpaceExhausted(0)
+    return chunk_map.StoreUnavailable(path, os.strerror(error.errno or 0))
+
+
+def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: chunk_map.Superblock) -> None:
+    """Raises StoreDamaged if this is not the chunk file that belongs to the map; OSError."""
+    data = memoryview(bytearray(_HEADER.size + _CRC.size))
+    if storage_io.read_all(io, fd, [data], 0, len(data)) != len(data):
+        raise chunk_map.StoreDamaged(path, "header", "the file ends within it", chunk_map.RESTORE)
+    magic, version, snapshot, chunk_size = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise chunk_map.StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk file", chunk_map.RESTORE)
+    if version != _VERSION:
+        raise chunk_map.StoreDamaged(
+            path,
+            "format version",
+            f"{version} is not supported, only {_VERSION} is",
+            "use the version of wolun that wrote it",
+        )
+    if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c.crc32c(data[: _HEADER.size]):
+        raise chunk_map.StoreDamaged(path, "header CRC", "does not fit the content", chunk_map.RESTORE)
+    if snapshot != superblock.snapshot.bytes:
+        found = f"{uuid.UUID(bytes=snapshot)}, the map belongs to {superblock.snapshot}"
+        raise chunk_map.StoreDamaged(path, "snapshot", found, "put the files that belong together side by side")
+    if chunk_size != superblock.chunk_size:
+        raise chunk_map.StoreDamaged(
+            path, "chunk size", f"{chunk_size}, the map says {superblock.chunk_size}", chunk_map.RESTORE
+        )
