@@ -4,7 +4,8 @@
 A row's `usage` is the CDB usage data of SPC-4 6.35.3: a mask of the bits that the unit looks at.  A CDB with any other bit
 set is refused with INVALID FIELD IN CDB and a pointer to that bit, so a protection, NACA or reserved bit is never
 ignored in silence; this one check stands before every handler.  READ and WRITE of 10 and 16 bytes have a `fast` handler in
-front, which does the plain case itself and hands everything else to the checked one.
+front, which does the plain case itself and hands everything else to the checked one.  FUA_NV (bit 1 of READ and WRITE), which
+SBC-3 made obsolete, is taken and means nothing: there is no non-volatile cache.
 
 A command that is not in the table, or not for this kind of unit, is refused: what could change data and is not known never runs
 (design, rule 5).  On a write-protected unit those marked `writes` stay in the table but end with DATA PROTECT.
@@ -81,8 +82,8 @@ COMMANDS: tuple[Command, ...] = (
     _row("MODE SENSE(6)",        "1a 08 ff ff ff 00", mode.mode_sense),
     _row("START STOP UNIT",      "1b 01 00 0f f7 00", primary_commands.start_stop_unit),
     _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block_commands.read_capacity_10),
-    _row("READ(10)",             "28 18 ff ff ff ff 1f ff ff 00", block_commands.read, fast=block_commands.fast_read_10),
-    _row("WRITE(10)",            "2a 18 ff ff ff ff 1f ff ff 00", block_commands.write, fast=block_commands.fast_write_10, writes=True),
+    _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block_commands.read, fast=block_commands.fast_read_10),
+    _row("WRITE(10)",            "2a 1a ff ff ff ff 1f ff ff 00", block_commands.write, fast=block_commands.fast_write_10, writes=True),
     _row("WRITE AND VERIFY(10)", "2e 16 ff ff ff ff 1f ff ff 00", compare_commands.write_and_verify, writes=True),
     _row("VERIFY(10)",           "2f 16 ff ff ff ff 1f ff ff 00", compare_commands.verify),
     _row("PRE-FETCH(10)",        "34 02 ff ff ff ff 1f ff ff 00", block_commands.pre_fetch),
@@ -90,9 +91,9 @@ COMMANDS: tuple[Command, ...] = (
     _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin_commands.write_same, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
     _row("UNMAP",                "42 00 00 00 00 00 1f ff ff 00", thin_commands.unmap, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
     _row("MODE SENSE(10)",       "5a 18 ff ff 00 00 00 ff ff 00", mode.mode_sense),
-    _row("READ(16)",             "88 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.read, fast=block_commands.fast_read_16),
+    _row("READ(16)",             "88 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.read, fast=block_commands.fast_read_16),
     _row("COMPARE AND WRITE",    "89 18 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00", compare_commands.compare_and_write, kinds=NOT_WRITE_ONCE, writes=True),
-    _row("WRITE(16)",            "8a 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.write, fast=block_commands.fast_write_16, writes=True),
+    _row("WRITE(16)",            "8a 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.write, fast=block_commands.fast_write_16, writes=True),
     _row("WRITE AND VERIFY(16)", "8e 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.write_and_verify, writes=True),
     _row("VERIFY(16)",           "8f 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify),
     _row("PRE-FETCH(16)",        "90 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.pre_fetch),
@@ -103,8 +104,8 @@ COMMANDS: tuple[Command, ...] = (
     _row("REPORT LUNS",          "a0 00 ff 00 00 00 ff ff ff ff 00 00", primary_commands.report_luns, attention_exempt=True),
     _row("REPORT SUPPORTED OPERATION CODES", "a3 1f 87 ff ff ff ff ff ff ff 00 00", primary_commands.report_supported_operation_codes, service_action=0x0C),
     _row("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "a3 1f 80 00 00 00 ff ff ff ff 00 00", primary_commands.report_supported_tmf, service_action=0x0D),
-    _row("READ(12)",             "a8 18 ff ff ff ff ff ff ff ff 1f 00", block_commands.read),
-    _row("WRITE(12)",            "aa 18 ff ff ff ff ff ff ff ff 1f 00", block_commands.write, writes=True),
+    _row("READ(12)",             "a8 1a ff ff ff ff ff ff ff ff 1f 00", block_commands.read),
+    _row("WRITE(12)",            "aa 1a ff ff ff ff ff ff ff ff 1f 00", block_commands.write, writes=True),
     _row("WRITE AND VERIFY(12)", "ae 16 ff ff ff ff ff ff ff ff 1f 00", compare_commands.write_and_verify, writes=True),
     _row("VERIFY(12)",           "af 16 ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify),
 )

@@ -82,7 +82,7 @@ def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     count = cdb[13]
     unit.check_range(lba, count)
     length = count << unit.shift
-    data = transfer.data_out(task, 2 * length)
+    data = transfer.data_out(task, 2 * length, exact=True)
     if nowait:
         raise WouldBlock
     if count:

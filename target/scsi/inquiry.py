@@ -34,7 +34,7 @@ SPC_4 = 6
 RESPONSE_DATA_FORMAT = 2
 HISUP = 0x10
 CMDQUE = 0x02
-_VERSION_DESCRIPTORS = struct.pack(">4H", 0x00A0, 0x0960, 0x0460, 0x0600)  # SAM-5, iSCSI, SPC-4, SBC-4
+_VERSION_DESCRIPTORS = struct.pack(">4H", 0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3
 
 NO_UNIT = 0x7F  # peripheral qualifier 3, type 1Fh: the LUN cannot have a unit here now
 WELL_KNOWN_UNIT = 0x1E
@@ -112,7 +112,6 @@ def _device_identification(unit: LogicalUnit, target_name: str) -> bytes:
 def _block_limits(unit: LogicalUnit, target_name: str) -> bytes:
     blocks = unit.shift
     primary = unit.kind is UnitKind.PRIMARY
-    many = transfer.MAX_WRITE_SAME_BYTES >> blocks if primary else 0
     return struct.pack(
         ">BBHIIIIIIIQ20x",
         0,  # WSNZ
@@ -121,11 +120,11 @@ def _block_limits(unit: LogicalUnit, target_name: str) -> bytes:
         unit.max_transfer,
         transfer.OPTIMAL_TRANSFER_BYTES >> blocks,
         0,  # maximum prefetch length: not limited
-        many,  # maximum UNMAP LBA count
+        transfer.MAX_UNMAP_BYTES >> blocks if primary else 0,  # maximum UNMAP LBA count
         transfer.MAX_UNMAP_DESCRIPTORS if primary else 0,
         1 << unit.physical_exponent,  # optimal unmap granularity
         0x80000000,  # UGAVALID, alignment 0
-        many,  # maximum WRITE SAME length
+        transfer.MAX_WRITE_SAME_BYTES >> blocks if primary else 0,  # maximum WRITE SAME length
     )
 
 

@@ -200,8 +200,6 @@ class LogicalUnit:
         match error:
             case CheckCondition(sense=told):
                 task.data_in = error.data_in
-                if told.key == SenseKey.UNIT_ATTENTION:
-                    counters.errors -= 1
             case block_device.ReservationConflict():
                 counters.errors += 1
                 task.sense = b""
@@ -218,6 +216,7 @@ class LogicalUnit:
             case _:
                 log.error("unit %s: CDB %s failed", self.name, bytes(task.cdb).hex(), exc_info=error)
                 told = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
-        counters.errors += 1
+        if told.key != SenseKey.UNIT_ATTENTION:
+            counters.errors += 1
         task.sense = told.pack(descriptor=self.descriptor_sense)
         task.status = Status.CHECK_CONDITION

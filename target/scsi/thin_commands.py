@@ -44,7 +44,7 @@ def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if count > transfer.MAX_WRITE_SAME_BYTES >> unit.shift:
         raise sense.invalid_field(10 if cdb[0] == 0x93 else 7)
     no_data_out = cdb[0] == 0x93 and cdb[1] & 0x01
-    block = bytes(unit.block_size) if no_data_out else transfer.joined(task, unit.block_size)
+    block = bytes(unit.block_size) if no_data_out else b"".join(transfer.data_out(task, unit.block_size, exact=True))
     if nowait:
         raise WouldBlock
     if not any(block):
@@ -81,9 +81,10 @@ def unmap(itl: ItlNexus, task: Task, nowait: bool) -> None:
     ranges = list(_UNMAP_DESCRIPTOR.iter_unpack(parameters[8 : 8 + 16 * count]))
     total = 0
     for index, (lba, blocks) in enumerate(ranges):
-        unit.check_range(lba, blocks)
+        if blocks:  # none may be unmapped anywhere (SBC-4 5.30.2)
+            unit.check_range(lba, blocks)
         total += blocks
-        if total > transfer.MAX_WRITE_SAME_BYTES >> unit.shift:
+        if total > transfer.MAX_UNMAP_BYTES >> unit.shift:
             raise sense.invalid_parameter(8 + 16 * index + 8)
     if nowait:
         raise WouldBlock

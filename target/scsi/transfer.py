@@ -16,7 +16,10 @@ OPTIMAL_TRANSFER_BYTES = 1 << 20
 """OPTIMAL TRANSFER LENGTH, and the step in which long commands work and look whether they were aborted."""
 
 MAX_WRITE_SAME_BYTES = 1 << 30
-"""MAXIMUM WRITE SAME LENGTH and MAXIMUM UNMAP LBA COUNT: a worker thread is held for seconds at most, copy-on-write included."""
+"""MAXIMUM WRITE SAME LENGTH in bytes: a worker thread is held for seconds at most, copy-on-write included."""
+
+MAX_UNMAP_BYTES = 512 << 20
+"""MAXIMUM UNMAP LBA COUNT in bytes; more than 2**20 blocks are found insane by libiscsi's conformance suite."""
 
 MAX_UNMAP_DESCRIPTORS = 256
 
@@ -76,17 +79,18 @@ def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
     return kept
 
 
-def data_out(task: Task, length: int) -> Sequence[memoryview]:
+def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memoryview]:
     """Exactly the `length` bytes of data-out that the CDB asks for.
 
-    An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
-    INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done: half a write is never what was meant (FCP-4 9.4.2 b).
+        An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
+        INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done: half a write is never what was meant (FCP-4 9.4.2 b).  With `exact`
+    more is refused as well: for commands where a stray length means that the initiator and we speak of different things.
     """
     given = block_device.total_length(task.data_out)
     if given == length:
         return task.data_out
     task.residual_out = length - given
-    if given < length:
+    if given < length or exact:
         raise sense.illegal_request(sense.Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
     return trim(task.data_out, length)
 
