@@ -14,13 +14,16 @@ what is there is the pre-image, so the write goes on.
 
 What keeps it right:
 
-* *From the look at the tracker to the end of the write to the primary* a write is inside the gate, all of it in one
+* From the last look at the tracker to the end of the write to the primary a write is inside the gate, all of it in one
   entry.  A barrier holds the gate, so no write can have looked at the old snapshot and change data under the new one.
-* Copying is inside the gate as well: a copy that a barrier overtook could read data written after it.
 * A claim is taken before the primary is read for the copy and released after the commit, so no write of this node can
   change a chunk while it is read.
+* Copying is outside the gate, so a barrier does not wait for commits.  If a new snapshot overtakes a copy, the copy still
+  goes to the snapshot it was begun for, and rightly: claims are the volume's, not the snapshot's, so the chunk cannot have
+  changed.  Its writer then finds the chunk missing in the new snapshot and copies it there too.  For this, what is current
+  is checked under the lock of the claims: nothing is claimed any more for a snapshot that is not.
 * Nobody waits for a claim while holding one, nor inside the gate.  A write that meets claims of others first copies and
-  commits what it could claim itself, leaves the gate, and only then waits.
+  commits what it could claim itself, and only then waits.  (The holder of the gate may wait: copying needs no gate.)
 
 Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
 """
@@ -37,7 +40,7 @@ from typing import Protocol
 from lun_backends import block_device, tracking, write_gate
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 
-_ROUND = 8 << 20  # bytes copied in one stay inside the gate: so long a barrier may have to wait for a copy
+_ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
 _EVERYTHING = range(1 << 63)
 
 
@@ -67,8 +70,9 @@ class Counters:
 
 
 ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError], bool]
-"""Asked when a copy failed.  True: the snapshot is given up *and marked so on disk*, the write goes on without a copy.
-False: the write is refused (PreserveFailed).  Runs inside the gate and may be called by several threads at once."""
+"""Asked when a copy failed.  True: the snapshot is given up *and marked so on disk*; copy-on-write disarms, the write goes on without a copy.
+False: the write is refused (PreserveFailed).  May be called by several threads at once, and again for a side that was
+given up a moment ago."""
 
 
 def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError) -> bool:
@@ -79,14 +83,11 @@ def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError) -> 
 class _Side:
     """The current write-once device with all that is known about it; replaced as a whole by the next snapshot."""
 
-    __slots__ = ("claims", "device", "lock", "released", "tracker")
+    __slots__ = ("device", "tracker")
 
     def __init__(self, device: WriteOnceSide, tracker: tracking.Tracker) -> None:
         self.device = device
         self.tracker = tracker
-        self.claims: set[int] = set()
-        self.lock = threading.Lock()
-        self.released = threading.Condition(self.lock)
 
 
 class CopyOnWrite(block_device.BlockDevice):
@@ -117,6 +118,9 @@ class CopyOnWrite(block_device.BlockDevice):
         # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
         self._known: range | tracking.BitMap = _EVERYTHING
         self._closed = False
+        self._claims: set[int] = set()
+        self._claiming = threading.Lock()
+        self._released = threading.Condition(self._claiming)
         self._buffers = threading.local()
 
     # Arming ---------------------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
         with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
-            self._preserve_and(ranges, None)
+            self._preserve(self._spans(ranges))
 
     def flush(self) -> None:
         self.primary.flush()
@@ -200,16 +204,11 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def preserve(self, offset: int, length: int) -> None:
         """Preserve the chunks of the range now, as a write to them would.  Raises PreserveFailed, DeviceClosed."""
-        self._preserve_and([(offset, length)], None)
+        self._preserve(self._spans([(offset, length)]))
 
     def preserve_held(self, offset: int, length: int) -> None:
-        """`preserve` for the holder of the gate: with nobody inside there are no claims of others."""
-        if self._closed:
-            raise block_device.DeviceClosed
-        spans = self._spans([(offset, length)])
-        done = False
-        while not done and (side := self._side) is not None:
-            done, _ = self._preserve_round(side, spans)
+        """`preserve` for the holder of the gate, who may go on to write."""
+        self._preserve(self._spans([(offset, length)]))
 
     def _covers(self, first: int, last: int) -> bool:
         side = self._side
@@ -217,32 +216,32 @@ class CopyOnWrite(block_device.BlockDevice):
             return not self._closed
         return side.tracker.covers(first, last)
 
-    def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None] | None) -> None:
-        """Preserve all chunks of `ranges`, then `write`, in the same stay inside the gate as the last look."""
+    def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None]) -> None:
+        """Preserve all chunks of `ranges`, then `write` in the same stay inside the gate as the last look."""
         spans = self._spans(ranges)
         while True:
-            with self._inside():
-                side = self._side
-                busy: set[int] = set()
-                done = True
-                if side is not None:
-                    done, busy = self._preserve_round(side, spans)
-                if done and not busy:
-                    if write is not None:
-                        write()
+            self.gate.enter()
+            try:
+                if self._closed:
+                    raise block_device.DeviceClosed
+                if all(self._covers(first, last) for first, last in spans):
+                    write()
                     return
-            if done and side is not None:
-                self._wait(side, busy)
+            finally:
+                self.gate.leave()
+            self._preserve(spans)
 
-    @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
-        self.gate.enter()
-        try:
-            if self._closed:
-                raise block_device.DeviceClosed
-            yield
-        finally:
-            self.gate.leave()
+    def _preserve(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Return when all chunks of `spans` were preserved in the snapshot that is current now, or a moment ago."""
+        side = self._side
+        if self._closed:
+            raise block_device.DeviceClosed
+        done = False
+        while not done and side is not None and side is self._side:
+            done, busy = self._preserve_round(side, spans)
+            if done and busy:
+                self._wait(busy)
+                done = False
 
     def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
@@ -254,7 +253,7 @@ class CopyOnWrite(block_device.BlockDevice):
         ]
 
     def _preserve_round(self, side: _Side, spans: Sequence[tuple[int, int]]) -> tuple[bool, set[int]]:
-        """Claim and preserve what is missing, at most a round of it; the caller is inside the gate.
+        """Claim and preserve what is missing, at most a round of it.
 
         Gives whether all that nobody else had claimed is preserved, and what others had claimed.
         """
@@ -262,17 +261,19 @@ class CopyOnWrite(block_device.BlockDevice):
         busy: set[int] = set()
         known = side.tracker.known
         done = True
-        with side.lock:
+        with self._claiming:
+            if side is not self._side:
+                return True, busy  # overtaken before anything was claimed: by now the chunks may have changed
             for first, last in spans:
                 if last > first and side.tracker.covers(first, last):
                     continue
                 for chunk in range(first, last + 1):
                     if chunk in known:
                         continue
-                    if chunk in side.claims:
+                    if chunk in self._claims:
                         busy.add(chunk)
                     elif len(mine) < self._round:
-                        side.claims.add(chunk)
+                        self._claims.add(chunk)
                         mine.append(chunk)
                     else:
                         done = False
@@ -282,17 +283,17 @@ class CopyOnWrite(block_device.BlockDevice):
             try:
                 self._copy(side, sorted(mine))
             finally:
-                with side.lock:
-                    side.claims.difference_update(mine)
-                    side.released.notify_all()
+                with self._claiming:
+                    self._claims.difference_update(mine)
+                    self._released.notify_all()
         return done, busy
 
-    def _wait(self, side: _Side, busy: set[int]) -> None:
-        """Return when none of `busy` is claimed; outside the gate and without claims of our own."""
-        with side.lock:
+    def _wait(self, busy: set[int]) -> None:
+        """Return when none of `busy` is claimed; without claims of our own."""
+        with self._claiming:
             self.counters.waits += 1
-            while not side.claims.isdisjoint(busy):
-                side.released.wait()
+            while not self._claims.isdisjoint(busy):
+                self._released.wait()
 
     def _copy(self, side: _Side, chunks: list[int]) -> None:
         """Copy claimed chunks with one commit and note them in the tracker; or, if the policy so decides, do without."""
@@ -310,8 +311,12 @@ class CopyOnWrite(block_device.BlockDevice):
                 ]
                 partial = self._put(side.device, pieces) if pieces else []
         except block_device.BlockDeviceError as error:
+            if side is not self._side:
+                return  # overtaken by a new snapshot, and perhaps closed; the caller looks again
             self.counters.failures += 1
             if self.on_error(side.device, error):
+                if side is self._side:
+                    self.disarm()
                 return
             raise block_device.PreserveFailed(
                 _lba(error, self._range(chunks[0])[0] // self.block_size), error

@@ -7,7 +7,7 @@ held is lost to them too - and nothing ever reads around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, NoReturn
 
 from lun_backends import block_device
@@ -42,6 +42,10 @@ class LostDevice(block_device.BlockDevice):
         self._refuse()
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
+        self._refuse()
+
+    def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
+        """As `WriteOnce.put_many`."""
         self._refuse()
 
     def flush(self) -> None:

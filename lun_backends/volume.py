@@ -356,10 +356,9 @@ class Volume:
                 snapshot.view.close()
                 if not snapshot.deleting:
                     self._mark_deleting(snapshot)
-                target = older.write_once
-                # Nothing can be read past a snapshot that is lost, so nobody would miss what does not go down to it.
-                if not isinstance(target, lost_device.LostDevice) and not move_down.move_down(
-                    snapshot.write_once, target, self.chunk_size, progress, cancelled
+                # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it.
+                if not older.reason and not move_down.move_down(
+                    snapshot.write_once, older.write_once, self.chunk_size, progress, cancelled
                 ):
                     reason = f"deleting {snapshot.name!r} was stopped"
                     raise DeletionStopped(self.name, reason, "delete it again to go on")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -305,6 +306,63 @@ def test_a_new_snapshot_begins_with_an_empty_tracker(cow: CopyOnWrite, side: Mem
     cow.writev(0, block(8))
     assert read(newer, 0, 512) == bytes([9]) * 512
     assert read(side, 0, 512) == bytes(512)
+
+
+def test_a_copy_that_a_new_snapshot_overtook_before_its_claim_is_not_made(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read what was written after the new snapshot, and take it for the old one's pre-image."""
+    original = cow._preserve_round
+    newer = MemorySide(SIZE)
+    before = read(primary, 0, 512)
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(cow, "_preserve_round", original)
+        with cow.hold():
+            cow.arm(newer)
+        cow.writev(0, block(7))
+        return original(*arguments)
+
+    monkeypatch.setattr(cow, "_preserve_round", overtaken)
+    cow.writev(0, block(8))
+    assert side.commits == []
+    assert read(newer, 0, 512) == before
+    assert read(primary, 0, 512) == bytes([8]) * 512
+
+
+def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    before = read(primary, 0, CHUNK)
+    newer = MemorySide(SIZE)
+
+    def overtake() -> None:
+        side.on_commit = None
+        with cow.hold():
+            cow.arm(newer)
+        with pytest.raises(block_device.WouldBlock):
+            cow.writev(0, block(7), nowait=True)
+
+    side.on_commit = overtake
+    cow.writev(0, block(8))
+    assert read(side, 0, CHUNK) == before
+    assert read(newer, 0, CHUNK) == before
+
+
+def test_a_copy_into_a_snapshot_deleted_meanwhile_is_made_again_in_the_current_one(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    before = read(primary, 0, CHUNK)
+    older = MemorySide(SIZE)
+
+    def overtake() -> None:
+        with cow.hold():
+            cow.arm(older)
+        raise block_device.DeviceClosed
+
+    side.on_commit = overtake
+    cow.writev(0, block(8))
+    assert read(older, 0, CHUNK) == before
 
 
 def test_closed(cow: CopyOnWrite) -> None:
