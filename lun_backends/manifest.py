@@ -176,16 +176,24 @@ def exists(directory: Path) -> bool:
     return (directory / _FILE).exists()
 
 
-def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Replace the manifest; durable on return.  Raises OSError, and then the old one is still in force... or the new one,
-    if the last sync failed: the caller must not go on as if it knew."""
-    new = directory / _NEW
-    fd = io.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError."""
+    fd = io.open(directory / _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
     try:
         text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
         storage_io.write_all(io, fd, [text], 0, len(text))
         io.fdatasync(fd)
     finally:
         io.close(fd)
-    io.rename(new, directory / _FILE)
+
+
+def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """Put the prepared manifest in force, durably.  Raises OSError, and then either may be in force after a crash."""
+    io.rename(directory / _NEW, directory / _FILE)
     io.fsync_directory(directory)
+
+
+def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """`prepare` and `commit`."""
+    prepare(directory, manifest, io)
+    commit(directory, io)

@@ -284,16 +284,17 @@ class Volume:
         synced = self.durability is Durability.POWER_LOSS
         if synced:
             self.primary.flush()  # so that the flush inside finds little to do
+        record = dataclasses.replace(record, taken_at=manifest.now())
+        new = dataclasses.replace(
+            self._manifest, snapshots=(*self._manifest.snapshots, record), epoch=self._manifest.epoch + 1
+        )
+        manifest.prepare(self.directory, new, self._io)
         began = time.perf_counter()
         with self.device.hold():
             if synced:
                 self.primary.flush()
-            record = dataclasses.replace(record, taken_at=manifest.now())
-            self._store(
-                dataclasses.replace(
-                    self._manifest, snapshots=(*self._manifest.snapshots, record), epoch=self._manifest.epoch + 1
-                )
-            )
+            manifest.commit(self.directory, self._io)
+            self._manifest = new
             self._chain.append(device)
             self.device.arm(device)
         snapshot = self._snapshot(record, device)
