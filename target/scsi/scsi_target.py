@@ -4,7 +4,7 @@
 A fabric opens a `Nexus` for each session and calls `Nexus.execute`; see `task.py` for what it hands over and gets back,
 and `logical_unit.py` for what a command passes.  Everything here is thread-safe; tasks of one nexus run on any threads.
 
-A change of the LUNs is told to every nexus as unit attention 3Fh/0Eh on each of its units, and to the listeners.
+A change of the LUNs is told to every nexus as unit attention 3Fh/0Eh on each unit that was there before, and to the listeners.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ScsiTarget:
             self._luns = {**self._luns, number: unit}
             for nexus in self._nexuses:
                 nexus.attach(number, unit)
-        self._changed()
+        self._changed(excluding=unit)
 
     def remove_lun(self, number: int) -> None:
         """Take the LUN away; returns when the tasks running on the unit have ended.  Raises KeyError if there is none.
@@ -104,12 +104,14 @@ class ScsiTarget:
                 unit.abort(nexus)
                 nexus.detach(number)
 
-    def _changed(self) -> None:
+    def _changed(self, *, excluding: LogicalUnit | None = None) -> None:
+        """Tell what changed, on every unit that was there before."""
         asc, ascq = divmod(Asc.REPORTED_LUNS_DATA_HAS_CHANGED, 256)
         with self._lock:
             listeners = tuple(self._listeners)
             for unit in {id(unit): unit for unit in self._luns.values()}.values():
-                unit.attention(asc, ascq)
+                if unit is not excluding:
+                    unit.attention(asc, ascq)
         for listener in listeners:
             listener()
 
