@@ -23,6 +23,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import math
 import mmap
 import os
 import stat
@@ -132,6 +133,9 @@ class Flat(block_device.BlockDevice):
         self._nowait_flags = self._probe_nowait()
         self._write_flags = 0 if direct else os.RWF_NOWAIT  # of a nowait write; 0 once that was refused
         self._slow_until = 0.0
+        # In memory there is no disk to wait for: a write that took long was waiting for the processor, as a worker would.
+        in_memory = _file_system(descriptor.fd) in _MEMORY_FILE_SYSTEMS
+        self._slow_write = math.inf if in_memory else _SLOW_WRITE
         self._io = io
         # The plain call where it can be, for it is called for every write.
         self._pwritev: Callable[[int, Buffers, int, int], int] = (
@@ -251,7 +255,7 @@ class Flat(block_device.BlockDevice):
             raise self._error(error, offset, writing=True) from error
         if done != length:
             raise block_device.WouldBlock
-        if monotonic() - began > _SLOW_WRITE:
+        if monotonic() - began > self._slow_write:
             self._slow_until = monotonic() + _SLOW_PERIOD
 
     def _edges_cached(self, descriptor: _Descriptor, start: int, end: int) -> bool:
