@@ -11,6 +11,7 @@ every wake-up of the device is an edge, and a batch costs two system calls, `epo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from lun_backends.block_device import WouldBlock
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WORKERS = 16
 DRAIN_POLL = 0.005  # seconds
+ROUNDS = 8  # batches that one ring gets before the others have their turn
 
 
 class Executor(Protocol):
@@ -40,13 +43,13 @@ class Executor(Protocol):
         """Do ahead, for all of these tasks at once, what their writes would each wait for."""
 
 
+@dataclass(eq=False)
 class Served:
     """A ring with its executor, while a server serves it."""
 
-    def __init__(self, ring: Ring, descriptor: int, executor: Executor) -> None:
-        self.ring = ring
-        self.descriptor = descriptor
-        self.executor = executor
+    ring: Ring
+    descriptor: int
+    executor: Executor
 
 
 class Server:
@@ -58,6 +61,7 @@ class Server:
         self._epoll.register(self._woken, select.EPOLLIN)
         self._served: dict[int, Served] = {}
         self._removed: dict[int, threading.Event] = {}
+        self._again: set[Served] = set()  # rings whose turn was over before they were empty
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
         self._thread = threading.Thread(target=self._run, name="tcmu rings", daemon=True)
 
@@ -79,9 +83,7 @@ class Server:
         """Serve a ring, beginning with what it holds."""
         self._served[served.descriptor] = served
         self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
-        # commands that came before the registration cause no edge: let the loop look
-        self._epoll.modify(served.descriptor, select.EPOLLIN | select.EPOLLET)
-        os.write(self._wake, b"\1")
+        os.write(self._wake, b"\1")  # commands that came before the registration may cause no edge: let the loop look
 
     def remove(self, served: Served, timeout: float) -> bool:
         """Answer what the ring holds, then leave it; the caller sees to it that nothing more is put in.
@@ -99,7 +101,10 @@ class Server:
 
     def _run(self) -> None:
         while True:
-            for descriptor, _ in self._epoll.poll():
+            again, self._again = self._again, set()
+            for served in again:
+                self._serve(served)
+            for descriptor, _ in self._epoll.poll(0 if self._again else None):
                 if descriptor != self._woken:
                     served = self._served.get(descriptor)
                     if served is not None:
@@ -116,15 +121,22 @@ class Server:
 
     def _forget(self) -> None:
         for descriptor, gone in list(self._removed.items()):
-            self._epoll.unregister(descriptor)
-            del self._served[descriptor], self._removed[descriptor]
+            with contextlib.suppress(FileNotFoundError):  # a ring that broke is out already
+                self._epoll.unregister(descriptor)
+            self._again = {each for each in self._again if each.descriptor != descriptor}
+            self._served.pop(descriptor, None)
+            del self._removed[descriptor]
             gone.set()
 
     def _serve(self, served: Served) -> None:
         ring, execute = served.ring, served.executor.execute
         try:
             # an answer often brings the next command at once: looking again is cheaper than being woken
-            while tasks := ring.take():
+            for _ in range(ROUNDS):
+                tasks = ring.take()
+                if not tasks:
+                    ring.complete(())
+                    return
                 waiting: list[RingTask] = []
                 done: list[RingTask] = []
                 for task in tasks:
@@ -137,7 +149,7 @@ class Server:
                 if waiting:
                     self._pool.submit(self._work, served, waiting)
                 ring.complete(done)
-            ring.complete(())
+            self._again.add(served)
         except RingError as error:
             log.error("%s; the device is not served any more", error)
             del self._served[served.descriptor]
