@@ -347,6 +347,8 @@ class Flat(block_device.BlockDevice):
 
     def flush(self) -> None:
         descriptor = self._descriptor
+        if descriptor.fd < 0:
+            raise block_device.DeviceClosed
         try:
             self._io.fdatasync(descriptor.fd)
         except OSError as error:

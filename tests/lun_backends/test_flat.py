@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The primary on real files: contents, holes, limits, errors, `nowait`, O_DIRECT and closing under way."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import resource
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, flat, storage_io
+from lun_backends.block_device import ExtentKind
+
+SIZE = 1 << 20
+
+
+def buffers(data: bytes, *lengths: int) -> list[memoryview]:
+    views, at = [], 0
+    for length in lengths or (len(data),):
+        views.append(memoryview(bytearray(data[at : at + length])))
+        at += length
+    return views
+
+
+@pytest.fixture(params=["buffered", "direct"])
+def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[flat.Flat]:
+    path = tmp_path / "disk"
+    flat.create(path, SIZE)
+    try:
+        opened = flat.Flat(path, direct=request.param == "direct")
+    except flat.CannotOpen as error:
+        pytest.skip(str(error))  # the file system of the temporary directory may have no O_DIRECT (tmpfs before 6.5)
+    yield opened
+    opened.close()
+
+
+def read(device: flat.Flat, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    device.readv(offset, [memoryview(data)])
+    return bytes(data)
+
+
+def test_what_is_written_is_read_however_it_is_cut(device: flat.Flat) -> None:
+    rng = random.Random(1)
+    model = bytearray(SIZE)
+    for _ in range(60):
+        length = rng.randrange(1, 40) * 512
+        offset = rng.randrange((SIZE - length) // 512 + 1) * 512
+        data = rng.randbytes(length)
+        cut = rng.randrange(length + 1)  # buffers that are only together whole blocks
+        device.writev(offset, buffers(data, cut, length - cut), fua=rng.random() < 0.2)
+        model[offset : offset + length] = data
+    target = bytearray(SIZE)
+    device.readv(0, [memoryview(target)[:777], memoryview(target)[777:]])
+    assert target == model
+    assert device.path.read_bytes() == model
+
+
+def test_more_buffers_than_a_system_call_takes(device: flat.Flat) -> None:
+    data = random.Random(2).randbytes(512 * 3000)[: SIZE // 2]
+    pieces = [memoryview(data)[at : at + 256] for at in range(0, len(data), 256)]
+    device.writev(0, pieces)
+    target = bytearray(len(data))
+    device.readv(0, [memoryview(target)[at : at + 256] for at in range(0, len(data), 256)])
+    assert target == data
+
+
+def test_out_of_range(device: flat.Flat) -> None:
+    for offset, length, lba in (
+        (SIZE, 512, SIZE // 512),
+        (SIZE - 512, 1024, SIZE // 512),
+        (SIZE * 2, 512, SIZE // 256),
+    ):
+        with pytest.raises(block_device.OutOfRange) as caught:
+            device.readv(offset, buffers(bytes(length)))
+        assert caught.value.lba == lba
+        with pytest.raises(block_device.OutOfRange):
+            device.writev(offset, buffers(bytes(length)))
+        with pytest.raises(block_device.OutOfRange):
+            device.writev(offset, buffers(bytes(length)), nowait=True)
+        with pytest.raises(block_device.OutOfRange):
+            device.write_zeroes(offset, length, discard=True)
+        with pytest.raises(block_device.OutOfRange):
+            list(device.extents(offset, length))
+    assert device.path.stat().st_size == SIZE
+
+
+def test_zeroes_and_extents(device: flat.Flat) -> None:
+    device.writev(0, buffers(b"\x11" * 65536))
+    device.write_zeroes(4096, 8192, discard=True)
+    device.write_zeroes(32768, 4096, discard=False)
+    device.write_zeroes(512, 512, discard=True, fua=True)
+    assert read(device, 0, 65536) == (
+        b"\x11" * 512 + bytes(512) + b"\x11" * 3072 + bytes(8192) + b"\x11" * 20480 + bytes(4096) + b"\x11" * 28672
+    )
+    found = list(device.extents(0, SIZE))
+    assert found[0].offset == 0
+    assert sum(extent.length for extent in found) == SIZE
+    assert all(a.offset + a.length == b.offset for a, b in itertools.pairwise(found))
+    holes = {(extent.offset, extent.length) for extent in found if extent.kind is ExtentKind.HOLE}
+    assert holes >= {(4096, 8192), (65536, SIZE - 65536)}
+    assert [extent.kind for extent in device.extents(512, 512)] == [ExtentKind.DATA]
+
+
+def test_zeroes_without_help_of_the_file_system(device: flat.Flat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_deallocate", lambda *_: False)
+    device.writev(0, buffers(b"\x11" * 65536))
+    device.write_zeroes(512, 20480, discard=True)
+    assert read(device, 0, 65536) == b"\x11" * 512 + bytes(20480) + b"\x11" * (65536 - 20992)
+
+
+def test_a_full_file_system_is_space_exhausted(device: flat.Flat, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, limit[1]))
+    try:
+        with pytest.raises(block_device.SpaceExhausted) as caught:
+            device.writev(SIZE // 2, buffers(bytes(4096)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.lba == SIZE // 2 // 512
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (errno.EIO, block_device.MediumError),
+        (errno.ENODATA, block_device.MediumError),
+        (errno.ENOSPC, block_device.SpaceExhausted),
+        (errno.EDQUOT, block_device.SpaceExhausted),
+        (errno.EROFS, block_device.WriteProtected),
+        (errno.EBADE, block_device.ReservationConflict),
+    ],
+)
+def test_errors_are_typed(tmp_path: Path, code: int, expected: type[Exception]) -> None:
+    class Failing(storage_io.StorageIO):
+        def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+            raise OSError(code, os.strerror(code))
+
+    flat.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk", io=Failing())
+    for nowait in (False, True):
+        with pytest.raises(expected):
+            device.writev(0, buffers(bytes(4096)), nowait=nowait)
+    device.close()
+
+
+def test_a_file_cut_short_under_us_is_a_medium_error(tmp_path: Path) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk")
+    os.truncate(tmp_path / "disk", 4096)
+    with pytest.raises(block_device.MediumError, match="ends before"):
+        read(device, 0, 8192)
+    device.close()
+
+
+def test_nowait(tmp_path: Path) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk")
+    device.writev(0, buffers(b"\x22" * 8192), nowait=True)
+    target = bytearray(8192)
+    device.readv(0, [memoryview(target)], nowait=True)
+    assert target == b"\x22" * 8192
+    device.writev(512, buffers(b"\x33" * 512), nowait=True)  # its page is cached: nothing has to be read first
+    assert read(device, 0, 1536) == b"\x22" * 512 + b"\x33" * 512 + b"\x22" * 512
+    with pytest.raises(block_device.WouldBlock):
+        device.writev(0, buffers(bytes(4096)), fua=True, nowait=True)
+    device.flush()
+    with open(tmp_path / "disk", "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if device._nowait_flags:  # not on a file system in memory, which has nothing to wait for
+        with pytest.raises(block_device.WouldBlock):
+            device.readv(0, [memoryview(target)], nowait=True)
+        with pytest.raises(block_device.WouldBlock):
+            device.writev(512, buffers(bytes(512)), nowait=True)
+    device.writev(4096, buffers(b"\x44" * 4096), nowait=True)  # whole pages need no reading
+    assert read(device, 4096, 4096) == b"\x44" * 4096
+    device.close()
+
+
+def test_nowait_goes_to_workers_for_a_while_after_a_slow_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk")
+    now = [100.0]
+
+    def clock() -> float:
+        now[0] += 0.003  # every look at the clock is 3 ms later
+        return now[0]
+
+    monkeypatch.setattr(flat, "monotonic", clock)
+    device.writev(0, buffers(bytes(4096)), nowait=True)
+    with pytest.raises(block_device.WouldBlock):
+        device.writev(0, buffers(bytes(4096)), nowait=True)
+    device.writev(0, buffers(bytes(4096)))
+    now[0] += 1.0
+    device.writev(0, buffers(bytes(4096)), nowait=True)
+    device.close()
+
+
+def test_direct_always_goes_to_workers(tmp_path: Path) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    try:
+        device = flat.Flat(tmp_path / "disk", direct=True)
+    except flat.CannotOpen as error:
+        pytest.skip(str(error))  # see `device`
+    for operation in (device.readv, device.writev):
+        with pytest.raises(block_device.WouldBlock):
+            operation(0, buffers(bytes(4096)), nowait=True)
+    device.close()
+
+
+def test_read_only(tmp_path: Path) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk", read_only=True)
+    for nowait in (False, True):
+        with pytest.raises(block_device.WriteProtected):
+            device.writev(0, buffers(bytes(512)), nowait=nowait)
+    with pytest.raises(block_device.WriteProtected):
+        device.write_zeroes(0, 512, discard=False)
+    device.close()
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(flat.CannotOpen, match="does not exist"):
+        flat.Flat(tmp_path / "none")
+    with pytest.raises(flat.CannotOpen, match="neither"):
+        flat.Flat(tmp_path)
+    (tmp_path / "tiny").write_bytes(b"x" * 511)
+    with pytest.raises(flat.CannotOpen, match="smaller than one block"):
+        flat.Flat(tmp_path / "tiny")
+    with pytest.raises(flat.CannotOpen, match="511 bytes"):
+        flat.Flat(tmp_path / "tiny", size=512)
+    with pytest.raises(flat.CannotOpen, match="exists already"):
+        flat.create(tmp_path / "tiny", 512)
+    with pytest.raises(flat.CannotOpen):
+        flat.create(tmp_path / "no" / "where", 512)
+    flat.create(tmp_path / "disk", SIZE)
+    first = flat.Flat(tmp_path / "disk")
+    with pytest.raises(flat.CannotOpen, match="another process"):
+        flat.Flat(tmp_path / "disk")
+    first.close()
+    flat.Flat(tmp_path / "disk").close()
+
+
+def test_odd_ends_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * 10000)
+    device = flat.Flat(tmp_path / "disk", block_size=4096)
+    assert device.size == 8192
+    device.close()
+    assert (tmp_path / "disk").stat().st_size == 10000
+
+
+def test_closing_under_way_never_touches_another_file(device: flat.Flat, tmp_path: Path) -> None:
+    """Descriptors are reused at once: a write in flight must not land in whatever is opened next."""
+    outcome: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            while True:
+                device.writev(0, buffers(b"\x66" * 4096))
+        except block_device.BlockDeviceError as error:
+            outcome.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    device.close()
+    files = []
+    for number in range(8):
+        files.append(os.open(tmp_path / f"other{number}", os.O_RDWR | os.O_CREAT))
+    for thread in threads:
+        thread.join()
+    for fd in files:
+        assert os.fstat(fd).st_size == 0
+        os.close(fd)
+    assert all(isinstance(error, block_device.DeviceClosed) for error in outcome)
+    assert len(outcome) == 3
+    device.close()
+    for call in (lambda: read(device, 0, 512), device.flush, lambda: list(device.extents(0, 512))):
+        with pytest.raises(block_device.DeviceClosed):
+            call()
