@@ -1,7 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `wolun` command."""
+"""The `wolun` command: verbs, and the one place where refusals become sentences for people.
+
+Exit status: 0 done, 1 not done (a sentence and a remedy on standard error), 2 the command line is wrong, 130 interrupted.
+
+Every verb but `serve` and `config` is a client of the control socket and answers within a blink: what they need is
+imported where they need it, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import target
+from target import client, messages, places, show
 
 
-def main() -> None:
-    """Entry point."""
-    raise SystemExit("wolun: not built yet")
+class Context:
+    """What the options before the verb say."""
+
+    def __init__(self, state_dir: Path, json_wanted: bool) -> None:
+        self.state_dir = state_dir
+        self.json = json_wanted
+
+    def client(self) -> client.Client:
+        """The daemon's control socket."""
+        return client.Client(self.state_dir)
+
+    def answer(self, value: object, text: Callable[[], str]) -> None:
+        """Print an answer: `value` (messages) for programs, `text` for people."""
+        if self.json:
+            plain = [messages.encode(each) for each in value] if isinstance(value, list) else messages.encode(value)
+            click.echo(json.dumps(plain, indent=2))
+        else:
+            click.echo(text())
+
+
+def _fail(message: str, remedy: str, code: str, *, json_wanted: bool) -> None:
+    if json_wanted:
+        click.echo(json.dumps({"error": code, "message": message, "remedy": remedy}), err=True)
+    else:
+        click.echo(f"wolun: {message}\n{show.sentence(remedy)}", err=True)
+    sys.exit(1)
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """A verb that talks to the daemon: gets the Context, takes `--json` after the verb too, and explains refusals."""
+
+    @functools.wraps(function)
+    def run(context: Context, /, *arguments: Any, json_here: bool, **options: Any) -> None:
+        context.json = context.json or json_here
+        try:
+            function(context, *arguments, **options)
+        except client.Failed as failed:
+            refusal = failed.refusal
+            _fail(refusal.message, refusal.remedy, refusal.error, json_wanted=context.json)
+
+    passing: Callable[..., None] = click.pass_obj(run)
+    return click.option("--json", "json_here", is_flag=True, help="Print JSON.")(passing)
+
+
+class _SnapshotName(click.ParamType[tuple[str, str]]):
+    name = "VOLUME@SNAPSHOT"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        volume, at, name = str(value).partition("@")
+        if not (volume and at and name):
+            self.fail(
+                f"{value!r} names no snapshot: write VOLUME@SNAPSHOT, like vol0@before-upgrade", parameter, context
+            )
+        return volume, name
+
+
+SNAPSHOT = _SnapshotName()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="WOLUN_STATE_DIR",
+    show_envvar=True,
+    help="Where the daemon keeps its state and its control socket.",
+)
+@click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
+@click.pass_context
+def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> None:
+    """Serve volumes over iSCSI, and take snapshots of them."""
+    context.obj = Context(Path(os.path.abspath(state_dir or places.default_state_dir())), json_wanted)  # noqa: PTH100 - links stay as given
+
+
+@main.command()
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file.")
+@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where to keep state.")
+@click.option("--portal", metavar="HOST:PORT", help="Listen here instead of where the configuration says.")
+@click.pass_obj
+def serve(context: Context, config: Path | None, state_dir: Path | None, portal: str | None) -> None:
+    """Serve the volumes of a configuration, in the foreground."""
+    from target import configuration, daemon
+
+    try:
+        daemon.serve(config, state_dir.absolute() if state_dir else context.state_dir, portal)
+    except configuration.ConfigurationError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    except daemon.CannotServe as error:
+        click.echo(f"wolun: {error}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@_verb
+def status(context: Context) -> None:
+    """Volumes, sessions, throughput, space, trouble."""
+    answer = context.client().status()
+    context.answer(answer, lambda: show.status(answer))
+
+
+@main.command()
+@click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def version(context: Context, json_here: bool) -> None:
+    """The version of this program."""
+    click.echo(json.dumps({"version": target.VERSION}) if context.json or json_here else f"wolun {target.VERSION}")
+
+
+@main.group()
+def snapshot() -> None:
+    """Take, look at, export and delete snapshots."""
+
+
+@snapshot.command("create")
+@click.argument("volume")
+@click.argument("name")
+@_verb
+def snapshot_create(context: Context, volume: str, name: str) -> None:
+    """Take a snapshot of VOLUME called NAME."""
+    answer = context.client().create_snapshot(volume, name)
+    context.answer(answer, lambda: show.taken(answer))
+
+
+@snapshot.command("list")
+@click.argument("volume", required=False)
+@_verb
+def snapshot_list(context: Context, volume: str | None) -> None:
+    """The snapshots of VOLUME, or of all volumes, oldest first."""
+    answer = context.client().snapshots(volume)
+    context.answer(answer, lambda: show.snapshots(answer))
+
+
+@snapshot.command("show")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--map", "with_map", is_flag=True, help="Picture which parts of the volume have changed since.")
+@_verb
+def snapshot_show(context: Context, which: tuple[str, str], with_map: bool) -> None:
+    """One snapshot in detail."""
+    asked = context.client()
+    if not with_map:
+        details = asked.snapshot(*which)
+        context.answer(details, lambda: show.snapshot(details))
+        return
+    changes = asked.changes(*which, show.map_cells())
+    context.answer(changes, lambda: show.change_map(changes))
+
+
+@snapshot.command("export")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@_verb
+def snapshot_export(context: Context, which: tuple[str, str], file: Path, force: bool) -> None:
+    """Write the volume as it was at that moment to FILE, as a raw sparse image."""
+    path = Path(os.path.abspath(file))  # noqa: PTH100 - resolving links would write through one that stands at FILE
+    asked = context.client()
+    job = _follow(context, asked, asked.export(*which, path, overwrite=force), "exporting")
+    context.answer(job, lambda: f"{'@'.join(which)} is in {file}")
+
+
+@snapshot.command("delete")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@_verb
+def snapshot_delete(context: Context, which: tuple[str, str]) -> None:
+    """Delete a snapshot and free its space."""
+    asked = context.client()
+    job = _follow(context, asked, asked.delete_snapshot(*which), "deleting")
+    context.answer(job, lambda: f"{'@'.join(which)} is deleted")
+
+
+@main.group()
+def config() -> None:
+    """Check configuration files."""
+
+
+@config.command("check")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def config_check(context: Context, file: Path, json_here: bool) -> None:
+    """Say what is wrong with FILE, line by line."""
+    from target import configuration
+
+    json_wanted = context.json or json_here
+    try:
+        configuration.load(file)
+    except configuration.ConfigurationError as error:
+        if json_wanted:
+            click.echo(json.dumps({"problems": [messages.encode(problem) for problem in error.problems]}, indent=2))
+        else:
+            click.echo(str(error), err=True)
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{file} cannot be read: {error.strerror}", "name a file that can", "unreadable", json_wanted=json_wanted)
+    click.echo(json.dumps({"problems": []}) if json_wanted else f"{file}: good")
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configuration files."""
+    from target import settings
+
+    click.echo(json.dumps(settings.json_schema(), indent=2))
+
+
+def _follow(context: Context, asked: client.Client, job: messages.Job, doing: str) -> messages.Job:
+    """Wait for a job, showing its progress on a terminal; Ctrl-C cancels it.  Raises Failed."""
+    last = job
+    try:
+        with show.progress(f"{doing} {job.subject}", enabled=not context.json) as update:
+            for last in asked.watch(job):
+                update(last.done, last.total)
+    except KeyboardInterrupt:
+        asked.close()  # whatever answer was on its way
+        asked.cancel(job)
+        *_, last = asked.watch(last)
+        if last.state == "cancelled":
+            click.echo(f"wolun: {doing} {job.subject} was cancelled", err=True)
+            sys.exit(130)
+    if last.refusal is not None:
+        raise client.Failed(last.refusal)
+    if last.state == "cancelled":
+        raise client.Failed(
+            messages.Refusal(
+                "cancelled", f"{doing} {job.subject} was cancelled", "ask for it again if that was not you"
+            )
+        )
+    return last

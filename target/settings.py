@@ -10,7 +10,7 @@ with them, by file and line.
 | `target`  | the iSCSI name that initiators log in to; all LUNs of this daemon are in it   |
 | `fabric`  | what carries SCSI to the daemon: `portal`, its own iSCSI portal in user space |
 | `portal`  | where that portal listens                                                     |
-| `access`  | who may log in; nobody, unless said otherwise                                 |
+| `access`  | who may log in, how they prove it, what they see; nobody, unless said otherwise |
 | `volumes` | what is served                                                                |
 """
 
@@ -19,12 +19,14 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
+from lun_backends import manifest
+from lun_backends.stores.thin import Durability
 from target import units
 
 CHUNK_MINIMUM = 4 << 10
@@ -32,7 +34,7 @@ CHUNK_MAXIMUM = 1 << 20
 LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
 """Names of volumes and snapshots: they become file names, and `@` separates the two."""
 
 # RFC 3720 3.2.6.3 as far as it is in use: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>, naa.<16 or 32 hex>.
@@ -41,20 +43,24 @@ IQN_PATTERN = (
     r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
 )
 IQN_MAXIMUM = 223
+INITIATOR_PATTERN = r"^[A-Za-z0-9*?\[][A-Za-z0-9.:_*?\[\]!-]*$"
+"""A name, or a pattern of names as in file names: `*`, `?` and `[...]`."""
+UNIT_PATTERN = NAME_PATTERN[:-1] + r"(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/write-once)?)?$"
+"""`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
-
-
-class Durability(enum.Enum):
-    """When a pre-image counts as kept, before its block may be overwritten."""
-
-    POWER_LOSS = "power-loss"
-    PROCESS_CRASH = "process-crash"
 
 
 class Fabric(enum.Enum):
     """What carries SCSI to the daemon."""
 
     PORTAL = "portal"
+
+
+class ChapAlgorithm(enum.Enum):
+    """How CHAP's answers are computed."""
+
+    SHA256 = "sha256"
+    MD5 = "md5"
 
 
 def _size(value: object) -> object:
@@ -106,7 +112,7 @@ Size = Annotated[
 ]
 Name = Annotated[
     str,
-    _matching(NAME_PATTERN, "name: up to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit"),
+    _matching(NAME_PATTERN, f"name: {manifest.NAME_RULE}"),
     _schema(pattern=NAME_PATTERN),
 ]
 TargetName = Annotated[
@@ -114,6 +120,18 @@ TargetName = Annotated[
     _matching(IQN_PATTERN, "iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
     pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
 ]
+InitiatorName = Annotated[
+    str,
+    _matching(INITIATOR_PATTERN, "initiator's name: write an iSCSI name, or a pattern of them with * and ?"),
+    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
+]
+UnitName = Annotated[
+    str,
+    _matching(UNIT_PATTERN, "unit: write VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once"),
+    _schema(pattern=UNIT_PATTERN),
+]
+ChapName = Annotated[str, pydantic.Field(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
+Lun = Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
 Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
 
@@ -141,18 +159,116 @@ class Portal(_Settings):
         return int(self.listen.rpartition(":")[2])
 
 
-class Access(_Settings):
-    """Who may log in. Everybody else is refused at login."""
+class Chap(_Settings):
+    """How an initiator proves who it is, and the target to it: CHAP, and with the two `target_` keys mutual CHAP."""
+
+    name: ChapName
+    """The CHAP name the initiator gives."""
+
+    secret_file: Path
+    """The file that holds the initiator's secret, 12 to 255 bytes on one line. Relative paths start at the state
+    directory. It must belong to the daemon's user or root, and be readable by nobody else (mode 0600 or 0400)."""
+
+    target_name: ChapName | None = None
+    """The CHAP name the target gives, for mutual CHAP."""
+
+    target_secret_file: Path | None = None
+    """The file that holds the target's secret, which must be another one; for mutual CHAP."""
+
+    algorithms: Annotated[tuple[ChapAlgorithm, ...], pydantic.Field(min_length=1)] = (
+        ChapAlgorithm.SHA256,
+        ChapAlgorithm.MD5,
+    )
+    """What may be used: the first of them that the initiator knows, too."""
+
+
+class MappedLun(_Settings):
+    """What an initiator sees under one number."""
+
+    lun: Lun
+    """The LUN under which this initiator sees it."""
+
+    unit: UnitName
+    """What it sees: VOLUME, VOLUME@SNAPSHOT (as it was then), or VOLUME@SNAPSHOT/write-once."""
+
+    read_only: bool = False
+    """Whether its writes are refused, whatever others may do."""
+
+
+class Initiator(_Settings):
+    """Initiators that may log in, and what they see."""
+
+    name: InitiatorName
+    """The initiator's iSCSI name, or a pattern of names (`*`, `?`, `[...]`). A name that is listed in full goes before
+    the patterns; of those, the first that fits counts."""
 
     networks: tuple[Network, ...] = ()
-    """Networks that initiators may come from, like 127.0.0.0/8 or 10.1.2.3/32. Empty: nobody may log in."""
+    """Networks these initiators may come from. Empty: from any that `access.networks` allows."""
+
+    chap: Chap | None = None
+    """How they prove who they are. Left out: they need not."""
+
+    read_only: bool = False
+    """Whether all their writes are refused."""
+
+    luns: tuple[MappedLun, ...] | None = None
+    """What they see, under which numbers. Left out: every LUN, under its own number."""
+
+    def problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What is wrong with values beside their neighbours."""
+        found: dict[tuple[str | int, ...], str] = {}
+        if self.chap is not None:
+            if (self.chap.target_name is None) is not (self.chap.target_secret_file is None):
+                found["chap",] = "target_name and target_secret_file belong together: give both or neither"
+            elif self.chap.target_secret_file == self.chap.secret_file:
+                found["chap", "target_secret_file"] = "both directions must not have the same secret"
+        seen: dict[int, str] = {}
+        for index, mapped in enumerate(self.luns or ()):
+            if mapped.lun in seen:
+                found["luns", index, "lun"] = f"LUN {mapped.lun} is {seen[mapped.lun]} already"
+            seen.setdefault(mapped.lun, mapped.unit)
+        return found
+
+
+class Access(_Settings):
+    """Who may log in. Everybody else is refused at login, and told nothing."""
+
+    networks: tuple[Network, ...] = ()
+    """Networks that initiators may come from, like 127.0.0.0/8 or 10.1.2.3/32. Empty, and no `initiators`: nobody may
+    log in. Empty, with `initiators`: those may, from anywhere."""
+
+    initiators: tuple[Initiator, ...] | None = None
+    """Which initiators may log in. Left out: any that comes from one of `networks`. An empty list: none."""
+
+    discovery_chap: bool = False
+    """Whether initiators that have CHAP must use it for discovery, too. Discovery tells an initiator only of targets
+    that it may log in to, in any case."""
 
     def admits(self, address: str) -> bool:
-        """Whether an initiator at this IP address may log in."""
-        peer: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
-        if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
-            peer = peer.ipv4_mapped
-        return any(peer in network for network in self.networks)
+        """Whether an initiator at this IP address may log in, as far as the address goes."""
+        if not self.networks:
+            return bool(self.initiators)
+        return within(address, self.networks)
+
+    def problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What is wrong with values beside their neighbours."""
+        found: dict[tuple[str | int, ...], str] = {}
+        names: dict[str, int] = {}
+        for index, initiator in enumerate(self.initiators or ()):
+            name = initiator.name.lower()
+            if name in names:
+                found["initiators", index, "name"] = f"initiators[{names[name]}] has this name already"
+            names.setdefault(name, index)
+            found.update({("initiators", index, *where): what for where, what in initiator.problems().items()})
+        return found
+
+
+def within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether an IP address, perhaps with a zone, or an IPv4 address as IPv6 has it, is in one of the networks."""
+    peer: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+        peer = peer.ipv4_mapped
+    return any(peer in network for network in networks)
 
 
 class Volume(_Settings):
@@ -161,7 +277,7 @@ class Volume(_Settings):
     name: Name
     """What commands call it. Never change it: snapshots are kept under this name."""
 
-    lun: Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
+    lun: Lun
     """The LUN under which initiators see the volume. Snapshots take the lowest numbers that are free."""
 
     size: Size | None = None
@@ -223,6 +339,7 @@ class Settings(_Settings):
         names: dict[str, int] = {}
         luns: dict[int, str] = {}
         primaries: dict[Path, str] = {}
+        found.update({("access", *where): what for where, what in self.access.problems().items()})
         for index, volume in enumerate(self.volumes):
             where = ("volumes", index)
             if volume.name in names:

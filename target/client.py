@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other end of the control socket: what the commands use to talk to the daemon.
+
+Imports little on purpose: a command should be done before anyone notices that it is Python.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from target import messages, places
+
+TIMEOUT_SECONDS = 60.0
+POLL_SECONDS = 0.25
+
+
+class Failed(Exception):
+    """The daemon did not do it, or could not be asked; `refusal` says why and what to do."""
+
+    def __init__(self, refusal: messages.Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, state_dir: Path, timeout: float) -> None:
+        super().__init__("wolun", timeout=timeout)
+        self._state_dir = state_dir
+
+    def connect(self) -> None:
+        self.sock = places.connect(self._state_dir, self.timeout)
+
+
+class Client:
+    """Requests to the daemon that serves `state_dir`, one after the other.  Every method raises Failed."""
+
+    def __init__(self, state_dir: Path, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._state_dir = state_dir
+        self._connection = _Connection(state_dir, timeout)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def status(self) -> messages.Status:
+        """Everything at a glance."""
+        return messages.decode(messages.Status, self._ask("GET", "/v1/status"))
+
+    def snapshots(self, volume: str | None = None) -> list[messages.Snapshot]:
+        """The snapshots of one volume, or of all."""
+        path = "/v1/snapshots" if volume is None else f"{_volume(volume)}/snapshots"
+        return [messages.decode(messages.Snapshot, each) for each in self._ask("GET", path)]
+
+    def snapshot(self, volume: str, name: str) -> messages.SnapshotDetails:
+        """One snapshot."""
+        return messages.decode(messages.SnapshotDetails, self._ask("GET", _snapshot(volume, name)))
+
+    def changes(self, volume: str, name: str, cells: int) -> messages.Changes:
+        """What has changed since a snapshot, in `cells` parts."""
+        return messages.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
+
+    def create_snapshot(self, volume: str, name: str) -> messages.Taken:
+        """Take a snapshot."""
+        request = messages.CreateSnapshot(name)
+        return messages.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
+
+    def delete_snapshot(self, volume: str, name: str) -> messages.Job:
+        """Begin to delete a snapshot."""
+        return messages.decode(messages.Job, self._ask("DELETE", _snapshot(volume, name)))
+
+    def export(self, volume: str, name: str, path: Path, *, overwrite: bool) -> messages.Job:
+        """Begin to export a snapshot."""
+        request = messages.Export(str(path), overwrite)
+        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
+
+    def watch(self, job: messages.Job) -> Iterator[messages.Job]:
+        """The job as it goes on, until it has ended."""
+        yield job
+        while job.state == "running":
+            job = messages.decode(messages.Job, self._ask("GET", f"/v1/jobs/{job.id}?wait={POLL_SECONDS}"))
+            yield job
+
+    def cancel(self, job: messages.Job) -> None:
+        """Ask a job to stop."""
+        self._ask("DELETE", f"/v1/jobs/{job.id}")
+
+    def _ask(self, method: str, path: str, request: Any = None) -> Any:
+        body = None if request is None else json.dumps(messages.encode(request))
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+            answer = json.loads(response.read())
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError) as error:
+            self.close()
+            raise Failed(_not_running(self._state_dir)) from error
+        except PermissionError as error:
+            self.close()
+            raise Failed(_not_allowed(self._state_dir)) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise Failed(_gone(error)) from error
+        if response.status >= 400:
+            raise Failed(messages.decode(messages.Refusal, answer))
+        return answer
+
+
+def _volume(volume: str) -> str:
+    return f"/v1/volumes/{urllib.parse.quote(volume, safe='')}"
+
+
+def _snapshot(volume: str, name: str) -> str:
+    return f"{_volume(volume)}/snapshots/{urllib.parse.quote(name, safe='')}"
+
+
+def _not_running(state_dir: Path) -> messages.Refusal:
+    return messages.Refusal(
+        "not-running",
+        f"no daemon serves {state_dir}",
+        "start one with `wolun serve`, or name its state directory with --state-dir or WOLUN_STATE_DIR",
+    )
+
+
+def _not_allowed(state_dir: Path) -> messages.Refusal:
+    return messages.Refusal(
+        "not-allowed",
+        f"you may not talk to the daemon that serves {state_dir}",
+        "run this command as the user that runs the daemon",
+    )
+
+
+def _gone(error: Exception) -> messages.Refusal:
+    return messages.Refusal(
+        "no-answer", f"the daemon did not answer: {error or type(error).__name__}", "see the daemon's log"
+    )

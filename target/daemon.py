@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`wolun serve`: one process that owns a state directory, from the lock to the last sync.
+
+Order of start: lock the directory, open the volumes, listen for initiators, open the control socket, print `ready`.
+Order of stop (SIGTERM, SIGINT): no new requests, cancel jobs, log initiators out, sync and close the volumes, unlock.
+The signals are blocked in every thread and waited for by the main one, which does nothing else.
+
+    <state directory>/lock            locked by the daemon that owns the directory
+    <state directory>/control.sock    the control socket
+    <state directory>/luns.json       which LUNs the snapshots have
+    <state directory>/volumes/        see volumes.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import target
+from target import api, configuration, lun_numbers, places, service, settings
+from target.iscsi import login, portal
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+class CannotServe(Exception):
+    """The daemon cannot start; says why and what to do."""
+
+
+class _Access(login.OpenAccess):
+    """Who may log in, as the configuration says."""
+
+    def __init__(self, access: settings.Access) -> None:
+        self._access = access
+
+    def allows(self, initiator: str, address: str, target: str) -> bool:
+        if self._access.admits(address):
+            return True
+        log.warning("%s from %s may not log in to %s: not in access.networks", initiator, address, target)
+        return False
+
+
+def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
+    """Run until SIGTERM or SIGINT.  Raises CannotServe, ConfigurationError."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    configured = _configuration(config or places.default_configuration(), listen)
+    with _owned(state_dir):
+        try:
+            served = service.Service(configured, state_dir)
+        except (lun_numbers.Damaged, OSError) as error:
+            raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
+        try:
+            if not served.open_volumes:
+                raise CannotServe("no volume can be served; see above for each one's reason and remedy")
+            _run(served, configured, state_dir)
+        finally:
+            served.stop()
+            served.close()
+    log.info("stopped")
+
+
+def _configuration(path: Path, listen: str | None) -> settings.Settings:
+    try:
+        configured = configuration.load(path)
+    except OSError as error:
+        raise CannotServe(
+            f"{path} cannot be read ({error.strerror}): name a configuration file with --config"
+        ) from error
+    if listen is None:
+        return configured
+    try:
+        return configured.model_copy(update={"portal": settings.Portal(listen=listen)})
+    except ValueError as error:
+        raise CannotServe(f"--portal {listen}: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260") from error
+
+
+@contextlib.contextmanager
+def _owned(state_dir: Path) -> Iterator[None]:
+    """Make the state directory if need be, and be its only daemon."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / places.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotServe(
+            f"the state directory {state_dir} cannot be used ({error.strerror}): "
+            "make it writable, or name another with --state-dir"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            raise CannotServe(
+                f"a daemon (process {owner}) serves {state_dir} already: stop it first, or name another --state-dir"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _run(served: service.Service, configured: settings.Settings, state_dir: Path) -> None:
+    host, port = configured.portal.host, configured.portal.port
+    try:
+        listener = portal.Portal(host, port, {configured.target: served.scsi}, policy=_Access(configured.access))
+    except OSError as error:
+        raise CannotServe(
+            f"initiators cannot be listened for on {configured.portal.listen} ({error.strerror}): "
+            "stop what uses it, or choose another with --portal HOST:PORT"
+        ) from error
+    try:
+        served.fabric_started(listener)
+        control = api.ControlSocket(served, state_dir)
+        try:
+            control.start()
+        except OSError as error:
+            raise CannotServe(f"the control socket in {state_dir} cannot be opened: {error.strerror}") from error
+        try:
+            portal.tune_interpreter()
+            listener.start()
+            _announce(served, configured)
+            number = signal.sigwait(STOP_SIGNALS)
+            log.info("%s: stopping", signal.Signals(number).name)
+            served.stop()
+        finally:
+            control.close()
+    finally:
+        listener.close(DRAIN_SECONDS)
+
+
+def _announce(served: service.Service, configured: settings.Settings) -> None:
+    """Say on standard error how to log in, and on standard output, in one line, that one can."""
+    address, name = served.portal_address, configured.target
+    lines = [f"wolun {target.VERSION} serves {name} on {address}"]
+    first = next(each for each in configured.volumes if each.name in served.open_volumes)
+    lines += [f"  LUN {each.lun}: {each.name}" for each in configured.volumes if each.name in served.open_volumes]
+    lines += [
+        "log in with the kernel's initiator (as root):",
+        f"  iscsiadm -m discovery -t sendtargets -p {address}",
+        f"  iscsiadm -m node -T {name} -p {address} --login",
+        "or without one:",
+        f"  qemu-img info {served.url(first.lun)}",
+        "take a snapshot, from another terminal:",
+        f"  wolun {_state_option(served.state_dir)}snapshot create {first.name} NAME",
+    ]
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
+    sys.stdout.write(f"ready: {name} on {address}\n")
+    sys.stdout.flush()
+
+
+def _state_option(state_dir: Path) -> str:
+    return "" if state_dir == places.default_state_dir() else f"--state-dir {state_dir} "

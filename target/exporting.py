@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the content of a snapshot into a file.
+
+The file appears under its name only when all of it is there and on stable storage; until then it stands beside it under
+a name of its own, and is removed if the export fails or is cancelled.  An existing file is replaced only on demand.
+
+The file is sparse: holes stay holes, and so does every stretch of `GRAIN` zeroes, since pre-images of blocks that were
+holes come as zeroes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from lun_backends import volume
+from target import jobs, problems
+
+GRAIN = 64 << 10
+_ZEROES = bytes(GRAIN)
+_GLANCE = 256
+"""Bytes of a grain compared first: most data differs there, and the whole comparison keeps other threads waiting."""
+
+
+def export(
+    pieces: Iterable[volume.ExportPiece],
+    size: int,
+    path: Path,
+    *,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Write `pieces`, which make up `size` bytes, to the file at `path`; `progress` is called with (bytes done, `size`).
+
+    Raises jobs.Cancelled, Problem, and what reading the pieces raises.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise problems.file_exists(path)
+    if path.is_dir() or path.is_block_device() or path.is_char_device():
+        raise problems.file_failed(path, "it is a directory or a device")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        with _new_file(beside) as fd:
+            os.truncate(fd, size)
+            for piece in pieces:
+                if cancelled():
+                    raise jobs.Cancelled
+                if piece.data is not None:
+                    _write(fd, piece.offset, piece.data)
+                progress(piece.offset + piece.length, size)
+            os.fsync(fd)
+            if overwrite:
+                beside.replace(path)
+            else:
+                os.link(beside, path)  # unlike rename, refuses if the file has come into being meanwhile
+    except FileExistsError:
+        raise problems.file_exists(path) from None
+    except OSError as error:
+        raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+
+
+def _write(fd: int, offset: int, data: memoryview) -> None:
+    """Write what is not zero, in as few calls as there are stretches."""
+    start: int | None = None
+    for position in range(0, len(data), GRAIN):
+        grain = data[position : position + GRAIN]
+        if _is_zero(grain):
+            if start is not None:
+                _write_all(fd, offset + start, data[start:position])
+                start = None
+        elif start is None:
+            start = position
+    if start is not None:
+        _write_all(fd, offset + start, data[start:])
+
+
+def _is_zero(grain: memoryview) -> bool:
+    return bytes(grain[:_GLANCE]) == _ZEROES[: len(grain[:_GLANCE])] and bytes(grain) == _ZEROES[: len(grain)]
+
+
+def _write_all(fd: int, offset: int, data: memoryview) -> None:
+    while len(data):
+        written = os.pwrite(fd, data, offset)
+        offset += written
+        data = data[written:]

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes over the control socket, in both directions: plain frozen dataclasses.
+
+The daemon hands them to FastAPI, which checks requests against them and derives the OpenAPI description; the commands
+read them back with `decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request was not done: a stable code for programs, a sentence and a remedy for people."""
+
+    error: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A moment of a volume.  `used_bytes` is what it takes on disk; `preserved_bytes` how much of the volume is in it,
+    `preserved_percent` the same of the volume's size."""
+
+    volume: str
+    name: str
+    uuid: str
+    taken: str
+    state: str
+    reason: str
+    size: int
+    used_bytes: int
+    preserved_bytes: int
+    preserved_percent: float
+    view_lun: int | None
+    write_once_lun: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Snapshot):
+    """A snapshot just taken: how long writes were held for it, and how an initiator reads it."""
+
+    writes_held_seconds: float
+    view_url: str
+    write_once_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Which parts of a volume differ from a snapshot's moment (were written since): one number from 0 to 1 per cell, the
+    cells being equal parts of the volume in order of address."""
+
+    snapshot: Snapshot
+    chunk_size: int
+    changed_bytes: int
+    cells: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDetails(Snapshot):
+    """A snapshot with what `show` prints beside it."""
+
+    chunk_size: int
+    view_url: str
+    write_once_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is being served; `state` is `online` or `failed`, and then `trouble` says why."""
+
+    name: str
+    lun: int
+    state: str
+    trouble: str
+    size: int
+    block_size: int
+    chunk_size: int
+    durability: str
+    primary: str
+    primary_used_bytes: int
+    snapshots: int
+    snapshot_bytes: int
+    read_bytes_per_second: float
+    written_bytes_per_second: float
+    commands_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An initiator that is logged in."""
+
+    initiator: str
+    address: str
+    target: str | None
+    since: str
+    commands: int
+    bytes_read: int
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The daemon at a glance; `trouble` is everything that needs somebody's attention, a sentence each."""
+
+    version: str
+    pid: int
+    started: str
+    state_dir: str
+    fabric: str
+    target: str
+    portal: str
+    space_free_bytes: int
+    space_total_bytes: int
+    volumes: tuple[Volume, ...]
+    sessions: tuple[Session, ...]
+    jobs: tuple[Job, ...]
+    trouble: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that takes long.  `state`: running, done, failed, cancelled; `done` of `total` bytes are through."""
+
+    id: int
+    kind: str
+    subject: str
+    state: str
+    done: int
+    total: int
+    refusal: Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSnapshot:
+    """Request: take a snapshot called `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine."""
+
+    path: str
+    overwrite: bool = False
+
+
+def decode(cls: type[T], value: object) -> T:
+    """An instance of the dataclass `cls` from decoded JSON; keys that this version does not know are left out.
+
+    Raises TypeError, KeyError or ValueError when `value` does not fit.
+    """
+    return typing.cast(T, _decode(cls, value))
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, for making a larger one of it."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def encode(value: Any) -> Any:
+    """What `decode` reads: dictionaries, lists and scalars."""
+    return dataclasses.asdict(value)
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        return hint(
+            **{
+                field.name: _decode(hints[field.name], value[field.name])
+                for field in dataclasses.fields(hint)
+                if field.name in value or field.default is dataclasses.MISSING
+            }
+        )
+    if isinstance(hint, types.UnionType):
+        others = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if value is None else _decode(others[0], value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_decode(typing.get_args(hint)[0], item) for item in value)
+    if hint is float:
+        return float(value)
+    if not isinstance(value, hint):
+        raise TypeError(f"{value!r} is not of type {hint.__name__}")
+    return value

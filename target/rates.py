@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much is going on: rates over the last few seconds, from counters that only grow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+Counts = tuple[int, int, int]
+"""Bytes read, bytes written, commands."""
+
+PERIOD_SECONDS = 1.0
+WINDOW = 5
+
+
+class Rates:
+    """Looks at the counters of every volume once a second, on a thread of its own."""
+
+    def __init__(self, look: Callable[[], Mapping[str, Counts]]) -> None:
+        self._look = look
+        self._samples: deque[tuple[float, Mapping[str, Counts]]] = deque(maxlen=WINDOW)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rates", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def of(self, name: str) -> tuple[float, float, float]:
+        """Bytes read, bytes written, commands, each per second; zero before there is anything to compare."""
+        samples = list(self._samples)
+        now, counters = time.monotonic(), self._look()
+        if not samples or name not in counters or name not in samples[0][1]:
+            return 0.0, 0.0, 0.0
+        then, before = samples[0]
+        read, written, commands = (
+            (after - earlier) / max(now - then, 0.001)
+            for after, earlier in zip(counters[name], before[name], strict=True)
+        )
+        return read, written, commands
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._samples.append((time.monotonic(), self._look()))
+            self._closed.wait(PERIOD_SECONDS)

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon does on request: the operations behind the control socket, on open volumes and the SCSI target.
+
+No HTTP here and no iSCSI: requests come as arguments, answers go as `messages`, refusals as `problems.Problem`.
+Everything may be called from any thread.
+
+A volume that cannot be opened is not served; the others are, and `status` says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import target
+from lun_backends import block_device, volume
+from target import exporting, jobs, lun_numbers, messages, problems, settings, volumes
+from target.iscsi import portal
+from target.rates import Rates
+from target.scsi import logical_unit, scsi_target
+
+log = logging.getLogger(__name__)
+
+MAX_CELLS = 65536
+LOW_SPACE_PERCENT = 5
+
+
+def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
+    """The identity of a snapshot's view; that of its write-once LUN is the snapshot's own."""
+    return uuid.uuid5(snapshot, "view")
+
+
+class Service:
+    """Everything that is served, and what can be asked of it."""
+
+    def __init__(self, configured: settings.Settings, state_dir: Path) -> None:
+        """Open the volumes and give them their LUNs.  Raises lun_numbers.Damaged, OSError."""
+        self.settings = configured
+        self.state_dir = state_dir
+        self.jobs = jobs.Jobs()
+        self.scsi = scsi_target.ScsiTarget(configured.target)
+        self.portal_address = configured.portal.listen
+        self.sessions: Callable[[], Sequence[portal.SessionInfo]] = list
+        self.failed: dict[str, str] = {}
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._volumes: dict[str, volume.Volume] = {}
+        self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", {each.lun for each in configured.volumes})
+        self.rates = Rates(self._counters)
+        for each in configured.volumes:
+            try:
+                self._serve(each)
+            except (block_device.BlockDeviceError, problems.Problem, OSError) as error:
+                self.failed[each.name] = str(error)
+                log.error("volume %s is not served: %s", each.name, error)
+        gone = {
+            identity
+            for identity, numbers in self._numbers.all().items()
+            if numbers.volume in self._volumes
+            and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
+        }
+        self._numbers.free(gone)
+
+    @property
+    def open_volumes(self) -> Mapping[str, volume.Volume]:
+        """The volumes that are served, by name."""
+        return self._volumes
+
+    def fabric_started(self, listener: portal.Portal) -> None:
+        """Initiators can connect to `listener` now."""
+        host, port = listener.address
+        self.portal_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.sessions = listener.sessions
+        self.rates.start()
+
+    def _serve(self, each: settings.Volume) -> None:
+        for numbers in self._numbers.all().values():
+            if each.lun in (numbers.view, numbers.write_once):
+                raise problems.lun_taken(each.lun, numbers.volume)
+        opened = volumes.open_volume(each, self.state_dir)
+        try:
+            for snapshot in opened.snapshots:
+                self._publish(opened, snapshot)
+            for name in each.snapshots:
+                if all(name != snapshot.name for snapshot in opened.snapshots):
+                    self._publish(opened, opened.create_snapshot(name))
+                    log.info("took %s@%s, as the configuration asks", each.name, name)
+            unit = logical_unit.LogicalUnit(
+                opened.device, uuid=opened.uuid, kind=logical_unit.UnitKind.PRIMARY, name=each.name
+            )
+            self.scsi.add_lun(each.lun, unit)
+        except BaseException:
+            for snapshot in opened.snapshots:
+                self._withdraw(snapshot)
+            opened.close()
+            raise
+        self._volumes[each.name] = opened
+        if any(snapshot.deleting for snapshot in opened.snapshots):
+            self.jobs.start("delete", each.name, lambda job: self._resume(opened, job))
+
+    # -- LUNs ----------------------------------------------------------------------------------------------------
+
+    def _publish(self, owner: volume.Volume, snapshot: volume.Snapshot) -> lun_numbers.Numbers | None:
+        """Give a snapshot its two LUNs, those it had before if it had any; none if it is being deleted."""
+        if snapshot.deleting:
+            return None
+        numbers = self._numbers.allot(snapshot.uuid, owner.name)
+        title = f"{owner.name}@{snapshot.name}"
+        kinds = logical_unit.UnitKind
+        for number, device, identity, kind in (
+            (numbers.view, snapshot.view, view_uuid(snapshot.uuid), kinds.SNAPSHOT_VIEW),
+            (numbers.write_once, snapshot.write_once, snapshot.uuid, kinds.WRITE_ONCE),
+        ):
+            name = title if kind is kinds.SNAPSHOT_VIEW else f"{title} (write-once)"
+            self.scsi.add_lun(number, logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name))
+        return numbers
+
+    def _withdraw(self, snapshot: volume.Snapshot) -> None:
+        """Take a snapshot's LUNs away from the initiators; returns when nothing runs on them any more."""
+        numbers = self._numbers.all().get(snapshot.uuid)
+        for number in (numbers.view, numbers.write_once) if numbers else ():
+            if number in self.scsi.luns:
+                self.scsi.remove_lun(number)
+
+    def url(self, lun: int | None) -> str:
+        """What libiscsi and qemu call a LUN; empty for None."""
+        return "" if lun is None else f"iscsi://{self.portal_address}/{self.settings.target}/{lun}"
+
+    # -- finding -------------------------------------------------------------------------------------------------
+
+    def served(self, name: str) -> volume.Volume:
+        """The volume of that name.  Raises Problem."""
+        found = self._volumes.get(name)
+        if found is None:
+            if name in self.failed:
+                raise problems.volume_failed(name, self.failed[name])
+            raise problems.no_such_volume(name, self._volumes)
+        return found
+
+    def _find(self, volume_name: str, name: str) -> tuple[volume.Volume, volume.Snapshot]:
+        owner = self.served(volume_name)
+        for snapshot in owner.snapshots:
+            if snapshot.name == name:
+                return owner, snapshot
+        raise problems.no_such_snapshot(volume_name, name, [snapshot.name for snapshot in owner.snapshots])
+
+    # -- snapshots -----------------------------------------------------------------------------------------------
+
+    def create_snapshot(self, volume_name: str, name: str) -> messages.Taken:
+        """Take a snapshot and serve it.  Raises Problem."""
+        owner = self.served(volume_name)
+        with self._lock:
+            if self._stopping:
+                raise problems.stopping()
+            with problems.translated(f"{volume_name}@{name} was not taken"):
+                snapshot = owner.create_snapshot(name)
+            try:
+                self._publish(owner, snapshot)
+            except (problems.Problem, OSError) as error:
+                with problems.translated(f"{volume_name}@{name} cannot be served, and cannot be taken back either"):
+                    owner.delete_snapshot(name)
+                if isinstance(error, OSError):
+                    raise problems.file_failed(self.state_dir / "luns.json", os.strerror(error.errno or 0)) from error
+                raise
+        log.info("took %s@%s", volume_name, name)
+        shown = self._shown(owner, snapshot)
+        return messages.Taken(
+            **messages.fields(shown),
+            writes_held_seconds=snapshot.held_seconds or 0.0,
+            view_url=self.url(shown.view_lun),
+            write_once_url=self.url(shown.write_once_lun),
+        )
+
+    def snapshots(self, volume_name: str | None = None) -> Iterator[messages.Snapshot]:
+        """The snapshots of one volume, or of all, oldest first.  Raises Problem."""
+        owners = list(self._volumes.values()) if volume_name is None else [self.served(volume_name)]
+        for owner in owners:
+            for snapshot in owner.snapshots:
+                yield self._shown(owner, snapshot)
+
+    def snapshot(self, volume_name: str, name: str) -> messages.SnapshotDetails:
+        """One snapshot.  Raises Problem."""
+        owner, snapshot = self._find(volume_name, name)
+        shown = self._shown(owner, snapshot)
+        return messages.SnapshotDetails(
+            **messages.fields(shown),
+            chunk_size=owner.chunk_size,
+            view_url=self.url(shown.view_lun),
+            write_once_url=self.url(shown.write_once_lun),
+        )
+
+    def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
+        """Which parts of the volume have changed since a snapshot.  Raises Problem."""
+        owner, snapshot = self._find(volume_name, name)
+        chunks = -(-owner.device.size // owner.chunk_size)
+        cells = max(1, min(cells, MAX_CELLS, chunks))
+        with problems.translated(f"what changed since {volume_name}@{name} is not known"):
+            fractions = tuple(owner.changed_map(name, cells))
+        # A cell is as many chunks as `changed_map` counted in it.
+        edges = [cell * chunks // cells for cell in range(cells + 1)]
+        changed = sum(round(fractions[cell] * (edges[cell + 1] - edges[cell])) for cell in range(cells))
+        return messages.Changes(
+            self._shown(owner, snapshot),
+            owner.chunk_size,
+            min(changed * owner.chunk_size, owner.device.size),
+            tuple(round(fraction, 4) for fraction in fractions),
+        )
+
+    def delete_snapshot(self, volume_name: str, name: str) -> jobs.Job:
+        """Begin to delete a snapshot: its LUNs are gone when this returns.  Raises Problem."""
+        owner, snapshot = self._find(volume_name, name)
+
+        def work(job: jobs.Job) -> None:
+            self._withdraw(snapshot)
+            try:
+                with problems.translated(f"{volume_name}@{name} was not deleted"):
+                    owner.delete_snapshot(name, progress=job.progress, cancelled=job.cancelled)
+            except volume.DeletionStopped:
+                raise jobs.Cancelled from None
+            finally:
+                self._after_deletion(owner, snapshot)
+
+        return self.jobs.start("delete", f"{volume_name}@{name}", work)
+
+    def _resume(self, owner: volume.Volume, job: jobs.Job) -> None:
+        before = owner.snapshots
+        try:
+            with problems.translated(f"deleting snapshots of {owner.name} did not go on"):
+                owner.resume_deletions(progress=job.progress, cancelled=job.cancelled)
+        except volume.DeletionStopped:
+            raise jobs.Cancelled from None
+        finally:
+            for snapshot in before:
+                self._after_deletion(owner, snapshot)
+
+    def _after_deletion(self, owner: volume.Volume, snapshot: volume.Snapshot) -> None:
+        """Give the LUN numbers of a snapshot back if it is gone, and its LUNs if it is not."""
+        if snapshot not in owner.snapshots:
+            self._numbers.free({snapshot.uuid})
+            log.info("deleted %s@%s", owner.name, snapshot.name)
+        elif not snapshot.deleting:
+            numbers = self._numbers.all().get(snapshot.uuid)
+            if numbers is None or numbers.view not in self.scsi.luns:
+                self._publish(owner, snapshot)
+
+    def export(self, volume_name: str, name: str, path: Path, *, overwrite: bool) -> jobs.Job:
+        """Begin to write a snapshot's content into a file on this machine.  Raises Problem."""
+        owner, snapshot = self._find(volume_name, name)
+        if not path.is_absolute():
+            raise problems.file_failed(path, "the path is not absolute")
+        if snapshot.reason:
+            raise problems.refused(f"{volume_name}@{name} cannot be exported", snapshot.reason, "use another snapshot")
+        if os.path.lexists(path) and not overwrite:
+            raise problems.file_exists(path)
+
+        def work(job: jobs.Job) -> None:
+            job.progress(0, owner.device.size)
+            with problems.translated(f"{volume_name}@{name} was not exported"):
+                exporting.export(
+                    owner.export(name),
+                    owner.device.size,
+                    path,
+                    overwrite=overwrite,
+                    progress=job.progress,
+                    cancelled=job.cancelled,
+                )
+            log.info("exported %s@%s to %s", volume_name, name, path)
+
+        return self.jobs.start("export", f"{volume_name}@{name}", work)
+
+    def _shown(self, owner: volume.Volume, snapshot: volume.Snapshot) -> messages.Snapshot:
+        numbers = None if snapshot.deleting else self._numbers.all().get(snapshot.uuid)
+        preserved = snapshot.preserved_bytes
+        return messages.Snapshot(
+            volume=owner.name,
+            name=snapshot.name,
+            uuid=str(snapshot.uuid),
+            taken=_utc(snapshot.taken_at),
+            state=snapshot.state.value,
+            reason=snapshot.reason,
+            size=owner.device.size,
+            used_bytes=snapshot.used_bytes,
+            preserved_bytes=preserved,
+            preserved_percent=round(100 * preserved / owner.device.size, 4),
+            view_lun=numbers.view if numbers else None,
+            write_once_lun=numbers.write_once if numbers else None,
+        )
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def _counters(self) -> Mapping[str, tuple[int, int, int]]:
+        return {
+            each.name: (unit.counters.bytes_read, unit.counters.bytes_written, unit.counters.commands)
+            for each in self.settings.volumes
+            if (unit := self.scsi.luns.get(each.lun)) is not None
+        }
+
+    def status(self) -> messages.Status:
+        """Everything at a glance."""
+        space = shutil.disk_usage(self.state_dir)
+        return messages.Status(
+            version=target.VERSION,
+            pid=os.getpid(),
+            started=_utc(self._started),
+            state_dir=str(self.state_dir),
+            fabric=self.settings.fabric.value,
+            target=self.settings.target,
+            portal=self.portal_address,
+            space_free_bytes=space.free,
+            space_total_bytes=space.total,
+            volumes=tuple(self._volume_status(each) for each in self.settings.volumes),
+            sessions=tuple(
+                messages.Session(
+                    each.initiator,
+                    each.address,
+                    each.target,
+                    _utc(datetime.datetime.fromtimestamp(each.since, datetime.UTC)),
+                    each.commands,
+                    each.bytes_read,
+                    each.bytes_written,
+                )
+                for each in self.sessions()
+            ),
+            jobs=tuple(job.message() for job in self.jobs.all() if not job.ended),
+            trouble=tuple(self._trouble(space.free, space.total)),
+        )
+
+    def _volume_status(self, each: settings.Volume) -> messages.Volume:
+        opened = self._volumes.get(each.name)
+        read, written, commands = self.rates.of(each.name)
+        primary = volumes.primary_path(each, self.state_dir)
+        return messages.Volume(
+            name=each.name,
+            lun=each.lun,
+            state="online" if opened else "failed",
+            trouble=self.failed.get(each.name, ""),
+            size=opened.device.size if opened else each.size or 0,
+            block_size=each.block_size,
+            chunk_size=each.chunk_size,
+            durability=each.durability.value,
+            primary=str(primary),
+            primary_used_bytes=_used(primary),
+            snapshots=len(opened.snapshots) if opened else 0,
+            snapshot_bytes=sum(snapshot.used_bytes for snapshot in opened.snapshots) if opened else 0,
+            read_bytes_per_second=read,
+            written_bytes_per_second=written,
+            commands_per_second=commands,
+        )
+
+    def _trouble(self, free: int, total: int) -> Iterator[str]:
+        for name, why in self.failed.items():
+            yield f"volume {name} is not served: {why}"
+        for owner in self._volumes.values():
+            for snapshot in owner.snapshots:
+                if snapshot.reason:
+                    yield f"snapshot {owner.name}@{snapshot.name} is invalid: {snapshot.reason}"
+            if owner.device.counters.failures:
+                yield f"volume {owner.name}: {owner.device.counters.failures} pre-images could not be preserved"
+        if free * 100 < total * LOW_SPACE_PERCENT:
+            yield f"{self.state_dir} has little space left: {100 * free // max(1, total)} %"
+        if not self.settings.access.networks:
+            yield "no initiator may log in: access.networks in the configuration is empty"
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Take no more requests, cancel the jobs.  To be called before the fabric ends."""
+        with self._lock:
+            self._stopping = True
+        self.jobs.stop()
+        self.rates.close()
+
+    def close(self) -> None:
+        """Sync and close the volumes.  To be called when the fabric has ended."""
+        for name, opened in self._volumes.items():
+            try:
+                opened.close()
+            except (block_device.BlockDeviceError, OSError) as error:
+                log.error("volume %s did not close cleanly: %s", name, error)
+
+
+def _used(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
+def _utc(moment: datetime.datetime) -> str:
+    return moment.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How answers look in a terminal, in a pipe, and where there is neither colour nor UTF-8.
+
+Tables are aligned by hand-free means only where a person looks: on a terminal rich draws them, elsewhere columns are
+separated by two spaces and never wrapped, so that `grep` and `awk` work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from target import messages, units
+
+MAP_ROWS = 16
+PIPE_WIDTH = 80
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_ASCII = " .:-=+*#@"
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop, unless it is code."""
+    if not text or text[0] in "`/":
+        return text
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
+
+
+def taken(answer: messages.Taken) -> str:
+    """A snapshot just taken: the LUNs that appeared, and how to use them."""
+    held = units.human_seconds(answer.writes_held_seconds)
+    return "\n".join(
+        [
+            f"took {answer.volume}@{answer.name}; writes were held for {held}",
+            f"  LUN {answer.view_lun}: the volume as it is now, read-only",
+            f"  LUN {answer.write_once_lun}: its write-once LUN, where old data goes before it is overwritten",
+            "initiators that are logged in are told; on Linux, `iscsiadm -m session --rescan` makes them look",
+            f"without the kernel: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
+        ]
+    )
+
+
+def snapshots(answer: Sequence[messages.Snapshot]) -> str:
+    """The table of snapshots."""
+    if not answer:
+        return "no snapshots"
+    return table(
+        ("NAME", "TAKEN", "USED", "PRESERVED", "STATE", "VIEW LUN", "WRITE-ONCE LUN"),
+        [
+            (
+                f"{each.volume}@{each.name}",
+                moment(each.taken),
+                units.human_size(each.used_bytes),
+                units.human_percent(each.preserved_bytes, each.size),
+                each.state,
+                _lun(each.view_lun),
+                _lun(each.write_once_lun),
+            )
+            for each in answer
+        ],
+        right={2, 3, 5, 6},
+    )
+
+
+def snapshot(answer: messages.SnapshotDetails) -> str:
+    """One snapshot, a line for each thing known."""
+    preserved = units.human_percent(answer.preserved_bytes, answer.size)
+    lines = [
+        ("snapshot", f"{answer.volume}@{answer.name}"),
+        ("taken", moment(answer.taken)),
+        ("state", f"{answer.state}{f': {answer.reason}' if answer.reason else ''}"),
+        ("volume size", units.human_size(answer.size)),
+        ("preserved", f"{units.human_size(answer.preserved_bytes)} ({preserved} of the volume)"),
+        ("used on disk", units.human_size(answer.used_bytes)),
+        ("chunk size", units.exact_size(answer.chunk_size)),
+        ("UUID", answer.uuid),
+        ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}"),
+        ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}"),
+    ]
+    return "\n".join(f"{name:13} {value}" for name, value in lines)
+
+
+def map_cells() -> int:
+    """How many cells a picture has that fits the terminal."""
+    return _map_width() * MAP_ROWS
+
+
+def _map_width() -> int:
+    width = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
+    return max(16, min(width, 200) - 11)  # the addresses on the left
+
+
+def change_map(answer: messages.Changes) -> str:
+    """A picture of the volume, address by address, row by row: the fuller a cell, the more of it has changed."""
+    marks = _BLOCKS if _speaks_utf8() else _ASCII
+    cells, width = answer.cells, _map_width()
+    size = answer.snapshot.size
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    lines = [
+        f"{answer.snapshot.volume}@{answer.snapshot.name}, taken {moment(answer.snapshot.taken)}: "
+        f"{units.human_size(answer.changed_bytes)} of {units.human_size(size)} "
+        f"({units.human_percent(answer.changed_bytes, size)}) changed since"
+    ]
+    for start in range(0, len(cells), width):
+        row = "".join(_mark(fraction, marks) for fraction in cells[start : start + width])
+        row = f"\x1b[33m{row}\x1b[0m" if colour and row.strip() else row
+        lines.append(f"{units.human_size(size * start // len(cells)):>9} |{row}|")
+    cell = units.human_size(size / len(cells))
+    lines.append(f"each cell: {cell}; unchanged '{marks[0]}', changed a little '{marks[1]}' to all of it '{marks[-1]}'")
+    return "\n".join(lines)
+
+
+def _mark(fraction: float, marks: str) -> str:
+    """Full and empty mean exactly that; everything else is in between."""
+    if fraction <= 0:
+        return marks[0]
+    if fraction >= 1:
+        return marks[-1]
+    return marks[1 + min(len(marks) - 3, int(fraction * (len(marks) - 2)))]
+
+
+def status(answer: messages.Status) -> str:
+    """The daemon at a glance."""
+    parts = [
+        f"wolun {answer.version}, process {answer.pid}, up {_since(answer.started)}\n"
+        f"target {answer.target} on {answer.portal} ({answer.fabric})\n"
+        f"state in {answer.state_dir}: {units.human_size(answer.space_free_bytes)} of "
+        f"{units.human_size(answer.space_total_bytes)} free",
+        table(
+            ("VOLUME", "LUN", "STATE", "SIZE", "USED", "SNAPSHOTS", "THEY USE", "READ/S", "WRITTEN/S", "COMMANDS/S"),
+            [
+                (
+                    each.name,
+                    str(each.lun),
+                    each.state,
+                    units.human_size(each.size),
+                    units.human_size(each.primary_used_bytes),
+                    str(each.snapshots),
+                    units.human_size(each.snapshot_bytes),
+                    units.human_size(each.read_bytes_per_second),
+                    units.human_size(each.written_bytes_per_second),
+                    f"{each.commands_per_second:.0f}",
+                )
+                for each in answer.volumes
+            ],
+            right={1, 3, 4, 5, 6, 7, 8, 9},
+        ),
+    ]
+    if answer.sessions:
+        parts.append(
+            table(
+                ("INITIATOR", "ADDRESS", "SINCE", "READ", "WRITTEN", "COMMANDS"),
+                [
+                    (
+                        each.initiator + ("" if each.target else " (discovery)"),
+                        each.address,
+                        moment(each.since),
+                        units.human_size(each.bytes_read),
+                        units.human_size(each.bytes_written),
+                        str(each.commands),
+                    )
+                    for each in answer.sessions
+                ],
+                right={3, 4, 5},
+            )
+        )
+    else:
+        parts.append("no initiator is logged in")
+    parts += [
+        f"job {job.id}: {job.kind} {job.subject}, {units.human_percent(job.done, job.total)}" for job in answer.jobs
+    ]
+    parts.append("\n".join(f"TROUBLE: {each}" for each in answer.trouble) if answer.trouble else "no trouble")
+    return "\n\n".join(parts)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    """Columns, as wide as they need to be; those in `right` are numbers and end at the same place."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if index in right else text.ljust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (heads, *rows)
+    )
+
+
+def moment(stamp: str) -> str:
+    """A time of the daemon's in the time zone of whoever looks, to the second."""
+    return datetime.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _since(stamp: str) -> str:
+    passed = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(stamp)
+    return units.human_seconds(max(1.0, passed.total_seconds()))
+
+
+def _lun(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+@contextlib.contextmanager
+def progress(title: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, if that is a terminal; yields what to call with (bytes done, bytes in all)."""
+    if not enabled or not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich import console, progress
+
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console.Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
