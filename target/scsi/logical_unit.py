@@ -38,13 +38,16 @@ PHYSICAL_BLOCK_BYTES = 4096
 
 
 class ItlNexus:
-    """One initiator port's relation to one logical unit: its pending unit attentions."""
+    """One initiator port's relation to one logical unit: what it may do there, and its pending unit attentions."""
 
-    __slots__ = ("attentions", "nexus", "removed", "unit", "unusual")
+    __slots__ = ("attentions", "handlers", "nexus", "read_only", "removed", "unit", "unusual", "write_protected")
 
-    def __init__(self, unit: LogicalUnit, nexus: Nexus) -> None:
+    def __init__(self, unit: LogicalUnit, nexus: Nexus, *, read_only: bool = False) -> None:
         self.unit = unit
         self.nexus = nexus
+        self.read_only = read_only  # for this initiator port, whatever others may do
+        self.write_protected = read_only or unit.write_protected
+        self.handlers = commands.for_unit(unit.kind, write_protected=self.write_protected).handlers
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
         self.removed = False
         self.unusual = False
@@ -126,15 +129,14 @@ class LogicalUnit:
         self._ended = threading.Condition()
         self._itls: list[ItlNexus] = []
         self.commands = commands.for_unit(kind, write_protected=self.write_protected)
-        self.handlers = self.commands.handlers
 
     def command(self, cdb: bytes | memoryview) -> commands.Command | None:
         """The row of the command table that this CDB names, if the unit has it."""
         return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
 
-    def attach(self, nexus: Nexus) -> ItlNexus:
-        """Let an initiator port reach the unit."""
-        itl = ItlNexus(self, nexus)
+    def attach(self, nexus: Nexus, *, read_only: bool = False) -> ItlNexus:
+        """Let an initiator port reach the unit, perhaps for reading only."""
+        itl = ItlNexus(self, nexus, read_only=read_only)
         with self.lock:
             self._itls.append(itl)
         return itl

@@ -87,7 +87,7 @@ def mode_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
         raise sense.invalid_field(2 if subpage in (0, ALL_SUBPAGES) else 3)
     long = ten and bool(cdb[1] & 0x10)
     descriptor = b"" if cdb[1] & 0x08 else _block_descriptor(unit, long=long)
-    specific = DPOFUA | (WP if unit.write_protected else 0)
+    specific = DPOFUA | (WP if itl.write_protected else 0)
     length = len(descriptor) + len(found)
     if ten:
         header = struct.pack(">HBBBxH", length + 6, 0, specific, 1 if long and descriptor else 0, len(descriptor))

@@ -83,7 +83,7 @@ def reply_luns(task: Task, numbers: Iterable[int]) -> None:
 
 def report_luns(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """REPORT LUNS; whoever asked need not be told that the answer changed."""
-    reply_luns(task, itl.nexus.target.luns)
+    reply_luns(task, itl.nexus.luns)
     itl.nexus.luns_reported()
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from lun_backends.block_device import WouldBlock
@@ -26,6 +27,28 @@ MAX_LUN = 0x3FFF  # what flat space addressing reaches (SAM-5 4.7.7.3)
 
 _RANGE_WRITES = frozenset({0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0xAE, 0x8E, 0x41, 0x93})  # what `cdb_range` understands
 _COMPARE_AND_WRITE = 0x89
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """That a nexus reaches a unit, as which LUN, and whether it may only read."""
+
+    lun: int
+    read_only: bool = False
+
+
+View = Callable[[int, LogicalUnit], Iterable[Reach]]
+"""Told a unit and its number in the target, says how a nexus reaches it; always the same for the same unit and number."""
+
+
+def sees_all(number: int, unit: LogicalUnit) -> Iterable[Reach]:
+    """The View of everything as it is."""
+    return (Reach(number),)
+
+
+def sees_nothing(number: int, unit: LogicalUnit) -> Iterable[Reach]:
+    """The View of nothing at all."""
+    return ()
 
 
 def lun_fields(number: int) -> tuple[int, ...]:
@@ -68,9 +91,8 @@ class ScsiTarget:
             if number in self._luns:
                 raise ValueError(f"LUN {number} is in use")
             self._luns = {**self._luns, number: unit}
-            for nexus in self._nexuses:
-                nexus.attach(number, unit)
-        self._changed(excluding=unit)
+            affected = [nexus for nexus in self._nexuses if nexus.attach(number, unit)]
+        self._changed(affected, excluding=unit)
 
     def remove_lun(self, number: int) -> None:
         """Take the LUN away; returns when the tasks running on the unit have ended.  Raises KeyError if there is none.
@@ -80,14 +102,13 @@ class ScsiTarget:
         with self._lock:
             unit = self._luns[number]
             self._luns = {lun: other for lun, other in self._luns.items() if lun != number}
-            for nexus in self._nexuses:
-                nexus.detach(number)
+            affected = [nexus for nexus in self._nexuses if nexus.detach(number, unit)]
         unit.drain()
-        self._changed()
+        self._changed(affected)
 
-    def open_nexus(self, initiator: str, *, tag: str = "") -> Nexus:
+    def open_nexus(self, initiator: str, *, tag: str = "", view: View = sees_all) -> Nexus:
         """A new I_T nexus; `tag` (the ISID, say) tells several sessions of one initiator apart."""
-        nexus = Nexus(self, initiator, tag)
+        nexus = Nexus(self, initiator, tag, view)
         with self._lock:
             for number, unit in self._luns.items():
                 nexus.attach(number, unit)
@@ -102,16 +123,35 @@ class ScsiTarget:
             self._nexuses.remove(nexus)
             for number, unit in self._luns.items():
                 unit.abort(nexus)
-                nexus.detach(number)
+                nexus.detach(number, unit)
 
-    def _changed(self, *, excluding: LogicalUnit | None = None) -> None:
-        """Tell what changed, on every unit that was there before."""
-        asc, ascq = divmod(Asc.REPORTED_LUNS_DATA_HAS_CHANGED, 256)
+    def change_view(self, nexus: Nexus, view: View) -> bool:
+        """Let an open nexus see something else; whether that changed anything for it.
+
+        Returns when no task runs any more that the new view would not have let in.  Never call it on an event loop.
+        """
+        with self._lock:
+            if nexus not in self._nexuses:
+                return False
+            gone, new = nexus.change_view(view, self._luns)
+            if new:
+                # Where only the right to write changed, the medium's protection is what the initiator should look at.
+                before = {id(itl.unit) for itl in gone}
+                for itl in new:
+                    if id(itl.unit) in before:
+                        itl.add_attention(Asc.MODE_PARAMETERS_CHANGED)
+            if gone or new:
+                nexus.luns_changed(excluding={id(itl.unit) for itl in new})
+        for itl in gone:
+            itl.unit.drain([task for task, owner in list(itl.unit.running.items()) if owner is itl])
+        return bool(gone or new)
+
+    def _changed(self, affected: Sequence[Nexus], *, excluding: LogicalUnit | None = None) -> None:
+        """Tell what changed to those that see it, on every unit that was there before."""
         with self._lock:
             listeners = tuple(self._listeners)
-            for unit in {id(unit): unit for unit in self._luns.values()}.values():
-                if unit is not excluding:
-                    unit.attention(asc, ascq)
+            for nexus in affected:
+                nexus.luns_changed(excluding=() if excluding is None else {id(excluding)})
         for listener in listeners:
             listener()
 
@@ -119,10 +159,12 @@ class ScsiTarget:
 class Nexus:
     """One initiator port's relation to the target (an iSCSI session): runs its tasks."""
 
-    def __init__(self, target: ScsiTarget, initiator: str, tag: str) -> None:
+    def __init__(self, target: ScsiTarget, initiator: str, tag: str, view: View) -> None:
         self.target = target
         self.initiator = initiator
         self.tag = tag
+        self._view = view
+        self._luns: dict[int, ItlNexus] = {}
         self._itls: dict[int, ItlNexus] = {}  # by the raw LUN field, in every addressing method
 
     def __repr__(self) -> str:
@@ -133,18 +175,64 @@ class Nexus:
         """The units this nexus reaches, by the raw 8-byte LUN."""
         return {field: itl.unit for field, itl in list(self._itls.items())}
 
-    def attach(self, number: int, unit: LogicalUnit) -> None:
-        """For the target: let the nexus reach a unit."""
-        itl = unit.attach(self)
-        for field in lun_fields(number):
+    @property
+    def luns(self) -> Sequence[int]:
+        """The LUNs this nexus reaches."""
+        return list(self._luns)
+
+    def attach(self, number: int, unit: LogicalUnit) -> bool:
+        """For the target: let the nexus reach a unit, if it sees it; whether it does."""
+        seen = False
+        for reach in self._view(number, unit):
+            if reach.lun not in self._luns:  # two units as one LUN: the one that was there first stays
+                self._attach(reach.lun, unit.attach(self, read_only=reach.read_only))
+                seen = True
+        return seen
+
+    def detach(self, number: int, unit: LogicalUnit) -> bool:
+        """For the target: let it reach the unit no more; whether it did."""
+        seen = False
+        for reach in self._view(number, unit):
+            itl = self._luns.get(reach.lun)
+            if itl is not None and itl.unit is unit:
+                self._detach(reach.lun)
+                seen = True
+        return seen
+
+    def change_view(self, view: View, units: Mapping[int, LogicalUnit]) -> tuple[list[ItlNexus], list[ItlNexus]]:
+        """For the target: see `units` another way; what is gone, and what is new."""
+        wanted: dict[int, tuple[LogicalUnit, bool]] = {}
+        for number, unit in units.items():
+            for reach in view(number, unit):
+                wanted.setdefault(reach.lun, (unit, reach.read_only))
+        self._view = view
+        gone: list[ItlNexus] = []
+        for lun, itl in list(self._luns.items()):
+            if wanted.get(lun) == (itl.unit, itl.read_only):
+                del wanted[lun]
+            else:
+                self._detach(lun)
+                gone.append(itl)
+        for lun, (unit, read_only) in wanted.items():
+            self._attach(lun, unit.attach(self, read_only=read_only))
+        return gone, [self._luns[lun] for lun in wanted]
+
+    def luns_changed(self, *, excluding: Collection[int] = ()) -> None:
+        """For the target: raise 3Fh/0Eh on every unit but those whose `id` is in `excluding`."""
+        for itl in list(self._luns.values()):
+            if id(itl.unit) not in excluding:
+                itl.add_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def _attach(self, lun: int, itl: ItlNexus) -> None:
+        self._luns[lun] = itl
+        for field in lun_fields(lun):
             self._itls[field] = itl
 
-    def detach(self, number: int) -> None:
-        """For the target: let it reach the unit no more."""
-        for field in lun_fields(number):
-            itl = self._itls.pop(field, None)
-            if itl is not None:
-                itl.unit.detach(itl)
+    def _detach(self, lun: int) -> None:
+        itl = self._luns.pop(lun)
+        for field in lun_fields(lun):
+            del self._itls[field]
+        itl.unit.detach(itl)
 
     def execute(self, task: Task, *, nowait: bool) -> None:
         """Run one task and set its results.
@@ -161,7 +249,7 @@ class Nexus:
         try:
             if itl.unusual:
                 itl.admit(task)
-            unit.handlers[task.cdb[0]](itl, task, nowait)
+            itl.handlers[task.cdb[0]](itl, task, nowait)
             unit.counters.commands += 1
         except WouldBlock:
             raise
@@ -178,7 +266,7 @@ class Nexus:
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
             itl = self._itls.get(task.lun)
-            if itl is None or itl.unusual or itl.unit.write_protected or len(task.cdb) < commands.cdb_length(task.cdb):
+            if itl is None or itl.unusual or itl.write_protected or len(task.cdb) < commands.cdb_length(task.cdb):
                 continue
             unit, cdb = itl.unit, task.cdb
             if cdb[0] in _RANGE_WRITES:
@@ -227,8 +315,8 @@ class Nexus:
         return True
 
     def target_warm_reset(self) -> None:
-        """TARGET WARM RESET: a reset of every unit."""
-        for unit in {id(unit): unit for unit in self.target.luns.values()}.values():
+        """TARGET WARM RESET: a reset of every unit that this nexus reaches."""
+        for unit in {id(itl.unit): itl.unit for itl in list(self._luns.values())}.values():
             unit.reset()
 
     def _execute_without_unit(self, task: Task) -> None:
@@ -247,7 +335,7 @@ class Nexus:
                         task, inquiry.standard(peripheral, b"REPORT LUNS" if well_known else b""), allocation_length
                     )
                 case 0xA0 if well_known or task.lun in lun_fields(0):  # REPORT LUNS
-                    primary_commands.reply_luns(task, self.target.luns)
+                    primary_commands.reply_luns(task, self.luns)
                     self.luns_reported()
                 case 0x03 if well_known:  # REQUEST SENSE
                     primary_commands.reply_sense(task, sense.NO_SENSE)
