@@ -43,7 +43,7 @@ class _Access(login.OpenAccess):
         self._access = access
 
     def allows(self, initiator: str, address: str, target: str) -> bool:
-        if self._access.admits(address):
+        if self._access.initiators is None and self._access.admits(address):
             return True
         log.warning("%s from %s may not log in to %s: not in access.networks", initiator, address, target)
         return False

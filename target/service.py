@@ -118,7 +118,7 @@ class Service:
             (numbers.view, snapshot.view, view_uuid(snapshot.uuid), kinds.SNAPSHOT_VIEW),
             (numbers.write_once, snapshot.write_once, snapshot.uuid, kinds.WRITE_ONCE),
         ):
-            name = title if kind is kinds.SNAPSHOT_VIEW else f"{title} (write-once)"
+            name = title if kind is kinds.SNAPSHOT_VIEW else f"{title}/write-once"
             self.scsi.add_lun(number, logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name))
         return numbers
 
