@@ -282,6 +282,10 @@ class ChunkMap:
         """The slots of the up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
         return self._slots[page * SLOTS_PER_PAGE : (page + 1) * SLOTS_PER_PAGE].tolist()
 
+    def slot_range(self, first: int, end: int) -> list[int]:
+        """The slots of chunks [first, end), as far as there are that many; they should be in one page that is present."""
+        return self._slots[first:end].tolist()
+
     # -- stores
 
     def reserve(self, chunk: int) -> None:

@@ -80,8 +80,9 @@ def chunks_written(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[t
         base = found * chunk_map.SLOTS_PER_PAGE
         if base >= end:
             return
-        for index, slot in enumerate(map_.page_slots(found), base):
-            if slot and first <= index < end and (bits := map_.bits(index)):
+        low = max(first, base)  # a lookup of one chunk must not cost the whole page
+        for index, slot in enumerate(map_.slot_range(low, min(end, base + chunk_map.SLOTS_PER_PAGE)), low):
+            if slot and (bits := map_.bits(index)):
                 yield index, bits
         page = found + 1
 

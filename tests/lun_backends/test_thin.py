@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -185,7 +185,7 @@ class Caller(threading.Thread):
     def __init__(self, lun: write_once.WriteOnce, lba: int, blocks: int, seed: int) -> None:
         super().__init__()
         self.error: block_device.BlockDeviceError | None = None
-        self._write = lambda: lun.writev(lba * BLOCK, data(seed, blocks))
+        self._write: Callable[[], None] = lambda: lun.writev(lba * BLOCK, data(seed, blocks))
         self.start()
 
     def run(self) -> None:
@@ -245,17 +245,17 @@ def test_a_put_many_that_meets_another_does_not_hold_its_own_back(tmp_path: Path
     def put(own: int, other: int) -> None:
         def requests() -> Iterator[tuple[int, list[memoryview]]]:
             yield own * CHUNK, data(own)
-            barrier.wait(30)
+            barrier.wait(5)
             yield other * CHUNK, data(own)
 
         answers[own] = lun.put_many(requests())
 
-    threads = [threading.Thread(target=put, args=pair) for pair in ((0, 1), (1, 0))]
+    threads = [threading.Thread(target=put, args=pair, daemon=True) for pair in ((0, 1), (1, 0))]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
+        thread.join(5)
+        assert not thread.is_alive()  # daemon threads, so that a deadlock fails this test and no more
     assert [[answer and answer.lba for answer in answers[own]] for own in (0, 1)] == [[None, PER_CHUNK], [None, 0]]
     lun.close()
 
