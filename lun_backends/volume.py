@@ -307,7 +307,7 @@ class Volume:
         although storing it failed.  Without files it would be listed as invalid, never as good."""
         with contextlib.suppress(block_device.BlockDeviceError):
             device.close()
-        with contextlib.suppress(block_device.BlockDeviceError):
+        with contextlib.suppress(block_device.BlockDeviceError, OSError):
             thin.ThinStore.remove(self._path(identity), self._io)
         with contextlib.suppress(OSError):
             manifest.store(self.directory, self._manifest, self._io)

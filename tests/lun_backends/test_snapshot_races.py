@@ -19,7 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lun_backends import block_device, volume
+from lun_backends import block_device, snapshot_view, volume
 from lun_backends.stores.thin import Durability
 from tests.memory_device import MemoryDevice
 
@@ -270,6 +270,44 @@ def test_a_snapshot_under_writers_is_a_consistent_cut(made: volume.Volume) -> No
 
     run_all(*(lambda number=number: write(number) for number in range(writers)), take)
     made.close()
+
+
+def test_a_snapshot_goes_only_when_reads_that_began_before_have_ended() -> None:
+    primary, own, newer = (
+        MemoryDevice(CHUNK),
+        MemoryDevice(CHUNK, write_once=True),
+        MemoryDevice(CHUNK, write_once=True),
+    )
+    newer.fill(b"\x77" * CHUNK)
+    chain = snapshot_view.Chain([own, newer])
+    view = snapshot_view.SnapshotView(primary, chain, own)
+    reading, go_on, replaced = threading.Event(), threading.Event(), threading.Event()
+
+    def stop(method: str, _offset: int, _length: int) -> None:
+        if method == "readv":
+            reading.set()
+            assert go_on.wait(60)
+
+    newer.before = stop
+    seen: list[bytes] = []
+
+    def replace() -> None:
+        assert reading.wait(60)
+        chain.replace([own])
+        replaced.set()
+        newer.close()
+
+    threads = [threading.Thread(target=lambda: seen.append(read(view, 0, CHUNK))), threading.Thread(target=replace)]
+    for thread in threads:
+        thread.start()
+    while len(chain.links) > 1:
+        assert not replaced.wait(0.01)
+    assert not replaced.wait(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert seen == [b"\x77" * CHUNK]
+    assert read(view, 0, CHUNK) == bytes(CHUNK)  # a later read takes the new chain
 
 
 CHILD = """

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lun_backends import block_device, flat, manifest, volume
+from lun_backends import block_device, flat, manifest, storage_io, volume
 from lun_backends.manifest import SnapshotState
 from lun_backends.stores.thin import Durability
 
@@ -157,6 +161,49 @@ def test_a_deleted_view_is_closed(made: volume.Volume) -> None:
     with pytest.raises(block_device.DeviceClosed):
         read(view)
     made.device.writev(0, block(1), nowait=True)
+
+
+@pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "open"])
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_a_snapshot_that_could_not_be_recorded_was_never_taken(tmp_path: Path, step: str, for_ever: bool) -> None:
+    class Failing(storage_io.StorageIO):
+        armed = 0
+
+    def fail(self: Failing, *arguments: Any) -> Any:
+        if self.armed:
+            self.armed -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return getattr(storage_io.StorageIO, step)(self, *arguments)
+
+    setattr(Failing, step, fail)
+    io = Failing()
+    made = volume.Volume.create(tmp_path / "state", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
+    made.create_snapshot("good")
+    before = read(made.device)
+    made.device.writev(0, block(1, CHUNK))
+    original = made.device.hold
+
+    @contextlib.contextmanager
+    def hold() -> Iterator[None]:  # all before the barrier works
+        with original():
+            io.armed = 1000 if for_ever else 1
+            yield
+
+    made.device.hold = hold  # type: ignore[method-assign]
+    try:
+        if step in ("rename", "fsync_directory", "fdatasync"):
+            with pytest.raises(volume.SnapshotFailed):
+                made.create_snapshot("bad")
+        else:
+            made.create_snapshot("fine")  # nothing is opened inside the barrier
+    finally:
+        io.armed = 0
+    made.device.writev(0, block(2, 2 * CHUNK))
+    assert read(made.snapshot("good").view) == before
+    opened = reopen(made)
+    assert read(opened.snapshot("good").view) == before
+    assert all(snapshot.state is SnapshotState.INVALID for snapshot in opened.snapshots if snapshot.name == "bad")
+    opened.close()
 
 
 def test_names(made: volume.Volume) -> None:
