@@ -38,6 +38,10 @@ class Stage(enum.Enum):
     DONE = enum.auto()
 
 
+class OutOfOrder(Exception):
+    """A Data-Out does not follow the one before: one was lost, and with ErrorRecoveryLevel 0 is not sent again."""
+
+
 class Barrier:
     """Calls `then` once `wait_for` commands are done; used by what must not be answered before them."""
 
@@ -79,6 +83,7 @@ class Command:
     __slots__ = (
         "barriers",
         "borrows",
+        "broken",
         "charged",
         "counted",
         "expected",
@@ -106,6 +111,7 @@ class Command:
         self.counted = counted  # it took a place in the command window: not sent as immediate
         self.stage = Stage.READY
         self.borrows = False  # its data-out are views into the receive buffer
+        self.broken = False  # some of its data was lost: it will fail when the rest was taken off the wire
         self.charged = 0  # bytes of the connection's budget it holds
         self.lease: Any = None  # what the portal keeps for it: that receive buffer
         self.barriers: list[Barrier] = []
@@ -155,12 +161,12 @@ class Command:
         return r2t
 
     def unsolicited_place(self, data_sn: int, offset: int, length: int) -> memoryview:
-        """Where an unsolicited Data-Out's bytes belong.  Raises PeerError."""
+        """Where an unsolicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
         start = self.unsolicited_received
         if self.stage is not Stage.UNSOLICITED:
             raise errors.PeerError("unsolicited data that was not announced")
         if data_sn != self.unsolicited_sn or offset != start:
-            raise errors.PeerError("unsolicited data out of order")
+            raise OutOfOrder
         if start + length > len(self.unsolicited):
             raise errors.PeerError("more unsolicited data than FirstBurstLength or the command allow")
         self.unsolicited_sn += 1
@@ -168,9 +174,9 @@ class Command:
         return self.unsolicited[start : start + length]
 
     def solicited_place(self, r2t: ReadyToTransfer, data_sn: int, offset: int, length: int) -> memoryview:
-        """Where a solicited Data-Out's bytes belong.  Raises PeerError."""
+        """Where a solicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
         if data_sn != r2t.data_sn or offset != r2t.offset + r2t.received:
-            raise errors.PeerError("data of an R2T out of order")
+            raise OutOfOrder
         if r2t.received + length > r2t.length:
             raise errors.PeerError("more data than the R2T asked for")
         r2t.data_sn += 1

@@ -25,16 +25,19 @@ from typing import Any, Protocol
 
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, login, pdu
-from target.iscsi.command import Barrier, Command, ReadyToTransfer, Stage, private_buffers
+from target.iscsi.command import Barrier, Command, OutOfOrder, ReadyToTransfer, Stage, private_buffers
 from target.iscsi.errors import LoginRefused, LoginStatus, PeerError, Rejected
 from target.iscsi.output import Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementFunction, TaskManagementResponse
 from target.iscsi.sender import MASK, Sender, residual_of
+from target.scsi import sense
 from target.scsi.task import Status, Task
 
 log = logging.getLogger(__name__)
 
-INVALID_FIELD_SENSE = bytes.fromhex("70000500000000 0a 00000000 2400 00000000".replace(" ", "")) + b"\0\0"
+TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
+LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
+"""PROTOCOL SERVICE CRC ERROR: what RFC 7143 11.4.7.2 has for data that did not arrive whole."""
 
 
 class State(enum.Enum):
@@ -285,7 +288,7 @@ class Connection:
             try:
                 execute(task, nowait=True)
             except WouldBlock:
-                command = Command(itt, task, expected, reads=direction == 0x40, writes=lengths > 0, counted=True)
+                command = Command(itt, task, expected, reads=direction != 0x20, writes=lengths > 0, counted=True)
                 command.borrows = lengths > 0
                 self._task = task = Task(output.allocate)
                 bytes_in += lengths
@@ -295,7 +298,7 @@ class Connection:
             done += 1
             bytes_in += lengths
             if task.status:
-                self._answer_now(task, itt, expected, reads=direction == 0x40)
+                self._answer_now(task, itt, expected, reads=direction != 0x20)
                 if self.congested:
                     break
                 continue
@@ -326,8 +329,8 @@ class Connection:
                 if fill > 0x80000 and self.congested:  # a cheap first look: most batches never fill half an arena
                     break
             else:
-                if task.residual_out:
-                    self._answer_now(task, itt, expected, reads=False)
+                if task.residual_out or task.data_in:
+                    self._answer_now(task, itt, expected, reads=not direction)
                     continue
                 if output.fill + 48 > output.room:
                     output.reserve(48)
@@ -544,10 +547,11 @@ class Connection:
             task.expected_in = int.from_bytes(extra.get(pdu.AHS_BIDIRECTIONAL_READ_LENGTH, bytes(5))[1:5], "big")
         elif reads:
             task.expected_in = expected
-        command = Command(itt, task, expected, reads=reads, writes=writes and expected > 0, counted=counted)
+        # A command that announces no data may still have some (its residual says how much), so it counts as a read.
+        command = Command(itt, task, expected, reads=not writes, writes=writes and expected > 0, counted=counted)
         self._commands[itt] = command
         if max(expected, task.expected_in) > self._limits.transfer_bytes:
-            self._refuse_command(command)
+            self._refuse_command(command, TOO_LONG_SENSE)
             return
         if not command.writes:
             self._run(command)
@@ -562,9 +566,12 @@ class Connection:
         self.bytes_in += len(found.data)
         self._proceed(command)
 
-    def _refuse_command(self, command: Command) -> None:
-        """Answer, without executing it, a command that wants to move more than we would ever hold."""
-        self.sender.scsi_response(command.itt, Status.CHECK_CONDITION, INVALID_FIELD_SENSE)
+    def _refuse_command(self, command: Command, why: bytes) -> None:
+        """Answer a command with sense data, without executing it."""
+        if command.counted:
+            self._free_slot()
+            command.counted = False
+        self.sender.scsi_response(command.itt, Status.CHECK_CONDITION, why)
         self._forget(command)
 
     def _proceed(self, command: Command) -> None:
@@ -607,50 +614,57 @@ class Connection:
         self._next_ttt = ttt + 1 if ttt < NO_TAG - 1 else 1
         return ttt
 
-    def _place_data_out(self, bhs: memoryview) -> tuple[Command, ReadyToTransfer | None, memoryview] | None:
-        """Where the data of a Data-Out belongs; None when nobody waits for it (its command was aborted)."""
+    def _place_data_out(self, bhs: memoryview) -> tuple[Command, ReadyToTransfer | None, memoryview | None] | None:
+        """Where the data of a Data-Out belongs: (its command, its R2T if it has one, the place if it is still wanted);
+        None when nobody knows the command (it was aborted)."""
         _, _, _, lengths, _, itt, ttt, _, _, _, data_sn, offset = pdu.DATA_OUT.unpack(bhs)
         length = lengths & 0xFFFFFF
-        if ttt == NO_TAG:
-            command = self._commands.get(itt)
-            if command is None:
-                return None
-            return command, None, command.unsolicited_place(data_sn, offset, length)
-        command = self._r2ts.get(ttt)
+        command = self._commands.get(itt) if ttt == NO_TAG else self._r2ts.get(ttt)
         if command is None:
             return None
         if command.itt != itt:
             raise PeerError("data of an R2T with another command's tag")
-        r2t = command.r2ts[ttt]
-        return command, r2t, command.solicited_place(r2t, data_sn, offset, length)
+        r2t = None if ttt == NO_TAG else command.r2ts[ttt]
+        if command.broken:
+            return command, r2t, None
+        try:
+            if r2t is None:
+                return command, r2t, command.unsolicited_place(data_sn, offset, length)
+            return command, r2t, command.solicited_place(r2t, data_sn, offset, length)
+        except OutOfOrder:
+            log.warning("%s: data out of order, its command fails", self.login.initiator)
+            command.broken = True
+            return command, r2t, None
 
     def _handle_data_out(self, bhs: memoryview, data: memoryview) -> None:
         placed = self._place_data_out(bhs)
         if placed is None:
             return
         command, r2t, place = placed
-        place[:] = data
+        if place is not None:
+            place[:] = data
         self._took_data(command, r2t, len(data), final=bool(bhs[1] & pdu.FINAL))
 
     def _took_data(self, command: Command, r2t: ReadyToTransfer | None, length: int, *, final: bool) -> None:
         """The data of one Data-Out is where it belongs."""
         self.bytes_in += length
-        if command.stage is Stage.DONE:
-            return  # aborted while its data was on the way
-        if r2t is None:
-            if final:
-                command.end_unsolicited()
-                self._proceed(command)
+        if command.stage is Stage.DONE or not final:  # aborted while its data was on the way, or not all there
             return
-        if final:
-            if r2t.received != r2t.length:
+        if r2t is not None:
+            if r2t.received != r2t.length and not command.broken:
                 raise PeerError("less data than the R2T asked for")
             del command.r2ts[r2t.ttt], self._r2ts[r2t.ttt]
-            if not command.r2ts and command.next_offset == command.expected:
-                command.stage = Stage.READY
-                self._proceed(command)
-            else:
-                self._ask(command)
+        if command.broken:
+            if not command.r2ts:
+                self._refuse_command(command, LOST_DATA_SENSE)
+        elif r2t is None:
+            command.end_unsolicited()
+            self._proceed(command)
+        elif not command.r2ts and command.next_offset == command.expected:
+            command.stage = Stage.READY
+            self._proceed(command)
+        else:
+            self._ask(command)
 
     def _receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
         """Of a large Data-Out that has only begun: let the rest be received where it belongs, uncopied."""
@@ -666,9 +680,9 @@ class Connection:
         except PeerError as error:
             self._fail(error, bhs)
             return end - start
-        if placed is None:
+        if placed is None or placed[2] is None:
             return 0  # to be thrown away: it goes through the buffer
-        command, r2t, place = placed
+        command, r2t, place = placed[0], placed[1], placed[2]
         final = bool(bhs[1] & pdu.FINAL)
         place[:present] = buffer[start + pdu.BHS_LENGTH : end]
         self.direct = place[present:]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import select
 import socket
 import threading
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 RECEIVE_LENGTH: Final = 1 << 20
 IOV_MAX: Final = 1024
 TICK_SECONDS: Final = 1.0
+SPIN_SECONDS: Final = 0.0001
+"""How long the loop looks around instead of sleeping, once sleeps have become that short.  Being woken takes longer than
+a command does: with one command in flight it doubles what an otherwise idle machine does (10 k to 21 k reads/s)."""
 LOGIN_CONNECTIONS: Final = 64
 """Connections that may be logging in at once: they cost memory before anyone knows who they are."""
 
@@ -130,6 +134,8 @@ class Portal:
         self._dirty: set[Channel] = set()
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
+        self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
+        self._running = False
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
@@ -146,42 +152,45 @@ class Portal:
 
     def run(self) -> None:
         """Serve on the calling thread until `close` is called from another one."""
+        with self._life:
+            if self._running or self._stopping:
+                return
+            self._running = True
         try:
             self._loop()
         finally:
-            for channel in list(self._channels.values()):
-                self._drop(channel)
-            self._workers.close()
-            self._finish_results()
-            self._epoll.close()
-            self._listener.close()
-            self._done.set()
+            self._clean_up()
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Stop: take no more logins, ask the initiators to log out, end what is left after `drain_seconds`.
 
-        Returns when no command runs any more.  May be called twice.
+        Returns when no command runs any more.  May be called twice, but not on the thread that serves.
         """
-        if self._done.is_set():
-            return
-        if self._thread is None and not self._channels and not self._stopping:
-            self._stopping = True
-            with contextlib.suppress(OSError):
-                self._workers.wake()
-            # Perhaps `run` is about to be called, or was never: either way the loop would end at once.
-            self.run()
-            return
-        deadline = time.monotonic() + drain_seconds
-        self._call(lambda: self._begin_close(drain_seconds))
-        while time.monotonic() < deadline and any(
-            c.connection.nexus is not None for c in list(self._channels.values())
-        ):
-            if self._done.wait(0.02):
-                break
-        self._call(self._stop)
-        self._done.wait()
+        with self._life:
+            if not self._running and not self._stopping:  # never served: nobody else cleans up
+                self._stopping = True
+                self._clean_up()
+        if not self._done.is_set():
+            deadline = time.monotonic() + drain_seconds
+            self._call(lambda: self._begin_close(drain_seconds))
+            while time.monotonic() < deadline and any(
+                channel.connection.nexus is not None for channel in list(self._channels.values())
+            ):
+                if self._done.wait(0.02):
+                    break
+            self._call(self._stop)
+            self._done.wait()
         if self._thread is not None:
             self._thread.join()
+
+    def _clean_up(self) -> None:
+        for channel in list(self._channels.values()):
+            self._drop(channel)
+        self._workers.close()
+        self._finish_results()
+        self._epoll.close()
+        self._listener.close()
+        self._done.set()
 
     def sessions(self) -> list[SessionInfo]:
         """The sessions logged in now."""
@@ -222,8 +231,7 @@ class Portal:
 
     def _call(self, action: Callable[[], None]) -> None:
         self._calls.append(action)
-        with contextlib.suppress(OSError):  # the loop ended, and its eventfd with it
-            self._workers.wake()
+        self._workers.wake()
 
     # -- for connections (connection.Host) -----------------------------------------------------------------------
 
@@ -280,12 +288,25 @@ class Portal:
         poll = self._epoll.poll
         monotonic = time.monotonic
         next_tick = monotonic() + TICK_SECONDS
+        may_spin = len(os.sched_getaffinity(0)) > 1
+        spinning = False
+        spin_until = 0.0
         while not self._stopping:
-            workers.sleeping = True
-            busy = workers.results or self._calls or self._dirty
-            events = poll(0 if busy else max(0.0, next_tick - monotonic()))
-            workers.sleeping = False
-            now = monotonic()
+            if spinning:
+                events = poll(0)
+                now = monotonic()
+                if not events and not workers.results:
+                    if now > spin_until:
+                        spinning = False
+                    continue
+            else:
+                workers.sleeping = True
+                busy = workers.results or self._calls or self._dirty
+                before = monotonic()
+                events = poll(0 if busy else max(0.0, next_tick - before))
+                workers.sleeping = False
+                now = monotonic()
+                spinning = may_spin and now - before < SPIN_SECONDS
             for fd, event in events:
                 channel = channels.get(fd)
                 if channel is not None:
@@ -303,6 +324,8 @@ class Portal:
                 self._calls.popleft()()
             while self._dirty:
                 self._flush(self._dirty.pop())
+            if spinning:
+                spin_until = monotonic() + SPIN_SECONDS
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)

@@ -40,6 +40,7 @@ class Workers:
         self.count = count
         self.results: deque[Result] = deque()
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._fd_lock = threading.Lock()  # the number must not be someone else's by the time it is written to
         self.sleeping = False  # set by the loop before it looks into `results` the last time, and sleeps
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads = [
@@ -52,8 +53,10 @@ class Workers:
         self._jobs.put(job)
 
     def wake(self) -> None:
-        """Make the loop look around; from any thread."""
-        os.eventfd_write(self.wake_fd, 1)
+        """Make the loop look around; from any thread.  Does nothing once closed."""
+        with self._fd_lock:
+            if self.wake_fd >= 0:
+                os.eventfd_write(self.wake_fd, 1)
 
     def drain_wakeups(self) -> None:
         """The loop is awake: forget that it was woken."""
@@ -65,7 +68,9 @@ class Workers:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
-        os.close(self.wake_fd)
+        with self._fd_lock:
+            os.close(self.wake_fd)
+            self.wake_fd = -1
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logins that failed: counted, logged once per peer and minute, and slowed down.  No clock of its own: time comes as `now`.
+
+A peer is an IPv4 address or an IPv6 /64, because whoever has one address of those has all.  Its first `FREE` failures
+are answered at once; from then on each answer is late, by twice as much as the one before, up to `DELAY_MAXIMUM`.  A peer
+that hangs up instead of waiting gains nothing: while `PENDING_MAXIMUM` of its answers are late, waited for or not, it is
+not listened to.  So nobody tries more than a few secrets a second, and a right login is never late.
+
+A peer without failures for `FORGET_SECONDS` starts anew.  At most `PEERS` are remembered; the longest quiet goes first.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from target.iscsi.errors import LoginStatus
+
+log = logging.getLogger(__name__)
+
+FREE = 3
+DELAY_FIRST = 0.5
+DELAY_MAXIMUM = 4.0
+PENDING_MAXIMUM = 8
+FORGET_SECONDS = 300.0
+LOG_SECONDS = 60.0
+PEERS = 4096
+
+
+@dataclass(slots=True)
+class _Peer:
+    failures: int = 0
+    last: float = 0.0
+    late: deque[float] = field(default_factory=deque)  # when each late answer is due
+    logged: float | None = None
+    unlogged: int = 0
+
+
+class FailedLogins:
+    """All of a portal's; see the module's docstring.  Belongs to one thread, but `counts` may be read on any."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._counts: Counter[LoginStatus] = Counter()
+
+    @property
+    def counts(self) -> Mapping[LoginStatus, int]:
+        """How many logins failed since the start, by status."""
+        return dict(self._counts)
+
+    def may_try(self, address: str, now: float) -> bool:
+        """Whether a connection from this address may begin a login."""
+        peer = self._peers.get(peer_of(address))
+        if peer is None:
+            return True
+        while peer.late and peer.late[0] <= now:
+            peer.late.popleft()
+        return len(peer.late) < PENDING_MAXIMUM
+
+    def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
+        """Note a failed login, and log it if it is time; in how many seconds to answer."""
+        self._counts[status] += 1
+        peer = self._remember(peer_of(address), now)
+        peer.failures += 1
+        peer.last = now
+        if peer.logged is None or now - peer.logged >= LOG_SECONDS:
+            more = f" ({peer.unlogged} more since the last message)" if peer.unlogged else ""
+            log.warning("%s %s: login refused: %s%s", address, initiator, why, more)
+            peer.logged, peer.unlogged = now, 0
+        else:
+            peer.unlogged += 1
+        if peer.failures <= FREE:
+            return 0.0
+        delay = float(min(DELAY_MAXIMUM, DELAY_FIRST * 2 ** min(peer.failures - FREE - 1, 16)))
+        pass
+        return delay
+
+    def _remember(self, key: str, now: float) -> _Peer:
+        peer = self._peers.get(key)
+        if peer is None or now - peer.last > FORGET_SECONDS:
+            peer = self._peers[key] = _Peer()
+        self._peers.move_to_end(key)
+        while len(self._peers) > PEERS:
+            self._peers.popitem(last=False)
+        return peer
+
+
+def peer_of(address: str) -> str:
+    """What counts as one peer."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
