@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.scsi_target import Nexus, ScsiTarget
 from target.scsi.unit_kind import UnitKind
-from target.tcmu import configfs, netlink, uio
+from target.tcmu import configfs, dbus, netlink, uio
 from target.tcmu.ring import Ring, RingError
 from target.tcmu.server import Served, Server
 
@@ -38,6 +38,11 @@ HANDLERS = {
     UnitKind.PRIMARY: "copyonwrite",
     UnitKind.WRITE_ONCE: "writeonce",
     UnitKind.SNAPSHOT_VIEW: "snapview",
+}
+DESCRIPTIONS = {
+    "copyonwrite": "A volume of a running wolun daemon, by its name: <volume>",
+    "writeonce": "A snapshot's write-once LUN, which holds the blocks that changed since: <volume>@<snapshot>",
+    "snapview": "A snapshot's read-only view, the volume as it was: <volume>@<snapshot>",
 }
 DRAIN = 30.0  # seconds that a ring gets to become empty at a stop
 
@@ -75,6 +80,7 @@ class LioFabric:
         self._luns: dict[int, tuple[LogicalUnit, str]] = {}  # LUN -> its unit and the node of our device
         self._server = Server()
         self._listener: netlink.Listener | None = None
+        self._announcer = dbus.Announcer(DESCRIPTIONS, self._check)
         self._kernel: configfs.KernelTarget | None = None
         self._open = False
 
@@ -95,6 +101,7 @@ class LioFabric:
         self._scsi_target.on_change(self._changed)
         self._reconcile()
         self._kernel.open()
+        self._announcer.start()
 
     def close(self) -> None:
         """Stop serving, with nothing of ours left in the kernel.  Closing twice is allowed."""
@@ -103,6 +110,7 @@ class LioFabric:
                 return
             self._open = False
             assert self._kernel is not None and self._listener is not None
+            self._announcer.close()
             self._kernel.delete()
             self._luns.clear()
             for device in list(self._devices.values()):
@@ -170,6 +178,23 @@ class LioFabric:
                 self._release(device)
             configfs.delete_device(hba, name)
 
+    def _unit(self, config: str) -> LogicalUnit | None:
+        return next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == config), None)
+
+    def _judge(self, config: str) -> str:
+        """What is wrong with a device's configuration; empty if it is one that we serve."""
+        if self._unit(config) is not None:
+            return ""
+        known = sorted(config_of(unit) for unit in self._scsi_target.luns.values())
+        return f"this daemon does not serve {config}; it serves {', '.join(known) or 'nothing'}"
+
+    def _check(self, config: str, beside_another: bool) -> str:
+        """targetcli is about to make a device; runs on the D-Bus thread."""
+        trouble = self._judge(config)
+        if not trouble and beside_another and self._listener is not None:
+            self._listener.expect_device()
+        return trouble
+
     def _served_as(self, name: str) -> _Device | None:
         return next((device for device in self._devices.values() if device.uio.name == name), None)
 
@@ -180,9 +205,9 @@ class LioFabric:
         """
         if device.handler not in HANDLERS.values():
             return None
-        unit = next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == device.config), None)
+        unit = self._unit(device.config)
         if unit is None:
-            log.error("device %s asks for %s, which this daemon does not have", device.name, device.config)
+            log.error("device %s: %s", device.name, self._judge(device.config))
             return -errno.ENOENT
         try:
             if not fresh:
@@ -240,4 +265,7 @@ class LioFabric:
         if event.command == netlink.RECONFIG:
             return -errno.EOPNOTSUPP
         with self._lock:
+            failed = self._devices.get(str(device.node))
+            if failed is not None:  # the kernel does not tell when a device that it announced could not be enabled
+                self._release(failed)
             return self._adopt(device, fresh=True)

@@ -6,7 +6,11 @@ The messages are pyroute2's; the socket is plain, so that a thread can wait for 
 While a device is made, resized or removed the kernel may wait for a handler's answer, uninterruptibly, and the first
 answer wins whoever sends it.  So: answer for our own handlers only, and never make, resize or remove a device from the
 thread that answers.  Whether the kernel waits is decided by SET_FEATURES, which is global to the module and outlives its
-sender; we leave it as we find it.
+sender; we leave it as we find it, with one exception:
+
+tcmu-runner makes the kernel wait, and then answers ENOENT for every device whose handler it does not know, ours included:
+whose answer is first is chance.  But targetcli has tcmu-runner ask us whether the configuration is right before it makes
+the device, and so we know in time: `expect_device` stops the waiting until the device is there.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +33,7 @@ VERSION = 2
 GROUP = "config"
 
 ADDED, REMOVED, RECONFIG = 1, 2, 3
+SET_FEATURES = 7
 ADDED_DONE, REMOVED_DONE, RECONFIG_DONE = 4, 5, 6
 DONE = {ADDED: ADDED_DONE, REMOVED: REMOVED_DONE, RECONFIG: RECONFIG_DONE}
 
@@ -35,6 +41,7 @@ NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 BUFFER = 1 << 16
+EXPECTATION = 10.0  # seconds for which a device that was announced over D-Bus is waited for
 
 
 class TcmuMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
@@ -83,17 +90,27 @@ class Listener:
         self._family, group = self._discover()
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         self._woken, self._wake = os.pipe()
+        self._expecting = threading.Lock()
+        self._waited_until: float | None = None
         self._thread = threading.Thread(target=self._run, name="tcmu netlink", daemon=True)
 
     def start(self) -> None:
         """Answer events from now on."""
         self._thread.start()
 
+    def expect_device(self) -> None:
+        """Another daemon that makes the kernel wait is here, and a device of ours is about to be made: it must not wait."""
+        with self._expecting:
+            self._set_waiting(False)
+            self._waited_until = time.monotonic() + EXPECTATION
+        os.write(self._wake, b"\1")
+
     def close(self) -> None:
         """Leave the group."""
         if self._thread.is_alive():
             os.write(self._wake, b"\0")
             self._thread.join()
+        self._expectation_met()
         self._socket.close()
         os.close(self._wake)
         os.close(self._woken)
@@ -121,13 +138,33 @@ class Listener:
         message.encode()
         self._socket.sendto(message.data, (0, 0))
 
+    def _set_waiting(self, waiting: bool) -> None:
+        message = TcmuMessage()
+        message["cmd"] = SET_FEATURES
+        message["version"] = VERSION
+        message["attrs"] = [["TCMU_ATTR_SUPP_KERN_CMD_REPLY", int(waiting)]]
+        self._send(message, self._family)
+
+    def _expectation_met(self) -> None:
+        """The device is there, or will not come: the kernel may wait again, as the other daemon wants it to."""
+        with self._expecting:
+            if self._waited_until is not None:
+                self._waited_until = None
+                self._set_waiting(True)
+
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while True:
-                if any(key.fd == self._woken for key, _ in selector.select()):
+                until = self._waited_until
+                ready = {key.fd for key, _ in selector.select(None if until is None else until - time.monotonic())}
+                if self._woken in ready and b"\0" in os.read(self._woken, 64):
                     return
+                if not ready:
+                    self._expectation_met()
+                if self._socket.fileno() not in ready:
+                    continue
                 try:
                     data = self._socket.recv(BUFFER)
                 except OSError as error:  # ENOBUFS: events were lost; nobody waits for an answer to a lost one for ever
@@ -149,6 +186,9 @@ class Listener:
         status = self._answer(event)
         if status is None:
             return
+        if event.command == ADDED and self._waited_until is not None:
+            self._expectation_met()
+            return  # the kernel does not wait for this one
         reply = TcmuMessage()
         reply["cmd"] = DONE[event.command]
         reply["version"] = VERSION

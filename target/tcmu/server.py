@@ -102,13 +102,12 @@ class Server:
     def _run(self) -> None:
         while True:
             again, self._again = self._again, set()
-            for served in again:
-                self._serve(served)
+            for unfinished in again:
+                self._serve(unfinished)
             for descriptor, _ in self._epoll.poll(0 if self._again else None):
                 if descriptor != self._woken:
-                    served = self._served.get(descriptor)
-                    if served is not None:
-                        self._serve(served)
+                    if descriptor in self._served:
+                        self._serve(self._served[descriptor])
                     continue
                 for order in os.read(self._woken, 4096):
                     if order == 0:

@@ -52,6 +52,6 @@ def _device(entry: Path) -> UioDevice | None:
     try:
         prefix, hba, name, config = (entry / "name").read_text().rstrip("\n").split("/", 3)
         length = int((entry / "maps/map0/size").read_text(), 16)
-    except (FileNotFoundError, ValueError):  # gone meanwhile, or no TCMU device
+    except (OSError, ValueError):  # gone meanwhile (ENOENT, or ENODEV halfway), or no TCMU device
         return None
     return UioDevice(Path("/dev") / entry.name, int(hba), name, config, length) if prefix == PREFIX else None
