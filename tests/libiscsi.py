@@ -22,7 +22,7 @@ class _Sense(ctypes.Structure):
         ("error_type", ctypes.c_ubyte),
         ("key", ctypes.c_int),
         ("ascq", ctypes.c_int),
-        ("flags", ctypes.c_uint),
+        ("flags", ctypes.c_ubyte),  # three one-bit fields; the next member shares their word
         ("bit_pointer", ctypes.c_ubyte),
         ("field_pointer", ctypes.c_uint16),
     )
