@@ -17,14 +17,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import api, configuration, lun_numbers, places, service, settings
-from target.iscsi import login, portal
+from target import access, api, configuration, fabrics, lun_numbers, places, service, settings
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +36,11 @@ class CannotServe(Exception):
     """The daemon cannot start; says why and what to do."""
 
 
-class _Access(login.OpenAccess):
-    """Who may log in, as the configuration says."""
-
-    def __init__(self, access: settings.Access) -> None:
-        self._access = access
-
-    def allows(self, initiator: str, address: str, target: str) -> bool:
-        if self._access.initiators is None and self._access.admits(address):
-            return True
-        log.warning("%s from %s may not log in to %s: not in access.networks", initiator, address, target)
-        return False
-
-
 def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     """Run until SIGTERM or SIGINT.  Raises CannotServe, ConfigurationError."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    os.umask(0o077)  # whatever a volume holds is nobody else's business
     configured = _configuration(config or places.default_configuration(), listen)
     with _owned(state_dir):
         try:
@@ -111,32 +99,32 @@ def _owned(state_dir: Path) -> Iterator[None]:
 
 
 def _run(served: service.Service, configured: settings.Settings, state_dir: Path) -> None:
-    host, port = configured.portal.host, configured.portal.port
+    rules = access.Rules.read(configured.access, state_dir)
+    for rule in rules.broken():
+        log.error("%s may not log in: %s", rule.name, rule.broken)
     try:
-        listener = portal.Portal(host, port, {configured.target: served.scsi}, policy=_Access(configured.access))
-    except OSError as error:
-        raise CannotServe(
-            f"initiators cannot be listened for on {configured.portal.listen} ({error.strerror}): "
-            "stop what uses it, or choose another with --portal HOST:PORT"
-        ) from error
+        fabric = fabrics.make(configured, served.scsi, rules)
+    except fabrics.CannotStart as error:
+        raise CannotServe(str(error)) from error
     try:
-        served.fabric_started(listener)
+        served.fabric_started(fabric.address, fabric.sessions)
         control = api.ControlSocket(served, state_dir)
         try:
             control.start()
         except OSError as error:
             raise CannotServe(f"the control socket in {state_dir} cannot be opened: {error.strerror}") from error
         try:
-            portal.tune_interpreter()
-            listener.start()
+            fabric.start()
             _announce(served, configured)
             number = signal.sigwait(STOP_SIGNALS)
             log.info("%s: stopping", signal.Signals(number).name)
             served.stop()
+        except fabrics.CannotStart as error:
+            raise CannotServe(str(error)) from error
         finally:
             control.close()
     finally:
-        listener.close(DRAIN_SECONDS)
+        fabric.close(DRAIN_SECONDS)
 
 
 def _announce(served: service.Service, configured: settings.Settings) -> None:
@@ -152,12 +140,19 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
         "or without one:",
         f"  qemu-img info {served.url(first.lun)}",
         "take a snapshot, from another terminal:",
-        f"  wolun {_state_option(served.state_dir)}snapshot create {first.name} NAME",
+        f"  {_program()} {_state_option(served.state_dir)}snapshot create {first.name} NAME",
     ]
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")
     sys.stdout.flush()
+
+
+def _program() -> str:
+    """How this program is called from a shell in the current directory."""
+    if shutil.which("wolun"):
+        return "wolun"
+    return os.path.relpath(sys.argv[0])
 
 
 def _state_option(state_dir: Path) -> str:

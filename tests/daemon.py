@@ -28,14 +28,14 @@ class Daemon:
         self.directory = directory
         self.state = directory / "state"
         self._config = directory / "wolun.yaml"
-        self._volumes, self._extra = volumes, extra
+        self.volumes, self._extra = volumes, extra
         self.process: subprocess.Popen[bytes] | None = None
         self.portal = "127.0.0.1:0"
 
     def start(self) -> Self:
         """Start and wait for `ready`; a restart keeps the port of the first start."""
         self._config.write_text(
-            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n  networks: [127.0.0.0/8]\n{self._extra}volumes:\n{self._volumes}"
+            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n  networks: [127.0.0.0/8]\n{self._extra}volumes:\n{self.volumes}"
         )
         out, log = self.directory / "stdout", self.directory / "stderr"
         out.write_bytes(b"")
