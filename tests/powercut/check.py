@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds a volume, as it is found, against what was promised."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+
+from lun_backends import block_device, manifest, volume, write_once
+from lun_backends.stores import chunk_map, contents
+from tests.powercut import promises, workload
+from tests.powercut.promises import SECTOR, Phase, Violation
+
+
+def check(opened: volume.Volume, promised: promises.Promises) -> promises.Promises:
+    """Compare everything; returns what is promised from here on, now that one of the possible states is the actual one.
+
+    Raises Violation.
+    """
+    primary = _primary(opened, promised)
+    found = {snapshot.name: snapshot for snapshot in opened.snapshots}
+    if unknown := set(found) - set(promised.moments):
+        raise Violation(f"snapshots {sorted(unknown)} are there, nobody asked for them, or they were deleted")
+    if list(found) != [name for name in promised.moments if name in found]:
+        raise Violation(f"snapshots are in the order {list(found)}, taken were {list(promised.moments)}")
+    actual = promises.Promises(primary, promised.chunk_sectors)
+    for name, moment in promised.moments.items():
+        if name not in found:
+            if moment.phase is Phase.THERE:
+                raise Violation(f"snapshot {name} is lost")
+            continue
+        snapshot = found[name]
+        match snapshot.state:
+            case manifest.SnapshotState.INVALID:
+                raise Violation(f"snapshot {name} is invalid: {snapshot.reason}")
+            case manifest.SnapshotState.DELETING:
+                if moment.phase is not Phase.DELETING:
+                    raise Violation(f"snapshot {name} is being deleted, nobody asked for that")
+                actual.moments[name] = promises.Moment(
+                    moment.versions, {}, Phase.DELETING, must=moment.must, may=moment.may
+                )
+                actual.expect_deletion()
+            case manifest.SnapshotState.ACTIVE:
+                seen = _view(snapshot, moment)
+                _write_once(snapshot, moment)
+                actual.moments[name] = promises.Moment(seen, {}, Phase.THERE, must=moment.must, may=moment.may)
+    _files(opened)
+    return actual
+
+
+def check_state(root: Path, promised: promises.Promises, rng: random.Random, steps: int) -> None:
+    """Open the volume under `root` as a cut left it and check it; finish what was on the way; go on working for a while,
+    checking on; open it once more and check again.  Raises Violation."""
+    opened = open_volume(root)
+    try:
+        now = check(opened, promised)
+        if steps:
+            go_on(opened, now, rng, steps)
+            now = check(opened, now)
+    finally:
+        opened.close()
+    if steps:
+        opened = open_volume(root)
+        try:
+            check(opened, now)
+        finally:
+            opened.close()
+
+
+def go_on(opened: volume.Volume, now: promises.Promises, rng: random.Random, steps: int) -> None:
+    """Work on after a cut: finish deletions, touch every chunk in part, then anything."""
+    worker = workload.Worker(opened, now.take, rng, first_version=1_000_000)
+    after_cut(worker, rng, steps)
+
+
+def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
+    """What `go_on` does, with whatever the worker's notes go to."""
+    if any(snapshot.deleting for snapshot in worker.volume.snapshots):
+        worker.resume()
+    per_chunk = worker.volume.chunk_size // worker.volume.device.block_size
+    if worker.volume.snapshots:
+        device = worker.volume.snapshots[0].write_once
+        assert isinstance(device, write_once.WriteOnce)
+        for chunk in stale_chunks(device.store._map)[:3]:
+            worker.put_at(chunk * per_chunk + rng.randrange(per_chunk), 1)
+    for _ in range(3):
+        worker.put()
+    chunks = range(worker.volume.device.chunks)
+    worker.batch([chunk * per_chunk for chunk in rng.sample(chunks, min(6, len(chunks)))])
+    worker.run(steps)
+
+
+def stale_chunks(map_: chunk_map.ChunkMap) -> list[int]:
+    """Chunks of a map that have bits and no slot: what an interrupted commit left."""
+    return [chunk for chunk in range(map_.chunks) if map_.bits(chunk) and not map_.slot(chunk)]
+
+
+def has_stale_words(root: Path) -> bool:
+    """Whether any map under `root` has such chunks."""
+    for path in (root / workload.DIRECTORY / "snapshots").glob("*.map"):
+        try:
+            map_ = chunk_map.ChunkMap.open(path)
+        except block_device.BlockDeviceError:
+            continue  # not complete; whether it may be so is for the volume to say
+        with contextlib.closing(map_):
+            if stale_chunks(map_):
+                return True
+    return False
+
+
+def open_volume(root: Path) -> volume.Volume:
+    """Open it; that it cannot be opened is a broken promise."""
+    try:
+        return workload.open_volume(root)
+    except block_device.BlockDeviceError as error:
+        raise Violation(f"the volume cannot be opened: {error}") from error
+
+
+def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
+    """The versions of the primary's sectors."""
+    data = bytearray(opened.device.size)
+    opened.device.readv(0, [memoryview(data)])
+    actual = []
+    for address, durable in enumerate(promised.durable):
+        piece = data[address * SECTOR : (address + 1) * SECTOR]
+        if piece == promises.sector(durable, address):
+            actual.append(durable)
+            continue
+        version = promises.describe(bytes(piece), address)
+        allowed = promised.later.get(address, ())
+        if version not in allowed:
+            raise Violation(f"sector {address} of the volume: {version}, promised {durable} or one of {list(allowed)}")
+        assert isinstance(version, int)
+        actual.append(version)
+    return actual
+
+
+def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
+    """The versions of the snapshot's sectors."""
+    data = bytearray(snapshot.view.size)
+    try:
+        snapshot.view.readv(0, [memoryview(data)])
+    except block_device.BlockDeviceError as error:
+        raise Violation(f"snapshot {snapshot.name} cannot be read: {error}") from error
+    if data == moment.data():
+        return list(moment.versions)
+    seen = list(moment.versions)
+    for address, expected in enumerate(moment.versions):
+        piece = bytes(data[address * SECTOR : (address + 1) * SECTOR])
+        if piece != promises.sector(expected, address):
+            version = promises.describe(piece, address)
+            others = moment.others.get(address, set())
+            if version not in others:
+                text = f"snapshot {snapshot.name}, sector {address}: {version}, promised {expected}"
+                raise Violation(text + (f" or one of {sorted(others)}" if others else ""))
+            assert isinstance(version, int)
+            seen[address] = version
+    return seen
+
+
+def _write_once(snapshot: volume.Snapshot, moment: promises.Moment) -> None:
+    """What is acknowledged is written, what nobody touched is blank, and every checksum fits."""
+    device = snapshot.write_once
+    assert isinstance(device, write_once.WriteOnce)
+    written = 0
+    for extent in device.extents(0, device.size):
+        if extent.kind is block_device.ExtentKind.DATA:
+            written |= ((1 << extent.length // SECTOR) - 1) << extent.offset // SECTOR
+    if lost := moment.must & ~written:
+        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(lost)} was acknowledged and is blank")
+    if foreign := written & ~moment.may:
+        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(foreign)} is written, nobody wrote it")
+    for report in device.verify():
+        if report.verdict is contents.Verdict.DAMAGED:
+            raise Violation(f"write-once of {snapshot.name}: chunk at {report.offset} is damaged: {report.reason}")
+
+
+def _files(opened: volume.Volume) -> None:
+    """No file is left over."""
+    directory = opened.directory / "snapshots"
+    named = {f"{snapshot.uuid}.{kind}" for snapshot in opened.snapshots for kind in ("map", "chunks")}
+    if (there := {path.name for path in directory.iterdir()}) != named:
+        raise Violation(f"files of snapshots are {sorted(there)}, must be {sorted(named)}")
+
+
+def _lowest(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks one rule of the code on purpose, for as long as a context is open: a tester that stays green then is broken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from lun_backends import block_device, copy_on_write, flat, manifest, storage_io, tracking, volume
+from lun_backends.block_device import ExtentKind
+from lun_backends.stores import chunk_map, thin
+
+Mutant = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+@contextlib.contextmanager
+def write_before_commit() -> Iterator[None]:
+    """Rule 1: the new data goes to the primary before the pre-image is durable."""
+    saved: list[tuple[Any, int, bytes]] = []
+    preserve_and = copy_on_write.CopyOnWrite._preserve_and
+
+    def copy(self: copy_on_write.CopyOnWrite, side: Any, chunks: list[int]) -> None:
+        for chunk in chunks:
+            offset, length = self._range(chunk)
+            data = bytearray(length)
+            self.primary.readv(offset, [memoryview(data)])
+            saved.append((side.device, offset, bytes(data)))
+        side.tracker.add_many(chunks)
+
+    def write_first(self: copy_on_write.CopyOnWrite, *arguments: Any) -> None:
+        preserve_and(self, *arguments)
+        for device, offset, data in saved:
+            with contextlib.suppress(block_device.DeviceClosed):  # deleted meanwhile
+                device.put_many(
+                    (extent.offset, [memoryview(data)[extent.offset - offset :][: extent.length]])
+                    for extent in list(device.extents(offset, len(data)))
+                    if extent.kind is ExtentKind.BLANK
+                )
+        saved.clear()
+
+    with (
+        mock.patch.object(copy_on_write.CopyOnWrite, "_copy", copy),
+        mock.patch.object(copy_on_write.CopyOnWrite, "_preserve_and", write_first),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def publish_before_data() -> Iterator[None]:
+    """Rule 2: map entries are stored before their data is synced.  All is in order again when the commit ends."""
+
+    def commit(self: thin.ThinStore, group: list[thin.Batch]) -> None:
+        for batch in group:
+            self._publish(batch)
+        self._sync_data()
+        self._sync_map()
+
+    with mock.patch.object(thin.ThinStore, "_commit_synced", commit):
+        yield
+
+
+@contextlib.contextmanager
+def stale_words_kept() -> Iterator[None]:
+    """What an interrupted commit left in the map is not looked for."""
+    with mock.patch.object(chunk_map.ChunkMap, "is_stale", lambda _self, _chunk: False):
+        yield
+
+
+@contextlib.contextmanager
+def stale_words_cleaned_unsynced() -> Iterator[None]:
+    """It is cleaned, but the chunk published before the cleaning is durable."""
+    commit = thin.ThinStore._commit_synced
+
+    def hasty(self: thin.ThinStore, group: list[thin.Batch]) -> None:
+        for batch in group:
+            for claim in batch.claims:
+                if self._map.is_stale(claim[0]):
+                    self._map.clean(claim[0])
+        commit(self, group)
+
+    with mock.patch.object(thin.ThinStore, "_commit_synced", hasty):
+        yield
+
+
+@contextlib.contextmanager
+def map_never_synced() -> Iterator[None]:
+    """A commit ends before its map entries are durable."""
+    with mock.patch.object(chunk_map.ChunkMap, "sync", lambda _self: None):
+        yield
+
+
+def _store(*, file: bool, directory: bool) -> Callable[..., None]:
+    def store(at: Path, record: manifest.Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+        new = at / manifest._NEW
+        fd = io.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        text = memoryview(manifest._TYPE.dump_json(record))
+        storage_io.write_all(io, fd, [text], 0, len(text))
+        if file:
+            io.fdatasync(fd)
+        io.close(fd)
+        io.rename(new, at / manifest._FILE)
+        if directory:
+            io.fsync_directory(at)
+
+    return store
+
+
+def manifest_renamed_unsynced() -> contextlib.AbstractContextManager[object]:
+    """The new manifest takes the old one's name before its content is durable."""
+    return mock.patch.object(manifest, "store", _store(file=False, directory=True))
+
+
+def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
+    """The new manifest's name is not made durable."""
+    return mock.patch.object(manifest, "store", _store(file=True, directory=False))
+
+
+@contextlib.contextmanager
+def taken_without_flush() -> Iterator[None]:
+    """Rule 7: a snapshot is taken without flushing the primary."""
+    take = volume.Volume._take
+
+    def hasty(self: volume.Volume, *arguments: Any) -> Any:
+        with mock.patch.object(flat.Flat, "flush", lambda _self: None):
+            return take(self, *arguments)
+
+    with mock.patch.object(volume.Volume, "_take", hasty):
+        yield
+
+
+@contextlib.contextmanager
+def forgotten_move() -> Iterator[None]:
+    """Rule 8: after a restart nobody knows that chunks are still moving down, so changed ones are copied over them."""
+    arm = volume.Volume._arm
+
+    def forget(self: volume.Volume, _tracker: tracking.Tracker) -> None:
+        arm(self, tracking.Tracker(self.device.chunks))
+
+    with mock.patch.object(volume.Volume, "_arm", forget):
+        yield
+
+
+ALL: tuple[Mutant, ...] = (
+    write_before_commit,
+    publish_before_data,
+    stale_words_kept,
+    stale_words_cleaned_unsynced,
+    map_never_synced,
+    manifest_renamed_unsynced,
+    manifest_name_unsynced,
+    taken_without_flush,
+    forgotten_move,
+)

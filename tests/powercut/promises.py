@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a volume's user has been promised at a point of the workload: the model that every state is held against.
+
+Content is told by sector of 512 bytes: every sector ever written carries the number of its write (its *version*) and its
+own address, 32 times over, so stale, misplaced and torn data are told apart.  Version 0 is a sector of zeroes.
+
+| of                       | promised                                                                                    |
+| ------------------------ | ------------------------------------------------------------------------------------------- |
+| the primary              | the version that a flush or FUA made durable, or one issued after it                        |
+| a snapshot               | exact: the versions of its moment (writes that ran while it was taken: with or without)     |
+| one in creation          | is not there, or as above                                                                   |
+| one in deletion          | is as above, or is not there, or is `deleting` and a resumed deletion ends that             |
+| a write-once device      | blocks acknowledged are written, blocks nobody touched are blank                            |
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import functools
+import struct
+from dataclasses import dataclass, field
+
+SECTOR = 512
+_WORDS = struct.Struct("<QQ")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def sector(version: int, address: int) -> bytes:
+    """The content of the sector at `address` (in sectors) as write number `version` leaves it."""
+    return _WORDS.pack(version, address) * 32 if version else bytes(SECTOR)
+
+
+def content(version: int, address: int, count: int) -> bytes:
+    """`count` sectors from `address` on, all of one write."""
+    return b"".join(sector(version, address + index) for index in range(count))
+
+
+def describe(data: bytes | memoryview, address: int) -> int | str:
+    """The version of a sector that was read, or what is wrong with it."""
+    version, found = _WORDS.unpack_from(data)
+    if data == sector(version, address):
+        return int(version)
+    if data == sector(version, found):
+        return f"misplaced: write {version} of sector {found}"
+    return "torn or foreign data"
+
+
+class Violation(AssertionError):
+    """A promise was broken; the text says which."""
+
+
+class Phase(enum.Enum):
+    """Where a snapshot is in its life, as far as its user was told."""
+
+    CREATING = enum.auto()
+    THERE = enum.auto()
+    DELETING = enum.auto()
+
+
+@dataclass
+class Moment:
+    """A snapshot's promises; `must` and `may` are sets of written sectors as bits."""
+
+    versions: list[int]
+    others: dict[int, set[int]] = field(default_factory=dict)  # sector -> further versions it may have
+    phase: Phase = Phase.CREATING
+    must: int = 0
+    may: int = 0
+    cached: bytes | None = None  # the exact content, while there are no `others`
+
+    def data(self) -> bytes:
+        """The content if every sector has its first version."""
+        if self.cached is None:
+            self.cached = b"".join(sector(version, address) for address, version in enumerate(self.versions))
+        return self.cached
+
+
+# What the workload notes.  `serial` pairs the beginning of a call with its end.
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBegins:
+    """Sectors [first, first + count) of the volume get `version`; 0 for zeroes."""
+
+    serial: int
+    first: int
+    count: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteEnds:
+    serial: int
+    fua: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FlushBegins:
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlushEnds:
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBegins:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateEnds:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Snapshot `name`, taken while writes ran, was read: these are the versions of the sectors that were not sure."""
+
+    name: str
+    versions: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBegins:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEnds:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBegins:
+    """A write to the write-once LUN of the oldest snapshot, `name`."""
+
+    serial: int
+    name: str
+    first: int
+    count: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutEnds:
+    serial: int
+    stored: bool
+
+
+Note = (
+    WriteBegins
+    | WriteEnds
+    | FlushBegins
+    | FlushEnds
+    | CreateBegins
+    | CreateEnds
+    | Pinned
+    | DeleteBegins
+    | DeleteEnds
+    | PutBegins
+    | PutEnds
+)
+
+
+@dataclass
+class _Running:
+    write: WriteBegins
+    newest: str | None  # the snapshot its pre-images go to; None if that is not sure
+
+
+class Promises:
+    """Fed with the notes in order; always says what holds now."""
+
+    def __init__(self, versions: list[int], chunk_sectors: int) -> None:
+        self.chunk_sectors = chunk_sectors
+        self.durable = list(versions)
+        self.acknowledged = list(versions)
+        self.later: dict[int, list[int]] = {}  # sector -> versions issued after the durable one, in order
+        self.moments: dict[str, Moment] = {}  # oldest first
+        self._running: dict[int, _Running] = {}
+        self._puts: dict[int, PutBegins] = {}
+        self._flushes: dict[int, list[int]] = {}
+        self._unsettled = 0  # creations and deletions under way
+
+    def copy(self) -> Promises:
+        """One to go on from separately."""
+        return copy.deepcopy(self)
+
+    def take(self, note: Note) -> None:
+        """The next note."""
+        match note:
+            case WriteBegins():
+                self._write_begins(note)
+            case WriteEnds(serial, fua):
+                self._write_ends(self._running.pop(serial), fua)
+            case FlushBegins(serial):
+                self._flushes[serial] = list(self.acknowledged)
+            case FlushEnds(serial):
+                for address, version in enumerate(self._flushes.pop(serial)):
+                    self._settle(address, version)
+            case CreateBegins(name):
+                self._unsettled += 1
+                moment = self.moments[name] = Moment(list(self.acknowledged))
+                for running in self._running.values():
+                    self._also(moment, running.write)
+                    moment.may |= self._chunks(running.write)
+                    running.newest = None
+            case CreateEnds(name):
+                self._unsettled -= 1
+                self.moments[name].phase = Phase.THERE
+            case Pinned(name, versions):
+                moment = self.moments[name]
+                for address, version in versions:
+                    moment.versions[address] = version
+                    moment.others.pop(address, None)
+                moment.cached = None
+            case DeleteBegins(name):
+                self._unsettled += 1
+                self.moments[name].phase = Phase.DELETING
+                self._complete(self.moments[name])
+                self._older_may(name)
+                for running in self._running.values():
+                    running.newest = None
+            case DeleteEnds(name):
+                self._unsettled -= 1
+                self._delete_ends(name)
+            case PutBegins():
+                self._puts[note.serial] = note
+                moment = self.moments[note.name]
+                for address in range(note.first, note.first + note.count):
+                    moment.others.setdefault(address, set()).add(note.version)
+                moment.may |= _bits(note.first, note.count)
+            case PutEnds(serial, stored):
+                self._put_ends(self._puts.pop(serial), stored)
+
+    def expect_deletion(self) -> None:
+        """A deletion is under way, from before these promises."""
+        self._unsettled += 1
+
+    def newest(self) -> str | None:
+        """The snapshot that pre-images go to, if that is sure."""
+        there = [name for name, moment in self.moments.items() if moment.phase is Phase.THERE]
+        return there[-1] if there and not self._unsettled else None
+
+    def _chunks(self, write: WriteBegins) -> int:
+        """The sectors of all chunks that a write touches."""
+        per = self.chunk_sectors
+        first = write.first // per * per
+        end = min(len(self.durable), -(-(write.first + write.count) // per) * per)
+        return _bits(first, end - first)
+
+    def _write_begins(self, write: WriteBegins) -> None:
+        self._running[write.serial] = _Running(write, self.newest())
+        touched = self._chunks(write)
+        for address in range(write.first, write.first + write.count):
+            self.later.setdefault(address, []).append(write.version)
+        for moment in self.moments.values():
+            moment.may |= touched
+            if moment.phase is Phase.CREATING:
+                self._also(moment, write)
+
+    def _write_ends(self, running: _Running, fua: bool) -> None:
+        write = running.write
+        if running.newest is not None and running.newest == self.newest():
+            self.moments[running.newest].must |= self._chunks(write)
+        for address in range(write.first, write.first + write.count):
+            self.acknowledged[address] = write.version
+            if fua:
+                self._settle(address, write.version)
+
+    def _settle(self, address: int, version: int) -> None:
+        later = self.later.get(address)
+        if later and version in later:
+            self.durable[address] = version
+            del later[: later.index(version) + 1]
+            if not later:
+                del self.later[address]
+
+    @staticmethod
+    def _also(moment: Moment, write: WriteBegins) -> None:
+        for address in range(write.first, write.first + write.count):
+            if moment.versions[address] != write.version:
+                moment.others.setdefault(address, set()).add(write.version)
+
+    def _complete(self, moment: Moment) -> None:
+        """A deletion may complete the chunks that are written in part."""
+        per = self.chunk_sectors
+        for first in range(0, len(self.durable), per):
+            whole = _bits(first, min(per, len(self.durable) - first))
+            if moment.may & whole:
+                moment.may |= whole
+
+    def _older_may(self, name: str) -> None:
+        """What is deleted moves to the next older one."""
+        names = list(self.moments)
+        index = names.index(name)
+        for older in names[:index]:
+            self.moments[older].may |= self.moments[name].may
+
+    def _delete_ends(self, name: str) -> None:
+        names = list(self.moments)
+        index = names.index(name)
+        self._older_may(name)  # it may have got more since the deletion began
+        if index and self.moments[names[index - 1]].phase is Phase.THERE:
+            self.moments[names[index - 1]].must |= self.moments[name].must
+        del self.moments[name]
+
+    def _put_ends(self, put: PutBegins, stored: bool) -> None:
+        moment = self.moments[put.name]
+        for address in range(put.first, put.first + put.count):
+            moment.others[address].discard(put.version)
+            if stored:
+                moment.versions[address] = put.version
+            if not moment.others[address]:
+                del moment.others[address]
+        if stored:
+            moment.cached = None
+            moment.must |= _bits(put.first, put.count)
+
+
+def _bits(first: int, count: int) -> int:
+    return ((1 << count) - 1) << first

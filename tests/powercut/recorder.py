@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `StorageIO` that makes the plain calls and keeps a log of all they change, in order.
+
+Stores into mapped files are found by looking: at every call, whatever file it is for, the pages that were reserved for
+stores are compared with what they were.  So a store is logged before the next call, which is as exact as matters: a cut
+falls between calls, and what was stored since the last one may be on the disk or not, word by word.
+
+The log also takes the workload's own marks (`mark`): what it asked for and what it was promised, in the same order.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lun_backends import storage_io
+from tests.powercut import promises
+
+PAGE = 4096
+WORD = 4  # bytes: stores into a map are at least this large, or (bits) may be torn anywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """`data` at `offset` of a file; `stored`: through a mapping."""
+
+    file: int
+    offset: int
+    data: bytes
+    stored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The file is `length` bytes long now."""
+
+    file: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """`path`, relative to the root, leads to `file` now, or (None) nowhere."""
+
+    path: Path
+    file: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncBegins:
+    """A sync of a file, or of a directory (relative to the root), began; `sync` tells it from others."""
+
+    sync: int
+    target: int | Path
+
+
+@dataclass(frozen=True, slots=True)
+class SyncEnds:
+    """It returned: what was written before it began is durable."""
+
+    sync: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the workload noted."""
+
+    note: promises.Note
+
+
+Event = Write | Length | Name | SyncBegins | SyncEnds | Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A tree of files, all of it durable: (name, file) and file -> content."""
+
+    names: tuple[tuple[Path, int], ...]
+    content: dict[int, bytes]
+
+
+class RecordingIO(storage_io.StorageIO):
+    """Records what happens to the files under `root`, beginning with those that are there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.log: list[Event] = []
+        self.lock = threading.RLock()
+        self._files: dict[int, int] = {}  # inode -> number of the file
+        self._next = 0
+        self._syncs = 0
+        self._mapped: dict[int, tuple[int, dict[int, bytes]]] = {}  # descriptor -> file, page -> as last seen
+        names: list[tuple[Path, int]] = []
+        content: dict[int, bytes] = {}
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                number = self._files.setdefault(path.stat().st_ino, len(self._files))
+                names.append((path.relative_to(root), number))
+                content[number] = path.read_bytes()
+        self._next = len(self._files)
+        self.start = Start(tuple(names), content)
+
+    def mark(self, note: promises.Note) -> None:
+        """Put a note into the log, where it belongs in time."""
+        with self.lock:
+            self._look()
+            self.log.append(Mark(note))
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        with self.lock:
+            self._look()
+            there = path.exists()
+            fd = super().open(path, flags, mode)
+            inode = os.fstat(fd).st_ino
+            if not there:
+                self._files[inode] = self._next
+                self._next += 1
+                self.log.append(Name(path.relative_to(self.root), self._files[inode]))
+            elif flags & os.O_TRUNC:
+                self.log.append(Length(self._files[inode], 0))
+            return fd
+
+    def close(self, fd: int) -> None:
+        with self.lock:
+            self._look()
+            self._mapped.pop(fd, None)
+            super().close(fd)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+        with self.lock:
+            self._look()
+            done = super().pwritev(fd, buffers, offset)
+            self.log.append(Write(self._file(fd), offset, b"".join(buffers)[:done]))
+            return done
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        with self.lock:
+            self._look()
+            super().ftruncate(fd, length)
+            self.log.append(Length(self._file(fd), length))
+
+    def reserve(self, fd: int, offset: int, length: int) -> None:
+        with self.lock:
+            self._look()
+            super().reserve(fd, offset, length)
+            if fd in self._mapped:
+                _, pages = self._mapped[fd]
+                for page in range(offset // PAGE, -(-(offset + length) // PAGE)):
+                    pages.setdefault(page, os.pread(fd, PAGE, page * PAGE))
+
+    def map(self, fd: int, length: int) -> mmap.mmap:
+        with self.lock:
+            self._mapped[fd] = (self._file(fd), {})
+            return super().map(fd, length)
+
+    def fdatasync(self, fd: int) -> None:
+        sync = self._begin(self._file(fd))
+        super().fdatasync(fd)
+        self._end(sync)
+
+    def sync_map(self, fd: int) -> None:
+        sync = self._begin(self._file(fd))
+        super().sync_map(fd)
+        self._end(sync)
+
+    def rename(self, old: Path, new: Path) -> None:
+        with self.lock:
+            self._look()
+            number = self._files[old.stat().st_ino]
+            super().rename(old, new)
+            self.log.append(Name(new.relative_to(self.root), number))
+            self.log.append(Name(old.relative_to(self.root), None))
+
+    def unlink(self, path: Path) -> None:
+        with self.lock:
+            self._look()
+            super().unlink(path)
+            self.log.append(Name(path.relative_to(self.root), None))
+
+    def fsync_directory(self, path: Path) -> None:
+        sync = self._begin(path.relative_to(self.root))
+        super().fsync_directory(path)
+        self._end(sync)
+
+    def _file(self, fd: int) -> int:
+        """The number of an open file; the primary opens its own, so descriptors tell nothing."""
+        return self._files[os.fstat(fd).st_ino]
+
+    def _begin(self, target: int | Path) -> int:
+        with self.lock:
+            self._look()
+            self._syncs += 1
+            self.log.append(SyncBegins(self._syncs, target))
+            return self._syncs
+
+    def _end(self, sync: int) -> None:
+        with self.lock:
+            self._look()
+            self.log.append(SyncEnds(sync))
+
+    def _look(self) -> None:
+        """Log what was stored into mapped pages since the last look."""
+        for fd, (number, pages) in self._mapped.items():
+            for page, before in pages.items():
+                now = os.pread(fd, PAGE, page * PAGE)
+                if now != before:
+                    pages[page] = now
+                    for start, end in _changed(before, now):
+                        self.log.append(Write(number, page * PAGE + start, now[start:end], stored=True))
+
+
+def _changed(before: bytes, now: bytes) -> list[tuple[int, int]]:
+    """[start, end) of the runs of words that differ."""
+    runs: list[tuple[int, int]] = []
+    for at in range(0, PAGE, WORD):
+        if before[at : at + WORD] != now[at : at + WORD]:
+            if runs and runs[-1][1] == at:
+                runs[-1] = (runs[-1][0], at + WORD)
+            else:
+                runs.append((at, at + WORD))
+    return runs

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records workloads and replays what power cuts could have left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lun_backends import block_device
+from tests.powercut import check, disk, promises, recorder, workload
+from tests.powercut.promises import Violation
+
+EXHAUSTIVE = 128
+"""Up to so many states at one cut are all tried; of more, some."""
+AGAIN = 12
+"""One in so many states is worked on under the recorder, and cut again; of those with stale words in a map, every other."""
+MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A state that broke a promise, and what makes it again: the case, the cut (index into the log) and the choice."""
+
+    scenario: str
+    seed: int
+    cut: int
+    after: str  # the event before the cut
+    choice: disk.Choice
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one case."""
+
+    states: int
+    cuts: int
+    failures: tuple[Failure, ...]
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory, if there is such a file system, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="wolun-powercut-", dir=MEMORY if MEMORY.is_dir() else None) as name:
+        yield Path(name)
+
+
+def record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
+    """Make a volume under `root` and work on it; returns the record, and the promises before all of it."""
+    versions = workload.create(root, scenario)
+    io = recorder.RecordingIO(root)
+    begin = promises.Promises(versions, scenario.chunk_size // promises.SECTOR)
+    live = begin.copy()
+
+    def take(note: promises.Note) -> None:
+        with io.lock:
+            io.mark(note)
+            live.take(note)
+
+    opened = workload.open_volume(root, io)
+    try:
+        worker = workload.Worker(opened, take, random.Random(seed))
+        if scenario.writers:
+
+            def unsure(name: str) -> list[int]:
+                with io.lock:
+                    return list(live.moments[name].others)
+
+            worker.create()
+            workload.run_writers(worker, scenario, seed, unsure)
+        else:
+            worker.run(scenario.steps)
+        check.check(opened, live)  # alive it must be right, too
+    finally:
+        opened.close()
+    return io, begin
+
+
+def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failures: int = 3) -> Outcome:
+    """Record one workload and try about `states` states that cuts of it could leave."""
+    with scratch() as directory:
+        root = directory / "root"
+        root.mkdir()
+        io, promised = record(root, scenario, seed)
+        rng = random.Random(f"{seed}/cuts")
+        model = disk.Disk(io.start)
+        tried = 0
+        cuts = 0
+        failures: list[Failure] = []
+        for cut, event in enumerate(io.log, 1):
+            changed = model.apply(event)
+            if isinstance(event, recorder.Mark):
+                promised.take(event.note)
+                changed = True
+            if not changed:
+                continue
+            cuts += 1
+            budget = max(1, -(-(states - tried) // (len(io.log) - cut + 1)))
+            for choice in model.choices(rng, budget, EXHAUSTIVE):
+                tried += 1
+                model.lay_out(root, choice)
+                try:
+                    tried += try_state(root, promised, rng)
+                except Violation as problem:
+                    failures.append(Failure(scenario.name, seed, cut, _brief(event), choice, str(problem)))
+                    if len(failures) >= most_failures:
+                        return Outcome(tried, cuts, tuple(failures))
+        return Outcome(tried, cuts, tuple(failures))
+
+
+def try_state(root: Path, promised: promises.Promises, rng: random.Random) -> int:
+    """Check the state that is laid out under `root`; returns how many further states a second cut gave.
+
+    Raises Violation.
+    """
+    try:
+        if not rng.randrange(2 if check.has_stale_words(root) else AGAIN):
+            return _cut_again(root, promised, rng)
+        check.check_state(root, promised, rng, rng.choice((0, 0, 4)))
+        return 0
+    except block_device.BlockDeviceError as error:
+        raise Violation(f"after the cut the volume fails: {error!r}") from error
+
+
+def _cut_again(root: Path, promised: promises.Promises, rng: random.Random) -> int:
+    """Work on under the recorder, and try a few states that a second cut could leave."""
+    io = recorder.RecordingIO(root)
+    opened = workload.open_volume(root, io)
+    try:
+        begin = check.check(opened, promised)
+        live = begin.copy()
+        began = len(io.log)
+
+        def take(note: promises.Note) -> None:
+            io.mark(note)
+            live.take(note)
+
+        check.after_cut(workload.Worker(opened, take, rng, first_version=500_000), rng, 4)
+        check.check(opened, live)
+    finally:
+        opened.close()
+    soon = range(began, min(began + 40, len(io.log)))  # the first commits have most to do with the first cut
+    cuts = {*rng.sample(soon, min(6, len(soon))), rng.randrange(began, len(io.log))}
+    tried = 0
+    model = disk.Disk(io.start)
+    for cut, event in enumerate(io.log):
+        model.apply(event)
+        if isinstance(event, recorder.Mark):
+            begin.take(event.note)
+        if cut in cuts:
+            for choice in model.choices(rng, 4, 4):
+                tried += 1
+                model.lay_out(root, choice)
+                check.check_state(root, begin, rng, rng.choice((0, 3)))
+    return tried
+
+
+def _brief(event: recorder.Event) -> str:
+    match event:
+        case recorder.Write(number, offset, data, stored):
+            return f"{'store' if stored else 'write'} of {len(data)} bytes at {offset} of file {number}"
+    return str(event)
+
+
+def find(name: str) -> workload.Scenario:
+    """The scenario of that name."""
+    return next(scenario for scenario in workload.SCENARIOS if scenario.name == name)
