@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import access, api, configuration, fabrics, lun_numbers, places, service, settings
+from target import api, configuration, fabrics, lun_numbers, places, service, settings
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +99,8 @@ def _owned(state_dir: Path) -> Iterator[None]:
 
 
 def _run(served: service.Service, configured: settings.Settings, state_dir: Path) -> None:
-    rules = access.Rules.read(configured.access, state_dir)
-    for rule in rules.broken():
-        log.error("%s may not log in: %s", rule.name, rule.broken)
     try:
-        fabric = fabrics.make(configured, served.scsi, rules)
+        fabric = fabrics.make(configured, served.scsi, state_dir)
     except fabrics.CannotStart as error:
         raise CannotServe(str(error)) from error
     try:

@@ -73,11 +73,10 @@ class Service:
         """The volumes that are served, by name."""
         return self._volumes
 
-    def fabric_started(self, listener: portal.Portal) -> None:
-        """Initiators can connect to `listener` now."""
-        host, port = listener.address
-        self.portal_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.sessions = listener.sessions
+    def fabric_started(self, address: str, sessions: Callable[[], Sequence[portal.SessionInfo]]) -> None:
+        """Initiators can connect to `address` now."""
+        self.portal_address = address
+        self.sessions = sessions
         self.rates.start()
 
     def _serve(self, each: settings.Volume) -> None:

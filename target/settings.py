@@ -8,8 +8,9 @@ with them, by file and line.
 | key       | what it is                                                                    |
 | --------- | ----------------------------------------------------------------------------- |
 | `target`  | the iSCSI name that initiators log in to; all LUNs of this daemon are in it   |
-| `fabric`  | what carries SCSI to the daemon: `portal`, its own iSCSI portal in user space |
+| `fabric`  | what carries SCSI to the daemon: `portal`, its own iSCSI portal in user space, or `lio`, the kernel's target |
 | `portal`  | where that portal listens                                                     |
+| `lio`     | where the kernel's target listens, and whether this host attaches the LUNs itself |
 | `access`  | who may log in, how they prove it, what they see; nobody, unless said otherwise |
 | `volumes` | what is served                                                                |
 """
@@ -54,6 +55,7 @@ class Fabric(enum.Enum):
     """What carries SCSI to the daemon."""
 
     PORTAL = "portal"
+    LIO = "lio"
 
 
 class ChapAlgorithm(enum.Enum):
@@ -159,6 +161,31 @@ class Portal(_Settings):
         return int(self.listen.rpartition(":")[2])
 
 
+class Lio(_Settings):
+    """The kernel's target, which needs root and the modules target_core_user, iscsi_target_mod and tcm_loop."""
+
+    listen: tuple[Listen, ...] = ("0.0.0.0:3260",)
+    """ADDRESS:PORT, with numeric addresses, to accept initiators on. Empty: no iSCSI."""
+
+    loopback: bool = False
+    """Whether this host itself gets the LUNs as disks, through tcm_loop."""
+
+    def problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What the kernel would not take."""
+        found: dict[tuple[str | int, ...], str] = {}
+        for index, listen in enumerate(self.listen):
+            host, _, port = listen.rpartition(":")
+            try:
+                ipaddress.ip_address(host.strip("[]"))
+            except ValueError:
+                found["listen", index] = f"the kernel's target takes numeric addresses, not {host}"
+            if port == "0":
+                found["listen", index] = "the kernel's target takes no port 0; iSCSI's own is 3260"
+        if not self.listen and not self.loopback:
+            found["listen",] = "nobody reaches the LUNs: give an address to listen on, or set loopback"
+        return found
+
+
 class Chap(_Settings):
     """How an initiator proves who it is, and the target to it: CHAP, and with the two `target_` keys mutual CHAP."""
 
@@ -262,6 +289,23 @@ class Access(_Settings):
             found.update({("initiators", index, *where): what for where, what in initiator.problems().items()})
         return found
 
+    def kernel_problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What the kernel's target cannot do: it would let in whom this keeps out."""
+        found: dict[tuple[str | int, ...], str] = {}
+        if any(network.prefixlen for network in self.networks):
+            found["networks",] = (
+                "the kernel's target cannot tell networks apart: allow 0.0.0.0/0, listen where only the right "
+                "initiators get to, and name them in access.initiators"
+            )
+        if self.discovery_chap:
+            found["discovery_chap",] = "discovery belongs to all of the kernel's targets: set it with targetcli"
+        for index, initiator in enumerate(self.initiators or ()):
+            if re.search(r"[*?\[]", initiator.name):
+                found["initiators", index, "name"] = "the kernel's target takes whole names, no patterns"
+            if initiator.networks:
+                found["initiators", index, "networks"] = "the kernel's target cannot tell networks apart"
+        return found
+
 
 def within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
     """Whether an IP address, perhaps with a zone, or an IPv4 address as IPv6 has it, is in one of the networks."""
@@ -327,6 +371,9 @@ class Settings(_Settings):
     portal: Portal = Portal()
     """Where initiators connect."""
 
+    lio: Lio = Lio()
+    """Where initiators connect with `fabric: lio`."""
+
     access: Access = Access()
     """Who may log in."""
 
@@ -340,6 +387,9 @@ class Settings(_Settings):
         luns: dict[int, str] = {}
         primaries: dict[Path, str] = {}
         found.update({("access", *where): what for where, what in self.access.problems().items()})
+        if self.fabric is Fabric.LIO:
+            found.update({("lio", *where): what for where, what in self.lio.problems().items()})
+            found.update({("access", *where): what for where, what in self.access.kernel_problems().items()})
         for index, volume in enumerate(self.volumes):
             where = ("volumes", index)
             if volume.name in names:

@@ -16,10 +16,12 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from target.scsi import scsi_target
+from target.scsi.logical_unit import LogicalUnit
 from target.tcmu import uio
 
 if TYPE_CHECKING:
@@ -41,11 +43,16 @@ class ConfigfsError(Exception):
 
 @dataclass(frozen=True)
 class Initiator:
-    """Who may log in: its iSCSI name and, if it must prove who it is, CHAP user and secret (RFC 7143 9.2.1)."""
+    """Who may log in: its iSCSI name, CHAP user and secret if it must prove who it is, and if the target must, too, its
+    user and secret (RFC 7143 9.2.1)."""
 
     name: str
     user: str = ""
-    secret: str = ""
+    secret: str = field(default="", repr=False)
+    target_user: str = ""
+    target_secret: str = field(default="", repr=False)
+    view: scsi_target.View = scsi_target.sees_all
+    """Which LUNs it reaches."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +174,20 @@ def action(device: uio.UioDevice, name: str, value: int) -> None:
         path.write_text(f"{value}\n")
 
 
+@dataclass
+class _Acl:
+    """What the kernel knows of an initiator: its node, and mapped LUN -> LUN and whether it is read-only."""
+
+    node: rtslib_fb.NodeACL
+    mapped: dict[int, tuple[int, bool]]
+
+
 class KernelTarget:
     """The iSCSI target and the tcm_loop target of a configuration, with their LUNs."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self._acls: dict[Initiator, _Acl] = {}
         with _saying(f"set up the target {configuration.target}"):
             self._groups = list(self._make_groups())
 
@@ -186,9 +202,9 @@ class KernelTarget:
         first, *others = found
         return {lun: name for lun, name in first.items() if all(other.get(lun) == name for other in others)}
 
-    def add_lun(self, lun: int, hba: int, name: str) -> None:
-        """Let initiators reach a device; a LUN that is not this device's already is replaced."""
-        from rtslib_fb import LUN, MappedLUN, UserBackedStorageObject
+    def add_lun(self, lun: int, hba: int, name: str, unit: LogicalUnit) -> None:
+        """Let initiators reach the device of a unit; a LUN that is not this device's already is replaced."""
+        from rtslib_fb import LUN, UserBackedStorageObject
 
         with _saying(f"make {name} LUN {lun}"):
             device = UserBackedStorageObject(name, index=hba)
@@ -198,9 +214,21 @@ class KernelTarget:
                     LUN(group, lun).delete()
                 if not path.exists():
                     LUN(group, lun, device)
-                for acl in group.node_acls:
-                    if not Path(acl.path, f"lun_{lun}").exists():
-                        MappedLUN(acl, lun, lun)
+                for initiator, acl in self._acls.items():
+                    self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
+
+    def _map(self, acl: _Acl, lun: int, wanted: dict[int, bool]) -> None:
+        """Let an initiator reach a LUN under the numbers wanted, and under no others."""
+        from rtslib_fb import MappedLUN
+
+        there = {mapped: read_only for mapped, (to, read_only) in acl.mapped.items() if to == lun}
+        for mapped in there.keys() - {number for number, read_only in wanted.items() if there.get(number) is read_only}:
+            MappedLUN(acl.node, mapped).delete()
+            del acl.mapped[mapped]
+        for mapped, read_only in wanted.items():
+            if mapped not in acl.mapped:
+                MappedLUN(acl.node, mapped, lun, write_protect=read_only)
+                acl.mapped[mapped] = (lun, read_only)
 
     def remove_lun(self, lun: int) -> None:
         """Take a LUN away; returns when the kernel has no command for it any more."""
@@ -210,6 +238,8 @@ class KernelTarget:
             for group in self._groups:
                 if Path(group.path, "lun", f"lun_{lun}").exists():
                     LUN(group, lun).delete()
+            for acl in self._acls.values():
+                acl.mapped = {mapped: value for mapped, value in acl.mapped.items() if value[0] != lun}
 
     def open(self) -> None:
         """Let initiators in."""
@@ -240,9 +270,10 @@ class KernelTarget:
 
         configuration = self._configuration
         attributes = {
-            "authentication": any(initiator.secret for initiator in configuration.initiators),
+            "authentication": False,
             "generate_node_acls": configuration.anyone,
             "cache_dynamic_acls": configuration.anyone,
+            "demo_mode_discovery": configuration.anyone,
             "demo_mode_write_protect": False,
             "default_cmdsn_depth": QUEUE_DEPTH,
         }
@@ -254,11 +285,19 @@ class KernelTarget:
             if acl.node_wwn not in listed:
                 acl.delete()
         for initiator in configuration.initiators:
-            acl = NodeACL(group, initiator.name)
-            if acl.chap_userid != initiator.user:
-                acl.chap_userid = initiator.user
-            if acl.chap_password != initiator.secret:
-                acl.chap_password = initiator.secret
+            node = NodeACL(group, initiator.name)
+            chap = {
+                "chap_userid": initiator.user,
+                "chap_password": initiator.secret,
+                "chap_mutual_userid": initiator.target_user,
+                "chap_mutual_password": initiator.target_secret,
+            }
+            for attribute, proof in chap.items():
+                if getattr(node, attribute) != proof:
+                    setattr(node, attribute, proof)
+            node.set_attribute("authentication", int(bool(initiator.secret)))
+            mapped = {each.mapped_lun: (each.tpg_lun.lun, bool(each.write_protect)) for each in node.mapped_luns}
+            self._acls[initiator] = _Acl(node, mapped)
 
     def _set_portals(self, group: rtslib_fb.TPG) -> None:
         from rtslib_fb import NetworkPortal

@@ -44,6 +44,8 @@ DESCRIPTIONS = {
     "writeonce": "A snapshot's write-once LUN, which holds the blocks that changed since: <volume>@<snapshot>",
     "snapview": "A snapshot's read-only view, the volume as it was: <volume>@<snapshot>",
 }
+ERRORS = (configfs.ConfigfsError, netlink.NetlinkError, RingError, OSError)
+"""What `LioFabric.start` raises."""
 DRAIN = 30.0  # seconds that a ring gets to become empty at a stop
 
 
@@ -85,7 +87,7 @@ class LioFabric:
         self._open = False
 
     def start(self) -> None:
-        """Set the kernel's target up, or take it over, and serve.  Raises ConfigfsError, NetlinkError."""
+        """Set the kernel's target up, or take it over, and serve.  Raises one of `ERRORS`; `close` then cleans up."""
         configfs.load_modules()
         self._listener = netlink.Listener(self._announced)
         self._server.start()
@@ -106,21 +108,22 @@ class LioFabric:
     def close(self) -> None:
         """Stop serving, with nothing of ours left in the kernel.  Closing twice is allowed."""
         with self._changing:
-            if not self._open:
+            if self._listener is None:
                 return
             self._open = False
-            assert self._kernel is not None and self._listener is not None
             self._announcer.close()
-            self._kernel.delete()
+            if self._kernel is not None:
+                self._kernel.delete()
             self._luns.clear()
             for device in list(self._devices.values()):
                 foreign = not device.uio.name.startswith(self._configuration.device_prefix)
                 if foreign:
                     configfs.action(device.uio, "block_dev", 1)
                 self._release(device)
-                if not foreign:
-                    configfs.delete_device(device.uio.hba, device.uio.name)
+            for hba, name in configfs.our_devices(self._configuration.device_prefix):
+                configfs.delete_device(hba, name)
             self._listener.close()
+            self._listener = None
             self._server.close()
 
     def _changed(self) -> None:
@@ -160,7 +163,7 @@ class LioFabric:
                 raise configfs.ConfigfsError(f"the kernel made no UIO device for {name}")
             with self._lock:
                 device = self._serve(made, unit)
-        self._kernel.add_lun(lun, device.uio.hba, name)
+        self._kernel.add_lun(lun, device.uio.hba, name, unit)
         self._luns[lun] = (unit, str(device.uio.node))
 
     def _remove(self, lun: int) -> None:

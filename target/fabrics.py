@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fabrics as the daemon runs them: one interface over the portal in user space and the kernel's target.
+
+| `fabric:`  | who listens                       | what it needs                                                  |
+| ---------- | --------------------------------- | -------------------------------------------------------------- |
+| `portal`   | this process                      | nothing                                                        |
+| `lio`      | the kernel; SCSI comes by TCMU    | root, and the modules target_core_user, iscsi_target_mod, tcm_loop |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from target import settings
+from target.iscsi import chap, login, portal
+from target.scsi import scsi_target
+
+log = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """The fabric cannot be started; says why and what to do."""
+
+
+class Fabric(Protocol):
+    """Lets initiators reach the LUNs of a SCSI target."""
+
+    @property
+    def address(self) -> str:
+        """Where initiators connect, HOST:PORT."""
+
+    def sessions(self) -> Sequence[portal.SessionInfo]:
+        """Who is logged in."""
+
+    def start(self) -> None:
+        """Let initiators in.  Raises CannotStart."""
+
+    def close(self, drain: float) -> None:
+        """Let nobody in any more, and end what is under way, within about `drain` seconds."""
+
+
+def make(configured: settings.Settings, served: scsi_target.ScsiTarget, state_dir: Path) -> Fabric:
+    """The fabric that the configuration asks for.  Raises CannotStart."""
+    if configured.fabric is settings.Fabric.LIO:
+        return KernelFabric(configured, served, state_dir)
+    return PortalFabric(configured, served)
+
+
+class _Access(login.OpenAccess):
+    """Who may log in, as the configuration says."""
+
+    def __init__(self, access: settings.Access) -> None:
+        self._access = access
+
+    def allows(self, initiator: str, address: str, target: str) -> bool:
+        if self._access.admits(address):
+            return True
+        log.warning("%s from %s may not log in to %s: not in access.networks", initiator, address, target)
+        return False
+
+
+class PortalFabric:
+    """Our own iSCSI portal; the address is bound when this is made."""
+
+    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget) -> None:
+        host, port, policy = configured.portal.host, configured.portal.port, _Access(configured.access)
+        try:
+            self._portal = portal.Portal(host, port, {configured.target: served}, policy=policy)
+        except OSError as error:
+            raise CannotStart(
+                f"initiators cannot be listened for on {configured.portal.listen} ({error.strerror}): "
+                "stop what uses it, or choose another with --portal HOST:PORT"
+            ) from error
+
+    @property
+    def address(self) -> str:
+        host, port = self._portal.address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def sessions(self) -> Sequence[portal.SessionInfo]:
+        return self._portal.sessions()
+
+    def start(self) -> None:
+        portal.tune_interpreter()
+        self._portal.start()
+
+    def close(self, drain: float) -> None:
+        self._portal.close(drain)
+
+
+class KernelFabric:
+    """The kernel's target."""
+
+    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, state_dir: Path) -> None:
+        from target import access
+        from target.tcmu import configfs, fabric  # what they need is slow to import, and the portal does without
+
+        rules = access.Rules.read(configured.access, state_dir)
+        for rule in rules.broken():
+            log.error("%s may not log in: %s", rule.name, rule.broken)
+
+        self._listen = configured.lio.listen
+        self._errors = fabric.ERRORS
+        initiators = []
+        for rule in rules.exact.values():
+            if rule.broken:
+                continue
+            proof = rule.credentials
+            initiators.append(
+                configfs.Initiator(
+                    rule.name,
+                    user=proof.name if proof else "",
+                    secret=_clear(proof.secret) if proof else "",
+                    target_user=(proof.target_name or "") if proof else "",
+                    target_secret=_clear(proof.target_secret) if proof and proof.target_secret else "",
+                    view=rule.view,
+                )
+            )
+        self._fabric = fabric.LioFabric(
+            served,
+            configfs.Configuration(
+                configured.target,
+                portals=tuple(_address(listen) for listen in self._listen),
+                initiators=tuple(initiators),
+                anyone=configured.access.initiators is None and bool(configured.access.networks),
+                loopback=configured.lio.loopback,
+            ),
+        )
+
+    @property
+    def address(self) -> str:
+        return self._listen[0] if self._listen else "tcm_loop"
+
+    def sessions(self) -> Sequence[portal.SessionInfo]:
+        return ()  # the kernel's own: `targetcli sessions` lists them
+
+    def start(self) -> None:
+        try:
+            self._fabric.start()
+        except self._errors as error:
+            self._fabric.close()
+            raise CannotStart(f"{error}: `wolun doctor` says what this machine lacks") from error
+
+    def close(self, drain: float) -> None:
+        self._fabric.close()
+
+
+def _address(listen: str) -> tuple[str, int]:
+    """An address as the kernel's target wants it: IPv6 in its brackets."""
+    host, _, port = listen.rpartition(":")
+    return host, int(port)
+
+
+def _clear(secret: chap.Secret) -> str:
+    return secret.reveal().decode("utf-8", "surrogateescape")
