@@ -248,7 +248,14 @@ def _type_at(where: Where) -> Any:
     annotation: Any = settings.Settings
     for part in where:
         annotation = _step(annotation, part)
+    if isinstance(annotation, types.UnionType):  # a group of keys that may be left out
+        groups = [option for option in typing.get_args(annotation) if _is_group(option)]
+        return groups[0] if len(groups) == 1 else annotation
     return annotation
+
+
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
 
 
 def _model_at(where: Where) -> type[pydantic.BaseModel]:
@@ -259,5 +266,4 @@ def _model_at(where: Where) -> type[pydantic.BaseModel]:
 
 
 def _is_scalar(where: Where) -> bool:
-    annotation = _type_at(where)
-    return not (isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel))
+    return not _is_group(_type_at(where))

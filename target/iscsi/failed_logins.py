@@ -75,7 +75,7 @@ class FailedLogins:
         if peer.failures <= FREE:
             return 0.0
         delay = float(min(DELAY_MAXIMUM, DELAY_FIRST * 2 ** min(peer.failures - FREE - 1, 16)))
-        pass
+        peer.late.append(now + delay)
         return delay
 
     def _remember(self, key: str, now: float) -> _Peer:
