@@ -164,7 +164,7 @@ class Connection:
         self._pinged = None
         start = 0
         while start < end:
-            if self._fast and not self._held:
+            if self._fast and not self._held and self.sender.window_open:
                 start = self._receive_commands(buffer, start, end)
             if self.congested or self.state in (State.CLOSING, State.LOGOUT):
                 break
@@ -260,7 +260,7 @@ class Connection:
         bytes_in = bytes_out = done = 0
         while end - start >= 48:
             opcode, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(buffer, start)
-            if opcode != 1 or cmd_sn != expected_sn or not flags & 0x80 or itt in commands:
+            if opcode != 1 or cmd_sn != expected_sn or not flags & 0x80 or itt in commands or itt == NO_TAG:
                 break
             direction = flags & 0x60
             stop = start + 48
@@ -293,6 +293,8 @@ class Connection:
                 self._task = task = Task(output.allocate)
                 bytes_in += lengths
                 self._block(command)
+                if expected_sn == sender.max_cmd_sn + 1 & MASK:
+                    break  # the window is closed; only here, since every command answered opens it again
                 continue
             sender.max_cmd_sn = sender.max_cmd_sn + 1 & MASK
             done += 1

@@ -36,6 +36,11 @@ class Sender:
         self.max_segment = 8192  # the initiator's MaxRecvDataSegmentLength
         self.max_burst = 262144
 
+    @property
+    def window_open(self) -> bool:
+        """Whether the initiator may send a command (RFC 7143 4.2.2.1)."""
+        return self.exp_cmd_sn != self.max_cmd_sn + 1 & MASK
+
     def send(
         self,
         opcode: int,

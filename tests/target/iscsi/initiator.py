@@ -48,7 +48,9 @@ class FakePortal:
     def open_session(self, connection: Connection) -> tuple[int, Any]:
         self.connections.append(connection)
         name = connection.login.target
-        return len(self.connections), None if name is None else self.targets[name].open_nexus(connection.login.initiator)
+        return len(self.connections), None if name is None else self.targets[name].open_nexus(
+            connection.login.initiator
+        )
 
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         return self.connections

@@ -65,7 +65,9 @@ def test_first_burst_never_exceeds_max_burst() -> None:
     assert (parameters.first_burst_length, parameters.max_burst_length) == (4096, 4096)
 
 
-@pytest.mark.parametrize("text", [b"novalue\0", b"Key=1\0Key=2\0", b"lower=1\0", b"Key=\xff\0", b"=x\0", b"K" * 64 + b"=1\0"])
+@pytest.mark.parametrize(
+    "text", [b"novalue\0", b"Key=1\0Key=2\0", b"lower=1\0", b"Key=\xff\0", b"=x\0", b"K" * 64 + b"=1\0"]
+)
 def test_malformed_text(text: bytes) -> None:
     with pytest.raises(errors.PeerError):
         keys.parse(text)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The login phase, with a connection around it."""
+
+from __future__ import annotations
+
+import pytest
+
+from target.iscsi import login, pdu
+from target.iscsi.connection import Limits, State
+from target.iscsi.errors import LoginRefused, LoginStatus
+from target.iscsi.pdu import NO_TAG, Opcode
+from tests.memory_device import MemoryDevice
+from tests.target.iscsi.initiator import INITIATOR, TARGET, FakePortal, Initiator, make_target
+
+NAMES = [("InitiatorName", INITIATOR), ("TargetName", TARGET)]
+OPERATIONAL_TO_FULL = 0x87
+
+
+@pytest.fixture
+def portal() -> FakePortal:
+    return FakePortal({TARGET: make_target(MemoryDevice())})
+
+
+def status_of(initiator: Initiator, request: bytes) -> int:
+    (reply,) = initiator.feed(request)
+    assert reply.opcode == Opcode.LOGIN_RESPONSE
+    return reply.words[0] >> 16
+
+
+def test_in_one_step(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    answers = initiator.log_in(("InitialR2T", "No"), ("MaxBurstLength", "65536"), ("X-what.ever", "1"))
+    assert answers == {
+        "TargetPortalGroupTag": "1",
+        "InitialR2T": "No",
+        "MaxBurstLength": "65536",
+        "X-what.ever": "NotUnderstood",
+        "MaxRecvDataSegmentLength": "262144",
+    }
+    assert initiator.connection.state is State.FULL_FEATURE
+    assert initiator.connection.tsih == 1
+
+
+def test_through_both_stages(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    (first,) = initiator.feed(initiator.login_request(0x81, [*NAMES, ("AuthMethod", "CHAP,None")]))
+    assert first.flags == 0x81
+    assert b"AuthMethod=None\0" in first.data
+    (second,) = initiator.feed(initiator.login_request(0x04, [("ImmediateData", "Yes")]))
+    assert second.flags == 0x04
+    (third,) = initiator.feed(initiator.login_request(OPERATIONAL_TO_FULL, []))
+    assert third.flags == OPERATIONAL_TO_FULL
+    assert third.lun & 0xFFFF == 1, "the TSIH comes with the last answer"
+    assert first.lun & 0xFFFF == 0
+    assert initiator.connection.state is State.FULL_FEATURE
+
+
+def test_from_security_straight_to_full_feature(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    (reply,) = initiator.feed(initiator.login_request(0x83, [*NAMES, ("AuthMethod", "None")]))
+    assert reply.flags == 0x83
+    assert initiator.connection.state is State.FULL_FEATURE
+
+
+def test_text_over_several_pdus(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    (empty,) = initiator.feed(
+        initiator.request(
+            Opcode.LOGIN_REQUEST,
+            0x44,
+            lun=1 << 16,
+            itt=0,
+            word20=0,
+            immediate=True,
+            data=b"InitiatorName=iqn.2026-11.io.",
+        )
+    )
+    assert (empty.data, empty.flags) == (b"", 0x04)
+    (reply,) = initiator.feed(
+        initiator.request(
+            Opcode.LOGIN_REQUEST,
+            0x87,
+            lun=1 << 16,
+            itt=0,
+            word20=0,
+            immediate=True,
+            data=f"wolun:initiator\0TargetName={TARGET}\0".encode(),
+        )
+    )
+    assert reply.words[0] == 0
+    assert initiator.connection.login.initiator == INITIATOR
+
+
+@pytest.mark.parametrize(
+    ("flags", "pairs", "status"),
+    [
+        (0x87, NAMES[1:], LoginStatus.MISSING_PARAMETER),
+        (0x87, NAMES[:1], LoginStatus.MISSING_PARAMETER),
+        (0x87, [NAMES[0], ("TargetName", "iqn.2026-11.io.wolun:none")], LoginStatus.NOT_FOUND),
+        (0x87, [("InitiatorName", "me"), NAMES[1]], LoginStatus.INITIATOR_ERROR),
+        (0x87, [NAMES[0], ("SessionType", "Odd")], LoginStatus.SESSION_TYPE_NOT_SUPPORTED),
+        (0x81, [*NAMES, ("AuthMethod", "KRB5")], LoginStatus.AUTHENTICATION_FAILURE),
+        (0x8F, NAMES, LoginStatus.INVALID_DURING_LOGIN),
+        (0x86, NAMES, LoginStatus.INVALID_DURING_LOGIN),
+        (0x84, NAMES, LoginStatus.INVALID_DURING_LOGIN),
+        (0x87, [*NAMES, ("TargetAlias", "x")], LoginStatus.INITIATOR_ERROR),
+        (0x87, [*NAMES, *((f"X-a{n}", "1") for n in range(64))], LoginStatus.INITIATOR_ERROR),
+    ],
+)  # fmt: skip
+def test_refusals(portal: FakePortal, flags: int, pairs: list[tuple[str, str]], status: LoginStatus) -> None:
+    initiator = Initiator(portal)
+    assert status_of(initiator, initiator.login_request(flags, pairs)) == status
+    assert initiator.connection.state is State.CLOSING
+    assert not portal.connections
+
+
+def test_a_second_connection_for_a_session_is_refused(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    assert status_of(initiator, initiator.login_request(0x87, NAMES, tsih=1)) == LoginStatus.SESSION_DOES_NOT_EXIST
+
+
+def test_identity_must_not_change_on_the_way(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    initiator.feed(initiator.login_request(0x04, NAMES))
+    assert status_of(initiator, initiator.login_request(0x87, [], isid=2)) == LoginStatus.INVALID_DURING_LOGIN
+
+
+def test_the_policy_decides_before_anything_is_said(portal: FakePortal) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    class Nobody(login.OpenAccess):
+        def allows(self, initiator: str, address: str, target: str) -> bool:
+            asked.append((initiator, address, target))
+            return False
+
+    portal.policy = Nobody()
+    initiator = Initiator(portal)
+    assert status_of(initiator, initiator.login_request(0x87, NAMES)) == LoginStatus.AUTHORIZATION_FAILURE
+    assert asked == [(INITIATOR, "192.0.2.1", TARGET)]
+
+
+class Riddle:
+    """An authentication method of one question."""
+
+    methods = ("RDL",)
+
+    def begin(self, method: str) -> Riddle:
+        assert method == "RDL"
+        self.asked = False
+        return self
+
+    def step(self, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], bool]:
+        if not self.asked:
+            self.asked = True
+            return [("RDL_Q", "6x7")], False
+        if pairs != [("RDL_A", "42")]:
+            raise LoginRefused(LoginStatus.AUTHENTICATION_FAILURE, "wrong")
+        return [("RDL_OK", "1")], True
+
+
+class RiddlePolicy(login.OpenAccess):
+    def authenticator(self, initiator: str, target: str | None) -> login.Authenticator:
+        return Riddle()
+
+
+def test_an_authentication_exchange(portal: FakePortal) -> None:
+    portal.policy = RiddlePolicy()
+    initiator = Initiator(portal)
+    (offered,) = initiator.feed(initiator.login_request(0x00, [*NAMES, ("AuthMethod", "RDL,None")]))
+    assert b"AuthMethod=RDL\0" in offered.data
+    (early,) = initiator.feed(initiator.login_request(0x81, []))
+    assert early.flags == 0x00, "no transit before it is authenticated"
+    assert early.data == b"RDL_Q=6x7\0"
+    (done,) = initiator.feed(initiator.login_request(0x83, [("RDL_A", "42")]))
+    assert done.flags == 0x83
+    assert done.data == b"RDL_OK=1\0"
+    assert initiator.connection.state is State.FULL_FEATURE
+
+
+def test_no_way_around_authentication(portal: FakePortal) -> None:
+    portal.policy = RiddlePolicy()
+    for flags, pairs in ((0x87, NAMES), (0x83, NAMES), (0x81, [*NAMES, ("AuthMethod", "None")])):
+        initiator = Initiator(portal)
+        assert status_of(initiator, initiator.login_request(flags, pairs)) == LoginStatus.AUTHENTICATION_FAILURE
+    initiator = Initiator(portal)
+    initiator.feed(initiator.login_request(0x00, [*NAMES, ("AuthMethod", "RDL")]))
+    initiator.feed(initiator.login_request(0x00, []))
+    assert status_of(initiator, initiator.login_request(0x00, [("RDL_A", "41")])) == LoginStatus.AUTHENTICATION_FAILURE
+
+
+def test_something_else_than_a_login_is_cut_off(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    assert initiator.feed(initiator.command(b"\0" * 6)) == []
+    assert initiator.connection.state is State.CLOSING
+
+
+def test_limits_before_login(portal: FakePortal) -> None:
+    portal.limits = Limits(login_pdus=3, login_seconds=10)
+    chatty = Initiator(portal)
+    chatty.feed(chatty.login_request(0x04, NAMES))
+    for _ in range(3):
+        chatty.feed(chatty.login_request(0x04, []))
+    assert chatty.connection.state is State.CLOSING
+    silent = Initiator(portal)
+    silent.connection.tick(9.9)
+    assert not silent.connection.finished
+    silent.connection.tick(10.1)
+    assert silent.connection.state is State.CLOSING
+    fat = Initiator(portal)
+    fat.feed(pdu.REQUEST.pack(0x43, 0x87, 0, 0, 8193, 0, 0, 0, 0, 0))
+    assert fat.connection.state is State.CLOSING
+
+
+def test_discovery(portal: FakePortal) -> None:
+    other = "iqn.2026-11.io.wolun:other"
+    hidden = "iqn.2026-11.io.wolun:hidden"
+    portal.targets = {TARGET: make_target(), other: make_target(name=other), hidden: make_target(name=hidden)}
+
+    class Hides(login.OpenAccess):
+        def allows(self, initiator: str, address: str, target: str) -> bool:
+            return target != hidden
+
+    portal.policy = Hides()
+    initiator = Initiator(portal)
+    initiator.log_in(discovery=True)
+    (reply,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0"))
+    address = "TargetAddress=192.0.2.2:3260,1\0"
+    assert reply.data.decode() == f"TargetName={TARGET}\0{address}TargetName={other}\0{address}"
+    assert (reply.itt, reply.word20, reply.flags) == (7, NO_TAG, 0x80)
+    assert initiator.feed(initiator.command(b"\0" * 6))[0].opcode == Opcode.REJECT
+    assert initiator.connection.state is State.CLOSING
+
+
+def test_a_long_list_of_targets_comes_in_pieces(portal: FakePortal) -> None:
+    names = [f"iqn.2026-11.io.wolun:{number:03}" for number in range(50)]
+    portal.targets = {name: make_target(name=name) for name in names}
+    initiator = Initiator(portal)
+    initiator.log_in(("MaxRecvDataSegmentLength", "512"), discovery=True)
+    text, request = b"", initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0")
+    while True:
+        (reply,) = initiator.feed(request)
+        assert len(reply.data) <= 512
+        text += reply.data
+        if reply.flags & 0x80:
+            break
+        assert reply.flags == 0x40
+        request = initiator.request(Opcode.TEXT_REQUEST, itt=7, word20=reply.word20)
+    assert [pair[11:] for pair in text.decode().split("\0") if pair.startswith("TargetName=")] == names
+
+
+def test_send_targets_in_a_normal_session(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    initiator.log_in()
+    (own,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=\0"))
+    assert own.data.startswith(f"TargetName={TARGET}\0".encode())
+    (everything,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0"))
+    assert everything.data == b"SendTargets=Reject\0"
