@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.powercut import replay, workload
 
-STATES_PER_CASE = 500
+STATES_PER_CASE = 1500
 
 
 def run(

@@ -161,21 +161,21 @@ class Disk:
                 found += [register for register in file.registers() if len(register.versions) > 1]
         return found
 
-    def choices(self, rng: random.Random, count: int, bound: int) -> Iterator[Choice]:
-        """Up to `count` different states: all of them if they are not more than `bound`, else the two extremes, each
-        register alone late or alone early, and random ones; and torn ones of either kind."""
+    def choices(self, rng: random.Random, count: int, bound: int) -> list[Choice]:
+        """Up to `count` different states.  If there are no more than `bound`, and `count` allows it, all of them, and torn
+        ones beside; else a random sample of the extremes, of those with one register alone late or alone early, of
+        random ones, and of torn ones."""
         sizes = [len(register.versions) for register in self.open_registers()]
         total = 1
         for size in sizes:
             total = min(total * size, bound + 1)
-        seen: set[Choice] = set()
-        candidates = self._all(sizes) if total <= bound else self._some(sizes, rng)
-        for choice in itertools.chain(candidates, self._torn(sizes, rng, 2 * count)):
-            if choice not in seen:
-                seen.add(choice)
-                yield choice
-                if len(seen) >= count:
-                    return
+        whole = list(self._all(sizes) if total <= bound else self._some(sizes, rng))
+        rng.shuffle(whole)
+        torn = self._torn(sizes, rng, count if total <= bound else -(-count // 4))
+        if total <= bound and total < count:
+            return list(dict.fromkeys([*whole, *torn]))[:count]
+        mixed = list(dict.fromkeys([*whole[:count], *torn]))
+        return rng.sample(mixed, min(count, len(mixed)))
 
     @staticmethod
     def _all(sizes: list[int]) -> Iterator[Choice]:
