@@ -185,11 +185,15 @@ class Access:
         """Whether the initiator may log in."""
         return self.rules.admitting(initiator, address) is not None
 
-    def authenticator(self, initiator: str, address: str, target: str | None) -> login.Authenticator:
-        """How the initiator proves itself.  Raises LoginRefused for discovery by one that may not log in."""
+    def admits(self, initiator: str, address: str) -> bool:
+        """Whether the initiator may log in to anything, if only to ask what there is."""
+        return self.rules.admitting(initiator, address) is not None
+
+    def authenticator(self, initiator: str, target: str | None) -> login.Authenticator:
+        """How the initiator proves itself.  Raises LoginRefused if it may not log in at all."""
         rules = self.rules
-        rule = rules.admitting(initiator, address)
-        if rule is None:
+        rule = rules.find(initiator)
+        if rule is None or rule.broken:  # the rules changed after `allows` was asked
             raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may use nothing here")
         if rule.credentials is None:
             return login.NoAuthentication()

@@ -27,6 +27,7 @@ from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, login, pdu
 from target.iscsi.command import Barrier, Command, OutOfOrder, ReadyToTransfer, Stage, private_buffers
 from target.iscsi.errors import LoginRefused, LoginStatus, PeerError, Rejected
+from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementFunction, TaskManagementResponse
 from target.iscsi.sender import MASK, Sender, residual_of
@@ -77,6 +78,7 @@ class Host(Protocol):
 
     targets: Mapping[str, Any]
     policy: login.AccessPolicy
+    failed_logins: FailedLogins
     parameters: keys.Parameters
     limits: Limits
 
@@ -129,6 +131,7 @@ class Connection:
         self._last_heard = now
         self._pinged: float | None = None
         self._closing_since: float | None = None
+        self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
         self._text = bytearray()
         self._text_answer = b""
 
@@ -162,6 +165,8 @@ class Connection:
         """
         self._last_heard = now
         self._pinged = None
+        if self._refusal is not None:
+            return end
         start = 0
         while start < end:
             if self._fast and not self._held and self.sender.window_open:
@@ -193,8 +198,13 @@ class Connection:
         """Let time pass; to be called every second or so."""
         limits = self._limits
         if self.state is State.LOGIN:
-            if now - self.since > limits.login_seconds:
-                log.warning("%s: no login within %g s", self.address, limits.login_seconds)
+            if self._refusal is not None:
+                due, status, bhs = self._refusal
+                if now >= due:
+                    self._refuse_login(status, bhs)
+                    self.close()
+            elif now - self.since > limits.login_seconds:
+                self._login_failed(LoginStatus.INITIATOR_ERROR, f"no login within {limits.login_seconds:g} s", now)
                 self.close()
         elif self.state is State.FULL_FEATURE:
             if self._pinged is not None:
@@ -397,10 +407,9 @@ class Connection:
 
     def _fail(self, error: PeerError, bhs: memoryview | bytes) -> None:
         if self.state is State.LOGIN:
-            if bhs[0] & 0x3F == Opcode.LOGIN_REQUEST:
-                self._refuse_login(LoginStatus.INITIATOR_ERROR, bhs)
-        else:
-            self.sender.reject(error.reason, bhs)
+            self._end_login(LoginStatus.INITIATOR_ERROR, str(error), bhs)
+            return
+        self.sender.reject(error.reason, bhs)
         self._drop(str(error))
 
     # -- login ---------------------------------------------------------------------------------------------------
@@ -424,8 +433,20 @@ class Connection:
             else:
                 self._answer_login(found.bhs, answer.flags, LoginStatus.SUCCESS, answer.text)
         except LoginRefused as error:
-            log.warning("%s %s: login refused: %s", self.address, self.login.initiator, error)
-            self._refuse_login(error.status, found.bhs)
+            self._end_login(error.status, str(error), found.bhs)
+
+    def _login_failed(self, status: LoginStatus, why: str, now: float) -> float:
+        return self.host.failed_logins.failed(self.address, self.login.initiator, status, why, now)
+
+    def _end_login(self, status: LoginStatus, why: str, bhs: memoryview | bytes) -> None:
+        """Refuse the login, now or after as long as failed_logins.py says; until then nothing more is listened to."""
+        delay = self._login_failed(status, why, self._last_heard)
+        if bhs[0] & 0x3F != Opcode.LOGIN_REQUEST:
+            self.close()
+        elif delay:
+            self._refusal = (self._last_heard + delay, status, bytes(bhs))
+        else:
+            self._refuse_login(status, bhs)
             self.close()
 
     def _refuse_login(self, status: LoginStatus, bhs: memoryview | bytes) -> None:

@@ -23,6 +23,7 @@ from typing import Protocol
 
 from target.iscsi import errors, keys, pdu
 from target.iscsi.errors import LoginRefused, LoginStatus
+from target.scsi import scsi_target
 
 MAX_TEXT_LENGTH = 16384
 MAX_PAIRS = 64
@@ -67,7 +68,10 @@ class NoAuthentication:
 
 
 class AccessPolicy(Protocol):
-    """Who may see and log in to which target."""
+    """Who may see and log in to which target, and what it reaches there."""
+
+    def admits(self, initiator: str, address: str) -> bool:
+        """Whether `initiator`, from the network address `address`, may log in to anything, if only for discovery."""
 
     def allows(self, initiator: str, address: str, target: str) -> bool:
         """Whether `initiator`, from the network address `address`, may see `target` and log in to it."""
@@ -75,15 +79,24 @@ class AccessPolicy(Protocol):
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         """How `initiator` proves itself to `target`; None for a discovery session."""
 
+    def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
+        """Which LUNs `initiator`, logged in from `address`, reaches in `target`."""
+
 
 class OpenAccess:
-    """Any initiator may use any target."""
+    """Any initiator may use any target, and all of it."""
+
+    def admits(self, initiator: str, address: str) -> bool:
+        return True
 
     def allows(self, initiator: str, address: str, target: str) -> bool:
         return True
 
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         return NoAuthentication()
+
+    def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
+        return scsi_target.sees_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +234,8 @@ class Login:
             if not self.policy.allows(initiator, self.address, target):
                 raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may not use {target}")
             self.target = target
+        elif not self.policy.admits(initiator, self.address):
+            raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may use nothing here")
         self._authenticator = self.policy.authenticator(initiator, self.target)
         if request.current == Stage.OPERATIONAL_NEGOTIATION:
             self._skip_authentication()

@@ -32,6 +32,7 @@ from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
 from target.iscsi.connection import Connection, Limits, State
 from target.iscsi.errors import LoginRefused, LoginStatus
+from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.workers import Job, Workers
 
@@ -118,6 +119,7 @@ class Portal:
     ) -> None:
         self.targets = targets
         self.policy = policy or login.OpenAccess()
+        self.failed_logins = FailedLogins()
         self.parameters = parameters
         self.limits = limits or Limits()
         self._max_connections = max_connections
@@ -258,7 +260,8 @@ class Portal:
             server = self.targets.get(mine.target)
             if server is None:
                 raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
-            nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex())
+            view = self.policy.view(mine.initiator, connection.address, mine.target)
+            nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex(), view=view)
         used = {channel.connection.tsih for channel in self._channels.values()}
         while self._next_tsih in used or not self._next_tsih:
             self._next_tsih = self._next_tsih + 1 & 0xFFFF
@@ -335,6 +338,9 @@ class Portal:
             sock, peer = self._listener.accept()
         except OSError as error:  # gone again, or no file descriptors: neither must end the others' service
             log.warning("a connection could not be accepted: %s", error)
+            return
+        if not self.failed_logins.may_try(peer[0], now):
+            sock.close()
             return
         logging_in = sum(channel.connection.state is State.LOGIN for channel in self._channels.values())
         if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:

@@ -152,27 +152,32 @@ class TestProof:
         secret_file(tmp_path / "ann.secret")
         policy = access_of(self.TEXT, tmp_path)
         for target in (TARGET, None):
-            assert isinstance(policy.authenticator(BOB, HERE, target), login.NoAuthentication)
+            assert isinstance(policy.authenticator(BOB, target), login.NoAuthentication)
 
     def test_who_has_chap_must_use_it(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "ann.secret")
-        authenticator = access_of(self.TEXT, tmp_path).authenticator(ANN, HERE, TARGET)
+        authenticator = access_of(self.TEXT, tmp_path).authenticator(ANN, TARGET)
         assert isinstance(authenticator, ChapAuthenticator)
         assert list(authenticator.methods) == ["CHAP"]
 
     def test_discovery_takes_chap_and_requires_it_if_told_to(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "ann.secret")
         policy = access_of(self.TEXT, tmp_path)
-        assert list(policy.authenticator(ANN, HERE, None).methods) == ["CHAP", "None"]
+        assert list(policy.authenticator(ANN, None).methods) == ["CHAP", "None"]
         policy = access_of("discovery_chap: true\n" + textwrap.dedent(self.TEXT), tmp_path)
-        assert list(policy.authenticator(ANN, HERE, None).methods) == ["CHAP"]
+        assert list(policy.authenticator(ANN, None).methods) == ["CHAP"]
 
     def test_who_may_not_log_in_may_not_discover(self) -> None:
         policy = access_of("networks: [192.0.2.0/24]")
-        for target in (TARGET, None):
-            with pytest.raises(LoginRefused) as caught:
-                policy.authenticator(ANN, THERE, target)
-            assert caught.value.status is LoginStatus.AUTHORIZATION_FAILURE
+        assert policy.admits(ANN, HERE)
+        assert not policy.admits(ANN, THERE)
+
+    @pytest.mark.parametrize("name", [ANN, BOB])
+    def test_who_was_let_in_under_rules_that_are_gone_is_not_asked_for_less(self, name: str) -> None:
+        policy = access_of(f"initiators: [{{name: '{ANN}', chap: {{name: a, secret_file: none}}}}]")
+        with pytest.raises(LoginRefused) as caught:
+            policy.authenticator(name, TARGET)
+        assert caught.value.status is LoginStatus.AUTHORIZATION_FAILURE
 
     def test_a_broken_entry_lets_nobody_in_and_is_named(self, tmp_path: Path) -> None:
         policy = access_of(self.TEXT.replace("- name: iqn.2026-11.org.example:bob", "- name: '*'"), tmp_path)
@@ -267,6 +272,11 @@ class TestView:
     def test_everything_for_reading(self) -> None:
         view = access_of(f"initiators: [{{name: '{ANN}', read_only: true}}]").view(ANN, HERE, TARGET)
         assert list(view(5, self.unit("vol0"))) == [Reach(5, read_only=True)]
+
+    def test_mapped_for_reading(self) -> None:
+        text = f"initiators: [{{name: '{ANN}', read_only: true, luns: [{{lun: 4, unit: vol0}}]}}]"
+        view = access_of(text).view(ANN, HERE, TARGET)
+        assert list(view(0, self.unit("vol0"))) == [Reach(4, read_only=True)]
 
     def test_mapped(self) -> None:
         view = access_of(f"""

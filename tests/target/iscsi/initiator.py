@@ -12,6 +12,8 @@ from uuid import UUID
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Command
 from target.iscsi.connection import Connection, Limits
+from target.iscsi.errors import LoginStatus
+from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.logical_unit import LogicalUnit, UnitKind
@@ -32,12 +34,21 @@ def make_target(*devices: MemoryDevice, name: str = TARGET) -> ScsiTarget:
     return target
 
 
+class NeverLate(FailedLogins):
+    """Answers failed logins at once, however many there are."""
+
+    def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
+        super().failed(address, initiator, status, why, now)
+        return 0.0
+
+
 @dataclass
 class FakePortal:
     """`connection.Host` for connections without sockets."""
 
     targets: Mapping[str, Any]
     policy: login.AccessPolicy = field(default_factory=login.OpenAccess)
+    failed_logins: FailedLogins = field(default_factory=NeverLate)
     parameters: keys.Parameters = keys.OURS
     limits: Limits = field(default_factory=Limits)
     connections: list[Connection] = field(default_factory=list)
