@@ -112,6 +112,8 @@ class Connection:
         self.bytes_in = 0  # data-out: what the initiator wrote
         self.bytes_out = 0
         self.commands_done = 0
+        self.stalled = False
+        """Whether the last `receive` left requests alone because of congestion: to be called again without new bytes."""
         self.direct: memoryview = memoryview(b"")
         """Where the next bytes from the peer belong, instead of into the receive buffer; see `received_direct`."""
         self.sender = Sender(output)
@@ -171,7 +173,10 @@ class Connection:
         while start < end:
             if self._fast and not self._held and self.sender.window_open:
                 start = self._receive_commands(buffer, start, end)
-            if self.congested or self.state in (State.CLOSING, State.LOGOUT):
+            if self.congested:
+                self.stalled = start < end
+                break
+            if self.state in (State.CLOSING, State.LOGOUT):
                 break
             consumed = self._receive_one(buffer, start, end, now)
             if not consumed:
@@ -342,7 +347,7 @@ class Connection:
                     break
             else:
                 if task.residual_out or task.data_in:
-                    self._answer_now(task, itt, expected, reads=not direction)
+                    self._answer_now(task, itt, expected, reads=direction != 0x20)
                     continue
                 if output.fill + 48 > output.room:
                     output.reserve(48)

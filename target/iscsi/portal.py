@@ -134,6 +134,7 @@ class Portal:
         self._arenas = ArenaPool()
         self._buffers: list[ReceiveBuffer] = []
         self._dirty: set[Channel] = set()
+        self._stalled: set[Channel] = set()  # have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
@@ -298,13 +299,13 @@ class Portal:
             if spinning:
                 events = poll(0)
                 now = monotonic()
-                if not events and not workers.results:
+                if not events and not workers.results and not self._stalled:
                     if now > spin_until:
                         spinning = False
                     continue
             else:
                 workers.sleeping = True
-                busy = workers.results or self._calls or self._dirty
+                busy = workers.results or self._calls or self._stalled
                 before = monotonic()
                 events = poll(0 if busy else max(0.0, next_tick - before))
                 workers.sleeping = False
@@ -325,13 +326,17 @@ class Portal:
                 self._finish_results()
             while self._calls:
                 self._calls.popleft()()
-            while self._dirty:
-                self._flush(self._dirty.pop())
-            if spinning:
-                spin_until = monotonic() + SPIN_SECONDS
+            if self._stalled:  # one turn each, behind everybody else's
+                for channel in list(self._stalled):
+                    self._stalled.discard(channel)
+                    self._handle(channel, now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
+            while self._dirty:  # last: everything above may give connections something to say
+                self._flush(self._dirty.pop())
+            if spinning:
+                spin_until = monotonic() + SPIN_SECONDS
 
     def _accept(self, now: float) -> None:
         try:
@@ -414,7 +419,6 @@ class Portal:
         connection = channel.connection
         if channel.sock.fileno() < 0:
             return
-        was_congested = not channel.mask & select.EPOLLIN
         waiting = len(output)
         while waiting:
             try:
@@ -440,11 +444,11 @@ class Portal:
         if mask != channel.mask:
             channel.mask = mask
             self._epoll.modify(channel.sock.fileno(), mask)
-            if was_congested and mask & select.EPOLLIN:
-                if channel.pending:
-                    self._submit(channel)
-                if channel.fill:
-                    self._handle(channel, time.monotonic())
+        if not connection.congested:
+            if channel.pending:
+                self._submit(channel)
+            if connection.stalled:
+                self._stalled.add(channel)
 
     def _drop(self, channel: Channel) -> None:
         """Close a channel; its nexus goes when its last command is done."""
@@ -455,6 +459,7 @@ class Portal:
         connection.close()
         del self._channels[fd], self._by_connection[connection]
         self._dirty.discard(channel)
+        self._stalled.discard(channel)
         self._epoll.unregister(fd)
         channel.sock.close()
         while channel.pending:

@@ -114,9 +114,11 @@ def test_residuals_of_reads(
     )
 
 
-def test_residual_of_a_read_that_announced_nothing(connect: Connect) -> None:
+@pytest.mark.parametrize("flags", [0x80, 0xC0])
+def test_residual_of_a_read_that_announced_nothing(connect: Connect, flags: int) -> None:
     initiator = connect()
-    (reply,) = initiator.feed(initiator.command(read10(1, 1)))
+    request = initiator.request(Opcode.SCSI_COMMAND, flags, itt=5, word20=0, tail=read10(1, 1).ljust(16, b"\0"))
+    (reply,) = initiator.feed(request)
     assert (reply.opcode, reply.flags, reply.words[2], reply.status) == (0x21, 0x84, 512, 0)
 
 
