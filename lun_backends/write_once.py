@@ -41,9 +41,8 @@ class WriteOnce(block_device.BlockDevice):
         self.chunk_size = store.chunk_size
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
-        self._running: list[
-            None
-        ] = []  # one entry per call under way; append and pop are atomic, which a counter is not
+        # One entry per call under way: append and pop are atomic, which counting is not.
+        self._running: list[None] = []
         self._closed = False
         self._invalid: str | None = store.reason if store.state is chunk_map.State.INVALID else None
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
@@ -173,9 +172,8 @@ class WriteOnce(block_device.BlockDevice):
         if self._closed:
             return
         self._closed = self._stopped = True
-        while (
-            self._running
-        ):  # calls that began before; rare and short, so looking is cheaper than telling on every call
+        # For calls that began before: rare and short, so looking is cheaper than being told after every call.
+        while self._running:
             time.sleep(0.0005)
         self.store.close()
 

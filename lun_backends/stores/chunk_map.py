@@ -24,6 +24,8 @@ A block is written if its chunk has a slot and its bit is set.  What the map gua
 
 Reads need no lock: words are stored whole and the slot before the bits.  Stores come from one thread at a time.  A disk that
 fails to *read* a map page raises SIGBUS, as with any mapped file: the process ends, and the map is as it was.
+
+(Longer than most modules here: all that knows the file's format is in it.)
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ acknowledged, and a power cut may lose anything since the last `flush`.
 
 After a failed sync the kernel may have dropped the dirty pages and will report success next time.  So a sync is never tried
 again: the store refuses every further write with MediumError, and goes on reading.
+
+(Longer than most modules here: claims, slots and the steps of a commit are under one lock and one argument.)
 """
 
 from __future__ import annotations

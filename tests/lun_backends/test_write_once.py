@@ -204,18 +204,19 @@ def test_close_waits_for_the_calls_under_way(lun: write_once.WriteOnce) -> None:
     def requests() -> Iterator[tuple[int, list[memoryview]]]:
         yield 0, data(1)
         pulled.set()
-        go_on.wait()
+        go_on.wait(10)
 
-    putting = threading.Thread(target=lambda: answers.append(lun.put_many(requests())))
+    putting = threading.Thread(target=lambda: answers.append(lun.put_many(requests())), daemon=True)
     putting.start()
     pulled.wait()
     closing = threading.Thread(target=lun.close)
     closing.start()
     closing.join(0.02)
-    assert closing.is_alive()
+    waits = closing.is_alive()
     go_on.set()
     putting.join()
     closing.join()
+    assert waits
     assert answers == [[None]]
 
 
