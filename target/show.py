@@ -90,7 +90,7 @@ def map_cells() -> int:
 
 def _map_width() -> int:
     width = shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
-    return max(16, min(width, 200) - 11)  # the addresses on the left
+    return max(16, min(width, 200) - 12)  # the addresses on the left, and the frame
 
 
 def change_map(answer: messages.Changes) -> str:
