@@ -100,11 +100,11 @@ def _owned(state_dir: Path) -> Iterator[None]:
 
 def _run(served: service.Service, configured: settings.Settings, state_dir: Path) -> None:
     try:
-        fabric = fabrics.make(configured, served.scsi, state_dir)
+        fabric = fabrics.make(configured, served.scsi, served.access)
     except fabrics.CannotStart as error:
         raise CannotServe(str(error)) from error
     try:
-        served.fabric_started(fabric.address, fabric.sessions)
+        served.fabric_started(fabric.address, fabric.sessions, fabric.failed_logins)
         control = api.ControlSocket(served, state_dir)
         try:
             control.start()

@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from target import settings
-from target.iscsi import chap, login, portal
+from target import access, settings
+from target.iscsi import chap, errors, portal
 from target.scsi import scsi_target
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,9 @@ class Fabric(Protocol):
     def sessions(self) -> Sequence[portal.SessionInfo]:
         """Who is logged in."""
 
+    def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
+        """How many logins were refused since the start, by status."""
+
     def start(self) -> None:
         """Let initiators in.  Raises CannotStart."""
 
@@ -42,31 +44,18 @@ class Fabric(Protocol):
         """Let nobody in any more, and end what is under way, within about `drain` seconds."""
 
 
-def make(configured: settings.Settings, served: scsi_target.ScsiTarget, state_dir: Path) -> Fabric:
+def make(configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> Fabric:
     """The fabric that the configuration asks for.  Raises CannotStart."""
     if configured.fabric is settings.Fabric.LIO:
-        return KernelFabric(configured, served, state_dir)
-    return PortalFabric(configured, served)
-
-
-class _Access(login.OpenAccess):
-    """Who may log in, as the configuration says."""
-
-    def __init__(self, access: settings.Access) -> None:
-        self._access = access
-
-    def allows(self, initiator: str, address: str, target: str) -> bool:
-        if self._access.admits(address):
-            return True
-        log.warning("%s from %s may not log in to %s: not in access.networks", initiator, address, target)
-        return False
+        return KernelFabric(configured, served, policy)
+    return PortalFabric(configured, served, policy)
 
 
 class PortalFabric:
     """Our own iSCSI portal; the address is bound when this is made."""
 
-    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget) -> None:
-        host, port, policy = configured.portal.host, configured.portal.port, _Access(configured.access)
+    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
+        host, port = configured.portal.host, configured.portal.port
         try:
             self._portal = portal.Portal(host, port, {configured.target: served}, policy=policy)
         except OSError as error:
@@ -83,6 +72,9 @@ class PortalFabric:
     def sessions(self) -> Sequence[portal.SessionInfo]:
         return self._portal.sessions()
 
+    def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
+        return self._portal.failed_logins.counts
+
     def start(self) -> None:
         portal.tune_interpreter()
         self._portal.start()
@@ -94,11 +86,10 @@ class PortalFabric:
 class KernelFabric:
     """The kernel's target."""
 
-    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, state_dir: Path) -> None:
-        from target import access
+    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
         from target.tcmu import configfs, fabric  # what they need is slow to import, and the portal does without
 
-        rules = access.Rules.read(configured.access, state_dir)
+        rules = policy.rules
         for rule in rules.broken():
             log.error("%s may not log in: %s", rule.name, rule.broken)
 
@@ -136,6 +127,9 @@ class KernelFabric:
 
     def sessions(self) -> Sequence[portal.SessionInfo]:
         return ()  # the kernel's own: `targetcli sessions` lists them
+
+    def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
+        return {}  # the kernel counts its own
 
     def start(self) -> None:
         try:

@@ -24,6 +24,10 @@ class Collector(registry.Collector):
         yield core.GaugeMetricFamily("wolun_sessions", "Initiators logged in.", len(self._served.sessions()))
         running = sum(not job.ended for job in self._served.jobs.all())
         yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs at work.", running)
+        failed = core.CounterMetricFamily("wolun_failed_logins", "Logins refused.", labels=["status"])
+        for status, number in self._served.failed_logins().items():
+            failed.add_metric([status.name.lower()], number)
+        yield failed
         yield from self._units()
         yield from self._volumes()
         yield from self._snapshots()

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import target
 from lun_backends import block_device, volume
-from target import exporting, jobs, lun_numbers, messages, problems, settings, volumes
-from target.iscsi import portal
+from target import access, exporting, jobs, lun_numbers, messages, problems, settings, volumes
+from target.iscsi import errors, portal
 from target.rates import Rates
 from target.scsi import logical_unit, scsi_target
 
@@ -48,6 +48,8 @@ class Service:
         self.portal_address = configured.portal.listen
         self.sessions: Callable[[], Sequence[portal.SessionInfo]] = list
         self.failed: dict[str, str] = {}
+        self.access = access.Access(access.Rules.read(configured.access, state_dir))
+        self.failed_logins: Callable[[], Mapping[errors.LoginStatus, int]] = dict
         self._started = datetime.datetime.now(datetime.UTC)
         self._stopping = False
         self._lock = threading.Lock()
@@ -73,10 +75,16 @@ class Service:
         """The volumes that are served, by name."""
         return self._volumes
 
-    def fabric_started(self, address: str, sessions: Callable[[], Sequence[portal.SessionInfo]]) -> None:
+    def fabric_started(
+        self,
+        address: str,
+        sessions: Callable[[], Sequence[portal.SessionInfo]],
+        failed_logins: Callable[[], Mapping[errors.LoginStatus, int]],
+    ) -> None:
         """Initiators can connect to `address` now."""
         self.portal_address = address
         self.sessions = sessions
+        self.failed_logins = failed_logins
         self.rates.start()
 
     def _serve(self, each: settings.Volume) -> None:
@@ -362,6 +370,8 @@ class Service:
                     yield f"snapshot {owner.name}@{snapshot.name} is invalid: {snapshot.reason}"
             if owner.device.counters.failures:
                 yield f"volume {owner.name}: {owner.device.counters.failures} pre-images could not be preserved"
+        for rule in self.access.rules.broken():
+            yield f"{rule.name} may not log in: {rule.broken}"
         if free * 100 < total * LOW_SPACE_PERCENT:
             yield f"{self.state_dir} has little space left: {100 * free // max(1, total)} %"
         if not self.settings.access.networks:
