@@ -15,6 +15,8 @@ change, because the manifest is the change:
 | delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
 |                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
 
+Above 400 lines, for taking, deleting and finding snapshots share one table of crashes, which is best read in one place.
+
 Files that no manifest names are leftovers of such a crash and are removed at open, when their names say that they are
 ours.  A snapshot whose files cannot be opened stays in the list, invalid, and every view that would need it fails.
 
@@ -26,13 +28,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import (
@@ -47,90 +47,38 @@ from lun_backends import (
     tracking,
     write_once,
 )
-from lun_backends.block_device import Extent, ExtentKind
 from lun_backends.manifest import SnapshotState
+from lun_backends.snapshot import (
+    BadName,
+    DeletionStopped,
+    ExportPiece,
+    NoSuchSnapshot,
+    Snapshot,
+    SnapshotExists,
+    SnapshotFailed,
+    VolumeError,
+    export,
+)
 from lun_backends.stores import thin
 from lun_backends.stores.thin import Durability
 
+__all__ = [
+    "DEFAULT_CHUNK_SIZE",
+    "BadName",
+    "DeletionStopped",
+    "Durability",
+    "ExportPiece",
+    "NoSuchSnapshot",
+    "Snapshot",
+    "SnapshotExists",
+    "SnapshotFailed",
+    "Volume",
+    "VolumeError",
+    "export",
+]
+
 DEFAULT_CHUNK_SIZE = 65536
 _FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks)")
-_EXPORT_STEP = 1 << 20  # bytes read at a time by an export
-
-
-@dataclass(eq=False)
-class VolumeError(block_device.BlockDeviceError):
-    """Something asked of volume `volume` cannot be done; `reason` says why, `remedy` what to do."""
-
-    volume: str
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.volume}: {self.reason}; {self.remedy}"
-
-
-class BadName(VolumeError):
-    """The name may not be used."""
-
-
-class SnapshotExists(VolumeError):
-    """There is a snapshot of that name already."""
-
-
-class NoSuchSnapshot(VolumeError):
-    """There is no snapshot of that name."""
-
-
-class SnapshotFailed(VolumeError):
-    """The snapshot was not taken; the volume is as before."""
-
-
-class DeletionStopped(VolumeError):
-    """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
-
-
-@dataclass(eq=False)
-class Snapshot:
-    """One snapshot of an open volume; lives until it is deleted or the volume is closed."""
-
-    name: str
-    uuid: uuid.UUID
-    taken_at: datetime.datetime
-    write_once: write_once.WriteOnce | lost_device.LostDevice
-    view: snapshot_view.SnapshotView
-    deleting: bool = False
-    held_seconds: float | None = None  # how long writes were held to take it, if this process did
-
-    @property
-    def state(self) -> SnapshotState:
-        """`active`, `deleting` or `invalid`."""
-        if self.deleting:
-            return SnapshotState.DELETING
-        return SnapshotState.INVALID if self.reason else SnapshotState.ACTIVE
-
-    @property
-    def reason(self) -> str:
-        """Why it is invalid; empty if it is not."""
-        return self.write_once.reason or ""
-
-    @property
-    def used_bytes(self) -> int:
-        """What it takes on disk."""
-        return self.write_once.used_bytes()
-
-    @property
-    def preserved_bytes(self) -> int:
-        """How much of the volume is preserved in it."""
-        return self.write_once.written_bytes()
-
-
-@dataclass(frozen=True, slots=True)
-class ExportPiece:
-    """`length` bytes from `offset` on: `data`, or None for a hole.  The data is valid until the next piece is asked for."""
-
-    offset: int
-    length: int
-    data: memoryview | None
 
 
 class Volume:
@@ -522,21 +470,3 @@ class Volume:
     def _check_open(self) -> None:
         if self._closed:
             raise block_device.DeviceClosed
-
-
-def export(view: block_device.BlockDevice) -> Iterator[ExportPiece]:
-    """All of a device in pieces of at most 1 MiB of data; holes in one piece however long."""
-    whole = memoryview(bytearray(_EXPORT_STEP))
-    for extent in view.extents(0, view.size):
-        yield from _export_extent(view, extent, whole)
-
-
-def _export_extent(view: block_device.BlockDevice, extent: Extent, whole: memoryview) -> Iterator[ExportPiece]:
-    if extent.kind is ExtentKind.HOLE:
-        yield ExportPiece(extent.offset, extent.length, None)
-        return
-    end = extent.offset + extent.length
-    for offset in range(extent.offset, end, _EXPORT_STEP):
-        piece = whole[: min(_EXPORT_STEP, end - offset)]
-        view.readv(offset, [piece])
-        yield ExportPiece(offset, len(piece), piece)
