@@ -48,7 +48,7 @@ class Daemon:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon did not start: {log.read_text()}")
             time.sleep(0.02)
-        self.portal = str(self.json("status")["portal"])
+        self.portal = out.read_text().split()[-1]  # ready: NAME on HOST:PORT
         return self
 
     def url(self, lun: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from tests import peers
 
 _READ, _WRITE, _NONE = 1, 2, 0
+_OWN_STATUS = 0x0F000000  # libiscsi's own, for commands that never got one: cancelled, timed out, connection lost
 _NORMAL, _NO_DIGEST, _DIGEST = 2, 0, 2
 
 
@@ -143,6 +144,9 @@ class Session:
         task = ctypes.cast(answered, ctypes.POINTER(_Task)).contents
         content = ctypes.string_at(task.datain.data, task.datain.size) if task.datain.size else b""
         status = task.status
+        if status >= _OWN_STATUS:
+            self._library.scsi_free_scsi_task(ctypes.c_void_p(answered))
+            raise LibiscsiError(f"the command got no answer: {self._error()}")
         self._library.scsi_free_scsi_task(ctypes.c_void_p(answered))
         if status == 0x02:
             return Answer(status, b"", content[2 : 2 + int.from_bytes(content[:2], "big")])

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verified load on one LUN from libiscsi sessions, which goes on until the daemon dies.
+
+What is written describes itself (see `tests.powercut.promises`): every sector carries its address and the number of its
+write 32 times over, so stale, misplaced and torn are told apart.  An acknowledged write must survive a killed process
+with no flush, so the notes call it durable.
+
+Each sector has one writer, but chunks are everybody's: cells of 4 KiB belong to the small writers in turn, the end of the
+LUN to one that writes across chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+from tests import daemon, libiscsi
+from tests.powercut import promises
+from tests.powercut.promises import SECTOR, Violation
+
+CELL = 8  # sectors
+SMALL_WRITERS = 2
+LARGEST = 256  # sectors that the large writer writes at a time
+STEP = 2048  # sectors read at a time
+
+
+class Promised:
+    """The promises about one volume, fed by many threads."""
+
+    def __init__(self, versions: list[int], chunk_sectors: int) -> None:
+        self.lock = threading.Lock()
+        self.now = promises.Promises(versions, chunk_sectors)
+
+    def take(self, note: promises.Note) -> None:
+        with self.lock:
+            self.now.take(note)
+
+
+class Load:
+    """Sessions that write to and read from `lun` until they fail; `block` is its block size in sectors."""
+
+    def __init__(
+        self, target: daemon.Daemon, lun: int, block: int, promised: Promised, versions: Iterator[int], seed: str
+    ) -> None:
+        self._target, self._lun, self._block, self._promised = target, lun, block, promised
+        self._versions = versions
+        self._serials = itertools.count()
+        self._sectors = len(promised.now.durable)
+        self.commands = 0
+        self.errors: list[BaseException] = []
+        bodies: list[Callable[[libiscsi.Session, random.Random], None]] = [self._large]
+        bodies += [lambda session, dice, me=number: self._small(session, dice, me) for number in range(SMALL_WRITERS)]  # type: ignore[misc] # mypy sees no type for `me`
+        self._threads = [
+            threading.Thread(target=self._run, args=(body, random.Random(f"{seed}/{number}")))
+            for number, body in enumerate(bodies)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Return when all sessions have met the end of the daemon.  Raises what one of them found wrong."""
+        for thread in self._threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def _run(self, body: Callable[[libiscsi.Session, random.Random], None], dice: random.Random) -> None:
+        try:
+            with self._target.session() as session:
+                session.settle(self._lun)
+                while True:
+                    body(session, dice)
+                    self.commands += 1
+        except libiscsi.LibiscsiError:
+            return  # the daemon is gone
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that joins
+            self.errors.append(error)
+
+    def _small(self, session: libiscsi.Session, dice: random.Random, me: int) -> None:
+        """One command on a cell of our own: mostly a write, then now and then read it again."""
+        cells = (self._sectors - LARGEST) // CELL
+        first = dice.randrange(me, cells, SMALL_WRITERS) * CELL
+        count = dice.choice((self._block, CELL))
+        kind = dice.random()
+        if kind < 0.7:
+            self._write(session, first, count)
+        elif kind < 0.75:
+            self._zero(session, first, CELL)
+        elif kind < 0.8:
+            self._check(session.command(self._lun, bytes([0x35]) + bytes(9)))
+        else:
+            self._verify(session, first, count)
+
+    def _large(self, session: libiscsi.Session, dice: random.Random) -> None:
+        start = self._sectors - LARGEST
+        first = dice.randrange(start, self._sectors, self._block)
+        self._write(session, first, min(dice.choice((8, 32, 64, 128)), self._sectors - first))
+
+    def _write(self, session: libiscsi.Session, first: int, count: int) -> None:
+        version, serial = next(self._versions), next(self._serials)
+        data = promises.content(version, first, count)
+        self._promised.take(promises.WriteBegins(serial, first, count, version))
+        self._again(session, _cdb(0x8A, first // self._block, count // self._block), out=data)
+        self._promised.take(promises.WriteEnds(serial, True))
+
+    def _zero(self, session: libiscsi.Session, first: int, count: int) -> None:
+        """WRITE SAME (16) with UNMAP and NDOB: SBC-4 5.50."""
+        serial = next(self._serials)
+        cdb = bytearray(_cdb(0x93, first // self._block, count // self._block))
+        cdb[1] = 0x08
+        self._promised.take(promises.WriteBegins(serial, first, count, 0))
+        self._again(session, bytes(cdb), out=bytes(self._block * SECTOR))
+        self._promised.take(promises.WriteEnds(serial, True))
+
+    def _verify(self, session: libiscsi.Session, first: int, count: int) -> None:
+        """Nobody else writes here, so what was acknowledged last is what is read."""
+        answer = self._again(session, _cdb(0x88, first // self._block, count // self._block), read=count * SECTOR)
+        for index in range(count):
+            version = promises.describe(answer.data[index * SECTOR : (index + 1) * SECTOR], first + index)
+            if version != (expected := self._promised.now.acknowledged[first + index]):
+                raise Violation(f"LUN {self._lun}, sector {first + index}: {version}, acknowledged was {expected}")
+
+    def _again(self, session: libiscsi.Session, cdb: bytes, *, out: bytes = b"", read: int = 0) -> libiscsi.Answer:
+        """Send, and again if a unit attention (new or gone LUNs) came instead of the command's own answer."""
+        while True:
+            answer = session.command(self._lun, cdb, out=out, read=read)
+            if answer.status == 0x02 and answer.key == 0x06:
+                continue
+            return self._check(answer)
+
+    @staticmethod
+    def _check(answer: libiscsi.Answer) -> libiscsi.Answer:
+        if answer.status not in (0x00, 0x02) or (answer.status == 0x02 and answer.key != 0x06):
+            raise Violation(f"a command failed: status {answer.status:#x}, sense {answer.sense.hex()}")
+        return answer
+
+
+def read_all(session: libiscsi.Session, lun: int, sectors: int, block: int) -> bytes:
+    """The whole content of a LUN."""
+    session.settle(lun)
+    parts = []
+    for first in range(0, sectors, STEP):
+        count = min(STEP, sectors - first)
+        answer = session.command(lun, _cdb(0x88, first // block, count // block), read=count * SECTOR)
+        if answer.status:
+            raise Violation(f"LUN {lun} cannot be read: sense {answer.sense.hex()}")
+        parts.append(answer.data)
+    return b"".join(parts)
+
+
+def _cdb(code: int, lba: int, blocks: int) -> bytes:
+    """READ, WRITE, WRITE SAME (16)."""
+    return bytes([code, 0]) + lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(2)
