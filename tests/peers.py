@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PEERS: Mapping[str, str] = {
+    "curl": "curl",
     "e2fsck": "e2fsprogs",
     "iscsi-inq": "libiscsi-bin",
     "iscsi-ls": "libiscsi-bin",
