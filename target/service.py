@@ -374,8 +374,8 @@ class Service:
             yield f"{rule.name} may not log in: {rule.broken}"
         if free * 100 < total * LOW_SPACE_PERCENT:
             yield f"{self.state_dir} has little space left: {100 * free // max(1, total)} %"
-        if not self.settings.access.networks:
-            yield "no initiator may log in: access.networks in the configuration is empty"
+        if not self.settings.access.networks and not self.settings.access.initiators:
+            yield "no initiator may log in: the configuration's access names neither networks nor initiators"
 
     # -- the end -------------------------------------------------------------------------------------------------
 

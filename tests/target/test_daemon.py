@@ -162,7 +162,7 @@ def test_nobody_from_elsewhere_may_log_in(tmp_path: Path) -> None:
         done = subprocess.run(
             [daemon.PROGRAM, "--state-dir", tmp_path / "s", "status"], capture_output=True, text=True, check=True
         )
-        assert "no initiator may log in: access.networks in the configuration is empty" in done.stdout
+        assert "no initiator may log in" in done.stdout
         with pytest.raises(libiscsi.LibiscsiError), libiscsi.Session(portal, daemon.IQN):
             pass
     finally:
