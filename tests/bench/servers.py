@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -110,7 +111,8 @@ def wolun(directory: Path, volumes: str, *, prefix: Sequence[str] = ()) -> Itera
 @contextlib.contextmanager
 def tgtd(directory: Path, backing: Path) -> Iterator[str]:
     """Serve `backing` with tgtd and yield the libiscsi URL."""
-    port, control = free_port(), free_port()
+    port = free_port()
+    control = os.getpid() % 30000 + 1  # the number of its control socket, 32767 at most
     log = directory / "tgtd.log"
     admin = ["tgtadm", "-C", str(control), "--lld", "iscsi", "--mode"]
     with _process(["tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{port}", "-C", str(control)], log) as process:
