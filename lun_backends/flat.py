@@ -12,8 +12,9 @@ What `nowait` does:
 | `writev`  | in place, into the page cache, if no page has to be read first and the device is not | WouldBlock |
 |           | known slow; with `fua` WouldBlock                                                    |            |
 
-An in-place write can still wait (dirty-page throttling, a journal commit).  So each is timed, and one that took longer
-than 2 ms sends all writes of the next second to the workers, where waiting hurts nobody else.
+An in-place write can still wait (dirty-page throttling, a journal commit).  So each is timed, and a second one that took
+longer than 2 ms within 32 writes sends all writes of the next second to the workers, where waiting hurts nobody else.  A
+single one says nothing: on a busy machine it is the scheduler that took the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
 """
@@ -37,6 +38,7 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 
 _PAGE = mmap.PAGESIZE
 _SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk
+_SUSPICION = 32  # writes for which a slow one is remembered
 _SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
 _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
 _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
@@ -133,6 +135,7 @@ class Flat(block_device.BlockDevice):
         self._nowait_flags = self._probe_nowait()
         self._write_flags = 0 if direct else os.RWF_NOWAIT  # of a nowait write; 0 once that was refused
         self._slow_until = 0.0
+        self._suspicion = 0  # writes left in which another slow one counts
         # In memory there is no disk to wait for: a write that took long was waiting for the processor, as a worker would.
         in_memory = _file_system(descriptor.fd) in _MEMORY_FILE_SYSTEMS
         self._slow_write = math.inf if in_memory else _SLOW_WRITE
@@ -256,7 +259,11 @@ class Flat(block_device.BlockDevice):
         if done != length:
             raise block_device.WouldBlock
         if monotonic() - began > self._slow_write:
-            self._slow_until = monotonic() + _SLOW_PERIOD
+            if self._suspicion:
+                self._slow_until = monotonic() + _SLOW_PERIOD
+            self._suspicion = _SUSPICION
+        elif self._suspicion:
+            self._suspicion -= 1
 
     def _edges_cached(self, descriptor: _Descriptor, start: int, end: int) -> bool:
         """Whether the pages that a write from `start` to `end` covers in part are cached, so that nothing is read first.

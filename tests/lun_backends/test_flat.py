@@ -183,22 +183,32 @@ def test_nowait(tmp_path: Path) -> None:
     device.close()
 
 
-def test_nowait_goes_to_workers_for_a_while_after_a_slow_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
-    now = [100.0]
+    device._slow_write = flat._SLOW_WRITE  # also where the temporary directory is in memory
+    now, step = [100.0], [0.003]
 
     def clock() -> float:
-        now[0] += 0.003  # every look at the clock is 3 ms later
+        now[0] += step[0]  # so much later at every look
         return now[0]
 
-    monkeypatch.setattr(flat, "monotonic", clock)
-    device.writev(0, buffers(bytes(4096)), nowait=True)
-    with pytest.raises(block_device.WouldBlock):
+    def write() -> None:
         device.writev(0, buffers(bytes(4096)), nowait=True)
+
+    monkeypatch.setattr(flat, "monotonic", clock)
+    write()
+    step[0] = 0.0
+    for _ in range(32):  # so many that the slow one is forgotten
+        write()
+    step[0] = 0.003
+    write()
+    write()
+    with pytest.raises(block_device.WouldBlock):
+        write()
     device.writev(0, buffers(bytes(4096)))
     now[0] += 1.0
-    device.writev(0, buffers(bytes(4096)), nowait=True)
+    write()
     device.close()
 
 
