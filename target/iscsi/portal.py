@@ -30,10 +30,11 @@ from typing import Any, Final
 
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
-from target.iscsi.connection import Connection, Limits, State
+from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import ArenaPool, Output
+from target.iscsi.task_set import Limits
 from target.iscsi.workers import Job, Workers
 
 log = logging.getLogger(__name__)
@@ -210,10 +211,10 @@ class Portal:
                     address=connection.address,
                     target=connection.login.target,
                     since=channel.opened,
-                    bytes_read=connection.bytes_out,
-                    bytes_written=connection.bytes_in,
-                    commands=connection.commands_done,
-                    outstanding=connection.outstanding,
+                    bytes_read=connection.tasks.bytes_out,
+                    bytes_written=connection.tasks.bytes_in,
+                    commands=connection.tasks.done,
+                    outstanding=connection.tasks.outstanding,
                 )
             )
         return found
@@ -250,7 +251,7 @@ class Portal:
                 == (mine.initiator, mine.isid, mine.target)
             ):
                 log.info("%s: session replaced by a new login", mine.initiator)
-                waits_for += other.running
+                waits_for += other.tasks.running
                 self._drop(channel)
         return waits_for
 
@@ -369,7 +370,7 @@ class Portal:
         if buffer is None:
             buffer = channel.buffer = self._buffers.pop() if self._buffers else ReceiveBuffer()
         room = buffer.view[channel.fill :] if channel.fill else buffer.view
-        direct = connection.direct
+        direct = connection.tasks.direct
         try:
             if len(direct):
                 length = channel.sock.recvmsg_into([direct, room])[0]
@@ -396,7 +397,7 @@ class Portal:
         buffer = channel.buffer
         if buffer is not None:
             handled = connection.receive(buffer.view, channel.fill, now) if channel.fill else 0
-            if connection.blocked:
+            if connection.tasks.blocked:
                 self._dispatch(channel, buffer)
             rest = channel.fill - handled
             channel.fill = rest
@@ -439,12 +440,12 @@ class Portal:
             mask = select.EPOLLIN
         else:
             mask = select.EPOLLOUT
-            if not connection.congested and connection.state is not State.CLOSING:
+            if not connection.tasks.congested and connection.state is not State.CLOSING:
                 mask |= select.EPOLLIN
         if mask != channel.mask:
             channel.mask = mask
             self._epoll.modify(channel.sock.fileno(), mask)
-        if not connection.congested:
+        if not connection.tasks.congested:
             if channel.pending:
                 self._submit(channel)
             if connection.stalled:
@@ -471,7 +472,7 @@ class Portal:
             server = self.targets.get(target)
             log.info("%s logged out of %s", connection.login.initiator, target)
             if server is not None:
-                Barrier(connection.running, lambda: server.close_nexus(nexus))
+                Barrier(connection.tasks.running, lambda: server.close_nexus(nexus))
 
     def _tick(self, now: float) -> None:
         for channel in list(self._channels.values()):
@@ -486,7 +487,7 @@ class Portal:
     def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
         """Make jobs of a batch's blocked commands: writes of one LUN together, since they share a commit; the rest
         spread over the workers, since they wait for the disk each by itself."""
-        blocked = channel.connection.blocked
+        blocked = channel.connection.tasks.blocked
         writes: dict[int, list[Command]] = {}
         others: list[Command] = []
         for command in blocked:
@@ -505,7 +506,7 @@ class Portal:
 
     def _submit(self, channel: Channel) -> None:
         """Hand jobs to the workers, never so many that no worker is left for other sessions, nor answers for nobody."""
-        while channel.pending and channel.active < self._session_jobs and not channel.connection.congested:
+        while channel.pending and channel.active < self._session_jobs and not channel.connection.tasks.congested:
             channel.active += 1
             self._workers.submit(Job(channel, channel.connection.nexus, channel.pending.popleft()))
 
@@ -528,8 +529,8 @@ class Portal:
             if not buffer.holders and channel.buffer is not buffer:
                 self._buffers.append(buffer)
         connection = channel.connection
-        connection.complete(command)
-        if connection.blocked:  # nothing today, but a completion may set another command going
+        connection.tasks.complete(command)
+        if connection.tasks.blocked:  # nothing today, but a completion may set another command going
             self._dispatch(channel, channel.buffer or ReceiveBuffer())
 
     # -- on behalf of other threads ------------------------------------------------------------------------------

@@ -11,11 +11,12 @@ from uuid import UUID
 
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Command
-from target.iscsi.connection import Connection, Limits
+from target.iscsi.connection import Connection
 from target.iscsi.errors import LoginStatus
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
+from target.iscsi.task_set import Limits
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice
@@ -121,7 +122,7 @@ class Initiator:
         """Give the connection bytes; what it answers."""
         self._unhandled += stream
         while True:
-            direct = self.connection.direct
+            direct = self.connection.tasks.direct
             if len(direct):
                 part = self._unhandled[: len(direct)]
                 direct[: len(part)] = part
@@ -130,7 +131,7 @@ class Initiator:
             buffer = memoryview(bytearray(self._unhandled))
             handled = self.connection.receive(buffer, len(buffer), self.now)
             self._unhandled = self._unhandled[handled:]
-            if not (len(self.connection.direct) and self._unhandled):
+            if not (len(self.connection.tasks.direct) and self._unhandled):
                 break
         return self.take()
 
@@ -199,11 +200,11 @@ class Initiator:
 
     def run_blocked(self) -> list[Reply]:
         """Do the workers' work; what is answered then."""
-        blocked, self.connection.blocked = self.connection.blocked, []
+        blocked, self.connection.tasks.blocked = self.connection.tasks.blocked, []
         for command in blocked:
             if not command.task.aborted:
                 self.connection.nexus.execute(command.task, nowait=False)
-            self.connection.complete(command)
+            self.connection.tasks.complete(command)
         return self.take()
 
     def clear_attention(self) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from target.iscsi import pdu
-from target.iscsi.connection import Limits, State
+from target.iscsi.connection import State
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import piece_of
+from target.iscsi.task_set import Limits
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import MIB, TARGET, FakePortal, Initiator, Reply, make_target, read10, write10
 
@@ -246,7 +247,7 @@ def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
         read10(8, 8), read=4096, itt=2
     )
     assert initiator.feed(stream) == []
-    assert [command.itt for command in initiator.connection.blocked] == [1, 2]
+    assert [command.itt for command in initiator.connection.tasks.blocked] == [1, 2]
     # Others overtake them meanwhile; the window is smaller by what is outstanding.
     (other,) = initiator.feed(initiator.command(b"\0" * 6, itt=3))
     assert other.max_cmd_sn - other.exp_cmd_sn == 125
@@ -254,7 +255,7 @@ def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
     assert (write.itt, write.status, read.itt, read.data) == (1, 0, 2, PATTERN[4096:8192])
     assert read.max_cmd_sn - read.exp_cmd_sn == 127
     assert device.data[:512] == b"b" * 512
-    assert initiator.connection.outstanding == 0
+    assert initiator.connection.tasks.outstanding == 0
 
 
 def test_the_command_window(connect: Connect, portal: FakePortal, device: MemoryDevice) -> None:
@@ -262,7 +263,7 @@ def test_the_command_window(connect: Connect, portal: FakePortal, device: Memory
     initiator = connect()
     device.blocking = True
     assert initiator.feed(b"".join(initiator.command(read10(0, 1), read=512, itt=n) for n in range(6))) == []
-    assert [command.itt for command in initiator.connection.blocked] == [0, 1, 2, 3], "the others were outside"
+    assert [command.itt for command in initiator.connection.tasks.blocked] == [0, 1, 2, 3], "the others were outside"
     replies = initiator.run_blocked()
     assert [reply.itt for reply in replies] == [0, 1, 2, 3]
     device.blocking = False
@@ -386,7 +387,7 @@ def test_abort_task_that_waits_for_data(connect: Connect, device: MemoryDevice) 
     assert (reply.opcode, reply.response) == (0x22, 0)
     assert initiator.feed(initiator.data_out(1, r2t.word20, 0, 0, b"z" * 1024, final=True)) == []
     assert device.data[:1024] == before
-    assert initiator.connection.outstanding == 0
+    assert initiator.connection.tasks.outstanding == 0
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,10 @@ def test_whose_tasks_are_aborted(connect: Connect, device: MemoryDevice, functio
     for initiator in (one, two):
         initiator.feed(initiator.command(read10(0, 1), read=512, itt=1))
     assert task_management(one, function) == []
-    assert (two.connection.blocked[0].task.aborted, one.connection.blocked[0].task.aborted) == (others, True)
+    assert (two.connection.tasks.blocked[0].task.aborted, one.connection.tasks.blocked[0].task.aborted) == (
+        others,
+        True,
+    )
     replies = two.run_blocked()
     assert (replies == []) is others
     one.run_blocked()
@@ -474,11 +478,11 @@ def test_a_peer_that_takes_no_answers_is_not_served_on(connect: Connect, portal:
     connection = initiator.connection
     handled = connection.receive(memoryview(bytearray(stream)), len(stream), 0.0)
     assert handled < len(stream)
-    assert connection.congested
+    assert connection.tasks.congested
     assert len(connection.output) < 1_200_000
     done = len(initiator.take())
     assert done * 48 == handled
-    assert not connection.congested
+    assert not connection.tasks.congested
 
 
 @settings(max_examples=150, deadline=None)
@@ -521,7 +525,7 @@ def test_damaged_requests(data: st.DataObject) -> None:
         for reply in initiator.feed(bytes(raw)):
             assert reply.opcode in list(Opcode)
         initiator.run_blocked()
-    assert initiator.connection.outstanding <= 6
+    assert initiator.connection.tasks.outstanding <= 6
 
 
 @given(st.lists(st.binary(max_size=9), max_size=5), st.data())

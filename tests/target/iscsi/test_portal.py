@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from target.iscsi import pdu
-from target.iscsi.connection import Limits
 from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
 from target.iscsi.portal import Portal
+from target.iscsi.task_set import Limits
 from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (

@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SCSI commands of one session: taken from the wire, their data collected, executed, answered (RFC 7143 4.2, 11.3 to 11.8).
+
+A command goes the *fast path* (`receive_commands`) when it is as simple as almost all are, else the general one
+(`begin`); both hand it to the device server on the spot.  What would have to wait for a disk is left in `blocked`, comes
+back through `complete`, and is answered out of order.  command.py has the stages of a command that collects data.
+
+Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered; data that is asked
+for takes from a budget of `data_bytes`; a command that would move more than `transfer_bytes` is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lun_backends.block_device import WouldBlock
+from target.iscsi import errors, keys, pdu
+from target.iscsi.command import Command, OutOfOrder, ReadyToTransfer, Stage, private_buffers
+from target.iscsi.errors import PeerError, Rejected
+from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
+from target.iscsi.sender import MASK, Sender, residual_of
+from target.scsi import sense
+from target.scsi.task import Status, Task
+
+log = logging.getLogger(__name__)
+
+TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
+LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
+"""PROTOCOL SERVICE CRC ERROR: what RFC 7143 11.4.7.2 has for data that did not arrive whole."""
+
+DIRECT_LENGTH = 16384
+"""Bytes still to come from which on receiving in place beats a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may make us spend."""
+
+    login_seconds: float = 15.0  # from the connection to the full feature phase
+    login_pdus: int = 64
+    login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
+    queue_depth: int = 128  # commands a session may have outstanding
+    output_bytes: int = 8 << 20  # answers waiting for a slow reader; no request is read beyond
+    data_bytes: int = 32 << 20  # solicited data-out and blocked reads of one session
+    transfer_bytes: int = 64 << 20  # of one command
+    held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
+    idle_seconds: float = 30.0  # then the initiator is asked whether it lives
+    ping_seconds: float = 15.0  # then it is held for dead
+    linger_seconds: float = 5.0  # for the last answers to be taken
+
+
+class TaskSet:
+    """See the module's docstring.  What a peer does wrong is raised: PeerError, Rejected."""
+
+    def __init__(self, sender: Sender, limits: Limits) -> None:
+        self.sender = sender
+        self.output = sender.output
+        self.name = ""  # the initiator's
+        self.blocked: list[Command] = []
+        self.answering = False
+        """Whether commands are answered: from `open` until the session ends or logs out."""
+        self.direct: memoryview = memoryview(b"")
+        """Where the next bytes from the peer belong, instead of into the receive buffer; see `received_direct`."""
+        self.bytes_in = 0  # data-out: what the initiator wrote
+        self.bytes_out = 0
+        self.done = 0
+        self.commands: dict[int, Command] = {}
+        self.fast = False  # whether `receive_commands` may be used: there are no digests
+        self.max_immediate = 0
+        self._limits = limits
+        self._agreed = keys.Parameters()
+        self._waiting: deque[Command] = deque()  # for the data budget
+        self._data_used = 0
+        self._r2ts: dict[int, Command] = {}
+        self._next_ttt = 1
+        self._after_direct: Callable[[], None] | None = None
+        self._task = Task(sender.output.allocate)
+        self._execute: Callable[..., None] = _no_nexus
+
+    def open(self, nexus: Any, name: str, agreed: keys.Parameters, max_segment: int) -> None:
+        """The session begins; it may send data segments of `max_segment` bytes."""
+        self._execute = nexus.execute
+        self._agreed = agreed
+        self.name = name
+        self.max_immediate = min(agreed.first_burst_length, max_segment) if agreed.immediate_data else 0
+        self.fast = self.sender.digests == pdu.NO_DIGESTS
+        self.answering = True
+
+    def close(self) -> list[Command]:
+        """No command is answered any more; those that still run are returned."""
+        self.answering = self.fast = False
+        return self.abort(lambda command: True)
+
+    @property
+    def running(self) -> list[Command]:
+        """Commands that are with the device server."""
+        return [command for command in self.commands.values() if command.stage is Stage.RUNNING]
+
+    @property
+    def outstanding(self) -> int:
+        """Commands not answered yet."""
+        return len(self.commands)
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer should take answers before more of it is read."""
+        return len(self.output) > self._limits.output_bytes
+
+    def complete(self, command: Command) -> None:
+        """`command`, once in `blocked`, was executed: answer it unless it was aborted."""
+        task = command.task
+        if not task.aborted and self.answering:
+            self._answer(command)
+        self._forget(command)
+
+    def abort(self, which: Callable[[Command], bool]) -> list[Command]:
+        """Abort commands; those still with the device server are returned, the others are gone."""
+        still: list[Command] = []
+        for command in list(self.commands.values()):
+            if which(command):
+                command.task.aborted = True
+                if command.stage is Stage.RUNNING:
+                    still.append(command)
+                else:
+                    self._forget(command)
+        return still
+
+    def free_slot(self) -> None:
+        """A request that took a place in the command window is dealt with."""
+        self.sender.max_cmd_sn = self.sender.max_cmd_sn + 1 & MASK
+
+    def new_ttt(self) -> int:
+        ttt = self._next_ttt
+        self._next_ttt = ttt + 1 if ttt < NO_TAG - 1 else 1
+        return ttt
+
+    # -- the fast path -------------------------------------------------------------------------------------------
+
+    def receive_commands(self, buffer: memoryview, start: int, end: int) -> int:
+        """Execute the SCSI commands at `buffer[start:end]` that are as simple as almost all are; where it stopped.
+
+        Simple is: no digests, no AHS, the next CmdSN, a tag not in use, and either no data, data-in that fits one
+        Data-In, or data-out that came whole as immediate data.  Whatever else is left to `begin`, which does
+        the same things in the general way.  Answers that are not plain GOOD are built in the general way, too.
+        """
+        sender = self.sender
+        output = self.output
+        task = self._task
+        execute = self._execute
+        commands = self.commands
+        max_segment = sender.max_segment
+        max_immediate = self.max_immediate
+        unpack = pdu.SCSI_COMMAND.unpack_from
+        pack = pdu.RESPONSE.pack_into
+        expected_sn = sender.exp_cmd_sn
+        bytes_in = bytes_out = done = 0
+        while end - start >= 48:
+            opcode, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(buffer, start)
+            if opcode != 1 or cmd_sn != expected_sn or not flags & 0x80 or itt in commands or itt == NO_TAG:
+                break
+            direction = flags & 0x60
+            stop = start + 48
+            if direction == 0x40:
+                if lengths or expected > max_segment:
+                    break
+                task.data_out = ()
+                task.expected_in = expected
+            else:
+                if lengths != expected or lengths > max_immediate or direction == 0x60:
+                    break
+                task.expected_in = 0
+                if lengths:
+                    stop += lengths + 3 & ~3
+                    if stop > end or not direction:
+                        break
+                    task.data_out = (buffer[start + 48 : start + 48 + lengths],)
+                else:
+                    task.data_out = ()
+            task.lun = lun
+            task.cdb = cdb
+            start = stop
+            expected_sn = cmd_sn + 1 & MASK
+            sender.exp_cmd_sn = expected_sn
+            try:
+                execute(task, nowait=True)
+            except WouldBlock:
+                command = Command(itt, task, expected, reads=direction != 0x20, writes=lengths > 0, counted=True)
+                command.borrows = lengths > 0
+                self._task = task = Task(output.allocate)
+                bytes_in += lengths
+                self._block(command)
+                if expected_sn == sender.max_cmd_sn + 1 & MASK:
+                    break  # the window is closed; only here, since every command answered opens it again
+                continue
+            sender.max_cmd_sn = sender.max_cmd_sn + 1 & MASK
+            done += 1
+            bytes_in += lengths
+            if task.status:
+                self._answer_now(task, itt, expected, reads=direction != 0x20)
+                if self.congested:
+                    break
+                continue
+            stat_sn = sender.stat_sn
+            if direction == 0x40 and expected:
+                data = task.data_in
+                if len(data) != 1 or data is not output.offered:
+                    self._answer_now(task, itt, expected, reads=True)
+                    continue
+                length = len(data[0])
+                flags = 0x81
+                residual = 0
+                if length != expected:
+                    flag, residual = residual_of(expected, length)
+                    flags |= flag
+                    length = min(length, expected)
+                bytes_out += length
+                fill = output.fill
+                pack(output.arena, fill, 0x25, flags, 0, 0, length, 0, itt, NO_TAG,
+                     stat_sn, expected_sn, sender.max_cmd_sn, 0, 0, residual)  # fmt: skip
+                fill += 48 + length
+                if length & 3:
+                    padding = -length & 3
+                    output.arena[fill : fill + padding] = bytes(padding)
+                    fill += padding
+                output.fill = fill
+                sender.stat_sn = stat_sn + 1 & MASK
+                if fill > 0x80000 and self.congested:  # a cheap first look: most batches never fill half an arena
+                    break
+            else:
+                if task.residual_out or task.data_in:
+                    self._answer_now(task, itt, expected, reads=direction != 0x20)
+                    continue
+                if output.fill + 48 > output.room:
+                    output.reserve(48)
+                fill = output.fill
+                pack(output.arena, fill, 0x21, 0x80, 0, 0, 0, 0, itt, 0,
+                     stat_sn, expected_sn, sender.max_cmd_sn, 0, 0, 0)  # fmt: skip
+                output.fill = fill + 48
+                sender.stat_sn = stat_sn + 1 & MASK
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        self.done += done
+        return start
+
+    def _answer_now(self, task: Task, itt: int, expected: int, *, reads: bool) -> None:
+        """The general answer to a command of the fast path.  Its data may lie in the arena's free part: it is copied."""
+        command = Command(itt, task, expected, reads=reads, writes=not reads and expected > 0, counted=False)
+        if reads and task.data_in:
+            task.data_in = (memoryview(b"".join(task.data_in)),)
+        self._answer(command, count=False)
+        task.residual_out = 0
+
+    # -- the general path ----------------------------------------------------------------------------------------
+
+    def begin(self, found: pdu.Pdu) -> None:
+        _, flags, _, _, lun, itt, expected, _, _, cdb = pdu.SCSI_COMMAND.unpack(found.bhs)
+        counted = not found.immediate
+        reads, writes = bool(flags & pdu.COMMAND_READ), bool(flags & pdu.COMMAND_WRITE)
+        try:
+            if itt == NO_TAG:
+                raise Rejected(RejectReason.INVALID_PDU_FIELD, "a command with the reserved tag")
+            if itt in self.commands:
+                raise Rejected(RejectReason.TASK_IN_PROGRESS, "a command with a tag in use")
+            if found.immediate and len(self.commands) >= 2 * self._limits.queue_depth:
+                raise Rejected(RejectReason.IMMEDIATE_COMMAND_REJECT, "too many commands")
+            try:
+                extra = pdu.extra_headers(found.ahs) if len(found.ahs) else {}
+            except ValueError as error:
+                raise Rejected(RejectReason.INVALID_PDU_FIELD, str(error)) from error
+            if len(found.data) and not writes:
+                raise Rejected(RejectReason.INVALID_PDU_FIELD, "data with a command that does not write")
+        except Rejected:
+            if counted:
+                self.free_slot()
+            raise
+        task = Task(private_buffers)
+        task.lun = lun
+        task.cdb = cdb + extra.get(pdu.AHS_EXTENDED_CDB, b"\0")[1:]
+        if reads and writes:
+            task.expected_in = int.from_bytes(extra.get(pdu.AHS_BIDIRECTIONAL_READ_LENGTH, bytes(5))[1:5], "big")
+        elif reads:
+            task.expected_in = expected
+        # A command that announces no data may still have some (its residual says how much), so it counts as a read.
+        command = Command(itt, task, expected, reads=not writes, writes=writes and expected > 0, counted=counted)
+        self.commands[itt] = command
+        if max(expected, task.expected_in) > self._limits.transfer_bytes:
+            self._refuse_command(command, TOO_LONG_SENSE)
+            return
+        if not command.writes:
+            self._run(command)
+            return
+        agreed = self._agreed
+        if len(found.data) and not agreed.immediate_data:
+            raise PeerError("immediate data although ImmediateData=No")
+        more = not flags & pdu.FINAL
+        if more and agreed.initial_r2t:
+            raise PeerError("unsolicited data announced although InitialR2T=Yes")
+        command.begin_data_out(found.data, agreed.first_burst_length, more=more)
+        self.bytes_in += len(found.data)
+        self._proceed(command)
+
+    def _refuse_command(self, command: Command, why: bytes) -> None:
+        """Answer a command with sense data, without executing it."""
+        if command.counted:
+            self.free_slot()
+            command.counted = False
+        self.sender.scsi_response(command.itt, Status.CHECK_CONDITION, why)
+        self._forget(command)
+
+    def _run(self, command: Command) -> None:
+        command.stage = Stage.RUNNING
+        try:
+            self._execute(command.task, nowait=True)
+        except WouldBlock:
+            self._block(command)
+            return
+        self._answer(command)
+        self._forget(command)
+
+    def _block(self, command: Command) -> None:
+        """Leave a command for a worker."""
+        command.task.allocate = private_buffers
+        command.stage = Stage.RUNNING
+        self.commands[command.itt] = command
+        self.blocked.append(command)
+
+    def _answer(self, command: Command, *, count: bool = True) -> None:
+        task = command.task
+        if count and command.counted:
+            self.free_slot()
+            command.counted = False
+        self.done += count
+        if command.reads:
+            self.bytes_out += min(task.expected_in, sum(map(len, task.data_in)))
+            self.sender.data_in(command.itt, task.status, task.sense, task.data_in, task.expected_in)
+            return
+        self.sender.scsi_response(
+            command.itt,
+            task.status,
+            task.sense,
+            residual=residual_of(command.expected, command.expected + task.residual_out),
+            exp_data_sn=command.r2t_sn,
+        )
+
+    def _forget(self, command: Command) -> None:
+        """A command is answered, or aborted and quiet."""
+        if self.commands.get(command.itt) is command:
+            del self.commands[command.itt]
+        if command.counted:
+            self.free_slot()
+            command.counted = False
+        for ttt in command.r2ts:
+            del self._r2ts[ttt]
+        command.r2ts.clear()
+        self._data_used -= command.charged
+        command.charged = 0
+        if command.stage is Stage.WAITING:
+            self._waiting.remove(command)
+        command.finish()
+        if self._waiting and self.answering:
+            self._admit()
+
+    # -- data-out ------------------------------------------------------------------------------------------------
+
+    def _proceed(self, command: Command) -> None:
+        """Do what comes next for a command that is collecting data."""
+        if command.stage is Stage.WAITING:
+            self._waiting.append(command)
+            self._admit()
+        elif command.stage is Stage.READY:
+            command.task.data_out = command.gathered()
+            self._run(command)
+
+    def _admit(self) -> None:
+        """Ask for data as far as the budget goes; one command always has room."""
+        while self._waiting:
+            command = self._waiting[0]
+            if self._data_used and self._data_used + command.budget > self._limits.data_bytes:
+                return
+            self._waiting.popleft()
+            self._charge(command)
+            command.begin_solicited()
+            self._ask(command)
+
+    def _charge(self, command: Command) -> None:
+        command.charged = command.budget
+        self._data_used += command.charged
+
+    def _ask(self, command: Command) -> None:
+        """Keep as many R2Ts out as were agreed."""
+        agreed = self._agreed
+        while len(command.r2ts) < agreed.max_outstanding_r2t:
+            r2t = command.next_r2t(self.new_ttt(), agreed.max_burst_length)
+            if r2t is None:
+                return
+            self._r2ts[r2t.ttt] = command
+            self.sender.r2t(command.itt, command.task.lun, r2t.ttt, command.r2t_sn, r2t.offset, r2t.length)
+            command.r2t_sn += 1
+
+    def _place_data_out(self, bhs: memoryview) -> tuple[Command, ReadyToTransfer | None, memoryview | None] | None:
+        """Where the data of a Data-Out belongs: (its command, its R2T if it has one, the place if it is still wanted);
+        None when nobody knows the command (it was aborted)."""
+        _, _, _, lengths, _, itt, ttt, _, _, _, data_sn, offset = pdu.DATA_OUT.unpack(bhs)
+        length = lengths & 0xFFFFFF
+        command = self.commands.get(itt) if ttt == NO_TAG else self._r2ts.get(ttt)
+        if command is None:
+            return None
+        if command.itt != itt:
+            raise PeerError("data of an R2T with another command's tag")
+        r2t = None if ttt == NO_TAG else command.r2ts[ttt]
+        if command.broken:
+            return command, r2t, None
+        try:
+            if r2t is None:
+                return command, r2t, command.unsolicited_place(data_sn, offset, length)
+            return command, r2t, command.solicited_place(r2t, data_sn, offset, length)
+        except OutOfOrder:
+            log.warning("%s: data out of order, its command fails", self.name)
+            command.broken = True
+            return command, r2t, None
+
+    def take_data_out(self, bhs: memoryview, data: memoryview) -> None:
+        placed = self._place_data_out(bhs)
+        if placed is None:
+            return
+        command, r2t, place = placed
+        if place is not None:
+            place[:] = data
+        self._took_data(command, r2t, len(data), final=bool(bhs[1] & pdu.FINAL))
+
+    def _took_data(self, command: Command, r2t: ReadyToTransfer | None, length: int, *, final: bool) -> None:
+        """The data of one Data-Out is where it belongs."""
+        self.bytes_in += length
+        if command.stage is Stage.DONE or not final:  # aborted while its data was on the way, or not all there
+            return
+        if r2t is not None:
+            if r2t.received != r2t.length and not command.broken:
+                raise PeerError("less data than the R2T asked for")
+            del command.r2ts[r2t.ttt], self._r2ts[r2t.ttt]
+        if command.broken:
+            if not command.r2ts:
+                self._refuse_command(command, LOST_DATA_SENSE)
+        elif r2t is None:
+            command.end_unsolicited()
+            self._proceed(command)
+        elif not command.r2ts and command.next_offset == command.expected:
+            command.stage = Stage.READY
+            self._proceed(command)
+        else:
+            self._ask(command)
+
+    def receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
+        """Of a large Data-Out that has only begun: let the rest be received where it belongs, uncopied.
+
+        The bytes taken; 0 when it must be waited for.  Raises PeerError."""
+        present = end - start - pdu.BHS_LENGTH
+        if present < 0 or buffer[start] != Opcode.DATA_OUT or self.sender.digests != pdu.NO_DIGESTS:
+            return 0
+        lengths = int.from_bytes(buffer[start + 4 : start + 8], "big")
+        if lengths >> 24 or lengths & 3 or lengths - present < DIRECT_LENGTH:
+            return 0
+        bhs = buffer[start : start + pdu.BHS_LENGTH]
+        placed = self._place_data_out(bhs)
+        if placed is None or placed[2] is None:
+            return 0  # to be thrown away: it goes through the buffer
+        command, r2t, place = placed[0], placed[1], placed[2]
+        final = bool(bhs[1] & pdu.FINAL)
+        place[:present] = buffer[start + pdu.BHS_LENGTH : end]
+        self.direct = place[present:]
+        self._after_direct = lambda: self._took_data(command, r2t, lengths, final=final)
+        return end - start
+
+    def received_direct(self, length: int) -> None:
+        """`length` bytes were put at the beginning of `direct`.  Raises PeerError."""
+        self.direct = self.direct[length:]
+        if not len(self.direct) and self._after_direct is not None:
+            then, self._after_direct = self._after_direct, None
+            then()
+
+
+def _no_nexus(task: Task, *, nowait: bool = False) -> None:
+    raise errors.UsageError("a command outside of a normal session")
