@@ -21,21 +21,23 @@ START_SECONDS = 60.0
 class Daemon:
     """`wolun serve` on a free loopback port; `with Daemon(tmp_path, VOLUMES) as daemon: …` stops it with SIGTERM.
 
-    `volumes` is the YAML list of that setting; `extra` any further top-level YAML.
+    `volumes` is the YAML list of that setting, `access` the lines of that one; `extra` any further top-level YAML.
     """
 
-    def __init__(self, directory: Path, volumes: str, *, extra: str = "") -> None:
+    def __init__(
+        self, directory: Path, volumes: str, *, extra: str = "", access: str = "  networks: [127.0.0.0/8]\n"
+    ) -> None:
         self.directory = directory
         self.state = directory / "state"
         self._config = directory / "wolun.yaml"
-        self.volumes, self._extra = volumes, extra
+        self.volumes, self._extra, self._access = volumes, extra, access
         self.process: subprocess.Popen[bytes] | None = None
         self.portal = "127.0.0.1:0"
 
     def start(self) -> Self:
         """Start and wait for `ready`; a restart keeps the port of the first start."""
         self._config.write_text(
-            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n  networks: [127.0.0.0/8]\n{self._extra}volumes:\n{self.volumes}"
+            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self._extra}volumes:\n{self.volumes}"
         )
         out, log = self.directory / "stdout", self.directory / "stderr"
         out.write_bytes(b"")
