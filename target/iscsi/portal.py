@@ -35,11 +35,13 @@ from target.iscsi.errors import LoginRefused, LoginStatus
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.task_set import Limits
-from target.iscsi.workers import Job, Workers
+from target.iscsi.workers import Lane, Workers
 
 log = logging.getLogger(__name__)
 
 RECEIVE_LENGTH: Final = 1 << 20
+BUFFERS_KEPT: Final = 16
+"""Receive buffers kept for the next batch; a burst that needed more gives them back to the system."""
 IOV_MAX: Final = 1024
 TICK_SECONDS: Final = 1.0
 SPIN_SECONDS: Final = 0.0001
@@ -78,7 +80,7 @@ class ReceiveBuffer:
 class Channel:
     """A socket with its connection, its unhandled bytes and its jobs."""
 
-    __slots__ = ("active", "buffer", "connection", "fill", "mask", "opened", "output", "pending", "sock")
+    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "sock")
 
     def __init__(self, sock: socket.socket, connection: Connection, output: Output) -> None:
         self.sock = sock
@@ -87,8 +89,7 @@ class Channel:
         self.buffer: ReceiveBuffer | None = None
         self.fill = 0  # bytes in it that were not handled
         self.mask = select.EPOLLIN
-        self.pending: deque[list[Command]] = deque()  # jobs not yet with the workers
-        self.active = 0  # jobs with the workers
+        self.lane = Lane(self, connection.tasks)
         self.opened = time.time()
 
 
@@ -129,7 +130,6 @@ class Portal:
         name = self._listener.getsockname()
         self.address: tuple[str, int] = (name[0], name[1])
         self._workers = Workers(workers)
-        self._session_jobs = max(1, workers // 2)
         self._channels: dict[int, Channel] = {}
         self._by_connection: dict[Connection, Channel] = {}
         self._arenas = ArenaPool()
@@ -364,11 +364,18 @@ class Portal:
         self._by_connection[connection] = channel
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def _take_buffer(self) -> ReceiveBuffer:
+        return self._buffers.pop() if self._buffers else ReceiveBuffer()
+
+    def _give_buffer(self, buffer: ReceiveBuffer) -> None:
+        if len(self._buffers) < BUFFERS_KEPT:
+            self._buffers.append(buffer)
+
     def _readable(self, channel: Channel, now: float) -> None:
         connection = channel.connection
         buffer = channel.buffer
         if buffer is None:
-            buffer = channel.buffer = self._buffers.pop() if self._buffers else ReceiveBuffer()
+            buffer = channel.buffer = self._take_buffer()
         room = buffer.view[channel.fill :] if channel.fill else buffer.view
         direct = connection.tasks.direct
         try:
@@ -405,11 +412,11 @@ class Portal:
                 # Commands that wait for a worker have their data in this buffer: it is theirs until they are done.
                 channel.buffer = None
                 if rest:
-                    channel.buffer = self._buffers.pop() if self._buffers else ReceiveBuffer()
+                    channel.buffer = self._take_buffer()
                     channel.buffer.view[:rest] = buffer.view[handled : handled + rest]
             elif not rest:
                 channel.buffer = None
-                self._buffers.append(buffer)
+                self._give_buffer(buffer)
             elif handled:
                 buffer.view[:rest] = buffer.view[handled : handled + rest]
         self._flush(channel)
@@ -446,8 +453,8 @@ class Portal:
             channel.mask = mask
             self._epoll.modify(channel.sock.fileno(), mask)
         if not connection.tasks.congested:
-            if channel.pending:
-                self._submit(channel)
+            if channel.lane.pending:
+                self._workers.start(channel.lane)
             if connection.stalled:
                 self._stalled.add(channel)
 
@@ -463,9 +470,8 @@ class Portal:
         self._stalled.discard(channel)
         self._epoll.unregister(fd)
         channel.sock.close()
-        while channel.pending:
-            for command in channel.pending.popleft():
-                self._finish_command(channel, command)
+        for command in channel.lane.drop():
+            self._finish_command(channel, command)
         target = connection.login.target
         nexus = connection.nexus
         if nexus is not None and target is not None:
@@ -485,41 +491,23 @@ class Portal:
     # -- blocked commands ----------------------------------------------------------------------------------------
 
     def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
-        """Make jobs of a batch's blocked commands: writes of one LUN together, since they share a commit; the rest
-        spread over the workers, since they wait for the disk each by itself."""
-        blocked = channel.connection.tasks.blocked
-        writes: dict[int, list[Command]] = {}
-        others: list[Command] = []
+        """Give what a batch left blocked to the workers."""
+        tasks = channel.connection.tasks
+        blocked, tasks.blocked = tasks.blocked, []
         for command in blocked:
             if command.borrows:
                 command.lease = buffer
                 buffer.holders += 1
-            if command.writes:
-                writes.setdefault(command.task.lun, []).append(command)
-            else:
-                others.append(command)
-        blocked.clear()
-        channel.pending.extend(writes.values())
-        share = -(-len(others) // self._session_jobs) or 1
-        channel.pending.extend(others[start : start + share] for start in range(0, len(others), share))
-        self._submit(channel)
-
-    def _submit(self, channel: Channel) -> None:
-        """Hand jobs to the workers, never so many that no worker is left for other sessions, nor answers for nobody."""
-        while channel.pending and channel.active < self._session_jobs and not channel.connection.tasks.congested:
-            channel.active += 1
-            self._workers.submit(Job(channel, channel.connection.nexus, channel.pending.popleft()))
+        self._workers.enqueue(channel.lane, channel.connection.nexus, blocked)
 
     def _finish_results(self) -> None:
         results = self._workers.results
         while results:
-            channel, command, last = results.popleft()
-            self._finish_command(channel, command)
+            lane, command, last = results.popleft()
+            self._finish_command(lane.owner, command)
             if last:
-                channel.active -= 1
-                if channel.pending:
-                    self._submit(channel)
-            self._dirty.add(channel)
+                self._workers.job_done(lane)
+            self._dirty.add(lane.owner)
 
     def _finish_command(self, channel: Channel, command: Command) -> None:
         buffer = command.lease
@@ -527,11 +515,8 @@ class Portal:
             command.lease = None
             buffer.holders -= 1
             if not buffer.holders and channel.buffer is not buffer:
-                self._buffers.append(buffer)
-        connection = channel.connection
-        connection.tasks.complete(command)
-        if connection.tasks.blocked:  # nothing today, but a completion may set another command going
-            self._dispatch(channel, channel.buffer or ReceiveBuffer())
+                self._give_buffer(buffer)
+        channel.connection.tasks.complete(command)
 
     # -- on behalf of other threads ------------------------------------------------------------------------------
 

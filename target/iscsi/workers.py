@@ -12,15 +12,37 @@ import os
 import queue
 import threading
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from target.iscsi.command import Command
+from target.iscsi.task_set import TaskSet
+
+JOB_BYTES: Final = 8 << 20
+"""Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
+
+
+class Lane:
+    """The jobs of one session: those that wait, and how many are with the workers."""
+
+    __slots__ = ("active", "owner", "pending", "tasks")
+
+    def __init__(self, owner: Any, tasks: TaskSet) -> None:
+        self.owner = owner
+        self.tasks = tasks
+        self.pending: deque[Job] = deque()
+        self.active = 0
+
+    def drop(self) -> list[Command]:
+        """Take back the commands that no worker has yet."""
+        commands = [command for job in self.pending for command in job.commands]
+        self.pending.clear()
+        return commands
 
 
 class Job(NamedTuple):
-    """`commands` to execute on `nexus`; `owner` is told, through the results."""
+    """`commands` of the session `lane`, to execute on `nexus`."""
 
-    owner: Any
+    lane: Lane
     nexus: Any
     commands: list[Command]
 
@@ -28,17 +50,23 @@ class Job(NamedTuple):
 class Result(NamedTuple):
     """`command` was executed; `last` when its job is over."""
 
-    owner: Any
+    lane: Lane
     command: Command
     last: bool
 
 
 class Workers:
-    """`count` daemon threads; `submit` and `results` belong to the loop's thread."""
+    """`count` daemon threads; everything but `wake` belongs to the loop's thread.
+
+    A session gets workers only while more are free than it has already: one session alone gets half of them, and
+    however long its commands take, others still get theirs.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.results: deque[Result] = deque()
+        self._active = 0  # jobs with the threads
+        self._queued: deque[Lane] = deque()  # lanes that found no worker free, longest first
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fd_lock = threading.Lock()  # the number must not be someone else's by the time it is written to
         self.sleeping = False  # set by the loop before it looks into `results` the last time, and sleeps
@@ -49,8 +77,52 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job) -> None:
-        self._jobs.put(job)
+    def enqueue(self, lane: Lane, nexus: Any, commands: list[Command]) -> None:
+        """Make jobs of a batch's blocked commands, and start what can be started.
+
+        Writes of one LUN stay together, since they share a commit; the rest is spread, since each waits for the disk by
+        itself.
+        """
+        writes: dict[int, list[Command]] = {}
+        others: list[Command] = []
+        for command in commands:
+            if command.writes:
+                writes.setdefault(command.task.lun, []).append(command)
+            else:
+                others.append(command)
+        lane.pending.extend(Job(lane, nexus, batch) for batch in writes.values())
+        share = -(-len(others) // (self.count // 2 or 1))
+        batch: list[Command] = []
+        size = 0
+        for command in others:
+            if batch and (len(batch) == share or size + command.task.expected_in > JOB_BYTES):
+                lane.pending.append(Job(lane, nexus, batch))
+                batch, size = [], 0
+            batch.append(command)
+            size += command.task.expected_in
+        if batch:
+            lane.pending.append(Job(lane, nexus, batch))
+        self.start(lane)
+
+    def start(self, lane: Lane) -> None:
+        """Start jobs of `lane` as far as its share of the workers and its peer's taking answers allow."""
+        while lane.pending and not lane.tasks.congested:
+            if lane.active >= self.count - self._active:
+                if lane not in self._queued:
+                    self._queued.append(lane)
+                return
+            lane.active += 1
+            self._active += 1
+            self._jobs.put(lane.pending.popleft())
+
+    def job_done(self, lane: Lane) -> None:
+        """A job of `lane` is over: whoever waited longest is next."""
+        lane.active -= 1
+        self._active -= 1
+        queued, self._queued = self._queued, deque()
+        for waiting in queued:
+            self.start(waiting)
+        self.start(lane)
 
     def wake(self) -> None:
         """Make the loop look around; from any thread.  Does nothing once closed."""
@@ -82,7 +154,7 @@ class Workers:
             for command in job.commands:
                 if not command.task.aborted:
                     execute(command.task, nowait=False)
-                self.results.append(Result(job.owner, command, command is last))
+                self.results.append(Result(job.lane, command, command is last))
                 if self.sleeping:
                     self.sleeping = False
                     self.wake()
