@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import api, configuration, fabrics, lun_numbers, places, service, settings
+from target import configuration, fabrics, lun_numbers, places, service, settings
 
 log = logging.getLogger(__name__)
 
@@ -104,22 +104,25 @@ def _run(served: service.Service, configured: settings.Settings, state_dir: Path
     except fabrics.CannotStart as error:
         raise CannotServe(str(error)) from error
     try:
+        fabric.start()
         served.fabric_started(fabric.address, fabric.sessions, fabric.failed_logins)
+        # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
+        from target import api
+
         control = api.ControlSocket(served, state_dir)
         try:
             control.start()
         except OSError as error:
             raise CannotServe(f"the control socket in {state_dir} cannot be opened: {error.strerror}") from error
         try:
-            fabric.start()
             _announce(served, configured)
             number = signal.sigwait(STOP_SIGNALS)
             log.info("%s: stopping", signal.Signals(number).name)
             served.stop()
-        except fabrics.CannotStart as error:
-            raise CannotServe(str(error)) from error
         finally:
             control.close()
+    except fabrics.CannotStart as error:
+        raise CannotServe(str(error)) from error
     finally:
         fabric.close(DRAIN_SECONDS)
 
@@ -130,12 +133,15 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
     first = next(each for each in configured.volumes if each.name in served.open_volumes)
     lines += [f"  LUN {each.lun}: {each.name}" for each in configured.volumes if each.name in served.open_volumes]
+    if configured.fabric is settings.Fabric.PORTAL:
+        lines += [
+            "log in with the kernel's initiator (as root):",
+            f"  iscsiadm -m discovery -t sendtargets -p {address}",
+            f"  iscsiadm -m node -T {name} -p {address} --login",
+            "or without one:",
+            f"  qemu-img info {served.url(first.lun)}",
+        ]
     lines += [
-        "log in with the kernel's initiator (as root):",
-        f"  iscsiadm -m discovery -t sendtargets -p {address}",
-        f"  iscsiadm -m node -T {name} -p {address} --login",
-        "or without one:",
-        f"  qemu-img info {served.url(first.lun)}",
         "take a snapshot, from another terminal:",
         f"  {_program()} {_state_option(served.state_dir)}snapshot create {first.name} NAME",
     ]

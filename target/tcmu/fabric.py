@@ -103,6 +103,7 @@ class LioFabric:
         self._scsi_target.on_change(self._changed)
         self._reconcile()
         self._kernel.open()
+        log.info("the kernel's target serves %d LUNs", len(self._luns))
         self._announcer.start()
 
     def close(self) -> None:
