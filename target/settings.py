@@ -335,7 +335,7 @@ class Volume(_Settings):
     """Bytes per logical block: 512 or 4096."""
 
     chunk_size: Size = 64 << 10
-    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. Snapshots keep the one they were taken with."""
+    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the one it was made with."""
 
     durability: Durability = Durability.POWER_LOSS
     """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the

@@ -95,7 +95,7 @@ def _map_width() -> int:
 
 def change_map(answer: messages.Changes) -> str:
     """A picture of the volume, address by address, row by row: the fuller a cell, the more of it has changed."""
-    marks = _BLOCKS if _speaks_utf8() else _ASCII
+    marks = map_marks()
     cells, width = answer.cells, _map_width()
     size = answer.snapshot.size
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
@@ -111,6 +111,11 @@ def change_map(answer: messages.Changes) -> str:
     cell = units.human_size(size / len(cells))
     lines.append(f"each cell: {cell}; unchanged '{marks[0]}', changed a little '{marks[1]}' to all of it '{marks[-1]}'")
     return "\n".join(lines)
+
+
+def map_marks() -> str:
+    """What cells are drawn with, from unchanged to all changed, as far as the terminal's character set goes."""
+    return _BLOCKS if _speaks_utf8() else _ASCII
 
 
 def _mark(fraction: float, marks: str) -> str:

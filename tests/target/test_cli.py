@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import target
+from target import messages, show
 from tests import daemon, libiscsi
 
 MIB = 1 << 20
@@ -343,3 +344,11 @@ def test_ctrl_c_cancels_an_export_and_leaves_no_file(served: daemon.Daemon, tmp_
     while served.json("status")["jobs"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.json("status")["jobs"] == []
+
+
+def test_full_and_empty_cells_of_the_map_mean_exactly_that() -> None:
+    snapshot = messages.Snapshot("v", "s", "", "2026-11-22T00:00:00.000Z", "active", "", 1 << 30, 0, 0, 0.0, 1, 2)
+    picture = show.change_map(messages.Changes(snapshot, 65536, 1, (0.0, 0.0001, 0.5, 0.9999, 1.0)))
+    (drawn,) = re.findall(r"\|(.*)\|", picture)
+    assert (drawn[0], drawn[4]) == (" ", show.map_marks()[-1])
+    assert list(drawn) == sorted(set(drawn), key=show.map_marks().index)

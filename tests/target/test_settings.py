@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 from target import configuration, settings
 
@@ -44,6 +45,17 @@ def test_the_quickstart_is_what_the_readme_promises() -> None:
     assert quickstart.access.admits("127.0.0.1")
     assert quickstart.access.admits("::1")
     assert not quickstart.access.admits("192.0.2.1")
+
+
+def test_the_full_example_names_every_key() -> None:
+    def keys(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value) | {key for each in value.values() for key in keys(each)}
+        return {key for each in value for key in keys(each)} if isinstance(value, list) else set()
+
+    schema = settings.json_schema()
+    there_are = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
+    assert keys(yaml.safe_load((CONFIG / "full.yaml").read_text())) == there_are
 
 
 def test_the_schema_is_current() -> None:
