@@ -203,5 +203,3 @@ class Access:
         """Which LUNs the initiator reaches."""
         rule = self.rules.admitting(initiator, address)
         return scsi_target.sees_nothing if rule is None else rule.view
-
-
