@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How answers look in a terminal, in a pipe, and where there is neither colour nor UTF-8.
 
-Tables are aligned by hand-free means only where a person looks: on a terminal rich draws them, elsewhere columns are
-separated by two spaces and never wrapped, so that `grep` and `awk` work.
+Columns are separated by two spaces and never wrapped, on a terminal and in a pipe alike, so that `grep` and `awk` work.
 """
 
 from __future__ import annotations
