@@ -89,6 +89,29 @@ class LunNumbers:
             self._store({**self._snapshots, snapshot: numbers})
             return numbers
 
+    def reserve(self, number: int) -> None:
+        """A volume has this number now: no snapshot gets it.  Raises Problem if one has it."""
+        with self._lock:
+            for numbers in self._snapshots.values():
+                if number in (numbers.view, numbers.write_once):
+                    raise problems.lun_taken(number, numbers.volume)
+            self._reserved |= {number}
+
+    def release(self, number: int) -> None:
+        """No volume has this number any more."""
+        with self._lock:
+            self._reserved -= {number}
+
+    def lowest_free(self) -> int:
+        """A number for a new volume.  Raises Problem when there is none."""
+        with self._lock:
+            used = {number for each in self._snapshots.values() for number in (each.view, each.write_once)}
+            used |= self._reserved
+        for number in range(scsi_target.MAX_LUN + 1):
+            if number not in used:
+                return number
+        raise problems.no_luns_left()
+
     def free(self, snapshots: Collection[uuid.UUID]) -> None:
         """Give back the numbers of snapshots that are no more.  Raises OSError."""
         with self._lock:

@@ -140,6 +140,131 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that needs somebody's attention; `code` is for programs and for `explain`."""
+
+    code: str
+    subject: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lun:
+    """A logical unit of the target: `unit` is what the configuration calls it, `kind` what it is."""
+
+    lun: int
+    unit: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MappedLun:
+    """What an initiator sees under one number."""
+
+    lun: int
+    unit: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chap:
+    """How an initiator proves itself: names and files, never secrets."""
+
+    name: str
+    secret_file: str
+    target_name: str | None = None
+    target_secret_file: str | None = None
+    algorithms: tuple[str, ...] = ("sha256", "md5")
+
+
+@dataclass(frozen=True, slots=True)
+class Initiator:
+    """Initiators that may log in (a name, or a pattern of names) and what they see; `luns` None: everything."""
+
+    name: str
+    networks: tuple[str, ...] = ()
+    chap: Chap | None = None
+    read_only: bool = False
+    luns: tuple[MappedLun, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may log in; `initiators` None: any that comes from one of `networks`."""
+
+    networks: tuple[str, ...]
+    initiators: tuple[Initiator, ...] | None
+    discovery_chap: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAccess:
+    """Request: what is not None is changed; `anybody` says whether initiators need not be named."""
+
+    networks: tuple[str, ...] | None = None
+    discovery_chap: bool | None = None
+    anybody: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAuth:
+    """Request: how an initiator proves itself from now on, and with `target_name` and `target_secret` the target to it.
+    The daemon keeps the secrets in files of its own."""
+
+    name: str
+    secret: str = dataclasses.field(repr=False)
+    target_name: str | None = None
+    target_secret: str | None = dataclasses.field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Request: serve a volume; `lun` None: the lowest number that is free.  Sizes as the configuration writes them."""
+
+    name: str
+    size: str | None = None
+    lun: int | None = None
+    primary: str | None = None
+    block_size: int = 512
+    chunk_size: str = "64KiB"
+    durability: str = "power-loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one object when a configuration was restored or cleared; `refusal` None: it was done."""
+
+    subject: str
+    action: str
+    refusal: Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What was written, or would be: the file, how it changed (a unified diff), and where the old one is kept."""
+
+    file: str
+    changes: str
+    backup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of a configuration file."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationFile:
+    """Request: the file to save to or to restore from, an absolute path; None: the one the daemon was started with."""
+
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateSnapshot:
     """Request: take a snapshot called `name`."""
 

@@ -61,6 +61,27 @@ def no_luns_left() -> Problem:
     return Problem("no-luns-left", "every LUN number is in use", "delete snapshots that are not needed any more")
 
 
+def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
+    """Something somebody needs must not go."""
+    return Problem("in-use", f"{what} is in use by {', '.join(users)}", remedy)
+
+
+def no_such_initiator(name: str, names: Iterable[str]) -> Problem:
+    """The configuration has no such entry."""
+    remedy = _known(names, name, "there are", "create it in `acls`")
+    return Problem("no-such-initiator", f"there is no entry for initiator {name}", remedy, 404)
+
+
+def invalid(what: str, problem: str) -> Problem:
+    """A value that the configuration must not have."""
+    return Problem("invalid", f"{what}: {problem}", "correct it and try again", 422)
+
+
+def at_next_start(what: str) -> Problem:
+    """Something that cannot change while the daemon runs."""
+    return Problem("at-next-start", f"{what} changes when the daemon starts again", "start it again when that suits")
+
+
 def no_such_job(number: int) -> Problem:
     """A job that ended long ago, or never was."""
     return Problem("no-such-job", f"there is no job {number}", "`wolun status` lists the jobs", 404)

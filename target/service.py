@@ -20,7 +20,7 @@ from pathlib import Path
 
 import target
 from lun_backends import block_device, volume
-from target import access, exporting, jobs, lun_numbers, messages, problems, settings, volumes
+from target import access, alerts, exporting, jobs, lun_numbers, messages, problems, settings, volumes
 from target.iscsi import errors, portal
 from target.rates import Rates
 from target.scsi import logical_unit, scsi_target
@@ -28,7 +28,6 @@ from target.scsi import logical_unit, scsi_target
 log = logging.getLogger(__name__)
 
 MAX_CELLS = 65536
-LOW_SPACE_PERCENT = 5
 
 
 def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
@@ -111,6 +110,41 @@ class Service:
         self._volumes[each.name] = opened
         if any(snapshot.deleting for snapshot in opened.snapshots):
             self.jobs.start("delete", each.name, lambda job: self._resume(opened, job))
+
+    # -- volumes that come and go (administration.py asks, and keeps `settings` in step) -------------------------------
+
+    def lowest_free_lun(self) -> int:
+        """A number for a new volume.  Raises Problem when there is none."""
+        return self._numbers.lowest_free()
+
+    def add_volume(self, wanted: settings.Volume) -> None:
+        """Open a volume, or make it, and serve it.  Raises Problem."""
+        with self._lock:
+            if self._stopping:
+                raise problems.stopping()
+            self._numbers.reserve(wanted.lun)
+            try:
+                with problems.translated(f"volume {wanted.name} cannot be served"):
+                    self._serve(wanted)
+            except problems.Problem:
+                self._numbers.release(wanted.lun)
+                raise
+            self.failed.pop(wanted.name, None)
+
+    def remove_volume(self, wanted: settings.Volume) -> None:
+        """Serve a volume no more; its data stays.  Returns when nothing runs on it.  Raises Problem."""
+        with self._lock:
+            if self._stopping:
+                raise problems.stopping()
+            opened = self._volumes.pop(wanted.name, None)
+            self.failed.pop(wanted.name, None)
+            if opened is not None:
+                self.scsi.remove_lun(wanted.lun)
+                for snapshot in opened.snapshots:
+                    self._withdraw(snapshot)
+                with problems.translated(f"volume {wanted.name} did not close cleanly"):
+                    opened.close()
+            self._numbers.release(wanted.lun)
 
     # -- LUNs ----------------------------------------------------------------------------------------------------
 
@@ -336,7 +370,7 @@ class Service:
                 for each in self.sessions()
             ),
             jobs=tuple(job.message() for job in self.jobs.all() if not job.ended),
-            trouble=tuple(self._trouble(space.free, space.total)),
+            trouble=tuple(alert.message for alert in alerts.current(self, space.free, space.total)),
         )
 
     def _volume_status(self, each: settings.Volume) -> messages.Volume:
@@ -360,22 +394,6 @@ class Service:
             written_bytes_per_second=written,
             commands_per_second=commands,
         )
-
-    def _trouble(self, free: int, total: int) -> Iterator[str]:
-        for name, why in self.failed.items():
-            yield f"volume {name} is not served: {why}"
-        for owner in self._volumes.values():
-            for snapshot in owner.snapshots:
-                if snapshot.reason:
-                    yield f"snapshot {owner.name}@{snapshot.name} is invalid: {snapshot.reason}"
-            if owner.device.counters.failures:
-                yield f"volume {owner.name}: {owner.device.counters.failures} pre-images could not be preserved"
-        for rule in self.access.rules.broken():
-            yield f"{rule.name} may not log in: {rule.broken}"
-        if free * 100 < total * LOW_SPACE_PERCENT:
-            yield f"{self.state_dir} has little space left: {100 * free // max(1, total)} %"
-        if not self.settings.access.networks and not self.settings.access.initiators:
-            yield "no initiator may log in: the configuration's access names neither networks nor initiators"
 
     # -- the end -------------------------------------------------------------------------------------------------
 

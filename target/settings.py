@@ -377,7 +377,7 @@ class Settings(_Settings):
     access: Access = Access()
     """Who may log in."""
 
-    volumes: Annotated[tuple[Volume, ...], pydantic.Field(min_length=1)]
+    volumes: tuple[Volume, ...]
     """What is served."""
 
     def problems(self) -> Mapping[tuple[str | int, ...], str]:

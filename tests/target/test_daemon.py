@@ -173,10 +173,10 @@ def test_nobody_from_elsewhere_may_log_in(tmp_path: Path) -> None:
 
 def test_a_configuration_that_cannot_be_read_or_used_is_said_so(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in refused("--config", tmp_path / "none.yaml")
-    config = write_config(tmp_path, "target: x\nvolumes: []\n")
+    config = write_config(tmp_path, "target: x\nvolumes: 1\n")
     assert refused("--config", config).splitlines() == [
         f"{config}:1: target: 'x' is no iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters",
-        f"{config}:2: volumes: this list must not be empty",
+        f"{config}:2: volumes: 1 is not a list",
     ]
 
 

@@ -133,7 +133,6 @@ def test_names_that_yaml_1_1_would_take_for_something_else_stay_names() -> None:
         (VOLUME + "access: {networks: [1.2.3.4/33]}\n", "f.yaml:6: access.networks[0]: '1.2.3.4/33' does not appear"),
         (VOLUME + "access: {networks: [5]}\n", "f.yaml:6: access.networks[0]: 5 is no network"),
         (VOLUME.replace("wolun:test", "WOLUN"), "f.yaml:1: target: 'iqn.2026-11.io.WOLUN' is no iSCSI name"),
-        (HEAD + "volumes: []\n", "f.yaml:2: volumes: this list must not be empty"),
         (HEAD + "volumes: {a: 1}\n", "f.yaml:2: volumes: a group of keys is not a list"),
         (HEAD + "volumes:\n", "f.yaml:2: volumes: nothing is not a list"),
         (HEAD, "f.yaml:1: volumes: this key is missing"),
