@@ -107,7 +107,7 @@ class Service:
                 self._withdraw(snapshot)
             opened.close()
             raise
-        self._volumes[each.name] = opened
+        self._volumes = {**self._volumes, each.name: opened}  # others may be looking through the old one
         if any(snapshot.deleting for snapshot in opened.snapshots):
             self.jobs.start("delete", each.name, lambda job: self._resume(opened, job))
 
@@ -129,15 +129,16 @@ class Service:
             except problems.Problem:
                 self._numbers.release(wanted.lun)
                 raise
-            self.failed.pop(wanted.name, None)
+            self.failed = {name: why for name, why in self.failed.items() if name != wanted.name}
 
     def remove_volume(self, wanted: settings.Volume) -> None:
         """Serve a volume no more; its data stays.  Returns when nothing runs on it.  Raises Problem."""
         with self._lock:
             if self._stopping:
                 raise problems.stopping()
-            opened = self._volumes.pop(wanted.name, None)
-            self.failed.pop(wanted.name, None)
+            opened = self._volumes.get(wanted.name)
+            self._volumes = {name: other for name, other in self._volumes.items() if name != wanted.name}
+            self.failed = {name: why for name, why in self.failed.items() if name != wanted.name}
             if opened is not None:
                 self.scsi.remove_lun(wanted.lun)
                 for snapshot in opened.snapshots:
