@@ -77,15 +77,34 @@ def credentials(wanted: settings.Chap, state_dir: Path) -> Credentials:
     """What the configuration's `chap` stands for, its secrets read.  Raises SecretFileRefused."""
     mutual = wanted.target_secret_file
     try:
-        return Credentials(
-            name=wanted.name,
-            secret=read_secret(state_dir / wanted.secret_file),
-            target_name=wanted.target_name,
-            target_secret=None if mutual is None else read_secret(state_dir / mutual),
-            algorithms=tuple(_ALGORITHMS[each] for each in wanted.algorithms),
+        return _credentials(
+            wanted,
+            read_secret(state_dir / wanted.secret_file),
+            None if mutual is None else read_secret(state_dir / mutual),
         )
     except SecretRefused as refused:
         raise SecretFileRefused(f"{state_dir / wanted.secret_file} and {mutual}: {refused}") from None
+
+
+def credentials_of(wanted: settings.Chap, secret: str, target_secret: str | None) -> Credentials:
+    """The same with secrets that are not in their files yet.  Raises SecretFileRefused."""
+    if any(end in each for each in (secret, target_secret or "") for end in "\r\n\0"):
+        raise SecretFileRefused("a secret is one line")
+    try:
+        mutual = None if target_secret is None else Secret(target_secret.encode())
+        return _credentials(wanted, Secret(secret.encode()), mutual)
+    except SecretRefused as refused:
+        raise SecretFileRefused(str(refused)) from None
+
+
+def _credentials(wanted: settings.Chap, secret: Secret, target_secret: Secret | None) -> Credentials:
+    return Credentials(
+        name=wanted.name,
+        secret=secret,
+        target_name=wanted.target_name,
+        target_secret=target_secret,
+        algorithms=tuple(_ALGORITHMS[each] for each in wanted.algorithms),
+    )
 
 
 def unit_name(unit: logical_unit.LogicalUnit) -> str:

@@ -21,13 +21,13 @@ from fastapi import exceptions, responses
 from starlette.exceptions import HTTPException
 
 import target
-from target import jobs, messages, metrics, places, problems, service
+from target import administration, administration_api, jobs, messages, metrics, places, problems, service
 
 MAX_WAIT_SECONDS = 10.0
 STOP_SECONDS = 5
 
 
-def application(served: service.Service) -> fastapi.FastAPI:
+def application(served: service.Service, admin: administration.Administration) -> fastapi.FastAPI:
     """The requests there are."""
     app = fastapi.FastAPI(title="wolun", version=target.VERSION, docs_url=None, redoc_url=None)
     registry = prometheus_client.CollectorRegistry()
@@ -114,6 +114,8 @@ def application(served: service.Service) -> fastapi.FastAPI:
         job.cancel()
         return job.message()
 
+    app.include_router(administration_api.routes(admin))
+
     @app.get("/metrics", response_class=responses.PlainTextResponse)
     def metrics_page() -> responses.Response:
         """Counters and gauges for Prometheus."""
@@ -134,11 +136,11 @@ class ControlSocket:
     The caller holds the state directory's lock, so a socket that is found there is what a killed daemon left.
     """
 
-    def __init__(self, served: service.Service, state_dir: Path) -> None:
+    def __init__(self, served: service.Service, admin: administration.Administration, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application(served),
+                application(served, admin),
                 http="h11",
                 loop="asyncio",
                 ws="none",

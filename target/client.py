@@ -42,6 +42,7 @@ class Client:
     def __init__(self, state_dir: Path, timeout: float = TIMEOUT_SECONDS) -> None:
         self._state_dir = state_dir
         self._connection = _Connection(state_dir, timeout)
+        self.dry_run = False
 
     def close(self) -> None:
         """Hang up."""
@@ -89,13 +90,88 @@ class Client:
         """Ask a job to stop."""
         self._ask("DELETE", f"/v1/jobs/{job.id}")
 
+    # -- administration: what changes is only checked, and not changed, when `dry_run` is set ----------------------
+
+    def create_volume(self, request: messages.CreateVolume) -> None:
+        """Make a volume and serve it."""
+        self._change("POST", "/v1/volumes", request)
+
+    def delete_volume(self, name: str, *, force: bool, data: bool) -> None:
+        """Serve a volume no more."""
+        self._change("DELETE", _volume(name), force=force, data=data)
+
+    def luns(self) -> list[messages.Lun]:
+        """The logical units of the target."""
+        return [messages.decode(messages.Lun, each) for each in self._ask("GET", "/v1/luns")]
+
+    def alerts(self) -> list[messages.Alert]:
+        """What needs somebody's attention."""
+        return [messages.decode(messages.Alert, each) for each in self._ask("GET", "/v1/alerts")]
+
+    def jobs(self) -> list[messages.Job]:
+        """The jobs that run, and the last ones that ended."""
+        return [messages.decode(messages.Job, each) for each in self._ask("GET", "/v1/jobs")]
+
+    def access(self) -> messages.Access:
+        """Who may log in."""
+        return messages.decode(messages.Access, self._ask("GET", "/v1/access"))
+
+    def change_access(self, request: messages.ChangeAccess, *, force: bool) -> None:
+        """Change what holds for all initiators."""
+        self._change("PATCH", "/v1/access", request, force=force)
+
+    def create_initiator(self, request: messages.Initiator) -> None:
+        """Let an initiator log in."""
+        self._change("POST", "/v1/access/initiators", request)
+
+    def change_initiator(self, request: messages.Initiator, *, force: bool) -> None:
+        """Change an initiator's entry."""
+        self._change("PUT", _initiator(request.name), request, force=force)
+
+    def delete_initiator(self, name: str, *, force: bool) -> None:
+        """Take an initiator's entry away."""
+        self._change("DELETE", _initiator(name), force=force)
+
+    def set_auth(self, name: str, request: messages.SetAuth | None) -> None:
+        """Have an initiator prove itself; None: no more."""
+        self._change("DELETE" if request is None else "PUT", f"{_initiator(name)}/auth", request)
+
+    def text_of_volume(self, name: str) -> str:
+        """The volume as it would stand in a configuration file."""
+        return messages.decode(messages.Text, self._ask("GET", f"{_volume(name)}/configuration")).text
+
+    def text_of_initiator(self, name: str) -> str:
+        """The initiator's entry as it would stand in a configuration file."""
+        return messages.decode(messages.Text, self._ask("GET", f"{_initiator(name)}/configuration")).text
+
+    def save(self, file: str | None, *, dry_run: bool = False) -> messages.Saved:
+        """Write the configuration."""
+        path = f"/v1/configuration/save?dry_run={dry_run or self.dry_run}"
+        return messages.decode(messages.Saved, self._ask("POST", path, messages.ConfigurationFile(file)))
+
+    def restore(self, file: str | None, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
+        """Make the system what a file says."""
+        path = f"/v1/configuration/restore?force={force}&dry_run={dry_run or self.dry_run}"
+        answer = self._ask("POST", path, messages.ConfigurationFile(file))
+        return [messages.decode(messages.Outcome, each) for each in answer]
+
+    def clear(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
+        """Serve nothing to nobody."""
+        path = f"/v1/configuration/clear?force={force}&dry_run={dry_run or self.dry_run}"
+        return [messages.decode(messages.Outcome, each) for each in self._ask("POST", path)]
+
+    def _change(self, method: str, path: str, request: Any = None, **options: bool) -> None:
+        chosen = {**options, "dry_run": self.dry_run}
+        self._ask(method, f"{path}?{urllib.parse.urlencode(chosen)}", request)
+
     def _ask(self, method: str, path: str, request: Any = None) -> Any:
-        body = None if request is None else json.dumps(messages.encode(request))
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        sent = None if request is None else json.dumps(messages.encode(request))
+        headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
-            self._connection.request(method, path, body, headers)
+            self._connection.request(method, path, sent, headers)
             response = self._connection.getresponse()
-            answer = json.loads(response.read())
+            body = response.read()
+            answer = json.loads(body) if body else None
         except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError) as error:
             self.close()
             raise Failed(_not_running(self._state_dir)) from error
@@ -112,6 +188,10 @@ class Client:
 
 def _volume(volume: str) -> str:
     return f"/v1/volumes/{urllib.parse.quote(volume, safe='')}"
+
+
+def _initiator(name: str) -> str:
+    return f"/v1/access/initiators/{urllib.parse.quote(name, safe='')}"
 
 
 def _snapshot(volume: str, name: str) -> str:

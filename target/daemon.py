@@ -41,29 +41,35 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     os.umask(0o077)  # whatever a volume holds is nobody else's business
-    configured = _configuration(config or places.default_configuration(), listen)
+    config = config or places.default_configuration()
+    on_file = _configuration(config)
+    configured = _listening(on_file, listen)
     with _owned(state_dir):
         try:
             served = service.Service(configured, state_dir)
         except (lun_numbers.Damaged, OSError) as error:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
-            if not served.open_volumes:
+            if configured.volumes and not served.open_volumes:
                 raise CannotServe("no volume can be served; see above for each one's reason and remedy")
-            _run(served, configured, state_dir)
+            _run(served, config, on_file)
         finally:
             served.stop()
             served.close()
     log.info("stopped")
 
 
-def _configuration(path: Path, listen: str | None) -> settings.Settings:
+def _configuration(path: Path) -> settings.Settings:
     try:
-        configured = configuration.load(path)
+        return configuration.load(path)
     except OSError as error:
         raise CannotServe(
             f"{path} cannot be read ({error.strerror}): name a configuration file with --config"
         ) from error
+
+
+def _listening(configured: settings.Settings, listen: str | None) -> settings.Settings:
+    """The same, listening where `--portal` says."""
     if listen is None:
         return configured
     try:
@@ -98,7 +104,8 @@ def _owned(state_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _run(served: service.Service, configured: settings.Settings, state_dir: Path) -> None:
+def _run(served: service.Service, config: Path, on_file: settings.Settings) -> None:
+    configured, state_dir = served.settings, served.state_dir
     try:
         fabric = fabrics.make(configured, served.scsi, served.access)
     except fabrics.CannotStart as error:
@@ -107,9 +114,10 @@ def _run(served: service.Service, configured: settings.Settings, state_dir: Path
         fabric.start()
         served.fabric_started(fabric.address, fabric.sessions, fabric.failed_logins)
         # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
-        from target import api
+        from target import administration, api
 
-        control = api.ControlSocket(served, state_dir)
+        admin = administration.Administration(served, fabric, config, on_file)
+        control = api.ControlSocket(served, admin, state_dir)
         try:
             control.start()
         except OSError as error:
@@ -131,20 +139,20 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
     """Say on standard error how to log in, and on standard output, in one line, that one can."""
     address, name = served.portal_address, configured.target
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
-    first = next(each for each in configured.volumes if each.name in served.open_volumes)
-    lines += [f"  LUN {each.lun}: {each.name}" for each in configured.volumes if each.name in served.open_volumes]
+    there = [each for each in configured.volumes if each.name in served.open_volumes]
+    lines += [f"  LUN {each.lun}: {each.name}" for each in there]
     if configured.fabric is settings.Fabric.PORTAL:
         lines += [
             "log in with the kernel's initiator (as root):",
             f"  iscsiadm -m discovery -t sendtargets -p {address}",
             f"  iscsiadm -m node -T {name} -p {address} --login",
-            "or without one:",
-            f"  qemu-img info {served.url(first.lun)}",
         ]
-    lines += [
-        "take a snapshot, from another terminal:",
-        f"  {_program()} {_state_option(served.state_dir)}snapshot create {first.name} NAME",
-    ]
+        lines += ["or without one:", f"  qemu-img info {served.url(there[0].lun)}"] if there else []
+    command = f"{_program()} {_state_option(served.state_dir)}"
+    if there:
+        lines += ["take a snapshot, from another terminal:", f"  {command}snapshot create {there[0].name} NAME"]
+    else:
+        lines += ["make a volume, from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")

@@ -37,6 +37,9 @@ class Fabric(Protocol):
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         """How many logins were refused since the start, by status."""
 
+    def end_session(self, tsih: int) -> None:
+        """Drop a session."""
+
     def start(self) -> None:
         """Let initiators in.  Raises CannotStart."""
 
@@ -74,6 +77,9 @@ class PortalFabric:
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         return self._portal.failed_logins.counts
+
+    def end_session(self, tsih: int) -> None:
+        self._portal.end_session(tsih)
 
     def start(self) -> None:
         portal.tune_interpreter()
@@ -130,6 +136,9 @@ class KernelFabric:
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         return {}  # the kernel counts its own
+
+    def end_session(self, tsih: int) -> None:
+        """The kernel's sessions are the kernel's."""
 
     def start(self) -> None:
         try:

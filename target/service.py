@@ -374,6 +374,11 @@ class Service:
             trouble=tuple(alert.message for alert in alerts.current(self, space.free, space.total)),
         )
 
+    def alerts(self) -> list[messages.Alert]:
+        """What needs somebody's attention."""
+        space = shutil.disk_usage(self.state_dir)
+        return list(alerts.current(self, space.free, space.total))
+
     def _volume_status(self, each: settings.Volume) -> messages.Volume:
         opened = self._volumes.get(each.name)
         read, written, commands = self.rates.of(each.name)

@@ -180,6 +180,10 @@ class Nexus:
         """The LUNs this nexus reaches."""
         return list(self._luns)
 
+    def seen(self) -> Mapping[int, LogicalUnit]:
+        """The units this nexus reaches, by LUN."""
+        return {lun: itl.unit for lun, itl in list(self._luns.items())}
+
     def attach(self, number: int, unit: LogicalUnit) -> bool:
         """For the target: let the nexus reach a unit, if it sees it; whether it does."""
         seen = False
