@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`wolun serve` in a guest, as a user runs it: a configuration file, a state directory, signals."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from tests.kernel.lab import CHECKOUT
+from tests.kernel.machine import Machine
+
+WOLUN = CHECKOUT / ".venv/bin/wolun"
+START_TIMEOUT = 120  # seconds; 10 where nothing else runs
+
+
+class GuestDaemon:
+    """One daemon, named for its log in the guest's /run/log; `configuration` is YAML."""
+
+    def __init__(self, machine: Machine, configuration: str, *, name: str = "wolun") -> None:
+        self.machine = machine
+        self.name = name
+        self.state = f"/run/{name}"
+        self.log = f"/run/log/{name}.log"
+        machine.run(f"mkdir -p -m 700 {self.state}")
+        self.put("config.yaml", configuration)
+
+    def put(self, name: str, content: str) -> None:
+        """Make a file in the state directory, for the daemon's eyes only."""
+        self.machine.run(f"(umask 077; printf %s {shlex.quote(content)} > {self.state}/{name})")
+
+    def start(self, until: str = "^ready:") -> None:
+        """Start it, and wait for a line of its output; raises CommandFailed with what it said if it does not get there."""
+        serve = f"{WOLUN} serve --config {self.state}/config.yaml --state-dir {self.state}"
+        self.machine.run(
+            f"cd /; {serve} >> {self.log} 2>&1 & echo $! > {self.state}/pid; : > {self.log}\n"
+            f"until grep -q {shlex.quote(until)} {self.log}; do sleep 0.1; kill -0 $! || {{ cat {self.log}; exit 1; }}; done",
+            timeout=START_TIMEOUT,
+        )
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.machine.run(f"kill -9 $(cat {self.state}/pid)")
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the end; raises CommandFailed if it does not say that it stopped."""
+        self.machine.run(
+            f"kill $(cat {self.state}/pid); while kill -0 $(cat {self.state}/pid); do sleep 0.1; done\n"
+            f"tail -n 1 {self.log} | grep -q 'stopped$' || {{ cat {self.log}; exit 1; }}"
+        )
+
+    def wolun(self, *arguments: str) -> str:
+        """Run a command against it; what it prints."""
+        return self.machine.output(f"{WOLUN} --state-dir {self.state} {shlex.join(arguments)}")
+
+    def snapshot(self, volume: str, name: str) -> dict[str, Any]:
+        """Take a snapshot; what `--json` says of it."""
+        taken: dict[str, Any] = json.loads(self.wolun("--json", "snapshot", "create", volume, name))
+        return taken
+
+
+def loopback_disk(machine: Machine, lun: int) -> str:
+    """The disk that tcm_loop makes of a LUN, once it is there."""
+    pattern = f"/sys/class/scsi_disk/*:{lun}/device/block/*"
+    machine.wait_until(f"ls -d {pattern}")
+    return "/dev/" + machine.output(f"basename $(ls -d {pattern})")

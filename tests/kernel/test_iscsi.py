@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two machines: a target, through the kernel and through our own portal, and open-iscsi as the initiator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.kernel import image
+from tests.kernel.guest_daemon import GuestDaemon
+from tests.kernel.lab import Lab
+from tests.kernel.machine import Completed, Machine
+
+pytestmark = pytest.mark.kernel
+
+SECRET = "a-good-long-secret"
+INITIATOR = "iqn.2026-11.test.lab:node"
+KERNEL = f"""
+target: iqn.2026-11.io.wolun:kernel
+fabric: lio
+access:
+  initiators:
+    - name: {INITIATOR}
+      chap:
+        name: node
+        secret_file: secret
+        algorithms: [md5]
+volumes:
+  - name: vol0
+    lun: 0
+    size: 64MiB
+"""
+PORTAL = f"""
+target: iqn.2026-11.io.wolun:portal
+portal:
+  listen: 0.0.0.0:3261
+access:
+  networks: [10.9.0.0/24]
+  initiators:
+    - name: {INITIATOR}
+      chap:
+        name: node
+        secret_file: secret
+volumes:
+  - name: vol0
+    lun: 0
+    size: 64MiB
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(boot_image: image.Image) -> Iterator[Lab]:
+    with Lab(boot_image, ["target", "node"]) as machines:
+        machines["node"].run("modprobe -a iscsi_tcp sd_mod ext4 && iscsid")
+        yield machines
+
+
+@dataclass
+class Initiator:
+    """open-iscsi on the machine `node`, towards one target at one portal."""
+
+    node: Machine
+    target: str
+    portal: str
+    interface: str = "default"
+
+    def iscsiadm(self, arguments: str, *, check: bool = True) -> Completed:
+        return self.node.run(f"iscsiadm {arguments}", check=check)
+
+    def node_record(self, arguments: str, *, check: bool = True) -> Completed:
+        return self.iscsiadm(f"-m node -I {self.interface} -T {self.target} -p {self.portal} {arguments}", check=check)
+
+    def discover(self) -> str:
+        return self.iscsiadm(f"-m discovery -t sendtargets -p {self.portal} -I {self.interface}", check=False).output
+
+    def set(self, name: str, value: str) -> None:
+        self.node_record(f"-o update -n {name} -v '{value}'")
+
+    def use_chap(self, user: str, secret: str) -> None:
+        self.set("node.session.auth.authmethod", "CHAP")
+        self.set("node.session.auth.username", user)
+        self.set("node.session.auth.password", secret)
+        self.set("node.session.auth.chap_algs", "MD5")
+
+    def log_in(self, *, check: bool = True) -> Completed:
+        return self.node_record("--login", check=check)
+
+    def log_out(self) -> None:
+        self.node_record("--logout")
+
+    def disk(self) -> str:
+        """The disk of LUN 0 of the only session."""
+        pattern = "/sys/class/iscsi_session/session*/device/target*/*:0/block/*"
+        self.node.wait_until(f"ls -d {pattern}")
+        return "/dev/" + self.node.output(f"basename $(ls -d {pattern})")
+
+
+@pytest.fixture(params=["kernel", "portal"])
+def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
+    """The initiator towards either fabric, which has just started with a new volume."""
+    fabric = request.param
+    daemon = GuestDaemon(lab["target"], KERNEL if fabric == "kernel" else PORTAL, name=fabric)
+    daemon.put("secret", SECRET)
+    daemon.start()
+    yield Initiator(lab["node"], f"iqn.2026-11.io.wolun:{fabric}", f"10.9.0.1:{3260 if fabric == 'kernel' else 3261}")
+    daemon.stop()
+
+
+def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, initiator: Initiator) -> None:
+    node = lab["node"]
+    assert initiator.target in initiator.discover()
+
+    # no proof, a wrong secret, a wrong name: refused
+    assert initiator.log_in(check=False).code
+    initiator.use_chap("node", "another-long-secret")
+    assert initiator.log_in(check=False).code
+    initiator.use_chap("nobody", SECRET)
+    assert initiator.log_in(check=False).code
+
+    initiator.use_chap("node", SECRET)
+    initiator.log_in()
+    disk = initiator.disk()
+    node.run(
+        f"mkfs.ext4 -q {disk} && mkdir -p /run/volume && mount {disk} /run/volume\n"
+        "fio --name=load --directory=/run/volume --size=8m --rw=randrw --bs=4k --iodepth=8 --ioengine=libaio "
+        "--direct=1 --verify=crc32c --end_fsync=1\n"
+        "sha256sum /run/volume/* > /run/sums; umount /run/volume"
+    )
+    initiator.log_out()
+    initiator.log_in()
+    disk = initiator.disk()
+    node.run(f"fsck.ext4 -fn {disk} && mount {disk} /run/volume && sha256sum -c /run/sums && umount /run/volume")
+    initiator.log_out()
+
+    # the right secret from an initiator that nobody knows: it does not even hear of the target
+    stranger = Initiator(node, initiator.target, initiator.portal, interface="stranger")
+    stranger.iscsiadm("-m iface -I stranger -o new")
+    stranger.iscsiadm("-m iface -I stranger -o update -n iface.initiatorname -v iqn.2026-11.test.lab:stranger")
+    assert stranger.target not in stranger.discover()
+    stranger.node_record("-o new")
+    stranger.use_chap("node", SECRET)
+    assert stranger.log_in(check=False).code
+    stranger.iscsiadm("-m iface -I stranger -o delete", check=False)
