@@ -111,6 +111,17 @@ class MediumError(BlockDeviceError):
 
 
 @dataclass(eq=False)
+class CopyTimedOut(BlockDeviceError):
+    """A pre-image, of the block at `lba`, was not preserved within `seconds`."""
+
+    lba: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"block {self.lba} was not preserved within {self.seconds:g} s"
+
+
+@dataclass(eq=False)
 class SnapshotInvalid(BlockDeviceError):
     """The snapshot was given up (`on_error: drop-snapshot`) and must not be read any more; `reason` says why."""
 

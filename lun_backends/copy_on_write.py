@@ -25,19 +25,24 @@ What keeps it right:
 * Nobody waits for a claim while holding one, nor inside the gate.  A write that meets claims of others first copies and
   commits what it could claim itself, and only then waits.  (The holder of the gate may wait: copying needs no gate.)
 
+With a `copy_timeout` another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
+copy: they last until it has ended, however late, so that what it still reads cannot have changed.
+
 Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import mmap
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lun_backends import block_device, tracking, write_gate
+from lun_backends import block_device, in_time, tracking, write_gate
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 
 _ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
@@ -69,15 +74,22 @@ class Counters:
     waits: int = 0  # writes that waited for another's copy
 
 
-ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError], bool]
-"""Asked when a copy failed.  True: the snapshot is given up *and marked so on disk*; copy-on-write disarms, the write goes on without a copy.
-False: the write is refused (PreserveFailed).  May be called by several threads at once, and again for a side that was
-given up a moment ago."""
+class Decision(enum.Enum):
+    """What becomes of a write whose copy failed."""
+
+    REFUSE = enum.auto()  # it is refused (PreserveFailed)
+    AGAIN = enum.auto()  # the copy is tried again: room was made meanwhile
+    GIVE_UP = enum.auto()  # the snapshot is given up *and marked so on disk*: copy-on-write disarms, the write goes on
 
 
-def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError) -> bool:
+ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError, float], Decision]
+"""Asked when a copy failed that began at that `time.monotonic()`.  May be called by several threads at once, and again for
+a side that was given up a moment ago."""
+
+
+def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError, _began: float) -> Decision:
     """`on_error: fail-writes`: the snapshot is safe, the write is refused."""
-    return False
+    return Decision.REFUSE
 
 
 class _Side:
@@ -101,6 +113,7 @@ class CopyOnWrite(block_device.BlockDevice):
         primary: block_device.BlockDevice,
         chunk_size: int,
         on_error: ErrorPolicy = fail_writes,
+        copy_timeout: float | None = None,
     ) -> None:
         if chunk_size < primary.block_size or chunk_size & (chunk_size - 1):
             raise ValueError(f"chunk size {chunk_size} is not a power-of-two number of blocks")
@@ -110,6 +123,8 @@ class CopyOnWrite(block_device.BlockDevice):
         self.chunk_size = chunk_size
         self.chunks = -(-primary.size // chunk_size)
         self.on_error = on_error
+        self.copy_timeout = copy_timeout
+        self._helpers = in_time.Helpers("copy-on-write")
         self.gate = write_gate.WriteGate()
         self.counters = Counters()
         self._shift = chunk_size.bit_length() - 1
@@ -240,7 +255,7 @@ class CopyOnWrite(block_device.BlockDevice):
         while not done and side is not None and side is self._side:
             done, busy = self._preserve_round(side, spans)
             if done and busy:
-                self._wait(busy)
+                self._wait(side, busy)
                 done = False
 
     def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -280,23 +295,51 @@ class CopyOnWrite(block_device.BlockDevice):
                         break
         busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
         if mine:
-            try:
-                self._copy(side, sorted(mine))
-            finally:
-                with self._claiming:
-                    self._claims.difference_update(mine)
-                    self._released.notify_all()
+            mine.sort()
+            done = self._copy(side, mine) and done
         return done, busy
 
-    def _wait(self, busy: set[int]) -> None:
+    def _wait(self, side: _Side, busy: set[int]) -> None:
         """Return when none of `busy` is claimed; without claims of our own."""
+        began = time.monotonic()
         with self._claiming:
             self.counters.waits += 1
-            while not self._claims.isdisjoint(busy):
-                self._released.wait()
+            free = self._released.wait_for(lambda: self._claims.isdisjoint(busy), self.copy_timeout)
+        if not free:
+            chunk = min(busy)
+            self._decide(side, block_device.CopyTimedOut(self._first_lba(chunk), self.copy_timeout or 0), began, chunk)
 
-    def _copy(self, side: _Side, chunks: list[int]) -> None:
-        """Copy claimed chunks with one commit and note them in the tracker; or, if the policy so decides, do without."""
+    def _copy(self, side: _Side, chunks: list[int]) -> bool:
+        """Copy claimed chunks; gives whether that needs not be tried again.  Raises PreserveFailed."""
+        began = time.monotonic()
+        try:
+            if self.copy_timeout is None:
+                self._copy_claimed(side, chunks)
+            else:
+                self._helpers.run(lambda: self._copy_claimed(side, chunks), self.copy_timeout)
+        except in_time.TimedOut:
+            late = block_device.CopyTimedOut(self._first_lba(chunks[0]), self.copy_timeout or 0)
+            return self._decide(side, late, began, chunks[0])
+        except block_device.BlockDeviceError as error:
+            return self._decide(side, error, began, chunks[0])
+        return True
+
+    def _decide(self, side: _Side, error: block_device.BlockDeviceError, began: float, chunk: int) -> bool:
+        """Let the policy decide; gives whether the copy needs not be tried again.  Raises PreserveFailed."""
+        if side is not self._side:
+            return True  # overtaken by a new snapshot, and perhaps closed; the caller looks again
+        self.counters.failures += 1
+        match self.on_error(side.device, error, began):
+            case Decision.AGAIN:
+                return False
+            case Decision.GIVE_UP:
+                if side is self._side:
+                    self.disarm()
+                return True
+        raise block_device.PreserveFailed(_lba(error, self._first_lba(chunk)), error) from error
+
+    def _copy_claimed(self, side: _Side, chunks: list[int]) -> None:
+        """Copy claimed chunks with one commit and note them in the tracker; in any case release the claims."""
         try:
             futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks))
             # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
@@ -310,20 +353,13 @@ class CopyOnWrite(block_device.BlockDevice):
                     if extent.kind is ExtentKind.BLANK
                 ]
                 partial = self._put(side.device, pieces) if pieces else []
-        except block_device.BlockDeviceError as error:
-            if side is not self._side:
-                return  # overtaken by a new snapshot, and perhaps closed; the caller looks again
-            self.counters.failures += 1
-            if self.on_error(side.device, error):
-                if side is self._side:
-                    self.disarm()
-                return
-            raise block_device.PreserveFailed(
-                _lba(error, self._range(chunks[0])[0] // self.block_size), error
-            ) from error
-        side.tracker.add_many(chunks)
-        self.counters.copies += len(chunks) - len(futile)
-        self.counters.futile_copies += len(futile)
+            side.tracker.add_many(chunks)
+            self.counters.copies += len(chunks) - len(futile)
+            self.counters.futile_copies += len(futile)
+        finally:
+            with self._claiming:
+                self._claims.difference_update(chunks)
+                self._released.notify_all()
 
     def _put(self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]]) -> list[int]:
         """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that met written blocks."""
@@ -342,6 +378,9 @@ class CopyOnWrite(block_device.BlockDevice):
         self.counters.commits += 1
         return sorted({chunk for chunk, refused in zip(order, results, strict=True) if refused is not None})
 
+    def _first_lba(self, chunk: int) -> int:
+        return (chunk << self._shift) // self.block_size
+
     def _range(self, chunk: int) -> tuple[int, int]:
         """(offset, length) of a chunk in bytes; the volume's last one may be shorter."""
         offset = chunk << self._shift
@@ -359,7 +398,12 @@ class CopyOnWrite(block_device.BlockDevice):
 def _lba(error: block_device.BlockDeviceError, otherwise: int) -> int:
     """The block an error names, if it is of a kind that names one."""
     match error:
-        case block_device.SpaceExhausted() | block_device.MediumError() | block_device.OutOfRange():
+        case (
+            block_device.SpaceExhausted()
+            | block_device.MediumError()
+            | block_device.OutOfRange()
+            | block_device.CopyTimedOut()
+        ):
             return error.lba
     return otherwise
 

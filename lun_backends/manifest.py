@@ -13,6 +13,7 @@ the new one.  A snapshot exists from the moment a manifest that names it is dura
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -29,6 +30,8 @@ from lun_backends.stores.thin import Durability
 
 _FILE = "volume.json"
 _NEW = "volume.json.new"
+_SPARE = "volume.json.spare"
+_SPARE_BYTES = 16384  # forty snapshots
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 NAME_RULE = "1 to 64 letters, digits, '.', '_', '+' or '-', the first one a letter or a digit"
 
@@ -177,14 +180,33 @@ def exists(directory: Path) -> bool:
 
 
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError."""
-    fd = io.open(directory / _NEW, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+    """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError.
+
+    It goes into a spare file that has its space already: on a full disk it must be possible to delete a snapshot.
+    """
+    text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
+    with contextlib.suppress(FileNotFoundError):
+        io.rename(directory / _SPARE, directory / _NEW)
+    fd = io.open(directory / _NEW, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
     try:
-        text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
         storage_io.write_all(io, fd, [text], 0, len(text))
+        io.ftruncate(fd, len(text))
         io.fdatasync(fd)
     finally:
         io.close(fd)
+    _keep_spare(directory, 2 * len(text), io)
+
+
+def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
+    """Have room for the next manifest, if there is any."""
+    with contextlib.suppress(OSError):
+        fd = io.open(directory / _SPARE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            io.reserve(fd, 0, max(length, _SPARE_BYTES))
+        except OSError:
+            io.unlink(directory / _SPARE)
+        finally:
+            io.close(fd)
 
 
 def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:

@@ -47,6 +47,14 @@ class SnapshotFailed(VolumeError):
     """The snapshot was not taken; the volume is as before."""
 
 
+class TooManySnapshots(VolumeError):
+    """There are as many snapshots as the policy allows."""
+
+
+class NoSpaceLeft(VolumeError):
+    """It would certainly run out of space."""
+
+
 class DeletionStopped(VolumeError):
     """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
 

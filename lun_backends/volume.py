@@ -39,10 +39,13 @@ from lun_backends import (
     block_device,
     copy_on_write,
     flat,
+    giving_up,
     lost_device,
     manifest,
     move_down,
+    policy,
     snapshot_view,
+    space,
     storage_io,
     tracking,
     write_once,
@@ -52,10 +55,12 @@ from lun_backends.snapshot import (
     BadName,
     DeletionStopped,
     ExportPiece,
+    NoSpaceLeft,
     NoSuchSnapshot,
     Snapshot,
     SnapshotExists,
     SnapshotFailed,
+    TooManySnapshots,
     VolumeError,
     export,
 )
@@ -68,10 +73,12 @@ __all__ = [
     "DeletionStopped",
     "Durability",
     "ExportPiece",
+    "NoSpaceLeft",
     "NoSuchSnapshot",
     "Snapshot",
     "SnapshotExists",
     "SnapshotFailed",
+    "TooManySnapshots",
     "Volume",
     "VolumeError",
     "export",
@@ -80,13 +87,20 @@ __all__ = [
 DEFAULT_CHUNK_SIZE = 65536
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds; what a barrier may well take
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks)")
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid)")
 
 
 class Volume:
     """An open volume; made by `create` and `open`.  One owner: primary and maps are locked."""
 
-    def __init__(self, directory: Path, record: manifest.Manifest, io: storage_io.StorageIO) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        record: manifest.Manifest,
+        io: storage_io.StorageIO,
+        rules: policy.Policy,
+        listener: policy.Listener,
+    ) -> None:
         """Not to be called: use `create` or `open`."""
         self.directory = directory
         self.name = record.name
@@ -96,8 +110,15 @@ class Volume:
         self.primary = flat.Flat(
             record.primary.path, block_size=record.block_size, direct=record.primary.direct, size=record.size, io=io
         )
-        self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size)
         self.snapshots: tuple[Snapshot, ...] = ()
+        self.rules = rules
+        self.space = space.Space(
+            rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
+        )
+        enforcer = giving_up.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
+        self.device = copy_on_write.CopyOnWrite(
+            self.primary, record.chunk_size, enforcer.copy_failed, rules.copy_timeout
+        )
         self.leftovers_removed: tuple[Path, ...] = ()
         self._manifest = record
         self._io = io
@@ -117,6 +138,8 @@ class Volume:
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         direct: bool = False,
         durability: Durability = Durability.POWER_LOSS,
+        rules: policy.Policy = policy.DEFAULT,
+        listener: policy.Listener = policy.nobody,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
         """Make a volume in `directory` (made if missing) and open it.  With `size` (bytes) the primary is made, sparse,
@@ -153,7 +176,7 @@ class Volume:
             )
         except ValueError as error:  # pydantic's ValidationError is one
             raise VolumeError(name, manifest.first_problem(error), "correct it and create the volume again") from error
-        volume = cls(directory, record, io)
+        volume = cls(directory, record, io, rules, listener)
         try:
             volume._store(record)
         except OSError as error:
@@ -162,9 +185,16 @@ class Volume:
         return volume
 
     @classmethod
-    def open(cls, directory: Path, *, io: storage_io.StorageIO = storage_io.SYSTEM) -> Volume:
+    def open(
+        cls,
+        directory: Path,
+        *,
+        rules: policy.Policy = policy.DEFAULT,
+        listener: policy.Listener = policy.nobody,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+    ) -> Volume:
         """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen."""
-        volume = cls(directory, manifest.load(directory), io)
+        volume = cls(directory, manifest.load(directory), io, rules, listener)
         try:
             volume._open_snapshots()
         except BaseException:
@@ -206,6 +236,16 @@ class Volume:
                 raise SnapshotExists(
                     self.name, f"there is a snapshot {name!r} already", "use another name, or delete it"
                 )
+            if self.rules.max_snapshots is not None and len(self.snapshots) >= self.rules.max_snapshots:
+                raise TooManySnapshots(
+                    self.name, f"there are {len(self.snapshots)} snapshots, as many as are allowed", "delete one first"
+                )
+            if self.space.full:
+                raise NoSpaceLeft(
+                    self.name,
+                    f"the snapshots take {self.space.used} of {self.space.limit} bytes allowed",
+                    "delete snapshots, or raise the limit",
+                )
             record = manifest.SnapshotRecord(name=name, uuid=uuid.uuid4(), taken_at=manifest.now())
             try:
                 device = write_once.WriteOnce.create(
@@ -217,6 +257,7 @@ class Volume:
                     chunk_size=self.chunk_size,
                     durability=self.durability,
                     io=self._io,
+                    space_=self.space,
                 )
             except block_device.BlockDeviceError as error:
                 raise SnapshotFailed(
@@ -266,6 +307,7 @@ class Volume:
         although storing it failed.  Without files it would be listed as invalid, never as good."""
         with contextlib.suppress(block_device.BlockDeviceError):
             device.close()
+        self.space.add(-device.store.allocated_bytes)
         with contextlib.suppress(block_device.BlockDeviceError, OSError):
             thin.ThinStore.remove(self._path(identity), self._io)
         with contextlib.suppress(OSError):
@@ -317,15 +359,28 @@ class Volume:
                 if not snapshot.deleting:
                     self._mark_deleting(snapshot)
                 # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it.
-                if not older.reason and not move_down.move_down(
-                    snapshot.write_once, older.write_once, self.chunk_size, progress, cancelled
-                ):
+                if not older.reason and not self._move_down(snapshot, older, progress, cancelled):
                     reason = f"deleting {snapshot.name!r} was stopped"
                     raise DeletionStopped(self.name, reason, "delete it again to go on")
             self._forget(snapshot)
         except OSError as error:
             reason = f"cannot delete {snapshot.name!r}: {error.strerror}"
             raise VolumeError(self.name, reason, "check the disk and delete it again") from error
+
+    def _move_down(
+        self,
+        snapshot: Snapshot,
+        older: Snapshot,
+        progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> bool:
+        """Gives False if it was cancelled.  Raises VolumeError."""
+        try:
+            with self.space.unlimited():
+                return move_down.move_down(snapshot.write_once, older.write_once, self.chunk_size, progress, cancelled)
+        except block_device.SpaceExhausted as error:
+            reason = f"there is no room to move what {snapshot.name!r} has to {older.name!r}"
+            raise VolumeError(self.name, reason, "free space, or delete the oldest snapshot first") from error
 
     def _mark_deleting(self, snapshot: Snapshot) -> None:
         """Let nothing go into `snapshot` any more, durably.
@@ -371,7 +426,10 @@ class Volume:
         for other in gone:
             other.view.close()
             other.write_once.close()
+            if isinstance(other.write_once, write_once.WriteOnce):
+                self.space.add(-other.write_once.store.allocated_bytes)
             thin.ThinStore.remove(self._path(other.uuid), self._io)
+            giving_up.unmark(self._path(other.uuid), self._io)
 
     def _complete_partial(self, snapshot: Snapshot) -> None:
         """Preserve all of every chunk that the newest snapshot has in part (someone wrote to its LUN directly)."""
@@ -430,8 +488,8 @@ class Volume:
         for record in self._manifest.snapshots:
             device: write_once.WriteOnce | lost_device.LostDevice
             try:
-                device = write_once.WriteOnce.open(self._path(record.uuid), durability=self.durability, io=self._io)
-            except block_device.BlockDeviceError as error:
+                device = self._open_device(record.uuid)
+            except (block_device.BlockDeviceError, OSError) as error:
                 device = lost_device.LostDevice(self.device.size, self.device.block_size, str(error))
             self._chain.append(device)
             snapshot = self._snapshot(record, device)
@@ -445,6 +503,16 @@ class Volume:
                 break
             moving.append(snapshot)
         self._arm(self._tracker_of(moving))
+
+    def _open_device(self, identity: uuid.UUID) -> write_once.WriteOnce | lost_device.LostDevice:
+        path = self._path(identity)
+        if reason := giving_up.marked(path):
+            return lost_device.LostDevice(self.device.size, self.device.block_size, reason)
+        device = write_once.WriteOnce.open(path, durability=self.durability, io=self._io, space_=self.space)
+        if device.reason:
+            with contextlib.suppress(block_device.BlockDeviceError):  # it costs space, nothing else
+                device.discard(0)
+        return device
 
     def _remove_leftovers(self) -> None:
         """Files with the name of a snapshot's that no manifest names: a crash came before it or after its end."""

@@ -14,13 +14,14 @@ waits for the running ones.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
-from lun_backends import block_device, storage_io
+from lun_backends import block_device, space, storage_io
 from lun_backends.stores import chunk_map, contents, thin
 
 EXTENTS_AT_ONCE = 512
@@ -59,12 +60,13 @@ class WriteOnce(block_device.BlockDevice):
         chunk_size: int = 65536,
         durability: thin.Durability = thin.Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
+        space_: space.Space | None = None,
     ) -> WriteOnce:
         """Make an empty write-once LUN in the files `path`.map and `path`.chunks.  Raises as `ThinStore.create`."""
         return cls(
             thin.ThinStore.create(
                 path, snapshot=snapshot, volume=volume, size=size, block_size=block_size, chunk_size=chunk_size,
-                durability=durability, io=io,
+                durability=durability, io=io, space_=space_,
             )
         )  # fmt: skip
 
@@ -75,9 +77,10 @@ class WriteOnce(block_device.BlockDevice):
         *,
         durability: thin.Durability = thin.Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
+        space_: space.Space | None = None,
     ) -> WriteOnce:
         """Open an existing one.  Raises as `ThinStore.open`; an invalid one opens, to say so on every read and write."""
-        return cls(thin.ThinStore.open(path, durability=durability, io=io))
+        return cls(thin.ThinStore.open(path, durability=durability, io=io, space_=space_))
 
     # -- the contract
 
@@ -218,6 +221,26 @@ class WriteOnce(block_device.BlockDevice):
             self.store.set_state(chunk_map.State.INVALID, self._invalid)
         finally:
             self._running.pop()
+
+    def discard(self, patience: float) -> bool:
+        """Give the space of an invalid snapshot back, unless calls that began before it was are still running after
+        `patience` seconds; gives whether it did.  Raises MediumError."""
+        if self._invalid is None:
+            raise ValueError("only the space of an invalid snapshot can be given back")
+        end = time.monotonic() + patience
+        while self._running:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            self.store.discard()
+        except OSError as error:
+            raise block_device.MediumError(0, True, os.strerror(error.errno or 0)) from error
+        finally:
+            self._running.pop()
+        return True
 
     def used_bytes(self) -> int:
         """What it takes on disk, map included.  Raises DeviceClosed."""

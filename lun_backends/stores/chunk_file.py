@@ -90,6 +90,10 @@ class ChunkFile:
         """Make what was written durable.  Raises OSError; what is durable is then unknown."""
         self._io.fdatasync(self._fd)
 
+    def truncate(self) -> None:
+        """Drop all slots but the header.  Raises OSError."""
+        self._io.ftruncate(self._fd, self.chunk_size)
+
     def disk_bytes(self) -> int:
         """What the file takes on disk."""
         return os.fstat(self._fd).st_blocks * 512

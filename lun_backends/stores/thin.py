@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import block_device, storage_io
+from lun_backends import block_device, space, storage_io
 from lun_backends.stores import chunk_file, chunk_map, contents, group_commit
 
 Piece = tuple[int, int, int]
@@ -82,7 +82,13 @@ class ThinStore:
     Ranges are in blocks and within the store: the caller checks.
     """
 
-    def __init__(self, chunk_map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, durability: Durability) -> None:
+    def __init__(
+        self,
+        chunk_map_: chunk_map.ChunkMap,
+        file: chunk_file.ChunkFile,
+        durability: Durability,
+        space_: space.Space | None = None,
+    ) -> None:
         superblock = chunk_map_.superblock
         self.durability = durability
         self.snapshot = superblock.snapshot
@@ -101,6 +107,8 @@ class ThinStore:
         self._fresh: dict[int, int] = {}  # chunk without a slot in the map -> the slot its pending blocks are in
         self._free: list[int] = []  # slots of writes that failed
         self._next = file.slots
+        self._space = space_ or space.Space()
+        self._space.add(self.allocated_bytes)
         self._broken: str | None = None  # why no sync can be trusted any more
         self._counted = (
             0  # pages of slots that `_blocks` covers; publishing counts in those, `written_bytes` the others
@@ -120,6 +128,7 @@ class ThinStore:
         chunk_size: int,
         durability: Durability,
         io: storage_io.StorageIO = storage_io.SYSTEM,
+        space_: space.Space | None = None,
     ) -> ThinStore:
         """Make an empty store of `size` bytes, the files `path`.map and `path`.chunks, both durable, and open it.
 
@@ -129,28 +138,36 @@ class ThinStore:
         superblock = chunk_map.Superblock(snapshot, volume, size, block_size, chunk_size)
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
         try:
-            return cls(chunk_map.ChunkMap.create(map_path, superblock, io), file, durability)
+            return cls(chunk_map.ChunkMap.create(map_path, superblock, io), file, durability, space_)
         except BaseException:
             file.close()
             io.unlink(chunks_path)
             raise
 
     @classmethod
-    def open(cls, path: Path, *, durability: Durability, io: storage_io.StorageIO = storage_io.SYSTEM) -> ThinStore:
+    def open(
+        cls,
+        path: Path,
+        *,
+        durability: Durability,
+        io: storage_io.StorageIO = storage_io.SYSTEM,
+        space_: space.Space | None = None,
+    ) -> ThinStore:
         """Open an existing store.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
         map_path, chunks_path = files(path)
         map_ = chunk_map.ChunkMap.open(map_path, io)
         try:
             file = chunk_file.ChunkFile.open(chunks_path, map_.superblock, io)
             try:
-                contents.check_slots(map_, file.slots)
+                if map_.superblock.state is not chunk_map.State.INVALID:  # then they may be gone: `discard`
+                    contents.check_slots(map_, file.slots)
             except BaseException:
                 file.close()
                 raise
         except BaseException:
             map_.close()
             raise
-        return cls(map_, file, durability)
+        return cls(map_, file, durability, space_)
 
     @staticmethod
     def remove(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
@@ -165,6 +182,18 @@ class ThinStore:
         io.fsync_directory(path.parent)
 
     # -- state
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The chunks handed out, in bytes; what `space_` was charged with."""
+        return (self._next - 1) * self.chunk_size
+
+    def discard(self) -> None:
+        """Give the space of all chunks back, for good.  The state must be INVALID, and no call be running.  Raises OSError."""
+        with self._changed:
+            self._file.truncate()
+            self._space.add(-self.allocated_bytes)
+            self._next = 1
 
     @property
     def state(self) -> chunk_map.State:
@@ -291,6 +320,9 @@ class ThinStore:
             for chunk, mask in masks:
                 if written := map_.written(chunk) & mask:
                     raise block_device.BlockWritten(chunk * self.blocks_per_chunk + contents.lowest(written))
+            fresh = sum(not (map_.slot(chunk) or chunk in self._fresh) for chunk, _ in masks) - len(self._free)
+            if fresh > 0 and not self._space.take(fresh * self.chunk_size):
+                raise block_device.SpaceExhausted(first)
             slots = []
             for chunk, mask in masks:
                 pending[chunk] = pending.get(chunk, 0) | mask

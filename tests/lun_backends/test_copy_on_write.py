@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lun_backends import block_device
-from lun_backends.copy_on_write import CopyOnWrite
+from lun_backends.copy_on_write import CopyOnWrite, Decision
 from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MemoryDevice
 
@@ -165,10 +165,9 @@ def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, prima
 
 
 def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySide) -> None:
-    def give_up(_side: object, error: block_device.BlockDeviceError) -> bool:
+    def give_up(_side: object, error: block_device.BlockDeviceError, _began: float) -> Decision:
         assert isinstance(error, block_device.SpaceExhausted)
-        device.disarm()
-        return True
+        return Decision.GIVE_UP
 
     device = CopyOnWrite(primary, CHUNK, give_up)
     device.arm(side)
@@ -177,6 +176,63 @@ def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySi
     device.writev(2 * CHUNK, block(9), nowait=True)
     assert read(primary, CHUNK, 512) == bytes([9]) * 512
     assert side.commits == []
+
+
+def test_a_policy_may_make_room_and_have_the_copy_tried_again(primary: MemoryDevice, side: MemorySide) -> None:
+    asked = []
+
+    def again(_side: object, _error: block_device.BlockDeviceError, began: float) -> Decision:
+        asked.append(began)
+        return Decision.AGAIN if len(asked) < 3 else Decision.REFUSE
+
+    device = CopyOnWrite(primary, CHUNK, again)
+    device.arm(side)
+    side.inject("writev", block_device.SpaceExhausted(8), 2)
+    before = read(primary, CHUNK, CHUNK)
+    device.writev(CHUNK, block(9))
+    assert read(side, CHUNK, CHUNK) == before
+    assert asked == sorted(asked)
+    side.inject("writev", block_device.SpaceExhausted(8), 3)
+    with pytest.raises(block_device.PreserveFailed):
+        device.writev(2 * CHUNK, block(9))
+
+
+def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, side: MemorySide) -> None:
+    """While the copy goes on nobody may change the chunk, so whatever it still reads is the pre-image."""
+    go_on = threading.Event()
+    device = CopyOnWrite(primary, CHUNK, copy_timeout=0.05)
+    device.arm(side)
+    before = read(primary, CHUNK, CHUNK)
+    side.on_commit = lambda: assert_(go_on.wait(60))
+    with pytest.raises(block_device.PreserveFailed) as refused:
+        device.writev(CHUNK, block(9))
+    assert isinstance(refused.value.cause, block_device.CopyTimedOut)
+    with pytest.raises(block_device.PreserveFailed, match=r"within 0\.05 s"):
+        device.writev(CHUNK + 512, block(9))  # waits for the claim, in vain
+    assert read(primary, CHUNK, CHUNK) == before
+    side.on_commit = None
+    go_on.set()
+    device.copy_timeout = 60
+    device.writev(CHUNK, block(9))  # the late copy has ended well meanwhile, or will
+    assert read(side, CHUNK, CHUNK) == before
+    assert len(side.commits) == 1
+    assert read(primary, CHUNK, 512) == bytes([9]) * 512
+
+
+def test_copies_that_are_in_time_are_as_without_a_limit(primary: MemoryDevice, side: MemorySide) -> None:
+    device = CopyOnWrite(primary, CHUNK, copy_timeout=60)
+    device.arm(side)
+    before = bytes(primary.data)
+    device.writev(0, block(9, 3 * CHUNK))
+    assert read(side, 0, 3 * CHUNK) == before[: 3 * CHUNK]
+    side.inject("writev", block_device.SpaceExhausted(8))
+    with pytest.raises(block_device.PreserveFailed, match="no space"):
+        device.writev(8 * CHUNK, block(9))
+
+
+def assert_(condition: bool) -> None:
+    """For lambdas."""
+    assert condition
 
 
 def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(

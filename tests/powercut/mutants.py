@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,16 @@ def write_before_commit() -> Iterator[None]:
     saved: list[tuple[Any, int, bytes]] = []
     preserve_and = copy_on_write.CopyOnWrite._preserve_and
 
-    def copy(self: copy_on_write.CopyOnWrite, side: Any, chunks: list[int]) -> None:
+    def copy(self: copy_on_write.CopyOnWrite, side: Any, chunks: list[int]) -> bool:
         for chunk in chunks:
             offset, length = self._range(chunk)
             data = bytearray(length)
             self.primary.readv(offset, [memoryview(data)])
             saved.append((side.device, offset, bytes(data)))
         side.tracker.add_many(chunks)
+        with self._claiming:
+            self._claims.difference_update(chunks)
+        return True
 
     def write_first(self: copy_on_write.CopyOnWrite, *arguments: Any) -> None:
         preserve_and(self, *arguments)
@@ -93,30 +95,22 @@ def map_never_synced() -> Iterator[None]:
         yield
 
 
-def _store(*, file: bool, directory: bool) -> Callable[..., None]:
-    def store(at: Path, record: manifest.Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        new = at / manifest._NEW
-        fd = io.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        text = memoryview(manifest._TYPE.dump_json(record))
-        storage_io.write_all(io, fd, [text], 0, len(text))
-        if file:
-            io.fdatasync(fd)
-        io.close(fd)
-        io.rename(new, at / manifest._FILE)
-        if directory:
-            io.fsync_directory(at)
-
-    return store
-
-
-def manifest_renamed_unsynced() -> contextlib.AbstractContextManager[object]:
+@contextlib.contextmanager
+def manifest_renamed_unsynced() -> Iterator[None]:
     """The new manifest takes the old one's name before its content is durable."""
-    return mock.patch.object(manifest, "store", _store(file=False, directory=True))
+    prepare = manifest.prepare
+
+    def hasty(at: Path, record: manifest.Manifest, io: storage_io.StorageIO) -> None:
+        with mock.patch.object(io, "fdatasync", lambda _fd: None):
+            prepare(at, record, io)
+
+    with mock.patch.object(manifest, "prepare", hasty):
+        yield
 
 
 def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
     """The new manifest's name is not made durable."""
-    return mock.patch.object(manifest, "store", _store(file=True, directory=False))
+    return mock.patch.object(manifest, "commit", lambda at, io: io.rename(at / manifest._NEW, at / manifest._FILE))
 
 
 @contextlib.contextmanager

@@ -146,7 +146,10 @@ class RecordingIO(storage_io.StorageIO):
     def reserve(self, fd: int, offset: int, length: int) -> None:
         with self.lock:
             self._look()
+            before = os.fstat(fd).st_size
             super().reserve(fd, offset, length)
+            if offset + length > before:
+                self.log.append(Length(self._file(fd), offset + length))
             if fd in self._mapped:
                 _, pages = self._mapped[fd]
                 for page in range(offset // PAGE, -(-(offset + length) // PAGE)):

@@ -27,6 +27,7 @@ def test_no_power_cut_breaks_a_promise() -> None:
     assert tried >= STATES
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("mutant", mutants.ALL, ids=lambda mutant: str(mutant.__name__))
 def test_a_broken_rule_is_found(mutant: mutants.Mutant) -> None:
     with mutant():

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out the policy when a pre-image cannot be preserved; see `policy`.
+
+A snapshot is given up by marking it invalid in its map's superblock, in place: that needs no space.  Where the map cannot
+be written, a file `<uuid>.invalid` beside it, with the reason in it, says the same.  Where neither can be made durable the
+snapshot is not given up and the write is refused: nothing may look good and not be so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lun_backends import block_device, copy_on_write, lost_device, policy, snapshot, storage_io
+from lun_backends.copy_on_write import Decision
+
+_PATIENCE = 5.0  # seconds for reads of a dropped snapshot to end; without it the space comes back at the next start
+
+
+class Enforcer:
+    """Decides for one volume.  `snapshots` gives those that there are, oldest first; `path` where one's files are."""
+
+    def __init__(
+        self,
+        rules: policy.Policy,
+        listener: policy.Listener,
+        snapshots: Callable[[], Sequence[snapshot.Snapshot]],
+        path: Callable[[uuid.UUID], Path],
+        io: storage_io.StorageIO,
+    ) -> None:
+        self.rules = rules
+        self.listener = listener
+        self._snapshots = snapshots
+        self._path = path
+        self._io = io
+        self._lock = threading.Lock()
+        self._made_room = float("-inf")  # when, by `time.monotonic`
+
+    def copy_failed(
+        self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
+    ) -> Decision:
+        """A copy into `side`, which began at `time.monotonic()` `began`, met `error`: what now?"""
+        if self.rules.on_error is policy.OnError.FAIL_WRITES:
+            self.listener(policy.WriteRefused(error))
+            return Decision.REFUSE
+        with self._lock:
+            if self._made_room > began:
+                return Decision.AGAIN
+            good = [each for each in self._snapshots() if not each.reason]
+            if all(each.write_once is not side for each in good):
+                return Decision.GIVE_UP  # somebody else gave it up a moment ago
+            older = [each for each in good if each.write_once is not side and not each.deleting]
+            try:
+                if isinstance(error, block_device.SpaceExhausted) and older:
+                    self._give_up(older[0], f"it was dropped to make room: {error}")
+                    self._make_room(older[0])
+                    self._made_room = time.monotonic()
+                    return Decision.AGAIN
+                for each in good:
+                    self._give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
+            except (block_device.BlockDeviceError, OSError):
+                self.listener(policy.WriteRefused(error))
+                return Decision.REFUSE
+            return Decision.GIVE_UP
+
+    def _give_up(self, dropped: snapshot.Snapshot, reason: str) -> None:
+        """Mark it invalid, durably.  Raises MediumError, OSError."""
+        if isinstance(dropped.write_once, lost_device.LostDevice):
+            return
+        try:
+            dropped.write_once.invalidate(reason)
+        except block_device.MediumError:
+            _mark(self._path(dropped.uuid), reason, self._io)
+        self.listener(policy.SnapshotDropped(dropped.name, reason))
+
+    @staticmethod
+    def _make_room(dropped: snapshot.Snapshot) -> None:
+        if not isinstance(dropped.write_once, lost_device.LostDevice):
+            with contextlib.suppress(block_device.BlockDeviceError):  # then the next turn drops the next one
+                dropped.write_once.discard(_PATIENCE)
+
+
+def mark_path(path: Path) -> Path:
+    """The file that says that the snapshot with the files `path` is invalid, if it exists."""
+    return path.with_name(path.name + ".invalid")
+
+
+def marked(path: Path) -> str | None:
+    """Why the snapshot with the files `path` is marked invalid; None if it is not.  Raises OSError."""
+    try:
+        return mark_path(path).read_text(encoding="utf-8", errors="replace") or "it was dropped"
+    except FileNotFoundError:
+        return None
+
+
+def unmark(path: Path, io: storage_io.StorageIO) -> None:
+    """Remove the mark, with the rest of the snapshot.  Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        io.unlink(mark_path(path))
+
+
+def _mark(path: Path, reason: str, io: storage_io.StorageIO) -> None:
+    fd = io.open(mark_path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        text = reason.encode()
+        storage_io.write_all(io, fd, [text], 0, len(text))
+        io.fdatasync(fd)
+    finally:
+        io.close(fd)
+    io.fsync_directory(path.parent)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens when a snapshot cannot be kept (rule 9), and what is told of it.
+
+| `on_error`      | the copy of a pre-image fails                                                                    |
+| --------------- | ------------------------------------------------------------------------------------------------ |
+| `fail-writes`   | the write that needed it is refused; every snapshot stays exact                                  |
+| `drop-snapshot` | the write is done; before it, snapshots are marked invalid on disk: if it was for want of space, |
+|                 | the oldest, whose space is then used; else, or if that is not enough, all                        |
+
+Why all: snapshots share their pre-images.  What the newest cannot preserve is lost to each older one, too.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lun_backends import block_device
+
+
+class OnError(enum.Enum):
+    """See the module's table."""
+
+    FAIL_WRITES = "fail-writes"
+    DROP_SNAPSHOT = "drop-snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a volume's snapshots are kept."""
+
+    on_error: OnError = OnError.FAIL_WRITES
+    limit: int | None = None  # bytes of pre-images in all snapshots together
+    warn_percent: int = 80  # of the limit
+    copy_timeout: float | None = None  # seconds after which a copy counts as failed
+    max_snapshots: int | None = None
+
+
+DEFAULT = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceLow:
+    """The snapshots have come to take `used` bytes, which is near their limit."""
+
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotDropped:
+    """Snapshot `name` was given up because of `reason`."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRefused:
+    """A write was refused because its pre-image could not be preserved."""
+
+    error: block_device.BlockDeviceError
+
+
+Event = SpaceLow | SnapshotDropped | WriteRefused
+Listener = Callable[[Event], None]
+"""Called on the thread of a write: has to return at once."""
+
+
+def nobody(_event: Event) -> None:
+    """A listener that does not listen."""
