@@ -74,6 +74,14 @@ class Administration:
         """Who may log in."""
         return messages.decode(messages.Access, self._served.settings.access.model_dump(mode="json"))
 
+    def volumes(self) -> list[messages.Volume]:
+        """All volumes, as they are served."""
+        return [self._served.volume_status(each) for each in self._served.settings.volumes]
+
+    def volume(self, name: str) -> messages.Volume:
+        """One volume, as it is served.  Raises Problem."""
+        return self._served.volume_status(self._volume(name))
+
     def luns(self) -> list[messages.Lun]:
         """The target's units."""
         return [
@@ -105,6 +113,17 @@ class Administration:
             self._served.add_volume(wanted)
             self._served.settings = changed
             log.info("volume %s is served as LUN %d", wanted.name, wanted.lun)
+
+    def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
+        """Serve a volume under another LUN, or with another durability; it is taken away and comes back."""
+        with self._lock:
+            before = self._volume(name)
+            given = {key: value for key, value in messages.encode(request).items() if value is not None}
+            wanted = _validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")
+            now = self._served.settings
+            _checked(now.model_copy(update={"volumes": tuple(wanted if v is before else v for v in now.volumes)}))
+            if wanted != before:
+                self._redo(before, wanted, force, dry_run)
 
     def delete_volume(self, name: str, *, force: bool, data: bool, dry_run: bool) -> None:
         """Serve a volume no more; with `data` remove what it kept in the state directory, too."""

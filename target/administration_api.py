@@ -23,6 +23,21 @@ def routes(admin: Administration) -> fastapi.APIRouter:
     """The requests there are."""
     router = fastapi.APIRouter(prefix="/v1", responses=REFUSALS)
 
+    @router.get("/volumes")
+    def volumes() -> list[messages.Volume]:
+        """The volumes, as they are served."""
+        return admin.volumes()
+
+    @router.get("/volumes/{name}")
+    def volume(name: str) -> messages.Volume:
+        """One volume, as it is served."""
+        return admin.volume(name)
+
+    @router.patch("/volumes/{name}", status_code=204)
+    def change_volume(name: str, request: messages.ChangeVolume, force: Force = False, dry_run: DryRun = False) -> None:
+        """Change a volume's LUN or durability; it is gone for a moment."""
+        admin.change_volume(name, request, force=force, dry_run=dry_run)
+
     @router.post("/volumes", status_code=204)
     def create_volume(request: messages.CreateVolume, dry_run: DryRun = False) -> None:
         """Make a volume, or take up one whose data is there, and serve it."""

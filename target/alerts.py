@@ -37,8 +37,8 @@ Less than {LOW_SPACE_PERCENT} % of the file system that holds the state director
 written to; when there is nothing left, writes fail.  Delete snapshots that are not needed, or enlarge the file system.""",
     "nobody-may-log-in": """\
 The configuration's `access` names neither networks nor initiators, so every login is refused.  In the shell:
-`/iscsi/<target>/tpg1/acls create <initiator's name>`, or `/iscsi/<target>/tpg1 set networks=10.1.2.0/24` to let in any
-initiator from there.""",
+`/iscsi/<target>/tpg1/acls create <initiator's name>`, or `/iscsi/<target>/tpg1 set access networks=10.1.2.0/24` to let
+in any initiator from there.""",
 }
 
 

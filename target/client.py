@@ -96,6 +96,18 @@ class Client:
         """Make a volume and serve it."""
         self._change("POST", "/v1/volumes", request)
 
+    def volumes(self) -> list[messages.Volume]:
+        """All volumes, as they are served."""
+        return [messages.decode(messages.Volume, each) for each in self._ask("GET", "/v1/volumes")]
+
+    def volume(self, name: str) -> messages.Volume:
+        """One volume, as it is served."""
+        return messages.decode(messages.Volume, self._ask("GET", _volume(name)))
+
+    def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool) -> None:
+        """Change a volume."""
+        self._change("PATCH", _volume(name), request, force=force)
+
     def delete_volume(self, name: str, *, force: bool, data: bool) -> None:
         """Serve a volume no more."""
         self._change("DELETE", _volume(name), force=force, data=data)

@@ -233,6 +233,14 @@ class CreateVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeVolume:
+    """Request: what is not None is changed."""
+
+    lun: int | None = None
+    durability: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one object when a configuration was restored or cleared; `refusal` None: it was done."""
 

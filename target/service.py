@@ -357,7 +357,7 @@ class Service:
             portal=self.portal_address,
             space_free_bytes=space.free,
             space_total_bytes=space.total,
-            volumes=tuple(self._volume_status(each) for each in self.settings.volumes),
+            volumes=tuple(self.volume_status(each) for each in self.settings.volumes),
             sessions=tuple(
                 messages.Session(
                     each.initiator,
@@ -379,7 +379,8 @@ class Service:
         space = shutil.disk_usage(self.state_dir)
         return list(alerts.current(self, space.free, space.total))
 
-    def _volume_status(self, each: settings.Volume) -> messages.Volume:
+    def volume_status(self, each: settings.Volume) -> messages.Volume:
+        """One volume, as it is being served."""
         opened = self._volumes.get(each.name)
         read, written, commands = self.rates.of(each.name)
         primary = volumes.primary_path(each, self.state_dir)
