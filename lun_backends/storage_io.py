@@ -54,6 +54,10 @@ class StorageIO:
         """Map the first `length` bytes of a file, shared, for reading and writing."""
         return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
+    def forget(self, fd: int, offset: int, length: int) -> None:
+        """Drop the range from the page cache, as far as it is on the disk, so that the next read is one of the disk."""
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
 

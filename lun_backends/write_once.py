@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, NoReturn
 
@@ -260,23 +260,30 @@ class WriteOnce(block_device.BlockDevice):
         finally:
             self._running.pop()
 
-    def verify(self) -> Iterator[contents.ChunkReport]:
-        """Read all that is written and compare it with the checksums recorded; one report per chunk, in order of address.
-        Raises SnapshotInvalid, DeviceClosed between two of them."""
-        chunk = 0
-        chunks = -(-self.size // self.chunk_size)
-        while chunk < chunks:
+    def verify(self, passed_over: Container[int] = ()) -> Iterator[contents.ChunkReport]:
+        """Read all that is written, but the chunks `passed_over`, and compare it with the checksums recorded; one report
+        per chunk, in order of address.  Raises SnapshotInvalid, DeviceClosed between two of them."""
+        reports = self.store.verify(passed_over)
+        while True:
             self._running.append(None)
             try:
                 if self._stopped:
                     self._refuse()
-                report = next(self.store.verify(chunk, chunks), None)
+                report = next(reports, None)
             finally:
                 self._running.pop()
             if report is None:
                 return
             yield report
-            chunk = report.offset // self.chunk_size + 1
+
+    def check_headers(self) -> list[str]:
+        """What is wrong with the superblocks and the header as they are on the disk, a phrase each.  Raises DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            return self.store.check_headers()
+        finally:
+            self._running.pop()
 
     # -- inside
 

@@ -66,6 +66,8 @@ class ChunkFile:
         """Fill `buffers`; `lba` is the block at `place`, for errors.  Raises MediumError; WouldBlock with `nowait`."""
         try:
             got = storage_io.read_all(self._io, self._fd, buffers, place, length, os.RWF_NOWAIT if nowait else 0)
+        except OverflowError as error:  # a slot that is none: the map has rotted
+            raise block_device.MediumError(lba, False, f"{self.path} ends before the block") from error
         except OSError as error:
             if nowait and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise block_device.WouldBlock from error
@@ -85,6 +87,27 @@ class ChunkFile:
         if storage_io.read_all(self._io, self._fd, [data], slot * self.chunk_size, length) != length:
             raise OSError(errno.ENODATA, "the chunk file ends before the slot")
         return checksum([data])
+
+    def check(self, slot: int, length: int) -> int:
+        """As `checksum_of`, but of what is on the disk rather than in the page cache, which is left as it was but for this
+        slot.  Raises OSError."""
+        place = slot * self.chunk_size
+        if place >= os.fstat(self._fd).st_size:
+            raise OSError(errno.ENODATA, f"the chunk file ends before slot {slot}")
+        self._io.forget(self._fd, place, length)
+        found = self.checksum_of(slot, length)
+        self._io.forget(self._fd, place, length)
+        return found
+
+    def check_header(self, superblock: chunk_map.Superblock) -> list[str]:
+        """Read the header again; what is wrong with it, a phrase each."""
+        try:
+            _check_header(self._io, self._fd, self.path, superblock)
+        except chunk_map.StoreDamaged as damage:
+            return [f"the chunk file's header: {damage.field}: {damage.found}"]
+        except OSError as error:
+            return [f"the chunk file's header cannot be read: {os.strerror(error.errno or 0)}"]
+        return []
 
     def sync(self) -> None:
         """Make what was written durable.  Raises OSError; what is durable is then unknown."""

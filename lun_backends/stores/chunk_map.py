@@ -7,13 +7,18 @@
 | 8192                       | `slots`: a little-endian u64 per chunk, the chunk's place in the chunk file; 0 = none     |
 | then, page-aligned         | `written`: one bit per block, bit `n & 7` of byte `n >> 3`                                |
 | then, page-aligned         | `checksums`: a little-endian u32 per chunk, CRC32C of a fully written chunk; 0 = none     |
+| then, page-aligned         | `confirmed`: one bit per chunk, bit `n & 7` of byte `n >> 3`                              |
 
-A block is written if its chunk has a slot and its bit is set.  What the map guarantees, and what it asks of its owner:
+A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  What the map guarantees, and what it asks of its owner:
 
 * Any mixture of old and new map pages reads as blocks that are blank or were stored whole, *if* the owner stores words only
   after the data they speak of is durable, and calls `clean` and `sync` before the first `publish` of a chunk that `is_stale`.
   Such a chunk carries what an interrupted commit left: bits or a checksum without a slot (which would come to life with
   the slot), or a checksum without all its bits (which would accuse the data that fills them later).
+* A chunk is to be confirmed once it is fully written and all its other words are durable, never before.  So a confirmed
+  chunk that lacks its slot or bits was not interrupted: the map has rotted.  It stays written; reading it without its slot
+  is an error, where a view would else take the primary's new data for the old.  A power cut may lose the newest
+  confirmations, and with them nothing but this check.  A chunk written in part has none.
 * A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not, so
   "none recorded" means unverifiable, never damaged.
 * A page is stored into only after `reserve` gave it disk space (SIGBUS otherwise), and read only if `present` has its page of
@@ -57,11 +62,12 @@ RESTORE = "restore map and chunk file together from a backup, or delete the snap
 """The remedy for damage."""
 
 _MAGIC = b"WOLUNMAP"
-_VERSION = 1
+_VERSION = 2
 # magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
 _SUPERBLOCK = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
 _CRC = struct.Struct("<I")
 _SUPERBLOCKS = (0, PAGE)
+_NO_PAGE = 1 << 62
 
 
 class StoreError(block_device.BlockDeviceError):
@@ -154,6 +160,7 @@ class Layout:
     slots: int
     written: int
     checksums: int
+    confirmed: int
     length: int
 
     @classmethod
@@ -164,7 +171,8 @@ class Layout:
         slots = 2 * PAGE
         written = _page_up(slots + chunks * 8)
         checksums = _page_up(written + -(-blocks // 8))
-        return cls(chunks, slots, written, checksums, _page_up(checksums + chunks * 4))
+        confirmed = _page_up(checksums + chunks * 4)
+        return cls(chunks, slots, written, checksums, confirmed, _page_up(confirmed + -(-chunks // 8)))
 
 
 class ChunkMap:
@@ -190,12 +198,14 @@ class ChunkMap:
         self._slots = view[layout.slots : layout.slots + layout.chunks * 8].cast("Q")
         self._written = view[layout.written : layout.checksums]
         self._checksums = view[layout.checksums : layout.checksums + layout.chunks * 4].cast("I")
-        self._views = (self._slots, self._written, self._checksums, view)
+        self._confirmed = view[layout.confirmed : layout.length]
+        self._views = (self._slots, self._written, self._checksums, self._confirmed, view)
         # Chunks of less than eight blocks (4 KiB to 16 KiB of 4096-byte blocks) share a byte of bits.
         self._shift = self.blocks_per_chunk.bit_length() - 1
         self._width = self.blocks_per_chunk >> 3
         self._low = (1 << self.blocks_per_chunk) - 1
-        self.present = self._find_present()
+        self.present = self._find_present(layout.slots, layout.written)
+        self._confirmable = self._find_present(layout.confirmed, layout.length)  # pages of `confirmed`
         self._reserved = pyroaring.BitMap()
 
     @classmethod
@@ -247,8 +257,21 @@ class ChunkMap:
         return self._slots[chunk] if chunk >> 9 in self.present else 0
 
     def written(self, chunk: int) -> int:
-        """The mask of the chunk's written blocks; 0 if it has no slot."""
-        return self.bits(chunk) if chunk >> 9 in self.present and self._slots[chunk] else 0
+        """The mask of the chunk's written blocks; 0 if it has no slot and is not confirmed."""
+        bits = self.bits(chunk) if chunk >> 9 in self.present and self._slots[chunk] else 0
+        if bits != self._low and self.confirmed(chunk):
+            return self.full_mask(chunk)
+        return bits
+
+    def confirmed(self, chunk: int) -> bool:
+        """Whether the chunk is fully written for certain.  (Look at it before the other words to find these incomplete.)"""
+        return chunk >> 15 in self._confirmable and bool(self._confirmed[chunk >> 3] >> (chunk & 7) & 1)
+
+    def confirmed_range(self, first: int, end: int) -> int:
+        """The mask of the confirmed chunks of [first, end), which should be in one page of slots."""
+        if first >> 15 not in self._confirmable:
+            return 0
+        return int.from_bytes(self._confirmed[first >> 3 : -(-end // 8)], "little") >> (first & 7)
 
     def bits(self, chunk: int) -> int:
         """The mask of the chunk's bits, slot or not."""
@@ -273,6 +296,33 @@ class ChunkMap:
         """The chunk's bytes (the LUN's last chunk may be short)."""
         return min(self.superblock.chunk_size, self.superblock.size - chunk * self.superblock.chunk_size)
 
+    def pages_with_words(self) -> Iterator[int]:
+        """The pages of slots, in order, whose chunks may have words of any kind: more than `present` if slots were lost."""
+        per_page = PAGE * 8 // SLOTS_PER_PAGE
+        after = 0
+        while (page := min(self._from(self.present, after), self._from(self._confirmable, after, per_page))) < _NO_PAGE:
+            yield page
+            after = page + 1
+
+    def _from(self, pages: pyroaring.BitMap, after: int, each: int = 1) -> int:
+        """The first page of slots not before `after` of those in `pages`, which hold words for `each` such pages."""
+        try:
+            page = pages.next_set_bit(after // each)
+        except ValueError:
+            return _NO_PAGE
+        first = max(after, page * each)
+        return first if first * SLOTS_PER_PAGE < self.chunks else _NO_PAGE
+
+    def has_words(self, first: int, end: int) -> bool:
+        """Whether there are any words for chunks [first, end), `first` being the first of a page of slots."""
+        words = (
+            self._slots[first:end].cast("B"),
+            self._written[(first << self._shift) >> 3 : -(-(end << self._shift) // 8)],
+            self._checksums[first:end].cast("B"),
+            self._confirmed[first >> 3 : -(-end // 8)],
+        )
+        return any(array.tobytes().strip(b"\0") for array in words)
+
     def next_page(self, page: int) -> int | None:
         """The first page of slots at or after `page` that may hold any, found without touching the map."""
         try:
@@ -291,18 +341,20 @@ class ChunkMap:
     # -- stores
 
     def reserve(self, chunk: int) -> None:
-        """Give the three pages that hold the chunk's words their space on disk.  Raises OSError."""
+        """Give the four pages that hold the chunk's words their space on disk.  Raises OSError."""
         layout = self.layout
         reserved = self._reserved
         for offset in (
             layout.written + ((chunk << self._shift) >> 3),
             layout.checksums + chunk * 4,
-            layout.slots + chunk * 8,  # last: `present` promises that all three are there
+            layout.confirmed + (chunk >> 3),
+            layout.slots + chunk * 8,  # last: `present` promises that all four are there
         ):
             page = offset >> 12
             if page not in reserved:
                 self._io.reserve(self._fd, page << 12, PAGE)
                 reserved.add(page)
+        self._confirmable.add(chunk >> 15)
         self.present.add(chunk >> 9)
 
     def is_stale(self, chunk: int) -> bool:
@@ -329,6 +381,10 @@ class ChunkMap:
             self._checksums[chunk] = checksum
         self._store_bits(chunk, bits)
         return bits
+
+    def confirm(self, chunk: int) -> None:
+        """Say that the chunk is fully written for certain; all its other words are durable."""
+        self._confirmed[chunk >> 3] |= 1 << (chunk & 7)
 
     def retract(self, chunk: int, mask: int) -> None:
         """Take blocks back whose publication could not be made durable; the slot stays and is not used again."""
@@ -373,25 +429,37 @@ class ChunkMap:
         self._map.close()
         self._io.close(self._fd)
 
-    def _find_present(self) -> pyroaring.BitMap:
-        """The pages of slots that are not holes, asked of the file system: no page is read."""
+    def check_superblocks(self) -> list[str]:
+        """Read both copies again; what is wrong with them, a phrase each."""
+        found = []
+        for number, offset in enumerate(_SUPERBLOCKS, 1):
+            try:
+                copy = _unpack(self._io, self._fd, self.path, offset)
+            except StoreDamaged as damage:
+                found.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
+            except OSError as error:
+                found.append(f"copy {number} of the map's superblock cannot be read: {os.strerror(error.errno or 0)}")
+            else:
+                if copy != self.superblock:
+                    found.append(f"copy {number} of the map's superblock is not the one in force")
+        return found
+
+    def _find_present(self, start: int, end: int) -> pyroaring.BitMap:
+        """The pages from `start` to `end` (page-aligned) that are not holes, asked of the file system: no page is read."""
         found = pyroaring.BitMap()
-        layout = self.layout
-        offset = layout.slots
-        while offset < layout.written:
+        offset = start
+        while offset < end:
             try:
                 data = os.lseek(self._fd, offset, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # no data up to the end of the file
                     break
                 raise
-            if data >= layout.written:
+            if data >= end:
                 break
             offset = os.lseek(self._fd, data, os.SEEK_HOLE)
             # A file system with larger blocks reports more than was stored: harmless, there are zeroes.
-            found.add_range(
-                (data - layout.slots) // PAGE, (min(_page_up(offset), layout.written) - layout.slots) // PAGE
-            )
+            found.add_range((data - start) // PAGE, (min(_page_up(offset), end) - start) // PAGE)
         return found
 
 

@@ -8,7 +8,7 @@ could hold.  Nothing here needs a lock: blocks that become written meanwhile are
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import pyroaring
@@ -81,30 +81,84 @@ def chunks_written(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[t
         if base >= end:
             return
         low = max(first, base)  # a lookup of one chunk must not cost the whole page
-        for index, slot in enumerate(map_.slot_range(low, min(end, base + chunk_map.SLOTS_PER_PAGE)), low):
-            if slot and (bits := map_.bits(index)):
+        high = min(end, base + chunk_map.SLOTS_PER_PAGE)
+        confirmed = map_.confirmed_range(low, high)
+        for index, slot in enumerate(map_.slot_range(low, high), low):
+            if confirmed >> (index - low) & 1:
+                yield index, map_.full_mask(index)
+            elif slot and (bits := map_.bits(index)):
                 yield index, bits
         page = found + 1
 
 
-def verify(map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, first: int, end: int) -> Iterator[ChunkReport]:
-    """Read every chunk that has data, of chunks [first, end), and compare; one report per chunk, in order."""
-    for chunk, bits in chunks_written(map_, first, end):
-        offset, length = chunk * file.chunk_size, map_.chunk_length(chunk)
-        expected = map_.checksum(chunk)
-        if not expected or bits != map_.full_mask(chunk):
-            yield ChunkReport(offset, length, Verdict.UNVERIFIABLE)
-            continue
-        try:
-            found = file.checksum_of(map_.slot(chunk), length)
-        except OSError as error:
-            yield ChunkReport(offset, length, Verdict.DAMAGED, f"cannot be read: {error.strerror}")
-            continue
-        if found == expected:
-            yield ChunkReport(offset, length, Verdict.GOOD)
-        else:
-            why = f"CRC32C is {found:#010x}, was {expected:#010x} when written"
-            yield ChunkReport(offset, length, Verdict.DAMAGED, why)
+def verify(
+    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, passed_over: Container[int] = ()
+) -> Iterator[ChunkReport]:
+    """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order.
+
+    | confirmed | slot | bits | checksum | data      | verdict                                                             |
+    | --------- | ---- | ---- | -------- | --------- | ------------------------------------------------------------------- |
+    | any       | yes  | all  | yes      | fits      | good, unless another chunk has the same slot                        |
+    | any       | yes  | all  | yes      | does not  | damaged                                                             |
+    | yes       | no   | any  | any      | -         | damaged: reads fail                                                 |
+    | yes       | yes  | some | any      | any       | damaged: the map is; blocks read as if all bits were there          |
+    | any       | yes  | all  | none     | -         | unverifiable                                                        |
+    | no        | yes  | some | any      | -         | unverifiable: written in part                                       |
+    | no        | a word but not both of these | - | unverifiable: reads as blank; an interrupted commit left it, or rot |
+    """
+    slots = pyroaring.BitMap64()
+    for page in map_.pages_with_words():
+        base = page * chunk_map.SLOTS_PER_PAGE
+        end = min(base + chunk_map.SLOTS_PER_PAGE, map_.chunks)
+        if map_.has_words(base, end):
+            for chunk in range(base, end):
+                if chunk not in passed_over and (report := _verify(map_, file, chunk, slots)) is not None:
+                    yield report
+
+
+def _verify(
+    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, chunk: int, slots: pyroaring.BitMap64
+) -> ChunkReport | None:
+    confirmed = map_.confirmed(chunk)  # first: a chunk that is being committed must not look incomplete
+    slot, bits, expected = map_.slot_range(chunk, chunk + 1)[0], map_.bits(chunk), map_.checksum(chunk)
+    if not (confirmed or slot or bits or expected):
+        return None
+    offset, length = chunk * file.chunk_size, map_.chunk_length(chunk)
+
+    def report(verdict: Verdict, reason: str) -> ChunkReport:
+        return ChunkReport(offset, length, verdict, reason)
+
+    if confirmed and not slot:
+        return report(Verdict.DAMAGED, "the map has lost where it is; reads of it fail")
+    if slot in slots:
+        return report(Verdict.DAMAGED, f"it shares slot {slot} with chunk {_chunk_in(map_, slot)}")
+    if slot:
+        slots.add(slot)
+    if not slot or not (bits or confirmed):
+        return report(Verdict.UNVERIFIABLE, "it reads as blank, and words of it are in the map")
+    whole = bits == map_.full_mask(chunk)
+    if not whole and not confirmed:
+        return report(Verdict.UNVERIFIABLE, "it is written in part")
+    if not expected:
+        return report(Verdict.UNVERIFIABLE, "no checksum is recorded")
+    try:
+        found = file.check(slot, length)
+    except OSError as error:
+        return report(Verdict.DAMAGED, f"it cannot be read: {error.strerror}")
+    if found != expected:
+        return report(Verdict.DAMAGED, f"CRC32C is {found:#010x}, was {expected:#010x} when written")
+    if not whole:
+        return report(Verdict.DAMAGED, "the map has lost which of its blocks are written; its data is as it was")
+    return ChunkReport(offset, length, Verdict.GOOD)
+
+
+def _chunk_in(map_: chunk_map.ChunkMap, slot: int) -> int:
+    """The first chunk in a slot; there is one."""
+    for page in map_.pages_with_words():
+        slots = map_.page_slots(page)
+        if slot in slots:
+            return page * chunk_map.SLOTS_PER_PAGE + slots.index(slot)
+    raise LookupError(slot)
 
 
 def check_slots(map_: chunk_map.ChunkMap, limit: int) -> None:

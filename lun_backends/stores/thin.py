@@ -15,7 +15,9 @@ A commit of a store with `Durability.POWER_LOSS`, one at a time for all who wait
 2. `fdatasync` of the chunk file;
 3. chunks with words left by an interrupted commit are cleaned and the map synced (rare: `ChunkMap.is_stale`);
 4. slots, checksums and bits are stored into the map; readers see the blocks from here on;
-5. the map is synced; only now the claims end, so that whoever is told BlockWritten may rely on durable data.
+5. the map is synced; only now the claims end, so that whoever is told BlockWritten may rely on durable data;
+6. chunks that are full now are confirmed in the map, which becomes durable with a later sync: that order makes a lost word
+   of a confirmed chunk damage for certain (`chunk_map`).
 
 With `Durability.PROCESS_CRASH` steps 2, 3's sync and 5 fall away; the order stays, so a killed process loses nothing it
 acknowledged, and a power cut may lose anything since the last `flush`.
@@ -33,7 +35,7 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,16 +226,15 @@ class ThinStore:
             mask = ((1 << count) - 1) << start
             if missing := mask & ~map_.written(chunk):
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            self._file.read(
-                map_.slot(chunk) * self.chunk_size + start * block_size, buffers, count * block_size, first, nowait
-            )
+            place = self._place(chunk, start)
+            self._file.read(place, buffers, count * block_size, first, nowait)
             return
         runs: list[list[int]] = []  # [place in the chunk file, bytes], neighbours there joined
         for chunk, start, blocks in self._pieces(first, count):
             mask = ((1 << blocks) - 1) << start
             if missing := mask & ~map_.written(chunk):
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            place = map_.slot(chunk) * self.chunk_size + start * block_size
+            place = self._place(chunk, start)
             if runs and sum(runs[-1]) == place:
                 runs[-1][1] += blocks * block_size
             else:
@@ -243,6 +244,14 @@ class ThinStore:
             part = buffers if len(runs) == 1 else chunk_file.sliced(buffers, done, length)
             self._file.read(place, part, length, first + done // block_size, nowait)
             done += length
+
+    def _place(self, chunk: int, start: int) -> int:
+        """Where written blocks are in the chunk file, in bytes.  Raises MediumError."""
+        slot = self._map.slot(chunk)
+        if not slot:
+            why = f"{self._map.path}: the map has lost where the chunk is"
+            raise block_device.MediumError(chunk * self.blocks_per_chunk + start, False, why)
+        return slot * self.chunk_size + start * self.block_size
 
     # -- writing
 
@@ -385,15 +394,17 @@ class ThinStore:
             for chunk, _, _, _ in batch.claims:
                 if self._map.is_stale(chunk):
                     self._map.clean(chunk)
-            partial = self._publish(batch)
+            full = self._publish(batch)
+            for chunk, _ in full:
+                self._map.confirm(chunk)
             self._end([batch])
             self.syncs.commits += 1
             self.syncs.batches += 1
             self._changed.notify_all()
-        self._record_checksums(partial)
+        self._record_checksums(full)
 
     def _commit_synced(self, group: list[Batch]) -> None:
-        """Steps 2 to 5; the only thread that stores into the map."""
+        """Steps 2 to 6; the only thread that stores into the map."""
         map_ = self._map
         if self._broken:
             raise OSError(errno.EIO, self._broken)
@@ -403,11 +414,11 @@ class ThinStore:
             for chunk in stale:
                 map_.clean(chunk)
             self._sync_map()
-        partial: list[int] = []
+        full: list[tuple[int, int]] = []
         for batch in group:
             with self._changed:  # `written_bytes` counts under it
-                partial += self._publish(batch)
-        self._record_checksums(partial)
+                full += self._publish(batch)
+        self._record_checksums(full)
         try:
             self._sync_map()
         except OSError:
@@ -415,20 +426,22 @@ class ThinStore:
                 for batch in group:
                     self._retract(batch)
             raise
+        for chunk, _ in full:
+            map_.confirm(chunk)
         self.syncs.commits += 1
         self.syncs.batches += len(group)
 
-    def _publish(self, batch: Batch) -> list[int]:
-        """Step 4; returns the chunks that are full now but have no checksum."""
+    def _publish(self, batch: Batch) -> list[tuple[int, int]]:
+        """Step 4; returns the chunks that are full now, with their checksums, 0 for those yet to be computed."""
         map_ = self._map
-        partial = []
+        full = []
         for chunk, slot, mask, checksum in batch.claims:
             bits = map_.publish(chunk, slot, mask, checksum)
-            if not checksum and bits == map_.full_mask(chunk):
-                partial.append(chunk)
+            if checksum or bits == map_.full_mask(chunk):
+                full.append((chunk, checksum))
             if chunk >> 9 < self._counted:
                 self._blocks += mask.bit_count()
-        return partial
+        return full
 
     def _retract(self, batch: Batch) -> None:
         """Take a published batch back (lock held)."""
@@ -437,9 +450,9 @@ class ThinStore:
             if chunk >> 9 < self._counted:
                 self._blocks -= mask.bit_count()
 
-    def _record_checksums(self, chunks: Iterable[int]) -> None:
-        """Read full chunks back for their checksum.  One that cannot be read stays without: it is written all the same."""
-        for chunk in chunks:
+    def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
+        """Read the chunks back that have no checksum yet.  One that cannot be read stays without: it is written all the same."""
+        for chunk in (chunk for chunk, checksum in full if not checksum):
             try:
                 self._map.record_checksum(
                     chunk, self._file.checksum_of(self._map.slot(chunk), self._map.chunk_length(chunk))
@@ -509,9 +522,13 @@ class ThinStore:
                     self._counted = page + 1
         return self._blocks * self.block_size
 
-    def verify(self, first: int = 0, end: int | None = None) -> Iterator[contents.ChunkReport]:
-        """Read every chunk that has data, of chunks [first, end), and compare; one report per chunk, in order."""
-        return contents.verify(self._map, self._file, first, self._map.chunks if end is None else end)
+    def verify(self, passed_over: Container[int] = ()) -> Iterator[contents.ChunkReport]:
+        """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order."""
+        return contents.verify(self._map, self._file, passed_over)
+
+    def check_headers(self) -> list[str]:
+        """What is wrong with the superblocks and the header as they are on the disk, a phrase each."""
+        return self._map.check_superblocks() + self._file.check_header(self._map.superblock)
 
     def close(self) -> None:
         """Flush and close.  No call may be running, none may follow.  Raises MediumError, closed all the same."""

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rot: any byte of a map or of a chunk file changes, and what then reads wrong is named, or was said to be unverifiable."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, write_once
+from lun_backends.stores import chunk_map, contents, thin
+from tests.lun_backends import stores
+from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, data
+
+CHUNKS = 11
+FULL, PART, BLANK = (0, 1, 4, 9), 6, (2, 3, 5, 7, 8, 10)
+GOOD, DAMAGED, UNVERIFIABLE = contents.Verdict.GOOD, contents.Verdict.DAMAGED, contents.Verdict.UNVERIFIABLE
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Four whole chunks, one written in part, and blank ones; closed."""
+    lun = stores.create(tmp_path, size=CHUNKS * CHUNK)
+    for chunk in FULL:
+        lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
+    lun.writev(PART * CHUNK + BLOCK, data(PART, 3))
+    lun.close()
+    return thin.files(tmp_path / "s")
+
+
+def truth(chunk: int, block: int) -> bytes | None:
+    """What a block holds, None if it is blank."""
+    if chunk in FULL:
+        return b"".join(data(chunk, PER_CHUNK))[block * BLOCK : (block + 1) * BLOCK]
+    if chunk == PART and 1 <= block <= 3:
+        return b"".join(data(PART, 3))[(block - 1) * BLOCK : block * BLOCK]
+    return None
+
+
+def wrong_chunks(lun: write_once.WriteOnce) -> Iterator[tuple[int, bool]]:
+    """(chunk, whether it said so itself) for every chunk that does not read as it was written."""
+    for chunk in range(CHUNKS):
+        for block in range(PER_CHUNK):
+            found: bytes | None
+            try:
+                found = stores.read(lun, chunk * PER_CHUNK + block)
+            except block_device.BlankBlock:
+                found = None
+            except block_device.MediumError:
+                yield chunk, True
+                break
+            if found != truth(chunk, block):
+                yield chunk, False
+                break
+
+
+def rot(path: Path, offset: int, change: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ change]))
+
+
+def check(tmp_path: Path) -> str:
+    """Open, read, verify; says how the change was met."""
+    try:
+        lun = stores.reopen(tmp_path)
+    except chunk_map.StoreDamaged:
+        return "refused"
+    try:
+        verdicts = {report.offset // CHUNK: report.verdict for report in lun.verify()}
+        headers = lun.check_headers()
+        for chunk, said_so in wrong_chunks(lun):
+            verdict = verdicts.get(chunk)
+            if chunk == PART:
+                assert verdict in (UNVERIFIABLE, DAMAGED)
+            elif chunk in BLANK and not said_so:
+                assert verdict is UNVERIFIABLE  # bits and a slot came to it: nobody can tell
+            else:
+                assert verdict is DAMAGED, f"chunk {chunk} reads wrong, and verify says {verdict}"
+        if headers:
+            return "header"
+        if DAMAGED in verdicts.values():
+            return "damaged"
+        return "unseen" if verdicts == {**dict.fromkeys(FULL, GOOD), PART: UNVERIFIABLE} else "unverifiable"
+    finally:
+        lun.close()
+
+
+@pytest.mark.parametrize("change", [0xFF, 0x01, 0x80])
+def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[Path, Path], change: int) -> None:
+    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    for start, width in ((layout.slots, 8), (layout.written, 1), (layout.checksums, 4)):
+        for offset in range(CHUNKS * width):
+            rot(files[0], start + offset, change)
+            met = check(tmp_path)
+            rot(files[0], start + offset, change)
+            if offset // width in FULL:
+                assert met in ("damaged", "refused")
+            elif offset // width in BLANK:
+                assert met in ("unverifiable", "refused")
+    for offset in range(-(-CHUNKS // 8)):
+        rot(files[0], layout.confirmed + offset, change)
+        met = check(tmp_path)
+        rot(files[0], layout.confirmed + offset, change)
+        # A chunk that lost its confirmation is good all the same, and behind the last one there is nothing.
+        assert met == ("unseen" if (change, offset) in ((0x01, 0), (0x80, 1)) else "damaged")
+
+
+def test_a_superblock_is_survived_through_its_copy_and_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    used = chunk_map._SUPERBLOCK.size + chunk_map._CRC.size
+    for copy, offset in itertools.product((0, chunk_map.PAGE), range(0, used, 7)):
+        rot(files[0], copy + offset, 0x10)
+        assert check(tmp_path) == "header"
+        rot(files[0], copy + offset, 0x10)
+    for offset in (0, chunk_map.PAGE):
+        rot(files[0], offset + 40, 0x10)
+    assert check(tmp_path) == "refused"
+
+
+def test_every_byte_of_the_chunk_file(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    used = 36
+    assert files[1].read_bytes()[used:CHUNK].strip(b"\0") == b""
+    for offset in range(used):
+        rot(files[1], offset, 0x04)
+        assert check(tmp_path) == "refused"
+        rot(files[1], offset, 0x04)
+    for offset in range(CHUNK, 5 * CHUNK, 61):
+        rot(files[1], offset, 0x04)
+        assert check(tmp_path) == "damaged"
+        rot(files[1], offset, 0x04)
+
+
+def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    lun = stores.reopen(tmp_path)
+    assert lun.check_headers() == []
+    rot(files[1], 9, 0x01)
+    rot(files[0], chunk_map.PAGE + 100, 0x01)
+    found = lun.check_headers()
+    assert len(found) == 2
+    assert "copy 2 of the map's superblock: superblock CRC" in found[0]
+    assert "the chunk file's header: format version" in found[1]
+    lun.close()
+
+
+@pytest.mark.parametrize("array", ["slots", "written", "checksums", "confirmed"])
+def test_a_page_of_the_map_that_is_lost(tmp_path: Path, files: tuple[Path, Path], array: str) -> None:
+    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    with files[0].open("r+b") as file:
+        file.seek(getattr(layout, array))
+        file.write(bytes(chunk_map.PAGE))
+    met = check(tmp_path)
+    # Without confirmations, all words that matter are there.
+    assert met == {"slots": "damaged", "written": "damaged", "checksums": "unverifiable", "confirmed": "unseen"}[array]
+
+
+def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    rot(files[0], layout.slots + 4 * 8, 3)  # chunk 4 was in slot 3
+    lun = stores.reopen(tmp_path)
+    with pytest.raises(block_device.BlockWritten):  # copy-on-write would put new data for old
+        lun.writev(4 * CHUNK, data(77, PER_CHUNK))
+    with pytest.raises(block_device.MediumError, match="lost where"):
+        stores.read(lun, 4 * PER_CHUNK)
+    with pytest.raises(block_device.MediumError, match="lost where"):
+        stores.read(lun, 3 * PER_CHUNK + 8, 8)
+    assert (4 * CHUNK, CHUNK, block_device.ExtentKind.DATA) in [
+        (extent.offset, extent.length, extent.kind) for extent in lun.extents(0, lun.size)
+    ]
+    reports = {report.offset // CHUNK: report for report in lun.verify()}
+    assert reports[4].verdict is DAMAGED
+    assert "lost where it is" in reports[4].reason
+    lun.close()
+
+
+def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    lun = stores.reopen(tmp_path)  # as long as it is open nobody looks
+    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    rot(files[0], layout.slots + 9 * 8, 4 ^ 2)  # chunk 9 was in slot 4, chunk 1 is in 2
+    reports = {report.offset // CHUNK: report for report in lun.verify()}
+    assert reports[1].verdict is GOOD
+    assert reports[9].verdict is DAMAGED
+    assert reports[9].reason == "it shares slot 2 with chunk 1"
+    lun.close()
+
+
+def test_only_what_is_durable_is_confirmed(tmp_path: Path) -> None:
+    """Otherwise a power cut could look like rot."""
+    io = stores.FaultyIO()
+    lun = stores.create(tmp_path, io=io)
+    confirmed: list[bool] = []
+    io.before["sync_map"] = lambda: confirmed.append(lun.store._map.confirmed(0))
+    lun.writev(0, data(1, 3))
+    lun.writev(3 * BLOCK, data(1, 5))
+    assert confirmed == [False, False]
+    assert lun.store._map.confirmed(0)
+    io.fail("sync_map")
+    with pytest.raises(block_device.MediumError):
+        lun.writev(CHUNK, data(1, PER_CHUNK))
+    assert not lun.store._map.confirmed(1)
+    lun.close()
