@@ -4,6 +4,10 @@
 A snapshot is given up by marking it invalid in its map's superblock, in place: that needs no space.  Where the map cannot
 be written, a file `<uuid>.invalid` beside it, with the reason in it, says the same.  Where neither can be made durable the
 snapshot is not given up and the write is refused: nothing may look good and not be so.
+
+The same goes for a snapshot whose files cannot be opened.  If they are damaged or missing it is lost and marked so.  If they
+only cannot be reached (a read-only disk, a permission) they may be good again at the next start: until then writes that
+would need a copy in them are what the policy makes of them.
 """
 
 from __future__ import annotations
@@ -51,32 +55,38 @@ class Enforcer:
         with self._lock:
             if self._made_room > began:
                 return Decision.AGAIN
-            good = [each for each in self._snapshots() if not each.reason]
-            if all(each.write_once is not side for each in good):
+            current = next((each for each in self._snapshots() if each.write_once is side), None)
+            if current is None:
+                return Decision.REFUSE
+            if current.gone:
                 return Decision.GIVE_UP  # somebody else gave it up a moment ago
-            older = [each for each in good if each.write_once is not side and not each.deleting]
+            there = [each for each in self._snapshots() if not each.gone]
+            older = [each for each in there if each is not current and not each.deleting and not each.reason]
             try:
                 if isinstance(error, block_device.SpaceExhausted) and older:
-                    self._give_up(older[0], f"it was dropped to make room: {error}")
+                    self.give_up(older[0], f"it was dropped to make room: {error}")
                     self._make_room(older[0])
                     self._made_room = time.monotonic()
                     return Decision.AGAIN
-                for each in good:
-                    self._give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
+                for each in there:
+                    self.give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
             except (block_device.BlockDeviceError, OSError):
                 self.listener(policy.WriteRefused(error))
                 return Decision.REFUSE
             return Decision.GIVE_UP
 
-    def _give_up(self, dropped: snapshot.Snapshot, reason: str) -> None:
+    def give_up(self, dropped: snapshot.Snapshot, reason: str) -> None:
         """Mark it invalid, durably.  Raises MediumError, OSError."""
-        if isinstance(dropped.write_once, lost_device.LostDevice):
-            return
-        try:
-            dropped.write_once.invalidate(reason)
-        except block_device.MediumError:
-            _mark(self._path(dropped.uuid), reason, self._io)
-        self.listener(policy.SnapshotDropped(dropped.name, reason))
+        device = dropped.write_once
+        if isinstance(device, lost_device.LostDevice):
+            _mark(self._path(dropped.uuid), device.reason, self._io)
+            device.recorded = True
+        else:
+            try:
+                device.invalidate(reason)
+            except block_device.MediumError:
+                _mark(self._path(dropped.uuid), reason, self._io)
+        self.listener(policy.SnapshotDropped(dropped.name, dropped.reason))
 
     @staticmethod
     def _make_room(dropped: snapshot.Snapshot) -> None:
@@ -96,6 +106,15 @@ def marked(path: Path) -> str | None:
         return mark_path(path).read_text(encoding="utf-8", errors="replace") or "it was dropped"
     except FileNotFoundError:
         return None
+
+
+def mark(path: Path, reason: str, io: storage_io.StorageIO) -> bool:
+    """Mark the snapshot with the files `path` invalid; gives whether that is durable."""
+    try:
+        _mark(path, reason, io)
+    except OSError:
+        return False
+    return True
 
 
 def unmark(path: Path, io: storage_io.StorageIO) -> None:

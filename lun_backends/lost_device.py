@@ -15,14 +15,19 @@ from lun_backends.block_device import Buffers, Extent
 
 
 class LostDevice(block_device.BlockDevice):
-    """A write-once device of which only size and `reason` are known."""
+    """A write-once device of which only size and `reason` are known.
+
+    `recorded` tells whether the loss is on disk, too: if not, the files may be good again at the next open, so nothing may
+    be done until then that the snapshot would have had to know of.
+    """
 
     write_once: ClassVar[bool] = True
 
-    def __init__(self, size: int, block_size: int, reason: str) -> None:
+    def __init__(self, size: int, block_size: int, reason: str, *, recorded: bool) -> None:
         self.size = size
         self.block_size = block_size
         self.reason = reason
+        self.recorded = recorded
 
     def used_bytes(self) -> int:
         """Nothing that anyone could count."""

@@ -7,7 +7,6 @@ went down is durable before the next batch starts; a move that is interrupted is
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterable, Iterator
 
 from lun_backends import block_device, copy_on_write
@@ -49,22 +48,22 @@ def move_down(
     """
     total = sum(written for _, written in chunks(source, chunk_size))
     done = 0
-    with mmap.mmap(-1, chunk_size) as memory, memoryview(memory) as buffer:
-        for batch in _batches(_pieces(source, chunk_size)):
-            if cancelled is not None and cancelled():
-                return False
-            refused = _put(source, target, batch, buffer)
-            while refused:
-                blank = [
-                    (extent.offset, extent.length)
-                    for offset, length in refused
-                    for extent in target.extents(offset, length)
-                    if extent.kind is ExtentKind.BLANK
-                ]
-                refused = _put(source, target, blank, buffer) if blank else []
-            done += sum(length for _, length in batch)
-            if progress is not None:
-                progress(done, total)
+    buffer = memoryview(bytearray(chunk_size))
+    for batch in _batches(_pieces(source, chunk_size)):
+        if cancelled is not None and cancelled():
+            return False
+        refused = _put(source, target, batch, buffer)
+        while refused:
+            blank = [
+                (extent.offset, extent.length)
+                for offset, length in refused
+                for extent in target.extents(offset, length)
+                if extent.kind is ExtentKind.BLANK
+            ]
+            refused = _put(source, target, blank, buffer) if blank else []
+        done += sum(length for _, length in batch)
+        if progress is not None:
+            progress(done, total)
     return True
 
 
@@ -102,9 +101,9 @@ def _put(
 
     def requests() -> Iterator[tuple[int, Buffers]]:
         for offset, length in pieces:
-            with buffer[:length] as view:
-                source.readv(offset, [view])
-                yield offset, [view]
+            view = [buffer[:length]]
+            source.readv(offset, view)
+            yield offset, view
 
     results = target.put_many(requests())
     return [piece for piece, refused in zip(pieces, results, strict=True) if refused is not None]

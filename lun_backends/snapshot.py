@@ -84,6 +84,13 @@ class Snapshot:
         return self.write_once.reason or ""
 
     @property
+    def gone(self) -> bool:
+        """Whether it is invalid for ever: that is on disk."""
+        if isinstance(self.write_once, lost_device.LostDevice):
+            return self.write_once.recorded
+        return bool(self.reason)
+
+    @property
     def used_bytes(self) -> int:
         """What it takes on disk."""
         return self.write_once.used_bytes()

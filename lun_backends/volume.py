@@ -64,7 +64,7 @@ from lun_backends.snapshot import (
     VolumeError,
     export,
 )
-from lun_backends.stores import thin
+from lun_backends.stores import chunk_map, thin
 from lun_backends.stores.thin import Durability
 
 __all__ = [
@@ -115,9 +115,9 @@ class Volume:
         self.space = space.Space(
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
         )
-        enforcer = giving_up.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
+        self._enforcer = giving_up.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
         self.device = copy_on_write.CopyOnWrite(
-            self.primary, record.chunk_size, enforcer.copy_failed, rules.copy_timeout
+            self.primary, record.chunk_size, self._enforcer.copy_failed, rules.copy_timeout
         )
         self.leftovers_removed: tuple[Path, ...] = ()
         self._manifest = record
@@ -287,10 +287,10 @@ class Volume:
             manifest.commit(self.directory, self._io)
             self._manifest = new
             self._chain.append(device)
+            snapshot = self._snapshot(record, device)
+            self.snapshots = (*self.snapshots, snapshot)  # before any copy can fail and ask whose it was
             self.device.arm(device)
-        snapshot = self._snapshot(record, device)
         snapshot.held_seconds = time.perf_counter() - began
-        self.snapshots = (*self.snapshots, snapshot)
         return snapshot
 
     def _flush_ahead(self) -> None:
@@ -358,7 +358,10 @@ class Volume:
                 snapshot.view.close()
                 if not snapshot.deleting:
                     self._mark_deleting(snapshot)
-                # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it.
+                # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it; but it must
+                # stay invalid.
+                if older.reason and not older.gone:
+                    self._enforcer.give_up(older, older.reason)
                 if not older.reason and not self._move_down(snapshot, older, progress, cancelled):
                     reason = f"deleting {snapshot.name!r} was stopped"
                     raise DeletionStopped(self.name, reason, "delete it again to go on")
@@ -445,17 +448,19 @@ class Volume:
         return tracker
 
     def _newest_active(self) -> Snapshot | None:
-        """The snapshot that pre-images go to."""
+        """The snapshot that pre-images go to, or would have to go to if it could be reached."""
         for snapshot in reversed(self.snapshots):
             if not snapshot.deleting:
-                return None if snapshot.reason else snapshot
+                return None if snapshot.gone else snapshot
         return None
 
     def _arm(self, tracker: tracking.Tracker) -> None:
         """Point copy-on-write at the newest active snapshot; only while no write runs."""
         newest = self._newest_active()
-        if newest is None or isinstance(newest.write_once, lost_device.LostDevice):
+        if newest is None:
             self.device.disarm()
+        elif newest.reason:
+            self.device.arm(newest.write_once)  # it refuses every copy, and the policy says what then
         else:
             self.device.arm(newest.write_once, tracker)
 
@@ -486,11 +491,7 @@ class Volume:
         self._remove_leftovers()
         snapshots: list[Snapshot] = []
         for record in self._manifest.snapshots:
-            device: write_once.WriteOnce | lost_device.LostDevice
-            try:
-                device = self._open_device(record.uuid)
-            except (block_device.BlockDeviceError, OSError) as error:
-                device = lost_device.LostDevice(self.device.size, self.device.block_size, str(error))
+            device = self._open_device(record.uuid)
             self._chain.append(device)
             snapshot = self._snapshot(record, device)
             snapshot.deleting = record.state is SnapshotState.DELETING
@@ -506,9 +507,16 @@ class Volume:
 
     def _open_device(self, identity: uuid.UUID) -> write_once.WriteOnce | lost_device.LostDevice:
         path = self._path(identity)
-        if reason := giving_up.marked(path):
-            return lost_device.LostDevice(self.device.size, self.device.block_size, reason)
-        device = write_once.WriteOnce.open(path, durability=self.durability, io=self._io, space_=self.space)
+        size, block_size = self.device.size, self.device.block_size
+        try:
+            if reason := giving_up.marked(path):
+                return lost_device.LostDevice(size, block_size, reason, recorded=True)
+            device = write_once.WriteOnce.open(path, durability=self.durability, io=self._io, space_=self.space)
+        except (chunk_map.StoreDamaged, chunk_map.StoreMissing) as error:
+            recorded = giving_up.mark(path, str(error), self._io)
+            return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)
+        except (block_device.BlockDeviceError, OSError) as error:
+            return lost_device.LostDevice(size, block_size, str(error), recorded=False)
         if device.reason:
             with contextlib.suppress(block_device.BlockDeviceError):  # it costs space, nothing else
                 device.discard(0)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes on a real file system that is really full, or read-only: nothing is lost, and all goes on that can."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, flat, manifest, policy, volume
+
+CHUNK = 65536
+CHUNKS = 64
+SIZE_KIB = 1536
+BEFORE = b"".join(bytes([chunk]) * CHUNK for chunk in range(CHUNKS))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small tmpfs."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    options = f"size={SIZE_KIB}k"
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "wolun-test", place], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting a small tmpfs needs root; the same faults are injected in test_policies")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def open_volume(tmp_path: Path, disk: Path, on_error: policy.OnError) -> volume.Volume:
+    """A volume whose primary has room, and whose snapshots do not."""
+    rules = policy.Policy(on_error=on_error)
+    if manifest.exists(disk / "v"):
+        return volume.Volume.open(disk / "v", rules=rules)
+    (tmp_path / "primary").write_bytes(BEFORE)
+    return volume.Volume.create(disk / "v", "v", tmp_path / "primary", chunk_size=CHUNK, rules=rules)
+
+
+def read(device: block_device.BlockDevice) -> bytes:
+    data = bytearray(device.size)
+    device.readv(0, [memoryview(data)])
+    return bytes(data)
+
+
+def overwrite(opened: volume.Volume, chunks: range) -> int:
+    """Write to the beginning of each chunk; how many writes were taken before the first that was refused for want of space."""
+    for done, chunk in enumerate(chunks):
+        try:
+            opened.device.writev(chunk * CHUNK, [memoryview(bytes([255]) * 512)])
+        except block_device.PreserveFailed as refused:
+            assert isinstance(refused.cause, block_device.SpaceExhausted)
+            return done
+    return len(chunks)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte free."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    return path
+
+
+def test_fail_writes_and_recover_by_deleting(tmp_path: Path, disk: Path) -> None:
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    opened.create_snapshot("a")
+    done = overwrite(opened, range(CHUNKS))
+    assert 4 < done < CHUNKS
+    fill(disk)
+    assert overwrite(opened, range(done)) == done  # what is preserved needs no room
+    assert overwrite(opened, range(done, CHUNKS)) == 0
+    assert read(opened.snapshot("a").view) == BEFORE
+    with pytest.raises(volume.SnapshotFailed):
+        opened.create_snapshot("b")
+    opened.close()
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)  # opening needs no room
+    assert read(opened.snapshot("a").view) == BEFORE
+    opened.delete_snapshot("a")  # nor does deleting
+    assert overwrite(opened, range(CHUNKS)) == CHUNKS
+    now = read(opened.device)
+    opened.create_snapshot("b")
+    opened.device.writev(0, [memoryview(bytes([1]) * 512)])
+    assert read(opened.snapshot("b").view) == now
+    opened.close()
+
+
+def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path) -> None:
+    opened = open_volume(tmp_path, disk, policy.OnError.DROP_SNAPSHOT)
+    opened.create_snapshot("a")
+    assert overwrite(opened, range(12)) == 12
+    now = read(opened.device)
+    opened.create_snapshot("b")
+    assert overwrite(opened, range(30, 46)) == 16
+    assert opened.snapshot("a").reason
+    assert read(opened.snapshot("b").view) == now
+    fill(disk)
+    assert overwrite(opened, range(CHUNKS)) == CHUNKS
+    assert opened.snapshot("b").reason
+    opened.close()
+    opened = open_volume(tmp_path, disk, policy.OnError.DROP_SNAPSHOT)
+    for name in "ab":
+        with pytest.raises(block_device.SnapshotInvalid, match="no space left"):
+            read(opened.snapshot(name).view)
+        opened.delete_snapshot(name)
+    opened.close()
+
+
+def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path, disk: Path) -> None:
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    opened.create_snapshot("a")
+    opened.device.writev(0, [memoryview(bytes([1]) * 512)])
+    now = read(opened.device)
+    opened.create_snapshot("b")
+    opened.create_snapshot("c")
+    overwrite(opened, range(1, 9))
+    filler = fill(disk)
+    with pytest.raises(volume.VolumeError, match="no room"):
+        opened.delete_snapshot("c")
+    assert read(opened.snapshot("a").view) == BEFORE
+    assert read(opened.snapshot("b").view) == now
+    filler.unlink()
+    opened.delete_snapshot("c")
+    assert read(opened.snapshot("b").view) == now
+    assert [snapshot.name for snapshot in opened.snapshots] == ["a", "b"]
+    opened.close()
+
+
+def test_a_sparse_primary_on_a_full_disk(disk: Path) -> None:
+    flat.create(disk / "sparse", CHUNKS * CHUNK)
+    opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK)
+    written = 0
+    with pytest.raises(block_device.SpaceExhausted):
+        for chunk in range(CHUNKS):
+            opened.device.writev(chunk * CHUNK, [memoryview(bytes([7]) * CHUNK)])
+            written += 1
+    assert read(opened.device)[: written * CHUNK] == bytes([7]) * written * CHUNK
+    opened.device.writev(0, [memoryview(bytes([8]) * CHUNK)])
+    opened.close()
+
+
+@pytest.mark.parametrize("on_error", list(policy.OnError))
+def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: policy.OnError) -> None:
+    """Neither policy lets a write go on that it cannot account for on disk."""
+    opened = open_volume(tmp_path, disk, on_error)
+    opened.create_snapshot("a")
+    assert overwrite(opened, range(2)) == 2
+    opened.close()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    opened = open_volume(tmp_path, disk, on_error)
+    expected = read(opened.device)
+    assert "ead-only" in opened.snapshot("a").reason
+    with pytest.raises(block_device.PreserveFailed):
+        opened.device.writev(5 * CHUNK, [memoryview(bytes(512))])
+    with pytest.raises(volume.SnapshotFailed):
+        opened.create_snapshot("b")
+    assert read(opened.device) == expected
+    opened.close()
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    opened = open_volume(tmp_path, disk, on_error)
+    assert read(opened.snapshot("a").view) == BEFORE
+    assert not opened.snapshot("a").reason
+    opened.close()
+
+
+def test_the_filler_fills(disk: Path) -> None:
+    fill(disk)
+    assert os.statvfs(disk).f_bavail == 0
