@@ -50,7 +50,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
         except (lun_numbers.Damaged, OSError) as error:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
-            if configured.volumes and not served.open_volumes:
+            if (configured.volumes or configured.write_once or configured.shared) and not served.scsi.luns:
                 raise CannotServe("no volume can be served; see above for each one's reason and remedy")
             _run(served, config, on_file)
         finally:

@@ -20,7 +20,19 @@ from pathlib import Path
 
 import target
 from lun_backends import block_device, volume
-from target import access, alerts, exporting, jobs, lun_numbers, messages, problems, settings, volumes
+from target import (
+    access,
+    alerts,
+    exporting,
+    jobs,
+    lun_numbers,
+    messages,
+    problems,
+    settings,
+    sharing,
+    unit_state,
+    volumes,
+)
 from target.iscsi import errors, portal
 from target.rates import Rates
 from target.scsi import logical_unit, scsi_target
@@ -42,6 +54,7 @@ class Service:
         """Open the volumes and give them their LUNs.  Raises lun_numbers.Damaged, OSError."""
         self.settings = configured
         self.state_dir = state_dir
+        self._unit_state = unit_state.UnitState(state_dir)
         self.jobs = jobs.Jobs()
         self.scsi = scsi_target.ScsiTarget(configured.target)
         self.portal_address = configured.portal.listen
@@ -53,7 +66,7 @@ class Service:
         self._stopping = False
         self._lock = threading.Lock()
         self._volumes: dict[str, volume.Volume] = {}
-        self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", {each.lun for each in configured.volumes})
+        self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
         self.rates = Rates(self._counters)
         for each in configured.volumes:
             try:
@@ -68,6 +81,8 @@ class Service:
             and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
         }
         self._numbers.free(gone)
+        self.sharing = sharing.Sharing(configured, state_dir, self.scsi)
+        self.failed.update(self.sharing.failed)
 
     @property
     def open_volumes(self) -> Mapping[str, volume.Volume]:
@@ -92,15 +107,15 @@ class Service:
                 raise problems.lun_taken(each.lun, numbers.volume)
         opened = volumes.open_volume(each, self.state_dir)
         try:
+            journal = self._unit_state.journal(opened)
             for snapshot in opened.snapshots:
                 self._publish(opened, snapshot)
             for name in each.snapshots:
                 if all(name != snapshot.name for snapshot in opened.snapshots):
                     self._publish(opened, opened.create_snapshot(name))
                     log.info("took %s@%s, as the configuration asks", each.name, name)
-            unit = logical_unit.LogicalUnit(
-                opened.device, uuid=opened.uuid, kind=logical_unit.UnitKind.PRIMARY, name=each.name
-            )
+            kind = logical_unit.UnitKind.PRIMARY
+            unit = self._unit_state.unit(opened, opened.device, opened.uuid, kind, each.name, journal)
             self.scsi.add_lun(each.lun, unit)
         except BaseException:
             for snapshot in opened.snapshots:
@@ -161,7 +176,7 @@ class Service:
             (numbers.write_once, snapshot.write_once, snapshot.uuid, kinds.WRITE_ONCE),
         ):
             name = title if kind is kinds.SNAPSHOT_VIEW else f"{title}/write-once"
-            self.scsi.add_lun(number, logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name))
+            self.scsi.add_lun(number, self._unit_state.unit(owner, device, identity, kind, name))
         return numbers
 
     def _withdraw(self, snapshot: volume.Snapshot) -> None:
@@ -286,6 +301,7 @@ class Service:
         """Give the LUN numbers of a snapshot back if it is gone, and its LUNs if it is not."""
         if snapshot not in owner.snapshots:
             self._numbers.free({snapshot.uuid})
+            self._unit_state.forget(owner, (snapshot.uuid, view_uuid(snapshot.uuid)))
             log.info("deleted %s@%s", owner.name, snapshot.name)
         elif not snapshot.deleting:
             numbers = self._numbers.all().get(snapshot.uuid)
@@ -418,6 +434,7 @@ class Service:
                 opened.close()
             except (block_device.BlockDeviceError, OSError) as error:
                 log.error("volume %s did not close cleanly: %s", name, error)
+        self.sharing.close()
 
 
 def _used(path: Path) -> int:

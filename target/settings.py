@@ -12,7 +12,9 @@ with them, by file and line.
 | `portal`  | where that portal listens                                                     |
 | `lio`     | where the kernel's target listens, and whether this host attaches the LUNs itself |
 | `access`  | who may log in, how they prove it, what they see; nobody, unless said otherwise |
-| `volumes` | what is served                                                                |
+| `volumes` | what is served from this host's own storage                                   |
+| `write_once` | write-once LUNs on their own, for nodes that share a volume                |
+| `shared`  | volumes on storage that several nodes share                                   |
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,6 +144,22 @@ class _Settings(pydantic.BaseModel):
     """What all parts of the configuration share."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+def _allowed_block_size(value: int) -> int:
+    if value not in (512, 4096):
+        raise ValueError(f"{value} is no block size: 512 or 4096")
+    return value
+
+
+def _allowed_chunk_size(value: int) -> int:
+    if value & (value - 1) or not CHUNK_MINIMUM <= value <= CHUNK_MAXIMUM:
+        raise ValueError(f"{units.exact_size(value)} is no chunk size: a power of two from 4KiB to 1MiB")
+    return value
+
+
+BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
+ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
 
 
 class Portal(_Settings):
@@ -331,10 +349,10 @@ class Volume(_Settings):
     """The file or block device that holds the live data, relative to the state directory. Left out: a sparse file
     in the state directory, made if it is not there."""
 
-    block_size: Annotated[int, pydantic.Field(json_schema_extra={"enum": [512, 4096]})] = 512
+    block_size: BlockSize = 512
     """Bytes per logical block: 512 or 4096."""
 
-    chunk_size: Size = 64 << 10
+    chunk_size: ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the one it was made with."""
 
     durability: Durability = Durability.POWER_LOSS
@@ -344,19 +362,58 @@ class Volume(_Settings):
     snapshots: tuple[Name, ...] = ()
     """Snapshots to take at start, if the volume does not have them yet."""
 
-    @pydantic.field_validator("block_size")
-    @classmethod
-    def _block_size(cls, value: int) -> int:
-        if value not in (512, 4096):
-            raise ValueError(f"{value} is no block size: 512 or 4096")
-        return value
 
-    @pydantic.field_validator("chunk_size")
-    @classmethod
-    def _chunk_size(cls, value: int) -> int:
-        if value & (value - 1) or not CHUNK_MINIMUM <= value <= CHUNK_MAXIMUM:
-            raise ValueError(f"{units.exact_size(value)} is no chunk size: a power of two from 4KiB to 1MiB")
-        return value
+class WriteOnceLun(_Settings):
+    """A write-once LUN on its own, for nodes that preserve into it from elsewhere (see `shared`)."""
+
+    volume: Name
+    """The volume whose old data it holds."""
+
+    snapshot: Name
+    """The snapshot it is; the LUN is known as VOLUME@SNAPSHOT."""
+
+    lun: Lun
+    """The LUN under which initiators see it."""
+
+    size: Size
+    """Bytes: as large as the volume. Empty, it takes next to nothing on disk."""
+
+    block_size: BlockSize = 512
+    """Bytes per logical block, as the volume's: 512 or 4096."""
+
+    chunk_size: ChunkSize = 64 << 10
+    """The unit of allocation: a power of two from 4KiB to 1MiB."""
+
+    durability: Durability = Durability.POWER_LOSS
+    """When a block counts as written: `power-loss` or `process-crash`, as with volumes."""
+
+
+class SharedVolume(_Settings):
+    """A volume on storage that several nodes share: primary and write-once LUN are block devices of another host."""
+
+    name: Name
+    """What the volume is called."""
+
+    snapshot: Name
+    """What its snapshot is called."""
+
+    primary: Path
+    """The block device of the primary, like /dev/disk/by-id/wwn-0x...; always read and written past the page cache."""
+
+    write_once: Path
+    """The block device of the snapshot's write-once LUN."""
+
+    lun: Lun | None = None
+    """The LUN of the volume, through copy-on-write. Left out: this node does not write to it."""
+
+    view_lun: Lun | None = None
+    """The LUN of the snapshot's read-only view. Left out: this node does not show it."""
+
+    block_size: BlockSize = 512
+    """Bytes per logical block, as the two devices have it: 512 or 4096."""
+
+    chunk_size: ChunkSize = 64 << 10
+    """The unit of copy-on-write: a power of two from 4KiB to 1MiB."""
 
 
 class Settings(_Settings):
@@ -378,7 +435,13 @@ class Settings(_Settings):
     """Who may log in."""
 
     volumes: tuple[Volume, ...]
-    """What is served."""
+    """What is served from this host's own storage."""
+
+    write_once: tuple[WriteOnceLun, ...] = ()
+    """Write-once LUNs on their own, for nodes that share a volume."""
+
+    shared: tuple[SharedVolume, ...] = ()
+    """Volumes on storage that several nodes share."""
 
     def problems(self) -> Mapping[tuple[str | int, ...], str]:
         """What no single value can know: path of a value, and what is wrong with it beside its neighbours."""
@@ -409,7 +472,32 @@ class Settings(_Settings):
             for position, name in enumerate(volume.snapshots):
                 if name in volume.snapshots[:position]:
                     found[*where, "snapshots", position] = f"{name} is listed already"
+        for place, lun, what in self._other_luns():
+            if lun in luns:
+                found[place] = f"LUN {lun} is {luns[lun]} already"
+            luns.setdefault(lun, what)
+        for index, single in enumerate(self.write_once):
+            if single.size == 0 or single.size % single.block_size:
+                found["write_once", index, "size"] = f"no whole number of blocks of {single.block_size} bytes"
+        for index, each in enumerate(self.shared):
+            if each.lun is None and each.view_lun is None:
+                found["shared", index] = "nothing of it would be served: give lun, view_lun, or both"
         return found
+
+    @property
+    def fixed_luns(self) -> frozenset[int]:
+        """The LUNs that the configuration gives away itself."""
+        return frozenset((*(each.lun for each in self.volumes), *(lun for _, lun, _ in self._other_luns())))
+
+    def _other_luns(self) -> Iterator[tuple[tuple[str | int, ...], int, str]]:
+        """What is not a volume: path of the value, the LUN, and what has it."""
+        for index, single in enumerate(self.write_once):
+            yield ("write_once", index, "lun"), single.lun, f"{single.volume}@{single.snapshot}/write-once"
+        for index, each in enumerate(self.shared):
+            if each.lun is not None:
+                yield ("shared", index, "lun"), each.lun, each.name
+            if each.view_lun is not None:
+                yield ("shared", index, "view_lun"), each.view_lun, f"{each.name}@{each.snapshot}"
 
 
 def json_schema() -> dict[str, Any]:

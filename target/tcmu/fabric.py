@@ -50,11 +50,8 @@ DRAIN = 30.0  # seconds that a ring gets to become empty at a stop
 
 
 def config_of(unit: LogicalUnit) -> str:
-    """The configuration string of the device that serves this unit.
-
-    What a unit's name says after a space is for people; the kind says it, too.
-    """
-    return f"{HANDLERS[unit.kind]}/{unit.name.partition(' ')[0]}"
+    """The configuration string of the device that serves this unit."""
+    return f"{HANDLERS[unit.kind]}/{unit.name.removesuffix('/write-once')}"
 
 
 @dataclass(eq=False)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stock targetcli knows our handlers and makes devices of them, with tcmu-runner beside us and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel import image
+from tests.kernel.guest_daemon import GuestDaemon
+from tests.kernel.lab import CHECKOUT, Lab
+from tests.kernel.machine import Machine
+
+pytestmark = pytest.mark.kernel
+
+CONFIGURATION = """
+target: iqn.2026-11.io.wolun:targetcli
+fabric: lio
+volumes:
+  - name: vol0
+    lun: 0
+    size: 64MiB
+    snapshots: [first]
+"""
+WWN = "naa.5001405000000001"
+POLICY = CHECKOUT / "config/org.kernel.TCMUService1.wolun.conf"
+
+
+@pytest.fixture(scope="module")
+def lab(boot_image: image.Image) -> Iterator[Lab]:
+    with Lab(boot_image, ["solo"]) as machines:
+        yield machines
+
+
+@pytest.fixture(params=["alone", "beside tcmu-runner"])
+def solo(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Machine]:
+    """The machine with a system bus, on which tcmu-runner is either running or unknown."""
+    machine = lab["solo"]
+    beside = request.param != "alone"
+    machine.run("modprobe -a sd_mod tcm_loop target_core_user; mkdir -p /run/hidden")
+    if beside:
+        machine.run("mv /run/hidden/tcmu-runner.conf /etc/dbus-1/system.d/")
+    else:
+        # as where it is not installed: nobody's policy but ours, and the bus cannot start it
+        machine.run(f"cp {POLICY} /etc/dbus-1/system.d/; mv /etc/dbus-1/system.d/tcmu-runner.conf /run/hidden/")
+        machine.run("rm /usr/share/dbus-1/system-services/org.kernel.TCMUService1.service")
+    machine.run("dbus-daemon --system --fork --print-pid > /run/bus")
+    if beside:
+        machine.run("tcmu-runner > /run/log/tcmu-runner.log 2>&1 & echo $! > /run/runner")
+        machine.wait_until("busctl --system status org.kernel.TCMUService1")
+    yield machine
+    machine.run("kill $(cat /run/bus)" + ("; kill $(cat /run/runner)" if beside else ""))
+
+
+def test_targetcli_lists_our_handlers_and_makes_devices(solo: Machine) -> None:
+    daemon = GuestDaemon(solo, CONFIGURATION)
+    daemon.start()
+    solo.wait_until(
+        f"[ $(grep -c 'targetcli lists' {daemon.log}) -ge 1 ] && busctl --system status org.kernel.TCMUService1"
+    )
+    solo.wait_until(f"grep -q 'targetcli lists.*user:snapview' {daemon.log}")
+
+    listed = solo.output("targetcli ls /backstores 1")
+    for handler in ("copyonwrite", "writeonce", "snapview"):
+        assert f"user:{handler} " in listed
+    assert "by its name: <volume>" in solo.output("targetcli /backstores/user:copyonwrite help create")
+
+    wrong = solo.run("targetcli /backstores/user:copyonwrite create mine 64M nosuch", check=False)
+    assert "does not serve copyonwrite/nosuch; it serves" in wrong.output
+    solo.run("targetcli /backstores/user:copyonwrite create mine 64M vol0")
+    solo.run("targetcli /backstores/user:snapview create then 64M vol0@first")
+    solo.run(
+        f"targetcli << END\n/loopback create {WWN}\n/loopback/{WWN}/luns create /backstores/user:copyonwrite/mine\n"
+        f"/loopback/{WWN}/luns create /backstores/user:snapview/then\nEND"
+    )
+    disks = "/sys/class/scsi_disk/*:{}/device/block/*"
+    solo.wait_until(f"ls -d {disks.format(0)} {disks.format(1)}")
+    volume, view = (solo.output(f"basename $(ls -d {disks.format(lun)})") for lun in (0, 1))
+    solo.run(
+        f"head -c 1M /dev/urandom > /run/data; dd if=/run/data of=/dev/{volume} oflag=direct bs=64k status=none\n"
+        f"cmp -n 1048576 /run/data {daemon.state}/volumes/vol0/primary.img\n"
+        f"dd if=/dev/{view} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /dev/zero"
+    )
+
+    # a crash and a restart: devices that others made are taken over, too
+    daemon.kill()
+    daemon.start()
+    solo.run(f"dd if=/dev/{volume} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /run/data")
+
+    solo.run(
+        f"targetcli << END\n/loopback delete {WWN}\n/backstores/user:copyonwrite delete mine\n"
+        "/backstores/user:snapview delete then\nEND"
+    )
+    assert not solo.run("ls -d /sys/kernel/config/target/core/user_*/mine", check=False).output.startswith("/sys")
+    daemon.stop()
