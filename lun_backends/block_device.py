@@ -190,6 +190,8 @@ class BlockDevice(abc.ABC):
     """Bytes; a multiple of `block_size`."""
     block_size: int
     """Bytes per logical block: 512 or 4096."""
+    commits_in_memory: bool = False
+    """A write-once device whose commits wait for no disk (`durability: process-crash`)."""
     read_only: ClassVar[bool] = False
     write_once: ClassVar[bool] = False
 
@@ -228,9 +230,13 @@ class BlockDevice(abc.ABC):
     def close(self) -> None:
         """Flush and release; later calls raise DeviceClosed.  Closing twice is allowed."""
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:  # noqa: B027 - most devices have nothing to do
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
         """Do ahead, for many coming writes at once, what they would each have to wait for (preserve pre-images with one
-        commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet."""
+        commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet.
+
+        Raises WouldBlock only with `nowait`, if there is nothing to do or it would have to wait."""
+        if nowait:
+            raise WouldBlock
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[BlockDevice]:

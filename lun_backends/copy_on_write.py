@@ -46,6 +46,9 @@ from lun_backends import block_device, in_time, tracking, write_gate
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 
 _ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
+_ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: so long others may have to wait for their turn
+_SLOW_ROUND = 0.01  # seconds for such a round; it takes a tenth of that, so this one has waited for the disk
+_SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers
 _EVERYTHING = range(1 << 63)
 
 
@@ -54,6 +57,11 @@ class WriteOnceSide(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def commits_in_memory(self) -> bool:
+        """Whether `put_many` waits for no disk, so that an event loop may call it."""
+        ...
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
 
@@ -129,6 +137,8 @@ class CopyOnWrite(block_device.BlockDevice):
         self.counters = Counters()
         self._shift = chunk_size.bit_length() - 1
         self._round = max(1, _ROUND >> self._shift)
+        self._round_now = max(1, _ROUND_NOW >> self._shift)
+        self._slow_until = 0.0
         self._side: _Side | None = None
         # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
         self._known: range | tracking.BitMap = _EVERYTHING
@@ -192,7 +202,13 @@ class CopyOnWrite(block_device.BlockDevice):
             [(offset, length)], lambda: self.primary.write_zeroes(offset, length, discard=discard, fua=fua)
         )
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
+        """With `nowait` copies what it can from page cache to page cache, on the caller's thread: handing each copy to a
+        worker costs more than the copy.  What it leaves over (a chunk that must be read from the disk, one written in
+        part, one that fails) the writes find missing, and wait for where waiting is allowed."""
+        if nowait:
+            self._preserve_now(ranges)
+            return
         with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
             self._preserve(self._spans(ranges))
 
@@ -258,6 +274,21 @@ class CopyOnWrite(block_device.BlockDevice):
                 self._wait(side, busy)
                 done = False
 
+    def _preserve_now(self, ranges: Sequence[tuple[int, int]]) -> None:
+        side = self._side
+        began = time.monotonic()
+        if (
+            side is None
+            or not side.device.commits_in_memory
+            or self.copy_timeout is not None
+            or began < self._slow_until
+        ):
+            raise block_device.WouldBlock
+        self._preserve_round(side, self._spans(ranges), nowait=True)
+        ended = time.monotonic()
+        if ended - began > _SLOW_ROUND:
+            self._slow_until = ended + _SLOW_PERIOD
+
     def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
         shift = self._shift
@@ -267,7 +298,9 @@ class CopyOnWrite(block_device.BlockDevice):
             if length and offset + length <= self.size
         ]
 
-    def _preserve_round(self, side: _Side, spans: Sequence[tuple[int, int]]) -> tuple[bool, set[int]]:
+    def _preserve_round(
+        self, side: _Side, spans: Sequence[tuple[int, int]], *, nowait: bool = False
+    ) -> tuple[bool, set[int]]:
         """Claim and preserve what is missing, at most a round of it.
 
         Gives whether all that nobody else had claimed is preserved, and what others had claimed.
@@ -275,6 +308,7 @@ class CopyOnWrite(block_device.BlockDevice):
         mine: list[int] = []
         busy: set[int] = set()
         known = side.tracker.known
+        limit = self._round_now if nowait else self._round
         done = True
         with self._claiming:
             if side is not self._side:
@@ -287,7 +321,7 @@ class CopyOnWrite(block_device.BlockDevice):
                         continue
                     if chunk in self._claims:
                         busy.add(chunk)
-                    elif len(mine) < self._round:
+                    elif len(mine) < limit:
                         self._claims.add(chunk)
                         mine.append(chunk)
                     else:
@@ -296,7 +330,10 @@ class CopyOnWrite(block_device.BlockDevice):
         busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
         if mine:
             mine.sort()
-            done = self._copy(side, mine) and done
+            if nowait:
+                self._copy_now(side, mine)
+            else:
+                done = self._copy(side, mine) and done
         return done, busy
 
     def _wait(self, side: _Side, busy: set[int]) -> None:
@@ -341,7 +378,7 @@ class CopyOnWrite(block_device.BlockDevice):
     def _copy_claimed(self, side: _Side, chunks: list[int]) -> None:
         """Copy claimed chunks with one commit and note them in the tracker; in any case release the claims."""
         try:
-            futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks))
+            _, futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks))
             # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
             # back, so this comes to an end: each turn finds blocks that the turn before did not.
             partial = futile
@@ -352,31 +389,51 @@ class CopyOnWrite(block_device.BlockDevice):
                     for extent in side.device.extents(*self._range(chunk))
                     if extent.kind is ExtentKind.BLANK
                 ]
-                partial = self._put(side.device, pieces) if pieces else []
+                partial = self._put(side.device, pieces)[1] if pieces else []
             side.tracker.add_many(chunks)
             self.counters.copies += len(chunks) - len(futile)
             self.counters.futile_copies += len(futile)
         finally:
-            with self._claiming:
-                self._claims.difference_update(chunks)
-                self._released.notify_all()
+            self._release(chunks)
 
-    def _put(self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]]) -> list[int]:
-        """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that met written blocks."""
+    def _copy_now(self, side: _Side, chunks: list[int]) -> None:
+        """Copy those of the claimed chunks that need no waiting; failures are for `_copy` to meet, and to decide about."""
+        try:
+            tried, futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks), nowait=True)
+            side.tracker.add_many(sorted(set(tried).difference(futile)) if futile else tried)
+            self.counters.copies += len(tried) - len(futile)
+        except block_device.BlockDeviceError:
+            return
+        finally:
+            self._release(chunks)
+
+    def _release(self, chunks: Sequence[int]) -> None:
+        with self._claiming:
+            self._claims.difference_update(chunks)
+            self._released.notify_all()
+
+    def _put(
+        self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]], *, nowait: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that were put, and those of
+        them that met written blocks.  With `nowait` stops at the first that the page cache does not have."""
         order: list[int] = []
         buffer = self._buffer()
 
         def requests() -> Iterator[tuple[int, Buffers]]:
             for chunk, (offset, length) in pieces:
                 view = [buffer[:length]]
-                self.primary.readv(offset, view)
+                try:
+                    self.primary.readv(offset, view, nowait=nowait)
+                except block_device.WouldBlock:
+                    return
                 order.append(chunk)
                 self.counters.copied_bytes += length
                 yield offset, view
 
         results = device.put_many(requests())
         self.counters.commits += 1
-        return sorted({chunk for chunk, refused in zip(order, results, strict=True) if refused is not None})
+        return order, sorted({chunk for chunk, refused in zip(order, results, strict=True) if refused is not None})
 
     def _first_lba(self, chunk: int) -> int:
         return (chunk << self._shift) // self.block_size

@@ -40,6 +40,7 @@ class WriteOnce(block_device.BlockDevice):
         self.size = store.size
         self.block_size = store.block_size
         self.chunk_size = store.chunk_size
+        self.commits_in_memory = store.durability is thin.Durability.PROCESS_CRASH
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
         # One entry per call under way: append and pop are atomic, which counting is not.

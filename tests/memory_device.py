@@ -116,7 +116,9 @@ class MemoryDevice(block_device.BlockDevice):
     def close(self) -> None:
         self.closed = True
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
+        if nowait and self.blocking:
+            raise block_device.WouldBlock
         self.prepared.append(list(ranges))
 
     @contextlib.contextmanager

@@ -301,7 +301,7 @@ class Portal:
                 events = poll(0)
                 now = monotonic()
                 if not events and not workers.results and not self._stalled:
-                    if now > spin_until:
+                    if now > spin_until or workers.busy:
                         spinning = False
                     continue
             else:
@@ -311,7 +311,7 @@ class Portal:
                 events = poll(0 if busy else max(0.0, next_tick - before))
                 workers.sleeping = False
                 now = monotonic()
-                spinning = may_spin and now - before < SPIN_SECONDS
+                spinning = may_spin and now - before < SPIN_SECONDS and not workers.busy
             for fd, event in events:
                 channel = channels.get(fd)
                 if channel is not None:
@@ -405,7 +405,9 @@ class Portal:
         if buffer is not None:
             handled = connection.receive(buffer.view, channel.fill, now) if channel.fill else 0
             if connection.tasks.blocked:
-                self._dispatch(channel, buffer)
+                connection.tasks.prepare_in_place()
+                if connection.tasks.blocked:
+                    self._dispatch(channel, buffer)
             rest = channel.fill - handled
             channel.fill = rest
             if buffer.holders:

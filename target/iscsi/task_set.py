@@ -80,10 +80,12 @@ class TaskSet:
         self._after_direct: Callable[[], None] | None = None
         self._task = Task(sender.output.allocate)
         self._execute: Callable[..., None] = _no_nexus
+        self._prepare: Callable[..., Any] = _no_nexus
 
     def open(self, nexus: Any, name: str, agreed: keys.Parameters, max_segment: int) -> None:
         """The session begins; it may send data segments of `max_segment` bytes."""
         self._execute = nexus.execute
+        self._prepare = nexus.prepare
         self._agreed = agreed
         self.name = name
         self.max_immediate = min(agreed.first_burst_length, max_segment) if agreed.immediate_data else 0
@@ -116,6 +118,24 @@ class TaskSet:
         if not task.aborted and self.answering:
             self._answer(command)
         self._forget(command)
+
+    def prepare_in_place(self) -> None:
+        """Before blocked writes go to workers: have their units prepare them all at once here, if that takes no waiting
+        (a first write that copy-on-write copies within the page cache), and execute what can be executed then."""
+        writes = [command for command in self.blocked if command.writes]
+        if not writes or not self._prepare([command.task for command in writes], nowait=True):
+            return
+        blocked, self.blocked = self.blocked, []
+        for command in blocked:
+            if command.writes:
+                try:
+                    self._execute(command.task, nowait=True)
+                except WouldBlock:
+                    self.blocked.append(command)
+                else:
+                    self.complete(command)
+            else:
+                self.blocked.append(command)
 
     def abort(self, which: Callable[[Command], bool]) -> list[Command]:
         """Abort commands; those still with the device server are returned, the others are gone."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections import deque
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,10 @@ from target.iscsi.task_set import TaskSet
 
 JOB_BYTES: Final = 8 << 20
 """Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
+
+
+TELL_SECONDS: Final = 0.0005
+"""How often, at most, a sleeping loop is woken for the results of an unfinished job: it takes the interpreter's lock away."""
 
 
 class Lane:
@@ -124,6 +129,11 @@ class Workers:
             self.start(waiting)
         self.start(lane)
 
+    @property
+    def busy(self) -> bool:
+        """Whether threads are at work, and would have to share the interpreter's lock with a loop that spins."""
+        return self._active > 0
+
     def wake(self) -> None:
         """Make the loop look around; from any thread.  Does nothing once closed."""
         with self._fd_lock:
@@ -151,10 +161,12 @@ class Workers:
                 job.nexus.prepare([command.task for command in live])
             execute = job.nexus.execute
             last = job.commands[-1]
+            told = time.monotonic()
             for command in job.commands:
                 if not command.task.aborted:
                     execute(command.task, nowait=False)
                 self.results.append(Result(job.lane, command, command is last))
-                if self.sleeping:
+                if self.sleeping and (command is last or time.monotonic() - told > TELL_SECONDS):
+                    told = time.monotonic()
                     self.sleeping = False
                     self.wake()

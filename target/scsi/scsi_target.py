@@ -265,8 +265,11 @@ class Nexus:
             if unit.draining:
                 unit.task_ended()
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Tell each unit's device what these tasks are going to write, all at once (`BlockDevice.prepare_writes`)."""
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        """Tell each unit's device what these tasks are going to write, all at once (`BlockDevice.prepare_writes`).
+
+        With `nowait`: whether any of them could do something about it without waiting, so that the tasks are worth
+        another try."""
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
             itl = self._itls.get(task.lun)
@@ -281,8 +284,14 @@ class Nexus:
                 continue
             if count and lba + count <= unit.blocks and count <= unit.max_transfer:
                 ranges.setdefault(unit, []).append((lba << unit.shift, count << unit.shift))
+        prepared = False
         for unit, wanted in ranges.items():
-            unit.device.prepare_writes(wanted)
+            try:
+                unit.device.prepare_writes(wanted, nowait=nowait)
+                prepared = True
+            except WouldBlock:
+                continue
+        return prepared
 
     def luns_reported(self) -> None:
         """The initiator knows the LUNs: 3Fh/0Eh need not be told any more (SAM-5 5.14.3)."""

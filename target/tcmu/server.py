@@ -39,8 +39,9 @@ class Executor(Protocol):
     def execute(self, task: Task, *, nowait: bool) -> None:
         """Run the task to its end; with `nowait` raise WouldBlock rather than wait."""
 
-    def prepare(self, tasks: Sequence[Task]) -> None:
-        """Do ahead, for all of these tasks at once, what their writes would each wait for."""
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        """Do ahead, for all of these tasks at once, what their writes would each wait for; with `nowait`: what of it
+        takes no waiting, and whether that was anything."""
 
 
 @dataclass(eq=False)
@@ -128,7 +129,7 @@ class Server:
             gone.set()
 
     def _serve(self, served: Served) -> None:
-        ring, execute = served.ring, served.executor.execute
+        ring = served.ring
         try:
             # an answer often brings the next command at once: looking again is cheaper than being woken
             for _ in range(ROUNDS):
@@ -136,15 +137,10 @@ class Server:
                 if not tasks:
                     ring.complete(())
                     return
-                waiting: list[RingTask] = []
-                done: list[RingTask] = []
-                for task in tasks:
-                    try:
-                        execute(task, nowait=True)
-                    except WouldBlock:
-                        waiting.append(task)
-                    else:
-                        done.append(task)
+                done, waiting = _without_waiting(served, tasks)
+                if waiting and served.executor.prepare(waiting, nowait=True):
+                    more, waiting = _without_waiting(served, waiting)
+                    done += more
                 if waiting:
                     self._pool.submit(self._work, served, waiting)
                 ring.complete(done)
@@ -158,15 +154,7 @@ class Server:
         waiting = list(tasks)
         if len(tasks) > 1:
             served.executor.prepare(tasks)
-            done: list[RingTask] = []
-            waiting.clear()
-            for task in tasks:
-                try:
-                    served.executor.execute(task, nowait=True)
-                except WouldBlock:
-                    waiting.append(task)
-                else:
-                    done.append(task)
+            done, waiting = _without_waiting(served, tasks)
             served.ring.complete(done)
         for task in waiting[1:]:
             self._pool.submit(self._finish, served, task)
@@ -176,3 +164,18 @@ class Server:
     def _finish(self, served: Served, task: RingTask) -> None:
         served.executor.execute(task, nowait=False)
         served.ring.complete((task,))
+
+
+def _without_waiting(served: Served, tasks: Sequence[RingTask]) -> tuple[list[RingTask], list[RingTask]]:
+    """Execute what takes no waiting; gives the tasks that are done and those that are not."""
+    execute = served.executor.execute
+    done: list[RingTask] = []
+    waiting: list[RingTask] = []
+    for task in tasks:
+        try:
+            execute(task, nowait=True)
+        except WouldBlock:
+            waiting.append(task)
+        else:
+            done.append(task)
+    return done, waiting

@@ -99,6 +99,47 @@ def test_prepare_copies_a_batch_with_one_commit(cow: CopyOnWrite, side: MemorySi
     cow.writev(CHUNK * 3, block(1, CHUNK * 2), nowait=True)
 
 
+def test_prepare_without_waiting_copies_where_commits_stay_in_memory(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    before = bytes(primary.data)
+    with pytest.raises(block_device.WouldBlock):  # each commit would wait for the disk
+        cow.prepare_writes([(0, 512)], nowait=True)
+    assert side.commits == []
+    side.commits_in_memory = True
+    cow.prepare_writes([(0, 512), (CHUNK * 3, CHUNK * 2)], nowait=True)
+    assert side.commits == [[0, 3 * CHUNK, 4 * CHUNK]]
+    assert read(side, 3 * CHUNK, CHUNK) == before[3 * CHUNK : 4 * CHUNK]
+    cow.writev(CHUNK * 3, block(1, CHUNK * 2), nowait=True)
+    assert cow.counters.copies == 3
+
+
+def test_prepare_without_waiting_leaves_what_it_cannot_do(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    side.commits_in_memory = True
+    side.writev(CHUNK, block(7))  # chunk 1 is written in part
+    calls = 0
+
+    def uncached(method: str, offset: int, _length: int) -> None:
+        nonlocal calls
+        calls += 1
+        if method == "readv" and offset == 2 * CHUNK:
+            raise block_device.WouldBlock
+
+    primary.before = uncached
+    cow.prepare_writes([(0, 4 * CHUNK)], nowait=True)
+    primary.before = None
+    assert calls == 3  # chunk 3 was not tried
+    assert cow.tracker is not None
+    assert list(cow.tracker) == [0]
+    side.inject("writev", block_device.SpaceExhausted(24))
+    cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
+    assert list(cow.tracker) == [0]
+    cow.writev(0, block(9, 4 * CHUNK))  # nothing is left claimed
+    assert list(cow.tracker) == [0, 1, 2, 3]
+
+
 def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWrite, side: MemorySide) -> None:
     cow.prepare_writes([(SIZE, 512), (0, 512)])
     assert side.commits == [[0]]
