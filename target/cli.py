@@ -91,6 +91,7 @@ SNAPSHOT = _SnapshotName()
     help="Where the daemon keeps its state and its control socket.",
 )
 @click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
+@click.version_option(target.VERSION, prog_name="wolun", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> None:
     """Serve volumes over iSCSI, and take snapshots of them."""
@@ -192,6 +193,22 @@ def snapshot_delete(context: Context, which: tuple[str, str]) -> None:
     asked = context.client()
     job = _follow(context, asked, asked.delete_snapshot(*which), "deleting")
     context.answer(job, lambda: f"{'@'.join(which)} is deleted")
+
+
+@main.command()
+@click.argument("command", nargs=-1)
+@click.option("--dry-run", is_flag=True, help="Check every change, and make none.")
+@click.option("--keep-going", is_flag=True, help="Run a script to its end even if a line fails.")
+@click.pass_obj
+def shell(context: Context, command: tuple[str, ...], dry_run: bool, keep_going: bool) -> None:
+    """Look at and change everything, in the manner of targetcli.
+
+    COMMAND is run if there is one, like '/volumes/vol0/snapshots create nightly'.  Otherwise commands are read: from a
+    person, with completion, if standard input is a terminal, and else as a script, up to the first line that fails.
+    """
+    from target.shell import main as shell_main
+
+    sys.exit(shell_main.run(context.client(), " ".join(command), dry_run=dry_run, keep_going=keep_going))
 
 
 @main.group()

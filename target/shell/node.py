@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all nodes of the tree have in common.
+
+A node's children are listed when somebody looks, and again after each command line.  A command is a method
+`ui_command_NAME`, whose docstring is its help and names every parameter; what a parameter may be is said by `choices`,
+which completion asks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from configshell_fb import node
+
+from target import client, messages, show
+from target.shell import console
+
+BOOLEANS = ("true", "false")
+
+
+class Node(node.ConfigNode):
+    """A node; `list_children` makes its children."""
+
+    def __init__(self, name: str, parent: Node | None, shell: console.Shell | None = None) -> None:
+        self._kids: set[node.ConfigNode] = set()
+        self._listed = -1
+        super().__init__(name, parent, shell)
+
+    # -- children ------------------------------------------------------------------------------------------------
+
+    def list_children(self) -> None:
+        """Make the children, by `Child(name, self, …)`."""
+
+    @property
+    def _children(self) -> set[node.ConfigNode]:
+        if self._listed != self.shell.generation:
+            self._listed = self.shell.generation  # before, because the children enter themselves here
+            self._kids = set()
+            self.list_children()
+        return self._kids
+
+    @_children.setter
+    def _children(self, kids: set[node.ConfigNode]) -> None:
+        self._kids = kids
+
+    # -- the daemon ----------------------------------------------------------------------------------------------
+
+    @property
+    def asked(self) -> client.Client:
+        """The daemon."""
+        found: client.Client = self.shell.client
+        return found
+
+    @property
+    def facts(self) -> console.Facts:
+        """What it said already."""
+        found: console.Facts = self.shell.facts
+        return found
+
+    def volumes(self) -> list[messages.Volume]:
+        """All volumes."""
+        return self.facts.get("volumes", self.asked.volumes)
+
+    def snapshots(self) -> list[messages.Snapshot]:
+        """All snapshots."""
+        return self.facts.get("snapshots", self.asked.snapshots)
+
+    def status(self) -> messages.Status:
+        """The daemon at a glance."""
+        return self.facts.get("status", self.asked.status)
+
+    def units(self) -> list[str]:
+        """The names of all logical units."""
+        return [each.unit for each in self.facts.get("luns", self.asked.luns)]
+
+    def follow(self, job: messages.Job, doing: str) -> None:
+        """Wait for a job, with a bar on a terminal; Ctrl-C cancels it.  Raises Refused."""
+        last = job
+        try:
+            with show.progress(f"{doing} {job.subject}", enabled=True) as update:
+                for last in self.asked.watch(job):
+                    update(last.done, last.total)
+        except KeyboardInterrupt:
+            self.asked.close()
+            self.asked.cancel(job)
+            *_, last = self.asked.watch(last)
+        if last.refusal is not None:
+            raise console.Refused(last.refusal.message, last.refusal.remedy)
+        if last.state == "cancelled":
+            raise console.Refused(f"{doing} {job.subject} was cancelled", "say it again if that was not you")
+
+    def done(self, text: str) -> None:
+        """Tell what was done - or would be."""
+        console.say(f"checked, not done: {text}" if self.asked.dry_run else text)
+
+    def only_checks(self, what: str) -> bool:
+        """With `--dry-run`, tell what would be done, for a request that the daemon cannot check without doing it."""
+        if self.asked.dry_run:
+            console.say(f"not done: {what}")
+        return self.asked.dry_run
+
+    # -- completion ----------------------------------------------------------------------------------------------
+
+    def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
+        """What `parameter` of `command` may be, `given` the others; None if it can be anything."""
+        return None
+
+    def get_completion_method(self, command: str) -> Callable[[dict[str, str], str, str], list[str]] | None:
+        """For configshell: completes the parameters of `command`."""
+        own: Callable[[dict[str, str], str, str], list[str]] | None = super().get_completion_method(command)
+        if own is not None:
+            return own
+
+        def complete(given: dict[str, str], text: str, parameter: str) -> list[str]:
+            possible = self.choices(command, parameter, given)
+            if possible is None:
+                default = inspect.signature(self.get_command_method(command)).parameters.get(parameter)
+                possible = BOOLEANS if default is not None and default.default in BOOLEANS else ()
+            found = [each for each in possible if each.startswith(text)]
+            return [f"{found[0]} "] if len(found) == 1 and not found[0].endswith("/") else found
+
+        return complete
+
+    # -- help ----------------------------------------------------------------------------------------------------
+
+    help_intro = """
+                 This is the tree of what wolun serves.  A line is
+
+                     [PATH] COMMAND [PARAMETER...]
+
+                 with parameters in order or as NAME=VALUE.  `ls` shows the tree from here on, `cd PATH` goes there,
+                 TAB completes everything, `help COMMAND` explains a command.  Changes act at once; `/ saveconfig`
+                 writes them into the configuration file.
+                 """
+
+
+def flag(value: str, name: str) -> bool:
+    """true or false.  Raises Refused."""
+    if value.lower() not in BOOLEANS:
+        raise console.Refused(f"{name}={value} is neither true nor false")
+    return value.lower() == "true"
+
+
+def number(value: str | None, name: str) -> int | None:
+    """A whole number.  Raises Refused."""
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()):
+        raise console.Refused(f"{name}={value} is no number")
+    return int(value)
+
+
+def files(text: str = "") -> list[str]:
+    """Files on this machine whose path begins like `text`."""
+    directory, _, start = text.rpartition("/")
+    place = Path(directory or ("/" if text.startswith("/") else ".")).expanduser()
+    if not place.is_dir():
+        return []
+    prefix = f"{directory}/" if "/" in text else ""
+    return sorted(
+        f"{prefix}{each.name}{'/' if each.is_dir() else ''}" for each in place.iterdir() if each.name.startswith(start)
+    )
+
+
+def table(rows: Sequence[tuple[str, Any]]) -> str:
+    """A line for each thing known."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
