@@ -17,9 +17,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, NoReturn
+
+import pyroaring
 
 from lun_backends import block_device, space, storage_io
 from lun_backends.stores import chunk_map, contents, thin
@@ -261,7 +263,7 @@ class WriteOnce(block_device.BlockDevice):
         finally:
             self._running.pop()
 
-    def verify(self, passed_over: Container[int] = ()) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read all that is written, but the chunks `passed_over`, and compare it with the checksums recorded; one report
         per chunk, in order of address.  Raises SnapshotInvalid, DeviceClosed between two of them."""
         reports = self.store.verify(passed_over)

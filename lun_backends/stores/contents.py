@@ -8,7 +8,7 @@ could hold.  Nothing here needs a lock: blocks that become written meanwhile are
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyroaring
@@ -17,6 +17,9 @@ from lun_backends.stores import chunk_file, chunk_map
 
 CHECKED_AT_OPEN = 2048
 """Pages of slots that opening a store checks; a million chunks take it 0.1 s.  Larger maps are left to `verify`."""
+
+NOTHING = pyroaring.BitMap()
+"""No chunks; not to be changed."""
 
 
 class Verdict(enum.Enum):
@@ -92,7 +95,7 @@ def chunks_written(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[t
 
 
 def verify(
-    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, passed_over: Container[int] = ()
+    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
 ) -> Iterator[ChunkReport]:
     """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order.
 

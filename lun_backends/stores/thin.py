@@ -35,9 +35,11 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyroaring
 
 from lun_backends import block_device, space, storage_io
 from lun_backends.stores import chunk_file, chunk_map, contents, group_commit
@@ -522,7 +524,7 @@ class ThinStore:
                     self._counted = page + 1
         return self._blocks * self.block_size
 
-    def verify(self, passed_over: Container[int] = ()) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order."""
         return contents.verify(self._map, self._file, passed_over)
 
