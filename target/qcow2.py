@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes qcow2 images (version 3, as QEMU's docs/interop/qcow2.txt has it), from front to back, in one go.
+
+| clusters       | what                                                                                       |
+| -------------- | ------------------------------------------------------------------------------------------ |
+| 0              | the header, its extensions, the name of the backing file; written last, so that a file      |
+|                | that was not finished is no image                                                          |
+| then           | the L1 table: where the L2 tables are                                                      |
+| then, mingled  | data in order of address, and behind each L2 table's data that table                       |
+| then           | refcount blocks, all counts being 1                                                        |
+| then           | the refcount table                                                                         |
+
+A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data: with a
+backing file it is marked to read as zeroes.  There is no kept library that writes qcow2, and `qemu-img` need not be there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+MAGIC = b"QFI\xfb"
+CLUSTER_SIZES = (4096, 65536)
+"""The smallest and the largest that `cluster_size` chooses."""
+
+_VERSION = 3
+# magic, version, backing file's name: offset and length, cluster bits, size, encryption, L1 entries, L1 offset, refcount
+# table: offset and clusters, snapshots: number and offset, incompatible, compatible and autoclear features, refcount order,
+# header length
+_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
+_EXTENSION = struct.Struct(">II")  # type, length
+_BACKING_FORMAT = 0xE2792ACA
+_NAME_MAX = 1023
+_COPIED = 1 << 63
+_ZERO = 1
+_REFCOUNT_ORDER = 4  # counts of 16 bits
+_L1_MAX = 128 << 10  # bytes; QEMU takes 32 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The image below: its name as it is recorded (relative to the image), and its format, `raw` or `qcow2`."""
+
+    name: str
+    format: str
+
+
+def cluster_size(size: int, chunk_size: int) -> int:
+    """A good size for the clusters of an image of `size` bytes: what changed comes in chunks, and the L1 table stays small."""
+    smallest, largest = CLUSTER_SIZES
+    chosen = max(smallest, min(chunk_size, largest))
+    while chosen < largest and -(-size // (chosen * chosen // 8)) * 8 > _L1_MAX:
+        chosen *= 2
+    return chosen
+
+
+def virtual_size(path: Path) -> tuple[int, str]:
+    """(bytes it shows, `raw` or `qcow2`) of the image at `path`; what is not qcow2 is raw.  Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(32)
+        if start[:4] == MAGIC and len(start) == 32:
+            return int.from_bytes(start[24:32], "big"), "qcow2"
+        return file.seek(0, os.SEEK_END), "raw"
+
+
+class Writer:
+    """Fills the empty file `fd`.  `write` and `zero` come in order of address; `finish` is last.  All raise OSError."""
+
+    def __init__(self, fd: int, size: int, cluster: int, backing: Backing | None = None) -> None:
+        """`size` bytes is what the image shows; a multiple of 512.  Raises ValueError if the backing file's name is too long."""
+        if backing is not None and len(os.fsencode(backing.name)) > _NAME_MAX:
+            raise ValueError(f"the name of the backing file is longer than {_NAME_MAX} bytes")
+        self._fd = fd
+        self._size = size
+        self._cluster = cluster
+        self._backing = backing
+        self._per_table = cluster // 8
+        self._l1 = [0] * -(-size // (cluster * self._per_table))
+        self._next = 1 + self._clusters(len(self._l1) * 8)  # the cluster that is written next
+        self._table = 0  # the L2 table being filled
+        self._entries: dict[int, int] = {}
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """What the image shows from `offset` on, which begins a cluster; the end ends one, or the image.  Zeroes are found."""
+        for start in range(0, len(data), self._cluster):
+            piece = bytes(data[start : start + self._cluster])
+            if piece.count(0) == len(piece):
+                self.zero(offset + start, len(piece))
+                continue
+            place = self._place((offset + start) // self._cluster)
+            self._entries[place] = self._next * self._cluster | _COPIED
+            self._append(piece)
+
+    def zero(self, offset: int, length: int) -> None:
+        """The image shows zeroes there; begins and ends as in `write`."""
+        if self._backing is not None:
+            for index in range(offset // self._cluster, -(-(offset + length) // self._cluster)):
+                place = self._place(index)
+                self._entries[place] = _ZERO
+
+    def finish(self) -> None:
+        """Write the tables, and the header; then sync."""
+        self._close_table()
+        used = self._next
+        # Every refcount block counts a block's worth of clusters; blocks and table are among them.
+        per_block = self._cluster * 8 >> _REFCOUNT_ORDER
+        blocks = tables = 0
+        while blocks * per_block < used + blocks + tables:
+            blocks = -(-(used + blocks + tables) // per_block)
+            tables = self._clusters(blocks * 8)
+        total = used + blocks + tables
+        first = used
+        for block in range(blocks):
+            counted = max(0, min(per_block, total - block * per_block))
+            self._append(b"\x00\x01" * counted)
+        self._write(self._next, b"".join((first + block << self._bits).to_bytes(8, "big") for block in range(blocks)))
+        os.ftruncate(self._fd, total * self._cluster)
+        self._write(1, b"".join(entry.to_bytes(8, "big") for entry in self._l1))
+        os.fsync(self._fd)
+        self._write(0, self._header(first + blocks, tables))
+        os.fsync(self._fd)
+
+    def _header(self, table: int, clusters: int) -> bytes:
+        extensions, name = b"", b""
+        if self._backing is not None:
+            name, kind = os.fsencode(self._backing.name), self._backing.format.encode()
+            extensions = _EXTENSION.pack(_BACKING_FORMAT, len(kind)) + kind.ljust(8, b"\0")
+        extensions += _EXTENSION.pack(0, 0)
+        header = _HEADER.pack(
+            MAGIC, _VERSION, _HEADER.size + len(extensions) if name else 0, len(name), self._bits, self._size, 0,
+            len(self._l1), self._cluster if self._l1 else 0, table * self._cluster, clusters, 0, 0, 0, 0, 0, _REFCOUNT_ORDER,
+            _HEADER.size,
+        )  # fmt: skip
+        return header + extensions + name
+
+    @property
+    def _bits(self) -> int:
+        return self._cluster.bit_length() - 1
+
+    def _clusters(self, length: int) -> int:
+        return -(-length // self._cluster)
+
+    def _place(self, index: int) -> int:
+        """Where in the L2 table being filled a cluster has its entry; turns to its table first."""
+        table, place = divmod(index, self._per_table)
+        if table != self._table:
+            self._close_table()
+            self._table = table
+        return place
+
+    def _close_table(self) -> None:
+        if self._entries:
+            self._l1[self._table] = self._next * self._cluster | _COPIED
+            self._append(b"".join(self._entries.get(place, 0).to_bytes(8, "big") for place in range(self._per_table)))
+            self._entries = {}
+
+    def _append(self, data: bytes) -> None:
+        self._write(self._next, data)
+        self._next += 1
+
+    def _write(self, cluster: int, data: bytes) -> None:
+        offset = cluster * self._cluster
+        view = memoryview(data)
+        while len(view):
+            done = os.pwrite(self._fd, view, offset)
+            offset += done
+            view = view[done:]
