@@ -44,6 +44,7 @@ BUFFERS_KEPT: Final = 16
 """Receive buffers kept for the next batch; a burst that needed more gives them back to the system."""
 IOV_MAX: Final = 1024
 TICK_SECONDS: Final = 1.0
+TURNS: Final = 16
 SPIN_SECONDS: Final = 0.0001
 """How long the loop looks around instead of sleeping, once sleeps have become that short.  Being woken takes longer than
 a command does: with one command in flight it doubles what an otherwise idle machine does (10 k to 21 k reads/s)."""
@@ -295,15 +296,30 @@ class Portal:
         next_tick = monotonic() + TICK_SECONDS
         may_spin = len(os.sched_getaffinity(0)) > 1
         spinning = False
+        last: Channel | None = None  # the one heard last
+        turns = TURNS  # how often it may be heard before the others are asked
         spin_until = 0.0
         while not self._stopping:
             if spinning:
-                events = poll(0)
                 now = monotonic()
-                if not events and not workers.results and not self._stalled:
-                    if now > spin_until or workers.busy:
-                        spinning = False
-                    continue
+                # Who asked last asks next, most likely: looking there first saves the call that says where to look.
+                if (
+                    turns
+                    and last is not None
+                    and last.mask == select.EPOLLIN
+                    and last.sock.fileno() >= 0
+                    and self._readable(last, now)
+                ):
+                    turns -= 1
+                    spin_until = now + SPIN_SECONDS
+                    events = []
+                else:
+                    turns = TURNS
+                    events = poll(0)
+                    if not events and not workers.results and not self._stalled:
+                        if now > spin_until or workers.busy:
+                            spinning = False
+                        continue
             else:
                 workers.sleeping = True
                 busy = workers.results or self._calls or self._stalled
@@ -316,6 +332,7 @@ class Portal:
                 channel = channels.get(fd)
                 if channel is not None:
                     if event & ~select.EPOLLOUT:
+                        last = channel
                         self._readable(channel, now)
                     if event & select.EPOLLOUT:
                         self._flush(channel)
@@ -371,7 +388,8 @@ class Portal:
         if len(self._buffers) < BUFFERS_KEPT:
             self._buffers.append(buffer)
 
-    def _readable(self, channel: Channel, now: float) -> None:
+    def _readable(self, channel: Channel, now: float) -> bool:
+        """Receive and handle what there is; False if there is nothing, or nobody any more."""
         connection = channel.connection
         buffer = channel.buffer
         if buffer is None:
@@ -384,19 +402,20 @@ class Portal:
             else:
                 length = channel.sock.recv_into(room)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             log.info("%s: %s", connection.login.initiator or connection.address, error)
             length = 0
         if not length:
             self._drop(channel)
-            return
+            return False
         if len(direct):
             placed = min(length, len(direct))
             connection.received_direct(placed, now)
             length -= placed
         channel.fill += length
         self._handle(channel, now)
+        return True
 
     def _handle(self, channel: Channel, now: float) -> None:
         """Handle what lies in the receive buffer, and send what there is to say."""
