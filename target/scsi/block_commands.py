@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lun_backends import block_device
+from lun_backends import atomic_journal, block_device
 from lun_backends.block_device import BlankBlock, WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.sense import CheckCondition
@@ -27,6 +27,7 @@ _RANGE_6 = struct.Struct(">IBx")  # the opcode is part of the first number
 _RANGE_10 = struct.Struct(">2xIxHx")
 _RANGE_12 = struct.Struct(">2xII2x")
 _RANGE_16 = struct.Struct(">2xQI2x")
+_ATOMIC = struct.Struct(">2xQHH2x")
 
 _FAST_10 = struct.Struct(">xBIxHB").unpack_from  # flags, LBA, (group number), count, control
 _FAST_16 = struct.Struct(">xBQIxB").unpack_from
@@ -158,12 +159,31 @@ def write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """WRITE(6), (10), (12), (16) in all their forms."""
     unit, cdb = itl.unit, task.cdb
     lba, count = transfer_range(unit, cdb)
-    data = transfer.data_out(task, count << unit.shift)
-    if count:
+    data = transfer.blocks_out(task, count << unit.shift, unit.block_size)
+    if data:
         fua = has_fua(cdb)
         if fua and nowait:
             raise WouldBlock
         unit.device.writev(lba << unit.shift, data, fua=fua, nowait=nowait)
+        unit.counters.bytes_written += block_device.total_length(data)
+    transfer.good(task)
+
+
+def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """WRITE ATOMIC(16) (SBC-4 5.40): as a whole or not at all, whatever happens; always on stable storage when it is done."""
+    unit = itl.unit
+    lba, boundary, count = _ATOMIC.unpack_from(task.cdb)
+    unit.check_range(lba, count)
+    if boundary:  # MAXIMUM ATOMIC BOUNDARY SIZE is 0
+        raise sense.invalid_field(10)
+    if count > atomic_journal.MAX_BYTES >> unit.shift:
+        raise sense.invalid_field(12)
+    data = transfer.data_out(task, count << unit.shift)
+    if nowait:
+        raise WouldBlock
+    if count:
+        assert unit.journal is not None  # or this command would not be in the unit's table
+        unit.journal.writev(lba << unit.shift, data)
         unit.counters.bytes_written += count << unit.shift
     transfer.good(task)
 
@@ -205,5 +225,5 @@ def read_capacity_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
     unit = itl.unit
     (allocation_length,) = struct.unpack_from(">I", task.cdb, 10)
     thin = 0x8000 if unit.kind is UnitKind.WRITE_ONCE else 0xC000
-    data = struct.pack(">QIBBH", unit.blocks - 1, unit.block_size, 0, unit.physical_exponent, thin)
+    data = struct.pack(">QIBBH", unit.blocks - 1, unit.block_size, 0, 0, thin)
     transfer.reply(task, data.ljust(32, b"\0"), allocation_length)

@@ -18,7 +18,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from target.scsi import block_commands, compare_commands, mode, primary_commands, sense, thin_commands
+from target.scsi import (
+    block_commands,
+    compare_commands,
+    copy_commands,
+    mode,
+    primary_commands,
+    reserve_commands,
+    sense,
+    thin_commands,
+)
+from target.scsi.persistent_reservation import Access
 from target.scsi.sense import Asc
 from target.scsi.unit_kind import UnitKind
 
@@ -53,6 +63,11 @@ class Command:
     fast: Handler | None = None
     writes: bool = False  # changes the medium
     attention_exempt: bool = False  # runs while a unit attention is pending (SAM-5 5.14)
+    atomic: bool = False  # only for units with a journal
+    needs: Access = (
+        Access.EVERYTHING
+    )  # what a persistent reservation must leave to the nexus (SPC-4 table 65, SBC-4 table 14)
+    despite_reserve: bool = False  # runs while another session has the unit with SPC-2's RESERVE
     timeout: int = 30  # seconds an initiator should allow for it
 
 
@@ -66,48 +81,99 @@ def _row(
     fast: Handler | None = None,
     writes: bool = False,
     attention_exempt: bool = False,
+    atomic: bool = False,
+    needs: Access = Access.EVERYTHING,
+    despite_reserve: bool = False,
     timeout: int = 30,
 ) -> Command:
     mask = bytes.fromhex(usage)
-    return Command(name, mask[0], mask, handler, service_action, kinds, fast, writes, attention_exempt, timeout)
+    return Command(
+        name,
+        mask[0],
+        mask,
+        handler,
+        service_action,
+        kinds,
+        fast,
+        writes,
+        attention_exempt,
+        atomic,
+        needs,
+        despite_reserve,
+        timeout,
+    )
+
+
+def _reservation(
+    name: str, opcode: int, action: int, handler: Handler, usage: str = "00 00 00 00 00 ff ff 00"
+) -> Command:
+    """A row of PERSISTENT RESERVE IN or OUT, which look at the reservation themselves."""
+    return _row(name, f"{opcode:02x} 1f {usage}", handler, service_action=action, needs=Access.NOTHING)
+
+
+_OUT = "ff 00 00 ff ff ff ff 00"
 
 
 # fmt: off
 COMMANDS: tuple[Command, ...] = (
-    _row("TEST UNIT READY",      "00 00 00 00 00 00", primary_commands.test_unit_ready),
-    _row("REQUEST SENSE",        "03 01 00 00 ff 00", primary_commands.request_sense, attention_exempt=True),
-    _row("READ(6)",              "08 1f ff ff ff 00", block_commands.read),
+    _row("TEST UNIT READY",      "00 00 00 00 00 00", primary_commands.test_unit_ready, needs=Access.NOTHING),
+    _row("REQUEST SENSE",        "03 01 00 00 ff 00", primary_commands.request_sense, attention_exempt=True, needs=Access.NOTHING, despite_reserve=True),
+    _row("READ(6)",              "08 1f ff ff ff 00", block_commands.read, needs=Access.READ),
     _row("WRITE(6)",             "0a 1f ff ff ff 00", block_commands.write, writes=True),
-    _row("INQUIRY",              "12 01 ff ff ff 00", primary_commands.inquiry_, attention_exempt=True),
-    _row("MODE SENSE(6)",        "1a 08 ff ff ff 00", mode.mode_sense),
+    _row("INQUIRY",              "12 01 ff ff ff 00", primary_commands.inquiry_, attention_exempt=True, needs=Access.NOTHING, despite_reserve=True),
+    _row("MODE SELECT(6)",       "15 11 00 00 ff 00", mode.mode_select),
+    _row("RESERVE(6)",           "16 00 00 00 00 00", reserve_commands.reserve_spc2, needs=Access.NOTHING, despite_reserve=True),
+    _row("RELEASE(6)",           "17 00 00 00 00 00", reserve_commands.release_spc2, needs=Access.NOTHING, despite_reserve=True),
+    _row("MODE SENSE(6)",        "1a 08 ff ff ff 00", mode.mode_sense, needs=Access.NOTHING),
     _row("START STOP UNIT",      "1b 01 00 0f f7 00", primary_commands.start_stop_unit),
-    _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block_commands.read_capacity_10),
-    _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block_commands.read, fast=block_commands.fast_read_10),
+    _row("PREVENT ALLOW MEDIUM REMOVAL", "1e 00 00 00 03 00", primary_commands.prevent_allow),
+    _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block_commands.read_capacity_10, needs=Access.NOTHING, despite_reserve=True),
+    _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block_commands.read, fast=block_commands.fast_read_10, needs=Access.READ),
     _row("WRITE(10)",            "2a 1a ff ff ff ff 1f ff ff 00", block_commands.write, fast=block_commands.fast_write_10, writes=True),
     _row("WRITE AND VERIFY(10)", "2e 16 ff ff ff ff 1f ff ff 00", compare_commands.write_and_verify, writes=True),
-    _row("VERIFY(10)",           "2f 16 ff ff ff ff 1f ff ff 00", compare_commands.verify),
-    _row("PRE-FETCH(10)",        "34 02 ff ff ff ff 1f ff ff 00", block_commands.pre_fetch),
+    _row("VERIFY(10)",           "2f 16 ff ff ff ff 1f ff ff 00", compare_commands.verify, needs=Access.READ),
+    _row("PRE-FETCH(10)",        "34 02 ff ff ff ff 1f ff ff 00", block_commands.pre_fetch, needs=Access.READ),
     _row("SYNCHRONIZE CACHE(10)", "35 02 ff ff ff ff 1f ff ff 00", block_commands.synchronize_cache, timeout=120),
     _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin_commands.write_same, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
     _row("UNMAP",                "42 00 00 00 00 00 1f ff ff 00", thin_commands.unmap, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
-    _row("MODE SENSE(10)",       "5a 18 ff ff 00 00 00 ff ff 00", mode.mode_sense),
-    _row("READ(16)",             "88 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.read, fast=block_commands.fast_read_16),
+    _row("MODE SELECT(10)",      "55 11 00 00 00 00 00 ff ff 00", mode.mode_select),
+    _row("RESERVE(10)",          "56 00 00 00 00 00 00 00 00 00", reserve_commands.reserve_spc2, needs=Access.NOTHING, despite_reserve=True),
+    _row("RELEASE(10)",          "57 00 00 00 00 00 00 00 00 00", reserve_commands.release_spc2, needs=Access.NOTHING, despite_reserve=True),
+    _row("MODE SENSE(10)",       "5a 18 ff ff 00 00 00 ff ff 00", mode.mode_sense, needs=Access.NOTHING),
+    _reservation("PERSISTENT RESERVE IN, READ KEYS",           0x5E, 0, reserve_commands.read_keys),
+    _reservation("PERSISTENT RESERVE IN, READ RESERVATION",    0x5E, 1, reserve_commands.read_reservation),
+    _reservation("PERSISTENT RESERVE IN, REPORT CAPABILITIES", 0x5E, 2, reserve_commands.report_capabilities),
+    _reservation("PERSISTENT RESERVE IN, READ FULL STATUS",    0x5E, 3, reserve_commands.read_full_status),
+    _reservation("PERSISTENT RESERVE OUT, REGISTER",           0x5F, 0, reserve_commands.register, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, RESERVE",            0x5F, 1, reserve_commands.reserve, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, RELEASE",            0x5F, 2, reserve_commands.release, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, CLEAR",              0x5F, 3, reserve_commands.clear, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, PREEMPT",            0x5F, 4, reserve_commands.preempt, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, PREEMPT AND ABORT",  0x5F, 5, reserve_commands.preempt_and_abort, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", 0x5F, 6, reserve_commands.register_and_ignore, _OUT),
+    _reservation("PERSISTENT RESERVE OUT, REGISTER AND MOVE",  0x5F, 7, reserve_commands.register_and_move, _OUT),
+    _row("EXTENDED COPY(LID1)",  "83 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copy_commands.extended_copy, service_action=0, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
+    _row("RECEIVE COPY STATUS(LID1)", "84 1f ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", copy_commands.copy_status, service_action=0, kinds=NOT_WRITE_ONCE, needs=Access.READ),
+    _row("RECEIVE COPY OPERATING PARAMETERS", "84 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", copy_commands.operating_parameters, service_action=3, kinds=NOT_WRITE_ONCE, needs=Access.READ),
+    _row("READ(16)",             "88 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.read, fast=block_commands.fast_read_16, needs=Access.READ),
     _row("COMPARE AND WRITE",    "89 18 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00", compare_commands.compare_and_write, kinds=NOT_WRITE_ONCE, writes=True),
     _row("WRITE(16)",            "8a 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.write, fast=block_commands.fast_write_16, writes=True),
+    _row("ORWRITE(16)",          "8b 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.orwrite, kinds=NOT_WRITE_ONCE, writes=True),
     _row("WRITE AND VERIFY(16)", "8e 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.write_and_verify, writes=True),
-    _row("VERIFY(16)",           "8f 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify),
-    _row("PRE-FETCH(16)",        "90 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.pre_fetch),
+    _row("VERIFY(16)",           "8f 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify, needs=Access.READ),
+    _row("PRE-FETCH(16)",        "90 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.pre_fetch, needs=Access.READ),
     _row("SYNCHRONIZE CACHE(16)", "91 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.synchronize_cache, timeout=120),
     _row("WRITE SAME(16)",       "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", thin_commands.write_same, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
-    _row("READ CAPACITY(16)",    "9e 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", block_commands.read_capacity_16, service_action=0x10),
-    _row("GET LBA STATUS",       "9e 1f ff ff ff ff ff ff ff ff ff ff ff ff 00 00", thin_commands.get_lba_status, service_action=0x12),
-    _row("REPORT LUNS",          "a0 00 ff 00 00 00 ff ff ff ff 00 00", primary_commands.report_luns, attention_exempt=True),
-    _row("REPORT SUPPORTED OPERATION CODES", "a3 1f 87 ff ff ff ff ff ff ff 00 00", primary_commands.report_supported_operation_codes, service_action=0x0C),
-    _row("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "a3 1f 80 00 00 00 ff ff ff ff 00 00", primary_commands.report_supported_tmf, service_action=0x0D),
-    _row("READ(12)",             "a8 1a ff ff ff ff ff ff ff ff 1f 00", block_commands.read),
+    _row("WRITE ATOMIC(16)",     "9c 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block_commands.write_atomic, kinds=NOT_WRITE_ONCE, writes=True, atomic=True),
+    _row("READ CAPACITY(16)",    "9e 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", block_commands.read_capacity_16, service_action=0x10, needs=Access.NOTHING, despite_reserve=True),
+    _row("GET LBA STATUS",       "9e 1f ff ff ff ff ff ff ff ff ff ff ff ff 00 00", thin_commands.get_lba_status, service_action=0x12, needs=Access.READ),
+    _row("REPORT LUNS",          "a0 00 ff 00 00 00 ff ff ff ff 00 00", primary_commands.report_luns, attention_exempt=True, needs=Access.NOTHING, despite_reserve=True),
+    _row("REPORT SUPPORTED OPERATION CODES", "a3 1f 87 ff ff ff ff ff ff ff 00 00", primary_commands.report_supported_operation_codes, service_action=0x0C, needs=Access.NOTHING),
+    _row("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "a3 1f 80 00 00 00 ff ff ff ff 00 00", primary_commands.report_supported_tmf, service_action=0x0D, needs=Access.NOTHING),
+    _row("READ(12)",             "a8 1a ff ff ff ff ff ff ff ff 1f 00", block_commands.read, needs=Access.READ),
     _row("WRITE(12)",            "aa 1a ff ff ff ff ff ff ff ff 1f 00", block_commands.write, writes=True),
     _row("WRITE AND VERIFY(12)", "ae 16 ff ff ff ff ff ff ff ff 1f 00", compare_commands.write_and_verify, writes=True),
-    _row("VERIFY(12)",           "af 16 ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify),
+    _row("VERIFY(12)",           "af 16 ff ff ff ff ff ff ff ff 1f 00", compare_commands.verify, needs=Access.READ),
 )
 # fmt: on
 
@@ -152,8 +218,8 @@ def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
 class UnitCommands:
     """The commands of one kind of unit: `handlers` by opcode, 256 of them, and `checked`, the same without the fast ones."""
 
-    def __init__(self, kind: UnitKind, *, write_protected: bool) -> None:
-        self.rows = tuple(command for command in COMMANDS if kind in command.kinds)
+    def __init__(self, kind: UnitKind, *, write_protected: bool, atomic: bool) -> None:
+        self.rows = tuple(command for command in COMMANDS if kind in command.kinds and (atomic or not command.atomic))
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
         self.checked: list[Handler] = [_unknown] * 256
         self.handlers: list[Handler] = [_unknown] * 256
@@ -172,7 +238,12 @@ class UnitCommands:
         return self._rows.get((opcode, None)) or self._rows.get((opcode, service_action))
 
 
+def takes_copies(kind: UnitKind) -> bool:
+    """Whether EXTENDED COPY may write to a unit of that kind: then every other way to change a block is open, too."""
+    return kind in NOT_WRITE_ONCE
+
+
 @functools.cache
-def for_unit(kind: UnitKind, *, write_protected: bool) -> UnitCommands:
-    """The commands of a unit of that kind."""
-    return UnitCommands(kind, write_protected=write_protected)
+def for_unit(kind: UnitKind, *, write_protected: bool, atomic: bool = False) -> UnitCommands:
+    """The commands of a unit of that kind; `atomic` if it has a journal for atomic writes."""
+    return UnitCommands(kind, write_protected=write_protected, atomic=atomic)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from lun_backends import atomic_journal
 from target.scsi import transfer
 from target.scsi.unit_kind import UnitKind
 
@@ -34,19 +35,21 @@ SPC_4 = 6
 RESPONSE_DATA_FORMAT = 2
 HISUP = 0x10
 CMDQUE = 0x02
+THIRD_PARTY_COPY = 0x08
 _VERSION_DESCRIPTORS = struct.pack(">4H", 0x00A0, 0x0960, 0x0460, 0x04C0)  # SAM-5, iSCSI, SPC-4, SBC-3
 
 NO_UNIT = 0x7F  # peripheral qualifier 3, type 1Fh: the LUN cannot have a unit here now
 WELL_KNOWN_UNIT = 0x1E
 
 
-def standard(peripheral: int, product: bytes) -> bytes:
-    """Standard INQUIRY data (SPC-4 table 169), 96 bytes; `peripheral` is the qualifier and the device type."""
+def standard(peripheral: int, product: bytes, *, features: int = 0) -> bytes:
+    """Standard INQUIRY data (SPC-4 table 169), 96 bytes; `peripheral` is the qualifier and the device type, `features` byte 5."""
     data = bytearray(96)
     data[0] = peripheral
     data[2] = SPC_4
     data[3] = HISUP | RESPONSE_DATA_FORMAT
     data[4] = len(data) - 5
+    data[5] = features
     data[7] = CMDQUE
     data[8:16] = VENDOR
     data[16:32] = product.ljust(16)
@@ -57,7 +60,8 @@ def standard(peripheral: int, product: bytes) -> bytes:
 
 def for_unit(unit: LogicalUnit) -> bytes:
     """Standard INQUIRY data of a unit."""
-    return standard(0x00, _PRODUCTS[unit.kind])
+    features = 0 if unit.kind is UnitKind.WRITE_ONCE else THIRD_PARTY_COPY
+    return standard(0x00, _PRODUCTS[unit.kind], features=features)
 
 
 def serial_number(uuid: UUID) -> bytes:
@@ -75,6 +79,14 @@ def naa(uuid: UUID) -> bytes:
 def _designator(code_set: int, kind: int, association: int, value: bytes, protocol: int = 0) -> bytes:
     piv = 0x80 if association else 0
     return struct.pack(">BBxB", protocol << 4 | code_set, piv | association << 4 | kind, len(value)) + value
+
+
+def is_called(unit: LogicalUnit, code_set: int, kind: int, name: bytes) -> bool:
+    """Whether page 83h gives this designator for the unit itself."""
+    return (code_set, kind, name) in (
+        (BINARY, 3, naa(unit.uuid)),
+        (ASCII, 1, VENDOR + str(unit.uuid).encode("ascii")),
+    )
 
 
 def _name_string(name: str) -> bytes:
@@ -113,18 +125,21 @@ def _block_limits(unit: LogicalUnit, target_name: str) -> bytes:
     blocks = unit.shift
     primary = unit.kind is UnitKind.PRIMARY
     return struct.pack(
-        ">BBHIIIIIIIQ20x",
+        ">BBHIIIIIIIQI16x",
         0,  # WSNZ
         transfer.MAX_COMPARE_AND_WRITE_BLOCKS if primary else 0,
-        1 << unit.physical_exponent,  # optimal transfer length granularity
+        unit.page_blocks,  # optimal transfer length granularity
         unit.max_transfer,
         transfer.OPTIMAL_TRANSFER_BYTES >> blocks,
         0,  # maximum prefetch length: not limited
         transfer.MAX_UNMAP_BYTES >> blocks if primary else 0,  # maximum UNMAP LBA count
         transfer.MAX_UNMAP_DESCRIPTORS if primary else 0,
-        1 << unit.physical_exponent,  # optimal unmap granularity
+        unit.page_blocks,  # optimal unmap granularity
         0x80000000,  # UGAVALID, alignment 0
         transfer.MAX_WRITE_SAME_BYTES >> blocks if primary else 0,  # maximum WRITE SAME length
+        atomic_journal.MAX_BYTES >> blocks
+        if unit.journal
+        else 0,  # maximum atomic transfer length; no alignment, no boundary
     )
 
 

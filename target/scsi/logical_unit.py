@@ -5,7 +5,7 @@ What every command passes (`scsi_target.Nexus.execute`), in this order:
 
 1. the task enters `running`;
 2. `ItlNexus.unusual` is looked at: one flag for everything that is not everyday (a unit attention is pending, the unit
-   was removed); only if it is set `ItlNexus.admit` finds out what;
+   was removed, or is reserved for others); only if it is set `ItlNexus.admit` finds out what;
 3. the handler for the opcode runs;
 4. the task leaves `running`, and whoever waits in `drain` is told.
 
@@ -18,50 +18,71 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from lun_backends import block_device
-from target.scsi import commands, sense, transfer
+from lun_backends import atomic_journal, block_device
+from target.scsi import commands, reservations, sense, transfer
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task
 from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's interface
 
 if TYPE_CHECKING:
+    from target.scsi import copy_commands
     from target.scsi.scsi_target import Nexus
 
 log = logging.getLogger(__name__)
 
-PHYSICAL_BLOCK_BYTES = 4096
-"""What the unit reports as its physical block: the page, below which a write costs a read."""
+PAGE_BYTES = 4096
+"""What the unit reports as granularity of transfers and of UNMAP: the page, below which a write costs a read.
+
+It is not told as the physical block size of READ CAPACITY(16), where it would be a promise about what tears in a power cut,
+and where libiscsi's suite (GetLBAStatus.UnmapSingle) only understands units whose blocks are physical blocks.
+"""
 
 
 class ItlNexus:
     """One initiator port's relation to one logical unit: what it may do there, and its pending unit attentions."""
 
-    __slots__ = ("attentions", "handlers", "nexus", "read_only", "removed", "unit", "unusual", "write_protected")
+    __slots__ = (
+        "attentions",
+        "copy_statuses",
+        "handlers",
+        "nexus",
+        "read_only",
+        "removed",
+        "unit",
+        "unusual",
+        "write_protected",
+    )
 
     def __init__(self, unit: LogicalUnit, nexus: Nexus, *, read_only: bool = False) -> None:
         self.unit = unit
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, whatever others may do
         self.write_protected = read_only or unit.write_protected
-        self.handlers = commands.for_unit(unit.kind, write_protected=self.write_protected).handlers
+        self.handlers = commands.for_unit(
+            unit.kind, write_protected=self.write_protected, atomic=unit.journal is not None
+        ).handlers
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
+        self.copy_statuses: dict[int, copy_commands.Status] = {}  # by list identifier, oldest first
         self.removed = False
         self.unusual = False
 
     def admit(self, task: Task) -> None:
-        """Raise CheckCondition if the task must not run: the unit is gone, or a unit attention comes first (SAM-5 5.14)."""
+        """Raise CheckCondition or ReservationConflict if the task must not run: the unit is gone, a unit attention comes first
+        (SAM-5 5.14), or the unit is reserved for others."""
         if self.removed:
             raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
         command = self.unit.command(task.cdb)
-        if command is not None and command.attention_exempt:
-            return
-        attention = self.take_attention()
-        if attention is not None:
-            raise CheckCondition(attention)
+        if command is None or not command.attention_exempt:
+            attention = self.take_attention()
+            if attention is not None:
+                raise CheckCondition(attention)
+        if command is not None:
+            self.unit.reservations.check(self, command, task.cdb)
 
     def take_attention(self) -> Sense | None:
         """The oldest pending unit attention, which is thereby told and cleared."""
@@ -86,9 +107,17 @@ class ItlNexus:
                 self.attentions.append(asc)
             self.update()
 
+    def hold_copy_status(self, identifier: int, status: copy_commands.Status, room: int) -> None:
+        """Keep how an EXTENDED COPY ended, and forget the oldest such if there is no room."""
+        with self.unit.lock:
+            self.copy_statuses.pop(identifier, None)
+            while len(self.copy_statuses) >= room:
+                del self.copy_statuses[next(iter(self.copy_statuses))]
+            self.copy_statuses[identifier] = status
+
     def update(self) -> None:
         """Set `unusual` from everything it stands for.  The caller holds `unit.lock`."""
-        self.unusual = self.removed or bool(self.attentions)
+        self.unusual = self.removed or bool(self.attentions) or self.unit.reservations.restricts(self)
 
 
 class Counters:
@@ -110,7 +139,21 @@ class Counters:
 class LogicalUnit:
     """A block device as initiators see it.  Thread-safe."""
 
-    def __init__(self, device: block_device.BlockDevice, *, uuid: UUID, kind: UnitKind, name: str) -> None:
+    def __init__(
+        self,
+        device: block_device.BlockDevice,
+        *,
+        uuid: UUID,
+        kind: UnitKind,
+        name: str,
+        reservation_file: Path | None = None,
+        journal: atomic_journal.AtomicJournal | None = None,
+    ) -> None:
+        """`reservation_file` is where persistent reservations outlive the daemon; without one they cannot.  `journal` is what
+        WRITE ATOMIC writes through; without one the unit does not know that command.
+
+        Raises reservation_file.Damaged, OSError.
+        """
         self.device = device
         self.uuid = uuid
         self.kind = kind
@@ -119,7 +162,7 @@ class LogicalUnit:
         self.block_size = device.block_size
         self.shift = device.block_size.bit_length() - 1
         self.blocks = device.size >> self.shift
-        self.physical_exponent = max(0, PHYSICAL_BLOCK_BYTES.bit_length() - 1 - self.shift)
+        self.page_blocks = max(1, PAGE_BYTES >> self.shift)
         self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
         self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only
         self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why
@@ -127,8 +170,11 @@ class LogicalUnit:
         self.running: dict[Task, ItlNexus] = {}
         self.draining = 0
         self._ended = threading.Condition()
-        self._itls: list[ItlNexus] = []
-        self.commands = commands.for_unit(kind, write_protected=self.write_protected)
+        self._awaited: list[set[Task]] = []
+        self.itls: list[ItlNexus] = []  # under `lock`
+        self.reservations = reservations.Reservations(self, reservation_file)
+        self.journal = journal
+        self.commands = commands.for_unit(kind, write_protected=self.write_protected, atomic=journal is not None)
 
     def command(self, cdb: bytes | memoryview) -> commands.Command | None:
         """The row of the command table that this CDB names, if the unit has it."""
@@ -138,21 +184,23 @@ class LogicalUnit:
         """Let an initiator port reach the unit, perhaps for reading only."""
         itl = ItlNexus(self, nexus, read_only=read_only)
         with self.lock:
-            self._itls.append(itl)
+            self.itls.append(itl)
+            itl.update()
         return itl
 
     def detach(self, itl: ItlNexus) -> None:
         """The initiator port reaches the unit no more: what it still sends ends with LOGICAL UNIT NOT SUPPORTED."""
         with self.lock:
-            if itl in self._itls:
-                self._itls.remove(itl)
+            if itl in self.itls:
+                self.itls.remove(itl)
+            self.reservations.nexus_lost(itl.nexus)
             itl.removed = True
             itl.update()
 
     def attention(self, asc: int, ascq: int, *, excluding: Nexus | None = None) -> None:
         """Raise a unit attention for every I_T nexus that reaches the unit, `excluding` one."""
         with self.lock:
-            for itl in self._itls:
+            for itl in self.itls:
                 if itl.nexus is not excluding:
                     itl.add_attention(asc << 8 | ascq)
 
@@ -171,23 +219,48 @@ class LogicalUnit:
         return owners
 
     def reset(self) -> None:
-        """LOGICAL UNIT RESET (SAM-5 6.3.3): running tasks are marked aborted, every I_T nexus is told (29h/03h)."""
+        """LOGICAL UNIT RESET (SAM-5 6.3.3): running tasks are marked aborted, SPC-2's reservation ends, every I_T nexus
+        is told (29h/03h)."""
         self.abort()
+        self.reservations.reset()
         self.attention(*divmod(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED, 256))
 
     def drain(self, tasks: Iterable[Task] | None = None) -> None:
         """Return when the tasks (all that run now) have ended.  Never call it from a task that is among them."""
-        waiting: Collection[Task] = list(self.running if tasks is None else tasks)
         with self._ended:
             self.draining += 1
-            try:
-                self._ended.wait_for(lambda: not any(task in self.running for task in waiting))
-            finally:
-                self.draining -= 1
+            running = list(self.running)
+            self._wait_for(running if tasks is None else set(tasks).intersection(running))
 
-    def task_ended(self) -> None:
+    def clear(self, whose: Callable[[ItlNexus], bool]) -> Sequence[ItlNexus]:
+        """Clear the tasks that run now and are `whose`; returns whose they were when they have ended.
+
+        Long ones end early, with an answer that makes their initiator try again.  Never call it for the caller's own task.
+        """
+        with self._ended:
+            self.draining += 1
+            found = {task: itl for task, itl in list(self.running.items()) if whose(itl)}
+            for task in found:
+                task.cleared = True  # until it ends: `task_ended` takes it back, since fabrics use tasks again
+            self._wait_for(found)
+        return list({id(itl): itl for itl in found.values()}.values())
+
+    def _wait_for(self, tasks: Iterable[Task]) -> None:
+        """Wait for tasks that were running after `draining` was raised, so that each of them passes `task_ended`."""
+        waiting = set(tasks)
+        self._awaited.append(waiting)
+        try:
+            self._ended.wait_for(lambda: not waiting)
+        finally:
+            self._awaited = [each for each in self._awaited if each is not waiting]
+            self.draining -= 1
+
+    def task_ended(self, task: Task) -> None:
         """A task left `running` while someone drains."""
         with self._ended:
+            task.cleared = False
+            for waiting in self._awaited:
+                waiting.discard(task)
             self._ended.notify_all()
 
     def check_range(self, lba: int, count: int) -> None:
@@ -207,6 +280,8 @@ class LogicalUnit:
                 task.sense = b""
                 task.status = Status.RESERVATION_CONFLICT
                 return
+            case transfer.Aborted(cleared=True):
+                told = Sense(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
             case transfer.Aborted():
                 task.sense = b""
                 task.status = Status.TASK_ABORTED

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MODE SENSE(6) and (10) and the mode pages (SPC-4 6.11 f., 7.5; SBC-4 6.5).
+"""MODE SENSE and MODE SELECT, (6) and (10), and the mode pages (SPC-4 6.9 ff., 7.5; SBC-4 6.5).
+
+Nothing can be changed: MODE SELECT takes what is already so, and refuses the rest.
 
 | page | what it says |
 | --- | --- |
@@ -96,3 +98,51 @@ def mode_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
         header = struct.pack(">BBBB", length + 3, 0, specific, len(descriptor))
         allocation_length = cdb[4]
     transfer.reply(task, header + descriptor + found, allocation_length)
+
+
+def _check_block_descriptor(unit: LogicalUnit, given: bytes, start: int, *, long: bool) -> None:
+    """Refuse another capacity or block size; a number of blocks of 0, or all ones, leaves it (SBC-4 6.5.2)."""
+    blocks = int.from_bytes(given[:8] if long else given[:4])
+    block_size = int.from_bytes(given[12:16] if long else given[5:8])
+    ones = (1 << 64 if long else 1 << 32) - 1
+    if blocks not in (0, ones, unit.blocks if long else min(unit.blocks, ones)):
+        raise sense.invalid_parameter(start)
+    if block_size != unit.block_size:
+        raise sense.invalid_parameter(start + (12 if long else 5))
+
+
+def mode_select(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """MODE SELECT(6) and (10): GOOD if every page says what MODE SENSE would; saving is not supported."""
+    unit, cdb = itl.unit, task.cdb
+    ten = cdb[0] == 0x55
+    length = int.from_bytes(cdb[7:9]) if ten else cdb[4]
+    if cdb[1] & 0x01:  # SP
+        raise sense.invalid_field(1, 0)
+    given = transfer.joined(task, length)
+    if length:
+        header = 8 if ten else 4
+        if length < header:
+            raise sense.parameter_list_length()
+        descriptor_length = int.from_bytes(given[6:8]) if ten else given[3]
+        long = ten and bool(given[4] & 1)
+        position = header + descriptor_length
+        if position > length:
+            raise sense.parameter_list_length()
+        if descriptor_length not in (0, 16 if long else 8):
+            raise sense.invalid_parameter(6 if ten else 3)
+        if descriptor_length:
+            _check_block_descriptor(unit, given[header:position], header, long=long)
+        while position < length:
+            code = given[position] & 0x3F
+            if given[position] & 0x40 or code not in PAGES:  # no subpages
+                raise sense.invalid_parameter(position)
+            if position + 2 > length or position + 2 + given[position + 1] > length:
+                raise sense.parameter_list_length()
+            body = PAGES[code](unit)
+            different = transfer.first_difference(
+                bytes((len(body),)) + body, given[position + 1 : position + 2 + len(body)]
+            )
+            if given[position + 1] != len(body) or different is not None:
+                raise sense.invalid_parameter(position + 1 + (different or 0))
+            position += 2 + len(body)
+    transfer.good(task)

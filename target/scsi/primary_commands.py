@@ -98,6 +98,11 @@ def start_stop_unit(itl: ItlNexus, task: Task, nowait: bool) -> None:
     transfer.good(task)
 
 
+def prevent_allow(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """PREVENT ALLOW MEDIUM REMOVAL: the medium is not removable, so its removal is always prevented."""
+    transfer.good(task)
+
+
 def _timeouts(command: Command) -> bytes:
     return struct.pack(">HxBII", 0x0A, 0, 0, command.timeout)
 

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from lun_backends.block_device import WouldBlock
 from target.scsi import block_commands, commands, inquiry, primary_commands, sense, transfer
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
+from target.scsi.persistent_reservation import Port
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task
 
@@ -163,6 +164,7 @@ class Nexus:
         self.target = target
         self.initiator = initiator
         self.tag = tag
+        self.port = Port(initiator, tag)
         self._view = view
         self._luns: dict[int, ItlNexus] = {}
         self._itls: dict[int, ItlNexus] = {}  # by the raw LUN field, in every addressing method
@@ -179,6 +181,11 @@ class Nexus:
     def luns(self) -> Sequence[int]:
         """The LUNs this nexus reaches."""
         return list(self._luns)
+
+    @property
+    def reached(self) -> Sequence[ItlNexus]:
+        """The relations to all those units."""
+        return list(self._luns.values())
 
     def seen(self) -> Mapping[int, LogicalUnit]:
         """The units this nexus reaches, by LUN."""
@@ -263,7 +270,7 @@ class Nexus:
         finally:
             del running[task]
             if unit.draining:
-                unit.task_ended()
+                unit.task_ended(task)
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         """Tell each unit's device what these tasks are going to write, all at once (`BlockDevice.prepare_writes`).

@@ -42,6 +42,7 @@ class Asc(enum.IntEnum):
     LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = 0x0403
     WRITE_ERROR = 0x0C00
+    COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
     INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
     UNRECOVERED_READ_ERROR = 0x1100
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
@@ -51,18 +52,28 @@ class Asc(enum.IntEnum):
     INVALID_FIELD_IN_CDB = 0x2400
     LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
+    INVALID_RELEASE_OF_PERSISTENT_RESERVATION = 0x2604
+    TOO_MANY_TARGET_DESCRIPTORS = 0x2606
+    UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE = 0x2607
+    TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608
+    UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = 0x2609
+    INLINE_DATA_LENGTH_EXCEEDED = 0x260B
     WRITE_PROTECTED = 0x2700
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
     POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED = 0x2900
     BUS_DEVICE_RESET_FUNCTION_OCCURRED = 0x2903
     I_T_NEXUS_LOSS_OCCURRED = 0x2907
     MODE_PARAMETERS_CHANGED = 0x2A01
+    RESERVATIONS_PREEMPTED = 0x2A03
+    RESERVATIONS_RELEASED = 0x2A04
+    REGISTRATIONS_PREEMPTED = 0x2A05
     CAPACITY_DATA_HAS_CHANGED = 0x2A09
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
     THIN_PROVISIONING_SOFT_THRESHOLD_REACHED = 0x3807
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
     INTERNAL_TARGET_FAILURE = 0x4400
+    INSUFFICIENT_REGISTRATION_RESOURCES = 0x5504
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,7 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
     | `NotSupported`    | ILLEGAL REQUEST | 20h/00h  | the unit's nature forbids the command |
     | `SnapshotInvalid` | NOT READY       | 04h/03h  | the whole unit is lost for good, not one block: only a person can act |
     | `PreserveFailed`  | as its cause: DATA PROTECT 27h/07h when out of space, else MEDIUM ERROR 0Ch/00h | | the write was refused |
+    | `CopyTimedOut`  | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; met on its own only by who copies, else as a cause |
     | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is going away |
     """
     match error:
@@ -187,6 +199,8 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
             return Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, lba)
         case block_device.MediumError(lba, writing):
             return Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR if writing else Asc.UNRECOVERED_READ_ERROR, lba)
+        case block_device.CopyTimedOut(lba):
+            return Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, lba)
         case block_device.NotSupported():
             return Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE)
         case block_device.SnapshotInvalid():

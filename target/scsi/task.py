@@ -44,6 +44,7 @@ class Task:
         "aborted",
         "allocate",
         "cdb",
+        "cleared",
         "data_in",
         "data_out",
         "expected_in",
@@ -61,6 +62,7 @@ class Task:
         self.residual_out: int = 0
         self.allocate: Allocate = allocate
         self.aborted: bool = False  # set by task management; a long command may look at it between steps
+        self.cleared: bool = False  # set and taken back by the device server: another initiator's PREEMPT AND ABORT
         self.status: int = Status.GOOD
         self.sense: bytes = b""
         self.data_in: Sequence[memoryview] = ()

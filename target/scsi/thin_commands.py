@@ -47,9 +47,12 @@ def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
     block = bytes(unit.block_size) if no_data_out else b"".join(transfer.data_out(task, unit.block_size, exact=True))
     if nowait:
         raise WouldBlock
-    if not any(block):
-        _zero(unit, task, lba, count, discard=bool(cdb[1] & 0x08))
-    else:  # UNMAP with data that unmapped blocks would not read as: written instead (SBC-4 4.7.3.4.3)
+    discard = bool(cdb[1] & 0x08)
+    if discard or not any(block):
+        # With UNMAP whatever data was sent: SBC-4 4.7.3.4.3 would have other data than zeroes written, but LIO and tgtd unmap,
+        # libiscsi's suite (WriteSame10.UnmapUntilEnd) expects it, and nobody who asks for UNMAP means the data.
+        _zero(unit, task, lba, count, discard=discard)
+    else:
         blocks = min(count, transfer.OPTIMAL_TRANSFER_BYTES >> unit.shift)
         pattern = memoryview(block * blocks)
         while count:

@@ -27,13 +27,20 @@ MAX_COMPARE_AND_WRITE_BLOCKS = 255
 
 
 class Aborted(Exception):
-    """Task management aborted the task while it ran; what it had not done yet is not done."""
+    """The task was aborted while it ran; what it had not done yet is not done.
+
+    `cleared`: by PREEMPT AND ABORT, and its initiator is answered; else by task management, and it is not.
+    """
+
+    def __init__(self, *, cleared: bool) -> None:
+        super().__init__("cleared" if cleared else "aborted")
+        self.cleared = cleared
 
 
 def go_on(task: Task) -> None:
     """Raise Aborted if the task was aborted: a long command asks between its steps."""
-    if task.aborted:
-        raise Aborted
+    if task.aborted or task.cleared:
+        raise Aborted(cleared=not task.aborted)
 
 
 def good(task: Task) -> None:
@@ -82,9 +89,9 @@ def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
 def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memoryview]:
     """Exactly the `length` bytes of data-out that the CDB asks for.
 
-        An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
-        INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done: half a write is never what was meant (FCP-4 9.4.2 b).  With `exact`
-    more is refused as well: for commands where a stray length means that the initiator and we speak of different things.
+    An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
+    INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done (FCP-4 9.4.2 b).  With `exact` more is refused as well: for
+    commands where a stray length means that the initiator and we speak of different things.
     """
     given = block_device.total_length(task.data_out)
     if given == length:
@@ -93,6 +100,16 @@ def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memory
     if given < length or exact:
         raise sense.illegal_request(sense.Asc.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
     return trim(task.data_out, length)
+
+
+def blocks_out(task: Task, length: int, block_size: int) -> Sequence[memoryview]:
+    """`data_out` of a plain write: an initiator that announced fewer, but whole blocks has these written, with the rest as
+    residual overflow (RFC 7143 11.4.5.1: the transfer ends where the initiator's buffer does)."""
+    given = block_device.total_length(task.data_out)
+    if given >= length or given % block_size:
+        return data_out(task, length)
+    task.residual_out = length - given
+    return task.data_out
 
 
 def joined(task: Task, length: int) -> bytes:

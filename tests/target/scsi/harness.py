@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
+from lun_backends.atomic_journal import AtomicJournal
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import Nexus, ScsiTarget
 from target.scsi.task import Status, Task
@@ -97,19 +99,33 @@ def result_of(task: Task) -> Result:
 class Bench:
     """A target with one unit at LUN 0, and initiators on it."""
 
-    def __init__(self, kind: UnitKind = UnitKind.PRIMARY, device: MemoryDevice | None = None) -> None:
+    def __init__(
+        self,
+        kind: UnitKind = UnitKind.PRIMARY,
+        device: MemoryDevice | None = None,
+        *,
+        state_dir: Path | None = None,
+    ) -> None:
+        """With `state_dir` the unit persists reservations and writes atomically."""
         if device is None:
             device = MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE, read_only=kind is UnitKind.SNAPSHOT_VIEW)
         self.device = device
-        self.unit = LogicalUnit(device, uuid=UNIT_UUID, kind=kind, name="vol0")
+        self.unit = LogicalUnit(
+            device,
+            uuid=UNIT_UUID,
+            kind=kind,
+            name="vol0",
+            reservation_file=state_dir and state_dir / "reservations.json",
+            journal=AtomicJournal(state_dir / "journal", device) if state_dir else None,
+        )
         self.target = ScsiTarget(TARGET_NAME)
         self.target.add_lun(0, self.unit)
         self.initiator = self.login("iqn.1993-08.org.debian:one")
         self.run = self.initiator.run
 
-    def login(self, name: str) -> Initiator:
+    def login(self, name: str, isid: str = "") -> Initiator:
         """Another I_T nexus."""
-        return Initiator(self.target.open_nexus(name))
+        return Initiator(self.target.open_nexus(name, tag=isid))
 
 
 # CDBs, by the standard's names.  `flags` is byte 1.

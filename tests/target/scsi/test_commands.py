@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -28,8 +29,8 @@ def small(kind: UnitKind) -> Bench:
 
 
 @pytest.mark.parametrize("row", commands.COMMANDS, ids=lambda row: row.name)
-def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: commands.Command) -> None:
-    bench = Bench()
+def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: commands.Command, tmp_path: Path) -> None:
+    bench = Bench(state_dir=tmp_path)
     for byte in range(1, len(row.usage)):
         for bit in range(8):
             if row.usage[byte] >> bit & 1:
@@ -44,8 +45,8 @@ def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: command
 
 
 @pytest.mark.parametrize("row", commands.COMMANDS, ids=lambda row: row.name)
-def test_a_cdb_that_is_too_short_is_refused(row: commands.Command) -> None:
-    bench = Bench()
+def test_a_cdb_that_is_too_short_is_refused(row: commands.Command, tmp_path: Path) -> None:
+    bench = Bench(state_dir=tmp_path)
     for length in range(1, len(row.usage)):
         task = Task(allocate)
         task.cdb = row.usage[:1].ljust(length, b"\0")
@@ -77,6 +78,9 @@ def test_the_rows_that_write_are_those_that_write() -> None:
         "WRITE SAME",
         "UNMAP",
         "COMPARE AND WRITE",
+        "ORWRITE",
+        "WRITE ATOMIC",
+        "EXTENDED COPY",
     }
 
 

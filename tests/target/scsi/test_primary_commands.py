@@ -41,7 +41,8 @@ def page(bench: Bench, code: int) -> bytes:
 def test_standard_inquiry(any_kind: Bench) -> None:
     data = any_kind.run(inquiry_cdb()).data
     assert len(data) == 96
-    assert data[:8] == bytes([0x00, 0x00, 6, 0x12, 91, 0x00, 0x00, 0x02])
+    third_party_copy = 0x00 if any_kind.unit.kind is UnitKind.WRITE_ONCE else 0x08
+    assert data[:8] == bytes([0x00, 0x00, 6, 0x12, 91, third_party_copy, 0x00, 0x02])
     assert data[8:16] == b"WOLUN   "
     assert data[16:32] == PRODUCTS[any_kind.unit.kind]
     assert struct.unpack(">4H", data[58:66]) == (0x00A0, 0x0960, 0x0460, 0x04C0)

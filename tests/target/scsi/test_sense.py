@@ -45,6 +45,7 @@ TABLE = [
     (block_device.OutOfRange(LBA), 0x5, 0x2100, LBA),
     (block_device.MediumError(LBA, writing=False, reason="rot"), 0x3, 0x1100, LBA),
     (block_device.MediumError(LBA, writing=True, reason="rot"), 0x3, 0x0C00, LBA),
+    (block_device.CopyTimedOut(LBA, 1.0), 0x3, 0x0C00, LBA),
     (block_device.NotSupported("deallocating"), 0x5, 0x2000, None),
     (block_device.SnapshotInvalid("the disk was full"), 0x2, 0x0403, None),
     (block_device.PreserveFailed(LBA, block_device.SpaceExhausted(1)), 0x7, 0x2707, LBA),

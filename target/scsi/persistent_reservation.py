@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Persistent reservations (SPC-4 5.12): who is registered with which key, who holds the unit reserved, and what that forbids.
+
+Values and rules only.  Every service action of PERSISTENT RESERVE OUT is a function from one `State` to the next, with
+the unit attentions that go with it, so that whoever keeps the state can store the next one before anybody acts on it
+(`reservations.py`), and a refused request has changed nothing.
+
+A registration belongs to an I_T nexus.  There is one target port, so an I_T nexus is named by its initiator port: the
+iSCSI name and the ISID.  It survives the session.
+
+| type | | others that are registered | others that are not |
+| --- | --- | --- | --- |
+| 1h | write exclusive                           | read       | read |
+| 3h | exclusive access                          | nothing    | nothing |
+| 5h | write exclusive, registrants only         | everything | read |
+| 6h | exclusive access, registrants only        | everything | nothing |
+| 7h | write exclusive, all registrants          | everything, all are holders | read |
+| 8h | exclusive access, all registrants         | everything, all are holders | nothing |
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from target.scsi import sense
+from target.scsi.sense import Asc
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """An initiator port: iSCSI name and, in hexadecimal digits, ISID."""
+
+    initiator: str
+    isid: str
+
+
+class Type(enum.IntEnum):
+    """SPC-4 table 65; see the module's docstring."""
+
+    WRITE_EXCLUSIVE = 0x1
+    EXCLUSIVE_ACCESS = 0x3
+    WRITE_EXCLUSIVE_REGISTRANTS_ONLY = 0x5
+    EXCLUSIVE_ACCESS_REGISTRANTS_ONLY = 0x6
+    WRITE_EXCLUSIVE_ALL_REGISTRANTS = 0x7
+    EXCLUSIVE_ACCESS_ALL_REGISTRANTS = 0x8
+
+    @property
+    def all_registrants(self) -> bool:
+        """Whether everybody registered holds the reservation."""
+        return self >= Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS
+
+    @property
+    def registrants_may(self) -> bool:
+        """Whether everybody registered may do everything."""
+        return self >= Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+
+    @property
+    def others_read(self) -> bool:
+        """Whether the others may read."""
+        return self in (
+            Type.WRITE_EXCLUSIVE,
+            Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+            Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS,
+        )
+
+
+class Access(enum.Enum):
+    """What a nexus may do on the unit."""
+
+    EVERYTHING = "everything"
+    READ = "read"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The unit is reserved; `holder` made it, and holds it alone unless all registrants do."""
+
+    type: Type
+    holder: Port
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All there is to know about a unit's registrations and its reservation."""
+
+    keys: Mapping[Port, int] = field(default_factory=lambda: MappingProxyType({}))
+    reservation: Reservation | None = None
+    generation: int = 0  # PRGENERATION
+    persists: bool = False  # APTPL: it outlives the daemon
+
+    def holds(self, port: Port) -> bool:
+        """Whether the port is a persistent reservation holder."""
+        held = self.reservation
+        return held is not None and (port in self.keys if held.type.all_registrants else port == held.holder)
+
+    def access(self, port: Port) -> Access:
+        """What the reservation leaves to a port."""
+        held = self.reservation
+        if held is None or self.holds(port) or (held.type.registrants_may and port in self.keys):
+            return Access.EVERYTHING
+        return Access.READ if held.type.others_read else Access.NOTHING
+
+
+class Conflict(Exception):
+    """The request ends with RESERVATION CONFLICT and has changed nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The state after a service action; unit attentions to raise; whose tasks PREEMPT AND ABORT clears."""
+
+    state: State
+    attentions: Mapping[Port, Asc] = field(default_factory=lambda: MappingProxyType({}))
+    preempted: frozenset[Port] = frozenset()
+
+
+def _next(state: State, keys: Mapping[Port, int], reservation: Reservation | None) -> State:
+    """The state with other registrations; a reservation that nobody holds any more is gone."""
+    if reservation is not None and reservation.type.all_registrants:
+        if reservation.holder not in keys:
+            reservation = replace(reservation, holder=min(keys)) if keys else None
+    elif reservation is not None and reservation.holder not in keys:
+        reservation = None
+    return replace(
+        state,
+        keys=MappingProxyType(dict(keys)),
+        reservation=reservation,
+        generation=state.generation + 1 & 0xFFFFFFFF,
+        persists=state.persists and bool(keys),
+    )
+
+
+def _told(ports: Iterable[Port], asc: Asc) -> dict[Port, Asc]:
+    return dict.fromkeys(ports, asc)
+
+
+def check_registered(state: State, port: Port, key: int) -> None:
+    """What all but REGISTER ask for: the port is registered with this key.  Raises Conflict."""
+    if port not in state.keys or state.keys[port] != key:
+        raise Conflict
+
+
+def register(
+    state: State,
+    port: Port,
+    key: int,
+    new_key: int,
+    *,
+    ignore_key: bool = False,
+    also: Iterable[Port] = (),
+    persists: bool = False,
+) -> Outcome:
+    """REGISTER, and with `ignore_key` REGISTER AND IGNORE EXISTING KEY; `also` are the ports of SPEC_I_PT.  Raises Conflict."""
+    if not ignore_key and state.keys.get(port, 0) != key:
+        raise Conflict
+    keys = dict(state.keys)
+    if new_key:
+        keys[port] = new_key
+        for other in also:
+            keys[other] = new_key
+        return Outcome(replace(_next(state, keys, state.reservation), persists=persists))
+    if port not in keys:
+        return Outcome(state)
+    del keys[port]
+    # SPC-4 5.12.11.1: who shared a reservation that ends here is told.
+    held = state.reservation
+    after = replace(_next(state, keys, held), persists=persists and bool(keys))
+    released = held is not None and after.reservation is None and held.type.registrants_may
+    return Outcome(after, _told(keys, Asc.RESERVATIONS_RELEASED) if released else {})
+
+
+def reserve(state: State, port: Port, key: int, kind: Type) -> Outcome:
+    """RESERVE.  Raises Conflict."""
+    check_registered(state, port, key)
+    held = state.reservation
+    if held is not None:
+        if not state.holds(port) or held.type is not kind:
+            raise Conflict
+        return Outcome(state)
+    return Outcome(replace(state, reservation=Reservation(kind, port)))
+
+
+def release(state: State, port: Port, key: int, kind: Type | None) -> Outcome:
+    """RELEASE; `kind` is None for a type there is not.  Raises Conflict, CheckCondition."""
+    check_registered(state, port, key)
+    held = state.reservation
+    if held is None or not state.holds(port):
+        return Outcome(state)
+    if held.type is not kind:
+        raise sense.illegal_request(Asc.INVALID_RELEASE_OF_PERSISTENT_RESERVATION)
+    others = [other for other in state.keys if other != port] if held.type.registrants_may else []
+    return Outcome(replace(state, reservation=None), _told(others, Asc.RESERVATIONS_RELEASED))
+
+
+def clear(state: State, port: Port, key: int) -> Outcome:
+    """CLEAR.  Raises Conflict."""
+    check_registered(state, port, key)
+    others = [other for other in state.keys if other != port]
+    return Outcome(_next(state, {}, None), _told(others, Asc.RESERVATIONS_PREEMPTED))
+
+
+def preempt(state: State, port: Port, key: int, victims_key: int, kind: Type | None) -> Outcome:
+    """PREEMPT, and the first half of PREEMPT AND ABORT (SPC-4 5.12.11.2).  Raises Conflict, CheckCondition."""
+    check_registered(state, port, key)
+    held = state.reservation
+    shared = held is not None and held.type.all_registrants
+    if not victims_key and not shared:
+        raise sense.invalid_parameter(8)
+    takes_over = held is not None and (not victims_key if shared else state.keys.get(held.holder) == victims_key)
+    victims = {other for other, its in state.keys.items() if not victims_key or its == victims_key}
+    if takes_over:
+        if kind is None:
+            raise sense.invalid_field(2)
+        victims.discard(port)  # the one that takes the reservation stays registered
+    elif not victims:
+        raise Conflict
+    keys = {other: its for other, its in state.keys.items() if other not in victims}
+    new = Reservation(kind, port) if takes_over and kind is not None else held
+    told = _told(victims - {port}, Asc.REGISTRATIONS_PREEMPTED)
+    after = _next(state, keys, new)
+    changed = held is not None and (after.reservation is None or after.reservation.type is not held.type)
+    if changed and held is not None and held.type.registrants_may:
+        told |= _told((other for other in keys if other != port), Asc.RESERVATIONS_RELEASED)
+    return Outcome(after, told, frozenset(victims - {port}))
+
+
+def register_and_move(
+    state: State, port: Port, key: int, new_key: int, to: Port, *, unregister: bool, persists: bool
+) -> Outcome:
+    """REGISTER AND MOVE (SPC-4 5.12.8).  Raises Conflict, CheckCondition."""
+    check_registered(state, port, key)
+    held = state.reservation
+    if held is None or not state.holds(port) or held.type.all_registrants:
+        raise Conflict
+    if not new_key:
+        raise sense.invalid_parameter(8)
+    if to == port:
+        raise sense.invalid_parameter(24)
+    keys = {**state.keys, to: new_key}
+    if unregister:
+        del keys[port]
+    return Outcome(replace(_next(state, keys, Reservation(held.type, to)), persists=persists))
