@@ -79,8 +79,8 @@ class FaultyDevice(block_device.BlockDevice):
     def close(self) -> None:
         self.under.close()
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
-        self.under.prepare_writes(ranges)
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
+        self.under.prepare_writes(ranges, nowait=nowait)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[block_device.BlockDevice]:
