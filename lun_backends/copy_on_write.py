@@ -29,6 +29,9 @@ With a `copy_timeout` another thread makes the copy, and the write waits for it 
 copy: they last until it has ended, however late, so that what it still reads cannot have changed.
 
 Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
+
+While the volume is being rolled back (see `restoring`) an overlay answers reads, and a chunk that it has not settled yet is
+not known: a write to it takes the long way and settles it first.
 """
 
 from __future__ import annotations
@@ -100,6 +103,33 @@ def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError, _be
     return Decision.REFUSE
 
 
+class Overlay(Protocol):
+    """What a volume reads as while its primary is behind: `pending` are the chunks that lie there with another content."""
+
+    pending: tracking.BitMap
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None: ...
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
+
+    def settle(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Bring the chunks of the (first, last) spans to the primary, for good.  Raises what preserving and writing raise."""
+        ...
+
+
+class _Settled:
+    """The chunks a write may go to at once while there is an overlay."""
+
+    __slots__ = ("_known", "_pending")
+
+    def __init__(self, known: range | tracking.BitMap, pending: tracking.BitMap) -> None:
+        self._known = known
+        self._pending = pending
+
+    def __contains__(self, chunk: int) -> bool:
+        return chunk in self._known and chunk not in self._pending
+
+
 class _Side:
     """The current write-once device with all that is known about it; replaced as a whole by the next snapshot."""
 
@@ -141,7 +171,9 @@ class CopyOnWrite(block_device.BlockDevice):
         self._slow_until = 0.0
         self._side: _Side | None = None
         # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
-        self._known: range | tracking.BitMap = _EVERYTHING
+        self._known: range | tracking.BitMap | _Settled = _EVERYTHING
+        self._overlay: Overlay | None = None
+        self._source: block_device.BlockDevice | Overlay = primary  # what reads are answered from
         self._closed = False
         self._claims: set[int] = set()
         self._claiming = threading.Lock()
@@ -168,18 +200,51 @@ class CopyOnWrite(block_device.BlockDevice):
         """Preserve into `device` from now on, starting from `tracker` (None: nothing is known).  Only within `hold`,
         or before the first write."""
         side = _Side(device, tracking.Tracker(self.chunks) if tracker is None else tracker)
+        self._leave_out_what_is_beyond(side)
         self._side = side
-        self._known = side.tracker.known
+        self._look()
 
     def disarm(self) -> None:
         """Preserve no more.  Only within `hold`, or from an `on_error` that gave the snapshot up."""
-        self._known = _EVERYTHING
         self._side = None
+        self._look()
+
+    def cover(self, overlay: Overlay) -> None:
+        """Read from `overlay`, and let it settle chunks before they are written to, until `uncover`.  Only within `hold`,
+        or before the first read."""
+        self._overlay = overlay
+        self._source = overlay
+        self._look()
+
+    def uncover(self) -> None:
+        """The primary has caught up with the overlay.  Only within `hold`."""
+        self._overlay = None
+        self._source = self.primary
+        self._look()
+
+    def resized(self) -> None:
+        """The primary has grown.  Only within `hold`."""
+        self.chunks = -(-self.primary.size // self.chunk_size)
+        if self._side is not None:
+            self._side.tracker.chunks = self.chunks
+            self._leave_out_what_is_beyond(self._side)
+        self.size = self.primary.size
+
+    def _leave_out_what_is_beyond(self, side: _Side) -> None:
+        """Of a snapshot taken when the volume was smaller, what came later needs no copy."""
+        first = -(-side.device.size // self.chunk_size)
+        if first < self.chunks:
+            side.tracker.add_range(first, self.chunks - 1)
+
+    def _look(self) -> None:
+        """Set `_known` from everything it stands for."""
+        known = _EVERYTHING if self._side is None else self._side.tracker.known
+        self._known = known if self._overlay is None else _Settled(known, self._overlay.pending)
 
     # The block device -----------------------------------------------------------------------------------------------
 
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        self.primary.readv(offset, buffers, nowait=nowait)
+        self._source.readv(offset, buffers, nowait=nowait)
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
@@ -210,13 +275,13 @@ class CopyOnWrite(block_device.BlockDevice):
             self._preserve_now(ranges)
             return
         with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
-            self._preserve(self._spans(ranges))
+            self._prepare(self._spans(ranges))
 
     def flush(self) -> None:
         self.primary.flush()
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return self.primary.extents(offset, length)
+        return self._source.extents(offset, length)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[block_device.BlockDevice]:
@@ -237,11 +302,25 @@ class CopyOnWrite(block_device.BlockDevice):
         """Preserve the chunks of the range now, as a write to them would.  Raises PreserveFailed, DeviceClosed."""
         self._preserve(self._spans([(offset, length)]))
 
-    def preserve_held(self, offset: int, length: int) -> None:
-        """`preserve` for the holder of the gate, who may go on to write."""
-        self._preserve(self._spans([(offset, length)]))
+    def preserve_many(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """The same for many ranges, with one commit."""
+        self._preserve(self._spans(ranges))
+
+    def prepare_held(self, offset: int, length: int) -> None:
+        """Do for the holder of the gate what a write to the range has to do first."""
+        self._prepare(self._spans([(offset, length)]))
+
+    def _prepare(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Preserve the chunks, and settle them if there is an overlay."""
+        self._preserve(spans)
+        overlay = self._overlay
+        if overlay is not None:
+            overlay.settle(spans)
 
     def _covers(self, first: int, last: int) -> bool:
+        overlay = self._overlay
+        if overlay is not None and overlay.pending.range_cardinality(first, last + 1):
+            return False
         side = self._side
         if side is None:
             return not self._closed
@@ -260,7 +339,7 @@ class CopyOnWrite(block_device.BlockDevice):
                     return
             finally:
                 self.gate.leave()
-            self._preserve(spans)
+            self._prepare(spans)
 
     def _preserve(self, spans: Sequence[tuple[int, int]]) -> None:
         """Return when all chunks of `spans` were preserved in the snapshot that is current now, or a moment ago."""
@@ -289,7 +368,7 @@ class CopyOnWrite(block_device.BlockDevice):
         if ended - began > _SLOW_ROUND:
             self._slow_until = ended + _SLOW_PERIOD
 
-    def _spans(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
         shift = self._shift
         return [
@@ -378,7 +457,7 @@ class CopyOnWrite(block_device.BlockDevice):
     def _copy_claimed(self, side: _Side, chunks: list[int]) -> None:
         """Copy claimed chunks with one commit and note them in the tracker; in any case release the claims."""
         try:
-            _, futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks))
+            _, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks))
             # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
             # back, so this comes to an end: each turn finds blocks that the turn before did not.
             partial = futile
@@ -386,7 +465,7 @@ class CopyOnWrite(block_device.BlockDevice):
                 pieces = [
                     (chunk, (extent.offset, extent.length))
                     for chunk in partial
-                    for extent in side.device.extents(*self._range(chunk))
+                    for extent in side.device.extents(*self._range(chunk, side))
                     if extent.kind is ExtentKind.BLANK
                 ]
                 partial = self._put(side.device, pieces)[1] if pieces else []
@@ -399,7 +478,7 @@ class CopyOnWrite(block_device.BlockDevice):
     def _copy_now(self, side: _Side, chunks: list[int]) -> None:
         """Copy those of the claimed chunks that need no waiting; failures are for `_copy` to meet, and to decide about."""
         try:
-            tried, futile = self._put(side.device, ((chunk, self._range(chunk)) for chunk in chunks), nowait=True)
+            tried, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks), nowait=True)
             side.tracker.add_many(sorted(set(tried).difference(futile)) if futile else tried)
             self.counters.copies += len(tried) - len(futile)
         except block_device.BlockDeviceError:
@@ -438,10 +517,10 @@ class CopyOnWrite(block_device.BlockDevice):
     def _first_lba(self, chunk: int) -> int:
         return (chunk << self._shift) // self.block_size
 
-    def _range(self, chunk: int) -> tuple[int, int]:
-        """(offset, length) of a chunk in bytes; the volume's last one may be shorter."""
+    def _range(self, chunk: int, side: _Side) -> tuple[int, int]:
+        """(offset, length) in bytes of what a snapshot has of a chunk; its last one may be shorter."""
         offset = chunk << self._shift
-        return offset, min(self.chunk_size, self.size - offset)
+        return offset, min(self.chunk_size, min(self.size, side.device.size) - offset)
 
     def _buffer(self) -> memoryview:
         """This thread's buffer of one chunk, page-aligned so that O_DIRECT takes it."""
@@ -474,23 +553,23 @@ class _Held(block_device.BlockDevice):
         self.block_size = device.block_size
 
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        self._device.primary.readv(offset, buffers, nowait=nowait)
+        self._device.readv(offset, buffers, nowait=nowait)
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         if nowait:
             raise block_device.WouldBlock
-        self._device.preserve_held(offset, block_device.total_length(buffers))
+        self._device.prepare_held(offset, block_device.total_length(buffers))
         self._device.primary.writev(offset, buffers, fua=fua)
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
-        self._device.preserve_held(offset, length)
+        self._device.prepare_held(offset, length)
         self._device.primary.write_zeroes(offset, length, discard=discard, fua=fua)
 
     def flush(self) -> None:
         self._device.primary.flush()
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        return self._device.primary.extents(offset, length)
+        return self._device.extents(offset, length)
 
     def close(self) -> None:
         """The device stays open; its owner closes it."""

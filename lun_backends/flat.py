@@ -352,6 +352,22 @@ class Flat(block_device.BlockDevice):
             return False
         raise self._error(OSError(code, os.strerror(code)), offset, writing=True)
 
+    def make_room(self, size: int) -> None:
+        """See to it that file or device have at least `size` bytes, durably; the device's own size stays as it is until
+        its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed."""
+        descriptor = self._descriptor
+        if descriptor.fd < 0:
+            raise block_device.DeviceClosed
+        try:
+            actual = os.lseek(descriptor.fd, 0, os.SEEK_END)
+            if actual < size and not self._is_file:
+                raise CannotOpen(self.path, f"it has {actual} bytes, not {size}", "enlarge the device first")
+            if actual < size:
+                self._io.ftruncate(descriptor.fd, size)
+                self._io.fdatasync(descriptor.fd)
+        except OSError as error:
+            raise self._error(error, self.size, writing=True) from error
+
     def flush(self) -> None:
         descriptor = self._descriptor
         if descriptor.fd < 0:

@@ -83,6 +83,7 @@ def _check_block_size(value: int) -> int:
 
 _Name = Annotated[str, pydantic.AfterValidator(_check_name)]
 _PowerOfTwo = Annotated[int, pydantic.AfterValidator(_check_power_of_two)]
+_Uuid = uuid.UUID  # where a field is called `uuid`
 _CONFIG = pydantic.ConfigDict(extra="forbid")
 
 
@@ -119,6 +120,7 @@ class Manifest:
     durability: Durability = Durability.POWER_LOSS
     snapshots: tuple[SnapshotRecord, ...] = ()
     epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken
+    restoring: _Uuid | None = None  # the snapshot that the volume is being rolled back to
     format: Literal[1] = 1
 
     @pydantic.model_validator(mode="after")
@@ -128,6 +130,8 @@ class Manifest:
         names = [snapshot.name for snapshot in self.snapshots]
         if len(set(names)) < len(names) or len({snapshot.uuid for snapshot in self.snapshots}) < len(names):
             raise ValueError("two snapshots have the same name or the same UUID")
+        if self.restoring is not None and all(snapshot.uuid != self.restoring for snapshot in self.snapshots):
+            raise ValueError("the snapshot that is being restored is not there")
         return self
 
 

@@ -42,14 +42,15 @@ def move_down(
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> bool:
-    """Put all that `source` has and `target` has not into `target`; gives False if `cancelled` stopped it.
+    """Put all that `source` has and `target` has not into `target`; gives False if `cancelled` stopped it.  (A volume that
+    was smaller when `target` was taken had nothing beyond its end.)
 
     `progress` gets (bytes looked at, bytes in all) after every batch.  Raises what reading and writing raise.
     """
     total = sum(written for _, written in chunks(source, chunk_size))
     done = 0
     buffer = memoryview(bytearray(chunk_size))
-    for batch in _batches(_pieces(source, chunk_size)):
+    for batch in _batches(_pieces(source, target.size, chunk_size)):
         if cancelled is not None and cancelled():
             return False
         refused = _put(source, target, batch, buffer)
@@ -67,9 +68,9 @@ def move_down(
     return True
 
 
-def _pieces(source: block_device.BlockDevice, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of all that is written, no piece across a chunk's end."""
-    for extent in source.extents(0, source.size):
+def _pieces(source: block_device.BlockDevice, size: int, chunk_size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of all that is written below `size`, no piece across a chunk's end."""
+    for extent in source.extents(0, min(size, source.size)):
         if extent.kind is not ExtentKind.BLANK:
             offset, end = extent.offset, extent.offset + extent.length
             while offset < end:

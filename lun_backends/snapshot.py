@@ -59,6 +59,22 @@ class DeletionStopped(VolumeError):
     """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
 
 
+class RestoreRefused(VolumeError):
+    """The volume was not rolled back; it is as before."""
+
+
+class RestoreStopped(VolumeError):
+    """Rolling back was cancelled before it took effect; the volume is as before."""
+
+
+class RestoreUnderWay(VolumeError):
+    """The volume is being rolled back; what was asked has to wait for its end."""
+
+
+class ResizeRefused(VolumeError):
+    """The volume's size was not changed."""
+
+
 @dataclass(eq=False)
 class Snapshot:
     """One snapshot of an open volume; lives until it is deleted or the volume is closed."""

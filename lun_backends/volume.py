@@ -14,13 +14,17 @@ change, because the manifest is the change:
 | delete, oldest  | -                                                | shorten the chain, wait for its readers, drop files  |
 | delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
 |                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
+| restore         | hold writes; note which chunks changed           | cover the primary with the moment, release; then     |
+|                 |                                                  | bring the moment to the primary (see `restoring`)    |
+| resize          | make the primary larger                          | hold writes, use it                                  |
 
 Above 400 lines, for taking, deleting and finding snapshots share one table of crashes, which is best read in one place.
 
 Files that no manifest names are leftovers of such a crash and are removed at open, when their names say that they are
 ours.  A snapshot whose files cannot be opened stays in the list, invalid, and every view that would need it fails.
 
-Each snapshot method runs on its caller's thread and waits for disks; changes queue behind each other.  Whoever serves a
+Each snapshot method runs on its caller's thread and waits for disks; changes queue behind each other.  What takes long in
+a deletion or a rollback holds up others of the two, but no snapshot that is to be taken.  Whoever serves a
 snapshot's devices withdraws them before deleting it.
 """
 
@@ -28,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import threading
 import time
@@ -43,7 +48,9 @@ from lun_backends import (
     lost_device,
     manifest,
     move_down,
+    pending_chunks,
     policy,
+    restoring,
     snapshot_view,
     space,
     storage_io,
@@ -57,6 +64,10 @@ from lun_backends.snapshot import (
     ExportPiece,
     NoSpaceLeft,
     NoSuchSnapshot,
+    ResizeRefused,
+    RestoreRefused,
+    RestoreStopped,
+    RestoreUnderWay,
     Snapshot,
     SnapshotExists,
     SnapshotFailed,
@@ -75,6 +86,10 @@ __all__ = [
     "ExportPiece",
     "NoSpaceLeft",
     "NoSuchSnapshot",
+    "ResizeRefused",
+    "RestoreRefused",
+    "RestoreStopped",
+    "RestoreUnderWay",
     "Snapshot",
     "SnapshotExists",
     "SnapshotFailed",
@@ -87,7 +102,8 @@ __all__ = [
 DEFAULT_CHUNK_SIZE = 65536
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds; what a barrier may well take
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid)")
+_PENDING = ".pending"
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid|pending)")
 
 
 class Volume:
@@ -116,13 +132,15 @@ class Volume:
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
         )
         self._enforcer = giving_up.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
-        self.device = copy_on_write.CopyOnWrite(
-            self.primary, record.chunk_size, self._enforcer.copy_failed, rules.copy_timeout
-        )
+        self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size, self._copy_failed, rules.copy_timeout)
         self.leftovers_removed: tuple[Path, ...] = ()
         self._manifest = record
+        self._listener = listener
         self._io = io
         self._chain = snapshot_view.Chain()
+        self._restoring: restoring.Restoring | None = None
+        # Both for what changes the volume: `_reshaping`, taken first, for as long as chunks are moved; `_changing` briefly.
+        self._reshaping = threading.Lock()
         self._changing = threading.Lock()
         self._closed = False
 
@@ -193,7 +211,7 @@ class Volume:
         listener: policy.Listener = policy.nobody,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
-        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen."""
+        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen, PendingDamaged."""
         volume = cls(directory, manifest.load(directory), io, rules, listener)
         try:
             volume._open_snapshots()
@@ -204,7 +222,7 @@ class Volume:
 
     def close(self) -> None:
         """Drain, flush and release everything.  Closing twice is allowed."""
-        with self._changing:
+        with self._reshaping, self._changing:
             if self._closed:
                 return
             self._closed = True
@@ -213,6 +231,8 @@ class Volume:
                 self._chain.replace(())
                 self.primary.close()
             finally:
+                if self._restoring is not None:
+                    self._restoring.record.close()
                 for snapshot in self.snapshots:
                     snapshot.write_once.close()
 
@@ -232,6 +252,7 @@ class Volume:
             self._check_open()
             if not manifest.valid_name(name):
                 raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {manifest.NAME_RULE}")
+            self._check_not_restoring()
             if any(snapshot.name == name for snapshot in self.snapshots):
                 raise SnapshotExists(
                     self.name, f"there is a snapshot {name!r} already", "use another name, or delete it"
@@ -272,17 +293,16 @@ class Volume:
 
     def _take(self, record: manifest.SnapshotRecord, device: write_once.WriteOnce) -> Snapshot:
         """The barrier; all that can be done before is done before."""
-        synced = self.durability is Durability.POWER_LOSS
         record = dataclasses.replace(record, taken_at=manifest.now())
         new = dataclasses.replace(
             self._manifest, snapshots=(*self._manifest.snapshots, record), epoch=self._manifest.epoch + 1
         )
         manifest.prepare(self.directory, new, self._io)
-        if synced:
+        if self._synced:
             self._flush_ahead()
         began = time.perf_counter()
         with self.device.hold():
-            if synced:
+            if self._synced:
                 self.primary.flush()
             manifest.commit(self.directory, self._io)
             self._manifest = new
@@ -325,8 +345,9 @@ class Volume:
 
         Raises NoSuchSnapshot, DeletionStopped, VolumeError.
         """
-        with self._changing:
+        with self._reshaping:
             self._check_open()
+            self._check_not_restoring()
             self._delete(self.snapshot(name), progress, cancelled)
 
     def resume_deletions(
@@ -336,8 +357,9 @@ class Volume:
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         """Go on with what a crash or a cancellation left `deleting`; as `delete_snapshot`."""
-        with self._changing:
+        with self._reshaping:
             self._check_open()
+            self._check_not_restoring()
             for snapshot in reversed(self.snapshots):
                 if snapshot.deleting:
                     self._delete(snapshot, progress, cancelled)
@@ -357,7 +379,8 @@ class Volume:
                 older = self.snapshots[index - 1]
                 snapshot.view.close()
                 if not snapshot.deleting:
-                    self._mark_deleting(snapshot)
+                    with self._changing:
+                        self._mark_deleting(snapshot)
                 # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it; but it must
                 # stay invalid.
                 if older.reason and not older.gone:
@@ -365,7 +388,8 @@ class Volume:
                 if not older.reason and not self._move_down(snapshot, older, progress, cancelled):
                     reason = f"deleting {snapshot.name!r} was stopped"
                     raise DeletionStopped(self.name, reason, "delete it again to go on")
-            self._forget(snapshot)
+            with self._changing:
+                self._forget(snapshot)
         except OSError as error:
             reason = f"cannot delete {snapshot.name!r}: {error.strerror}"
             raise VolumeError(self.name, reason, "check the disk and delete it again") from error
@@ -437,7 +461,7 @@ class Volume:
     def _complete_partial(self, snapshot: Snapshot) -> None:
         """Preserve all of every chunk that the newest snapshot has in part (someone wrote to its LUN directly)."""
         for chunk, written in move_down.chunks(snapshot.write_once, self.chunk_size):
-            length = min(self.chunk_size, self.device.size - chunk * self.chunk_size)
+            length = min(self.chunk_size, snapshot.write_once.size - chunk * self.chunk_size)
             if written < length:
                 self.device.preserve(chunk * self.chunk_size, length)
 
@@ -463,6 +487,182 @@ class Volume:
             self.device.arm(newest.write_once)  # it refuses every copy, and the policy says what then
         else:
             self.device.arm(newest.write_once, tracker)
+
+    # Rolling back and resizing --------------------------------------------------------------------------------------
+
+    @property
+    def restoring(self) -> Snapshot | None:
+        """The snapshot that the volume is being rolled back to, until the primary has caught up."""
+        if self._manifest.restoring is None:
+            return None
+        return next(snapshot for snapshot in self.snapshots if snapshot.uuid == self._manifest.restoring)
+
+    def begin_restore(self, name: str, *, cancelled: Callable[[], bool] | None = None) -> None:
+        """Roll the volume back to a snapshot: when this returns it is at that moment, for good, and `continue_restore` has
+        to bring the primary there.  What it has grown by since is zeroes.
+
+        Raises NoSuchSnapshot, RestoreRefused, RestoreUnderWay; RestoreStopped when `cancelled` says so.
+        """
+        with self._reshaping, self._changing:
+            self._check_open()
+            self._check_not_restoring()
+            snapshot = self.snapshot(name)
+            needed = self.snapshots[self.snapshots.index(snapshot) :]
+            for each in needed:
+                if each.reason:
+                    raise RestoreRefused(
+                        self.name,
+                        f"{name!r} cannot be read: {each.name!r} is invalid: {each.reason}",
+                        "restore another snapshot",
+                    )
+            if snapshot.deleting:
+                raise RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
+            changed = tracking.Tracker(self.device.chunks)
+            for each in needed:
+                for chunk, _ in move_down.chunks(each.write_once, self.chunk_size):
+                    changed.add(chunk)
+                    if cancelled is not None and cancelled():
+                        raise RestoreStopped(self.name, f"restoring {name!r} was stopped", "the volume is as before")
+            try:
+                self._check_room(name, len(changed))
+                self._mark_restoring(snapshot, changed.known)
+            except (OSError, block_device.MediumError) as error:
+                self._unmark_restoring(snapshot)
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                raise RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
+
+    def continue_restore(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Bring the primary to the moment that the volume was rolled back to; gives False if `cancelled` stopped it (the
+        volume is at that moment all the same).  Calls `progress` with (bytes done, bytes in all).
+
+        Raises VolumeError, PreserveFailed, and what reading and writing raise; it may be called again.
+        """
+        with self._reshaping:
+            self._check_open()
+            if self._restoring is None:
+                return True
+            if not self._restoring.settle_all(progress, cancelled):
+                return False
+            with self._changing:
+                done, record = self._restoring, dataclasses.replace(self._manifest, restoring=None)
+                try:
+                    self._store(record)
+                except OSError as error:
+                    raise VolumeError(
+                        self.name, f"cannot write the manifest: {error.strerror}", "check the disk and go on"
+                    ) from error
+                with self.device.hold():
+                    self.device.uncover()
+                self._restoring = None
+            done.record.close()
+            with contextlib.suppress(OSError):  # it costs space, nothing else, and the next open tries again
+                self._io.unlink(done.record.path)
+            return True
+
+    def _check_room(self, name: str, changed: int) -> None:
+        """Refuse a rollback that is sure to fill the disk: what changed is copied unless the newest snapshot has it."""
+        newest = self._newest_active()
+        have = 0 if newest is None else newest.preserved_bytes
+        needed = changed * self.chunk_size - have
+        disk = os.statvfs(self.directory)
+        room = disk.f_bavail * disk.f_frsize
+        if self.space.limit is not None:
+            room = min(room, self.space.limit - self.space.used)
+        if needed > max(0, room):
+            raise RestoreRefused(
+                self.name, f"restoring {name!r} needs up to {needed} bytes for newer snapshots", "free space first"
+            )
+
+    def _mark_restoring(self, snapshot: Snapshot, changed: tracking.BitMap) -> None:
+        """The barrier of a rollback.  Raises OSError, MediumError."""
+        newest = self._newest_active() or snapshot
+        path = self._pending_path(snapshot.uuid)
+        with self.device.hold():
+            if self.device.tracker is not None:
+                changed = changed | self.device.tracker.known  # writes went on while we looked
+            pending = restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
+            record = pending_chunks.PendingChunks.create(path, pending, self.device.chunks, self._io)
+            try:
+                self._io.fsync_directory(path.parent)
+                self._store(dataclasses.replace(self._manifest, restoring=snapshot.uuid))
+            except BaseException:
+                record.close()
+                raise
+            self._cover(snapshot, record)
+
+    def _unmark_restoring(self, snapshot: Snapshot) -> None:
+        """Make sure that a rollback that failed cannot come up at the next open: its manifest may be durable although
+        storing it failed."""
+        with contextlib.suppress(OSError):
+            manifest.store(self.directory, self._manifest, self._io)
+            self._io.unlink(self._pending_path(snapshot.uuid))
+
+    def _cover(self, snapshot: Snapshot, record: pending_chunks.PendingChunks) -> None:
+        self._restoring = restoring.Restoring(
+            self.primary, snapshot.view, record, self.chunk_size, self._preserve, durably=self._synced
+        )
+        self.device.cover(self._restoring)
+
+    def _preserve(self, chunks: Sequence[int]) -> None:
+        self.device.preserve_many(
+            (chunk * self.chunk_size, min(self.chunk_size, self.device.size - chunk * self.chunk_size))
+            for chunk in chunks
+        )
+
+    @property
+    def _synced(self) -> bool:
+        return self.durability is Durability.POWER_LOSS
+
+    def resize(self, size: int) -> None:
+        """Make the volume `size` bytes large; it can only grow.  Snapshots keep the size they were taken with.
+
+        Raises ResizeRefused, RestoreUnderWay.
+        """
+        with self._reshaping, self._changing:
+            self._check_open()
+            self._check_not_restoring()
+            before = self.device.size
+            if size < before:
+                reason = f"it has {before} bytes, and cannot shrink to {size}: what lies beyond would be lost"
+                raise ResizeRefused(self.name, reason, "give a larger size, or copy it to a smaller volume")
+            if size % self.device.block_size:
+                reason = f"{size} bytes are no whole number of blocks of {self.device.block_size} bytes"
+                raise ResizeRefused(self.name, reason, "give a multiple of the block size")
+            if size == before:
+                return
+            record = self._manifest
+            try:
+                self.primary.make_room(size)
+                self._store(dataclasses.replace(record, size=size))
+            except flat.CannotOpen as error:
+                raise ResizeRefused(self.name, error.reason, error.remedy) from error
+            except (OSError, block_device.BlockDeviceError) as error:
+                with contextlib.suppress(OSError):  # as in `_untake`
+                    manifest.store(self.directory, record, self._io)
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                raise ResizeRefused(self.name, f"it was not resized: {why}", "check the disk") from error
+            with self.device.hold():
+                self.primary.size = size
+                self.device.resized()
+
+    def _copy_failed(
+        self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
+    ) -> copy_on_write.Decision:
+        """The policy, except that nothing is given up that the volume itself is made of."""
+        if self._restoring is None:
+            return self._enforcer.copy_failed(side, error, began)
+        self._listener(policy.WriteRefused(error))
+        return copy_on_write.Decision.REFUSE
+
+    def _check_not_restoring(self) -> None:
+        if self._manifest.restoring is not None:
+            name = self.restoring.name if self.restoring else ""
+            raise RestoreUnderWay(self.name, f"it is being rolled back to {name!r}", "wait until that has ended")
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -504,6 +704,9 @@ class Volume:
                 break
             moving.append(snapshot)
         self._arm(self._tracker_of(moving))
+        if self.restoring is not None:
+            path = self._pending_path(self.restoring.uuid)
+            self._cover(self.restoring, pending_chunks.PendingChunks.open(path, self.device.chunks, self._io))
 
     def _open_device(self, identity: uuid.UUID) -> write_once.WriteOnce | lost_device.LostDevice:
         path = self._path(identity)
@@ -528,7 +731,10 @@ class Volume:
         removed = []
         for path in sorted((self.directory / "snapshots").glob("*")):
             match = _FILES.fullmatch(path.name)
-            if match is not None and match[1] not in named:
+            if match is None:
+                continue
+            rollback_ended = path.suffix == _PENDING and str(self._manifest.restoring) != match[1]
+            if match[1] not in named or rollback_ended:
                 with contextlib.suppress(OSError):  # it costs space, nothing else, and the next open tries again
                     self._io.unlink(path)
                     removed.append(path)
@@ -542,6 +748,9 @@ class Volume:
 
     def _path(self, identity: uuid.UUID) -> Path:
         return self.directory / "snapshots" / str(identity)
+
+    def _pending_path(self, identity: uuid.UUID) -> Path:
+        return self._path(identity).with_suffix(_PENDING)
 
     def _with_state(self, snapshot: Snapshot, state: SnapshotState) -> manifest.Manifest:
         records = tuple(

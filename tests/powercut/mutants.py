@@ -24,7 +24,7 @@ def write_before_commit() -> Iterator[None]:
 
     def copy(self: copy_on_write.CopyOnWrite, side: Any, chunks: list[int]) -> bool:
         for chunk in chunks:
-            offset, length = self._range(chunk)
+            offset, length = self._range(chunk, side)
             data = bytearray(length)
             self.primary.readv(offset, [memoryview(data)])
             saved.append((side.device, offset, bytes(data)))
