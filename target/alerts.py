@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from target import messages
+from target import messages, units
 
 if TYPE_CHECKING:
+    from lun_backends import volume
     from target import service
 
 LOW_SPACE_PERCENT = 5
@@ -21,13 +22,31 @@ and its data is untouched.  Usually the file or device is missing, is in use by 
 block size than the configuration says.  Repair what the alert names; then start the daemon again, or say
 `restoreconfig`, which tries again.""",
     "snapshot-invalid": """\
-The snapshot could not be kept true and was given up, or its files cannot be read.  Its view and the views of all older
-snapshots of the volume answer reads with an error, so that nobody takes wrong data for a copy.  The volume itself is not
-concerned.  Delete the snapshot and those older than it, see to space and disk, and take a new one.""",
+The snapshot could not be kept true and was given up for good (`on_error: drop-snapshot`), or its files are damaged or gone.
+Its view answers every read with an error, so that nobody takes wrong data for a copy; so do the views of older snapshots
+where they need it.  The volume itself and newer snapshots are not concerned.  Nothing brings it back.  See to space and disk,
+then delete the snapshot (the older ones first) and take a new one.""",
+    "snapshot-unreachable": """\
+The snapshot's files are there but cannot be opened: a disk that is read-only or failing, a permission, a lock.  It may be good
+as it is, so nothing is done behind its back.  If it is the newest, writes that would overwrite data it should keep are
+refused (`on_error: fail-writes`) or end it for good (`on_error: drop-snapshot`).  Repair what the alert names and start the
+daemon again; or delete the snapshot.""",
     "copies-failed": """\
 Before a block is overwritten for the first time, its old content is copied into the newest snapshot.  Some of these copies
-failed - most often for lack of space - and so did the writes that needed them.  The snapshots are true; the initiators saw
-write errors.  Make room, or delete snapshots; the counter starts at nought with the daemon.""",
+failed: no room, a failing disk, or slower than `copy_timeout`.  With `on_error: fail-writes` the writes that needed them were
+refused, which initiators saw (no room: DATA PROTECT 27h/07h), and the snapshots are true.  With `on_error: drop-snapshot` the
+writes went on and snapshots were given up; each has an alert of its own.  Make room, or delete snapshots.  The counter
+starts at nought with the daemon.""",
+    "snapshot-space-low": """\
+The old data in the volume's snapshots has passed `warn_at` percent of their `limit`.  Nothing is wrong yet, and initiators have
+been told (unit attention 38h/07h).  When the limit is reached `on_error` decides: writes that need to keep old data are
+refused, or the oldest snapshots are given up.  Delete snapshots, the oldest first (that frees space at once), or raise the
+limit.""",
+    "snapshot-space-full": """\
+The old data in the volume's snapshots has come up to their `limit`.  Now `on_error` decides: with `fail-writes`, writes that
+would overwrite data not kept yet are refused (DATA PROTECT 27h/07h) and all snapshots are true; with `drop-snapshot`, each such
+write gives up the oldest snapshot.  New snapshots are refused.  Delete snapshots, the oldest first (that frees space at once),
+or raise the limit.""",
     "initiator-broken": """\
 The entry in `access.initiators` lets nobody in, because a file with a secret cannot be used: it is missing, open to others
 than its owner, belongs to another user, or holds no secret of 12 to 255 bytes.  Nobody falls through to a later entry
@@ -50,8 +69,15 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
         for snapshot in owner.snapshots:
             if snapshot.reason:
                 subject = f"{owner.name}@{snapshot.name}"
-                text = f"snapshot {subject} is invalid: {snapshot.reason}"
-                yield messages.Alert("snapshot-invalid", subject, text, f"delete {subject} and take another")
+                if snapshot.gone:
+                    text = f"snapshot {subject} is invalid: {snapshot.reason}"
+                    yield messages.Alert("snapshot-invalid", subject, text, f"delete {subject} and take another")
+                else:
+                    text = f"snapshot {subject} cannot be reached: {snapshot.reason}"
+                    yield messages.Alert(
+                        "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
+                    )
+        yield from _space(owner)
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
@@ -65,3 +91,14 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
     if not served.settings.access.networks and not served.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
         yield messages.Alert("nobody-may-log-in", served.settings.target, text, "name who may log in")
+
+
+def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
+    space = owner.space
+    if space.limit is not None and space.low:
+        taken = f"{units.human_size(space.used)} of {units.human_size(space.limit)} allowed"
+        text = f"the snapshots of {owner.name} keep {taken}"
+        # A chunk that does not fit any more is as good as none left.
+        full = space.used + owner.chunk_size > space.limit
+        code = "snapshot-space-full" if full else "snapshot-space-low"
+        yield messages.Alert(code, owner.name, text, "delete snapshots, the oldest first, or raise the limit")

@@ -126,6 +126,25 @@ def status(context: Context) -> None:
 
 
 @main.command()
+@click.argument("code", required=False)
+@click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def explain(context: Context, code: str | None, json_here: bool) -> None:
+    """What an alert's CODE means for the data, and what to do; without CODE, all there are."""
+    from target import alerts
+
+    json_wanted = context.json or json_here
+    if code is not None and code not in alerts.EXPLANATIONS:
+        remedy = f"the codes are: {', '.join(alerts.EXPLANATIONS)}"
+        _fail(f"there is no code {code}", remedy, "no-such-code", json_wanted=json_wanted)
+    wanted = alerts.EXPLANATIONS if code is None else {code: alerts.EXPLANATIONS[code]}
+    if json_wanted:
+        click.echo(json.dumps(wanted, indent=2))
+    else:
+        click.echo("\n\n".join(f"{name}\n\n{text}" for name, text in wanted.items()))
+
+
+@main.command()
 @click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def version(context: Context, json_here: bool) -> None:

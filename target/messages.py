@@ -89,6 +89,9 @@ class Volume:
     primary_used_bytes: int
     snapshots: int
     snapshot_bytes: int
+    preserved_bytes: int
+    preserved_limit: int | None
+    on_error: str
     read_bytes_per_second: float
     written_bytes_per_second: float
     commands_per_second: float
@@ -124,6 +127,7 @@ class Status:
     sessions: tuple[Session, ...]
     jobs: tuple[Job, ...]
     trouble: tuple[str, ...]
+    alerts: tuple[Alert, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,11 +66,24 @@ class Collector(registry.Collector):
                 "wolun_copy_waits", "Writes that waited for another's copy.", labels=["volume"]
             ),
         }
+        kept = core.GaugeMetricFamily(
+            "wolun_volume_preserved_bytes", "Bytes of old data in all its snapshots.", labels=["volume"]
+        )
+        limit = core.GaugeMetricFamily(
+            "wolun_volume_preserved_limit_bytes", "How many there may be.", labels=["volume"]
+        )
+        low = core.GaugeMetricFamily(
+            "wolun_volume_space_low", "1 if the warning threshold is passed.", labels=["volume"]
+        )
         for name, volume in self._served.open_volumes.items():
             up.add_metric([name], 1)
+            kept.add_metric([name], volume.space.used)
+            if volume.space.limit is not None:
+                limit.add_metric([name], volume.space.limit)
+                low.add_metric([name], int(volume.space.low))
             for field, family in counters.items():
                 family.add_metric([name], getattr(volume.device.counters, field))
-        yield up
+        yield from (up, kept, limit, low)
         yield from counters.values()
 
     def _snapshots(self) -> Iterator[core.Metric]:

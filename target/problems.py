@@ -133,6 +133,8 @@ _CODES = {
     volume.SnapshotExists: "snapshot-exists",
     volume.NoSuchSnapshot: "no-such-snapshot",
     volume.SnapshotFailed: "snapshot-failed",
+    volume.TooManySnapshots: "too-many-snapshots",
+    volume.NoSpaceLeft: "no-space-left",
 }
 
 

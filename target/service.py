@@ -32,6 +32,7 @@ from target import (
     sharing,
     unit_state,
     volumes,
+    watching,
 )
 from target.iscsi import errors, portal
 from target.rates import Rates
@@ -105,7 +106,8 @@ class Service:
         for numbers in self._numbers.all().values():
             if each.lun in (numbers.view, numbers.write_once):
                 raise problems.lun_taken(each.lun, numbers.volume)
-        opened = volumes.open_volume(each, self.state_dir)
+        told = watching.Watch(each.name, lambda: self.scsi.luns.get(each.lun))
+        opened = volumes.open_volume(each, self.state_dir, told)
         try:
             journal = self._unit_state.journal(opened)
             for snapshot in opened.snapshots:
@@ -363,6 +365,7 @@ class Service:
     def status(self) -> messages.Status:
         """Everything at a glance."""
         space = shutil.disk_usage(self.state_dir)
+        troubles = tuple(alerts.current(self, space.free, space.total))
         return messages.Status(
             version=target.VERSION,
             pid=os.getpid(),
@@ -387,7 +390,8 @@ class Service:
                 for each in self.sessions()
             ),
             jobs=tuple(job.message() for job in self.jobs.all() if not job.ended),
-            trouble=tuple(alert.message for alert in alerts.current(self, space.free, space.total)),
+            trouble=tuple(alert.message for alert in troubles),
+            alerts=troubles,
         )
 
     def alerts(self) -> list[messages.Alert]:
@@ -413,6 +417,9 @@ class Service:
             primary_used_bytes=_used(primary),
             snapshots=len(opened.snapshots) if opened else 0,
             snapshot_bytes=sum(snapshot.used_bytes for snapshot in opened.snapshots) if opened else 0,
+            preserved_bytes=opened.space.used if opened else 0,
+            preserved_limit=each.limit,
+            on_error=each.on_error.value,
             read_bytes_per_second=read,
             written_bytes_per_second=written,
             commands_per_second=commands,

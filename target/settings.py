@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from lun_backends import manifest
+from lun_backends import manifest, policy
 from lun_backends.stores.thin import Durability
 from target import units
 
@@ -114,6 +114,8 @@ Size = Annotated[
         }
     ),
 ]
+Percent = Annotated[int, pydantic.Field(ge=1, le=100)]
+Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[
     str,
     _matching(NAME_PATTERN, f"name: {manifest.NAME_RULE}"),
@@ -361,6 +363,22 @@ class Volume(_Settings):
 
     snapshots: tuple[Name, ...] = ()
     """Snapshots to take at start, if the volume does not have them yet."""
+
+    limit: Size | None = None
+    """How many bytes of old data the volume's snapshots may keep, all together. Left out: as many as there is room for."""
+
+    warn_at: Percent = 80
+    """Of `limit`, in percent: when it is passed, `wolun status` and the initiators are told."""
+
+    on_error: policy.OnError = policy.OnError.FAIL_WRITES
+    """When old data cannot be kept (no room, a failing disk, `copy_timeout`): `fail-writes` refuses the writes that would
+    overwrite it; `drop-snapshot` lets them go on and gives snapshots up: the oldest, if that makes room, else all."""
+
+    copy_timeout: Seconds | None = None
+    """Seconds after which a copy of old data counts as failed. Left out: it may take as long as it takes."""
+
+    max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """How many snapshots there may be. Left out: any number."""
 
 
 class WriteOnceLun(_Settings):

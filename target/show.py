@@ -176,8 +176,13 @@ def status(answer: messages.Status) -> str:
     parts += [
         f"job {job.id}: {job.kind} {job.subject}, {units.human_percent(job.done, job.total)}" for job in answer.jobs
     ]
-    parts.append("\n".join(f"TROUBLE: {each}" for each in answer.trouble) if answer.trouble else "no trouble")
+    parts.append("\n".join(map(alert, answer.alerts)) if answer.alerts else "no trouble")
     return "\n\n".join(parts)
+
+
+def alert(answer: messages.Alert) -> str:
+    """Something that needs attention, and what tells more of it."""
+    return f"TROUBLE: {answer.message}\n  {answer.remedy}; `wolun explain {answer.code}` says more"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -15,7 +15,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from lun_backends import manifest, volume
+from lun_backends import manifest, policy, volume
 from target import problems, settings, units
 
 
@@ -31,13 +31,24 @@ def primary_path(wanted: settings.Volume, state_dir: Path) -> Path:
     return Path(os.path.abspath(state_dir / wanted.primary))  # noqa: PTH100 - a name in /dev/disk must not be resolved
 
 
-def open_volume(wanted: settings.Volume, state_dir: Path) -> volume.Volume:
-    """The volume, open.  Raises Problem, BlockDeviceError, OSError."""
+def rules(wanted: settings.Volume) -> policy.Policy:
+    """How its snapshots are kept."""
+    return policy.Policy(
+        on_error=wanted.on_error,
+        limit=wanted.limit,
+        warn_percent=wanted.warn_at,
+        copy_timeout=wanted.copy_timeout,
+        max_snapshots=wanted.max_snapshots,
+    )
+
+
+def open_volume(wanted: settings.Volume, state_dir: Path, listener: policy.Listener = policy.nobody) -> volume.Volume:
+    """The volume, open; `listener` is told what becomes of its snapshots.  Raises Problem, BlockDeviceError, OSError."""
     directory = volume_directory(wanted.name, state_dir)
     primary = primary_path(wanted, state_dir)
     if manifest.exists(directory):
         _reconcile(wanted, directory, primary)
-        return volume.Volume.open(directory)
+        return volume.Volume.open(directory, rules=rules(wanted), listener=listener)
     if wanted.size is None and not primary.exists():
         raise problems.refused(
             f"{primary} does not exist", "a new volume needs to know how large", f"add `size` to {wanted.name}"
@@ -50,6 +61,8 @@ def open_volume(wanted: settings.Volume, state_dir: Path) -> volume.Volume:
         block_size=wanted.block_size,
         chunk_size=wanted.chunk_size,
         durability=wanted.durability,
+        rules=rules(wanted),
+        listener=listener,
     )
 
 
