@@ -21,7 +21,18 @@ from fastapi import exceptions, responses
 from starlette.exceptions import HTTPException
 
 import target
-from target import administration, administration_api, jobs, messages, metrics, places, problems, service
+from target import (
+    administration,
+    administration_api,
+    backups,
+    backups_api,
+    jobs,
+    messages,
+    metrics,
+    places,
+    problems,
+    service,
+)
 
 MAX_WAIT_SECONDS = 10.0
 STOP_SECONDS = 5
@@ -86,7 +97,7 @@ def application(served: service.Service, admin: administration.Administration) -
     @app.post("/v1/volumes/{volume}/snapshots/{name}/export", status_code=202, responses=refusals)
     def export(volume: str, name: str, request: messages.Export) -> messages.Job:
         """Write the snapshot's content into a file on the daemon's machine: a job."""
-        return served.export(volume, name, Path(request.path), overwrite=request.overwrite).message()
+        return backups.export(served, volume, name, request).message()
 
     @app.delete("/v1/volumes/{volume}/snapshots/{name}", status_code=202, responses=refusals)
     def delete_snapshot(volume: str, name: str) -> messages.Job:
@@ -114,6 +125,7 @@ def application(served: service.Service, admin: administration.Administration) -
         job.cancel()
         return job.message()
 
+    app.include_router(backups_api.routes(served))
     app.include_router(administration_api.routes(admin))
 
     @app.get("/metrics", response_class=responses.PlainTextResponse)

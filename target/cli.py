@@ -195,13 +195,91 @@ def snapshot_show(context: Context, which: tuple[str, str], with_map: bool) -> N
 @click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["raw", "qcow2"]),
+    help="What FILE is to be. Left out: qcow2 if its name ends so, or with --since; else raw.",
+)
+@click.option(
+    "--since",
+    type=SNAPSHOT,
+    metavar="VOLUME@SNAPSHOT",
+    help="Write only what changed since this older snapshot, as a qcow2 image on top of that one's.",
+)
+@click.option(
+    "--backing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The older snapshot's image. Left out: beside FILE, called SNAPSHOT.qcow2, .img or .raw.",
+)
+@click.option(
+    "--backing-format", type=click.Choice(["raw", "qcow2"]), help="What that image is, if it is not on this machine."
+)
 @_verb
-def snapshot_export(context: Context, which: tuple[str, str], file: Path, force: bool) -> None:
-    """Write the volume as it was at that moment to FILE, as a raw sparse image."""
-    path = Path(os.path.abspath(file))  # noqa: PTH100 - resolving links would write through one that stands at FILE
+def snapshot_export(
+    context: Context,
+    which: tuple[str, str],
+    file: Path,
+    force: bool,
+    format_: str | None,
+    since: tuple[str, str] | None,
+    backing: Path | None,
+    backing_format: str | None,
+) -> None:
+    """Write the volume as it was at that moment to FILE: all of it, or what changed since an older snapshot."""
+    path = _absolute(file)
+    if since is None and (backing or backing_format):
+        raise click.UsageError("--backing and --backing-format belong to --since")
+    if since is not None:
+        _same_volume(since, which)
+        if format_ == "raw":
+            raise click.UsageError("what changed --since can only be written as qcow2")
+        names = [path.with_name(f"{since[1]}{suffix}") for suffix in (".qcow2", ".img", ".raw")]
+        backing = next((name for name in names if name.exists()), names[0]) if backing is None else _absolute(backing)
+    if format_ is None:
+        format_ = "qcow2" if since is not None or path.suffix == ".qcow2" else "raw"
     asked = context.client()
-    job = _follow(context, asked, asked.export(*which, path, overwrite=force), "exporting")
-    context.answer(job, lambda: f"{'@'.join(which)} is in {file}")
+    job = asked.export(
+        *which,
+        path,
+        overwrite=force,
+        image_format=format_,
+        since=None if since is None else since[1],
+        backing=backing,
+        backing_format=backing_format,
+    )
+    job = _follow(context, asked, job, "exporting")
+    on_top = "" if since is None else f", on top of {backing}"
+    context.answer(job, lambda: f"{'@'.join(which)} is in {file}{on_top}")
+
+
+@snapshot.command("verify")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@_verb
+def snapshot_verify(context: Context, which: tuple[str, str]) -> None:
+    """Read all that a snapshot needs, and compare it with its checksums; exit status 1 if something is damaged."""
+    asked = context.client()
+    job = _follow(context, asked, asked.verify(*which), "verifying")
+    found = asked.result(messages.Verification, job)
+    context.answer(found, lambda: show.verification(found))
+    if not found.sound:
+        sys.exit(1)
+
+
+@snapshot.command("diff")
+@click.argument("since", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("to", type=SNAPSHOT, metavar="[VOLUME@SNAPSHOT]", required=False)
+@click.option("--exact", is_flag=True, help="Compare the content, and leave out what is the same after all.")
+@_verb
+def snapshot_diff(context: Context, since: tuple[str, str], to: tuple[str, str] | None, exact: bool) -> None:
+    """What changed from the first snapshot to the second, or to now: what an incremental backup reads."""
+    if to is not None:
+        _same_volume(since, to)
+    asked = context.client()
+    job = asked.diff(*since, messages.FindChanges(None if to is None else to[1], exact))
+    found = asked.result(messages.Difference, _follow(context, asked, job, "comparing"))
+    context.answer(found, lambda: show.difference(found))
 
 
 @snapshot.command("delete")
@@ -228,6 +306,15 @@ def shell(context: Context, command: tuple[str, ...], dry_run: bool, keep_going:
     from target.shell import main as shell_main
 
     sys.exit(shell_main.run(context.client(), " ".join(command), dry_run=dry_run, keep_going=keep_going))
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolving links would write through one that stands there
+
+
+def _same_volume(since: tuple[str, str], to: tuple[str, str]) -> None:
+    if since[0] != to[0]:
+        raise click.UsageError(f"{'@'.join(since)} and {'@'.join(to)} are snapshots of different volumes")
 
 
 @main.group()

@@ -74,10 +74,34 @@ class Client:
         """Begin to delete a snapshot."""
         return messages.decode(messages.Job, self._ask("DELETE", _snapshot(volume, name)))
 
-    def export(self, volume: str, name: str, path: Path, *, overwrite: bool) -> messages.Job:
+    def export(
+        self,
+        volume: str,
+        name: str,
+        path: Path,
+        *,
+        overwrite: bool,
+        image_format: str = "raw",
+        since: str | None = None,
+        backing: Path | None = None,
+        backing_format: str | None = None,
+    ) -> messages.Job:
         """Begin to export a snapshot."""
-        request = messages.Export(str(path), overwrite)
+        below = None if backing is None else str(backing)
+        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format)
         return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
+
+    def verify(self, volume: str, name: str) -> messages.Job:
+        """Begin to verify a snapshot; its `result` is a Verification."""
+        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify"))
+
+    def diff(self, volume: str, name: str, request: messages.FindChanges) -> messages.Job:
+        """Begin to find out what changed since a snapshot; its `result` is a Difference."""
+        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
+
+    def result(self, kind: type[messages.T], job: messages.Job) -> messages.T:
+        """What a job that is done found out."""
+        return messages.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
         """The job as it goes on, until it has ended."""

@@ -4,8 +4,8 @@
 The file appears under its name only when all of it is there and on stable storage; until then it stands beside it under
 a name of its own, and is removed if the export fails or is cancelled.  An existing file is replaced only on demand.
 
-The file is sparse: holes stay holes, and so does every stretch of `GRAIN` zeroes, since pre-images of blocks that were
-holes come as zeroes.
+A raw file is sparse: holes stay holes, and so does every stretch of `GRAIN` zeroes, since pre-images of blocks that were
+holes come as zeroes.  What a qcow2 image leaves out it shows of the image below.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from lun_backends import volume
 from target import jobs, problems
@@ -25,6 +26,16 @@ _GLANCE = 256
 """Bytes of a grain compared first: most data differs there, and the whole comparison keeps other threads waiting."""
 
 
+class Image(Protocol):
+    """Writes a file in some format."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """What is at byte `offset` of the volume; calls come in order.  Raises OSError."""
+
+    def finish(self) -> None:
+        """All was written: complete the file and make it durable.  Raises OSError."""
+
+
 def export(
     pieces: Iterable[volume.ExportPiece],
     size: int,
@@ -33,8 +44,10 @@ def export(
     overwrite: bool,
     progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
+    image: Callable[[int, int], Image] | None = None,
 ) -> None:
     """Write `pieces`, which make up `size` bytes, to the file at `path`; `progress` is called with (bytes done, `size`).
+    `image` makes of (file descriptor, `size`) what writes the file; left out, the file is raw.
 
     Raises jobs.Cancelled, Problem, and what reading the pieces raises.
     """
@@ -45,14 +58,14 @@ def export(
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with _new_file(beside) as fd:
-            os.truncate(fd, size)
+            writer = _Raw(fd, size) if image is None else image(fd, size)
             for piece in pieces:
                 if cancelled():
                     raise jobs.Cancelled
                 if piece.data is not None:
-                    _write(fd, piece.offset, piece.data)
+                    writer.write(piece.offset, piece.data)
                 progress(piece.offset + piece.length, size)
-            os.fsync(fd)
+            writer.finish()
             if overwrite:
                 beside.replace(path)
             else:
@@ -61,6 +74,20 @@ def export(
         raise problems.file_exists(path) from None
     except OSError as error:
         raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+
+
+class _Raw:
+    """What the volume holds, at the same place."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        os.truncate(fd, size)
+        self._fd = fd
+
+    def write(self, offset: int, data: memoryview) -> None:
+        _write(self._fd, offset, data)
+
+    def finish(self) -> None:
+        os.fsync(self._fd)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ class Job:
         self._done = self._total = 0
         self._state = "running"
         self._problem: problems.Problem | None = None
+        self.result: object = None
+        """What the work found out, if that is what it is for: set by the work before it ends."""
         self._thread = threading.Thread(target=self._run, name=f"job-{number}", daemon=True)
 
     @property

@@ -285,10 +285,74 @@ class CreateSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine."""
+    """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine.
+
+    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of what changed since,
+    on top of that snapshot's image at `backing` (absolute), whose format is found out if that file is there."""
 
     path: str
     overwrite: bool = False
+    format: str = "raw"
+    since: str | None = None
+    backing: str | None = None
+    backing_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Blocks of a snapshot that are not what was preserved; their pre-images are kept in snapshot `kept_in`."""
+
+    kept_in: str
+    lba: int
+    blocks: int
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What verifying a snapshot found.  `damage` names the first of it in order, `damaged_bytes` counts all; `headers` says
+    what is wrong with its files' headers.  `unverifiable_bytes` have no checksum to be compared with."""
+
+    volume: str
+    name: str
+    sound: bool
+    good_bytes: int
+    unverifiable_bytes: int
+    damaged_bytes: int
+    damage: tuple[Damage, ...]
+    headers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes from byte `offset` on."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindChanges:
+    """Request: what changed up to the snapshot `to`, None: to now; `exact`: compare the content, too."""
+
+    to: str | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What changed in a volume from snapshot `since` to snapshot `to` (None: to now), in order of address, neighbours
+    joined.  Not `exact`: some of it may be the same after all.  Nothing that changed is left out."""
+
+    volume: str
+    since: str
+    to: str | None
+    exact: bool
+    size: int
+    changed_bytes: int
+    extents: tuple[Extent, ...]
 
 
 def decode(cls: type[T], value: object) -> T:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lun_backends import block_device, flat, manifest, volume
+from lun_backends import block_device, differences, flat, manifest, volume
 
 
 class Problem(Exception):
@@ -97,6 +97,11 @@ def file_failed(path: Path, why: str) -> Problem:
     return Problem("file-failed", f"{path} cannot be written: {why}", "choose a place with room that you may write to")
 
 
+def no_result(number: int) -> Problem:
+    """A job that found nothing out, or has not yet."""
+    return Problem("no-result", f"job {number} has no result", "wait until it is done", 404)
+
+
 def stopping() -> Problem:
     """The daemon is on its way out."""
     return Problem("stopping", "the daemon is stopping", "start it again with `wolun serve`", 503)
@@ -132,6 +137,7 @@ _CODES = {
     volume.BadName: "bad-name",
     volume.SnapshotExists: "snapshot-exists",
     volume.NoSuchSnapshot: "no-such-snapshot",
+    differences.WrongOrder: "wrong-order",
     volume.SnapshotFailed: "snapshot-failed",
     volume.TooManySnapshots: "too-many-snapshots",
     volume.NoSpaceLeft: "no-space-left",

@@ -203,7 +203,8 @@ class Service:
             raise problems.no_such_volume(name, self._volumes)
         return found
 
-    def _find(self, volume_name: str, name: str) -> tuple[volume.Volume, volume.Snapshot]:
+    def find(self, volume_name: str, name: str) -> tuple[volume.Volume, volume.Snapshot]:
+        """The snapshot of that name, and its volume.  Raises Problem."""
         owner = self.served(volume_name)
         for snapshot in owner.snapshots:
             if snapshot.name == name:
@@ -246,7 +247,7 @@ class Service:
 
     def snapshot(self, volume_name: str, name: str) -> messages.SnapshotDetails:
         """One snapshot.  Raises Problem."""
-        owner, snapshot = self._find(volume_name, name)
+        owner, snapshot = self.find(volume_name, name)
         shown = self._shown(owner, snapshot)
         return messages.SnapshotDetails(
             **messages.fields(shown),
@@ -257,7 +258,7 @@ class Service:
 
     def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
         """Which parts of the volume have changed since a snapshot.  Raises Problem."""
-        owner, snapshot = self._find(volume_name, name)
+        owner, snapshot = self.find(volume_name, name)
         chunks = -(-owner.device.size // owner.chunk_size)
         cells = max(1, min(cells, MAX_CELLS, chunks))
         with problems.translated(f"what changed since {volume_name}@{name} is not known"):
@@ -274,7 +275,7 @@ class Service:
 
     def delete_snapshot(self, volume_name: str, name: str) -> jobs.Job:
         """Begin to delete a snapshot: its LUNs are gone when this returns.  Raises Problem."""
-        owner, snapshot = self._find(volume_name, name)
+        owner, snapshot = self.find(volume_name, name)
 
         def work(job: jobs.Job) -> None:
             self._withdraw(snapshot)
@@ -312,7 +313,7 @@ class Service:
 
     def export(self, volume_name: str, name: str, path: Path, *, overwrite: bool) -> jobs.Job:
         """Begin to write a snapshot's content into a file on this machine.  Raises Problem."""
-        owner, snapshot = self._find(volume_name, name)
+        owner, snapshot = self.find(volume_name, name)
         if not path.is_absolute():
             raise problems.file_failed(path, "the path is not absolute")
         if snapshot.reason:

@@ -82,6 +82,39 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
     return "\n".join(f"{name:13} {value}" for name, value in lines)
 
 
+def verification(answer: messages.Verification) -> str:
+    """What verifying found; the damage, extent by extent."""
+    name = f"{answer.volume}@{answer.name}"
+    lines = [
+        f"{name} is {'as it was preserved' if answer.sound else 'DAMAGED'}: {units.human_size(answer.good_bytes)} good, "
+        f"{units.human_size(answer.unverifiable_bytes)} unverifiable, {units.human_size(answer.damaged_bytes)} damaged"
+    ]
+    lines += answer.headers
+    if answer.damage:
+        heads = ("LBA", "BLOCKS", "KEPT IN", "WHAT")
+        rows = [(str(each.lba), str(each.blocks), each.kept_in, each.reason) for each in answer.damage]
+        lines.append(table(heads, rows, right={0, 1}))
+        named = sum(each.length for each in answer.damage)
+        if named < answer.damaged_bytes:
+            lines.append(f"and {units.human_size(answer.damaged_bytes - named)} more")
+        lines.append(
+            "what else is read from this snapshot is right; the damaged blocks may be in a backup, or in an export"
+        )
+    return "\n".join(lines)
+
+
+def difference(answer: messages.Difference) -> str:
+    """What changed, extent by extent, in bytes."""
+    to = "now" if answer.to is None else f"{answer.volume}@{answer.to}"
+    size = units.human_size(answer.changed_bytes)
+    part = units.human_percent(answer.changed_bytes, answer.size)
+    head = f"{size} ({part}) {'differ' if answer.exact else 'may differ'} from {answer.volume}@{answer.since} to {to}"
+    if not answer.extents:
+        return head
+    rows = [(str(each.offset), str(each.length)) for each in answer.extents]
+    return f"{head}\n{table(('OFFSET', 'LENGTH'), rows, right={0, 1})}"
+
+
 def map_cells() -> int:
     """How many cells a picture has that fits the terminal."""
     return _map_width() * MAP_ROWS
