@@ -34,10 +34,11 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.portal = "127.0.0.1:0"
 
-    def start(self) -> Self:
-        """Start and wait for `ready`; a restart keeps the port of the first start."""
+    def start(self, *, text: str | None = None) -> Self:
+        """Start and wait for `ready`; a restart keeps the port of the first start.  `text` is a whole configuration."""
         self._config.write_text(
-            f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self._extra}volumes:\n{self.volumes}"
+            text
+            or f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self._extra}volumes:\n{self.volumes}"
         )
         out, log = self.directory / "stdout", self.directory / "stderr"
         out.write_bytes(b"")

@@ -115,11 +115,17 @@ class Shell(configshell_fb.ConfigShell):
         self._renew()
         try:
             if cmdline and not cmdline.startswith("#"):
+                # What configshell's own parsing does not understand it would leave out in silence.
+                (self._parser + pyparsing.StringEnd()).parse_string(cmdline)
+                _, _, command, *parameters = self._parse_cmdline(cmdline)
+                if any(parameters) and not command:
+                    raise Refused(f"there is no command in {cmdline}", "write [PATH] COMMAND [PARAMETER...]")
                 super().run_cmdline(cmdline)
         except client.Failed as failed:
             raise Refused(failed.refusal.message, failed.refusal.remedy) from failed
-        except pyparsing.ParseException:
-            raise Refused(f"this cannot be read: {cmdline}", "write [PATH] COMMAND [PARAMETER...]") from None
+        except pyparsing.ParseException as error:
+            what = f"this cannot be read from {cmdline[error.loc :].split()[0]} on"
+            raise Refused(what, "write [PATH] COMMAND [PARAMETER...], words without quotes") from None
         finally:
             self._renew()
             if sys.stdin.isatty() and any(word in cmdline for word in SECRET_WORDS):

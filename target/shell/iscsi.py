@@ -86,6 +86,7 @@ class PortalGroup(Node):
 
     def ui_setgroup_access(self, parameter: str, value: str | bool | None) -> None:
         """For `set access`."""
+        self.facts.forget()  # several may be set on one line
         given: object = value
         if parameter == "networks":
             given = tuple(each for each in str(value or "").split(",") if each)
@@ -346,6 +347,7 @@ class Acl(Node):
 
     def ui_setgroup_attribute(self, parameter: str, value: str | bool | None) -> None:
         """For `set attribute`."""
+        self.facts.forget()  # several may be set on one line
         each = self.told()
         if parameter == "read_only":
             changed = dataclasses.replace(each, read_only=bool(value))

@@ -151,6 +151,7 @@ class Volume(Node):
 
     def ui_setgroup_attribute(self, attribute: str, value: str) -> None:
         """For `set attribute`."""
+        self.facts.forget()  # several may be set on one line
         request = messages.ChangeVolume(**{attribute: number(value, "lun") if attribute == "lun" else value})  # type: ignore[arg-type]  # one or the other
         self.asked.change_volume(self.name, request, force=False)
 
