@@ -152,6 +152,38 @@ def version(context: Context, json_here: bool) -> None:
     click.echo(json.dumps({"version": target.VERSION}) if context.json or json_here else f"wolun {target.VERSION}")
 
 
+@main.command()
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration to look at.")
+@click.option("--json", "json_here", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def doctor(context: Context, config: Path | None, json_here: bool) -> None:
+    """What this machine can run, and what to do about what is missing; exit status 1 if the fabric asked for cannot."""
+    import dataclasses
+
+    from target import configuration, settings
+    from target import doctor as examination
+
+    try:
+        configured = configuration.load(config) if config else None
+    except (configuration.ConfigurationError, OSError) as error:
+        click.echo(f"wolun: {error}", err=True)
+        sys.exit(1)
+    listen = configured.portal.listen if configured else settings.Portal().listen
+    report = examination.examine(context.state_dir, listen)
+    if context.json or json_here:
+        plain = [
+            dataclasses.asdict(each) | {"fabric": each.fabric.value if each.fabric else None}
+            for each in report.findings
+        ]
+        click.echo(
+            json.dumps({"findings": plain, "runs": {each.value: report.can_run(each) for each in settings.Fabric}})
+        )
+    else:
+        click.echo(examination.show(report))
+    if not report.can_run(configured.fabric if configured else settings.Fabric.PORTAL):
+        sys.exit(1)
+
+
 @main.group()
 def snapshot() -> None:
     """Take, look at, export and delete snapshots."""

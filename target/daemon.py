@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,7 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         try:
             _announce(served, configured)
             number = signal.sigwait(STOP_SIGNALS)
+            _tell_systemd("STOPPING=1")
             log.info("%s: stopping", signal.Signals(number).name)
             served.stop()
         finally:
@@ -157,6 +159,15 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")
     sys.stdout.flush()
+    _tell_systemd("READY=1")
+
+
+def _tell_systemd(state: str) -> None:
+    """Tell systemd, if it started us as `Type=notify` (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
 
 
 def _program() -> str:

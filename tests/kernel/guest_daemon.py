@@ -11,7 +11,7 @@ from tests.kernel.lab import CHECKOUT
 from tests.kernel.machine import Machine
 
 WOLUN = CHECKOUT / ".venv/bin/wolun"
-START_TIMEOUT = 120  # seconds; 10 where nothing else runs
+START_TIMEOUT = 400  # seconds; 10 where nothing else runs
 
 
 class GuestDaemon:

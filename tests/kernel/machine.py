@@ -148,6 +148,10 @@ class Machine:
         """What a command prints, stripped; raises CommandFailed when it fails."""
         return self.run(command, timeout=timeout).output.strip()
 
+    def put_file(self, path: str, content: str) -> None:
+        """Make a file in the guest."""
+        self.run(f"printf %s {shlex.quote(content)} > {path}")
+
     def wait_until(self, command: str, *, timeout: float = 60) -> None:
         """Run a command every tenth of a second until it succeeds; raises CommandFailed when it never does."""
         quoted = shlex.quote(command)

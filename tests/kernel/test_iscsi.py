@@ -13,7 +13,7 @@ from tests.kernel.guest_daemon import GuestDaemon
 from tests.kernel.lab import Lab
 from tests.kernel.machine import Completed, Machine
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 SECRET = "a-good-long-secret"
 INITIATOR = "iqn.2026-11.test.lab:node"

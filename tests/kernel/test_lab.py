@@ -11,7 +11,7 @@ from tests.kernel import image
 from tests.kernel.lab import CHECKOUT, Lab
 from tests.kernel.machine import CommandFailed, MachineGone
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

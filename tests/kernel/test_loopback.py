@@ -12,7 +12,7 @@ from tests.kernel.guest_daemon import GuestDaemon, loopback_disk
 from tests.kernel.lab import Lab
 from tests.kernel.machine import Machine
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 CONFIGURATION = """
 target: iqn.2026-11.io.wolun:loopback

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Four machines, the deployment the idea was made for: a storage host, two nodes that write, one that reads the snapshot.
+
+No node talks to another.  The snapshot's moment is the state of the primary before any of them writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.kernel import image
+from tests.kernel.guest_daemon import GuestDaemon, loopback_disk
+from tests.kernel.lab import CHECKOUT, Lab
+from tests.kernel.machine import Machine, MachineGone
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
+
+STORAGE = """
+target: iqn.2026-11.io.wolun:storage
+fabric: lio
+access:
+  networks: [0.0.0.0/0]
+volumes:
+  - name: vol0
+    lun: 0
+    size: 32MiB
+write_once:
+  - volume: vol0
+    snapshot: before
+    lun: 1
+    size: 32MiB
+"""
+NODE = """
+target: iqn.2026-11.io.wolun:{name}
+fabric: lio
+lio:
+  listen: []
+  loopback: true
+volumes: []
+shared:
+  - name: vol0
+    snapshot: before
+    primary: {primary}
+    write_once: {write_once}
+    {lun}
+"""
+WRITERS = ("writer1", "writer2")
+NODES = (*WRITERS, "reader")
+SUM = "dd if={} bs=256k iflag=direct status=none | sha256sum | cut -d' ' -f1"
+
+
+def remote_disk(machine: Machine, lun: int) -> str:
+    """The disk of a LUN of the iSCSI session."""
+    pattern = f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*"
+    machine.wait_until(f"ls -d {pattern}")
+    return "/dev/" + machine.output(f"basename $(ls -d {pattern})")
+
+
+def writes(disk: str, seed: int, count: int) -> str:
+    """A load: `count` writes of 4 KiB, in random places of chunks that every writer writes to."""
+    return (
+        f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 "
+        f"--randseed={seed} --number_ios={count} --size=32m --norandommap"
+    )
+
+
+class Cluster:
+    """The machines with everything started, and what the primary was before."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        storage = lab["storage"]
+        self.daemon = GuestDaemon(storage, STORAGE)
+        storage.run(f"mkdir -p {self.daemon.state}")
+        self.daemon.start()
+        self.daemons: dict[str, GuestDaemon] = {}
+        self.disks: dict[str, str] = {}
+        primary = f"{self.daemon.state}/volumes/vol0/primary.img"
+        storage.run(
+            f"head -c 32M /dev/urandom > {self.daemon.state}/content; cat {self.daemon.state}/content > {primary}"
+        )
+        self.before = storage.output(f"sha256sum < {self.daemon.state}/content | cut -d' ' -f1")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._start, NODES))
+
+    def _start(self, name: str) -> None:
+        node = self.lab[name]
+        node.run(
+            "modprobe -a iscsi_tcp sd_mod sg && iscsid\n"
+            "iscsiadm -m discovery -t sendtargets -p storage && iscsiadm -m node --login"
+        )
+        primary, write_once = remote_disk(node, 0), remote_disk(node, 1)
+        lun = "view_lun: 5" if name == "reader" else "lun: 5"
+        self.daemons[name] = GuestDaemon(
+            node, NODE.format(name=name, primary=primary, write_once=write_once, lun=lun), name="node"
+        )
+        self.daemons[name].start()
+        self.disks[name] = loopback_disk(node, 5)
+
+    def view(self) -> str:
+        """The checksum of the snapshot, as the reader's view has it."""
+        return self.lab["reader"].output(SUM.format(self.disks["reader"]))
+
+    def primary(self) -> str:
+        return self.lab["storage"].output(f"sha256sum < {self.daemon.state}/volumes/vol0/primary.img | cut -d' ' -f1")
+
+
+@pytest.fixture(scope="module")
+def cluster(boot_image: image.Image) -> Iterator[Cluster]:
+    with Lab(boot_image, ["storage", *NODES], memory=512) as lab:
+        yield Cluster(lab)
+
+
+# in this order: each goes on from what the one before left
+
+
+def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
+    assert cluster.view() == cluster.before
+    loads = [cluster.lab[name].submit(writes(cluster.disks[name], seed, 300)) for seed, name in enumerate(WRITERS)]
+    # the reader looks while both write
+    assert cluster.view() == cluster.before
+    for load in loads:
+        ended = load.result(180)
+        assert ended.code == 0, ended.output
+    assert cluster.view() == cluster.before
+    assert cluster.primary() != cluster.before
+
+
+def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
+    writer = cluster.lab["writer2"]
+    load = writer.submit(writes(cluster.disks["writer2"], 7, 300), timeout=200)
+    cluster.lab.switch.cut("writer2", "storage")
+    writer.run("sleep 8")
+    assert not load.done()
+    cluster.lab.switch.heal("writer2", "storage")
+    ended = load.result(200)
+    assert ended.code == 0, ended.output
+    assert cluster.view() == cluster.before
+
+
+def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -> None:
+    writer, other = cluster.lab["writer1"], cluster.lab["writer2"]
+    dying = writer.submit(writes(cluster.disks["writer1"], 11, 100000))
+    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=200)
+    other.run("sleep 2")
+    writer.power_off()
+    with pytest.raises(MachineGone):
+        dying.result(10)
+    ended = surviving.result(200)
+    assert ended.code == 0, ended.output
+    assert cluster.view() == cluster.before
+
+
+def test_errno_tells_blank_written_and_broken_apart(cluster: Cluster) -> None:
+    """The backend for a remote device, against the real one, and against a device that fails."""
+    node = cluster.lab["writer2"]
+    cluster.daemons["writer2"].stop()
+    device = remote_disk(node, 1)
+    code = f"""
+from pathlib import Path
+from lun_backends import block_device, remote
+side = remote.RemoteWriteOnce(Path("{device}"))
+blank = next(each for each in side.extents(0, side.size) if each.kind is block_device.ExtentKind.BLANK)
+lba, data = blank.offset // 512, memoryview(bytearray(b"x" * 512))
+def outcome(call, *arguments):
+    try:
+        call(*arguments)
+    except block_device.BlockDeviceError as error:
+        return error
+assert outcome(side.readv, blank.offset, [data]).lba == lba
+assert isinstance(outcome(side.readv, blank.offset, [data]), block_device.BlankBlock)
+assert outcome(side.writev, blank.offset, [data]) is None
+refused = outcome(side.writev, blank.offset, [data])
+assert isinstance(refused, block_device.BlockWritten) and refused.lba == lba, refused
+assert outcome(side.readv, blank.offset, [data]) is None and bytes(data) == b"x" * 512
+assert isinstance(outcome(side.readv, side.size, [data]), block_device.OutOfRange)
+side.close()
+"""
+    node.put_file("/run/check.py", code)
+    node.run(f"cd {CHECKOUT} && .venv/bin/python /run/check.py")
+    # a path that fails says neither blank nor written
+    broken = """
+from pathlib import Path
+from lun_backends import block_device, remote
+side = remote.RemoteWriteOnce(Path("/dev/mapper/failing"))
+"""
+    node.run(f"modprobe dm-mod; dmsetup create failing --table '0 65536 linear {device} 0'")
+    broken += """
+import subprocess
+subprocess.run("dmsetup suspend --noflush failing; dmsetup load failing --table '0 65536 error'; dmsetup resume failing", shell=True, check=True)
+for call in (lambda: side.readv(0, [memoryview(bytearray(512))]), lambda: side.writev(0, [memoryview(bytearray(512))])):
+    try:
+        call()
+    except block_device.MediumError:
+        continue
+    raise SystemExit("no error")
+"""
+    node.put_file("/run/check.py", broken)
+    node.run(f"cd {CHECKOUT} && .venv/bin/python /run/check.py")
