@@ -3,12 +3,13 @@
 # make test    everything the tests need, then the tests
 # make bench   measure against peers
 # make lint    style and types
+# make man     the manual pages, in build/man, from what --help says
 # make setup   .venv with .venv/bin/wolun; all of the above begin with it
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench lint peers
+.PHONY: help setup serve test bench lint man peers
 
 BIN := .venv/bin
 
@@ -29,6 +30,9 @@ test: peers
 
 bench: peers
 	$(BIN)/python -m tests.bench $(ARGS)
+
+man: setup
+	$(BIN)/click-man --target build/man wolun
 
 lint: setup
 	$(BIN)/ruff check

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 SECRETS = "secrets"
-_AT_NEXT_START = ("target", "fabric", "portal", "lio")
+_AT_NEXT_START = tuple(key for key in settings.Settings.model_fields if key not in ("access", "volumes"))
 
 
 class Administration:

@@ -15,12 +15,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import target
 from target import client, messages, places, show
+
+if TYPE_CHECKING:
+    from click import shell_completion
 
 
 class Context:
@@ -77,6 +80,35 @@ class _SnapshotName(click.ParamType[tuple[str, str]]):
                 f"{value!r} names no snapshot: write VOLUME@SNAPSHOT, like vol0@before-upgrade", parameter, context
             )
         return volume, name
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[shell_completion.CompletionItem]:
+        return _completions(
+            context,
+            lambda asked: [f"{each.volume}@{each.name}" for each in asked.snapshots()],
+            incomplete,
+        )
+
+
+def _completions(
+    context: click.Context, look: Callable[[client.Client], list[str]], incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    """What really is there and begins like that; nothing if the daemon cannot be asked."""
+    from click import shell_completion
+
+    chosen = context.find_root().params.get("state_dir") or places.default_state_dir()
+    try:
+        found = look(client.Client(_absolute(Path(chosen)), timeout=2))
+    except client.Failed:
+        return []
+    return [shell_completion.CompletionItem(each) for each in found if each.startswith(incomplete)]
+
+
+def _volume_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    return _completions(context, lambda asked: [each.name for each in asked.volumes()], incomplete)
 
 
 SNAPSHOT = _SnapshotName()
@@ -190,7 +222,7 @@ def snapshot() -> None:
 
 
 @snapshot.command("create")
-@click.argument("volume")
+@click.argument("volume", shell_complete=_volume_names)
 @click.argument("name")
 @_verb
 def snapshot_create(context: Context, volume: str, name: str) -> None:
@@ -200,7 +232,7 @@ def snapshot_create(context: Context, volume: str, name: str) -> None:
 
 
 @snapshot.command("list")
-@click.argument("volume", required=False)
+@click.argument("volume", required=False, shell_complete=_volume_names)
 @_verb
 def snapshot_list(context: Context, volume: str | None) -> None:
     """The snapshots of VOLUME, or of all volumes, oldest first."""
@@ -347,6 +379,18 @@ def _absolute(path: Path) -> Path:
 def _same_volume(since: tuple[str, str], to: tuple[str, str]) -> None:
     if since[0] != to[0]:
         raise click.UsageError(f"{'@'.join(since)} and {'@'.join(to)} are snapshots of different volumes")
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete this command's line: eval "$(wolun completion bash)"."""
+    from click import shell_completion
+
+    kind = shell_completion.get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"{shell} is not known")
+    click.echo(kind(main, {}, "wolun", "_WOLUN_COMPLETE").source())
 
 
 @main.group()

@@ -234,6 +234,8 @@ class CreateVolume:
     block_size: int = 512
     chunk_size: str = "64KiB"
     durability: str = "power-loss"
+    limit: str | None = None
+    on_error: str = "fail-writes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,8 @@ class ChangeVolume:
 
     lun: int | None = None
     durability: str | None = None
+    limit: str | None = None
+    on_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

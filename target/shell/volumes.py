@@ -12,6 +12,7 @@ from target.shell import console
 from target.shell.node import Node, files, flag, number, table
 
 DURABILITIES = ("power-loss", "process-crash")
+POLICIES = ("fail-writes", "drop-snapshot")
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
 
 
@@ -62,6 +63,8 @@ class Volumes(Node):
         block_size: str = "512",
         chunk_size: str = "64KiB",
         durability: str = "power-loss",
+        limit: str | None = None,
+        on_error: str = "fail-writes",
     ) -> None:
         """
         Makes a volume and serves it at once.  A volume that was deleted without its data is taken up again.
@@ -73,6 +76,8 @@ class Volumes(Node):
         block_size  bytes per logical block, 512 or 4096
         chunk_size  the unit of copy-on-write, a power of two from 4KiB to 1MiB
         durability  power-loss: snapshots are right whatever happens; process-crash: faster, perhaps wrong after a power cut
+        limit       how much old data the snapshots may keep, all together; left out, as much as there is room for
+        on_error    when old data cannot be kept: fail-writes, or drop-snapshot, which lets them go on
         """
         wanted = messages.CreateVolume(
             name=name,
@@ -82,6 +87,8 @@ class Volumes(Node):
             block_size=number(block_size, "block_size") or 0,
             chunk_size=chunk_size,
             durability=durability,
+            limit=limit,
+            on_error=on_error,
         )
         self.asked.create_volume(wanted)
         self.done(f"created volume {name}")
@@ -102,6 +109,7 @@ class Volumes(Node):
         return {
             ("delete", "name"): lambda: [each.name for each in self.volumes()],
             ("create", "durability"): lambda: DURABILITIES,
+            ("create", "on_error"): lambda: POLICIES,
             ("create", "block_size"): lambda: ("512", "4096"),
             ("create", "chunk_size"): lambda: ("4KiB", "16KiB", "64KiB", "256KiB", "1MiB"),
             ("create", "size"): lambda: SIZES,
@@ -117,6 +125,12 @@ class Volume(Node):
         for attribute, writable, what in (
             ("lun", True, "The LUN initiators see it under; changing it takes the volume away for a moment."),
             ("durability", True, "power-loss or process-crash; changing it takes the volume away for a moment."),
+            (
+                "limit",
+                True,
+                "How much old data its snapshots may keep; changing it takes the volume away for a moment.",
+            ),
+            ("on_error", True, "fail-writes or drop-snapshot; changing it takes the volume away for a moment."),
             ("size", False, "How large it is."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of copy-on-write."),
@@ -146,6 +160,8 @@ class Volume(Node):
     def ui_getgroup_attribute(self, attribute: str) -> str:
         """For `get attribute`."""
         each = self.told()
+        if attribute == "limit":
+            return "none" if each.preserved_limit is None else units.exact_size(each.preserved_limit)
         value = getattr(each, attribute)
         return units.exact_size(value) if attribute in ("size", "chunk_size") else str(value)
 

@@ -354,8 +354,11 @@ class TestAttributes:
     def test_lun_and_durability_of_a_volume(self, served: daemon.Daemon) -> None:
         good(served, "/volumes/vol0 set attribute lun=9")
         good(served, "/volumes/vol0 set attribute durability=process-crash")
+        good(served, "/volumes/vol0 set attribute limit=64MiB on_error=drop-snapshot")
         (volume,) = running(served).volumes
         assert (volume.lun, volume.durability.value) == (9, "process-crash")
+        assert (volume.limit, volume.on_error.value) == (64 << 20, "drop-snapshot")
+        assert "limit=64MiB" in good(served, "/volumes/vol0 get attribute limit")
         with served.session() as session:
             session.settle(9)
             assert session.command(9, bytes(6)).status == 0

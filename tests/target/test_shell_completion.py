@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Completion of the command line itself in bash and zsh, manual pages, and the version."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import target
+from target import cli
+from tests import daemon
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
+    volumes = "  - {name: vol0, lun: 0, size: 1MiB, snapshots: [monday]}\n  - {name: vol1, lun: 1, size: 1MiB}\n"
+    with daemon.Daemon(tmp_path_factory.mktemp("daemon"), volumes) as running:
+        yield running
+
+
+def offered(served: daemon.Daemon, line: str) -> list[str]:
+    """What bash would offer at the end of `line`: its own completion function is run with the script that we print."""
+    program = f"""
+        eval "$(wolun completion bash)"
+        COMP_LINE='{line}'
+        COMP_WORDS=({line} "")
+        [[ '{line}' == *' ' ]] || unset 'COMP_WORDS[-1]'
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _wolun_completion wolun
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+    environment = {
+        **os.environ,
+        "PATH": f"{daemon.PROGRAM.parent}:{os.environ['PATH']}",
+        "WOLUN_STATE_DIR": str(served.state),
+    }
+    done = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("wolun sna", ["snapshot"]),
+        ("wolun snapshot cre", ["create"]),
+        ("wolun snapshot create ", ["vol0", "vol1"]),
+        ("wolun snapshot list vol1", ["vol1"]),
+        ("wolun snapshot show v", ["vol0@monday"]),
+        ("wolun shell --dry", ["--dry-run"]),
+    ],
+)
+def test_bash(served: daemon.Daemon, line: str, expected: list[str]) -> None:
+    assert offered(served, line) == expected
+
+
+def test_without_a_daemon_nothing_is_offered(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "_WOLUN_COMPLETE": "bash_complete",
+        "COMP_WORDS": "wolun snapshot create ",
+        "COMP_CWORD": "3",
+    }
+    done = subprocess.run(
+        [daemon.PROGRAM],
+        env={**environment, "WOLUN_STATE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_zsh(served: daemon.Daemon) -> None:
+    assert served.run("completion", "zsh").stdout.startswith("#compdef wolun")
+
+
+def test_version(served: daemon.Daemon) -> None:
+    assert served.run("--version").stdout == f"wolun {target.VERSION}\n"
+
+
+def test_manual_pages_say_what_help_says(tmp_path: Path) -> None:
+    program = daemon.PROGRAM.with_name("click-man")
+    subprocess.run([program, "--target", tmp_path, "wolun"], check=True, capture_output=True, timeout=120)
+    for name, command in cli.main.commands.items():
+        page = (tmp_path / f"wolun-{name}.1").read_text().replace("\\-", "-")
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    assert option in page
