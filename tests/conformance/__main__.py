@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make conformance`: libiscsi's suite against a volume of ours and a file behind tgtd, side by side.
+
+Prints the tests that fail or are skipped at either, and the sums.  Ends with 1 if one of ours fails, or is skipped
+without standing in expected.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests import daemon, peers
+from tests.bench import servers
+from tests.conformance import suite
+
+SIZE = 64 << 20
+VOLUME = f"  - {{name: vol, lun: 0, size: {SIZE}}}\n"
+
+
+def _all(url: str) -> list[suite.Result]:
+    results = []
+    for family in suite.FAMILIES:
+        for result in suite.run(url, family):
+            results.append(suite.Result(f"{family}.{result.name}", result.outcome, result.detail))
+    return results
+
+
+def main() -> int:
+    """Run both; the exit code."""
+    console = Console()
+    peers.require("tgtd")
+    with tempfile.TemporaryDirectory() as directory:
+        with daemon.Daemon(Path(directory), VOLUME) as served:
+            ours = _all(served.url(0))
+        backing = Path(directory) / "tgtd.img"
+        with backing.open("wb") as file:
+            file.truncate(SIZE)
+        with servers.tgtd(Path(directory), backing) as url:
+            theirs = {result.name: result for result in _all(url)}
+    table = Table("test", "wolun", "tgtd", "why")
+    for result in ours:
+        other = theirs.pop(result.name, suite.Result(result.name, suite.Outcome.FAILED, "did not run"))
+        if {result.outcome, other.outcome} != {suite.Outcome.PASSED}:
+            table.add_row(result.name, result.outcome.value, other.outcome.value, result.detail or other.detail)
+            theirs[result.name] = other
+        theirs[result.name] = other
+    console.print(table)
+    for name, results in (("wolun", ours), ("tgtd", list(theirs.values()))):
+        counts = Counter(result.outcome for result in results)
+        console.print(
+            f"{name:6} {len(results)} tests: "
+            + ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in suite.Outcome)
+        )
+    surprising = suite.surprises(
+        [suite.Result(result.name.partition(".")[2], result.outcome, result.detail) for result in ours], "primary"
+    )
+    for line in surprising:
+        console.print(f"wolun: {line}")
+    return 1 if surprising else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs libiscsi's suite against a LUN by two paths, and says what became of each test.
+
+A test that finds that it does not apply prints `[SKIPPED]` and passes; here it is skipped.  Families (`ALL`, `SCSI`,
+`iSCSI`, `LINUX`) are selections of the same tests; `ALL` has each of them once.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tests import peers
+
+FAMILIES = ("ALL", "LINUX", "SCSI", "iSCSI")
+TIMEOUT = 600
+EXPECTED = Path(__file__).with_name("expected.yaml")
+
+_SUITE = re.compile(r"^Suite: (\S+)")
+_TEST = re.compile(r"^  Test: (\S+) \.\.\.(.*)$")
+
+
+class Outcome(enum.Enum):
+    """What became of a test."""
+
+    PASSED = "passed"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One test; `detail` is what it printed when it was skipped or failed."""
+
+    name: str
+    outcome: Outcome
+    detail: str = ""
+
+
+class SuiteBroke(Exception):
+    """The suite did not run to its end; its last words."""
+
+
+def run(url: str, family: str = "ALL") -> list[Result]:
+    """Run one family against the LUN at `url`, by two paths.  Raises SuiteBroke."""
+    command = [peers.require("iscsi-test-cu"), "--dataloss", f"--test={family}", url, url]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout if isinstance(error.stdout, str) else (error.stdout or b"").decode(errors="replace")
+        raise SuiteBroke(f"not done after {TIMEOUT} s, last: {text[-500:]}") from error
+    if "Run Summary" not in done.stdout:
+        raise SuiteBroke(done.stdout[-1000:])
+    return list(parse(done.stdout))
+
+
+def parse(text: str) -> Iterator[Result]:
+    """The results in what the suite printed."""
+    suite, name, lines = "", "", list[str]()
+    for line in [*text.splitlines(), "Suite: end"]:
+        started = _TEST.match(line)
+        if name and (started or line.startswith(("Suite: ", "Run Summary", "\nRun Summary"))):
+            yield _result(f"{suite}.{name}", lines)
+            name = ""
+        if found := _SUITE.match(line):
+            suite = found[1]
+        elif started:
+            name, lines = started[1], [started[2].strip()]
+        else:
+            lines.append(line.strip())
+
+
+def _result(name: str, lines: Sequence[str]) -> Result:
+    said = [line for line in lines if line]
+    skipped = [line for line in said if "[SKIPPED]" in line]
+    if any(line.endswith("FAILED") for line in said):
+        return Result(
+            name, Outcome.FAILED, next((line for line in said if re.match(r"\d+\. ", line)), " ".join(said[:2]))
+        )
+    if skipped:
+        return Result(name, Outcome.SKIPPED, skipped[0].partition("[SKIPPED]")[2].strip())
+    return Result(name, Outcome.PASSED)
+
+
+def expected(unit: str) -> Mapping[str, tuple[Outcome, str]]:
+    """What expected.yaml says for a kind of LUN: outcome and reason by test; all others are to pass."""
+    found: dict[str, tuple[Outcome, str]] = {}
+    for group in yaml.safe_load(EXPECTED.read_text())[unit]:
+        for name in group["tests"]:
+            assert name not in found, f"{name} stands in {EXPECTED.name} twice"
+            found[name] = Outcome(group["outcome"]), group["reason"]
+    return found
+
+
+def surprises(results: Sequence[Result], unit: str) -> list[str]:
+    """Where the results are not what is expected, an unexpected pass included."""
+    wanted = expected(unit)
+    told = []
+    for result in results:
+        outcome, reason = wanted.get(result.name, (Outcome.PASSED, ""))
+        if result.outcome is not outcome:
+            why = f" ({result.detail})" if result.detail else ""
+            told.append(
+                f"{result.name} {result.outcome.value}{why}, expected: {outcome.value}{': ' + reason if reason else ''}"
+            )
+    missing = set(wanted) - {result.name for result in results}
+    return told + [f"{name} did not run" for name in sorted(missing)]

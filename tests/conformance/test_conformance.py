@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libiscsi's suite against each kind of LUN: every result is as expected.yaml says, and none else.
+
+* the volume: nothing fails, and a snapshot taken before shows what was there before;
+* a snapshot's view: what fails does so because it must not be written, and nothing changes;
+* a write-once LUN: what fails does so because of the write-once rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import peers
+from tests.conformance import suite
+from tests.daemon import Daemon
+
+SIZE = 64 << 20
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon with a volume full of random bytes at LUN 0."""
+    primary = tmp_path / "primary.img"
+    primary.write_bytes(os.urandom(SIZE))
+    with Daemon(tmp_path, f"  - {{name: vol, lun: 0, primary: {primary}, durability: process-crash}}\n") as daemon:
+        yield daemon
+
+
+def content(daemon: Daemon, lun: int, directory: Path) -> str:
+    """A digest of all that a LUN holds."""
+    image = directory / "image"
+    command = [peers.require("qemu-img"), "convert", "-f", "raw", "-O", "raw", daemon.url(lun), str(image)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return hashlib.file_digest(image.open("rb"), "sha256").hexdigest()
+
+
+def test_the_volume_and_what_a_snapshot_keeps_of_it(served: Daemon, tmp_path: Path) -> None:
+    """Nothing fails, and every command that changes blocks goes through copy-on-write (design, rule 5)."""
+    before = content(served, 0, tmp_path)
+    view = served.json("snapshot", "create", "vol", "before")["view_lun"]
+    assert suite.surprises(suite.run(served.url(0)), "primary") == []
+    assert content(served, view, tmp_path) == before
+    assert content(served, 0, tmp_path) != before
+
+
+def test_the_view(served: Daemon, tmp_path: Path) -> None:
+    view = served.json("snapshot", "create", "vol", "before")["view_lun"]
+    with served.session() as session:
+        session.settle(0)
+        assert session.command(0, bytes.fromhex("2a000000000000000800"), out=b"new!" * 1024).status == 0
+    before = content(served, 0, tmp_path), content(served, view, tmp_path)
+    assert before[0] != before[1]
+    assert suite.surprises(suite.run(served.url(view)), "view") == []
+    assert (content(served, 0, tmp_path), content(served, view, tmp_path)) == before
+
+
+def test_the_write_once_lun(served: Daemon, tmp_path: Path) -> None:
+    before = content(served, 0, tmp_path)
+    write_once = served.json("snapshot", "create", "vol", "before")["write_once_lun"]
+    assert suite.surprises(suite.run(served.url(write_once)), "write-once") == []
+    assert content(served, 0, tmp_path) == before
