@@ -32,7 +32,7 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
     """What may have changed from snapshot `since` to snapshot `to`, or to now: in order, merged, whole chunks but at the end.
     What the volume gained in size counts as changed.
 
-    Raises NoSuchSnapshot, WrongOrder, SnapshotInvalid, MediumError, DeviceClosed.
+    Raises NoSuchSnapshot, WrongOrder, VolumeError, SnapshotInvalid, MediumError, DeviceClosed.
     """
     first, last = owner.snapshot(since), None if to is None else owner.snapshot(to)
     while True:
@@ -50,6 +50,9 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
             if all(each in owner.snapshots for each in links):
                 raise
             continue
+        if last is None and owner.restoring is not None:  # what the primary is still to get was not preserved yet
+            reason = f"the volume is being rolled back to {owner.restoring.name!r}"
+            raise snapshot.VolumeError(owner.name, reason, "wait until that is done")
         known = first.view.size
         if size > known:
             chunks.add_range(known // owner.chunk_size, -(-size // owner.chunk_size))

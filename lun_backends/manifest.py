@@ -35,6 +35,11 @@ _SPARE_BYTES = 16384  # forty snapshots
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 NAME_RULE = "1 to 64 letters, digits, '.', '_', '+' or '-', the first one a letter or a digit"
 
+LABELS_MAX = 64
+"""Labels of one snapshot."""
+LABEL_MAX = 256
+"""Characters of a label's value."""
+
 
 class SnapshotState(enum.Enum):
     """See the module's table."""
@@ -69,6 +74,24 @@ def _check_name(name: str) -> str:
     return name
 
 
+def bad_label(key: str, value: str) -> str:
+    """What is wrong with a label; empty if it may be given to a snapshot."""
+    if not valid_name(key):
+        return f"{key!r} is no key for a label: a key is {NAME_RULE}"
+    if len(value) > LABEL_MAX or not value.isprintable():
+        return f"the value of label {key!r} is not at most {LABEL_MAX} printable characters"
+    return ""
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if problem := bad_label(key, value):
+            raise ValueError(problem)
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"there are more than {LABELS_MAX} labels")
+    return labels
+
+
 def _check_power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError("must be a power of two")
@@ -96,6 +119,8 @@ class SnapshotRecord:
     taken_at: pydantic.AwareDatetime
     state: SnapshotState = SnapshotState.ACTIVE
     reason: str = ""  # why it is invalid
+    labels: Annotated[dict[str, str], pydantic.AfterValidator(_check_labels)] = dataclasses.field(default_factory=dict)
+    scheduled: bool = False  # a schedule made it, and may delete it
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)

@@ -7,9 +7,10 @@ Names are checked by the manifest; what changes a snapshot is in `volume`.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lun_backends import block_device, lost_device, snapshot_view, write_once
@@ -33,6 +34,10 @@ class VolumeError(block_device.BlockDeviceError):
 
 class BadName(VolumeError):
     """The name may not be used."""
+
+
+class BadLabel(VolumeError):
+    """The labels may not be given."""
 
 
 class SnapshotExists(VolumeError):
@@ -85,6 +90,8 @@ class Snapshot:
     write_once: write_once.WriteOnce | lost_device.LostDevice
     view: snapshot_view.SnapshotView
     deleting: bool = False
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scheduled: bool = False  # a schedule made it, and may delete it
     held_seconds: float | None = None  # how long writes were held to take it, if this process did
 
     @property

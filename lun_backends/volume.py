@@ -37,7 +37,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lun_backends import (
@@ -59,6 +59,7 @@ from lun_backends import (
 )
 from lun_backends.manifest import SnapshotState
 from lun_backends.snapshot import (
+    BadLabel,
     BadName,
     DeletionStopped,
     ExportPiece,
@@ -80,6 +81,7 @@ from lun_backends.stores.thin import Durability
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
+    "BadLabel",
     "BadName",
     "DeletionStopped",
     "Durability",
@@ -246,8 +248,14 @@ class Volume:
         known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
         raise NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {known}")
 
-    def create_snapshot(self, name: str) -> Snapshot:
-        """Take a snapshot (rule 7).  Raises BadName, SnapshotExists, SnapshotFailed."""
+    def create_snapshot(
+        self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+    ) -> Snapshot:
+        """Take a snapshot (rule 7); `scheduled` remembers that a schedule did, and may delete it.
+
+        Raises BadName, BadLabel, SnapshotExists, SnapshotFailed.
+        """
+        self._check_labels(labels or {})
         with self._changing:
             self._check_open()
             if not manifest.valid_name(name):
@@ -267,7 +275,9 @@ class Volume:
                     f"the snapshots take {self.space.used} of {self.space.limit} bytes allowed",
                     "delete snapshots, or raise the limit",
                 )
-            record = manifest.SnapshotRecord(name=name, uuid=uuid.uuid4(), taken_at=manifest.now())
+            record = manifest.SnapshotRecord(
+                name=name, uuid=uuid.uuid4(), taken_at=manifest.now(), labels=dict(labels or {}), scheduled=scheduled
+            )
             try:
                 device = write_once.WriteOnce.create(
                     self._path(record.uuid),
@@ -290,6 +300,33 @@ class Volume:
                 self._untake(device, record.uuid)
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 raise SnapshotFailed(self.name, f"no snapshot was taken: {reason}", "check the disk") from error
+
+    def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> Snapshot:
+        """Give a snapshot labels, or take away those whose value is None.  Raises NoSuchSnapshot, BadLabel, VolumeError."""
+        with self._changing:
+            self._check_open()
+            snapshot = self.snapshot(name)
+            labels = {**snapshot.labels, **{key: value for key, value in changes.items() if value is not None}}
+            labels = {key: value for key, value in labels.items() if changes.get(key, value) is not None}
+            self._check_labels(labels)
+            records = tuple(
+                dataclasses.replace(record, labels=labels) if record.uuid == snapshot.uuid else record
+                for record in self._manifest.snapshots
+            )
+            try:
+                self._store(dataclasses.replace(self._manifest, snapshots=records))
+            except OSError as error:
+                reason = f"cannot write the manifest: {error.strerror}"
+                raise VolumeError(self.name, reason, "check the file system") from error
+            snapshot.labels = labels
+            return snapshot
+
+    def _check_labels(self, labels: Mapping[str, str]) -> None:
+        problems = (manifest.bad_label(key, value) for key, value in labels.items())
+        if problem := next(filter(None, problems), None):
+            raise BadLabel(self.name, problem, "correct the label")
+        if len(labels) > manifest.LABELS_MAX:
+            raise BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
 
     def _take(self, record: manifest.SnapshotRecord, device: write_once.WriteOnce) -> Snapshot:
         """The barrier; all that can be done before is done before."""
@@ -744,7 +781,9 @@ class Volume:
         self, record: manifest.SnapshotRecord, device: write_once.WriteOnce | lost_device.LostDevice
     ) -> Snapshot:
         view = snapshot_view.SnapshotView(self.primary, self._chain, device)
-        return Snapshot(record.name, record.uuid, record.taken_at, device, view)
+        return Snapshot(
+            record.name, record.uuid, record.taken_at, device, view, labels=record.labels, scheduled=record.scheduled
+        )
 
     def _path(self, identity: uuid.UUID) -> Path:
         return self.directory / "snapshots" / str(identity)

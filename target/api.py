@@ -80,7 +80,7 @@ def application(served: service.Service, admin: administration.Administration) -
     @app.post("/v1/volumes/{volume}/snapshots", status_code=201, responses=refusals)
     def create_snapshot(volume: str, request: messages.CreateSnapshot) -> messages.Taken:
         """Take a snapshot; its LUNs are there when the answer is."""
-        return served.create_snapshot(volume, request.name)
+        return served.create_snapshot(volume, request.name, request.labels)
 
     @app.get("/v1/volumes/{volume}/snapshots/{name}", responses=refusals)
     def snapshot(volume: str, name: str) -> messages.SnapshotDetails:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's requests for backups: verify a snapshot, find what changed.  Both are jobs with a result."""
+"""The control socket's requests for backups: label a snapshot; verify one, find what changed, as jobs with a result."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def routes(served: service.Service) -> fastapi.APIRouter:
         job = backups.diff(served, volume, name, request)
         job.wait(0.2)
         return job.message()
+
+    @router.patch("/volumes/{volume}/snapshots/{name}/labels")
+    def label(volume: str, name: str, request: messages.ChangeLabels) -> messages.Snapshot:
+        """Give a snapshot labels, or take some away."""
+        return served.label_snapshot(volume, name, request.labels)
 
     @router.get("/jobs/{number}/result")
     def result(number: int) -> messages.Verification | messages.Difference:

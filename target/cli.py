@@ -114,6 +114,19 @@ def _volume_names(
 SNAPSHOT = _SnapshotName()
 
 
+class _Label(click.ParamType[tuple[str, str]]):
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is no label: write KEY=VALUE, like purpose=backup", parameter, context)
+        return key, text
+
+
+LABEL = _Label()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--state-dir",
@@ -224,11 +237,22 @@ def snapshot() -> None:
 @snapshot.command("create")
 @click.argument("volume", shell_complete=_volume_names)
 @click.argument("name")
+@click.option("--label", "labels", type=LABEL, multiple=True, metavar="KEY=VALUE", help="Give it a label; repeatable.")
 @_verb
-def snapshot_create(context: Context, volume: str, name: str) -> None:
+def snapshot_create(context: Context, volume: str, name: str, labels: tuple[tuple[str, str], ...]) -> None:
     """Take a snapshot of VOLUME called NAME."""
-    answer = context.client().create_snapshot(volume, name)
+    answer = context.client().create_snapshot(volume, name, dict(labels))
     context.answer(answer, lambda: show.taken(answer))
+
+
+@snapshot.command("label")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("labels", type=LABEL, nargs=-1, required=True, metavar="KEY=VALUE...")
+@_verb
+def snapshot_label(context: Context, which: tuple[str, str], labels: tuple[tuple[str, str], ...]) -> None:
+    """Give a snapshot labels; KEY= takes one away."""
+    answer = context.client().label_snapshot(*which, {key: value or None for key, value in labels})
+    context.answer(answer, lambda: show.labels(answer.labels) or "no labels")
 
 
 @snapshot.command("list")

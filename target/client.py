@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ class Client:
         """What has changed since a snapshot, in `cells` parts."""
         return messages.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
 
-    def create_snapshot(self, volume: str, name: str) -> messages.Taken:
+    def create_snapshot(self, volume: str, name: str, labels: Mapping[str, str] | None = None) -> messages.Taken:
         """Take a snapshot."""
-        request = messages.CreateSnapshot(name)
+        request = messages.CreateSnapshot(name, dict(labels or {}))
         return messages.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
     def delete_snapshot(self, volume: str, name: str) -> messages.Job:
@@ -90,6 +90,11 @@ class Client:
         below = None if backing is None else str(backing)
         request = messages.Export(str(path), overwrite, image_format, since, below, backing_format)
         return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
+
+    def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:
+        """Give a snapshot labels, or take away those that are None."""
+        request = messages.ChangeLabels(dict(labels))
+        return messages.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
 
     def verify(self, volume: str, name: str) -> messages.Job:
         """Begin to verify a snapshot; its `result` is a Verification."""

@@ -28,7 +28,8 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A moment of a volume.  `used_bytes` is what it takes on disk; `preserved_bytes` how much of the volume is in it,
-    `preserved_percent` the same of the volume's size."""
+    `preserved_percent` the same of the volume's size.  A `scheduled` one was made by
+    the volume's schedule, which deletes it when it is not to be kept any longer."""
 
     volume: str
     name: str
@@ -42,6 +43,8 @@ class Snapshot:
     preserved_percent: float
     view_lun: int | None
     write_once_lun: int | None
+    labels: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
+    scheduled: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +288,14 @@ class CreateSnapshot:
     """Request: take a snapshot called `name`."""
 
     name: str
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLabels:
+    """Request: give a snapshot these labels, and take away those that are None."""
+
+    labels: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +403,9 @@ def _decode(hint: Any, value: Any) -> Any:
         return None if value is None else _decode(others[0], value)
     if typing.get_origin(hint) is tuple:
         return tuple(_decode(typing.get_args(hint)[0], item) for item in value)
+    if typing.get_origin(hint) is dict:
+        _, each = typing.get_args(hint)
+        return {str(key): _decode(each, item) for key, item in value.items()}
     if hint is float:
         return float(value)
     if not isinstance(value, hint):

@@ -135,6 +135,7 @@ def differs(volume_name: str, key: str, is_: str, says: str) -> Problem:
 
 _CODES = {
     volume.BadName: "bad-name",
+    volume.BadLabel: "bad-label",
     volume.SnapshotExists: "snapshot-exists",
     volume.NoSuchSnapshot: "no-such-snapshot",
     differences.WrongOrder: "wrong-order",
@@ -153,7 +154,9 @@ def translated(what: str) -> Iterator[None]:
         raise
     except volume.VolumeError as error:
         code = _CODES.get(type(error), "refused")
-        raise Problem(code, f"{what}: {error.reason}", error.remedy, 422 if code == "bad-name" else 409) from error
+        raise Problem(
+            code, f"{what}: {error.reason}", error.remedy, 422 if code in ("bad-name", "bad-label") else 409
+        ) from error
     except (flat.CannotOpen, manifest.ManifestError) as error:
         raise refused(what, error.reason, error.remedy) from error
     except block_device.BlockDeviceError as error:

@@ -213,14 +213,16 @@ class Service:
 
     # -- snapshots -----------------------------------------------------------------------------------------------
 
-    def create_snapshot(self, volume_name: str, name: str) -> messages.Taken:
+    def create_snapshot(
+        self, volume_name: str, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+    ) -> messages.Taken:
         """Take a snapshot and serve it.  Raises Problem."""
         owner = self.served(volume_name)
         with self._lock:
             if self._stopping:
                 raise problems.stopping()
             with problems.translated(f"{volume_name}@{name} was not taken"):
-                snapshot = owner.create_snapshot(name)
+                snapshot = owner.create_snapshot(name, labels, scheduled=scheduled)
             try:
                 self._publish(owner, snapshot)
             except (problems.Problem, OSError) as error:
@@ -255,6 +257,12 @@ class Service:
             view_url=self.url(shown.view_lun),
             write_once_url=self.url(shown.write_once_lun),
         )
+
+    def label_snapshot(self, volume_name: str, name: str, changes: Mapping[str, str | None]) -> messages.Snapshot:
+        """Give a snapshot labels, or take away those that are None.  Raises Problem."""
+        owner, _ = self.find(volume_name, name)
+        with problems.translated(f"{volume_name}@{name} keeps the labels it has"):
+            return self._shown(owner, owner.label_snapshot(name, changes))
 
     def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
         """Which parts of the volume have changed since a snapshot.  Raises Problem."""
@@ -352,6 +360,8 @@ class Service:
             preserved_percent=round(100 * preserved / owner.device.size, 4),
             view_lun=numbers.view if numbers else None,
             write_once_lun=numbers.write_once if numbers else None,
+            labels=dict(snapshot.labels),
+            scheduled=snapshot.scheduled,
         )
 
     # -- looking -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import datetime
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from target import messages, units
 
@@ -43,11 +43,21 @@ def taken(answer: messages.Taken) -> str:
 
 
 def snapshots(answer: Sequence[messages.Snapshot]) -> str:
-    """The table of snapshots."""
+    """The table of snapshots; with their labels, if there are any."""
     if not answer:
         return "no snapshots"
+    labelled = any(each.labels for each in answer)
     return table(
-        ("NAME", "TAKEN", "USED", "PRESERVED", "STATE", "VIEW LUN", "WRITE-ONCE LUN"),
+        (
+            "NAME",
+            "TAKEN",
+            "USED",
+            "PRESERVED",
+            "STATE",
+            "VIEW LUN",
+            "WRITE-ONCE LUN",
+            *(["LABELS"] if labelled else []),
+        ),
         [
             (
                 f"{each.volume}@{each.name}",
@@ -57,6 +67,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
                 each.state,
                 _lun(each.view_lun),
                 _lun(each.write_once_lun),
+                *([labels(each.labels)] if labelled else []),
             )
             for each in answer
         ],
@@ -76,10 +87,16 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("used on disk", units.human_size(answer.used_bytes)),
         ("chunk size", units.exact_size(answer.chunk_size)),
         ("UUID", answer.uuid),
+        ("labels", labels(answer.labels) or "-"),
         ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}"),
         ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}"),
     ]
     return "\n".join(f"{name:13} {value}" for name, value in lines)
+
+
+def labels(answer: Mapping[str, str]) -> str:
+    """`key=value`, with commas between, in order; empty if there are none."""
+    return ",".join(f"{key}={value}" for key, value in sorted(answer.items()))
 
 
 def verification(answer: messages.Verification) -> str:

@@ -349,3 +349,30 @@ def test_a_damaged_manifest_is_refused(made: volume.Volume, text: str) -> None:
 def test_no_volume(tmp_path: Path) -> None:
     with pytest.raises(manifest.ManifestError, match="no volume here"):
         volume.Volume.open(tmp_path)
+
+
+def test_labels(made: volume.Volume) -> None:
+    made.create_snapshot("a", {"purpose": "backup", "ticket": "4711"})
+    made.create_snapshot("b", scheduled=True)
+    made.label_snapshot("a", {"ticket": None, "owner": "ada l.", "none": None})
+    made.label_snapshot("b", {"x": ""})
+    again = reopen(made)
+    assert again.snapshot("a").labels == {"purpose": "backup", "owner": "ada l."}
+    assert again.snapshot("b").labels == {"x": ""}
+    assert [each.scheduled for each in again.snapshots] == [False, True]
+    again.delete_snapshot("a")
+    assert again.snapshot("b").labels == {"x": ""}
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "labels", [{"": "x"}, {"a b": "x"}, {"a": "x" * 257}, {"a": "x\ny"}, {f"k{n}": "" for n in range(65)}]
+)
+def test_labels_that_may_not_be(made: volume.Volume, labels: dict[str, str]) -> None:
+    with pytest.raises(volume.BadLabel):
+        made.create_snapshot("a", labels)
+    assert made.snapshots == ()
+    made.create_snapshot("a")
+    with pytest.raises(volume.BadLabel):
+        made.label_snapshot("a", labels)
+    assert made.snapshot("a").labels == {}
