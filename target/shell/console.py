@@ -59,8 +59,9 @@ class Facts:
         self._known: dict[str, Any] = {}
 
     def forget(self) -> None:
-        """The next look asks anew."""
+        """The next look asks anew, over a new connection: a person thinks longer than a daemon keeps one open."""
         self._known.clear()
+        self.client.close()
 
     def get(self, what: str, ask: Callable[[], T]) -> T:
         """The answer to a question that is told from others by `what`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,6 +209,8 @@ def test_a_mistake_does_not_end_it(served: daemon.Daemon, tmp_path: Path) -> Non
         "/volumes create a b c d e f g h",
     ):
         assert "wolun: " in shell.run(line), line
+    time.sleep(6)  # longer than the daemon keeps an idle connection
+    assert "vol0" in shell.run("ls /volumes")
     served.stop()
     assert "no daemon serves" in shell.run("ls")
     assert shell.leave() == 0
