@@ -47,6 +47,10 @@ The old data in the volume's snapshots has come up to their `limit`.  Now `on_er
 would overwrite data not kept yet are refused (DATA PROTECT 27h/07h) and all snapshots are true; with `drop-snapshot`, each such
 write gives up the oldest snapshot.  New snapshots are refused.  Delete snapshots, the oldest first (that frees space at once),
 or raise the limit.""",
+    "schedule-failed": """\
+The volume's `schedule` asked for a snapshot, or for an old one of its own to be deleted, and that could not be done.  It is
+tried again several times a minute; the alert ends when it succeeds.  Until then there may be no snapshot of this hour (or
+day), or more of them than `keep` says.""",
     "initiator-broken": """\
 The entry in `access.initiators` lets nobody in, because a file with a secret cannot be used: it is missing, open to others
 than its owner, belongs to another user, or holds no secret of 12 to 255 bytes.  Nobody falls through to a later entry
@@ -82,6 +86,9 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
             yield messages.Alert("copies-failed", owner.name, text, "make room, or delete snapshots")
+    for name, why in served.scheduler.failures.items():
+        text = f"the schedule of {name} is not kept: {why}"
+        yield messages.Alert("schedule-failed", name, text, "see to the reason; it is tried again by itself")
     for rule in served.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
         yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then set auth again")

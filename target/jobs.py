@@ -71,6 +71,11 @@ class Job:
         """Wait until it has ended; whether it has."""
         return self._ended.wait(seconds)
 
+    def check(self) -> None:
+        """Raises the Problem it ended with, if it did."""
+        if self._problem is not None:
+            raise self._problem
+
     def message(self) -> messages.Job:
         """How it stands."""
         refusal = None

@@ -28,6 +28,7 @@ from target import (
     lun_numbers,
     messages,
     problems,
+    scheduler,
     settings,
     sharing,
     unit_state,
@@ -69,6 +70,7 @@ class Service:
         self._volumes: dict[str, volume.Volume] = {}
         self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
         self.rates = Rates(self._counters)
+        self.scheduler = scheduler.Scheduler(self)
         for each in configured.volumes:
             try:
                 self._serve(each)
@@ -101,6 +103,7 @@ class Service:
         self.sessions = sessions
         self.failed_logins = failed_logins
         self.rates.start()
+        self.scheduler.start()
 
     def _serve(self, each: settings.Volume) -> None:
         for numbers in self._numbers.all().values():
@@ -443,6 +446,7 @@ class Service:
         with self._lock:
             self._stopping = True
         self.jobs.stop()
+        self.scheduler.close()
         self.rates.close()
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ import pydantic
 from lun_backends import manifest, policy
 from lun_backends.stores.thin import Durability
 from target import units
+from target.schedule import Every
 
 CHUNK_MINIMUM = 4 << 10
 CHUNK_MAXIMUM = 1 << 20
@@ -140,6 +141,9 @@ ChapName = Annotated[str, pydantic.Field(min_length=1, max_length=255, pattern=r
 Lun = Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
 Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
+
+
+Kept = Annotated[int, pydantic.Field(ge=0, le=10_000)]
 
 
 class _Settings(pydantic.BaseModel):
@@ -335,6 +339,27 @@ def within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IP
     return any(peer in network for network in networks)
 
 
+class Keep(_Settings):
+    """Which snapshots of a schedule are kept: of the newest so many hours, days, weeks and months that have one, the last."""
+
+    hourly: Kept = 0
+    """How many of the hours."""
+
+    daily: Kept = 0
+    """How many of the days."""
+
+    weekly: Kept = 0
+    """How many of the weeks, which begin on Monday."""
+
+    monthly: Kept = 0
+    """How many of the months."""
+
+    @property
+    def counts(self) -> Mapping[Every, int]:
+        """The same by kind of period."""
+        return {every: getattr(self, every.value) for every in Every}
+
+
 class Volume(_Settings):
     """A primary and its snapshots."""
 
@@ -379,6 +404,34 @@ class Volume(_Settings):
 
     max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
     """How many snapshots there may be. Left out: any number."""
+
+    schedule: Every | None = None
+    """How often a snapshot is taken by itself, at the beginning of each hour, day, week or month (UTC). One that was missed
+    is caught up once. They are called like auto-2026-11-22T2300Z. Left out: none are taken."""
+
+    keep: Keep | None = None
+    """Which of the snapshots that the schedule takes are kept; the others are deleted. Snapshots that were taken by hand
+    are never deleted."""
+
+    def schedule_problems(self) -> Mapping[tuple[str | int, ...], str]:
+        """What is wrong with the schedule and its neighbours."""
+        if self.schedule is None:
+            return {} if self.keep is None else {("keep",): "there is no schedule whose snapshots would be kept"}
+        counts = {} if self.keep is None else self.keep.counts
+        total = sum(counts.values())
+        if not total:
+            return {("schedule",): "say which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
+        kinds = list(Every)
+        found: dict[tuple[str | int, ...], str] = {
+            ("keep", every.value): f"does nothing: the schedule is {self.schedule.value}"
+            for every in kinds[: kinds.index(self.schedule)]
+            if counts[every]
+        }
+        if self.max_snapshots is not None and self.max_snapshots <= total:
+            found["max_snapshots",] = (
+                f"the schedule keeps {total}, and takes one before it deletes one: at least {total + 1}"
+            )
+        return found
 
 
 class WriteOnceLun(_Settings):
@@ -487,6 +540,7 @@ class Settings(_Settings):
             if volume.size is not None and (volume.size == 0 or volume.size % volume.block_size):
                 size = units.exact_size(volume.size)
                 found[*where, "size"] = f"{size} is no whole number of blocks of {volume.block_size} bytes"
+            found.update({(*where, *place): what for place, what in volume.schedule_problems().items()})
             for position, name in enumerate(volume.snapshots):
                 if name in volume.snapshots[:position]:
                     found[*where, "snapshots", position] = f"{name} is listed already"
