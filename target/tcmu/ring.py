@@ -58,6 +58,11 @@ _TMR_IDS = 32
 _IOV = struct.Struct("=QQ")
 _KICK = b"\0\0\0\0"
 
+# Until a target has answered its first INQUIRY, Linux takes it for a SCSI-2 device and puts the LUN into the CDB, too; with
+# tcm_loop and a first LUN other than 0 that arrives here.
+SCSI2_LUN = 0xE0  # in byte 1
+_BEFORE_INQUIRY = frozenset({0x00, 0x03, 0x12})  # TEST UNIT READY, REQUEST SENSE, INQUIRY
+
 # Commands that never carry data-in, so that what is in their buffers need not be hidden from the initiator.
 _DATA_OUT_ONLY = frozenset({0x0A, 0x2A, 0xAA, 0x8A})  # WRITE 6, 10, 12, 16
 
@@ -178,7 +183,10 @@ class Ring:
         cdb_end = cdb_at + CDB_LENGTH
         if view[cdb_at] == VARIABLE_LENGTH_CDB:
             cdb_end = cdb_at + 8 + view[cdb_at + 7]
-        task.cdb = bytes(view[cdb_at:cdb_end])
+        cdb = bytes(view[cdb_at:cdb_end])
+        if cdb[0] in _BEFORE_INQUIRY and cdb[1] & SCSI2_LUN:
+            cdb = cdb[:1] + bytes((cdb[1] & ~SCSI2_LUN & 0xFF,)) + cdb[2:]
+        task.cdb = cdb
         task.command_id = command_id
         # which of the two it is, only the command knows
         task.data_out = task.buffers

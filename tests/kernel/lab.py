@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:  # a fixture that failed: nobody else can ask the machines any more
+            sys.stdout.write(self.logs())
         self.close()
 
     def logs(self) -> str:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed in one machine, against peers on the same files, alternating; medians and ratios, since absolute figures do not travel.
+
+* `copyonwrite` over a raw preallocated file on tmpfs against tcmu-runner's qcow handler on such a file: the one figure that
+  must hold, by a ratio far from where an unlucky run could take it;
+* the first write to each chunk under a snapshot against dm-snapshot (persistent, same chunk size): reported.
+
+`pytest -s` or a red run shows the table.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel import image
+from tests.kernel.guest_daemon import GuestDaemon, loopback_disk
+from tests.kernel.lab import Lab
+from tests.kernel.machine import Machine
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
+
+CONFIGURATION = """
+target: iqn.2026-11.io.wolun:speed
+fabric: lio
+lio:
+  listen: []
+  loopback: true
+volumes:
+  - name: vol0
+    lun: 10
+    primary: /run/files/wolun.img
+"""
+MEBIBYTES = 64
+ROUNDS = 3
+SECONDS = 3
+BAR = 1.1
+LOADS = [(mode, depth) for mode in ("randread", "randwrite") for depth in (1, 32)]
+CHUNK = 64  # KiB
+
+
+def iops(machine: Machine, disk: str, mode: str, depth: int, *options: str) -> float:
+    """What fio reaches with 4 KiB transfers past the page cache."""
+    options = options or (f"--runtime={SECONDS}", "--time_based")
+    report = machine.output(
+        f"fio --name=load --filename={disk} --direct=1 --rw={mode} --bs=4k --ioengine=libaio --iodepth={depth} "
+        f"--output-format=json {' '.join(options)}"
+    )
+    job = json.loads(report[report.index("{") :])["jobs"][0]
+    return float(job["read" if "read" in mode else "write"]["iops"])
+
+
+def say(text: str) -> None:
+    """Into pytest's captured output, which `-s` and a red run show."""
+    sys.stdout.write(text + "\n")
+
+
+@pytest.fixture(scope="module")
+def lab(boot_image: image.Image) -> Iterator[Lab]:
+    with Lab(boot_image, ["solo"], memory=1024) as machines:
+        solo = machines["solo"]
+        solo.run("modprobe -a sd_mod loop dm-snapshot tcm_loop target_core_user; mkdir /run/files")
+        for name in ("wolun", "runner", "origin", "exceptions"):
+            size = MEBIBYTES + (16 if name == "exceptions" else 0)  # dm-snapshot keeps its map there, too
+            solo.run(f"head -c {size}M /dev/zero > /run/files/{name}.img")
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def daemon(lab: Lab) -> Iterator[GuestDaemon]:
+    started = GuestDaemon(lab["solo"], CONFIGURATION)
+    started.start()
+    yield started
+    started.stop()
+
+
+def test_copy_on_write_is_faster_than_tcmu_runner(lab: Lab, daemon: GuestDaemon) -> None:
+    solo = lab["solo"]
+    solo.run("dbus-daemon --system --fork; pgrep -x tcmu-runner || (tcmu-runner > /run/log/tcmu-runner.log 2>&1 &)")
+    solo.wait_until("busctl --system status org.kernel.TCMUService1")
+    solo.wait_until("targetcli ls /backstores/user:qcow")
+    wwn = "naa.5001405000000002"
+    solo.run(
+        f"targetcli << END\n/backstores/user:qcow create peer {MEBIBYTES}M /run/files/runner.img\n/loopback create {wwn}\n"
+        f"/loopback/{wwn}/luns create /backstores/user:qcow/peer 20\nEND"
+    )
+    sides = {"wolun": loopback_disk(solo, 10), "tcmu-runner": loopback_disk(solo, 20)}
+    ratios = {}
+    for mode, depth in LOADS:
+        found: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(ROUNDS):
+            for side, disk in sides.items():
+                found[side].append(iops(solo, disk, mode, depth))
+        median = {side: statistics.median(values) for side, values in found.items()}
+        ratios[mode, depth] = median["wolun"] / median["tcmu-runner"]
+        told = ", ".join(f"{side} {value:.0f}/s" for side, value in median.items())
+        say(f"4 KiB {mode}, {depth} in flight: {told}: {ratios[mode, depth]:.2f} times")
+    assert all(ratio >= BAR for ratio in ratios.values()), ratios
+
+
+def test_first_writes_against_dm_snapshot_are_reported(lab: Lab, daemon: GuestDaemon) -> None:
+    solo = lab["solo"]
+    sectors = MEBIBYTES * 2048
+    first = (f"--size={MEBIBYTES}m", f"--number_ios={MEBIBYTES * 1024 // CHUNK}")
+    mode = f"write:{CHUNK - 4}k"  # one write at the beginning of each chunk
+    solo.run("losetup /dev/loop0 /run/files/origin.img; losetup /dev/loop1 /run/files/exceptions.img")
+    ours, theirs = [], []
+    for number in range(ROUNDS):
+        daemon.snapshot("vol0", f"s{number}")
+        ours.append(iops(solo, loopback_disk(solo, 10), mode, 32, *first))
+        daemon.wolun("snapshot", "delete", f"vol0@s{number}")
+        solo.run(
+            "dd if=/dev/zero of=/dev/loop1 bs=1M count=1 status=none\n"
+            f"dmsetup create origin --table '0 {sectors} snapshot-origin /dev/loop0'\n"
+            f"dmsetup create snapshot --table '0 {sectors} snapshot /dev/loop0 /dev/loop1 P {CHUNK * 2}'"
+        )
+        theirs.append(iops(solo, "/dev/mapper/origin", mode, 32, *first))
+        solo.run("dmsetup remove snapshot; dmsetup remove origin")
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    say(
+        f"first write of 4 KiB to each {CHUNK} KiB chunk, 32 in flight: wolun {mine:.0f}/s, dm-snapshot {other:.0f}/s: {mine / other:.2f} times"
+    )
+    assert mine > 0
+    assert other > 0
