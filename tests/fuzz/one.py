@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.fuzz.one TARGET [libFuzzer's arguments]`: fuzz one target until told to stop, or until it breaks."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["target", "lun_backends"]):
+    from tests.fuzz import targets
+
+
+def main() -> None:
+    """Never returns."""
+    targets.watch()
+    name = sys.argv[1]
+    itself = f"{sys.executable} -m tests.fuzz.one {name}"  # merging runs this again, through a shell
+    atheris.Setup([itself, *sys.argv[2:]], targets.TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
