@@ -125,6 +125,18 @@ class Administration:
             if wanted != before:
                 self._redo(before, wanted, force, dry_run)
 
+    def resize_volume(self, name: str, size: int) -> messages.Volume:
+        """Make a volume larger while it is used."""
+        with self._lock:
+            before = self._volume(name)
+            self._served.reshaping.resize(name, size)
+            if before.size is not None:
+                after = before.model_copy(update={"size": size})
+                now = self._served.settings
+                changed = tuple(after if each is before else each for each in now.volumes)
+                self._served.settings = now.model_copy(update={"volumes": changed})
+            return self.volume(name)
+
     def delete_volume(self, name: str, *, force: bool, data: bool, dry_run: bool) -> None:
         """Serve a volume no more; with `data` remove what it kept in the state directory, too."""
         with self._lock:

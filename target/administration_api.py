@@ -38,6 +38,11 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         """Change a volume's LUN or durability; it is gone for a moment."""
         admin.change_volume(name, request, force=force, dry_run=dry_run)
 
+    @router.post("/volumes/{name}/resize")
+    def resize_volume(name: str, request: messages.ResizeVolume) -> messages.Volume:
+        """Make a volume larger; initiators are told."""
+        return admin.resize_volume(name, request.size)
+
     @router.post("/volumes", status_code=204)
     def create_volume(request: messages.CreateVolume, dry_run: DryRun = False) -> None:
         """Make a volume, or take up one whose data is there, and serve it."""

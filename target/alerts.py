@@ -21,6 +21,10 @@ The volume could not be opened when the daemon started, or when it was created, 
 and its data is untouched.  Usually the file or device is missing, is in use by something else, or has another size or
 block size than the configuration says.  Repair what the alert names; then start the daemon again, or say
 `restoreconfig`, which tries again.""",
+    "size-differs": """\
+The configuration gives the volume another size than it has, most often because it was resized and the file was not changed.
+It is served with the size it has, and nothing is lost.  Write the volume's own size into the configuration, or make it
+larger with `wolun volume resize`; it cannot be made smaller.""",
     "snapshot-invalid": """\
 The snapshot could not be kept true and was given up for good (`on_error: drop-snapshot`), or its files are damaged or gone.
 Its view answers every read with an error, so that nobody takes wrong data for a copy; so do the views of older snapshots
@@ -82,6 +86,7 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
                         "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
                     )
         yield from _space(owner)
+        yield from _size(owner, served)
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
@@ -109,3 +114,11 @@ def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
         full = space.used + owner.chunk_size > space.limit
         code = "snapshot-space-full" if full else "snapshot-space-low"
         yield messages.Alert(code, owner.name, text, "delete snapshots, the oldest first, or raise the limit")
+
+
+def _size(owner: volume.Volume, served: service.Service) -> Iterator[messages.Alert]:
+    wanted = next((each.size for each in served.settings.volumes if each.name == owner.name), None)
+    if wanted is not None and wanted != owner.device.size:
+        is_ = units.exact_size(owner.device.size)
+        text = f"volume {owner.name} has {is_}, the configuration says {units.exact_size(wanted)}"
+        yield messages.Alert("size-differs", owner.name, text, f"write size: {is_}, or resize the volume")

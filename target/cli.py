@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import target
-from target import client, messages, places, show
+from target import client, messages, places, show, units
 
 if TYPE_CHECKING:
     from click import shell_completion
@@ -111,7 +111,18 @@ def _volume_names(
     return _completions(context, lambda asked: [each.name for each in asked.volumes()], incomplete)
 
 
+class _Size(click.ParamType[int]):
+    name = "SIZE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        try:
+            return units.parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
 SNAPSHOT = _SnapshotName()
+SIZE = _Size()
 
 
 class _Label(click.ParamType[tuple[str, str]]):
@@ -231,7 +242,7 @@ def doctor(context: Context, config: Path | None, json_here: bool) -> None:
 
 @main.group()
 def snapshot() -> None:
-    """Take, look at, export and delete snapshots."""
+    """Take, look at, export, go back to and delete snapshots."""
 
 
 @snapshot.command("create")
@@ -380,6 +391,38 @@ def snapshot_delete(context: Context, which: tuple[str, str]) -> None:
     context.answer(job, lambda: f"{'@'.join(which)} is deleted")
 
 
+@snapshot.command("restore")
+@click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--force", is_flag=True, help="Even if initiators reach the volume.")
+@_verb
+def snapshot_restore(context: Context, which: tuple[str, str], force: bool) -> None:
+    """Roll the volume back to that moment.
+
+    The volume is at that moment at once, and can be used while its data is brought there; this goes on in the background
+    if you press Ctrl-C, and after a crash.  All snapshots stay as they are, newer ones too; what is in none of them - the
+    volume as it is now - is gone, so take one first if you may want it back.  Unmount the volume before: refused while
+    initiators reach it, unless --force.
+    """
+    asked = context.client()
+    job = _follow(context, asked, asked.restore_snapshot(*which, force=force), "restoring", goes_on=True)
+    context.answer(job, lambda: f"{which[0]} is as it was at {'@'.join(which)}")
+
+
+@main.group()
+def volume() -> None:
+    """Change volumes."""
+
+
+@volume.command("resize")
+@click.argument("name", metavar="VOLUME")
+@click.argument("size", type=SIZE)
+@_verb
+def volume_resize(context: Context, name: str, size: int) -> None:
+    """Make VOLUME larger, to SIZE (like 2GiB), while it is used.  Its snapshots keep the size they were taken with."""
+    answer = context.client().resize_volume(name, size)
+    context.answer(answer, lambda: show.resized(answer))
+
+
 @main.command()
 @click.argument("command", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Check every change, and make none.")
@@ -452,8 +495,11 @@ def config_schema() -> None:
     click.echo(json.dumps(settings.json_schema(), indent=2))
 
 
-def _follow(context: Context, asked: client.Client, job: messages.Job, doing: str) -> messages.Job:
-    """Wait for a job, showing its progress on a terminal; Ctrl-C cancels it.  Raises Failed."""
+def _follow(
+    context: Context, asked: client.Client, job: messages.Job, doing: str, *, goes_on: bool = False
+) -> messages.Job:
+    """Wait for a job, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes were counted.
+    Raises Failed."""
     last = job
     try:
         with show.progress(f"{doing} {job.subject}", enabled=not context.json) as update:
@@ -462,7 +508,10 @@ def _follow(context: Context, asked: client.Client, job: messages.Job, doing: st
     except KeyboardInterrupt:
         asked.close()  # whatever answer was on its way
         asked.cancel(job)
-        *_, last = asked.watch(last)
+        for last in asked.watch(job):
+            if goes_on and last.total and last.state == "running":
+                click.echo(f"wolun: {doing} {job.subject} goes on in the background; see `wolun status`", err=True)
+                sys.exit(130)
         if last.state == "cancelled":
             click.echo(f"wolun: {doing} {job.subject} was cancelled", err=True)
             sys.exit(130)

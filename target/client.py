@@ -108,6 +108,16 @@ class Client:
         """What a job that is done found out."""
         return messages.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
+    def restore_snapshot(self, volume: str, name: str, *, force: bool) -> messages.Job:
+        """Begin to roll a volume back to a snapshot."""
+        path = f"{_snapshot(volume, name)}/restore?force={force}"
+        return messages.decode(messages.Job, self._ask("POST", path))
+
+    def resize_volume(self, name: str, size: int) -> messages.Volume:
+        """Make a volume larger."""
+        request = messages.ResizeVolume(size)
+        return messages.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
+
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
         """The job as it goes on, until it has ended."""
         yield job

@@ -78,12 +78,14 @@ class SnapshotDetails(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is being served; `state` is `online` or `failed`, and then `trouble` says why."""
+    """A volume as it is being served; `state` is `online` or `failed`, and then `trouble` says why.  `restoring` names the
+    snapshot that it was rolled back to, until its primary has caught up."""
 
     name: str
     lun: int
     state: str
     trouble: str
+    restoring: str | None
     size: int
     block_size: int
     chunk_size: int
@@ -296,6 +298,13 @@ class ChangeLabels:
     """Request: give a snapshot these labels, and take away those that are None."""
 
     labels: dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeVolume:
+    """Request: make a volume `size` bytes large."""
+
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,27 +142,32 @@ _CODES = {
     volume.SnapshotFailed: "snapshot-failed",
     volume.TooManySnapshots: "too-many-snapshots",
     volume.NoSpaceLeft: "no-space-left",
+    volume.RestoreRefused: "restore-refused",
+    volume.RestoreUnderWay: "being-restored",
+    volume.ResizeRefused: "resize-refused",
 }
 
 
 @contextlib.contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn the errors of the layers below into Problems that say `what` failed; a stopped deletion passes through."""
+def translated(what: str, remedy: str | None = None) -> Iterator[None]:
+    """Turn the errors of the layers below into Problems that say `what` failed and what to do (None: what the error
+    says); what was stopped on request passes through."""
     try:
         yield
-    except volume.DeletionStopped:
+    except (volume.DeletionStopped, volume.RestoreStopped):
         raise
     except volume.VolumeError as error:
         code = _CODES.get(type(error), "refused")
         raise Problem(
-            code, f"{what}: {error.reason}", error.remedy, 422 if code in ("bad-name", "bad-label") else 409
+            code, f"{what}: {error.reason}", remedy or error.remedy, 422 if code in ("bad-name", "bad-label") else 409
         ) from error
     except (flat.CannotOpen, manifest.ManifestError) as error:
-        raise refused(what, error.reason, error.remedy) from error
+        raise refused(what, error.reason, remedy or error.remedy) from error
     except block_device.BlockDeviceError as error:
-        raise refused(what, str(error), "see the daemon's log") from error
+        raise refused(what, str(error), remedy or "see the daemon's log") from error
     except OSError as error:
-        raise refused(what, os.strerror(error.errno or 0), "check the disk and the permissions") from error
+        reason = os.strerror(error.errno or 0)
+        raise refused(what, reason, remedy or "check the disk and the permissions") from error
 
 
 def bad_request(where: str, what: str) -> Problem:

@@ -28,6 +28,7 @@ from target import (
     lun_numbers,
     messages,
     problems,
+    reshaping,
     scheduler,
     settings,
     sharing,
@@ -70,6 +71,7 @@ class Service:
         self._volumes: dict[str, volume.Volume] = {}
         self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
         self.rates = Rates(self._counters)
+        self.reshaping = reshaping.Reshaping(self)
         self.scheduler = scheduler.Scheduler(self)
         for each in configured.volumes:
             try:
@@ -86,6 +88,11 @@ class Service:
         self._numbers.free(gone)
         self.sharing = sharing.Sharing(configured, state_dir, self.scsi)
         self.failed.update(self.sharing.failed)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon is on its way out."""
+        return self._stopping
 
     @property
     def open_volumes(self) -> Mapping[str, volume.Volume]:
@@ -128,7 +135,9 @@ class Service:
             opened.close()
             raise
         self._volumes = {**self._volumes, each.name: opened}  # others may be looking through the old one
-        if any(snapshot.deleting for snapshot in opened.snapshots):
+        if opened.restoring is not None:
+            self.jobs.start("restore", f"{each.name}@{opened.restoring.name}", lambda job: self._resume(opened, job))
+        elif any(snapshot.deleting for snapshot in opened.snapshots):
             self.jobs.start("delete", each.name, lambda job: self._resume(opened, job))
 
     # -- volumes that come and go (administration.py asks, and keeps `settings` in step) -------------------------------
@@ -301,6 +310,8 @@ class Service:
         return self.jobs.start("delete", f"{volume_name}@{name}", work)
 
     def _resume(self, owner: volume.Volume, job: jobs.Job) -> None:
+        """Go on with what a crash interrupted."""
+        self.reshaping.go_on(owner, job)
         before = owner.snapshots
         try:
             with problems.translated(f"deleting snapshots of {owner.name} did not go on"):
@@ -333,11 +344,11 @@ class Service:
             raise problems.file_exists(path)
 
         def work(job: jobs.Job) -> None:
-            job.progress(0, owner.device.size)
+            job.progress(0, snapshot.view.size)
             with problems.translated(f"{volume_name}@{name} was not exported"):
                 exporting.export(
                     owner.export(name),
-                    owner.device.size,
+                    snapshot.view.size,
                     path,
                     overwrite=overwrite,
                     progress=job.progress,
@@ -357,10 +368,10 @@ class Service:
             taken=_utc(snapshot.taken_at),
             state=snapshot.state.value,
             reason=snapshot.reason,
-            size=owner.device.size,
+            size=snapshot.view.size,
             used_bytes=snapshot.used_bytes,
             preserved_bytes=preserved,
-            preserved_percent=round(100 * preserved / owner.device.size, 4),
+            preserved_percent=round(100 * preserved / snapshot.view.size, 4),
             view_lun=numbers.view if numbers else None,
             write_once_lun=numbers.write_once if numbers else None,
             labels=dict(snapshot.labels),
@@ -423,6 +434,7 @@ class Service:
             lun=each.lun,
             state="online" if opened else "failed",
             trouble=self.failed.get(each.name, ""),
+            restoring=opened.restoring.name if opened and opened.restoring else None,
             size=opened.device.size if opened else each.size or 0,
             block_size=each.block_size,
             chunk_size=each.chunk_size,

@@ -4,8 +4,9 @@
     <state directory>/volumes/<name>/               the volume's own directory (see lun_backends.volume)
     <state directory>/volumes/<name>/primary.img    its primary, unless the configuration names another
 
-What a volume was made with stays: size, block size, chunk size and primary must agree with the configuration, because
-snapshots taken with others would be wrong.  Durability may change from start to start.  A primary in the default place
+What a volume was made with stays: block size, chunk size and primary must agree with the configuration, because snapshots
+taken with others would be wrong.  The size is the manifest's, since a volume can be resized; that the configuration says
+another is an alert.  Durability may change from start to start.  A primary in the default place
 may move together with the state directory.
 """
 
@@ -69,9 +70,7 @@ def open_volume(wanted: settings.Volume, state_dir: Path, listener: policy.Liste
 def _reconcile(wanted: settings.Volume, directory: Path, primary: Path) -> None:
     """Bring the manifest in line with the configuration as far as that is safe.  Raises Problem where it is not."""
     record = manifest.load(directory)
-    size = record.size if wanted.size is None else wanted.size
     for key, is_, says in (
-        ("size", units.exact_size(record.size), units.exact_size(size)),
         ("block_size", str(record.block_size), str(wanted.block_size)),
         ("chunk_size", units.exact_size(record.chunk_size), units.exact_size(wanted.chunk_size)),
     ):

@@ -207,6 +207,7 @@ class LogicalUnit:
     def resized(self) -> None:
         """The device's size has changed: serve the new one and tell every initiator (2Ah/09h)."""
         self.blocks = self.device.size >> self.shift
+        self.descriptor_sense = self.blocks > 1 << 32
         self.attention(*divmod(Asc.CAPACITY_DATA_HAS_CHANGED, 256))
 
     def abort(self, nexus: Nexus | None = None) -> set[Nexus]:

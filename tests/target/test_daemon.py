@@ -223,7 +223,6 @@ def remove_primary(served: daemon.Daemon) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (replace_in_volumes("size: 8MiB", "size: 16MiB"), "vol0 was made with size 8MiB, the configuration says 16MiB"),
         (replace_in_volumes("size: 8MiB", "size: 8MiB, block_size: 4096"), "vol0 was made with block_size 512"),
         (replace_in_volumes("size: 8MiB", "size: 8MiB, chunk_size: 4KiB"), "vol0 was made with chunk_size 64KiB"),
         (replace_in_volumes("size: 8MiB", "size: 8MiB, primary: x.img"), "vol0 was made with primary "),
