@@ -145,6 +145,7 @@ class Manifest:
     durability: Durability = Durability.POWER_LOSS
     snapshots: tuple[SnapshotRecord, ...] = ()
     epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken
+    in_use: str | None = None  # the boot in which it is open with pre-images that were not synced: see `boot`
     restoring: _Uuid | None = None  # the snapshot that the volume is being rolled back to
     format: Literal[1] = 1
 

@@ -42,6 +42,7 @@ from pathlib import Path
 
 from lun_backends import (
     block_device,
+    boot,
     copy_on_write,
     flat,
     giving_up,
@@ -144,7 +145,7 @@ class Volume:
         # Both for what changes the volume: `_reshaping`, taken first, for as long as chunks are moved; `_changing` briefly.
         self._reshaping = threading.Lock()
         self._changing = threading.Lock()
-        self._closed = False
+        self._opened = self._closed = False
 
     @classmethod
     def create(
@@ -193,6 +194,7 @@ class Volume:
                 block_size=block_size,
                 chunk_size=chunk_size,
                 durability=durability,
+                in_use=None if durability is Durability.POWER_LOSS else boot.current(),
             )
         except ValueError as error:  # pydantic's ValidationError is one
             raise VolumeError(name, manifest.first_problem(error), "correct it and create the volume again") from error
@@ -202,6 +204,7 @@ class Volume:
         except OSError as error:
             volume.close()
             raise VolumeError(name, f"cannot write the manifest: {error.strerror}", "check the file system") from error
+        volume._opened = True
         return volume
 
     @classmethod
@@ -213,10 +216,12 @@ class Volume:
         listener: policy.Listener = policy.nobody,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
-        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen, PendingDamaged."""
+        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen, PendingDamaged, VolumeError."""
         volume = cls(directory, manifest.load(directory), io, rules, listener)
         try:
             volume._open_snapshots()
+            volume._note_boot()
+            volume._opened = True
         except BaseException:
             volume.close()
             raise
@@ -235,8 +240,13 @@ class Volume:
             finally:
                 if self._restoring is not None:
                     self._restoring.record.close()
-                for snapshot in self.snapshots:
-                    snapshot.write_once.close()
+                devices = [snapshot.write_once for snapshot in self.snapshots]
+                broken = any(isinstance(device, write_once.WriteOnce) and device.store.broken for device in devices)
+                for device in devices:
+                    device.close()
+            if self._opened and self._manifest.in_use == boot.current() and not broken:
+                with contextlib.suppress(OSError):  # it is taken for unclean then, which is safe
+                    manifest.store(self.directory, dataclasses.replace(self._manifest, in_use=None), self._io)
 
     # Snapshots ------------------------------------------------------------------------------------------------------
 
@@ -751,6 +761,9 @@ class Volume:
         try:
             if reason := giving_up.marked(path):
                 return lost_device.LostDevice(size, block_size, reason, recorded=True)
+            if self._manifest.in_use not in (None, boot.current()):
+                recorded = giving_up.mark(path, boot.LOST, self._io)
+                return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
             device = write_once.WriteOnce.open(path, durability=self.durability, io=self._io, space_=self.space)
         except (chunk_map.StoreDamaged, chunk_map.StoreMissing) as error:
             recorded = giving_up.mark(path, str(error), self._io)
@@ -761,6 +774,32 @@ class Volume:
             with contextlib.suppress(block_device.BlockDeviceError):  # it costs space, nothing else
                 device.discard(0)
         return device
+
+    def _note_boot(self) -> None:
+        """Say durably, before the first write, whether pre-images will be lost with this boot; see `boot`.  Raises VolumeError."""
+        now = boot.current()
+        before, after = self._manifest.in_use, None if self._synced else now
+        if before == after:
+            return
+        devices = [snapshot.write_once for snapshot in self.snapshots]
+        if before not in (None, now) and any(
+            isinstance(device, lost_device.LostDevice) and not device.recorded for device in devices
+        ):
+            return  # they are to be marked at the next open
+        try:
+            if before == now:  # what was not synced by then will never be
+                self.primary.flush()
+                for path in [path for snapshot in self.snapshots for path in thin.files(self._path(snapshot.uuid))]:
+                    with contextlib.suppress(FileNotFoundError):
+                        fd = self._io.open(path, os.O_RDWR)
+                        try:
+                            self._io.fdatasync(fd)
+                        finally:
+                            self._io.close(fd)
+            self._store(dataclasses.replace(self._manifest, in_use=after))
+        except (OSError, block_device.MediumError) as error:
+            reason = f"cannot note that it is in use: {error}"
+            raise VolumeError(self.name, reason, "check the disk, or set durability to power-loss") from error
 
     def _remove_leftovers(self) -> None:
         """Files with the name of a snapshot's that no manifest names: a crash came before it or after its end."""

@@ -26,7 +26,8 @@ The configuration gives the volume another size than it has, most often because 
 It is served with the size it has, and nothing is lost.  Write the volume's own size into the configuration, or make it
 larger with `wolun volume resize`; it cannot be made smaller.""",
     "snapshot-invalid": """\
-The snapshot could not be kept true and was given up for good (`on_error: drop-snapshot`), or its files are damaged or gone.
+The snapshot could not be kept true and was given up for good (`on_error: drop-snapshot`), or its files are damaged or gone;
+or the volume has `durability: process-crash`, and the machine went down without the volume having been closed.
 Its view answers every read with an error, so that nobody takes wrong data for a copy; so do the views of older snapshots
 where they need it.  The volume itself and newer snapshots are not concerned.  Nothing brings it back.  See to space and disk,
 then delete the snapshot (the older ones first) and take a new one.""",

@@ -188,6 +188,11 @@ class ThinStore:
     # -- state
 
     @property
+    def broken(self) -> bool:
+        """Whether a sync failed, so that nobody knows what is durable."""
+        return self._broken is not None
+
+    @property
     def allocated_bytes(self) -> int:
         """The chunks handed out, in bytes; what `space_` was charged with."""
         return (self._next - 1) * self.chunk_size

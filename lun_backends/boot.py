@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which boot of the machine this is.
+
+With `durability: process-crash` pre-images are in the page cache, which outlives a killed daemon and not a power cut.  So the
+manifest of such a volume says in which boot it is in use (`in_use`), from before the first write until it was closed and all
+was synced.  Who opens it finds:
+
+| `in_use`         | what happened                               | the snapshots                                              |
+| ---------------- | ------------------------------------------- | ---------------------------------------------------------- |
+| nothing          | closed cleanly, or `power-loss`             | good                                                       |
+| this boot        | the daemon was killed                       | good: the page cache has all; synced, if it is `power-loss`|
+|                  |                                             | from now on                                                |
+| another boot     | a power cut, a crash of the kernel, or the  | may lack pre-images of blocks that were overwritten, and   |
+|                  | disk was taken to another machine           | nothing tells which: all are marked invalid (rule 9)       |
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+PATH = Path("/proc/sys/kernel/random/boot_id")
+
+LOST = (
+    "the machine went down while the volume was in use, and with durability process-crash its pre-images may not have "
+    "been on disk yet"
+)
+"""Why a snapshot is invalid then."""
+
+_NEVER = f"unknown {uuid.uuid4()}"
+
+
+def current() -> str:
+    """What differs between any two boots.  Where the kernel does not tell it is the same for this process only: what it
+    leaves unclean is then not trusted any more."""
+    try:
+        return PATH.read_text().strip() or _NEVER
+    except OSError:
+        return _NEVER
