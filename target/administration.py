@@ -58,17 +58,22 @@ class Administration:
         return now.model_copy(
             update={
                 "portal": self._portal_on_file,
-                "volumes": tuple(self._with_snapshots(each) for each in now.volumes),
+                "volumes": tuple(self._as_it_is(each) for each in now.volumes),
             }
         )
 
-    def _with_snapshots(self, each: settings.Volume) -> settings.Volume:
-        """Without the snapshots that were deleted since: they must not be taken again at the next start."""
+    def _as_it_is(self, each: settings.Volume) -> settings.Volume:
+        """As large as it has grown, and without the snapshots that were deleted: they must not be taken again."""
         opened = self._served.open_volumes.get(each.name)
-        if opened is None or not each.snapshots:
+        if opened is None:
             return each
         there = {snapshot.name for snapshot in opened.snapshots}
-        return each.model_copy(update={"snapshots": tuple(name for name in each.snapshots if name in there)})
+        return each.model_copy(
+            update={
+                "size": None if each.size is None else opened.device.size,
+                "snapshots": tuple(name for name in each.snapshots if name in there),
+            }
+        )
 
     def who(self) -> messages.Access:
         """Who may log in."""

@@ -195,18 +195,18 @@ class Client:
         """The initiator's entry as it would stand in a configuration file."""
         return messages.decode(messages.Text, self._ask("GET", f"{_initiator(name)}/configuration")).text
 
-    def save(self, file: str | None, *, dry_run: bool = False) -> messages.Saved:
+    def save_configuration(self, file: str | None, *, dry_run: bool = False) -> messages.Saved:
         """Write the configuration."""
         path = f"/v1/configuration/save?dry_run={dry_run or self.dry_run}"
         return messages.decode(messages.Saved, self._ask("POST", path, messages.ConfigurationFile(file)))
 
-    def restore(self, file: str | None, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
+    def restore_configuration(self, file: str | None, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
         """Make the system what a file says."""
         path = f"/v1/configuration/restore?force={force}&dry_run={dry_run or self.dry_run}"
         answer = self._ask("POST", path, messages.ConfigurationFile(file))
         return [messages.decode(messages.Outcome, each) for each in answer]
 
-    def clear(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
+    def clear_configuration(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
         """Serve nothing to nobody."""
         path = f"/v1/configuration/clear?force={force}&dry_run={dry_run or self.dry_run}"
         return [messages.decode(messages.Outcome, each) for each in self._ask("POST", path)]

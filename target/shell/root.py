@@ -44,7 +44,7 @@ class Root(Node):
         dry_run  true: only show what would change
         """
         only = flag(dry_run, "dry_run") or self.asked.dry_run
-        answer = self.asked.save(_path(file), dry_run=only)
+        answer = self.asked.save_configuration(_path(file), dry_run=only)
         if only:
             console.say(answer.changes or f"{answer.file} says what is in force")
         elif not answer.changes:
@@ -61,7 +61,7 @@ class Root(Node):
         dry_run  true: only tell what would be done
         """
         only = flag(dry_run, "dry_run") or self.asked.dry_run
-        self._tell(self.asked.restore(_path(file), force=flag(force, "force"), dry_run=only), only)
+        self._tell(self.asked.restore_configuration(_path(file), force=flag(force, "force"), dry_run=only), only)
 
     def ui_command_clearconfig(self, confirm: str = "false", force: str = "false", dry_run: str = "false") -> None:
         """
@@ -75,7 +75,7 @@ class Root(Node):
         only = flag(dry_run, "dry_run") or self.asked.dry_run
         if not only and not flag(confirm, "confirm"):
             raise console.Refused("nothing was cleared", "say confirm=true if you mean it")
-        self._tell(self.asked.clear(force=flag(force, "force"), dry_run=only), only)
+        self._tell(self.asked.clear_configuration(force=flag(force, "force"), dry_run=only), only)
 
     def ui_command_diff(self, file: str | None = None) -> None:
         """
@@ -83,7 +83,7 @@ class Root(Node):
 
         file  another file to compare with
         """
-        answer = self.asked.save(_path(file), dry_run=True)
+        answer = self.asked.save_configuration(_path(file), dry_run=True)
         console.say(answer.changes or f"{answer.file} says what is in force")
 
     @staticmethod

@@ -286,17 +286,34 @@ class Snapshots(Node):
         else:
             console.say(show.snapshot(self.asked.snapshot(self.volume, name)))
 
-    def ui_command_diff(self, name: str) -> None:
+    def ui_command_diff(self, name: str, to: str | None = None, exact: str = "false") -> None:
         """
-        Tells how much of the volume has changed since a snapshot, and where.
+        Tells what changed since a snapshot, extent by extent: what an incremental backup has to read.
+
+        name   which snapshot
+        to     up to this newer snapshot; left out, up to now
+        exact  true: compare the content, and leave out what is the same after all
+        """
+        job = self.asked.diff(self.volume, name, messages.FindChanges(to, flag(exact, "exact")))
+        self.follow(job, "comparing")
+        console.say(show.difference(self.asked.result(messages.Difference, job)))
+
+    def ui_command_verify(self, name: str) -> None:
+        """
+        Reads all that a snapshot needs, and compares it with its checksums.
 
         name  which snapshot
         """
-        console.say(show.change_map(self.asked.changes(self.volume, name, show.map_cells())))
+        job = self.asked.verify(self.volume, name)
+        self.follow(job, "verifying")
+        found = self.asked.result(messages.Verification, job)
+        console.say(show.verification(found))
+        if not found.sound:
+            raise console.Refused(f"{self.volume}@{name} is damaged", "restore it from a backup, or delete it")
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """For completion."""
-        if parameter == "name" and command != "create":
+        if parameter in ("name", "to") and command != "create":
             return [each.name for each in self.of_volume()]
         return files(given.get("file", "")) if parameter == "file" else None
 
@@ -326,11 +343,20 @@ class Snapshot(Node):
         """
         self.parent.ui_command_show(self.name, map)
 
-    def ui_command_diff(self) -> None:
+    def ui_command_diff(self, to: str | None = None, exact: str = "false") -> None:
         """
-        Tells how much of the volume has changed since, and where.
+        Tells what changed since, extent by extent.
+
+        to     up to this newer snapshot; left out, up to now
+        exact  true: compare the content, and leave out what is the same after all
         """
-        self.parent.ui_command_diff(self.name)
+        self.parent.ui_command_diff(self.name, to, exact)
+
+    def ui_command_verify(self) -> None:
+        """
+        Reads all that the snapshot needs, and compares it with its checksums.
+        """
+        self.parent.ui_command_verify(self.name)
 
     def ui_command_export(self, file: str, force: str = "false") -> None:
         """

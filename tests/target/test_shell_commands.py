@@ -61,7 +61,7 @@ def running(served: daemon.Daemon) -> settings.Settings:
     asked = client.Client(served.state)
     file = served.directory / "running.yaml"
     file.unlink(missing_ok=True)
-    asked.save(str(file))
+    asked.save_configuration(str(file))
     return configuration.load(file)
 
 
@@ -132,6 +132,31 @@ class TestOneCommand:
         good(shared, f"/volumes/vol0 export {tmp_path / 'one.yaml'}")
         assert "name: vol0" in (tmp_path / "one.yaml").read_text()
         assert "cannot be written: File exists" in refused(shared, f"/volumes/vol0 export {tmp_path / 'one.yaml'}")
+
+
+class TestSnapshots:
+    """What the commands of the same names do, in the tree."""
+
+    def test_one_from_beginning_to_end(self, served: daemon.Daemon, tmp_path: Path) -> None:
+        with served.session() as session:
+            session.settle(0)
+            session.command(0, bytes.fromhex("2a000000000000000100"), out=b"then" * 128)
+            good(served, "/volumes/vol0/snapshots create a")
+            session.settle(0)
+            session.command(0, bytes.fromhex("2a000000000000000100"), out=b"now!" * 128)
+        snapshot = "/volumes/vol0/snapshots/a"
+        assert "vol0@a" in good(served, f"{snapshot} show")
+        assert "changed since" in good(served, f"{snapshot} show map=true")
+        assert "64 KiB" in good(served, f"{snapshot} diff")
+        assert "4 KiB" in good(served, f"{snapshot} diff exact=true")
+        assert "vol0@a" in good(served, f"{snapshot} verify")
+        good(served, f"{snapshot} export {tmp_path / 'a.img'}")
+        assert (tmp_path / "a.img").read_bytes()[:512] == b"then" * 128
+        assert "exists already" in refused(served, f"{snapshot} export {tmp_path / 'a.img'}")
+        good(served, f"{snapshot} export {tmp_path / 'a.img'} force=true")
+        assert "vol0 has no snapshot b" in refused(served, "/volumes/vol0/snapshots delete b")
+        good(served, "/volumes/vol0/snapshots delete a")
+        assert "o- a" not in good(served, "/volumes/vol0/snapshots ls")
 
 
 class TestScripts:
