@@ -629,7 +629,11 @@ class Volume:
         """The barrier of a rollback.  Raises OSError, MediumError."""
         newest = self._newest_active() or snapshot
         path = self._pending_path(snapshot.uuid)
+        if self._synced:
+            self._flush_ahead()
         with self.device.hold():
+            if self._synced:
+                self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
             if self.device.tracker is not None:
                 changed = changed | self.device.tracker.known  # writes went on while we looked
             pending = restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)

@@ -25,6 +25,8 @@ def check(opened: volume.Volume, promised: promises.Promises) -> promises.Promis
     if list(found) != [name for name in promised.moments if name in found]:
         raise Violation(f"snapshots are in the order {list(found)}, taken were {list(promised.moments)}")
     actual = promises.Promises(primary, promised.chunk_sectors)
+    if len(primary) < promised.smallest:
+        raise Violation(f"the volume has {len(primary)} sectors, promised {promised.smallest}")
     for name, moment in promised.moments.items():
         if name not in found:
             if moment.phase is Phase.THERE:
@@ -78,11 +80,13 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
     """What `go_on` does, with whatever the worker's notes go to."""
     if any(snapshot.deleting for snapshot in worker.volume.snapshots):
         worker.resume()
+    if worker.volume.restoring is not None and rng.random() < 0.5:
+        worker.restore()
     per_chunk = worker.volume.chunk_size // worker.volume.device.block_size
     if worker.volume.snapshots:
         device = worker.volume.snapshots[0].write_once
         assert isinstance(device, write_once.WriteOnce)
-        for chunk in stale_chunks(device.store._map)[:3]:
+        for chunk in stale_chunks(device.store._map)[:3] if worker.volume.restoring is None else ():
             worker.put_at(chunk * per_chunk + rng.randrange(per_chunk), 1)
     for _ in range(3):
         worker.put()
@@ -121,8 +125,14 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
     """The versions of the primary's sectors."""
     data = bytearray(opened.device.size)
     opened.device.readv(0, [memoryview(data)])
+    if promised.restored is not None and data == b"".join(
+        promises.sector(version, address) for address, version in enumerate(promised.restored)
+    ):
+        return list(promised.restored)
+    if len(data) > len(promised.durable) * SECTOR:
+        raise Violation(f"the volume has {len(data) // SECTOR} sectors, promised {len(promised.durable)}")
     actual = []
-    for address, durable in enumerate(promised.durable):
+    for address, durable in enumerate(promised.durable[: len(data) // SECTOR]):
         piece = data[address * SECTOR : (address + 1) * SECTOR]
         if piece == promises.sector(durable, address):
             actual.append(durable)
@@ -138,6 +148,10 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
 
 def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
     """The versions of the snapshot's sectors."""
+    if snapshot.view.size != len(moment.versions) * SECTOR:
+        raise Violation(
+            f"snapshot {snapshot.name} has {snapshot.view.size} bytes, taken were {len(moment.versions)} sectors"
+        )
     data = bytearray(snapshot.view.size)
     try:
         snapshot.view.readv(0, [memoryview(data)])
@@ -167,7 +181,7 @@ def _write_once(snapshot: volume.Snapshot, moment: promises.Moment) -> None:
     for extent in device.extents(0, device.size):
         if extent.kind is block_device.ExtentKind.DATA:
             written |= ((1 << extent.length // SECTOR) - 1) << extent.offset // SECTOR
-    if lost := moment.must & ~written:
+    if lost := moment.must & ((1 << len(moment.versions)) - 1) & ~written:
         raise Violation(f"write-once of {snapshot.name}: sector {_lowest(lost)} was acknowledged and is blank")
     if foreign := written & ~moment.may:
         raise Violation(f"write-once of {snapshot.name}: sector {_lowest(foreign)} is written, nobody wrote it")
@@ -180,6 +194,8 @@ def _files(opened: volume.Volume) -> None:
     """No file is left over."""
     directory = opened.directory / "snapshots"
     named = {f"{snapshot.uuid}.{kind}" for snapshot in opened.snapshots for kind in ("map", "chunks")}
+    if opened.restoring is not None:
+        named.add(f"{opened.restoring.uuid}.pending")
     if (there := {path.name for path in directory.iterdir()}) != named:
         raise Violation(f"files of snapshots are {sorted(there)}, must be {sorted(named)}")
 

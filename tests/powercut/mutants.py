@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lun_backends import block_device, copy_on_write, flat, manifest, storage_io, tracking, volume
+from lun_backends import block_device, copy_on_write, flat, manifest, restoring, storage_io, tracking, volume
 from lun_backends.block_device import ExtentKind
 from lun_backends.stores import chunk_map, thin
 
@@ -127,6 +127,32 @@ def taken_without_flush() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def restored_without_flush() -> Iterator[None]:
+    """A rollback leaves out chunks that equal the snapshot's in memory, though not on the disk."""
+    mark = volume.Volume._mark_restoring
+
+    def hasty(self: volume.Volume, *arguments: Any) -> None:
+        with mock.patch.object(flat.Flat, "flush", lambda _self: None):
+            mark(self, *arguments)
+
+    with mock.patch.object(volume.Volume, "_mark_restoring", hasty):
+        yield
+
+
+@contextlib.contextmanager
+def settled_without_flush() -> Iterator[None]:
+    """A rollback forgets that a chunk is pending before the chunk is durable."""
+    settle = restoring.Restoring._settle_round
+
+    def hasty(self: restoring.Restoring, *arguments: Any) -> None:
+        with mock.patch.object(flat.Flat, "flush", lambda _self: None):
+            settle(self, *arguments)
+
+    with mock.patch.object(restoring.Restoring, "_settle_round", hasty):
+        yield
+
+
+@contextlib.contextmanager
 def forgotten_move() -> Iterator[None]:
     """Rule 8: after a restart nobody knows that chunks are still moving down, so changed ones are copied over them."""
     arm = volume.Volume._arm
@@ -147,5 +173,7 @@ ALL: tuple[Mutant, ...] = (
     manifest_renamed_unsynced,
     manifest_name_unsynced,
     taken_without_flush,
+    restored_without_flush,
+    settled_without_flush,
     forgotten_move,
 )

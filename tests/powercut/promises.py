@@ -6,7 +6,9 @@ own address, 32 times over, so stale, misplaced and torn data are told apart.  V
 
 | of                       | promised                                                                                    |
 | ------------------------ | ------------------------------------------------------------------------------------------- |
-| the primary              | the version that a flush or FUA made durable, or one issued after it                        |
+| the volume               | the version that a flush or FUA made durable, or one issued after it                        |
+| ... while it is restored | all of it as above, or all of it as the snapshot has it                                     |
+| ... while it is resized  | as large as before or after; what it has grown by is zeroes                                 |
 | a snapshot               | exact: the versions of its moment (writes that ran while it was taken: with or without)     |
 | one in creation          | is not there, or as above                                                                   |
 | one in deletion          | is as above, or is not there, or is `deleting` and a resumed deletion ends that             |
@@ -134,6 +136,32 @@ class DeleteEnds:
 
 
 @dataclass(frozen=True, slots=True)
+class RestoreBegins:
+    """The volume goes back to snapshot `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreEnds:
+    """It has gone back, durably."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeBegins:
+    """The volume grows to `sectors`."""
+
+    sectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeEnds:
+    sectors: int
+
+
+@dataclass(frozen=True, slots=True)
 class PutBegins:
     """A write to the write-once LUN of the oldest snapshot, `name`."""
 
@@ -160,6 +188,10 @@ Note = (
     | Pinned
     | DeleteBegins
     | DeleteEnds
+    | RestoreBegins
+    | RestoreEnds
+    | ResizeBegins
+    | ResizeEnds
     | PutBegins
     | PutEnds
 )
@@ -180,6 +212,8 @@ class Promises:
         self.acknowledged = list(versions)
         self.later: dict[int, list[int]] = {}  # sector -> versions issued after the durable one, in order
         self.moments: dict[str, Moment] = {}  # oldest first
+        self.restored: list[int] | None = None  # the volume's content if a restore under way has taken effect
+        self.smallest = len(versions)  # sectors the volume has at least; `durable` says how many at most
         self._running: dict[int, _Running] = {}
         self._puts: dict[int, PutBegins] = {}
         self._flushes: dict[int, list[int]] = {}
@@ -227,6 +261,19 @@ class Promises:
             case DeleteEnds(name):
                 self._unsettled -= 1
                 self._delete_ends(name)
+            case RestoreBegins(name):
+                moment = self.moments[name]
+                self.restored = moment.versions + [0] * (len(self.durable) - len(moment.versions))
+                for each in self.moments.values():
+                    each.may = _bits(0, len(each.versions))
+            case RestoreEnds(name):
+                self._restored()
+            case ResizeBegins(sectors):
+                more = [0] * (sectors - len(self.durable))
+                self.durable += more
+                self.acknowledged += more
+            case ResizeEnds(sectors):
+                self.smallest = sectors
             case PutBegins():
                 self._puts[note.serial] = note
                 moment = self.moments[note.name]
@@ -239,6 +286,13 @@ class Promises:
     def expect_deletion(self) -> None:
         """A deletion is under way, from before these promises."""
         self._unsettled += 1
+
+    def _restored(self) -> None:
+        assert self.restored is not None
+        self.durable = self.restored
+        self.acknowledged = list(self.restored)
+        self.later.clear()
+        self.restored = None
 
     def newest(self) -> str | None:
         """The snapshot that pre-images go to, if that is sure."""

@@ -17,7 +17,7 @@ from tests.powercut.promises import Violation
 EXHAUSTIVE = 128
 """Up to so many states at one cut are all tried; of more, some."""
 AGAIN = 12
-"""One in so many states is worked on under the recorder, and cut again; of those with stale words in a map, every other."""
+"""One in so many states is worked on under the recorder, and cut again; those with stale words in a map, all."""
 MEMORY = Path("/dev/shm")
 
 
@@ -118,7 +118,7 @@ def try_state(root: Path, promised: promises.Promises, rng: random.Random) -> in
     Raises Violation.
     """
     try:
-        if not rng.randrange(2 if check.has_stale_words(root) else AGAIN):
+        if check.has_stale_words(root) or not rng.randrange(AGAIN):
             return _cut_again(root, promised, rng)
         check.check_state(root, promised, rng, rng.choice((0, 0, 4)))
         return 0

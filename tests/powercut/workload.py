@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import block_device, storage_io, volume, write_once
+from lun_backends import block_device, manifest, storage_io, volume, write_once
 from lun_backends.stores.thin import Durability
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
@@ -82,14 +82,32 @@ class Worker:
         self.versions = itertools.count(first_version)
         self.serials = itertools.count()
         self._names = itertools.count(first_version)
-        self.blocks = opened.device.size // opened.device.block_size
+        self.most_blocks = opened.device.size // opened.device.block_size + 4 * (
+            opened.chunk_size // opened.device.block_size
+        )
         self.per_block = opened.device.block_size // SECTOR
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of the volume."""
+        return self.volume.device.size // self.volume.device.block_size
 
     def run(self, steps: int) -> None:
         """`steps` random things, one after the other."""
-        kinds = (self.write, self.zeroes, self.flush, self.put, self.create, self.delete)
+        kinds: dict[Callable[[], None], float] = {
+            self.write: 8,
+            self.write_back: 1,
+            self.zeroes: 1,
+            self.flush: 1,
+            self.put: 3,
+            self.create: 2,
+            self.delete: 1.5,
+            self.restore: 0.7,
+            self.there_and_back: 0.5,
+            self.resize: 0.3,
+        }
         for _ in range(steps):
-            self.rng.choices(kinds, (8, 1, 1, 3, 2, 1.5))[0]()
+            self.rng.choices(list(kinds), list(kinds.values()))[0]()
 
     def write(self) -> None:
         """Somewhere, mostly small, now and then larger than a chunk."""
@@ -122,6 +140,34 @@ class Worker:
         self.volume.device.writev(begins.first * SECTOR, [data], fua=fua)
         self.take(promises.WriteEnds(begins.serial, fua))
 
+    def there_and_back(self) -> None:
+        """Write a block, for good; write what was there before; then go back to a snapshot."""
+        if self._good() and self.volume.restoring is None:
+            view = self.rng.choice(self._good()).view
+            block = self.rng.randrange(view.size // view.block_size)
+            self.write_at(block, 1, fua=True)
+            self._write_as_in(view, block)
+            self.restore()
+
+    def write_back(self) -> None:
+        """Write a block as a snapshot has it: what is equal in memory need not be so on the disk."""
+        if self._good():
+            view = self.rng.choice(self._good()).view
+            self._write_as_in(view, self.rng.randrange(view.size // view.block_size))
+
+    def _good(self) -> list[volume.Snapshot]:
+        return [each for each in self.volume.snapshots if each.state is manifest.SnapshotState.ACTIVE]
+
+    def _write_as_in(self, view: block_device.BlockDevice, block: int) -> None:
+        data = bytearray(view.block_size)
+        view.readv(block * view.block_size, [memoryview(data)])
+        found = {
+            promises.describe(bytes(data[at * SECTOR : (at + 1) * SECTOR]), block * self.per_block + at)
+            for at in range(self.per_block)
+        }
+        if len(found) == 1 and isinstance(version := found.pop(), int):
+            self._write(self._begin(block, 1, version), fua=False)
+
     def zeroes(self) -> None:
         """Write zeroes, or discard."""
         first = self.rng.randrange(self.blocks)
@@ -140,7 +186,8 @@ class Worker:
 
     def put(self) -> None:
         """Write to the write-once LUN of the oldest snapshot (of no other: what is put there the older ones show, too)."""
-        if self.volume.snapshots and not self.volume.snapshots[0].deleting:
+        # (Not while the volume goes back to it, for it would go to something else.)
+        if self.volume.snapshots and not self.volume.snapshots[0].deleting and self.volume.restoring is None:
             first = self.rng.randrange(self.blocks)
             self.put_at(first, min(self.rng.choice((1, 1, 2, 5)), self.blocks - first))
 
@@ -148,7 +195,9 @@ class Worker:
         """Write blocks [first, first + count) of the oldest snapshot's write-once LUN, if they are blank."""
         snapshot = self.volume.snapshots[0]
         assert isinstance(snapshot.write_once, write_once.WriteOnce)
-        first = min(first, self.blocks - count)
+        blocks = snapshot.write_once.size // snapshot.write_once.block_size
+        first = min(first, blocks - 1)
+        count = min(count, blocks - first)
         version, serial = next(self.versions), next(self.serials)
         sectors = (first * self.per_block, count * self.per_block)
         self.take(promises.PutBegins(serial, snapshot.name, *sectors, version))
@@ -163,7 +212,7 @@ class Worker:
 
     def create(self) -> None:
         """Take a snapshot, unless there are many."""
-        if len(self.volume.snapshots) >= MOST_SNAPSHOTS:
+        if len(self.volume.snapshots) >= MOST_SNAPSHOTS or self.volume.restoring is not None:
             return
         name = f"s{next(self._names)}"
         self.take(promises.CreateBegins(name))
@@ -175,7 +224,7 @@ class Worker:
         if any(snapshot.deleting for snapshot in self.volume.snapshots):
             self.resume()
             return
-        if not self.volume.snapshots:
+        if not self.volume.snapshots or self.volume.restoring is not None:
             return
         name = self.rng.choice(self.volume.snapshots).name
         stop = self.rng.random() < 0.3
@@ -192,6 +241,26 @@ class Worker:
         self.volume.resume_deletions()
         for name in names:
             self.take(promises.DeleteEnds(name))
+
+    def restore(self) -> None:
+        """Go back to a snapshot, or go on with that."""
+        if self.volume.restoring is None:
+            if not self._good():
+                return
+            name = self.rng.choice(self._good()).name
+            self.take(promises.RestoreBegins(name))
+            self.volume.begin_restore(name)
+            self.take(promises.RestoreEnds(name))
+        stop = self.rng.random() < 0.4
+        self.volume.continue_restore(cancelled=lambda: stop)
+
+    def resize(self) -> None:
+        """Let the volume grow a little."""
+        blocks = self.blocks + self.rng.randint(1, 2 * self.volume.chunk_size // self.volume.device.block_size)
+        if blocks <= self.most_blocks and self.volume.restoring is None:
+            self.take(promises.ResizeBegins(blocks * self.per_block))
+            self.volume.resize(blocks * self.volume.device.block_size)
+            self.take(promises.ResizeEnds(blocks * self.per_block))
 
     def pin(self, name: str, unsure: Callable[[str], list[int]]) -> None:
         """Read what of a snapshot could be one or the other, because writes ran while it was taken, and note it."""
