@@ -76,8 +76,8 @@ class Node(node.ConfigNode):
         """The names of all logical units."""
         return [each.unit for each in self.facts.get("luns", self.asked.luns)]
 
-    def follow(self, job: messages.Job, doing: str) -> None:
-        """Wait for a job, with a bar on a terminal; Ctrl-C cancels it.  Raises Refused."""
+    def follow(self, job: messages.Job, doing: str, *, cancel: bool = True) -> None:
+        """Wait for a job, with a bar on a terminal; Ctrl-C cancels it, if that may be.  Raises Refused."""
         last = job
         try:
             with show.progress(f"{doing} {job.subject}", enabled=True) as update:
@@ -85,6 +85,8 @@ class Node(node.ConfigNode):
                     update(last.done, last.total)
         except KeyboardInterrupt:
             self.asked.close()
+            if not cancel:
+                raise
             self.asked.cancel(job)
             *_, last = self.asked.watch(last)
         if last.refusal is not None:

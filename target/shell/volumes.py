@@ -193,6 +193,19 @@ class Volume(Node):
             )
         )
 
+    def ui_command_resize(self, size: str) -> None:
+        """
+        Makes the volume larger while it is used.  Its snapshots keep the size they were taken with.
+
+        size  how large, like 20GiB; it cannot shrink
+        """
+        try:
+            wanted = units.parse_size(size)
+        except ValueError as error:
+            raise console.Refused(str(error)) from None
+        if not self.only_checks(f"resized {self.name} to {units.exact_size(wanted)}"):
+            console.say(show.resized(self.asked.resize_volume(self.name, wanted)))
+
     def ui_command_export(self, file: str | None = None) -> None:
         """
         Shows the volume as it would stand in a configuration file.
@@ -203,6 +216,8 @@ class Volume(Node):
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """For completion."""
+        if parameter == "size":
+            return [units.exact_size(2 * self.told().size)]
         return files(given.get("file", "")) if parameter == "file" else None
 
 
@@ -298,6 +313,25 @@ class Snapshots(Node):
         self.follow(job, "comparing")
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
+    def ui_command_restore(self, name: str, force: str = "false") -> None:
+        """
+        Rolls the volume back to that moment.  It is there at once; its data is brought there in the background, which
+        Ctrl-C does not end.  All snapshots stay as they are; the volume as it is now is gone.
+
+        name   which snapshot
+        force  true: even if initiators reach the volume
+        """
+        self.asked.snapshot(self.volume, name)
+        if self.only_checks(f"restored {self.volume}@{name}"):
+            return
+        job = self.asked.restore_snapshot(self.volume, name, force=flag(force, "force"))
+        try:
+            self.follow(job, "restoring", cancel=False)
+        except KeyboardInterrupt:
+            console.say(f"restoring {self.volume}@{name} goes on: see /jobs")
+        else:
+            console.say(f"{self.volume} is as it was at {self.volume}@{name}")
+
     def ui_command_verify(self, name: str) -> None:
         """
         Reads all that a snapshot needs, and compares it with its checksums.
@@ -351,6 +385,14 @@ class Snapshot(Node):
         exact  true: compare the content, and leave out what is the same after all
         """
         self.parent.ui_command_diff(self.name, to, exact)
+
+    def ui_command_restore(self, force: str = "false") -> None:
+        """
+        Rolls the volume back to this moment; what it is now is gone.
+
+        force  true: even if initiators reach the volume
+        """
+        self.parent.ui_command_restore(self.name, force)
 
     def ui_command_verify(self) -> None:
         """

@@ -154,6 +154,16 @@ class TestSnapshots:
         assert (tmp_path / "a.img").read_bytes()[:512] == b"then" * 128
         assert "exists already" in refused(served, f"{snapshot} export {tmp_path / 'a.img'}")
         good(served, f"{snapshot} export {tmp_path / 'a.img'} force=true")
+        with served.session():
+            assert shell(served, f"{snapshot} restore").returncode == 1
+        assert "vol0 is as it was at vol0@a" in good(served, f"{snapshot} restore")
+        with served.session() as session:
+            session.settle(0)
+            assert session.command(0, bytes.fromhex("28000000000000000100"), read=512).data == b"then" * 128
+        assert "cannot shrink" in refused(served, "/volumes/vol0 resize 512KiB")
+        good(served, "/volumes/vol0 resize 3MiB")
+        good(served, "saveconfig")
+        assert configuration.load(served.directory / "wolun.yaml").volumes[0].size == 3 << 20
         assert "vol0 has no snapshot b" in refused(served, "/volumes/vol0/snapshots delete b")
         good(served, "/volumes/vol0/snapshots delete a")
         assert "o- a" not in good(served, "/volumes/vol0/snapshots ls")
