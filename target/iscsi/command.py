@@ -128,6 +128,11 @@ class Command:
         """Bytes of memory it takes, or will take, beyond what it sent unasked."""
         return self.expected - self.unsolicited_received if self.writes else self.task.expected_in
 
+    @property
+    def progress(self) -> int:
+        """A number that changes with every piece of data-out."""
+        return self.unsolicited_received + self.next_offset + sum(r2t.received for r2t in self.r2ts.values())
+
     def begin_data_out(self, immediate: memoryview, first_burst: int, *, more: bool) -> None:
         """Start collecting; `more` says that unsolicited Data-Out PDUs follow.  Raises PeerError."""
         if len(immediate) > min(first_burst, self.expected):

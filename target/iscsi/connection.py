@@ -93,6 +93,7 @@ class Connection:
         self._held: dict[int, bytes] = {}
         self._last_heard = now
         self._pinged: float | None = None
+        self._unfinished_since: float | None = None  # a PDU was begun and is not whole
         self._closing_since: float | None = None
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
         self._text = bytearray()
@@ -135,11 +136,17 @@ class Connection:
             if not consumed:
                 break
             start += consumed
+        if start:
+            self._unfinished_since = None
+        if self._unfinished_since is None and (start < end or len(self.tasks.direct)):
+            self._unfinished_since = now
         return end if self.state is State.CLOSING else start
 
     def received_direct(self, length: int, now: float) -> None:
         """`length` bytes were put at the beginning of `tasks.direct`."""
         self._last_heard = now
+        if length == len(self.tasks.direct):
+            self._unfinished_since = None
         try:
             self.tasks.received_direct(length)
         except PeerError as error:
@@ -158,7 +165,12 @@ class Connection:
                 self._login_failed(LoginStatus.INITIATOR_ERROR, f"no login within {limits.login_seconds:g} s", now)
                 self.close()
         elif self.state is State.FULL_FEATURE:
-            if self._pinged is not None:
+            unfinished = None if self.tasks.congested else self._unfinished_since  # then it is we who do not read
+            if unfinished is not None and now - unfinished > limits.stall_seconds:
+                self._drop(f"a PDU was not finished within {limits.stall_seconds:g} s")
+            elif self.tasks.overdue(now):
+                self._drop(f"a command's data did not come within {limits.stall_seconds:g} s")
+            elif self._pinged is not None:
                 if now - self._pinged > limits.ping_seconds:
                     log.warning("%s: does not answer, session dropped", self.login.initiator)
                     self.close()

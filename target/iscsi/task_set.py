@@ -48,6 +48,7 @@ class Limits:
     data_bytes: int = 32 << 20  # solicited data-out and blocked reads of one session
     transfer_bytes: int = 64 << 20  # of one command
     held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
+    stall_seconds: float = 60.0  # for a PDU that was begun to be whole, and for the next of a command's data to come
     idle_seconds: float = 30.0  # then the initiator is asked whether it lives
     ping_seconds: float = 15.0  # then it is held for dead
     linger_seconds: float = 5.0  # for the last answers to be taken
@@ -78,6 +79,7 @@ class TaskSet:
         self._r2ts: dict[int, Command] = {}
         self._next_ttt = 1
         self._after_direct: Callable[[], None] | None = None
+        self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
         self._task = Task(sender.output.allocate)
         self._execute: Callable[..., None] = _no_nexus
         self._prepare: Callable[..., Any] = _no_nexus
@@ -148,6 +150,17 @@ class TaskSet:
                 else:
                     self._forget(command)
         return still
+
+    def overdue(self, now: float) -> bool:
+        """Whether a command's data-out did not get on for too long; to be asked every second or so."""
+        collecting: dict[Command, tuple[int, float]] = {}
+        for command in self.commands.values():
+            if command.stage in (Stage.UNSOLICITED, Stage.SOLICITED):
+                progress = command.progress
+                before = self._collecting.get(command)
+                collecting[command] = (progress, now) if before is None or before[0] != progress else before
+        self._collecting = collecting
+        return any(now - since > self._limits.stall_seconds for _, since in collecting.values())
 
     def free_slot(self) -> None:
         """A request that took a place in the command window is dealt with."""
