@@ -143,7 +143,7 @@ class LioFabric:
             for lun, name in left.items():
                 if names.get(lun) != name or (lun in self._luns and self._luns[lun][0] is not wanted[lun]):
                     self._remove(lun)
-            self._delete_stale(set(names.values()))
+            self._delete_stale({names[lun]: unit for lun, unit in wanted.items()})
             for lun, unit in wanted.items():
                 if lun not in self._luns:
                     self._add(lun, unit, names[lun])
@@ -169,13 +169,14 @@ class LioFabric:
         self._kernel.remove_lun(lun)
         self._luns.pop(lun, None)
 
-    def _delete_stale(self, wanted: set[str]) -> None:
-        """Remove our devices that no LUN needs any more."""
+    def _delete_stale(self, wanted: dict[str, LogicalUnit]) -> None:
+        """Remove our devices that no LUN needs: of units that went or were replaced, and halves that a crash left."""
+        served = {(each.uio.hba, each.uio.name): each for each in self._devices.values()}
         for hba, name in configfs.our_devices(self._configuration.device_prefix):
-            if name in wanted:
-                continue
-            device = self._served_as(name)
+            device = served.get((hba, name))
             if device is not None:
+                if wanted.get(name) is device.unit:
+                    continue
                 self._release(device)
             configfs.delete_device(hba, name)
 
