@@ -2,6 +2,9 @@
 # make serve   serve config/quickstart.yaml and say how to log in
 # make test    everything the tests need, then the tests
 # make bench   measure against peers
+# make conformance  libiscsi's suite against us and against tgtd, side by side
+# make fuzz    look for input that breaks us, ten minutes long; SECONDS=30 for less
+# make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
 # make lint    style and types
 # make man     the manual pages, in build/man, from what --help says
 # make setup   .venv with .venv/bin/wolun; all of the above begin with it
@@ -9,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench lint man peers
+.PHONY: help setup serve test bench conformance fuzz soak lint man peers
 
 BIN := .venv/bin
 
@@ -30,6 +33,18 @@ test: peers
 
 bench: peers
 	$(BIN)/python -m tests.bench $(ARGS)
+
+conformance: peers
+	$(BIN)/python -m tests.conformance
+
+fuzz: SECONDS = 600
+fuzz: setup
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+soak: SECONDS = 3600
+soak: peers
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 man: setup
 	$(BIN)/click-man --target build/man wolun

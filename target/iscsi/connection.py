@@ -98,13 +98,6 @@ class Connection:
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
         self._text = bytearray()
         self._text_answer = b""
-        self._handlers: dict[int, Callable[[pdu.Pdu], None]] = {
-            Opcode.SCSI_COMMAND: self.tasks.begin,
-            Opcode.TASK_MANAGEMENT_REQUEST: self._handle_task_management,
-            Opcode.NOP_OUT: self._handle_nop,
-            Opcode.TEXT_REQUEST: self._handle_text,
-            Opcode.LOGOUT_REQUEST: self._handle_logout,
-        }
 
     # -- for the portal ------------------------------------------------------------------------------------------
 
@@ -329,12 +322,12 @@ class Connection:
             return
         if opcode == Opcode.SNACK_REQUEST:
             raise Rejected(RejectReason.SNACK_REJECT, "SNACK at ErrorRecoveryLevel 0")
-        if opcode not in self._handlers:
+        if opcode not in _HANDLERS:
             raise Rejected(RejectReason.COMMAND_NOT_SUPPORTED, f"PDU with opcode {opcode:#x}")
         if self.nexus is None and opcode not in (Opcode.TEXT_REQUEST, Opcode.LOGOUT_REQUEST, Opcode.NOP_OUT):
             raise PeerError("a SCSI request in a discovery session")
         if found.immediate:
-            self._handlers[opcode](found)
+            _HANDLERS[opcode](self, found)
             return
         cmd_sn = int.from_bytes(found.bhs[24:28], "big")
         sender = self.sender
@@ -346,7 +339,7 @@ class Connection:
             self._hold(cmd_sn, found)
             return
         sender.exp_cmd_sn = cmd_sn + 1 & MASK
-        self._handlers[opcode](found)
+        _HANDLERS[opcode](self, found)
         while self._held and self.state is State.FULL_FEATURE:
             raw = self._held.pop(sender.exp_cmd_sn, None)
             if raw is None:
@@ -355,7 +348,7 @@ class Connection:
             assert held is not None
             sender.exp_cmd_sn = sender.exp_cmd_sn + 1 & MASK
             try:
-                self._handlers[held.opcode](held)
+                _HANDLERS[held.opcode](self, held)
             except Rejected as error:
                 sender.reject(error.reason, held.bhs)
 
@@ -514,3 +507,13 @@ class _Unmanaged(Exception):
 
 TEXT_TTT = 0x7FFFFFFF
 """The tag of a text exchange that goes on; there is only ever one."""
+
+
+# By class, not by object: a table of bound methods would make a circle that outlives the session.
+_HANDLERS: Mapping[int, Callable[[Connection, pdu.Pdu], None]] = {
+    Opcode.SCSI_COMMAND: lambda connection, found: connection.tasks.begin(found),
+    Opcode.TASK_MANAGEMENT_REQUEST: Connection._handle_task_management,
+    Opcode.NOP_OUT: Connection._handle_nop,
+    Opcode.TEXT_REQUEST: Connection._handle_text,
+    Opcode.LOGOUT_REQUEST: Connection._handle_logout,
+}

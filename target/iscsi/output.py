@@ -129,6 +129,13 @@ class Output:
         if self.fill == self._begin:
             self._begin = self.fill = 0
 
+    def discard(self) -> None:
+        """Forget what waits, since nobody will take it."""
+        self._seal()
+        if self.size:
+            self.sent(self.size)
+        self.release()
+
     def release(self) -> None:
         """Give the arena back when nothing waits, so that idle connections hold none."""
         if self.room and not len(self):

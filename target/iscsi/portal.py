@@ -500,6 +500,18 @@ class Portal:
             log.info("%s logged out of %s", connection.login.initiator, target)
             if server is not None:
                 Barrier(connection.tasks.running, lambda: server.close_nexus(nexus))
+        self._let_go(channel)
+
+    def _let_go(self, channel: Channel) -> None:
+        """A closed channel, once no worker has anything of it: its memory goes back to the pools at once, and no circle of
+        references leaves the rest to a garbage collector that seldom runs."""
+        if channel.lane.active:
+            return
+        channel.lane.owner = None
+        buffer, channel.buffer = channel.buffer, None
+        if buffer is not None and not buffer.holders:
+            self._give_buffer(buffer)
+        channel.output.discard()
 
     def _tick(self, now: float) -> None:
         for channel in list(self._channels.values()):
@@ -525,10 +537,14 @@ class Portal:
         results = self._workers.results
         while results:
             lane, command, last = results.popleft()
-            self._finish_command(lane.owner, command)
+            channel = lane.owner
+            self._finish_command(channel, command)
             if last:
                 self._workers.job_done(lane)
-            self._dirty.add(lane.owner)
+            if channel.sock.fileno() < 0:
+                self._let_go(channel)
+            else:
+                self._dirty.add(channel)
 
     def _finish_command(self, channel: Channel, command: Command) -> None:
         buffer = command.lease

@@ -97,6 +97,7 @@ class TaskSet:
     def close(self) -> list[Command]:
         """No command is answered any more; those that still run are returned."""
         self.answering = self.fast = False
+        self.direct, self._after_direct = memoryview(b""), None
         return self.abort(lambda command: True)
 
     @property

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
+import weakref
 
 import pytest
 
@@ -16,6 +18,7 @@ from target.iscsi.portal import LOGIN_CONNECTIONS, Portal
 from target.iscsi.task_set import Limits
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import TARGET, FakePortal, Initiator, make_target, read10, write10
+from tests.target.iscsi.test_portal import Client, wait_for
 
 MIB = 1 << 20
 LIMITS = Limits()
@@ -148,3 +151,28 @@ def test_immediate_commands_are_bounded_too(peer: Initiator) -> None:
     assert peer.connection.tasks.outstanding <= 2 * limits.queue_depth
     assert rejected
     assert NO_TAG not in peer.connection.tasks.commands
+
+
+def test_a_session_leaves_nothing_behind() -> None:
+    """Not even for the garbage collector, which a daemon runs seldom: sessions that come and go must not pile up."""
+    portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))})
+    portal.start()
+    gc.collect()
+    gc.disable()
+    try:
+        seen = []
+        for number in range(1, 6):
+            client = Client(portal, isid=number)
+            client.settle()
+            client.send(client.make.command(read10(0, 1), read=512)[:20])  # it leaves in the middle of a PDU
+            wait_for(lambda: len(portal._channels) == 1)
+            seen += [weakref.ref(channel.connection) for channel in portal._channels.values()]
+            client.sock.close()
+            wait_for(lambda: not portal._channels)
+        assert len(seen) == 5
+        # The loop's own variables may still name the last one.
+        wait_for(lambda: sum(each() is not None for each in seen) <= 1)
+        assert len(portal._buffers) <= 2
+    finally:
+        gc.enable()
+        portal.close(0)
