@@ -53,6 +53,8 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
         if last is None and owner.restoring is not None:  # what the primary is still to get was not preserved yet
             reason = f"the volume is being rolled back to {owner.restoring.name!r}"
             raise snapshot.VolumeError(owner.name, reason, "wait until that is done")
+        if last is None:
+            chunks.update(owner.unsettled)  # what a rollback has yet to change, and to preserve
         known = first.view.size
         if size > known:
             chunks.add_range(known // owner.chunk_size, -(-size // owner.chunk_size))

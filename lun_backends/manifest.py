@@ -121,6 +121,7 @@ class SnapshotRecord:
     reason: str = ""  # why it is invalid
     labels: Annotated[dict[str, str], pydantic.AfterValidator(_check_labels)] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
+    group: _Uuid | None = None  # it was taken only if this group was, see `group`
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
@@ -207,6 +208,21 @@ def _first(error: pydantic.ValidationError) -> tuple[str, str]:
 def exists(directory: Path) -> bool:
     """Whether there is a volume in `directory`."""
     return (directory / _FILE).exists()
+
+
+def group_path(directory: Path, identity: uuid.UUID) -> Path:
+    """The file that is there if the group of snapshots was taken that a volume in `directory` has a part in."""
+    return directory.parent / ".groups" / str(identity)
+
+
+def without_groups(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest without the snapshots of groups that were not taken, and with all others as if taken one by one."""
+    there = (
+        each
+        for each in manifest.snapshots
+        if each.group is None or group_path(directory, each.group).exists() or manifest.restoring == each.uuid
+    )
+    return dataclasses.replace(manifest, snapshots=tuple(dataclasses.replace(each, group=None) for each in there))
 
 
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:

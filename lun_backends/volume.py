@@ -109,6 +109,14 @@ _PENDING = ".pending"
 _FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid|pending)")
 
 
+@dataclasses.dataclass
+class Taking:
+    """A snapshot on its way."""
+
+    record: manifest.SnapshotRecord
+    device: write_once.WriteOnce
+
+
 class Volume:
     """An open volume; made by `create` and `open`.  One owner: primary and maps are locked."""
 
@@ -217,7 +225,12 @@ class Volume:
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
         """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen, PendingDamaged, VolumeError."""
-        volume = cls(directory, manifest.load(directory), io, rules, listener)
+        recorded = manifest.load(directory)
+        record = manifest.without_groups(directory, recorded)
+        if record != recorded:
+            with contextlib.suppress(OSError):  # the next open finds the same
+                manifest.store(directory, record, io)
+        volume = cls(directory, record, io, rules, listener)
         try:
             volume._open_snapshots()
             volume._note_boot()
@@ -265,51 +278,20 @@ class Volume:
 
         Raises BadName, BadLabel, SnapshotExists, SnapshotFailed.
         """
-        self._check_labels(labels or {})
         with self._changing:
-            self._check_open()
-            if not manifest.valid_name(name):
-                raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {manifest.NAME_RULE}")
-            self._check_not_restoring()
-            if any(snapshot.name == name for snapshot in self.snapshots):
-                raise SnapshotExists(
-                    self.name, f"there is a snapshot {name!r} already", "use another name, or delete it"
-                )
-            if self.rules.max_snapshots is not None and len(self.snapshots) >= self.rules.max_snapshots:
-                raise TooManySnapshots(
-                    self.name, f"there are {len(self.snapshots)} snapshots, as many as are allowed", "delete one first"
-                )
-            if self.space.full:
-                raise NoSpaceLeft(
-                    self.name,
-                    f"the snapshots take {self.space.used} of {self.space.limit} bytes allowed",
-                    "delete snapshots, or raise the limit",
-                )
-            record = manifest.SnapshotRecord(
-                name=name, uuid=uuid.uuid4(), taken_at=manifest.now(), labels=dict(labels or {}), scheduled=scheduled
-            )
+            taking = self.begin_taking(name, labels, scheduled=scheduled)
             try:
-                device = write_once.WriteOnce.create(
-                    self._path(record.uuid),
-                    snapshot=record.uuid,
-                    volume=self.uuid,
-                    size=self.device.size,
-                    block_size=self.device.block_size,
-                    chunk_size=self.chunk_size,
-                    durability=self.durability,
-                    io=self._io,
-                    space_=self.space,
-                )
-            except block_device.BlockDeviceError as error:
-                raise SnapshotFailed(
-                    self.name, f"no snapshot was taken: {error}", "free space and try again"
-                ) from error
-            try:
-                return self._take(record, device)
+                self.prepare_taking(taking)
+                began = time.perf_counter()
+                with self.device.hold():
+                    self.commit_taking()
+                    snapshot = self.end_taking(taking)
             except (OSError, block_device.BlockDeviceError) as error:
-                self._untake(device, record.uuid)
+                self.abandon_taking(taking)
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 raise SnapshotFailed(self.name, f"no snapshot was taken: {reason}", "check the disk") from error
+            snapshot.held_seconds = time.perf_counter() - began
+            return snapshot
 
     def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> Snapshot:
         """Give a snapshot labels, or take away those whose value is None.  Raises NoSuchSnapshot, BadLabel, VolumeError."""
@@ -338,27 +320,91 @@ class Volume:
         if len(labels) > manifest.LABELS_MAX:
             raise BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
 
-    def _take(self, record: manifest.SnapshotRecord, device: write_once.WriteOnce) -> Snapshot:
-        """The barrier; all that can be done before is done before."""
-        record = dataclasses.replace(record, taken_at=manifest.now())
-        new = dataclasses.replace(
-            self._manifest, snapshots=(*self._manifest.snapshots, record), epoch=self._manifest.epoch + 1
+    # The steps of taking a snapshot, for `create_snapshot` and, several volumes side by side, for `group`.
+
+    def changing(self) -> contextlib.AbstractContextManager[object]:
+        """For `group`: nothing else changes the volume while the context is open."""
+        return self._changing
+
+    def begin_taking(
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scheduled: bool = False,
+        group: uuid.UUID | None = None,
+    ) -> Taking:
+        """Make the files.  Raises as `create_snapshot`."""
+        self._check_open()
+        self._check_labels(labels or {})
+        if not manifest.valid_name(name):
+            raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {manifest.NAME_RULE}")
+        self._check_not_restoring()
+        if any(snapshot.name == name for snapshot in self.snapshots):
+            raise SnapshotExists(self.name, f"there is a snapshot {name!r} already", "use another name, or delete it")
+        if self.rules.max_snapshots is not None and len(self.snapshots) >= self.rules.max_snapshots:
+            raise TooManySnapshots(
+                self.name, f"there are {len(self.snapshots)} snapshots, as many as are allowed", "delete one first"
+            )
+        if self.space.full:
+            raise NoSpaceLeft(
+                self.name,
+                f"the snapshots take {self.space.used} of {self.space.limit} bytes allowed",
+                "delete snapshots, or raise the limit",
+            )
+        record = manifest.SnapshotRecord(
+            name=name,
+            uuid=uuid.uuid4(),
+            taken_at=manifest.now(),
+            labels=dict(labels or {}),
+            scheduled=scheduled,
+            group=group,
         )
-        manifest.prepare(self.directory, new, self._io)
+        try:
+            device = write_once.WriteOnce.create(
+                self._path(record.uuid),
+                snapshot=record.uuid,
+                volume=self.uuid,
+                size=self.device.size,
+                block_size=self.device.block_size,
+                chunk_size=self.chunk_size,
+                durability=self.durability,
+                io=self._io,
+                space_=self.space,
+            )
+        except block_device.BlockDeviceError as error:
+            raise SnapshotFailed(self.name, f"no snapshot was taken: {error}", "free space and try again") from error
+        return Taking(record, device)
+
+    def prepare_taking(self, taking: Taking) -> None:
+        """All that can be done before the barrier.  Raises OSError, MediumError."""
+        taking.record = dataclasses.replace(taking.record, taken_at=manifest.now())
+        manifest.prepare(self.directory, self._with(taking), self._io)
         if self._synced:
             self._flush_ahead()
-        began = time.perf_counter()
-        with self.device.hold():
-            if self._synced:
-                self.primary.flush()
-            manifest.commit(self.directory, self._io)
-            self._manifest = new
-            self._chain.append(device)
-            snapshot = self._snapshot(record, device)
-            self.snapshots = (*self.snapshots, snapshot)  # before any copy can fail and ask whose it was
-            self.device.arm(device)
-        snapshot.held_seconds = time.perf_counter() - began
+
+    def commit_taking(self) -> None:
+        """While writes are held: record the snapshot.  Raises OSError, MediumError."""
+        if self._synced:
+            self.primary.flush()
+        manifest.commit(self.directory, self._io)
+
+    def end_taking(self, taking: Taking) -> Snapshot:
+        """While writes are held: preserve into it from now on."""
+        self._manifest = self._with(taking)
+        self._chain.append(taking.device)
+        snapshot = self._snapshot(taking.record, taking.device)
+        self.snapshots = (*self.snapshots, snapshot)  # before any copy can fail and ask whose it was
+        self.device.arm(taking.device)
         return snapshot
+
+    def end_group(self) -> None:
+        """The group that the newest snapshot is of was taken.  Raises OSError."""
+        self._store(manifest.without_groups(self.directory, self._manifest))
+
+    def _with(self, taking: Taking) -> manifest.Manifest:
+        records = (*self._manifest.snapshots, taking.record)
+        return dataclasses.replace(self._manifest, snapshots=records, epoch=self._manifest.epoch + 1)
 
     def _flush_ahead(self) -> None:
         """Flush until little is left for the flush that writes are held for.  Under load each turn finds what was written
@@ -369,14 +415,14 @@ class Volume:
             if time.perf_counter() - began < _SHORT_FLUSH:
                 return
 
-    def _untake(self, device: write_once.WriteOnce, identity: uuid.UUID) -> None:
+    def abandon_taking(self, taking: Taking) -> None:
         """Make sure that a snapshot that was not taken cannot come up at the next open: its manifest may be durable
         although storing it failed.  Without files it would be listed as invalid, never as good."""
         with contextlib.suppress(block_device.BlockDeviceError):
-            device.close()
-        self.space.add(-device.store.allocated_bytes)
+            taking.device.close()
+        self.space.add(-taking.device.store.allocated_bytes)
         with contextlib.suppress(block_device.BlockDeviceError, OSError):
-            thin.ThinStore.remove(self._path(identity), self._io)
+            thin.ThinStore.remove(self._path(taking.record.uuid), self._io)
         with contextlib.suppress(OSError):
             manifest.store(self.directory, self._manifest, self._io)
 
@@ -544,6 +590,11 @@ class Volume:
             return None
         return next(snapshot for snapshot in self.snapshots if snapshot.uuid == self._manifest.restoring)
 
+    @property
+    def unsettled(self) -> tracking.BitMap:
+        """The chunks of a rollback under way that differ from what the primary and the newest snapshot know."""
+        return tracking.BitMap() if self._restoring is None else self._restoring.pending.copy()
+
     def begin_restore(self, name: str, *, cancelled: Callable[[], bool] | None = None) -> None:
         """Roll the volume back to a snapshot: when this returns it is at that moment, for good, and `continue_restore` has
         to bring the primary there.  What it has grown by since is zeroes.
@@ -693,7 +744,7 @@ class Volume:
             except flat.CannotOpen as error:
                 raise ResizeRefused(self.name, error.reason, error.remedy) from error
             except (OSError, block_device.BlockDeviceError) as error:
-                with contextlib.suppress(OSError):  # as in `_untake`
+                with contextlib.suppress(OSError):  # as in `abandon_taking`
                     manifest.store(self.directory, record, self._io)
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 raise ResizeRefused(self.name, f"it was not resized: {why}", "check the disk") from error
@@ -724,6 +775,7 @@ class Volume:
         """
         index = self.snapshots.index(self.snapshot(name))
         tracker = self._tracker_of(self.snapshots[index:])
+        tracker.add_many(self.unsettled)
         chunks = self.device.chunks
         fractions = []
         for bucket in range(buckets):

@@ -106,6 +106,11 @@ def application(served: service.Service, admin: administration.Administration) -
         job.wait(0.2)
         return job.message()
 
+    @app.post("/v1/groups", status_code=201, responses=refusals)
+    def create_group(request: messages.CreateGroup) -> list[messages.Taken]:
+        """Take snapshots of several volumes at one moment: all of them, or none."""
+        return served.create_group(request.name, request.volumes, request.labels)
+
     @app.post("/v1/volumes/{volume}/snapshots/{name}/restore", status_code=202, responses=refusals)
     def restore_snapshot(volume: str, name: str, force: bool = False) -> messages.Job:
         """Roll the volume back to the snapshot: a job.  Once `total` is not 0 it has taken effect and cannot be cancelled.

@@ -256,6 +256,23 @@ def snapshot_create(context: Context, volume: str, name: str, labels: tuple[tupl
     context.answer(answer, lambda: show.taken(answer))
 
 
+@snapshot.command("create-group")
+@click.argument("name")
+@click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=_volume_names)
+@click.option("--label", "labels", type=LABEL, multiple=True, metavar="KEY=VALUE", help="Give it a label; repeatable.")
+@_verb
+def snapshot_create_group(
+    context: Context, name: str, volumes: tuple[str, ...], labels: tuple[tuple[str, str], ...]
+) -> None:
+    """Take a snapshot called NAME of every VOLUME, all at one moment.
+
+    Writes to all of them are held meanwhile.  There are snapshots of all of them afterwards, or of none, even after a
+    crash on the way.  From then on each is a snapshot like any other.
+    """
+    answer = context.client().create_group(name, volumes, dict(labels))
+    context.answer(answer, lambda: "\n".join(show.taken(each) for each in answer))
+
+
 @snapshot.command("label")
 @click.argument("which", type=SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("labels", type=LABEL, nargs=-1, required=True, metavar="KEY=VALUE...")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,11 @@ class Client:
     def result(self, kind: type[messages.T], job: messages.Job) -> messages.T:
         """What a job that is done found out."""
         return messages.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
+
+    def create_group(self, name: str, volumes: Sequence[str], labels: Mapping[str, str]) -> list[messages.Taken]:
+        """Take snapshots of several volumes at one moment."""
+        request = messages.CreateGroup(name, tuple(volumes), dict(labels))
+        return [messages.decode(messages.Taken, each) for each in self._ask("POST", "/v1/groups", request)]
 
     def restore_snapshot(self, volume: str, name: str, *, force: bool) -> messages.Job:
         """Begin to roll a volume back to a snapshot."""

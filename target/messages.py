@@ -301,6 +301,15 @@ class ChangeLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateGroup:
+    """Request: take snapshots called `name` of these volumes, all at one moment."""
+
+    name: str
+    volumes: tuple[str, ...]
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ResizeVolume:
     """Request: make a volume `size` bytes large."""
 

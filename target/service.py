@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import target
-from lun_backends import block_device, volume
+from lun_backends import block_device, group, volume
 from target import (
     access,
     alerts,
@@ -86,6 +86,7 @@ class Service:
             and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
         }
         self._numbers.free(gone)
+        group.sweep(state_dir / "volumes")
         self.sharing = sharing.Sharing(configured, state_dir, self.scsi)
         self.failed.update(self.sharing.failed)
 
@@ -235,15 +236,39 @@ class Service:
                 raise problems.stopping()
             with problems.translated(f"{volume_name}@{name} was not taken"):
                 snapshot = owner.create_snapshot(name, labels, scheduled=scheduled)
-            try:
+            self._publish_new([(owner, snapshot)])
+        return self._taken(owner, snapshot)
+
+    def create_group(
+        self, name: str, volume_names: Sequence[str], labels: Mapping[str, str] | None = None
+    ) -> list[messages.Taken]:
+        """Take snapshots of several volumes at one moment and serve them.  Raises Problem; then there is none."""
+        with self._lock:
+            if self._stopping:
+                raise problems.stopping()
+            owners = [self.served(each) for each in volume_names]
+            with problems.translated(f"the group {name} was not taken"):
+                taken = list(zip(owners, group.create(owners, name, labels), strict=True))
+            self._publish_new(taken)
+        return [self._taken(owner, snapshot) for owner, snapshot in taken]
+
+    def _publish_new(self, taken: Sequence[tuple[volume.Volume, volume.Snapshot]]) -> None:
+        """Give new snapshots their LUNs, or take all of them back.  Raises Problem."""
+        try:
+            for owner, snapshot in taken:
                 self._publish(owner, snapshot)
-            except (problems.Problem, OSError) as error:
-                with problems.translated(f"{volume_name}@{name} cannot be served, and cannot be taken back either"):
-                    owner.delete_snapshot(name)
-                if isinstance(error, OSError):
-                    raise problems.file_failed(self.state_dir / "luns.json", os.strerror(error.errno or 0)) from error
-                raise
-        log.info("took %s@%s", volume_name, name)
+        except (problems.Problem, OSError) as error:
+            for owner, snapshot in taken:
+                self._withdraw(snapshot)
+                with problems.translated(f"{owner.name}@{snapshot.name} cannot be served, nor taken back"):
+                    owner.delete_snapshot(snapshot.name)
+                self._after_deletion(owner, snapshot)
+            if isinstance(error, OSError):
+                raise problems.file_failed(self.state_dir / "luns.json", os.strerror(error.errno or 0)) from error
+            raise
+
+    def _taken(self, owner: volume.Volume, snapshot: volume.Snapshot) -> messages.Taken:
+        log.info("took %s@%s", owner.name, snapshot.name)
         shown = self._shown(owner, snapshot)
         return messages.Taken(
             **messages.fields(shown),

@@ -116,13 +116,16 @@ def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
 @contextlib.contextmanager
 def taken_without_flush() -> Iterator[None]:
     """Rule 7: a snapshot is taken without flushing the primary."""
-    take = volume.Volume._take
+    prepare, commit = volume.Volume.prepare_taking, volume.Volume.commit_taking
 
-    def hasty(self: volume.Volume, *arguments: Any) -> Any:
+    def hasty(step: Any, *arguments: Any) -> None:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
-            return take(self, *arguments)
+            step(*arguments)
 
-    with mock.patch.object(volume.Volume, "_take", hasty):
+    with (
+        mock.patch.object(volume.Volume, "prepare_taking", lambda *arguments: hasty(prepare, *arguments)),
+        mock.patch.object(volume.Volume, "commit_taking", lambda *arguments: hasty(commit, *arguments)),
+    ):
         yield
 
 

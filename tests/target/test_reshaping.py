@@ -269,3 +269,30 @@ def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> Non
         session.settle(0)
         assert read(session, size=36 * MIB)[SIZE - MIB : SIZE + 4 * MIB] == b"\x44" * (4 * MIB) + bytes(MIB)
     check_views(served, moments)
+
+
+def test_a_group_is_taken_of_all_or_of_none(tmp_path: Path) -> None:
+    volumes = "".join(f"  - {{name: vol{number}, lun: {number}, size: 1MiB}}\n" for number in range(3))
+    with daemon.Daemon(tmp_path, volumes) as served:
+        with served.session() as session:
+            for lun in range(3):
+                session.settle(lun)
+                write(session, 0, bytes([lun + 1]) * MIB, lun)
+        said = served.run("snapshot", "create-group", "tonight", "vol0", "vol2", "--label", "for=backup").stdout
+        luns = {each["volume"]: each["view_lun"] for each in served.json("snapshot", "list")}
+        assert set(luns) == {"vol0", "vol2"}
+        for name, lun in luns.items():
+            assert f"took {name}@tonight" in said
+            assert f"LUN {lun}: the volume as it is now" in said
+        refused = served.run("--json", "snapshot", "create-group", "tonight", "vol1", "vol2", check=False)
+        assert (refused.returncode, "snapshot-exists" in refused.stderr) == (1, True)
+        assert served.run("snapshot", "create-group", "x", "vol1", "vol9", check=False).returncode == 1
+        assert len(served.json("snapshot", "list")) == 2
+        taken = served.json("snapshot", "create-group", "again", "vol0", "vol1", "vol2")
+        assert len({each["writes_held_seconds"] for each in taken}) == 1
+        served.kill()
+        served.start()
+        with served.session() as session:
+            for name, lun in luns.items():
+                session.settle(lun)
+                assert read(session, lun, MIB) == bytes([int(name[-1]) + 1]) * MIB
