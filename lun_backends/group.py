@@ -83,8 +83,9 @@ def _barrier(
             each.commit_taking()
         _commit(ordered, identity, io)
         taken = {each.name: each.end_taking(begun[each.name]) for each in ordered}
+    held = time.perf_counter() - began
     for made in taken.values():
-        made.held_seconds = time.perf_counter() - began
+        made.held_seconds = held
     return taken
 
 
