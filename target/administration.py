@@ -4,6 +4,9 @@
 `Service.settings` always says what is in force.  A change is checked as a whole file would be, applied, and only then
 entered there; `dry_run` stops after the checks.  One change at a time; everything may be called from any thread.
 
+It is one module although a long one: every change is made under one lock, and restoring a configuration is made of all the
+others.
+
 What somebody uses is not taken away, unless `force` says so:
 
 | object     | is in use by                                                                |

@@ -8,5 +8,6 @@ it is looked at, once per command line.
     node.py      what all nodes have in common
     root.py      /, /jobs, /alerts and the configuration file
     volumes.py   /volumes
+    snapshots.py /volumes/NAME/snapshots
     iscsi.py     /iscsi
 """

@@ -87,6 +87,7 @@ class Shell(configshell_fb.ConfigShell):
         self.client = asked
         self.generation = 0
         self.log = _Log()
+        self.con = console.Console(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)  # as they are now
         # What a line looks like; the original has no `+`, and no patterns in paths.
         word = pyparsing.Word(pyparsing.alphanums + "_")
         value = pyparsing.Word(pyparsing.alphanums + r"?;&*$!#,=_\+/.<>()~@:-%[]")
@@ -216,7 +217,8 @@ def explain(error: node.ExecutionError) -> None:
 
 def say(text: str) -> None:
     """Print an answer."""
-    console.Console().raw_write(text.rstrip("\n") + "\n", output=sys.stdout)
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
 
 
 def _without_secrets(line: str) -> str:

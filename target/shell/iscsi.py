@@ -10,8 +10,7 @@ from collections.abc import Iterable
 
 from target import messages, show, units
 from target.shell import console
-from target.shell.node import Node, files, flag, number
-from target.shell.volumes import export
+from target.shell.node import Node, export, files, flag, number
 
 AUTH = ("userid", "password", "mutual_userid", "mutual_password")
 
@@ -354,6 +353,7 @@ class Acl(Node):
         else:
             changed = dataclasses.replace(each, networks=tuple(one for one in str(value or "").split(",") if one))
         self.asked.change_initiator(changed, force=False)
+        self.facts.forget()
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """For completion."""

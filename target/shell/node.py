@@ -171,3 +171,16 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
     """A line for each thing known."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def export(text: str, file: str | None) -> None:
+    """Print a piece of configuration, or write it into a new file.  Raises Refused."""
+    if file is None:
+        console.say(text)
+        return
+    try:
+        with Path(file).open("x", encoding="utf-8") as out:
+            out.write(text)
+    except OSError as error:
+        raise console.Refused(f"{file} cannot be written: {error.strerror}", "name a file that is not there") from error
+    console.say(f"wrote {file}")
