@@ -55,12 +55,12 @@ class Enforcer:
         with self._lock:
             if self._made_room > began:
                 return Decision.AGAIN
-            current = next((each for each in self._snapshots() if each.write_once is side), None)
+            every = self._snapshots()
+            current = next((each for each in every if each.write_once is side), None)
             if current is None:
                 return Decision.REFUSE
-            if current.gone:
-                return Decision.GIVE_UP  # somebody else gave it up a moment ago
-            there = [each for each in self._snapshots() if not each.gone]
+            # (If it is gone, and all that need it, then somebody else gave them up a moment ago.)
+            there = [each for each in every[: every.index(current) + 1] if not each.gone]
             older = [each for each in there if each is not current and not each.deleting and not each.reason]
             try:
                 if isinstance(error, block_device.SpaceExhausted) and older:
@@ -68,7 +68,8 @@ class Enforcer:
                     self._make_room(older[0])
                     self._made_room = time.monotonic()
                     return Decision.AGAIN
-                for each in there:
+                # Those first that are the hardest to mark: if that fails, the others were not given up for nothing.
+                for each in sorted(there, key=lambda each: not each.reason):
                     self.give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
             except (block_device.BlockDeviceError, OSError):
                 self.listener(policy.WriteRefused(error))

@@ -806,10 +806,29 @@ class Volume:
             if not snapshot.deleting:
                 break
             moving.append(snapshot)
-        self._arm(self._tracker_of(moving))
+        if any(each.reason for each in moving):
+            self._arm_past_lost(moving)
+        else:
+            self._arm(self._tracker_of(moving))
         if self.restoring is not None:
             path = self._pending_path(self.restoring.uuid)
             self._cover(self.restoring, pending_chunks.PendingChunks.open(path, self.device.chunks, self._io))
+
+    def _arm_past_lost(self, moving: Sequence[Snapshot]) -> None:
+        """Some of those that were moving down to the newest active one cannot be read, so nobody knows which chunks it must
+        not get from the primary any more.  Lost for good, they take it with them; else no copy is made for now."""
+        newest = self._newest_active()
+        lost = [each for each in moving if each.reason]
+        back = next((each for each in lost if not each.gone), None)
+        if newest is not None and back is None:
+            try:
+                self._enforcer.give_up(newest, f"what {lost[0].name!r} had was lost before it was moved down to it")
+            except (OSError, block_device.BlockDeviceError):
+                back = lost[0]
+        if back is not None and self._newest_active() is not None:
+            self.device.arm(back.write_once)  # it refuses every copy, and the policy says what then
+        else:
+            self.device.disarm()
 
     def _open_device(self, identity: uuid.UUID) -> write_once.WriteOnce | lost_device.LostDevice:
         path = self._path(identity)

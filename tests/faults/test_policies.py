@@ -318,7 +318,7 @@ class TestOutOfReach:
         bench.open(on_error=DROP)
         bench.write(1, 201)
         assert bench.data()[1] == 201
-        assert bench.dropped() == ["a", "b"]
+        assert bench.dropped() == ["b", "a"]
         bench.reopen()
         assert [snapshot.state.value for snapshot in bench.volume.snapshots] == ["invalid", "invalid"]
 
@@ -395,3 +395,54 @@ def _together(bodies: list[Callable[[], object]]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+class TestLostOnTheWayDown:
+    """A snapshot in deletion whose files are lost takes the one it was moving down to with it, and only that."""
+
+    def stopped(self, bench: Bench) -> str:
+        """Snapshot `b` on its way down to `a`; gives where its map is."""
+        bench.open().create_snapshot("a")
+        bench.write(0, 200)
+        bench.volume.create_snapshot("b")
+        bench.write(1, 200)
+        with pytest.raises(volume.DeletionStopped):
+            bench.volume.delete_snapshot("b", cancelled=lambda: True)
+        bench.volume.close()
+        return f"{bench.volume.snapshot('b').uuid}.map"
+
+    def test_lost_for_good(self, bench: Bench) -> None:
+        (bench.directory / "v" / "snapshots" / self.stopped(bench)).unlink()
+        bench.open()
+        assert bench.volume.snapshot("a").gone
+        bench.write(1, 201)
+        bench.write(2, 201)
+        with pytest.raises(block_device.SnapshotInvalid):
+            bench.data("a")
+        bench.volume.delete_snapshot("a")
+        assert not bench.volume.snapshots
+        assert bench.data() == bytes([200, 201, 201]) + BEFORE[3:]
+
+    def test_out_of_reach(self, bench: Bench) -> None:
+        bench.io.fail("open", errno.EACCES, path=self.stopped(bench))
+        bench.open()
+        with pytest.raises(block_device.PreserveFailed):
+            bench.write(2, 201)
+        bench.reopen()
+        bench.write(2, 201)
+        assert bench.data("a") == BEFORE
+        bench.volume.resume_deletions()
+        assert bench.data("a") == BEFORE
+
+    def test_where_the_loss_cannot_be_recorded_nothing_is_written(self, bench: Bench) -> None:
+        name = self.stopped(bench)
+        for rule in policy.OnError:
+            bench.io.heal()
+            bench.io.fail("open", errno.ENOENT, path=name)
+            bench.io.fail("open", errno.EROFS, path="*.invalid")
+            bench.open(on_error=rule)
+            with pytest.raises(block_device.PreserveFailed):
+                bench.write(2, 201)
+            bench.volume.close()
+        bench.reopen()
+        assert bench.data("a") == BEFORE

@@ -13,8 +13,9 @@ from tests.powercut import promises, workload
 from tests.powercut.promises import SECTOR, Phase, Violation
 
 
-def check(opened: volume.Volume, promised: promises.Promises) -> promises.Promises:
+def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bool = False) -> promises.Promises:
     """Compare everything; returns what is promised from here on, now that one of the possible states is the actual one.
+    With `may_be_lost` snapshots may be invalid, as long as they say so.
 
     Raises Violation.
     """
@@ -34,6 +35,8 @@ def check(opened: volume.Volume, promised: promises.Promises) -> promises.Promis
             continue
         snapshot = found[name]
         match snapshot.state:
+            case manifest.SnapshotState.INVALID if may_be_lost:
+                _refuses(snapshot)
             case manifest.SnapshotState.INVALID:
                 raise Violation(f"snapshot {name} is invalid: {snapshot.reason}")
             case manifest.SnapshotState.DELETING:
@@ -47,7 +50,8 @@ def check(opened: volume.Volume, promised: promises.Promises) -> promises.Promis
                 seen = _view(snapshot, moment)
                 _write_once(snapshot, moment)
                 actual.moments[name] = promises.Moment(seen, {}, Phase.THERE, must=moment.must, may=moment.may)
-    _files(opened)
+    if not may_be_lost:
+        _files(opened)
     return actual
 
 
@@ -66,6 +70,22 @@ def check_state(root: Path, promised: promises.Promises, rng: random.Random, ste
         opened = open_volume(root)
         try:
             check(opened, now)
+        finally:
+            opened.close()
+
+
+def check_lost(root: Path, promised: promises.Promises) -> None:
+    """Open the volume under `root` as a power cut left it that had snapshots only in memory: each is exact or invalid, now
+    and for ever.  Raises Violation."""
+    invalid: set[str] = set()
+    for _ in range(2):
+        opened = open_volume(root)
+        try:
+            check(opened, promised, may_be_lost=True)
+            now = {each.name for each in opened.snapshots if each.reason}
+            if invalid - now:
+                raise Violation(f"snapshots {sorted(invalid - now)} were invalid and are good again")
+            invalid = now
         finally:
             opened.close()
 
@@ -171,6 +191,14 @@ def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
             assert isinstance(version, int)
             seen[address] = version
     return seen
+
+
+def _refuses(snapshot: volume.Snapshot) -> None:
+    try:
+        snapshot.view.readv(0, [memoryview(bytearray(snapshot.view.block_size))])
+    except block_device.SnapshotInvalid:
+        return
+    raise Violation(f"snapshot {snapshot.name} is invalid and can be read")
 
 
 def _write_once(snapshot: volume.Snapshot, moment: promises.Moment) -> None:

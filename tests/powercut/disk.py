@@ -161,6 +161,10 @@ class Disk:
                 found += [register for register in file.registers() if len(register.versions) > 1]
         return found
 
+    def newest(self) -> Choice:
+        """The state in which nothing is lost."""
+        return Choice(tuple(len(register.versions) - 1 for register in self.open_registers()))
+
     def choices(self, rng: random.Random, count: int, bound: int) -> list[Choice]:
         """Up to `count` different states.  If there are no more than `bound`, and `count` allows it, all of them, and torn
         ones beside; else a random sample of the extremes, of those with one register alone late or alone early, of

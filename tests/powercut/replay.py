@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from lun_backends import block_device
+from lun_backends.stores.thin import Durability
 from tests.powercut import check, disk, promises, recorder, workload
 from tests.powercut.promises import Violation
 
@@ -18,6 +20,7 @@ EXHAUSTIVE = 128
 """Up to so many states at one cut are all tried; of more, some."""
 AGAIN = 12
 """One in so many states is worked on under the recorder, and cut again; those with stale words in a map, all."""
+BEFORE, AFTER = "the boot before the cut", "the boot after it"
 MEMORY = Path("/dev/shm")
 
 
@@ -51,6 +54,11 @@ def scratch() -> Iterator[Path]:
 
 def record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
     """Make a volume under `root` and work on it; returns the record, and the promises before all of it."""
+    with mock.patch("lun_backends.boot.current", lambda: BEFORE):
+        return _record(root, scenario, seed)
+
+
+def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
     versions = workload.create(root, scenario)
     io = recorder.RecordingIO(root)
     begin = promises.Promises(versions, scenario.chunk_size // promises.SECTOR)
@@ -100,11 +108,26 @@ def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failur
                 continue
             cuts += 1
             budget = max(1, -(-(states - tried) // (len(io.log) - cut + 1)))
-            for choice in model.choices(rng, budget, EXHAUSTIVE):
+            choices = model.choices(rng, budget, EXHAUSTIVE)
+            only_memory = scenario.durability is Durability.PROCESS_CRASH
+            killed = model.newest()
+            # Stores found with one look are logged in order of address: between them nobody was killed.
+            if only_memory and not (
+                cut < len(io.log) and isinstance(after := io.log[cut], recorder.Write) and after.stored
+            ):
+                choices.append(killed)
+            for choice in choices:
                 tried += 1
                 model.lay_out(root, choice)
+                boot = BEFORE if choice is killed else AFTER
                 try:
-                    tried += try_state(root, promised, rng)
+                    with mock.patch("lun_backends.boot.current", lambda boot=boot: boot):
+                        if not only_memory:
+                            tried += try_state(root, promised, rng)
+                        elif boot == AFTER:
+                            check.check_lost(root, promised)
+                        else:
+                            check.check_state(root, promised, rng, rng.choice((0, 4)))
                 except Violation as problem:
                     failures.append(Failure(scenario.name, seed, cut, _brief(event), choice, str(problem)))
                     if len(failures) >= most_failures:

@@ -44,6 +44,7 @@ SCENARIOS = (
     Scenario("large-chunks", 65536, 512, 5 * 65536 + 4608, steps=40),
     Scenario("shared-bytes", 4096, 4096, 40 * 4096, steps=40),  # eight chunks share a byte of the map's bits
     Scenario("medium-chunks", 16384, 4096, 12 * 16384 + 8192, steps=40),
+    Scenario("process-crash", 4096, 512, 16 * 4096, steps=40, durability=Durability.PROCESS_CRASH),
     Scenario("writers", 4096, 512, 16 * 4096, steps=24, writers=3),
     Scenario("writers-large", 65536, 4096, 3 * 65536 + 4096, steps=24, writers=3),
 )
@@ -244,6 +245,8 @@ class Worker:
 
     def restore(self) -> None:
         """Go back to a snapshot, or go on with that."""
+        if self.volume.durability is Durability.PROCESS_CRASH:
+            return  # a power cut on the way may take anything with it, as the name says
         if self.volume.restoring is None:
             if not self._good():
                 return
