@@ -47,7 +47,7 @@ def offered(served: daemon.Daemon, line: str) -> list[str]:
     ("line", "expected"),
     [
         ("wolun sna", ["snapshot"]),
-        ("wolun snapshot cre", ["create"]),
+        ("wolun snapshot verif", ["verify"]),
         ("wolun snapshot create ", ["vol0", "vol1"]),
         ("wolun snapshot list vol1", ["vol1"]),
         ("wolun snapshot show v", ["vol0@monday"]),
