@@ -49,7 +49,8 @@ class Daemon:
         deadline = time.monotonic() + START_SECONDS
         while not out.read_text().endswith("\n"):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the daemon did not start: {log.read_text()}")
+                state = f"exit status {self.process.poll()} after {START_SECONDS - deadline + time.monotonic():.0f} s"
+                raise AssertionError(f"the daemon did not start ({state}): {log.read_text()}")
             time.sleep(0.02)
         self.portal = out.read_text().split()[-1]  # ready: NAME on HOST:PORT
         return self

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.interop
 
 ROUNDS = 100
 MOST_SNAPSHOTS = 3
-ACTIONS = ("create", "create", "delete", "delete", "export", "nothing")
+ACTIONS = ("create", "create", "delete", "delete", "restore", "restore", "export", "nothing")
 LATEST_KILL = 0.12  # seconds after the action began; most actions take less
 
 
@@ -113,7 +113,7 @@ class Rounds:
         asked = client.Client(self.daemon.state)
         for served in VOLUMES:
             expected = self.promised[served.name]
-            self._settle_deletions(asked, served, expected)
+            self._settle(asked, expected)
             listed = {each.name: each for each in asked.snapshots(served.name)}
             block = served.block_size // SECTOR
             with self.daemon.session() as session:
@@ -128,12 +128,11 @@ class Rounds:
         asked.close()
 
     @staticmethod
-    def _settle_deletions(asked: client.Client, served: Served, expected: promises.Promises) -> None:
-        """The daemon goes on with interrupted deletions by itself."""
-        pending = [name for name, moment in expected.moments.items() if moment.phase is promises.Phase.DELETING]
-        while any(each.name in pending for each in asked.snapshots(served.name)):
+    def _settle(asked: client.Client, expected: promises.Promises) -> None:
+        """The daemon goes on by itself with deletions and restores that were interrupted."""
+        while asked.status().jobs:
             time.sleep(0.02)
-        for name in pending:
+        for name in [name for name, moment in expected.moments.items() if moment.phase is promises.Phase.DELETING]:
             expected.take(promises.DeleteEnds(name))
 
     def _act(self, promised: dict[str, load.Promised]) -> None:
@@ -141,7 +140,7 @@ class Rounds:
         served = self.dice.choice(VOLUMES)
         names = list(promised[served.name].now.moments)
         action = self.dice.choice(ACTIONS)
-        if action in ("delete", "export") and not names:
+        if action in ("delete", "export", "restore") and not names:
             action = "create"
         if action == "create" and len(names) >= MOST_SNAPSHOTS:
             action = "delete"
@@ -168,6 +167,14 @@ class Rounds:
                     for job in asked.watch(asked.delete_snapshot(served.name, name)):
                         if job.state == "done":
                             promised.take(promises.DeleteEnds(name))
+                case "restore":
+                    name = self.dice.choice(names)
+                    promised.take(promises.RestoreBegins(name))
+                    for job in asked.watch(asked.restore_snapshot(served.name, name, force=True)):
+                        if job.state == "failed":
+                            raise Violation(f"the restore failed: {job.refusal}")
+                        if job.state == "done":
+                            promised.take(promises.RestoreEnds(name))
                 case "export":
                     name = self.dice.choice(names)
                     path = self.directory / "export"

@@ -158,9 +158,9 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
             actual.append(durable)
             continue
         version = promises.describe(bytes(piece), address)
-        allowed = promised.later.get(address, ())
+        allowed = promised.allowed(address)
         if version not in allowed:
-            raise Violation(f"sector {address} of the volume: {version}, promised {durable} or one of {list(allowed)}")
+            raise Violation(f"sector {address} of the volume: {version}, promised one of {allowed}")
         assert isinstance(version, int)
         actual.append(version)
     return actual

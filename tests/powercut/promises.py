@@ -7,7 +7,7 @@ own address, 32 times over, so stale, misplaced and torn data are told apart.  V
 | of                       | promised                                                                                    |
 | ------------------------ | ------------------------------------------------------------------------------------------- |
 | the volume               | the version that a flush or FUA made durable, or one issued after it                        |
-| ... while it is restored | all of it as above, or all of it as the snapshot has it                                     |
+| ... while it is restored | all of it as above, or all of it as the snapshot has it (with writes beside it: each sector) |
 | ... while it is resized  | as large as before or after; what it has grown by is zeroes                                 |
 | a snapshot               | exact: the versions of its moment (writes that ran while it was taken: with or without)     |
 | one in creation          | is not there, or as above                                                                   |
@@ -201,6 +201,7 @@ Note = (
 class _Running:
     write: WriteBegins
     newest: str | None  # the snapshot its pre-images go to; None if that is not sure
+    restores: int  # how many restores had ended
 
 
 class Promises:
@@ -213,6 +214,9 @@ class Promises:
         self.later: dict[int, list[int]] = {}  # sector -> versions issued after the durable one, in order
         self.moments: dict[str, Moment] = {}  # oldest first
         self.restored: list[int] | None = None  # the volume's content if a restore under way has taken effect
+        self.unsure: set[int] = set()  # sectors written while a restore took effect, nobody knows which came first
+        self._beside: dict[int, list[int]] = {}  # sector -> versions issued while a restore is under way
+        self._restores = 0
         self.smallest = len(versions)  # sectors the volume has at least; `durable` says how many at most
         self._running: dict[int, _Running] = {}
         self._puts: dict[int, PutBegins] = {}
@@ -266,6 +270,9 @@ class Promises:
                 self.restored = moment.versions + [0] * (len(self.durable) - len(moment.versions))
                 for each in self.moments.values():
                     each.may = _bits(0, len(each.versions))
+                self._beside = {}
+                for running in self._running.values():
+                    self._note_beside(running.write)
             case RestoreEnds(name):
                 self._restored()
             case ResizeBegins(sectors):
@@ -291,8 +298,26 @@ class Promises:
         assert self.restored is not None
         self.durable = self.restored
         self.acknowledged = list(self.restored)
-        self.later.clear()
+        self.later = self._beside
+        self.unsure = set(self._beside)
+        self._beside = {}
         self.restored = None
+        self._restores += 1
+
+    def _note_beside(self, write: WriteBegins) -> None:
+        for address in range(write.first, write.first + write.count):
+            self._beside.setdefault(address, []).append(write.version)
+
+    def sure(self, address: int) -> int | None:
+        """The version that a read by the sector's only writer must give; None if several may be."""
+        return None if self.restored is not None or address in self.unsure else self.acknowledged[address]
+
+    def allowed(self, address: int) -> list[int]:
+        """The versions that a sector may have."""
+        others = self.later.get(address, [])
+        if self.restored is not None and self._beside:
+            others = [*others, self.restored[address]]
+        return [self.durable[address], *others]
 
     def newest(self) -> str | None:
         """The snapshot that pre-images go to, if that is sure."""
@@ -307,7 +332,9 @@ class Promises:
         return _bits(first, end - first)
 
     def _write_begins(self, write: WriteBegins) -> None:
-        self._running[write.serial] = _Running(write, self.newest())
+        self._running[write.serial] = _Running(write, self.newest(), self._restores)
+        if self.restored is not None:
+            self._note_beside(write)
         touched = self._chunks(write)
         for address in range(write.first, write.first + write.count):
             self.later.setdefault(address, []).append(write.version)
@@ -320,9 +347,12 @@ class Promises:
         write = running.write
         if running.newest is not None and running.newest == self.newest():
             self.moments[running.newest].must |= self._chunks(write)
+        sure = self.restored is None and running.restores == self._restores
         for address in range(write.first, write.first + write.count):
             self.acknowledged[address] = write.version
-            if fua:
+            if sure:
+                self.unsure.discard(address)
+            if fua and sure:
                 self._settle(address, write.version)
 
     def _settle(self, address: int, version: int) -> None:

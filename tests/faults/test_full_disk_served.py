@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon whose state directory is full goes on serving what can be served, says what is wrong, and recovers by a deletion."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import daemon, libiscsi
+
+pytestmark = pytest.mark.interop
+
+CHUNK = 64 << 10
+CHUNKS = 64
+SIZE_KIB = 3072
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[tuple[daemon.Daemon, Path]]:
+    """A daemon with two volumes whose primaries have room, and the small disk that its state is on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k", "wolun-test", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root; the same faults are injected in test_policies")
+    volumes = ""
+    for lun, name in enumerate(("vol0", "vol1")):
+        primary = tmp_path / f"{name}.img"
+        primary.write_bytes(bytes([lun + 1]) * CHUNK * CHUNKS)
+        volumes += f"  - {{name: {name}, lun: {lun}, primary: {primary}}}\n"
+    running = daemon.Daemon(disk, volumes)
+    try:
+        yield running.start(), disk
+    finally:
+        if running.process is not None:
+            running.stop()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def write(session: libiscsi.Session, lun: int, chunk: int) -> libiscsi.Answer:
+    lba = chunk * CHUNK // 512
+    return session.command(lun, bytes([0x2A, 0]) + lba.to_bytes(4, "big") + b"\0\0\1\0", out=bytes([9]) * 512)
+
+
+def read(session: libiscsi.Session, lun: int, chunk: int) -> bytes:
+    session.settle(lun)
+    lba = chunk * CHUNK // 512
+    answer = session.command(lun, bytes([0x28, 0]) + lba.to_bytes(4, "big") + b"\0\0\1\0", read=512)
+    assert answer.status == 0, answer.sense.hex()
+    return answer.data
+
+
+def test_all_goes_on_that_can(full: tuple[daemon.Daemon, Path]) -> None:
+    running, disk = full
+    running.run("snapshot", "create", "vol0", "a")
+    view = running.json("snapshot", "list")[0]["view_lun"]
+    with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+        while filler.write(bytes(4096)):
+            pass
+    with running.session() as session:
+        for lun in (0, 1, view):
+            session.settle(lun)
+        for _ in range(2):
+            refused = write(session, 0, 5)
+            assert (refused.key, refused.asc) == (0x07, (0x27, 0x07))
+        assert write(session, 1, 5).status == 0  # without a snapshot it needs no room
+        assert read(session, 0, 5) == read(session, view, 5) == bytes([1]) * 512
+        assert read(session, 1, 5) == bytes([9]) * 512
+        codes = {alert["code"] for alert in running.json("status")["alerts"]}
+        assert {"low-space", "copies-failed"} <= codes
+        taken = running.run("snapshot", "create", "vol1", "b", check=False)
+        assert taken.returncode == 1
+        assert "space" in taken.stderr
+        running.kill()
+    running.start()  # starting needs no room either
+    with running.session() as session:
+        session.settle(0)
+        assert read(session, view, 5) == bytes([1]) * 512
+        refused = write(session, 0, 5)
+        assert (refused.key, refused.asc) == (0x07, (0x27, 0x07))
+        running.run("snapshot", "delete", "vol0@a")
+        session.settle(0)
+        assert write(session, 0, 5).status == 0
+        assert read(session, 0, 5) == bytes([9]) * 512
