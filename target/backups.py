@@ -130,7 +130,7 @@ def export(served: service.Service, volume_name: str, name: str, request: messag
     if request.format not in FORMATS:
         raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
     if request.since is None and request.format == "raw":
-        return served.export(volume_name, name, path, overwrite=request.overwrite)
+        return served.export(volume_name, name, path, overwrite=request.overwrite, anyway=request.anyway)
     owner, snapshot = served.find(volume_name, name)
     what = f"{volume_name}@{name}"
     if not path.is_absolute():
@@ -153,8 +153,12 @@ def export(served: service.Service, volume_name: str, name: str, request: messag
         with problems.translated(f"{what} was not exported"):
             if request.since is None:
                 ranges: Iterable[differences.Range] = _data(snapshot.view)
+                needed = exporting.data_bytes(snapshot.view)
             else:
-                ranges = differences.changed(owner, request.since, name)
+                ranges = changed = differences.changed(owner, request.since, name)
+                needed = sum(length for _, length in changed)
+            if not request.anyway:
+                exporting.check_room(path, needed)
             exporting.export(
                 pieces(snapshot.view, ranges, cluster),
                 size,

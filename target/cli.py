@@ -332,6 +332,7 @@ def snapshot_show(context: Context, which: tuple[str, str], with_map: bool) -> N
 @click.option(
     "--backing-format", type=click.Choice(["raw", "qcow2"]), help="What that image is, if it is not on this machine."
 )
+@click.option("--anyway", is_flag=True, help="Try even if there seems to be no room: zeroes take none.")
 @_verb
 def snapshot_export(
     context: Context,
@@ -342,6 +343,7 @@ def snapshot_export(
     since: tuple[str, str] | None,
     backing: Path | None,
     backing_format: str | None,
+    anyway: bool,
 ) -> None:
     """Write the volume as it was at that moment to FILE: all of it, or what changed since an older snapshot."""
     path = _absolute(file)
@@ -364,6 +366,7 @@ def snapshot_export(
         since=None if since is None else since[1],
         backing=backing,
         backing_format=backing_format,
+        anyway=anyway,
     )
     job = _follow(context, asked, job, "exporting")
     on_top = "" if since is None else f", on top of {backing}"

@@ -85,10 +85,11 @@ class Client:
         since: str | None = None,
         backing: Path | None = None,
         backing_format: str | None = None,
+        anyway: bool = False,
     ) -> messages.Job:
         """Begin to export a snapshot."""
         below = None if backing is None else str(backing)
-        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format)
+        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format, anyway)
         return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from lun_backends import volume
+from lun_backends import block_device, volume
 from target import jobs, problems
 
 GRAIN = 64 << 10
@@ -88,6 +88,22 @@ class _Raw:
 
     def finish(self) -> None:
         os.fsync(self._fd)
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Refuse what is sure to fill the disk: there must be `needed` bytes where `path` will be.  Raises Problem."""
+    try:
+        space = os.statvfs(path.parent)
+    except OSError as error:
+        raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+    free = space.f_bavail * space.f_frsize
+    if needed > free:
+        raise problems.no_room(path, needed, free)
+
+
+def data_bytes(view: block_device.BlockDevice) -> int:
+    """How much of a device is data; what of it is zeroes takes no room in an export, but that is seen only when it is read."""
+    return sum(extent.length for extent in view.extents(0, view.size) if extent.kind is block_device.ExtentKind.DATA)
 
 
 @contextlib.contextmanager

@@ -321,7 +321,8 @@ class Export:
     """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine.
 
     `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of what changed since,
-    on top of that snapshot's image at `backing` (absolute), whose format is found out if that file is there."""
+    on top of that snapshot's image at `backing` (absolute), whose format is found out if that file is there.  Refused if there is
+    no room for all of it, unless `anyway`."""
 
     path: str
     overwrite: bool = False
@@ -329,6 +330,7 @@ class Export:
     since: str | None = None
     backing: str | None = None
     backing_format: str | None = None
+    anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lun_backends import block_device, differences, flat, manifest, volume
+from target import units
 
 
 class Problem(Exception):
@@ -100,6 +101,16 @@ def file_failed(path: Path, why: str) -> Problem:
 def no_result(number: int) -> Problem:
     """A job that found nothing out, or has not yet."""
     return Problem("no-result", f"job {number} has no result", "wait until it is done", 404)
+
+
+def no_room(path: Path, needed: int, free: int) -> Problem:
+    """The file to be written would fill its disk."""
+    return Problem(
+        "no-room",
+        f"{path} cannot be written: it takes up to {units.human_size(needed)}, and {units.human_size(free)} are free there",
+        "choose a place with more room; or, if much of it is zeroes, which take none, say --anyway",
+        507,
+    )
 
 
 def stopping() -> Problem:

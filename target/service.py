@@ -358,7 +358,7 @@ class Service:
             if numbers is None or numbers.view not in self.scsi.luns:
                 self._publish(owner, snapshot)
 
-    def export(self, volume_name: str, name: str, path: Path, *, overwrite: bool) -> jobs.Job:
+    def export(self, volume_name: str, name: str, path: Path, *, overwrite: bool, anyway: bool = False) -> jobs.Job:
         """Begin to write a snapshot's content into a file on this machine.  Raises Problem."""
         owner, snapshot = self.find(volume_name, name)
         if not path.is_absolute():
@@ -371,6 +371,8 @@ class Service:
         def work(job: jobs.Job) -> None:
             job.progress(0, snapshot.view.size)
             with problems.translated(f"{volume_name}@{name} was not exported"):
+                if not anyway:
+                    exporting.check_room(path, exporting.data_bytes(snapshot.view))
                 exporting.export(
                     owner.export(name),
                     snapshot.view.size,

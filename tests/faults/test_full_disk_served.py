@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_all_goes_on_that_can(full: tuple[daemon.Daemon, Path]) -> None:
         assert read(session, 1, 5) == bytes([9]) * 512
         codes = {alert["code"] for alert in running.json("status")["alerts"]}
         assert {"low-space", "copies-failed"} <= codes
+        for name in ("out.img", "out.qcow2"):
+            refused_export = running.run("--json", "snapshot", "export", "vol0@a", str(disk / name), check=False)
+            assert json.loads(refused_export.stderr)["error"] == "no-room"
+            assert not (disk / name).exists()
+            failed = running.run("snapshot", "export", "--anyway", "vol0@a", str(disk / name), check=False)
+            assert "No space" in failed.stderr
+            assert not (disk / name).exists()
+        running.run("snapshot", "export", "vol0@a", str(disk.parent / "out.img"))
+        assert (disk.parent / "out.img").read_bytes() == bytes([1]) * CHUNK * CHUNKS
         taken = running.run("snapshot", "create", "vol1", "b", check=False)
         assert taken.returncode == 1
         assert "space" in taken.stderr

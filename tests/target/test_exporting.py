@@ -113,3 +113,13 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path, name: str) -> None:
         export(tmp_path / name, pieces(DATA), MIB, overwrite=True)
     assert caught.value.code == "file-failed"
     assert str(tmp_path / name) in caught.value.message
+
+
+def test_what_is_sure_to_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    exporting.check_room(tmp_path / "out", free // 2)
+    with pytest.raises(problems.Problem, match="--anyway") as refused:
+        exporting.check_room(tmp_path / "out", free + (1 << 40))
+    assert refused.value.code == "no-room"
+    with pytest.raises(problems.Problem):
+        exporting.check_room(tmp_path / "nowhere" / "out", 1)
