@@ -89,6 +89,21 @@ def stale_words_cleaned_unsynced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def confirmed_before_synced() -> Iterator[None]:
+    """A full chunk is confirmed before its other words are durable."""
+    publish = chunk_map.ChunkMap.publish
+
+    def hasty(self: chunk_map.ChunkMap, chunk: int, slot: int, mask: int, checksum: int) -> int:
+        bits = publish(self, chunk, slot, mask, checksum)
+        if bits == self.full_mask(chunk):
+            self.confirm(chunk)
+        return bits
+
+    with mock.patch.object(chunk_map.ChunkMap, "publish", hasty):
+        yield
+
+
+@contextlib.contextmanager
 def map_never_synced() -> Iterator[None]:
     """A commit ends before its map entries are durable."""
     with mock.patch.object(chunk_map.ChunkMap, "sync", lambda _self: None):
@@ -172,6 +187,7 @@ ALL: tuple[Mutant, ...] = (
     publish_before_data,
     stale_words_kept,
     stale_words_cleaned_unsynced,
+    confirmed_before_synced,
     map_never_synced,
     manifest_renamed_unsynced,
     manifest_name_unsynced,
