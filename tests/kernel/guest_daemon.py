@@ -11,6 +11,11 @@ from tests.kernel.lab import CHECKOUT
 from tests.kernel.machine import Machine
 
 WOLUN = CHECKOUT / ".venv/bin/wolun"
+TCMU_SERVICE_IS_THERE = (
+    "dbus-send --system --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.NameHasOwner "
+    "string:org.kernel.TCMUService1 | grep -q true"
+)
+"""Succeeds when somebody owns the name under which targetcli looks for handlers."""
 START_TIMEOUT = 400  # seconds; 10 where nothing else runs
 
 

@@ -26,12 +26,12 @@ access:
 volumes:
   - name: vol0
     lun: 0
-    size: 32MiB
+    size: 16MiB
 write_once:
   - volume: vol0
     snapshot: before
     lun: 1
-    size: 32MiB
+    size: 16MiB
 """
 NODE = """
 target: iqn.2026-11.io.wolun:{name}
@@ -49,7 +49,7 @@ shared:
 """
 WRITERS = ("writer1", "writer2")
 NODES = (*WRITERS, "reader")
-SUM = "dd if={} bs=256k iflag=direct status=none | sha256sum | cut -d' ' -f1"
+SUM = "dd if={} bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1"
 
 
 def remote_disk(machine: Machine, lun: int) -> str:
@@ -63,7 +63,7 @@ def writes(disk: str, seed: int, count: int) -> str:
     """A load: `count` writes of 4 KiB, in random places of chunks that every writer writes to."""
     return (
         f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 "
-        f"--randseed={seed} --number_ios={count} --size=32m --norandommap"
+        f"--randseed={seed} --number_ios={count} --size=16m --norandommap"
     )
 
 
@@ -80,7 +80,7 @@ class Cluster:
         self.disks: dict[str, str] = {}
         primary = f"{self.daemon.state}/volumes/vol0/primary.img"
         storage.run(
-            f"head -c 32M /dev/urandom > {self.daemon.state}/content; cat {self.daemon.state}/content > {primary}"
+            f"head -c 16M /dev/urandom > {self.daemon.state}/content; cat {self.daemon.state}/content > {primary}"
         )
         self.before = storage.output(f"sha256sum < {self.daemon.state}/content | cut -d' ' -f1")
         with ThreadPoolExecutor() as pool:
@@ -102,7 +102,7 @@ class Cluster:
 
     def view(self) -> str:
         """The checksum of the snapshot, as the reader's view has it."""
-        return self.lab["reader"].output(SUM.format(self.disks["reader"]))
+        return self.lab["reader"].output(SUM.format(self.disks["reader"]), timeout=400)
 
     def primary(self) -> str:
         return self.lab["storage"].output(f"sha256sum < {self.daemon.state}/volumes/vol0/primary.img | cut -d' ' -f1")
@@ -119,11 +119,14 @@ def cluster(boot_image: image.Image) -> Iterator[Cluster]:
 
 def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
     assert cluster.view() == cluster.before
-    loads = [cluster.lab[name].submit(writes(cluster.disks[name], seed, 300)) for seed, name in enumerate(WRITERS)]
+    loads = [
+        cluster.lab[name].submit(writes(cluster.disks[name], seed, 300), timeout=400)
+        for seed, name in enumerate(WRITERS)
+    ]
     # the reader looks while both write
     assert cluster.view() == cluster.before
     for load in loads:
-        ended = load.result(180)
+        ended = load.result(400)
         assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
     assert cluster.primary() != cluster.before
@@ -131,12 +134,12 @@ def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
 
 def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
     writer = cluster.lab["writer2"]
-    load = writer.submit(writes(cluster.disks["writer2"], 7, 300), timeout=200)
+    load = writer.submit(writes(cluster.disks["writer2"], 7, 300), timeout=400)
     cluster.lab.switch.cut("writer2", "storage")
     writer.run("sleep 8")
     assert not load.done()
     cluster.lab.switch.heal("writer2", "storage")
-    ended = load.result(200)
+    ended = load.result(420)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
 
@@ -144,12 +147,12 @@ def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
 def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -> None:
     writer, other = cluster.lab["writer1"], cluster.lab["writer2"]
     dying = writer.submit(writes(cluster.disks["writer1"], 11, 100000))
-    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=200)
+    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=400)
     other.run("sleep 2")
     writer.power_off()
     with pytest.raises(MachineGone):
         dying.result(10)
-    ended = surviving.result(200)
+    ended = surviving.result(420)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
 
@@ -187,10 +190,10 @@ from pathlib import Path
 from lun_backends import block_device, remote
 side = remote.RemoteWriteOnce(Path("/dev/mapper/failing"))
 """
-    node.run(f"modprobe dm-mod; dmsetup create failing --table '0 65536 linear {device} 0'")
+    node.run(f"modprobe dm-mod; export DM_DISABLE_UDEV=1; dmsetup create failing --table '0 32768 linear {device} 0'")
     broken += """
 import subprocess
-subprocess.run("dmsetup suspend --noflush failing; dmsetup load failing --table '0 65536 error'; dmsetup resume failing", shell=True, check=True)
+subprocess.run("export DM_DISABLE_UDEV=1; dmsetup suspend --noflush failing; dmsetup load failing --table '0 32768 error'; dmsetup resume failing", shell=True, check=True)
 for call in (lambda: side.readv(0, [memoryview(bytearray(512))]), lambda: side.writev(0, [memoryview(bytearray(512))])):
     try:
         call()

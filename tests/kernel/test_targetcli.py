@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel import image
-from tests.kernel.guest_daemon import GuestDaemon
+from tests.kernel.guest_daemon import TCMU_SERVICE_IS_THERE, GuestDaemon
 from tests.kernel.lab import CHECKOUT, Lab
 from tests.kernel.machine import Machine
 
@@ -48,17 +48,14 @@ def solo(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Machine]:
     machine.run("dbus-daemon --system --fork --print-pid > /run/bus")
     if beside:
         machine.run("tcmu-runner > /run/log/tcmu-runner.log 2>&1 & echo $! > /run/runner")
-        machine.wait_until("busctl --system status org.kernel.TCMUService1")
+        machine.wait_until(TCMU_SERVICE_IS_THERE)
     yield machine
-    machine.run("kill $(cat /run/bus)" + ("; kill $(cat /run/runner)" if beside else ""))
+    machine.run("kill $(cat /run/bus); rm -f /run/dbus/pid" + ("; kill $(cat /run/runner)" if beside else ""))
 
 
 def test_targetcli_lists_our_handlers_and_makes_devices(solo: Machine) -> None:
     daemon = GuestDaemon(solo, CONFIGURATION)
     daemon.start()
-    solo.wait_until(
-        f"[ $(grep -c 'targetcli lists' {daemon.log}) -ge 1 ] && busctl --system status org.kernel.TCMUService1"
-    )
     solo.wait_until(f"grep -q 'targetcli lists.*user:snapview' {daemon.log}")
 
     listed = solo.output("targetcli ls /backstores 1")
