@@ -237,7 +237,8 @@ class Worker:
         self.take(promises.DeleteEnds(name))
 
     def resume(self) -> None:
-        """Go on with what was stopped."""
+        """Go on with what was stopped; a rollback has to end first."""
+        self.volume.continue_restore()
         names = [snapshot.name for snapshot in self.volume.snapshots if snapshot.deleting]
         self.volume.resume_deletions()
         for name in names:
