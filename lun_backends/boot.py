@@ -7,7 +7,8 @@ was synced.  Who opens it finds:
 
 | `in_use`         | what happened                               | the snapshots                                              |
 | ---------------- | ------------------------------------------- | ---------------------------------------------------------- |
-| nothing          | closed cleanly, or `power-loss`             | good                                                       |
+| nothing          | closed cleanly, or `power-loss`, or a       | good                                                       |
+|                  | rollback was under way, which is synced     |                                                            |
 | this boot        | the daemon was killed                       | good: the page cache has all; synced, if it is `power-loss`|
 |                  |                                             | from now on                                                |
 | another boot     | a power cut, a crash of the kernel, or the  | may lack pre-images of blocks that were overwritten, and   |

@@ -78,12 +78,11 @@ class PendingChunks:
             raise
         return opened
 
-    def remove(self, chunks: Iterable[int], *, durably: bool) -> None:
-        """Take `chunks` out: durable when this returns, unless only processes crash.  Raises OSError."""
+    def remove(self, chunks: Iterable[int]) -> None:
+        """Take `chunks` out; durable when this returns.  Raises OSError."""
         gone = tracking.BitMap(chunks)
         self._write(gone, self.chunks - gone)
-        if durably:
-            self._io.fdatasync(self._fd)
+        self._io.fdatasync(self._fd)
         self.chunks.difference_update(gone)
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ What keeps it right:
   has grown by since is pending, too, and reads as zeroes.
 * While this goes on snapshots are neither taken nor deleted nor given up, nor is the volume resized: the newest snapshot is
   the same throughout, and the view needs every one of them.
+* All of this is durable whatever the volume's `durability` is: while it goes on the volume is made of its snapshots, so they
+  must be as good as the primary.
 * Only the thread that settles writes to a pending chunk, and one settles at a time, for all who wait.  It needs no gate, so
   the holder of the gate may settle.
 * A read that saw a chunk pending may find it settled and overwritten when it asks the view.  The view has the snapshot's
@@ -90,8 +92,6 @@ class Restoring:
         record: pending_chunks.PendingChunks,
         chunk_size: int,
         preserve: Callable[[Sequence[int]], None],
-        *,
-        durably: bool,
     ) -> None:
         """`preserve` makes sure that the newest snapshot has these chunks of the primary."""
         self.record = record
@@ -101,7 +101,6 @@ class Restoring:
         self._moment = Moment(view, primary.size)
         self._chunk_size = chunk_size
         self._preserve = preserve
-        self._durably = durably
         self._settling = threading.Lock()
         self._wanted = tracking.BitMap()
         self._wanting = threading.Lock()
@@ -213,11 +212,10 @@ class Restoring:
             for index in changed:
                 offset, length = places[index]
                 self._primary.writev(offset, [self._piece(index, length)])
-            if self._durably:
-                self._primary.flush()
+            self._primary.flush()
         with self._wanting:
             try:
-                self.record.remove(chunks, durably=self._durably)
+                self.record.remove(chunks)
             except OSError as error:
                 lba = places[0][0] // self._primary.block_size
                 raise block_device.MediumError(lba, True, os.strerror(error.errno or 0)) from error

@@ -647,9 +647,10 @@ class Volume:
             if not self._restoring.settle_all(progress, cancelled):
                 return False
             with self._changing:
-                done, record = self._restoring, dataclasses.replace(self._manifest, restoring=None)
+                done = self._restoring
+                in_use = None if self.durability is Durability.POWER_LOSS else boot.current()
                 try:
-                    self._store(record)
+                    self._store(dataclasses.replace(self._manifest, restoring=None, in_use=in_use))
                 except OSError as error:
                     raise VolumeError(
                         self.name, f"cannot write the manifest: {error.strerror}", "check the disk and go on"
@@ -657,6 +658,7 @@ class Volume:
                 with self.device.hold():
                     self.device.uncover()
                 self._restoring = None
+                self._set_durability(self.durability)
             done.record.close()
             with contextlib.suppress(OSError):  # it costs space, nothing else, and the next open tries again
                 self._io.unlink(done.record.path)
@@ -680,18 +682,17 @@ class Volume:
         """The barrier of a rollback.  Raises OSError, MediumError."""
         newest = self._newest_active() or snapshot
         path = self._pending_path(snapshot.uuid)
-        if self._synced:
-            self._flush_ahead()
+        self._set_durability(Durability.POWER_LOSS)
+        self._flush_ahead()
         with self.device.hold():
-            if self._synced:
-                self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
+            self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
             if self.device.tracker is not None:
                 changed = changed | self.device.tracker.known  # writes went on while we looked
             pending = restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
             record = pending_chunks.PendingChunks.create(path, pending, self.device.chunks, self._io)
             try:
                 self._io.fsync_directory(path.parent)
-                self._store(dataclasses.replace(self._manifest, restoring=snapshot.uuid))
+                self._store(dataclasses.replace(self._manifest, restoring=snapshot.uuid, in_use=None))
             except BaseException:
                 record.close()
                 raise
@@ -703,11 +704,18 @@ class Volume:
         with contextlib.suppress(OSError):
             manifest.store(self.directory, self._manifest, self._io)
             self._io.unlink(self._pending_path(snapshot.uuid))
+        with contextlib.suppress(block_device.BlockDeviceError):
+            self._set_durability(self.durability)
+
+    def _set_durability(self, durability: Durability) -> None:
+        """Whatever the volume's own durability is, a rollback survives a power cut: the volume is made of its snapshots while
+        it goes on.  Raises MediumError."""
+        for snapshot in self.snapshots:
+            if isinstance(snapshot.write_once, write_once.WriteOnce) and not snapshot.reason:
+                snapshot.write_once.set_durability(durability)
 
     def _cover(self, snapshot: Snapshot, record: pending_chunks.PendingChunks) -> None:
-        self._restoring = restoring.Restoring(
-            self.primary, snapshot.view, record, self.chunk_size, self._preserve, durably=self._synced
-        )
+        self._restoring = restoring.Restoring(self.primary, snapshot.view, record, self.chunk_size, self._preserve)
         self.device.cover(self._restoring)
 
     def _preserve(self, chunks: Sequence[int]) -> None:
@@ -718,7 +726,7 @@ class Volume:
 
     @property
     def _synced(self) -> bool:
-        return self.durability is Durability.POWER_LOSS
+        return self.durability is Durability.POWER_LOSS or self._manifest.restoring is not None
 
     def resize(self, size: int) -> None:
         """Make the volume `size` bytes large; it can only grow.  Snapshots keep the size they were taken with.
@@ -839,7 +847,8 @@ class Volume:
             if self._manifest.in_use not in (None, boot.current()):
                 recorded = giving_up.mark(path, boot.LOST, self._io)
                 return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
-            device = write_once.WriteOnce.open(path, durability=self.durability, io=self._io, space_=self.space)
+            durability = Durability.POWER_LOSS if self._synced else self.durability
+            device = write_once.WriteOnce.open(path, durability=durability, io=self._io, space_=self.space)
         except (chunk_map.StoreDamaged, chunk_map.StoreMissing) as error:
             recorded = giving_up.mark(path, str(error), self._io)
             return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)

@@ -245,6 +245,16 @@ class WriteOnce(block_device.BlockDevice):
             self._running.pop()
         return True
 
+    def set_durability(self, durability: thin.Durability) -> None:
+        """As `ThinStore.set_durability`; also DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            self.store.set_durability(durability)
+            self.commits_in_memory = durability is thin.Durability.PROCESS_CRASH
+        finally:
+            self._running.pop()
+
     def used_bytes(self) -> int:
         """What it takes on disk, map included.  Raises DeviceClosed."""
         self._running.append(None)

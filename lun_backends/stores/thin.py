@@ -301,10 +301,23 @@ class ThinStore:
             raise
         batch.reset()
 
+    def set_durability(self, durability: Durability) -> None:
+        """Change what commits survive from now on.  With POWER_LOSS all that was committed before is durable when this returns.
+        Raises MediumError."""
+        with self._changed:
+            synced = self._synced
+            self.durability = durability
+            self._synced = durability is Durability.POWER_LOSS
+        if self._synced and not synced:
+            self._sync()
+
     def flush(self) -> None:
         """Make all committed writes durable.  Raises MediumError."""
         if self._synced:
             return  # they are
+        self._sync()
+
+    def _sync(self) -> None:
         self._refuse_if_broken(0)
         try:
             self._sync_data()
@@ -411,15 +424,16 @@ class ThinStore:
         self._record_checksums(full)
 
     def _commit_synced(self, group: list[Batch]) -> None:
-        """Steps 2 to 6; the only thread that stores into the map."""
+        """Steps 2 to 6."""
         map_ = self._map
         if self._broken:
             raise OSError(errno.EIO, self._broken)
         self._sync_data()
         stale = {claim[0] for batch in group for claim in batch.claims if map_.is_stale(claim[0])}
         if stale:
-            for chunk in stale:
-                map_.clean(chunk)
+            with self._changed:  # chunks may share a byte of bits, and commits that are not synced store some, too
+                for chunk in stale:
+                    map_.clean(chunk)
             self._sync_map()
         full: list[tuple[int, int]] = []
         for batch in group:
@@ -433,8 +447,9 @@ class ThinStore:
                 for batch in group:
                     self._retract(batch)
             raise
-        for chunk, _ in full:
-            map_.confirm(chunk)
+        with self._changed:  # likewise
+            for chunk, _ in full:
+                map_.confirm(chunk)
         self.syncs.commits += 1
         self.syncs.batches += len(group)
 

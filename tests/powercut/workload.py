@@ -246,8 +246,6 @@ class Worker:
 
     def restore(self) -> None:
         """Go back to a snapshot, or go on with that."""
-        if self.volume.durability is Durability.PROCESS_CRASH:
-            return  # a power cut on the way may take anything with it, as the name says
         if self.volume.restoring is None:
             if not self._good():
                 return
