@@ -215,6 +215,47 @@ def held_writes(settings: Settings) -> Iterator[measure.Row]:
         )
 
 
+def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
+    """What a first write costs with ten snapshots instead of one (rule 8), and a read through a chain of ten."""
+    size, chain = GIB // 2, 10
+    volumes = ""
+    for lun, name in enumerate(("many", "one")):
+        primary = _filled(settings.directory / f"{name}.img", size)
+        volumes += _volume(name, lun, primary, size="512MiB")
+    with servers.wolun(settings.directory, volumes) as ours:
+        # Each snapshot of the chain gets a share of the chunks, spread over the volume; the rest is in the primary.
+        for number in range(chain):
+            ours.command("snapshot", "create", "many", f"s{number}")
+            shares = 2 * chain
+            loads.qemu_writes(ours.url(0), count=size // CHUNK // shares, step=CHUNK * shares, offset=number * CHUNK)
+        listed = ours.command("snapshot", "list", "many")
+        if not isinstance(listed, list):
+            raise servers.BenchError("snapshot list printed no list")
+        oldest, newest = listed[0]["view_lun"], listed[-1]["view_lun"]
+
+        def reading(lun: int) -> Callable[[], float]:
+            return lambda: loads.iscsi_perf(
+                ours.url(lun), blocks=8, in_flight=32, seconds=settings.seconds, random=True
+            )
+
+        pair = measure.alternate(reading(oldest), reading(newest), settings.rounds)
+        yield pair.row("4 KiB random read of a view, chain of ten", unit="/s", at_least=None, peer="chain of one")
+        ours.command("snapshot", "delete", f"many@s{chain - 1}")
+
+        def first_writes_to(lun: int, name: str) -> Callable[[], float]:
+            def once() -> float:
+                ours.command("snapshot", "create", name, "bench")
+                loads.settle()
+                rate = loads.qemu_writes(ours.url(lun), count=size // CHUNK, step=CHUNK)
+                ours.command("snapshot", "delete", f"{name}@bench")
+                return rate
+
+            return once
+
+        pair = measure.alternate(first_writes_to(0, "many"), first_writes_to(1, "one"), settings.rounds + 2)
+        yield pair.row("4 KiB first write, ten snapshots", unit="/s", at_least=0.95, peer="one snapshot")
+
+
 PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
     "reads": reads,
     "writes": writes,
@@ -222,6 +263,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
     "syncs": syncs,
     "huge-map": huge_map,
     "held-writes": held_writes,
+    "many-snapshots": many_snapshots,
 }
 
 
