@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -358,7 +359,8 @@ def snapshot_export(
     if format_ is None:
         format_ = "qcow2" if since is not None or path.suffix == ".qcow2" else "raw"
     asked = context.client()
-    job = asked.export(
+    begin = functools.partial(
+        asked.export,
         *which,
         path,
         overwrite=force,
@@ -368,7 +370,7 @@ def snapshot_export(
         backing_format=backing_format,
         anyway=anyway,
     )
-    job = _follow(context, asked, job, "exporting")
+    job = _follow(context, asked, begin, "exporting")
     on_top = "" if since is None else f", on top of {backing}"
     context.answer(job, lambda: f"{'@'.join(which)} is in {file}{on_top}")
 
@@ -379,7 +381,7 @@ def snapshot_export(
 def snapshot_verify(context: Context, which: tuple[str, str]) -> None:
     """Read all that a snapshot needs, and compare it with its checksums; exit status 1 if something is damaged."""
     asked = context.client()
-    job = _follow(context, asked, asked.verify(*which), "verifying")
+    job = _follow(context, asked, lambda: asked.verify(*which), "verifying")
     found = asked.result(messages.Verification, job)
     context.answer(found, lambda: show.verification(found))
     if not found.sound:
@@ -396,8 +398,9 @@ def snapshot_diff(context: Context, since: tuple[str, str], to: tuple[str, str] 
     if to is not None:
         _same_volume(since, to)
     asked = context.client()
-    job = asked.diff(*since, messages.FindChanges(None if to is None else to[1], exact))
-    found = asked.result(messages.Difference, _follow(context, asked, job, "comparing"))
+    wanted = messages.FindChanges(None if to is None else to[1], exact)
+    job = _follow(context, asked, lambda: asked.diff(*since, wanted), "comparing")
+    found = asked.result(messages.Difference, job)
     context.answer(found, lambda: show.difference(found))
 
 
@@ -407,7 +410,7 @@ def snapshot_diff(context: Context, since: tuple[str, str], to: tuple[str, str] 
 def snapshot_delete(context: Context, which: tuple[str, str]) -> None:
     """Delete a snapshot and free its space."""
     asked = context.client()
-    job = _follow(context, asked, asked.delete_snapshot(*which), "deleting")
+    job = _follow(context, asked, lambda: asked.delete_snapshot(*which), "deleting")
     context.answer(job, lambda: f"{'@'.join(which)} is deleted")
 
 
@@ -424,7 +427,7 @@ def snapshot_restore(context: Context, which: tuple[str, str], force: bool) -> N
     initiators reach it, unless --force.
     """
     asked = context.client()
-    job = _follow(context, asked, asked.restore_snapshot(*which, force=force), "restoring", goes_on=True)
+    job = _follow(context, asked, lambda: asked.restore_snapshot(*which, force=force), "restoring", goes_on=True)
     context.answer(job, lambda: f"{which[0]} is as it was at {'@'.join(which)}")
 
 
@@ -515,16 +518,30 @@ def config_schema() -> None:
     click.echo(json.dumps(settings.json_schema(), indent=2))
 
 
+def _hold_interrupts(held: bool) -> None:
+    """Make Ctrl-C wait, or let it come."""
+    signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _follow(
-    context: Context, asked: client.Client, job: messages.Job, doing: str, *, goes_on: bool = False
+    context: Context,
+    asked: client.Client,
+    begin: Callable[[], messages.Job],
+    doing: str,
+    *,
+    goes_on: bool = False,
 ) -> messages.Job:
-    """Wait for a job, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes were counted.
-    Raises Failed."""
-    last = job
+    """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
+    were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
+    take back nothing any more.  Raises Failed."""
+    _hold_interrupts(True)
+    last = job = begin()
     try:
         with show.progress(f"{doing} {job.subject}", enabled=not context.json) as update:
+            _hold_interrupts(False)
             for last in asked.watch(job):
                 update(last.done, last.total)
+            _hold_interrupts(True)
     except KeyboardInterrupt:
         asked.close()  # whatever answer was on its way
         asked.cancel(job)

@@ -191,7 +191,6 @@ def test_ctrl_c_leaves_a_rollback_to_the_background(served: daemon.Daemon) -> No
     moments = history(served)
     command = start(served, "snapshot", "restore", "vol0@a")
     wait_for_job(served, "restore")
-    time.sleep(0.25)  # until the command has its answer and follows the job
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     if command.returncode:  # if not, it was done already
@@ -226,7 +225,6 @@ def test_a_deletion_that_is_cancelled_goes_on_when_it_is_asked_for_again(served:
     moments = history(served)
     command = start(served, "snapshot", "delete", "vol0@b")
     wait_for_job(served, "delete")
-    time.sleep(0.25)  # until the command has its answer and follows the job
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     if command.returncode:  # if not, it was done already
