@@ -17,8 +17,9 @@ What a peer does wrong never raises: it is answered as errors.py tells, and logg
 from __future__ import annotations
 
 import enum
+import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Protocol
 
 from target.iscsi import keys, login, pdu
@@ -327,7 +328,7 @@ class Connection:
         if self.nexus is None and opcode not in (Opcode.TEXT_REQUEST, Opcode.LOGOUT_REQUEST, Opcode.NOP_OUT):
             raise PeerError("a SCSI request in a discovery session")
         if found.immediate:
-            _HANDLERS[opcode](self, found)
+            self._handle(found)
             return
         cmd_sn = int.from_bytes(found.bhs[24:28], "big")
         sender = self.sender
@@ -339,7 +340,7 @@ class Connection:
             self._hold(cmd_sn, found)
             return
         sender.exp_cmd_sn = cmd_sn + 1 & MASK
-        _HANDLERS[opcode](self, found)
+        self._handle(found)
         while self._held and self.state is State.FULL_FEATURE:
             raw = self._held.pop(sender.exp_cmd_sn, None)
             if raw is None:
@@ -347,10 +348,15 @@ class Connection:
             held = pdu.find(memoryview(raw), 0, len(raw), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
             assert held is not None
             sender.exp_cmd_sn = sender.exp_cmd_sn + 1 & MASK
-            try:
-                _HANDLERS[held.opcode](self, held)
-            except Rejected as error:
-                sender.reject(error.reason, held.bhs)
+            self._handle(held)
+
+    def _handle(self, found: pdu.Pdu) -> None:
+        """Let the request's handler do it.  One that is rejected must not keep those behind it from their turn."""
+        try:
+            _HANDLERS[found.opcode](self, found)
+        except Rejected as error:
+            log.info("%s: %s", self.login.initiator, error)
+            self.sender.reject(error.reason, found.bhs)
 
     def _hold(self, cmd_sn: int, found: pdu.Pdu) -> None:
         """Keep a request that came ahead of its turn."""
@@ -382,31 +388,68 @@ class Connection:
         """Carry out a task management function; the aborted commands that still run."""
         if function == TaskManagementFunction.ABORT_TASK:
             command = self.tasks.commands.get(referenced)
+            if command is None and self._abort_held(lambda itt, its_lun: (itt, its_lun) == (referenced, lun)):
+                return []
             if command is None or command.task.lun != lun:
                 raise _Unmanaged(TaskManagementResponse.TASK_DOES_NOT_EXIST)
             return self.tasks.abort(lambda other: other is command)
         if function == TaskManagementFunction.TASK_REASSIGN:
             raise _Unmanaged(TaskManagementResponse.REASSIGN_NOT_SUPPORTED)
         if function == TaskManagementFunction.TARGET_WARM_RESET:
-            still = [c for other in self.host.neighbours(self) for c in other.tasks.abort(lambda command: True)]
+            units = list(self.nexus.units.values())
             self.nexus.target_warm_reset()
-            return still
+            return self._abort_on(units, self.host.neighbours(self))
         if function not in (
             TaskManagementFunction.ABORT_TASK_SET,
             TaskManagementFunction.CLEAR_TASK_SET,
             TaskManagementFunction.LOGICAL_UNIT_RESET,
         ):
             raise _Unmanaged(TaskManagementResponse.FUNCTION_NOT_SUPPORTED)
-        if function == TaskManagementFunction.ABORT_TASK_SET:
-            known = self.nexus.abort_task_set(lun)
-            affected: Iterable[Connection] = (self,)
-        else:
-            reset = function == TaskManagementFunction.LOGICAL_UNIT_RESET
-            known = self.nexus.lun_reset(lun) if reset else self.nexus.clear_task_set(lun)
-            affected = self.host.neighbours(self)
-        if not known:
+        unit = self.nexus.units.get(lun)
+        if unit is None:
             raise _Unmanaged(TaskManagementResponse.LUN_DOES_NOT_EXIST)
-        return [c for other in affected for c in other.tasks.abort(lambda command: command.task.lun == lun)]
+        if function == TaskManagementFunction.ABORT_TASK_SET:
+            self.nexus.abort_task_set(lun)
+            return self._abort_on([unit], [self])
+        if function == TaskManagementFunction.LOGICAL_UNIT_RESET:
+            self.nexus.lun_reset(lun)
+        else:
+            self.nexus.clear_task_set(lun)
+        return self._abort_on(
+            [unit],
+            self.host.neighbours(self),
+            tell=function == TaskManagementFunction.CLEAR_TASK_SET,
+        )
+
+    def _abort_on(
+        self, units: Iterable[Any], connections: Iterable[Connection], *, tell: bool = False
+    ) -> list[Command]:
+        """Abort the commands of these sessions on the units, whatever LUNs each session knows them by; those that still run.
+
+        With `tell` other sessions that lose any get the unit attention that says so.
+        """
+        chosen = {id(unit) for unit in units}
+        still: list[Command] = []
+        for connection in connections:
+            luns = {lun for lun, unit in connection.nexus.units.items() if id(unit) in chosen}
+            lost = {command.task.lun for command in connection.tasks.commands.values()} & luns
+            lost |= connection._abort_held(functools.partial(_is_on, luns))
+            still += connection.tasks.abort_on(luns)
+            if tell and connection is not self:
+                for lun in lost:
+                    connection.nexus.commands_cleared(lun)
+        return still
+
+    def _abort_held(self, which: Callable[[int, int], bool]) -> set[int]:
+        """Abort SCSI commands that wait for their turn, by tag and LUN; the LUNs they were for."""
+        found = set()
+        for cmd_sn, raw in self._held.items():
+            opcode, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack_from(raw)
+            if opcode == Opcode.SCSI_COMMAND and which(itt, lun):
+                found.add(lun)
+                # Its number still has its turn: as a NOP that wants no answer.
+                self._held[cmd_sn] = pdu.REQUEST.pack(Opcode.NOP_OUT, pdu.FINAL, 0, 0, 0, 0, NO_TAG, NO_TAG, cmd_sn, 0)
+        return found
 
     def _handle_nop(self, found: pdu.Pdu) -> None:
         _, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack(found.bhs)
@@ -495,6 +538,10 @@ class Connection:
         agreed = self.login.agreed
         times = agreed.default_time2wait << 16 | agreed.default_time2retain
         self.sender.send(Opcode.LOGOUT_RESPONSE, response=response, itt=itt, words=(0, times, 0))
+
+
+def _is_on(luns: Container[int], _itt: int, lun: int) -> bool:
+    return lun in luns
 
 
 class _Unmanaged(Exception):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,10 @@ class TaskSet:
                 else:
                     self._forget(command)
         return still
+
+    def abort_on(self, luns: Container[int]) -> list[Command]:
+        """`abort` all commands on LUNs, which are given as the 8-byte fields that address them."""
+        return self.abort(lambda command: command.task.lun in luns)
 
     def overdue(self, now: float) -> bool:
         """Whether a command's data-out did not get on for too long; to be asked every second or so."""

@@ -326,6 +326,12 @@ class Nexus:
                     other.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
         return True
 
+    def commands_cleared(self, lun: int) -> None:
+        """Another session's CLEAR TASK SET took commands from this one that had not got as far as here (2Fh/00h)."""
+        itl = self._itls.get(lun)
+        if itl is not None:
+            itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+
     def lun_reset(self, lun: int) -> bool:
         """LOGICAL UNIT RESET: every running task on the unit is marked aborted, every nexus is told (29h/03h)."""
         itl = self._itls.get(lun)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from target.iscsi.connection import State
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import piece_of
 from target.iscsi.task_set import Limits
+from target.scsi.logical_unit import LogicalUnit, UnitKind
+from target.scsi.scsi_target import Reach
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import MIB, TARGET, FakePortal, Initiator, Reply, make_target, read10, write10
 
@@ -413,6 +416,76 @@ def test_whose_tasks_are_aborted(connect: Connect, device: MemoryDevice, functio
     replies = two.run_blocked()
     assert (replies == []) is others
     one.run_blocked()
+
+
+@pytest.mark.parametrize("function", [4, 5, 6])
+def test_a_unit_is_reset_under_whatever_luns_sessions_know_it(
+    connect: Connect, portal: FakePortal, device: MemoryDevice, function: int
+) -> None:
+    """A session's commands on the same LUN but another unit are none of anybody's business."""
+    target = portal.targets[TARGET]
+    other_device = MemoryDevice(MIB)
+    target.add_lun(1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other"))
+    one, two = connect(), connect()
+    target.change_view(one.connection.nexus, lambda number, unit: [Reach(0)] if number == 0 else [])
+    target.change_view(two.connection.nexus, lambda number, unit: [Reach(1 - number)])
+    for initiator, luns in ((one, (0,)), (two, (0, 1))):
+        for lun in luns:
+            for _ in range(4):
+                initiator.feed(initiator.command(bytes(6), lun=lun))
+    device.blocking = other_device.blocking = True
+    two.feed(two.command(read10(0, 1), read=512, itt=10, lun=0))
+    two.feed(two.command(read10(0, 1), read=512, itt=11, lun=1))
+    for lun in (0, 1):
+        assert two.feed(two.command(write10(0, 1), write=512, itt=20 + lun, lun=lun))[0].opcode == Opcode.R2T
+    assert task_management(one, function) == []  # it waits for the one that runs
+    assert {command.itt: command.task.aborted for command in two.connection.tasks.blocked} == {10: False, 11: True}
+    assert set(two.connection.tasks.commands) == {10, 11, 20}
+    assert [reply.itt for reply in two.run_blocked()] == [10]
+    assert [(reply.itt, reply.response) for reply in one.take()] == [(500, 0)]
+    device.blocking = False
+    (told,) = two.feed(two.command(bytes(6), lun=1))
+    assert (told.status, told.data[14:16]) == (2, b"\x2f\0" if function == 4 else b"\x29\x03")
+    (fine,) = two.feed(two.command(bytes(6), lun=0))
+    assert fine.status == 0
+
+
+def test_who_loses_only_what_had_not_begun_is_told_as_well(connect: Connect) -> None:
+    one, two = connect(), connect()
+    (r2t,) = two.feed(two.command(write10(0, 1), write=512, itt=1))
+    assert r2t.opcode == Opcode.R2T
+    assert [reply.response for reply in task_management(one, 4)] == [0]
+    assert not two.connection.tasks.commands
+    (told,) = two.feed(two.command(bytes(6)))
+    assert (told.status, told.data[14:16]) == (2, b"\x2f\0")
+
+
+@pytest.mark.parametrize("function", [1, 2, 5])
+def test_a_command_ahead_of_its_turn_is_aborted_too(connect: Connect, device: MemoryDevice, function: int) -> None:
+    initiator = connect()
+    sn = initiator.cmd_sn
+    initiator.feed(initiator.command(write10(0, 1), write=512, data=bytes(512), itt=2, cmd_sn=sn + 1))
+    tail = (sn + 1).to_bytes(4) + bytes(12)
+    initiator.cmd_sn = sn
+    (reply,) = initiator.feed(
+        initiator.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x80 | function, itt=500, word20=2, immediate=True, tail=tail)
+    )
+    assert (reply.itt, reply.response) == (500, 0)
+    replies = initiator.feed(initiator.command(read10(0, 1), read=512, itt=1))
+    assert [reply.itt for reply in replies] == [1]
+    (pong,) = initiator.feed(initiator.request(Opcode.NOP_OUT, itt=3, cmd_sn=sn + 2))
+    assert pong.exp_cmd_sn == sn + 3  # it had its turn, and did nothing
+    assert pong.max_cmd_sn == sn + 2 + initiator.host.limits.queue_depth
+    assert bytes(device.data[:512]) == PATTERN[:512]
+
+
+def test_a_rejected_request_does_not_keep_those_behind_it(connect: Connect) -> None:
+    initiator = connect()
+    sn = initiator.cmd_sn
+    initiator.feed(initiator.command(read10(1, 1), read=512, itt=2, cmd_sn=sn + 1))
+    reject, answer = initiator.feed(initiator.command(read10(0, 1), read=512, itt=NO_TAG, cmd_sn=sn))
+    assert (reject.opcode, reject.response) == (Opcode.REJECT, RejectReason.INVALID_PDU_FIELD)
+    assert (answer.itt, answer.data) == (2, PATTERN[512:1024])
 
 
 def test_asynchronous_logout_request(connect: Connect) -> None:
