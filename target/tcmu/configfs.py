@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TARGET_CORE = Path("/sys/kernel/config/target/core")
 DATABASE = Path("/etc/target")  # rtslib points the kernel there when it is imported, and fails if it is missing
+RESERVATIONS = DATABASE / "pr"
+"""Where the kernel keeps reservations that are to outlive it; if that is missing, registering one that is to (APTPL) fails."""
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 
 COMMAND_TIMEOUT = 130  # seconds; more than the 120 after which an initiator gives up on a session, so that it decides
@@ -117,9 +119,9 @@ def load_modules(modules: Iterable[str] = MODULES) -> None:
         if done.returncode:
             raise ConfigfsError(f"cannot mount configfs: {done.stderr.strip()}")
     try:
-        DATABASE.mkdir(exist_ok=True)
+        RESERVATIONS.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigfsError(f"cannot make {DATABASE}: {error.strerror}") from error
+        raise ConfigfsError(f"cannot make {RESERVATIONS}: {error.strerror}") from error
 
 
 def create_device(name: str, config: str, *, size: int, block_size: int, serial: str) -> None:
