@@ -24,7 +24,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,15 @@ def build() -> Image:
         tree = cache / release
         if not (tree / "vmlinux").exists():
             _unpack_kernel(release, tree)
-        return Image(release, tree / "vmlinux", _initrd(cache, release, tree), tree / "lib/modules" / release)
+        initrd = _initrd(cache, release, HERE / "guest/init", BOOT_MODULES)
+        return Image(release, tree / "vmlinux", initrd, tree / "lib/modules" / release)
+
+
+def initrd(release: str, init: Path, boot_modules: Sequence[str]) -> Path:
+    """An initial RAM disk of `build`'s kernel with another init, and other modules for it to load."""
+    cache = cache_directory()
+    with _locked(cache / "lock"):
+        return _initrd(cache, release, init, boot_modules)
 
 
 @contextlib.contextmanager
@@ -121,36 +129,36 @@ def _unpack_kernel(release: str, tree: Path) -> None:
         unpacked.rename(tree)
 
 
-def _boot_modules(release: str, tree: Path) -> list[Path]:
+def _boot_modules(release: str, tree: Path, wanted: Sequence[str]) -> list[Path]:
     modprobe = [packages.which("modprobe") or "modprobe", "-d", str(tree), "-S", release, "--show-depends"]
     files = dict.fromkeys(
         Path(line.split()[1])
-        for module in BOOT_MODULES
+        for module in wanted
         for line in _output(*modprobe, module).splitlines()
         if line.startswith("insmod ")
     )
     return list(files)
 
 
-def _initrd(cache: Path, release: str, tree: Path) -> Path:
-    init = (HERE / "guest/init").read_bytes()
-    digest = hashlib.sha256(init + repr((BOOT_MODULES, release)).encode()).hexdigest()[:12]
-    image = cache / f"{release}-{digest}.img"
-    if image.exists():
-        return image
+def _initrd(cache: Path, release: str, init: Path, boot_modules: Sequence[str]) -> Path:
     busybox = packages.which("busybox")
     if busybox is None:
         raise packages.LabUnavailable("the kernel lab needs packages: sudo apt-get install busybox-static")
+    content = init.read_bytes()
+    made_from = Path(busybox).read_bytes() + content + repr((tuple(boot_modules), release)).encode()
+    image = cache / f"{release}-{hashlib.sha256(made_from).hexdigest()[:12]}.img"
+    if image.exists():
+        return image
     with tempfile.TemporaryDirectory(dir=cache, prefix=".initrd-") as scratch:
         root = Path(scratch) / "root"
         for directory in ("bin", "dev", "proc", "sys", "modules"):
             (root / directory).mkdir(parents=True)
         shutil.copy(busybox, root / "bin/busybox")
-        modules = _boot_modules(release, tree)
+        modules = _boot_modules(release, cache / release, boot_modules)
         for module in modules:
             shutil.copy(module, root / "modules")
         (root / "modules/order").write_text("".join(f"/modules/{module.name}\n" for module in modules))
-        (root / "init").write_bytes(init)
+        (root / "init").write_bytes(content)
         (root / "init").chmod(0o755)
         built = Path(scratch) / "initrd.img"
         names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))

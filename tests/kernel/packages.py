@@ -38,7 +38,17 @@ def which(command: str) -> str | None:
 
 def missing() -> list[str]:
     """The packages that are not here."""
-    return [package for package, command in PACKAGES.items() if which(command) is None]
+    return [package for package, command in PACKAGES.items() if not _there(package, command)]
+
+
+def _there(package: str, command: str) -> bool:
+    found = which(command)
+    # Debian's other busybox needs a C library, which no initial RAM disk of ours has
+    return found is not None and (package != "busybox-static" or _static(found))
+
+
+def _static(program: str) -> bool:
+    return subprocess.run(["ldd", program], capture_output=True, check=False).returncode != 0
 
 
 def ensure() -> None:
