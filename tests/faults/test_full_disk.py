@@ -117,6 +117,21 @@ def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path)
     opened.close()
 
 
+def test_a_sparse_primary_gets_the_room_of_a_snapshot_that_is_dropped(disk: Path) -> None:
+    """Production goes on: it needs the space that the snapshot took."""
+    flat.create(disk / "sparse", 24 * CHUNK)
+    rules = policy.Policy(on_error=policy.OnError.DROP_SNAPSHOT)
+    opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK, rules=rules)
+    for chunk in range(12):
+        opened.device.writev(chunk * CHUNK, [memoryview(bytes([1]) * CHUNK)])
+    opened.create_snapshot("a")
+    for chunk in range(20):
+        opened.device.writev(chunk * CHUNK, [memoryview(bytes([2]) * CHUNK)])
+    assert opened.snapshot("a").reason
+    assert read(opened.device) == bytes([2]) * 20 * CHUNK + bytes(4 * CHUNK)
+    opened.close()
+
+
 def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path, disk: Path) -> None:
     opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
     opened.create_snapshot("a")
