@@ -452,6 +452,8 @@ class CopyOnWrite(block_device.BlockDevice):
                 if side is self._side:
                     self.disarm()
                 return True
+        if side is not self._side:
+            return True  # overtaken meanwhile, perhaps deleted
         raise block_device.PreserveFailed(_lba(error, self._first_lba(chunk)), error) from error
 
     def _copy_claimed(self, side: _Side, chunks: list[int]) -> None:

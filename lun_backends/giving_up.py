@@ -88,7 +88,8 @@ class Enforcer:
             try:
                 device.invalidate(reason)
             except block_device.MediumError:
-                _mark(self._path(dropped.uuid), reason, self._io)
+                _mark(self._path(dropped.uuid), device.reason or reason, self._io)
+                device.recorded = True
         self.listener(policy.SnapshotDropped(dropped.name, dropped.reason))
 
     @staticmethod

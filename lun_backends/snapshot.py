@@ -109,9 +109,7 @@ class Snapshot:
     @property
     def gone(self) -> bool:
         """Whether it is invalid for ever: that is on disk."""
-        if isinstance(self.write_once, lost_device.LostDevice):
-            return self.write_once.recorded
-        return bool(self.reason)
+        return self.write_once.recorded
 
     @property
     def used_bytes(self) -> int:

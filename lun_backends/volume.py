@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import threading
@@ -470,7 +471,6 @@ class Volume:
                 raise VolumeError(self.name, reason, "delete the older ones first")
             if index:
                 older = self.snapshots[index - 1]
-                snapshot.view.close()
                 if not snapshot.deleting:
                     with self._changing:
                         self._mark_deleting(snapshot)
@@ -501,26 +501,48 @@ class Volume:
         except block_device.SpaceExhausted as error:
             reason = f"there is no room to move what {snapshot.name!r} has to {older.name!r}"
             raise VolumeError(self.name, reason, "free space, or delete the oldest snapshot first") from error
+        except block_device.SnapshotInvalid:
+            if not older.gone:
+                raise
+            return True  # it was given up meanwhile
 
     def _mark_deleting(self, snapshot: Snapshot) -> None:
         """Let nothing go into `snapshot` any more, durably.
 
         From here on it is read-only: if it was the newest, copies go to the next older active one, which must get no
         chunk from the primary that `snapshot` has - those have changed since.  So all of them are in its tracker, and
-        a chunk that `snapshot` has in part is completed first.
+        a chunk that `snapshot` has in part is completed first.  The same goes for what is in deletion between the two.
         """
         if snapshot is not self._newest_active():
-            self._store(self._with_state(snapshot, SnapshotState.DELETING))
-            snapshot.deleting = True
+            self._begin_deleting(snapshot)
             return
-        self._complete_partial(snapshot)
-        tracker = self._tracker_of([snapshot])
+        older = self.snapshots[: self.snapshots.index(snapshot)]
+        between = list(itertools.takewhile(lambda each: each.deleting, reversed(older)))
+        if lost := next((each for each in between if each.reason), None):
+            reason = f"{lost.name!r} was on its way down to an older one and cannot be read: {lost.reason}"
+            raise VolumeError(self.name, reason, "delete the older ones first")
+        for each in (snapshot, *between):
+            self._complete_partial(each)
+        tracker = self._moving_tracker(between)
+        # What is visible and not durable yet must not count: its writer has not gone on, and another would.
+        own = self._moving_tracker([snapshot])
+        if isinstance(snapshot.write_once, write_once.WriteOnce):
+            on_their_way = snapshot.write_once.chunks_on_their_way()
+            if snapshot.write_once.store.broken:  # and took back what it could not make durable
+                own = self._moving_tracker([snapshot])
+            own.known.difference_update(tracking.BitMap(on_their_way))
+        tracker.add_many(own)
         with self.device.hold():
             if self.device.tracker is not None:
                 tracker.add_many(self.device.tracker)
-            self._store(self._with_state(snapshot, SnapshotState.DELETING))
-            snapshot.deleting = True
+            self._begin_deleting(snapshot)
             self._arm(tracker)
+
+    def _begin_deleting(self, snapshot: Snapshot) -> None:
+        """Raises OSError; then nothing has changed."""
+        self._store_or_not(self._with_state(snapshot, SnapshotState.DELETING))
+        snapshot.deleting = True
+        snapshot.view.close()  # while writes are held: what changes from here on is not preserved for it
 
     def _forget(self, snapshot: Snapshot) -> None:
         """Take it off the list, durably; then off the chain, when its last reader has ended; then its files."""
@@ -534,12 +556,12 @@ class Volume:
             self._manifest, snapshots=tuple(each for each in self._manifest.snapshots if each.uuid in kept)
         )
         newest = self._newest_active()
-        if newest is None or newest in left:
-            self._store(record)
+        if newest in left or (newest is None and self.device.write_once_side is None):
+            self._store_or_not(record)
             self.snapshots = left
         else:
             with self.device.hold():
-                self._store(record)
+                self._store_or_not(record)
                 self.snapshots = left
                 self._arm(tracking.Tracker(self.device.chunks))
         self._chain.replace([other.write_once for other in left])
@@ -552,7 +574,7 @@ class Volume:
             giving_up.unmark(self._path(other.uuid), self._io)
 
     def _complete_partial(self, snapshot: Snapshot) -> None:
-        """Preserve all of every chunk that the newest snapshot has in part (someone wrote to its LUN directly)."""
+        """Preserve, in the newest one, all of every chunk that a snapshot has in part (someone wrote to its LUN directly)."""
         for chunk, written in move_down.chunks(snapshot.write_once, self.chunk_size):
             length = min(self.chunk_size, snapshot.write_once.size - chunk * self.chunk_size)
             if written < length:
@@ -562,6 +584,19 @@ class Volume:
         tracker = tracking.Tracker(self.device.chunks)
         for snapshot in snapshots:
             tracker.add_many(chunk for chunk, _ in move_down.chunks(snapshot.write_once, self.chunk_size))
+        return tracker
+
+    def _moving_tracker(self, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
+        """The chunks of snapshots in deletion that an older one must not get from the primary any more.  One that they have
+        only in part did not change since they were taken, or all of it would have been preserved: it is still to be copied."""
+        tracker = tracking.Tracker(self.device.chunks)
+        for snapshot in snapshots:
+            size = snapshot.write_once.size
+            tracker.add_many(
+                chunk
+                for chunk, written in move_down.chunks(snapshot.write_once, self.chunk_size)
+                if written == min(self.chunk_size, size - chunk * self.chunk_size)
+            )
         return tracker
 
     def _newest_active(self) -> Snapshot | None:
@@ -745,15 +780,12 @@ class Volume:
                 raise ResizeRefused(self.name, reason, "give a multiple of the block size")
             if size == before:
                 return
-            record = self._manifest
             try:
                 self.primary.make_room(size)
-                self._store(dataclasses.replace(record, size=size))
+                self._store_or_not(dataclasses.replace(self._manifest, size=size))
             except flat.CannotOpen as error:
                 raise ResizeRefused(self.name, error.reason, error.remedy) from error
             except (OSError, block_device.BlockDeviceError) as error:
-                with contextlib.suppress(OSError):  # as in `abandon_taking`
-                    manifest.store(self.directory, record, self._io)
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 raise ResizeRefused(self.name, f"it was not resized: {why}", "check the disk") from error
             with self.device.hold():
@@ -806,6 +838,8 @@ class Volume:
             self._chain.append(device)
             snapshot = self._snapshot(record, device)
             snapshot.deleting = record.state is SnapshotState.DELETING
+            if snapshot.deleting:
+                snapshot.view.close()
             snapshots.append(snapshot)
             self.snapshots = tuple(snapshots)
         # What moves down from newer snapshots is as good as in the armed one already; see `_mark_deleting`.
@@ -817,7 +851,7 @@ class Volume:
         if any(each.reason for each in moving):
             self._arm_past_lost(moving)
         else:
-            self._arm(self._tracker_of(moving))
+            self._arm(self._moving_tracker(moving))
         if self.restoring is not None:
             path = self._pending_path(self.restoring.uuid)
             self._cover(self.restoring, pending_chunks.PendingChunks.open(path, self.device.chunks, self._io))
@@ -924,6 +958,15 @@ class Volume:
     def _store(self, record: manifest.Manifest) -> None:
         manifest.store(self.directory, record, self._io)
         self._manifest = record
+
+    def _store_or_not(self, record: manifest.Manifest) -> None:
+        """`_store`; if it fails the old manifest is put in force again, for the new one may be durable all the same."""
+        try:
+            self._store(record)
+        except OSError:
+            with contextlib.suppress(OSError):
+                manifest.store(self.directory, self._manifest, self._io)
+            raise
 
     def _check_open(self) -> None:
         if self._closed:

@@ -49,6 +49,8 @@ class WriteOnce(block_device.BlockDevice):
         self._running: list[None] = []
         self._closed = False
         self._invalid: str | None = store.reason if store.state is chunk_map.State.INVALID else None
+        self.recorded = self._invalid is not None
+        """Whether it is on disk that it is invalid; its owner may see to that where `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
 
     @classmethod
@@ -222,6 +224,7 @@ class WriteOnce(block_device.BlockDevice):
                 self._invalid = reason
                 self._stopped = True
             self.store.set_state(chunk_map.State.INVALID, self._invalid)
+            self.recorded = True
         finally:
             self._running.pop()
 
@@ -244,6 +247,16 @@ class WriteOnce(block_device.BlockDevice):
         finally:
             self._running.pop()
         return True
+
+    def chunks_on_their_way(self) -> list[int]:
+        """The chunks with blocks that are being committed: `extents` may show them as written before they are durable.
+        Raises DeviceClosed."""
+        self._running.append(None)
+        try:
+            self._refuse_if_closed()
+            return self.store.chunks_on_their_way()
+        finally:
+            self._running.pop()
 
     def set_durability(self, durability: thin.Durability) -> None:
         """As `ThinStore.set_durability`; also DeviceClosed."""

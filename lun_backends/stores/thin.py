@@ -528,6 +528,11 @@ class ThinStore:
         """(chunk, mask of its written blocks) for chunks of [first, end) that have any, in order."""
         return contents.chunks_written(self._map, first, end)
 
+    def chunks_on_their_way(self) -> list[int]:
+        """The chunks with pending blocks; those are visible from step 4 of their commit on, and durable at its end."""
+        with self._changed:
+            return list(self._pending)
+
     def used_bytes(self) -> int:
         """What the store takes on disk: the chunk file and the map."""
         return self._file.disk_bytes() + self._map.disk_bytes()

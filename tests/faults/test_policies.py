@@ -257,6 +257,21 @@ class TestFailingDisk:
         bench.reopen()
         assert bench.data("a") == BEFORE
 
+    def test_it_is_refused_again_and_again_until_it_can_be_marked(self, bench: Bench) -> None:
+        bench.open(on_error=DROP).create_snapshot("a")
+        for path in ("*.map", "*.chunks", "*.invalid"):
+            bench.io.fail("*", path=path)
+        for chunk in (1, 1, 2):
+            with pytest.raises(block_device.PreserveFailed):
+                bench.write(chunk, 200)
+        bench.volume.device.flush()
+        bench.io.heal()
+        bench.write(2, 200)
+        assert bench.dropped() == ["a"]
+        bench.reopen()
+        assert bench.volume.snapshot("a").gone
+        assert bench.data() == BEFORE[:2] + bytes([200]) + BEFORE[3:]
+
     def test_short_writes_are_finished(self, bench: Bench) -> None:
         bench.open().create_snapshot("a")
         bench.io.shorten = True
@@ -346,6 +361,7 @@ class TestOutOfReach:
         bench.io.fail("open", errno.EACCES, path=f"{bench.volume.snapshot('a').uuid}.map")
         bench.open()
         bench.volume.delete_snapshot("b")
+        bench.write(2, 201)  # nobody is left who would need its old content
         bench.reopen()
         with pytest.raises(block_device.SnapshotInvalid):
             bench.data("a")

@@ -8,15 +8,18 @@ import errno
 import json
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lun_backends import block_device, flat, manifest, storage_io, volume
+from lun_backends import block_device, flat, manifest, move_down, storage_io, volume
+from lun_backends.block_device import ExtentKind
 from lun_backends.manifest import SnapshotState
 from lun_backends.stores.thin import Durability
+from tests.faults.storage import FaultyIO
 
 CHUNK = 4096
 SIZE = 64 * CHUNK + 512
@@ -130,6 +133,121 @@ def test_a_deletion_that_was_stopped_goes_on_after_reopening(made: volume.Volume
     assert read(opened.snapshot("old").view) == before
     opened.device.writev(0, block(5, SIZE))
     assert read(opened.snapshot("old").view) == before
+    opened.close()
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+def test_deleting_the_newest_behind_a_stopped_deletion(made: volume.Volume, reopened: bool) -> None:
+    """Two are on their way down to the oldest then, which must get nothing from the primary that either of them has."""
+    before = read(made.device)
+    made.create_snapshot("old")
+    made.create_snapshot("middle")
+    made.device.writev(0, block(1, 2 * CHUNK))
+    made.create_snapshot("new")
+    made.device.writev(4 * CHUNK, block(1))
+    with pytest.raises(volume.DeletionStopped):
+        made.delete_snapshot("middle", cancelled=lambda: True)
+    opened = reopen(made) if reopened else made
+    with pytest.raises(volume.DeletionStopped):
+        opened.delete_snapshot("new", cancelled=lambda: True)
+    opened.device.writev(CHUNK - 512, block(2, CHUNK))
+    assert read(opened.snapshot("old").view) == before
+    opened.resume_deletions()
+    assert [snapshot.name for snapshot in opened.snapshots] == ["old"]
+    assert read(opened.snapshot("old").view) == before
+    opened.close()
+
+
+def test_what_is_not_durable_yet_is_not_taken_for_preserved(tmp_path: Path) -> None:
+    """The newest snapshot is deleted while a copy into it waits for the disk, visible already: another writer to that chunk
+    must not take it for done (rule 1)."""
+    io = FaultyIO()
+    made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
+    made.create_snapshot("old")
+    new = made.create_snapshot("new")
+    made.device.writev(8 * CHUNK, block(1))
+    disk = threading.Event()
+    io.delay("sync_map", disk, path=f"{new.uuid}.map")
+    writer = threading.Thread(target=made.device.writev, args=(0, block(2)))
+    writer.start()
+    try:
+        while next(iter(new.write_once.extents(0, CHUNK))).kind is ExtentKind.BLANK:
+            assert writer.is_alive()
+        with pytest.raises(volume.DeletionStopped):
+            made.delete_snapshot("new", cancelled=lambda: True)
+        tracker = made.device.tracker
+        assert tracker is not None
+        assert 8 in tracker
+        assert 0 not in tracker
+    finally:
+        disk.set()
+        writer.join()
+    made.resume_deletions()
+    assert read(made.snapshot("old").view) == bytes(SIZE)
+    made.close()
+
+
+def test_what_a_crash_left_in_part_is_still_to_be_preserved(made: volume.Volume) -> None:
+    """The newest snapshot was being deleted when the power went, and some blocks of a chunk had come to its disk."""
+    before = read(made.device)
+    made.create_snapshot("old")
+    new = made.create_snapshot("new")
+    made.device.writev(8 * CHUNK, block(1))
+    with pytest.raises(volume.DeletionStopped):
+        made.delete_snapshot("new", cancelled=lambda: True)
+    new.write_once.writev(CHUNK, [memoryview(before)[CHUNK : CHUNK + 1024]])
+    opened = reopen(made)
+    opened.device.writev(CHUNK, block(7, CHUNK))
+    assert read(opened.snapshot("old").view) == before
+    opened.resume_deletions()
+    assert read(opened.snapshot("old").view) == before
+    opened.close()
+
+
+def test_a_snapshot_that_is_given_up_while_another_moves_down_to_it(
+    made: volume.Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move_down, "_BATCH", CHUNK)
+    old = made.create_snapshot("old")
+    made.create_snapshot("new")
+    made.device.writev(0, block(1, 3 * CHUNK))
+    made.delete_snapshot("new", progress=lambda _done, _all: made._enforcer.give_up(old, "no room"))
+    assert [snapshot.name for snapshot in made.snapshots] == ["old"]
+    assert made.snapshot("old").gone
+
+
+def test_a_snapshot_in_deletion_cannot_be_read_after_reopening_either(made: volume.Volume) -> None:
+    made.create_snapshot("old")
+    made.create_snapshot("new")
+    made.device.writev(0, block(1))
+    with pytest.raises(volume.DeletionStopped):
+        made.delete_snapshot("new", cancelled=lambda: True)
+    opened = reopen(made)
+    opened.device.writev(4 * CHUNK, block(2))  # its old content goes to the older one only
+    with pytest.raises(block_device.DeviceClosed):
+        read(opened.snapshot("new").view)
+    with pytest.raises(block_device.DeviceClosed):
+        list(opened.export("new"))
+    opened.close()
+
+
+@pytest.mark.parametrize("name", ["middle", "new"])
+def test_a_deletion_that_cannot_be_recorded_leaves_the_snapshot_as_it_was(tmp_path: Path, name: str) -> None:
+    io = FaultyIO()
+    made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
+    for each in ("old", "middle", "new"):
+        made.device.writev(0, block(len(made.snapshots) + 1, CHUNK))
+        made.create_snapshot(each)
+    before = read(made.device)
+    io.fail("rename", errno.EIO, path="volume.json")
+    with pytest.raises(volume.VolumeError):
+        made.delete_snapshot(name)
+    io.heal()
+    made.device.writev(CHUNK, block(9, 2 * CHUNK))
+    expected = before if name == "new" else bytes([2]) * CHUNK + before[CHUNK:]
+    assert read(made.snapshot(name).view) == expected
+    opened = reopen(made)
+    assert read(opened.snapshot(name).view) == expected
     opened.close()
 
 
