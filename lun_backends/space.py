@@ -37,23 +37,26 @@ class Space:
     @property
     def full(self) -> bool:
         """Whether nothing more may be taken."""
-        return self.limit is not None and self.used >= self.limit
+        limit = self.limit  # which another thread may change
+        return limit is not None and self.used >= limit
 
     def take(self, amount: int) -> bool:
         """Count `amount` more bytes, unless that would pass the limit; gives whether it did not."""
         with self._lock:
-            if (
-                self.limit is not None
-                and self.used + amount > self.limit
-                and not getattr(self._free_of_limits, "now", False)
-            ):
+            limit = self.limit
+            if limit is not None and self.used + amount > limit and not getattr(self._free_of_limits, "now", False):
                 return False
             warn = not self.low
             self.used += amount
             warn = warn and self.low
-        if warn and self.limit is not None:
-            self.on_warning(self.used, self.limit)
+        if warn and limit is not None:
+            self.on_warning(self.used, limit)
         return True
+
+    def allow(self, limit: int | None, warn_percent: int) -> None:
+        """Have other bounds from now on; what is taken stays."""
+        with self._lock:
+            self.limit, self.warn_percent = limit, warn_percent
 
     def add(self, amount: int) -> None:
         """Count bytes that are taken already; negative: bytes given back."""
@@ -70,4 +73,5 @@ class Space:
             self._free_of_limits.now = False
 
     def _over(self, used: int) -> bool:
-        return self.limit is not None and used * 100 >= self.limit * self.warn_percent
+        limit = self.limit
+        return limit is not None and used * 100 >= limit * self.warn_percent

@@ -321,6 +321,13 @@ class Volume:
         if len(labels) > manifest.LABELS_MAX:
             raise BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
 
+    def keep_by(self, rules: policy.Policy) -> None:
+        """Keep snapshots by these rules from now on, while the volume is used; `copy_timeout` stays what it is."""
+        with self._changing:
+            self.rules = dataclasses.replace(rules, copy_timeout=self.rules.copy_timeout)
+            self.space.allow(rules.limit, rules.warn_percent)
+            self._enforcer.rules = self.rules
+
     # The steps of taking a snapshot, for `create_snapshot` and, several volumes side by side, for `group`.
 
     def changing(self) -> contextlib.AbstractContextManager[object]:
@@ -706,8 +713,9 @@ class Volume:
         needed = changed * self.chunk_size - have
         disk = os.statvfs(self.directory)
         room = disk.f_bavail * disk.f_frsize
-        if self.space.limit is not None:
-            room = min(room, self.space.limit - self.space.used)
+        limit = self.space.limit
+        if limit is not None:
+            room = min(room, limit - self.space.used)
         if needed > max(0, room):
             raise RestoreRefused(
                 self.name, f"restoring {name!r} needs up to {needed} bytes for newer snapshots", "free space first"

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 SECRETS = "secrets"
+_WHILE_IN_USE = frozenset({"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "schedule", "keep"})
+"""What can change about a volume that stays where it is; for all else it is taken away for a moment."""
 _AT_NEXT_START = tuple(key for key in settings.Settings.model_fields if key not in ("access", "volumes"))
 
 
@@ -112,21 +114,31 @@ class Administration:
     def create_volume(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
         """Make a volume, or take up again one whose data is there, and serve it."""
         with self._lock:
-            lun = self._served.lowest_free_lun() if request.lun is None else request.lun
-            wanted = _validated(settings.Volume, {**messages.encode(request), "lun": lun}, f"volume {request.name}")
+            fields = messages.encode(request)
+            if fields.pop("hidden"):
+                fields["lun"] = settings.NO_LUN
+            elif request.lun is None:
+                fields["lun"] = self._served.lowest_free_lun()
+            wanted = _validated(settings.Volume, fields, f"volume {request.name}")
             now = self._served.settings
             changed = _checked(now.model_copy(update={"volumes": (*now.volumes, wanted)}))
             if dry_run:
                 return
             self._served.add_volume(wanted)
             self._served.settings = changed
-            log.info("volume %s is served as LUN %d", wanted.name, wanted.lun)
+            log.info(
+                "volume %s is served as LUN %s", wanted.name, settings.NO_LUN if wanted.lun is None else wanted.lun
+            )
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
-        """Serve a volume under another LUN, or with another durability; it is taken away and comes back."""
+        """Change a volume; for another LUN or durability it is taken away and comes back."""
         with self._lock:
             before = self._volume(name)
             given = {key: value for key, value in messages.encode(request).items() if value is not None}
+            if given.pop("hidden"):
+                given["lun"] = settings.NO_LUN
+            if given.get("limit") == messages.NO_LIMIT:
+                given["limit"] = None
             wanted = _validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")
             now = self._served.settings
             _checked(now.model_copy(update={"volumes": tuple(wanted if v is before else v for v in now.volumes)}))
@@ -460,9 +472,12 @@ class Administration:
         self._served.settings = changed
 
     def _redo(self, old: settings.Volume, new: settings.Volume, force: bool, dry_run: bool) -> None:
-        if old.model_copy(update={"snapshots": new.snapshots}) == new and old.name not in self._served.failed:
-            there = {snapshot.name for snapshot in self._served.served(old.name).snapshots}
+        same = old.model_copy(update={key: getattr(new, key) for key in _WHILE_IN_USE}) == new
+        if same and old.name not in self._served.failed:
+            opened = self._served.served(old.name)
+            there = {snapshot.name for snapshot in opened.snapshots}
             if not dry_run:
+                opened.keep_by(volumes.rules(new))
                 for name in new.snapshots:
                     if name not in there:
                         self._served.create_snapshot(new.name, name)

@@ -35,7 +35,7 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.patch("/volumes/{name}", status_code=204)
     def change_volume(name: str, request: messages.ChangeVolume, force: Force = False, dry_run: DryRun = False) -> None:
-        """Change a volume's LUN or durability; it is gone for a moment."""
+        """Change a volume; for another LUN or durability it is gone for a moment."""
         admin.change_volume(name, request, force=force, dry_run=dry_run)
 
     @router.post("/volumes/{name}/resize")

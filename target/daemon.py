@@ -51,7 +51,9 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
         except (lun_numbers.Damaged, OSError) as error:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
-            if (configured.volumes or configured.write_once or configured.shared) and not served.scsi.luns:
+            if (configured.volumes or configured.write_once or configured.shared) and not (
+                served.open_volumes or served.scsi.luns
+            ):
                 raise CannotServe("no volume can be served; see above for each one's reason and remedy")
             _run(served, config, on_file)
         finally:
@@ -142,14 +144,15 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
     address, name = served.portal_address, configured.target
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
     there = [each for each in configured.volumes if each.name in served.open_volumes]
-    lines += [f"  LUN {each.lun}: {each.name}" for each in there]
+    lines += [f"  LUN {each.lun}: {each.name}" for each in there if each.lun is not None]
     if configured.fabric is settings.Fabric.PORTAL:
         lines += [
             "log in with the kernel's initiator (as root):",
             f"  iscsiadm -m discovery -t sendtargets -p {address}",
             f"  iscsiadm -m node -T {name} -p {address} --login",
         ]
-        lines += ["or without one:", f"  qemu-img info {served.url(there[0].lun)}"] if there else []
+        shown = [each.lun for each in there if each.lun is not None]
+        lines += ["or without one:", f"  qemu-img info {served.url(shown[0])}"] if shown else []
     command = f"{_program()} {_state_option(served.state_dir)}"
     if there:
         lines += ["take a snapshot, from another terminal:", f"  {command}snapshot create {there[0].name} NAME"]

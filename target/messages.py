@@ -78,11 +78,11 @@ class SnapshotDetails(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is being served; `state` is `online` or `failed`, and then `trouble` says why.  `restoring` names the
+    """A volume as it is being served, `lun` None: not to initiators; `state` is `online` or `failed`, and then `trouble` says why.  `restoring` names the
     snapshot that it was rolled back to, until its primary has caught up."""
 
     name: str
-    lun: int
+    lun: int | None
     state: str
     trouble: str
     restoring: str | None
@@ -230,11 +230,13 @@ class SetAuth:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Request: serve a volume; `lun` None: the lowest number that is free.  Sizes as the configuration writes them."""
+    """Request: serve a volume; `lun` None: the lowest number that is free, unless it is to be `hidden`, under none.  Sizes as
+    the configuration writes them."""
 
     name: str
     size: str | None = None
     lun: int | None = None
+    hidden: bool = False
     primary: str | None = None
     block_size: int = 512
     chunk_size: str = "64KiB"
@@ -243,11 +245,15 @@ class CreateVolume:
     on_error: str = "fail-writes"
 
 
+NO_LIMIT = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeVolume:
-    """Request: what is not None is changed."""
+    """Request: what is not None is changed.  `limit` may be NO_LIMIT; `hidden`: under no LUN."""
 
     lun: int | None = None
+    hidden: bool = False
     durability: str | None = None
     limit: str | None = None
     on_error: str | None = None

@@ -117,7 +117,7 @@ class Service:
         for numbers in self._numbers.all().values():
             if each.lun in (numbers.view, numbers.write_once):
                 raise problems.lun_taken(each.lun, numbers.volume)
-        told = watching.Watch(each.name, lambda: self.scsi.luns.get(each.lun))
+        told = watching.Watch(each.name, lambda: self._unit_of(each))
         opened = volumes.open_volume(each, self.state_dir, told)
         try:
             journal = self._unit_state.journal(opened)
@@ -129,7 +129,8 @@ class Service:
                     log.info("took %s@%s, as the configuration asks", each.name, name)
             kind = logical_unit.UnitKind.PRIMARY
             unit = self._unit_state.unit(opened, opened.device, opened.uuid, kind, each.name, journal)
-            self.scsi.add_lun(each.lun, unit)
+            if each.lun is not None:
+                self.scsi.add_lun(each.lun, unit)
         except BaseException:
             for snapshot in opened.snapshots:
                 self._withdraw(snapshot)
@@ -152,12 +153,14 @@ class Service:
         with self._lock:
             if self._stopping:
                 raise problems.stopping()
-            self._numbers.reserve(wanted.lun)
+            if wanted.lun is not None:
+                self._numbers.reserve(wanted.lun)
             try:
                 with problems.translated(f"volume {wanted.name} cannot be served"):
                     self._serve(wanted)
             except problems.Problem:
-                self._numbers.release(wanted.lun)
+                if wanted.lun is not None:
+                    self._numbers.release(wanted.lun)
                 raise
             self.failed = {name: why for name, why in self.failed.items() if name != wanted.name}
 
@@ -170,12 +173,14 @@ class Service:
             self._volumes = {name: other for name, other in self._volumes.items() if name != wanted.name}
             self.failed = {name: why for name, why in self.failed.items() if name != wanted.name}
             if opened is not None:
-                self.scsi.remove_lun(wanted.lun)
+                if wanted.lun is not None:
+                    self.scsi.remove_lun(wanted.lun)
                 for snapshot in opened.snapshots:
                     self._withdraw(snapshot)
                 with problems.translated(f"volume {wanted.name} did not close cleanly"):
                     opened.close()
-            self._numbers.release(wanted.lun)
+            if wanted.lun is not None:
+                self._numbers.release(wanted.lun)
 
     # -- LUNs ----------------------------------------------------------------------------------------------------
 
@@ -200,6 +205,9 @@ class Service:
         for number in (numbers.view, numbers.write_once) if numbers else ():
             if number in self.scsi.luns:
                 self.scsi.remove_lun(number)
+
+    def _unit_of(self, each: settings.Volume) -> logical_unit.LogicalUnit | None:
+        return None if each.lun is None else self.scsi.luns.get(each.lun)
 
     def url(self, lun: int | None) -> str:
         """What libiscsi and qemu call a LUN; empty for None."""
@@ -411,7 +419,7 @@ class Service:
         return {
             each.name: (unit.counters.bytes_read, unit.counters.bytes_written, unit.counters.commands)
             for each in self.settings.volumes
-            if (unit := self.scsi.luns.get(each.lun)) is not None
+            if (unit := self._unit_of(each)) is not None
         }
 
     def status(self) -> messages.Status:

@@ -38,6 +38,8 @@ CHUNK_MAXIMUM = 1 << 20
 LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
+NO_LUN = "none"
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
 """Names of volumes and snapshots: they become file names, and `@` separates the two."""
 
@@ -47,7 +49,7 @@ IQN_PATTERN = (
     r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
 )
 IQN_MAXIMUM = 223
-INITIATOR_PATTERN = r"^[A-Za-z0-9*?\[][A-Za-z0-9.:_*?\[\]!-]*$"
+INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,3}[*?\[])[A-Za-z0-9.:_*?\[\]!-]*$"
 """A name, or a pattern of names as in file names: `*`, `?` and `[...]`."""
 UNIT_PATTERN = NAME_PATTERN[:-1] + r"(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
@@ -129,7 +131,10 @@ TargetName = Annotated[
 ]
 InitiatorName = Annotated[
     str,
-    _matching(INITIATOR_PATTERN, "initiator's name: write an iSCSI name, or a pattern of them with * and ?"),
+    _matching(
+        INITIATOR_PATTERN,
+        "initiator's name: write an iSCSI name, like iqn.2026-11.org.example:host, or a pattern of them with * and ?",
+    ),
     pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
 ]
 UnitName = Annotated[
@@ -137,8 +142,27 @@ UnitName = Annotated[
     _matching(UNIT_PATTERN, "unit: write VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once"),
     _schema(pattern=UNIT_PATTERN),
 ]
+
+
+def _lun_or_none(value: object) -> object:
+    if value is None:
+        raise ValueError(f"write a number, or {NO_LUN}")
+    return None if value == NO_LUN else value
+
+
 ChapName = Annotated[str, pydantic.Field(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
 Lun = Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
+LunOrNone = Annotated[
+    Lun | None,
+    pydantic.BeforeValidator(_lun_or_none),
+    pydantic.PlainSerializer(lambda value: NO_LUN if value is None else value),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": LUN_MAXIMUM}, {"const": NO_LUN}],
+            "examples": [0, NO_LUN],
+        }
+    ),
+]
 Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
 
@@ -366,8 +390,8 @@ class Volume(_Settings):
     name: Name
     """What commands call it. Never change it: snapshots are kept under this name."""
 
-    lun: Lun
-    """The LUN under which initiators see the volume. Snapshots take the lowest numbers that are free."""
+    lun: LunOrNone
+    """The LUN under which initiators see the volume; `none`: they do not. Snapshots take the lowest numbers that are free."""
 
     size: Size | None = None
     """Bytes, like 1GiB. Required to make a new volume; an existing one keeps its size, and must agree if this is given."""
@@ -529,10 +553,11 @@ class Settings(_Settings):
             if volume.name in names:
                 found[*where, "name"] = f"volumes[{names[volume.name]}] is called {volume.name} already"
             names.setdefault(volume.name, index)
-            if volume.lun in luns:
+            if volume.lun is not None and volume.lun in luns:
                 free = next(number for number in range(LUN_MAXIMUM) if number not in {v.lun for v in self.volumes})
                 found[*where, "lun"] = f"LUN {volume.lun} is {luns[volume.lun]} already; the lowest free one is {free}"
-            luns.setdefault(volume.lun, volume.name)
+            if volume.lun is not None:
+                luns.setdefault(volume.lun, volume.name)
             if volume.primary is not None:
                 if volume.primary in primaries:
                     found[*where, "primary"] = f"{volume.primary} is the primary of {primaries[volume.primary]} already"
@@ -559,7 +584,8 @@ class Settings(_Settings):
     @property
     def fixed_luns(self) -> frozenset[int]:
         """The LUNs that the configuration gives away itself."""
-        return frozenset((*(each.lun for each in self.volumes), *(lun for _, lun, _ in self._other_luns())))
+        luns = (each.lun for each in self.volumes if each.lun is not None)
+        return frozenset((*luns, *(lun for _, lun, _ in self._other_luns())))
 
     def _other_luns(self) -> Iterator[tuple[tuple[str | int, ...], int, str]]:
         """What is not a volume: path of the value, the LUN, and what has it."""

@@ -200,7 +200,7 @@ def status(answer: messages.Status) -> str:
             [
                 (
                     each.name,
-                    str(each.lun),
+                    _lun(each.lun),
                     each.state,
                     units.human_size(each.size),
                     units.human_size(each.primary_used_bytes),

@@ -10,4 +10,5 @@ it is looked at, once per command line.
     volumes.py   /volumes
     snapshots.py /volumes/NAME/snapshots
     iscsi.py     /iscsi
+    acls.py      /iscsi/IQN/tpg1/acls
 """

@@ -3,6 +3,7 @@
 
 * Names may hold `+`, and paths `*` and `?` inside a name (initiator patterns).  A path that ends with `/*` means all children.
 * Errors go to standard error as a sentence and a remedy, and the exit status says whether there was one.
+* `--dry-run` in a line holds for that line; `--force` and the like are another way to say `force=true`.
 * Nothing is logged to a file, and a line with a secret in it is not remembered.
 * Completions are listed without asking the terminal where its cursor is, so any terminal will do.
 """
@@ -10,7 +11,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import os
+import re
 import readline
 import sys
 from collections.abc import Callable, Iterable
@@ -25,6 +29,9 @@ from target import client, show
 
 T = TypeVar("T")
 SECRET_WORDS = ("password=", "mutual_password=")
+_OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)(?:=(\S*))?(?!\S)")
+_HERE = "`help` lists what can be said here"
+_LOOK = "`ls` shows what there is, and TAB completes it"
 
 
 class Refused(node.ExecutionError):
@@ -92,20 +99,14 @@ class Shell(configshell_fb.ConfigShell):
         word = pyparsing.Word(pyparsing.alphanums + "_")
         value = pyparsing.Word(pyparsing.alphanums + r"?;&*$!#,=_\+/.<>()~@:-%[]")
         keyword = pyparsing.Word(pyparsing.alphanums + r"_\-")
-        named = pyparsing.locatedExpr(keyword + pyparsing.Suppress("=") + pyparsing.Optional(value, default=""))(
-            "kparams*"
-        )
-        plain = pyparsing.locatedExpr(value)("pparams*")
+        named = _located(keyword + pyparsing.Suppress("=") + pyparsing.Opt(value, default=""))("kparams*")
+        plain = _located(value)("pparams*")
         bookmark = pyparsing.Regex(r"@([A-Za-z0-9:_.]|-)+")
         name = r"[A-Za-z0-9:_.\[\]+*?!@-]"
         path = pyparsing.Regex(rf"{name}*/({name}|/)*") | ".." | "."
-        where = pyparsing.locatedExpr(bookmark | path | "*")("path")
-        command = pyparsing.locatedExpr(word)("command")
-        self._parser = (
-            pyparsing.Optional(where)
-            + pyparsing.Optional(command)
-            + pyparsing.Optional(pyparsing.OneOrMore(named | plain))
-        )
+        where = _located(bookmark | path | "*")("path")
+        command = _located(word)("command")
+        self._parser = pyparsing.Opt(where) + pyparsing.Opt(command) + pyparsing.ZeroOrMore(named | plain)
         if not _colourful():
             self.prefs.autosave = False
             self.prefs["color_mode"] = False
@@ -115,8 +116,10 @@ class Shell(configshell_fb.ConfigShell):
     def run_cmdline(self, cmdline: str) -> None:
         """Run one line.  Raises ExecutionError, which Refused is one of."""
         self._renew()
+        always_dry = self.client.dry_run
         try:
             if cmdline and not cmdline.startswith("#"):
+                cmdline = self._without_options(cmdline)
                 # What configshell's own parsing does not understand it would leave out in silence.
                 (self._parser + pyparsing.StringEnd()).parse_string(cmdline)
                 _, _, command, *parameters = self._parse_cmdline(cmdline)
@@ -129,14 +132,33 @@ class Shell(configshell_fb.ConfigShell):
             what = f"this cannot be read from {cmdline[error.loc :].split()[0]} on"
             raise Refused(what, "write [PATH] COMMAND [PARAMETER...], words without quotes") from None
         finally:
+            self.client.dry_run = always_dry
             self._renew()
             if sys.stdin.isatty() and any(word in cmdline for word in SECRET_WORDS):
                 with contextlib.suppress(ValueError):
                     readline.remove_history_item(readline.get_current_history_length() - 1)
 
+    def _without_options(self, line: str) -> str:
+        """The line with `--NAME` spelt as a parameter; a `--dry-run` is done what it says of instead."""
+
+        def parameter(option: re.Match[str]) -> str:
+            name, value = option[1].replace("-", "_"), option[2]
+            if name == "dry_run" and value is None:
+                self.client.dry_run = True
+                return ""
+            return f"{name}={'true' if value is None else value}"
+
+        return _OPTION.sub(parameter, line).strip()
+
     def _execute_command(self, path: str, command: str, pparams: list[str], kparams: dict[str, str]) -> None:
         if not path.endswith("*") or path == "*" or path.endswith("/*"):
-            super()._execute_command(path, command, pparams, kparams)
+            try:
+                super()._execute_command(path, command, pparams, kparams)
+            except Refused:
+                raise
+            except node.ExecutionError as error:
+                remedy = "" if path.endswith("*") else self._remedy(path or ".", command, pparams, kparams)
+                raise Refused(_lower(str(error)), remedy) from None
             return
         # An initiator's pattern that ends with a star, not "all children".
         try:
@@ -146,6 +168,30 @@ class Shell(configshell_fb.ConfigShell):
         result = target.execute_command(command or "cd", pparams if command else ["."], kparams)
         if isinstance(result, node.ConfigNode):
             self._current_node = result
+
+    def _remedy(self, path: str, command: str, pparams: list[str], kparams: dict[str, str]) -> str:
+        """What to do about a command that configshell itself refused."""
+        try:
+            here = self._current_node.get_node(path)
+        except ValueError:
+            return _LOOK
+        known = here.list_commands()
+        if command and command not in known:
+            close = difflib.get_close_matches(command, known, 1)
+            return f"did you mean {close[0]}? {_HERE}" if close else _HERE
+        if command in ("ls", "cd", ""):
+            return _LOOK
+        if command == "help":
+            return _HERE
+        if command in ("set", "get"):
+            group = kparams.get("group") or next(iter(pparams), "")
+            groups = here.list_config_groups()
+            what = f"`{command} {group}`" if group in groups else f"`{command}`"
+            return f"{what} lists what there is"
+        names = list(inspect.signature(here.get_command_method(command)).parameters)
+        close = [known for name in kparams if name not in names for known in difflib.get_close_matches(name, names, 1)]
+        syntax = here.get_command_syntax(command)[0].strip()
+        return (f"did you mean {close[0]}? " if close else "") + f"write `{syntax}`; `help {command}` explains it"
 
     def run_line(self, line: str) -> bool:
         """Run one line and explain what goes wrong; whether nothing did."""
@@ -211,7 +257,7 @@ def explain(error: node.ExecutionError) -> None:
         remedy = f"\n{show.sentence(error.remedy)}" if error.remedy else ""
         sys.stderr.write(f"wolun: {error.message}{remedy}\n")
     else:
-        sys.stderr.write(f"wolun: {str(error)[:1].lower()}{str(error)[1:]}\n")
+        sys.stderr.write(f"wolun: {_lower(str(error))}\n")
     sys.stderr.flush()
 
 
@@ -219,6 +265,17 @@ def say(text: str) -> None:
     """Print an answer."""
     sys.stdout.write(text.rstrip("\n") + "\n")
     sys.stdout.flush()
+
+
+def _located(expression: pyparsing.ParserElement) -> pyparsing.ParserElement:
+    """What configshell wants to know of a word: where it begins and ends, and its value, which pyparsing's own `Located` has
+    in a list."""
+    here = pyparsing.Empty().set_parse_action(lambda _text, place, _tokens: place)
+    return pyparsing.Group(here("locn_start") + expression("value") + here.copy().leave_whitespace()("locn_end"))
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _without_secrets(line: str) -> str:

@@ -121,8 +121,7 @@ class Node(node.ConfigNode):
             if possible is None:
                 default = inspect.signature(self.get_command_method(command)).parameters.get(parameter)
                 possible = BOOLEANS if default is not None and default.default in BOOLEANS else ()
-            found = [each for each in possible if each.startswith(text)]
-            return [f"{found[0]} "] if len(found) == 1 and not found[0].endswith("/") else found
+            return one_of(possible, text)
 
         return complete
 
@@ -137,6 +136,25 @@ class Node(node.ConfigNode):
                  TAB completes everything, `help COMMAND` explains a command.  Changes act at once; `/ saveconfig`
                  writes them into the configuration file.
                  """
+
+
+class Leaf(Node):
+    """Something to be looked at."""
+
+    def __init__(self, name: str, parent: Node, text: str, *, healthy: bool | None = None) -> None:
+        super().__init__(name, parent)
+        self._text = text
+        self._healthy = healthy
+
+    def summary(self) -> tuple[str, bool | None]:
+        """For ls."""
+        return self._text, self._healthy
+
+
+def one_of(possible: Iterable[str], text: str) -> list[str]:
+    """Those that begin like `text`; a space behind the only one says that it is complete."""
+    found = [each for each in possible if each.startswith(text)]
+    return [f"{found[0]} "] if len(found) == 1 and not found[0].endswith("/") else found
 
 
 def flag(value: str, name: str) -> bool:
@@ -184,3 +202,7 @@ def export(text: str, file: str | None) -> None:
     except OSError as error:
         raise console.Refused(f"{file} cannot be written: {error.strerror}", "name a file that is not there") from error
     console.say(f"wrote {file}")
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

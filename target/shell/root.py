@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from target import messages, show, units
 from target.shell import console
-from target.shell.iscsi import Iscsi, Leaf
-from target.shell.node import Node, files, flag, number
+from target.shell.iscsi import Iscsi
+from target.shell.node import Leaf, Node, files, flag, number
 from target.shell.volumes import Volumes
 
 

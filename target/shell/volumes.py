@@ -8,12 +8,14 @@ from collections.abc import Iterable
 
 from target import client, messages, show, units
 from target.shell import console
-from target.shell.node import Node, export, files, flag, number, table
+from target.shell.node import Node, export, files, flag, number, one_of, table
 from target.shell.snapshots import Snapshots
 
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
+NO_LUN = "none"
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
+SETTABLE = {"durability": DURABILITIES, "on_error": POLICIES, "limit": (messages.NO_LIMIT, *SIZES), "lun": (NO_LUN,)}
 
 
 class Volumes(Node):
@@ -71,7 +73,7 @@ class Volumes(Node):
 
         name        what to call it; snapshots are kept under this name
         size        how large, like 10GiB; an existing file, device or volume keeps its size
-        lun         the LUN initiators see it under; left out, the lowest one that is free
+        lun         the LUN initiators see it under; left out, the lowest one that is free; none: they do not see it
         primary     the file or block device that holds the live data; left out, a sparse file in the state directory
         block_size  bytes per logical block, 512 or 4096
         chunk_size  the unit of copy-on-write, a power of two from 4KiB to 1MiB
@@ -82,7 +84,8 @@ class Volumes(Node):
         wanted = messages.CreateVolume(
             name=name,
             size=size,
-            lun=number(lun, "lun"),
+            lun=None if lun == NO_LUN else number(lun, "lun"),
+            hidden=lun == NO_LUN,
             primary=None if primary is None else os.path.abspath(primary),  # noqa: PTH100 - links stay as given
             block_size=number(block_size, "block_size") or 0,
             chunk_size=chunk_size,
@@ -110,6 +113,8 @@ class Volumes(Node):
             ("delete", "name"): lambda: [each.name for each in self.volumes()],
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
+            ("create", "lun"): lambda: (NO_LUN,),
+            ("create", "limit"): lambda: SIZES,
             ("create", "block_size"): lambda: ("512", "4096"),
             ("create", "chunk_size"): lambda: ("4KiB", "16KiB", "64KiB", "256KiB", "1MiB"),
             ("create", "size"): lambda: SIZES,
@@ -123,15 +128,11 @@ class Volume(Node):
     def __init__(self, name: str, parent: Volumes) -> None:
         super().__init__(name, parent)
         for attribute, writable, what in (
-            ("lun", True, "The LUN initiators see it under; changing it takes the volume away for a moment."),
+            ("lun", True, "The LUN initiators see it under, or none; changing it takes the volume away for a moment."),
             ("durability", True, "power-loss or process-crash; changing it takes the volume away for a moment."),
-            (
-                "limit",
-                True,
-                "How much old data its snapshots may keep; changing it takes the volume away for a moment.",
-            ),
-            ("on_error", True, "fail-writes or drop-snapshot; changing it takes the volume away for a moment."),
-            ("size", False, "How large it is."),
+            ("limit", True, "How much old data its snapshots may keep; none: as much as there is room for."),
+            ("on_error", True, "When old data cannot be kept: fail-writes or drop-snapshot."),
+            ("size", False, "How large it is; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of copy-on-write."),
             ("primary", False, "The file or device that holds the live data."),
@@ -152,24 +153,59 @@ class Volume(Node):
     def summary(self) -> tuple[str, bool | None]:
         """For ls."""
         each = self.told()
+        lun = "no LUN" if each.lun is None else f"LUN {each.lun}"
         if each.state != "online":
-            return f"LUN {each.lun}, not served: {each.trouble}", False
+            return f"{lun}, not served: {each.trouble}", False
         used = each.primary_used_bytes
-        return f"LUN {each.lun}, {units.human_size(each.size)}, {units.human_size(used)} used", True
+        return f"{lun}, {units.human_size(each.size)}, {units.human_size(used)} used", True
 
     def ui_getgroup_attribute(self, attribute: str) -> str:
         """For `get attribute`."""
         each = self.told()
         if attribute == "limit":
-            return "none" if each.preserved_limit is None else units.exact_size(each.preserved_limit)
+            return messages.NO_LIMIT if each.preserved_limit is None else units.exact_size(each.preserved_limit)
+        if attribute == "lun":
+            return NO_LUN if each.lun is None else str(each.lun)
         value = getattr(each, attribute)
         return units.exact_size(value) if attribute in ("size", "chunk_size") else str(value)
 
+    def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
+        """
+        Changes a group of parameters: attribute or global.  Without parameters, explains them.
+
+        group      attribute, with lun, durability, limit, on_error; all that are given change together, or none does.
+                   For lun and durability the volume is taken away for a moment, so that is refused while somebody uses
+                   it, unless `force=true` is among them.
+        parameter  NAME=VALUE, any number of them
+        """
+        names = self.list_group_params("attribute", writable=True)
+        if group != "attribute" or not set(parameter) - {"force"} or set(parameter) - {"force", *names}:
+            super().ui_command_set(group, **parameter)
+            return
+        force = flag(parameter.pop("force", "false"), "force")
+        lun = parameter.get("lun")
+        request = messages.ChangeVolume(
+            lun=None if lun == NO_LUN else number(lun, "lun"),
+            hidden=lun == NO_LUN,
+            durability=parameter.get("durability"),
+            limit=parameter.get("limit"),
+            on_error=parameter.get("on_error"),
+        )
+        self.asked.change_volume(self.name, request, force=force)
+        self.facts.forget()
+        for name, value in parameter.items():
+            self.done(f"{name} of {self.name} is {value if self.asked.dry_run else self.ui_getgroup_attribute(name)}")
+
+    def ui_complete_set(self, parameters: dict[str, str], text: str, current_param: str) -> list[str]:
+        """For completion of `set`."""
+        if parameters.get("group") == "attribute" and current_param in SETTABLE:
+            return one_of(SETTABLE[current_param], text)
+        found: list[str] = super().ui_complete_set(parameters, text, current_param)
+        return found
+
     def ui_setgroup_attribute(self, attribute: str, value: str) -> None:
-        """For `set attribute`."""
-        self.facts.forget()  # several may be set on one line
-        request = messages.ChangeVolume(**{attribute: number(value, "lun") if attribute == "lun" else value})  # type: ignore[arg-type]  # one or the other
-        self.asked.change_volume(self.name, request, force=False)
+        """Configshell wants it; `ui_command_set` sets all that are given at once."""
+        raise NotImplementedError
 
     def ui_command_info(self) -> None:
         """
@@ -181,7 +217,7 @@ class Volume(Node):
                 [
                     ("volume", each.name),
                     ("state", each.state + (f": {each.trouble}" if each.trouble else "")),
-                    ("LUN", each.lun),
+                    ("LUN", NO_LUN if each.lun is None else each.lun),
                     ("size", units.human_size(each.size)),
                     ("used on disk", units.human_size(each.primary_used_bytes)),
                     ("block size", f"{each.block_size} bytes"),
@@ -189,6 +225,8 @@ class Volume(Node):
                     ("durability", each.durability),
                     ("primary", each.primary),
                     ("snapshots", f"{each.snapshots}, {units.human_size(each.snapshot_bytes)} used"),
+                    ("limit", self.ui_getgroup_attribute("limit")),
+                    ("on error", each.on_error),
                 ]
             )
         )

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +13,11 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from target import alerts, client, configuration, settings
-from target.shell import console, iscsi, main, root, snapshots, volumes
+from target import alerts, client, configuration
+from target.shell import acls, console, iscsi, root, snapshots, volumes
 from target.shell.node import Node
 from tests import daemon
+from tests.target.shelling import good, program, refused, running, shell
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}  # mine\n"
 TPG = f"/iscsi/{daemon.IQN}/tpg1"
@@ -38,53 +37,12 @@ def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
         yield running
 
 
-def program(served: daemon.Daemon, *words: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    """`wolun shell` in a process of its own."""
-    return subprocess.run(
-        [daemon.PROGRAM, "--state-dir", served.state, "shell", *words],
-        input=script, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-
-
-def shell(served: daemon.Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which is faster."""
-    asked = client.Client(served.state)
-    dry_run = words[0] == "--dry-run"
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main.run(asked, " ".join(words[dry_run:]), dry_run=dry_run, keep_going=False)
-    asked.close()
-    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
-
-
-def good(served: daemon.Daemon, *words: str) -> str:
-    done = shell(served, *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def refused(served: daemon.Daemon, *words: str) -> str:
-    done = shell(served, *words)
-    assert done.returncode == 1, done.stdout
-    assert done.stderr.startswith("wolun: ")
-    return done.stderr
-
-
-def running(served: daemon.Daemon) -> settings.Settings:
-    """What `saveconfig` would write."""
-    asked = client.Client(served.state)
-    file = served.directory / "running.yaml"
-    file.unlink(missing_ok=True)
-    asked.save_configuration(str(file))
-    return configuration.load(file)
-
-
 class TestHelp:
     """Every command of ours and each of its parameters is explained."""
 
     NODES: ClassVar = [
         each
-        for module in (root, volumes, snapshots, iscsi)
+        for module in (root, volumes, snapshots, iscsi, acls)
         for each in vars(module).values()
         if inspect.isclass(each) and issubclass(each, Node) and each.__module__ == module.__name__
     ]

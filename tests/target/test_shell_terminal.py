@@ -169,6 +169,8 @@ def test_tab_completes_real_names(served: daemon.Daemon, tmp_path: Path) -> None
         shell.complete("/volumes/ cre", "/volumes/ create ")
         shell.complete("/volumes delete v", "/volumes delete vol0 ")
         shell.complete("/volumes create x 1GiB durability=pr", "durability=process-crash")
+        shell.complete("/volumes/vol0 set attribute on_error=d", "on_error=drop-snapshot ")
+        shell.complete(f"{TPG}/luns delete lun=", "delete lun=0 ")
         shell.listed("/volumes/vol0/snapshots delete ", "monday", "tuesday")
         shell.complete("/volumes/vol0/snapshots show t", "tuesday ")
         shell.complete("/volumes/vol0/snapshots/m", "/volumes/vol0/snapshots/monday ")
