@@ -265,6 +265,7 @@ class Portal:
                 raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
             view = self.policy.view(mine.initiator, connection.address, mine.target)
             nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex(), view=view)
+            nexus.begins()
         used = {channel.connection.tsih for channel in self._channels.values()}
         while self._next_tsih in used or not self._next_tsih:
             self._next_tsih = self._next_tsih + 1 & 0xFFFF

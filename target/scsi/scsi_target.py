@@ -300,6 +300,14 @@ class Nexus:
                 continue
         return prepared
 
+    def begins(self) -> None:
+        """The session is a new one: what it had agreed before, RESERVE above all, is gone, and each unit says so (SAM-5 5.14).
+
+        29h/00h stands for what cannot be told apart: a session that was lost, and one after a start of the daemon.
+        """
+        for itl in self.reached:
+            itl.add_attention(Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED)
+
     def luns_reported(self) -> None:
         """The initiator knows the LUNs: 3Fh/0Eh need not be told any more (SAM-5 5.14.3)."""
         for itl in list(self._itls.values()):

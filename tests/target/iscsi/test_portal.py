@@ -130,6 +130,19 @@ def outstanding(portal: Portal, count: int) -> bool:
     return any(session.outstanding == count for session in portal.sessions())
 
 
+def test_a_new_session_is_told_that_what_was_before_is_gone(serve: Serve) -> None:
+    """RESERVE ends with the session; whoever comes back must not think that it still has the unit."""
+    portal = serve()
+    first = Client(portal)
+    first.settle()
+    assert first.ask(first.make.command(b"\x16" + bytes(5))).status == 0
+    again = Client(portal)  # the same initiator port: its old session is replaced
+    told = again.ask(again.make.command(write10(0, 1), write=512, data=bytes(512)))
+    assert (told.status, told.data[4] & 0x0F, told.data[14:16]) == (2, 6, b"\x29\0")
+    assert again.ask(again.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
+    assert first.hung_up()
+
+
 def test_several_sessions(serve: Serve) -> None:
     portal = serve()
     clients = [Client(portal, isid=number) for number in range(1, 9)]
