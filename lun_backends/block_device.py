@@ -190,6 +190,8 @@ class BlockDevice(abc.ABC):
     """Bytes; a multiple of `block_size`."""
     block_size: int
     """Bytes per logical block: 512 or 4096."""
+    physical_block_size: int = 0
+    """Bytes per block of the disk below, where one is known to have larger ones than `block_size`; else 0."""
     commits_in_memory: bool = False
     """A write-once device whose commits wait for no disk (`durability: process-crash`)."""
     read_only: ClassVar[bool] = False

@@ -158,6 +158,7 @@ class CopyOnWrite(block_device.BlockDevice):
         self.primary = primary
         self.size = primary.size
         self.block_size = primary.block_size
+        self.physical_block_size = primary.physical_block_size
         self.chunk_size = chunk_size
         self.chunks = -(-primary.size // chunk_size)
         self.on_error = on_error

@@ -28,6 +28,7 @@ import math
 import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ _SUSPICION = 32  # writes for which a slow one is remembered
 _SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
 _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
 _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
+
+_BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
 
 _FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h; Python's os has posix_fallocate only, which cannot deallocate
 _FALLOC_PUNCH_HOLE = 0x02
@@ -78,6 +81,14 @@ class _Descriptor:
     def __del__(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+
+
+def _physical_block_size(fd: int) -> int:
+    """Bytes per physical block of a block device, 0 if it does not say."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _BLKPBSZGET, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def create(path: Path, size: int) -> None:
@@ -124,6 +135,7 @@ class Flat(block_device.BlockDevice):
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         descriptor = self._open()
         self._is_file = stat.S_ISREG(os.fstat(descriptor.fd).st_mode)
+        self.physical_block_size = 0 if self._is_file else _physical_block_size(descriptor.fd)
         actual = os.lseek(descriptor.fd, 0, os.SEEK_END)
         self.size = actual - actual % block_size if size is None else size
         if not self.size:

@@ -225,5 +225,5 @@ def read_capacity_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
     unit = itl.unit
     (allocation_length,) = struct.unpack_from(">I", task.cdb, 10)
     thin = 0x8000 if unit.kind is UnitKind.WRITE_ONCE else 0xC000
-    data = struct.pack(">QIBBH", unit.blocks - 1, unit.block_size, 0, 0, thin)
+    data = struct.pack(">QIBBH", unit.blocks - 1, unit.block_size, 0, unit.physical_exponent, thin)
     transfer.reply(task, data.ljust(32, b"\0"), allocation_length)

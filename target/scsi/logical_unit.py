@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 PAGE_BYTES = 4096
 """What the unit reports as granularity of transfers and of UNMAP: the page, below which a write costs a read.
 
-It is not told as the physical block size of READ CAPACITY(16), where it would be a promise about what tears in a power cut,
-and where libiscsi's suite (GetLBAStatus.UnmapSingle) only understands units whose blocks are physical blocks.
+It is not told as the physical block size of READ CAPACITY(16), where it would be a promise about what tears in a power cut;
+that one is the disk's own, where a primary is a disk.
 """
 
 
@@ -162,7 +162,9 @@ class LogicalUnit:
         self.block_size = device.block_size
         self.shift = device.block_size.bit_length() - 1
         self.blocks = device.size >> self.shift
-        self.page_blocks = max(1, PAGE_BYTES >> self.shift)
+        # LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT: what the disk below says of itself
+        self.physical_exponent = max(0, (device.physical_block_size >> self.shift).bit_length() - 1)
+        self.page_blocks = max(1, PAGE_BYTES >> self.shift, 1 << self.physical_exponent)
         self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
         self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only
         self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why

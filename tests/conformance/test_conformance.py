@@ -2,6 +2,7 @@
 """libiscsi's suite against each kind of LUN: every result is as expected.yaml says, and none else.
 
 * the volume: nothing fails, and a snapshot taken before shows what was there before;
+* a volume whose disk has larger physical blocks: what the suite has for such;
 * a snapshot's view: what fails does so because it must not be written, and nothing changes;
 * a write-once LUN: what fails does so because of the write-once rule.
 """
@@ -16,9 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from target.iscsi import portal
 from tests import peers
 from tests.conformance import suite
 from tests.daemon import Daemon
+from tests.memory_device import MemoryDevice
+from tests.target.iscsi.initiator import TARGET, make_target
 
 SIZE = 64 << 20
 
@@ -47,6 +51,23 @@ def test_the_volume_and_what_a_snapshot_keeps_of_it(served: Daemon, tmp_path: Pa
     assert suite.surprises(suite.run(served.url(0)), "primary") == []
     assert content(served, view, tmp_path) == before
     assert content(served, 0, tmp_path) != before
+
+
+def test_a_volume_on_a_disk_with_larger_physical_blocks() -> None:
+    """The tests that are skipped where a physical block is one logical block, as a file's is."""
+    device = MemoryDevice(SIZE)
+    device.physical_block_size = 4096
+    served = portal.Portal("127.0.0.1", 0, {TARGET: make_target(device)})
+    served.start()
+    try:
+        host, port = served.address
+        url = f"iscsi://{host}:{port}/{TARGET}/0"
+        families = ("CompareAndWrite", "GetLBAStatus", "WriteSame10", "WriteSame16")
+        results = [result for family in families for result in suite.run(url, f"ALL.{family}")]
+    finally:
+        served.close(0)
+    assert suite.surprises(results, "larger-physical-blocks") == []
+    assert {result.name.partition(".")[0] for result in results} == set(families)
 
 
 def test_the_view(served: Daemon, tmp_path: Path) -> None:

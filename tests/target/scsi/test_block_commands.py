@@ -300,6 +300,10 @@ def test_read_capacity_16(kind: UnitKind, thin: int) -> None:
     data = Bench(kind).run(struct.pack(">BB8xI2x", 0x9E, 0x10, 0x20)).data
     assert len(data) == 32
     assert struct.unpack_from(">QIBBB", data) == (BLOCKS - 1, 512, 0, 0, thin)
+    emulating = MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE)
+    emulating.physical_block_size = 4096
+    bench = Bench(kind, emulating)
+    assert struct.unpack_from(">QIBBB", bench.run(struct.pack(">BB8xI2x", 0x9E, 0x10, 0x20)).data)[3] == 3
     large = Bench(kind, MemoryDevice(block_size=4096, write_once=kind is UnitKind.WRITE_ONCE))
     assert struct.unpack_from(">QIBBB", large.run(struct.pack(">BB8xI2x", 0x9E, 0x10, 0x20)).data)[3] == 0
 
