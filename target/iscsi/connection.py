@@ -92,6 +92,7 @@ class Connection:
         self._limits = host.limits
         self._login_pdus = 0
         self._held: dict[int, bytes] = {}
+        self._managing = 0  # task management functions not answered yet
         self._last_heard = now
         self._pinged: float | None = None
         self._unfinished_since: float | None = None  # a PDU was begun and is not whole
@@ -372,7 +373,10 @@ class Connection:
         if not found.immediate:
             self.tasks.free_slot()
         function = flags & 0x7F
+        self._managing += 1
         try:
+            if self._managing > self._limits.managed:
+                raise _Unmanaged(TaskManagementResponse.FUNCTION_REJECTED)
             waits_for = self._manage(function, lun, referenced)
         except _Unmanaged as refusal:
             self._answer_management(itt, refusal.response)
@@ -380,6 +384,7 @@ class Connection:
         Barrier(waits_for, lambda: self._answer_management(itt, TaskManagementResponse.FUNCTION_COMPLETE))
 
     def _answer_management(self, itt: int, response: TaskManagementResponse) -> None:
+        self._managing -= 1
         if self.state is State.FULL_FEATURE:
             self.sender.send(Opcode.TASK_MANAGEMENT_RESPONSE, response=response, itt=itt)
             self.host.has_output(self)

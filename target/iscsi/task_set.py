@@ -48,6 +48,7 @@ class Limits:
     data_bytes: int = 32 << 20  # solicited data-out and blocked reads of one session
     transfer_bytes: int = 64 << 20  # of one command
     held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
+    managed: int = 64  # task management functions of a session that wait for commands to end
     stall_seconds: float = 60.0  # for a PDU that was begun to be whole, and for the next of a command's data to come
     idle_seconds: float = 30.0  # then the initiator is asked whether it lives
     ping_seconds: float = 15.0  # then it is held for dead
@@ -190,7 +191,7 @@ class TaskSet:
         task = self._task
         execute = self._execute
         commands = self.commands
-        max_segment = sender.max_segment
+        max_segment = min(sender.max_segment, sender.max_burst)  # one Data-In is a sequence of its own
         max_immediate = self.max_immediate
         unpack = pdu.SCSI_COMMAND.unpack_from
         pack = pdu.RESPONSE.pack_into

@@ -83,6 +83,14 @@ def test_a_batch_is_answered_in_order(connect: Connect, offers: tuple[tuple[str,
     assert [reply.stat_sn - replies[0].stat_sn for reply in replies] == list(range(100))
 
 
+@pytest.mark.parametrize("offers", [(), DIGESTS])
+def test_no_sequence_of_data_in_is_longer_than_a_burst(connect: Connect, offers: tuple[tuple[str, str], ...]) -> None:
+    initiator = connect(("MaxBurstLength", "1024"), *offers)
+    replies = initiator.feed(initiator.command(read10(0, 5), read=2560))
+    assert data_of(replies) == PATTERN[:2560]
+    assert [(len(reply.data), reply.flags) for reply in replies] == [(1024, 0x80), (1024, 0x80), (512, 0x81)]
+
+
 def test_more_answers_than_an_arena_holds(connect: Connect) -> None:
     initiator = connect()
     replies = initiator.feed(b"".join(initiator.command(read10(n * 400, 400), read=204800, itt=n) for n in range(12)))

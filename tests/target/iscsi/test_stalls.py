@@ -153,6 +153,26 @@ def test_immediate_commands_are_bounded_too(peer: Initiator) -> None:
     assert NO_TAG not in peer.connection.tasks.commands
 
 
+def test_task_management_that_waits_is_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
+    device = MemoryDevice(MIB)
+    peer = Initiator(FakePortal({TARGET: make_target(device)}))
+    peer.log_in()
+    peer.clear_attention()
+    device.blocking = True
+    peer.feed(peer.command(read10(0, 1), read=512, itt=1))
+    (running,) = peer.connection.tasks.blocked
+    answers = []
+    for number in range(3 * LIMITS.managed):
+        answers += peer.feed(
+            peer.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x81, itt=1000 + number, word20=1, immediate=True)
+        )
+    assert len(running.barriers) == LIMITS.managed
+    assert [answer.response for answer in answers] == [255] * (2 * LIMITS.managed)
+    assert [answer.response for answer in peer.run_blocked()] == [0] * LIMITS.managed
+    (late,) = peer.feed(peer.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x81, itt=1, word20=1, immediate=True))
+    assert late.response == 1
+
+
 def test_a_session_leaves_nothing_behind() -> None:
     """Not even for the garbage collector, which a daemon runs seldom: sessions that come and go must not pile up."""
     portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))})

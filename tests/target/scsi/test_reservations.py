@@ -167,9 +167,15 @@ def test_who_may_do_what(
             inquiry_cdb(),
             report_luns_cdb(),
             cdb10(0x25, 0, 0),
-            bytes([0x1A, 0, 0x3F, 0, 255, 0]),
         ):
             assert initiator.run(cdb).status == GOOD
+        for cdb in (  # what SPC-4's table of commands and reservations allows to who may read
+            bytes([0x1A, 0, 0x3F, 0, 255, 0]),  # MODE SENSE
+            bytes([0x5A, 0, 0x3F, 0, 0, 0, 0, 0, 255, 0]),
+            bytes([0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]),  # REPORT SUPPORTED OPERATION CODES
+            bytes([0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]),
+        ):
+            assert initiator.run(cdb).status == (CONFLICT if may == NOTHING else GOOD)
         assert initiator.nexus._itls[0].unusual is (
             may != EVERYTHING
         )  # the hot path of those who may is as short as ever
