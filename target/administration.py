@@ -12,6 +12,7 @@ What somebody uses is not taken away, unless `force` says so:
 | object     | is in use by                                                                |
 | ---------- | --------------------------------------------------------------------------- |
 | volume     | sessions that reach it or its snapshots, initiators it is mapped to, jobs   |
+| portal     | sessions that came there, all initiators if it is the last                  |
 | mapped LUN | sessions of the initiators that see it                                      |
 | initiator  | sessions that could not have logged in without the entry                    |
 """
@@ -26,16 +27,13 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
-
-from target import access, configuration, fabrics, messages, problems, saved, service, settings, volumes
+from target import access, configuration, fabrics, messages, portals, problems, saved, service, settings, volumes
 from target.scsi import scsi_target
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", bound=pydantic.BaseModel)
 SECRETS = "secrets"
 _WHILE_IN_USE = frozenset({"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "schedule", "keep"})
 """What can change about a volume that stays where it is; for all else it is taken away for a moment."""
@@ -52,7 +50,7 @@ class Administration:
         self._served = served
         self._fabric = fabric
         self._config = config.absolute()
-        self._portal_on_file = on_file.portal
+        self._portals = portals.Portals(served, fabric, on_file.portal)
         self._lock = threading.RLock()
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -62,7 +60,7 @@ class Administration:
         now = self._served.settings
         return now.model_copy(
             update={
-                "portal": self._portal_on_file,
+                "portal": self._portals.on_file,
                 "volumes": tuple(self._as_it_is(each) for each in now.volumes),
             }
         )
@@ -119,7 +117,7 @@ class Administration:
                 fields["lun"] = settings.NO_LUN
             elif request.lun is None:
                 fields["lun"] = self._served.lowest_free_lun()
-            wanted = _validated(settings.Volume, fields, f"volume {request.name}")
+            wanted = problems.validated(settings.Volume, fields, f"volume {request.name}")
             now = self._served.settings
             changed = _checked(now.model_copy(update={"volumes": (*now.volumes, wanted)}))
             if dry_run:
@@ -139,7 +137,7 @@ class Administration:
                 given["lun"] = settings.NO_LUN
             if given.get("limit") == messages.NO_LIMIT:
                 given["limit"] = None
-            wanted = _validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")
+            wanted = problems.validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")
             now = self._served.settings
             _checked(now.model_copy(update={"volumes": tuple(wanted if v is before else v for v in now.volumes)}))
             if wanted != before:
@@ -212,6 +210,18 @@ class Administration:
                 return each
         raise problems.no_such_volume(name, [each.name for each in known])
 
+    # -- where initiators connect --------------------------------------------------------------------------------
+
+    def create_portal(self, address: str, *, dry_run: bool) -> None:
+        """Let initiators connect at HOST:PORT, too."""
+        with self._lock:
+            self._portals.create(address, dry_run=dry_run)
+
+    def delete_portal(self, address: str, *, force: bool, dry_run: bool) -> None:
+        """Let initiators connect at HOST:PORT no more."""
+        with self._lock:
+            self._portals.delete(address, force=force, dry_run=dry_run)
+
     # -- access --------------------------------------------------------------------------------------------------
 
     def change_access(self, request: messages.ChangeAccess, *, force: bool, dry_run: bool) -> None:
@@ -228,14 +238,14 @@ class Administration:
                     names = [each.name for each in now.initiators]
                     raise problems.in_use("the list of initiators", names, "delete them first")
                 fields["initiators"] = None if request.anybody else (now.initiators and fields["initiators"]) or ()
-            self._change_access(_validated(settings.Access, fields, "access"), force=force, dry_run=dry_run)
+            self._change_access(problems.validated(settings.Access, fields, "access"), force=force, dry_run=dry_run)
 
     def put_initiator(
         self, name: str, request: messages.Initiator, *, create: bool, force: bool, dry_run: bool
     ) -> None:
         """Create an entry, or change one that is there."""
         with self._lock:
-            wanted = _validated(settings.Initiator, messages.encode(request), f"initiator {name}")
+            wanted = problems.validated(settings.Initiator, messages.encode(request), f"initiator {name}")
             now = self._served.settings.access
             known = now.initiators or ()
             if create:
@@ -271,7 +281,7 @@ class Administration:
             fields: dict[str, Any] = {"name": request.name, "secret_file": str(mine)}
             if mutual:
                 fields |= {"target_name": request.target_name, "target_secret_file": str(target)}
-            wanted = _validated(settings.Chap, fields, f"the CHAP of {name}")
+            wanted = problems.validated(settings.Chap, fields, f"the CHAP of {name}")
             try:
                 access.credentials_of(wanted, request.secret, request.target_secret)
             except access.SecretFileRefused as refused:
@@ -433,10 +443,17 @@ class Administration:
             outcomes.append(messages.Outcome(subject, action, refusal))
 
         for key in _AT_NEXT_START:
-            if getattr(now, key) != getattr(wanted, key):
+            if getattr(now, key) != getattr(wanted, key) and (key != "portal" or now.fabric is settings.Fabric.LIO):
                 attempt(key, "change", lambda key=key: _later(key))  # type: ignore[misc]  # a lambda's default
         if wanted.access != now.access:
             attempt("access", "change", lambda: self._change_access(wanted.access, force=force, dry_run=dry_run))
+        if now.fabric is settings.Fabric.PORTAL:
+            for name in wanted.portal.listen:
+                if name not in now.portal.listen:
+                    attempt(f"portal {name}", "add", lambda name=name: self._portals.create(name, dry_run=dry_run))  # type: ignore[misc]
+            for name in now.portal.listen:
+                if name not in wanted.portal.listen:
+                    attempt(f"portal {name}", "remove", lambda name=name: self._portals.forget(name, force, dry_run))  # type: ignore[misc]
         before = {each.name: each for each in now.volumes}
         after = {each.name: each for each in wanted.volumes}
         for name, each in before.items():
@@ -518,14 +535,3 @@ def _checked(wanted: settings.Settings) -> settings.Settings:
     for where, what in wanted.problems().items():
         raise problems.invalid(configuration.spell(where), what)
     return wanted
-
-
-def _validated(model: type[T], fields: dict[str, Any], what: str) -> T:
-    try:
-        return model.model_validate(fields)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise problems.invalid(
-            f"{what}, {where}" if where else what, first["msg"].removeprefix("Value error, ")
-        ) from None

@@ -63,6 +63,16 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         """The logical units of the target."""
         return admin.luns()
 
+    @router.post("/portals", status_code=204)
+    def create_portal(request: messages.Portal, dry_run: DryRun = False) -> None:
+        """Let initiators connect there, too."""
+        admin.create_portal(request.address, dry_run=dry_run)
+
+    @router.delete("/portals/{address}", status_code=204)
+    def delete_portal(address: str, force: Force = False, dry_run: DryRun = False) -> None:
+        """Let initiators connect there no more."""
+        admin.delete_portal(address, force=force, dry_run=dry_run)
+
     @router.get("/alerts")
     def alerts() -> list[messages.Alert]:
         """What needs somebody's attention."""

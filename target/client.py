@@ -161,6 +161,14 @@ class Client:
         """The logical units of the target."""
         return [messages.decode(messages.Lun, each) for each in self._ask("GET", "/v1/luns")]
 
+    def create_portal(self, address: str) -> None:
+        """Let initiators connect there, too."""
+        self._change("POST", "/v1/portals", messages.Portal(address))
+
+    def delete_portal(self, address: str, *, force: bool) -> None:
+        """Let initiators connect there no more."""
+        self._change("DELETE", f"/v1/portals/{urllib.parse.quote(address, safe='')}", force=force)
+
     def alerts(self) -> list[messages.Alert]:
         """What needs somebody's attention."""
         return [messages.decode(messages.Alert, each) for each in self._ask("GET", "/v1/alerts")]

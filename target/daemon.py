@@ -76,7 +76,7 @@ def _listening(configured: settings.Settings, listen: str | None) -> settings.Se
     if listen is None:
         return configured
     try:
-        return configured.model_copy(update={"portal": settings.Portal(listen=listen)})
+        return configured.model_copy(update={"portal": settings.Portal(listen=(listen,))})
     except ValueError as error:
         raise CannotServe(f"--portal {listen}: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260") from error
 
@@ -115,7 +115,7 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         raise CannotServe(str(error)) from error
     try:
         fabric.start()
-        served.fabric_started(fabric.address, fabric.sessions, fabric.failed_logins)
+        served.fabric_started(fabric.addresses, fabric.sessions, fabric.failed_logins)
         # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
         from target import administration, api
 

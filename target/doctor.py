@@ -18,7 +18,7 @@ import platform
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +55,9 @@ class Report:
         return all(each.good or each.optional for each in self.findings if each.fabric in (None, fabric))
 
 
-def examine(state_dir: Path, listen: str) -> Report:
-    """Look at this machine; `listen` is the portal's HOST:PORT."""
-    return Report((_state(state_dir), _port(listen), *_kernel()))
+def examine(state_dir: Path, listen: Iterable[str]) -> Report:
+    """Look at this machine; `listen` is where the portal accepts initiators, HOST:PORT each."""
+    return Report((_state(state_dir), *map(_port, listen), *_kernel()))
 
 
 def show(report: Report) -> str:
@@ -89,13 +89,11 @@ def _state(directory: Path) -> Finding:
 
 
 def _port(listen: str) -> Finding:
-    host, _, port = listen.rpartition(":")
+    host, port = settings.host_and_port(listen)
     fabric = settings.Fabric.PORTAL
     what = f"listening on {listen}"
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        ):
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)

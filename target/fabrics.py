@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from target import access, settings
@@ -24,12 +25,21 @@ class CannotStart(Exception):
     """The fabric cannot be started; says why and what to do."""
 
 
+class CannotListen(CannotStart):
+    """Initiators cannot be let in at an address; says why and what to do."""
+
+
 class Fabric(Protocol):
     """Lets initiators reach the LUNs of a SCSI target."""
 
-    @property
-    def address(self) -> str:
-        """Where initiators connect, HOST:PORT."""
+    def addresses(self) -> Sequence[str]:
+        """Where initiators connect, HOST:PORT each."""
+
+    def listen(self, address: str) -> None:
+        """Let initiators connect there, too.  Raises CannotListen."""
+
+    def unlisten(self, address: str) -> None:
+        """Let them connect there no more, and end the sessions of those who did."""
 
     def sessions(self) -> Sequence[portal.SessionInfo]:
         """Who is logged in."""
@@ -58,19 +68,28 @@ class PortalFabric:
     """Our own iSCSI portal; the address is bound when this is made."""
 
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
-        host, port = configured.portal.host, configured.portal.port
+        first, *others = configured.portal.listen
+        with _explained(first):
+            self._portal = portal.Portal(*settings.host_and_port(first), {configured.target: served}, policy=policy)
         try:
-            self._portal = portal.Portal(host, port, {configured.target: served}, policy=policy)
-        except OSError as error:
-            raise CannotStart(
-                f"initiators cannot be listened for on {configured.portal.listen} ({error.strerror}): "
-                "stop what uses it, or choose another with --portal HOST:PORT"
-            ) from error
+            for each in others:
+                self.listen(each)
+        except CannotStart:
+            self._portal.close()
+            raise
 
-    @property
-    def address(self) -> str:
-        host, port = self._portal.address
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def addresses(self) -> Sequence[str]:
+        return self._portal.addresses
+
+    def listen(self, address: str) -> None:
+        with _explained(address):
+            self._portal.listen(*settings.host_and_port(address))
+
+    def unlisten(self, address: str) -> None:
+        self._portal.unlisten(address)
+        for each in self._portal.sessions():
+            if each.portal == address:
+                self._portal.end_session(each.tsih)
 
     def sessions(self) -> Sequence[portal.SessionInfo]:
         return self._portal.sessions()
@@ -127,9 +146,14 @@ class KernelFabric:
             ),
         )
 
-    @property
-    def address(self) -> str:
-        return self._listen[0] if self._listen else "tcm_loop"
+    def addresses(self) -> Sequence[str]:
+        return self._listen
+
+    def listen(self, address: str) -> None:
+        """The kernel's portals are made when the daemon starts: administration.py does not ask."""
+        raise NotImplementedError
+
+    unlisten = listen
 
     def sessions(self) -> Sequence[portal.SessionInfo]:
         return ()  # the kernel's own: `targetcli sessions` lists them
@@ -149,6 +173,18 @@ class KernelFabric:
 
     def close(self, drain: float) -> None:
         self._fabric.close()
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Explain why nobody can listen there.  Raises CannotListen."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotListen(
+            f"initiators cannot be listened for on {address} ({error.strerror}): "
+            "stop what uses it, or choose another with --portal HOST:PORT"
+        ) from error
 
 
 def _address(listen: str) -> tuple[str, int]:

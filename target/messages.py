@@ -126,6 +126,7 @@ class Status:
     fabric: str
     target: str
     portal: str
+    portals: tuple[str, ...]
     space_free_bytes: int
     space_total_bytes: int
     volumes: tuple[Volume, ...]
@@ -243,6 +244,13 @@ class CreateVolume:
     durability: str = "power-loss"
     limit: str | None = None
     on_error: str = "fail-writes"
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """Request: let initiators connect at this HOST:PORT."""
+
+    address: str
 
 
 NO_LIMIT = "none"

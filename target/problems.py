@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
 
 from lun_backends import block_device, differences, flat, manifest, volume
 from target import units
+
+T = TypeVar("T", bound=pydantic.BaseModel)
 
 
 class Problem(Exception):
@@ -65,6 +70,11 @@ def no_luns_left() -> Problem:
 def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
     """Something somebody needs must not go."""
     return Problem("in-use", f"{what} is in use by {', '.join(users)}", remedy)
+
+
+def no_such_portal(address: str, addresses: Iterable[str]) -> Problem:
+    """Nobody listens there."""
+    return Problem("no-such-portal", f"there is no portal {address}", f"there are: {', '.join(addresses)}", 404)
 
 
 def no_such_initiator(name: str, names: Iterable[str]) -> Problem:
@@ -189,3 +199,13 @@ def bad_request(where: str, what: str) -> Problem:
 def no_such_request(method: str, path: str, status: int) -> Problem:
     """A request that does not exist."""
     return Problem("no-such-request", f"there is no {method} {path}", "see /openapi.json", status)
+
+
+def validated(model: type[T], fields: Mapping[str, Any], what: str) -> T:
+    """A part of the configuration that has these values.  Raises Problem."""
+    try:
+        return model.model_validate(dict(fields))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise invalid(f"{what}, {where}" if where else what, first["msg"].removeprefix("Value error, ")) from None

@@ -60,7 +60,7 @@ class Service:
         self._unit_state = unit_state.UnitState(state_dir)
         self.jobs = jobs.Jobs()
         self.scsi = scsi_target.ScsiTarget(configured.target)
-        self.portal_address = configured.portal.listen
+        self.portal_addresses: Callable[[], Sequence[str]] = lambda: configured.portal.listen
         self.sessions: Callable[[], Sequence[portal.SessionInfo]] = list
         self.failed: dict[str, str] = {}
         self.access = access.Access(access.Rules.read(configured.access, state_dir))
@@ -102,12 +102,12 @@ class Service:
 
     def fabric_started(
         self,
-        address: str,
+        addresses: Callable[[], Sequence[str]],
         sessions: Callable[[], Sequence[portal.SessionInfo]],
         failed_logins: Callable[[], Mapping[errors.LoginStatus, int]],
     ) -> None:
-        """Initiators can connect to `address` now."""
-        self.portal_address = address
+        """Initiators can connect to `addresses` now."""
+        self.portal_addresses = addresses
         self.sessions = sessions
         self.failed_logins = failed_logins
         self.rates.start()
@@ -208,6 +208,11 @@ class Service:
 
     def _unit_of(self, each: settings.Volume) -> logical_unit.LogicalUnit | None:
         return None if each.lun is None else self.scsi.luns.get(each.lun)
+
+    @property
+    def portal_address(self) -> str:
+        """Where initiators connect, HOST:PORT; the first such place."""
+        return next(iter(self.portal_addresses()), "tcm_loop")
 
     def url(self, lun: int | None) -> str:
         """What libiscsi and qemu call a LUN; empty for None."""
@@ -434,6 +439,7 @@ class Service:
             fabric=self.settings.fabric.value,
             target=self.settings.target,
             portal=self.portal_address,
+            portals=tuple(self.portal_addresses()),
             space_free_bytes=space.free,
             space_total_bytes=space.total,
             volumes=tuple(self.volume_status(each) for each in self.settings.volumes),

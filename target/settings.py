@@ -164,6 +164,20 @@ LunOrNone = Annotated[
     ),
 ]
 Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
+Listens = Annotated[
+    tuple[Listen, ...],
+    pydantic.Field(min_length=1),
+    pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    pydantic.PlainSerializer(lambda value: value[0] if len(value) == 1 else value),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": LISTEN_PATTERN},
+                {"type": "array", "items": {"type": "string", "pattern": LISTEN_PATTERN}, "minItems": 1},
+            ]
+        }
+    ),
+]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
 
 
@@ -195,18 +209,14 @@ ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
 class Portal(_Settings):
     """The iSCSI portal in user space."""
 
-    listen: Listen = "127.0.0.1:3260"
-    """HOST:PORT to accept initiators on; 3260 is iSCSI's own. Port 0 takes any free one."""
+    listen: Listens = ("127.0.0.1:3260",)
+    """HOST:PORT, or a list of several, to accept initiators on; 3260 is iSCSI's own. Port 0 takes any free one."""
 
-    @property
-    def host(self) -> str:
-        """The host to listen on, without the brackets of an IPv6 address."""
-        return self.listen.rpartition(":")[0].strip("[]")
 
-    @property
-    def port(self) -> int:
-        """The TCP port to listen on; 0 for any free one."""
-        return int(self.listen.rpartition(":")[2])
+def host_and_port(listen: str) -> tuple[str, int]:
+    """What to listen on: the host without the brackets of an IPv6 address, and the TCP port, 0 for any free one."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 class Lio(_Settings):

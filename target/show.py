@@ -192,7 +192,7 @@ def status(answer: messages.Status) -> str:
     """The daemon at a glance."""
     parts = [
         f"wolun {answer.version}, process {answer.pid}, up {_since(answer.started)}\n"
-        f"target {answer.target} on {answer.portal} ({answer.fabric})\n"
+        f"target {answer.target} on {', '.join(answer.portals) or answer.portal} ({answer.fabric})\n"
         f"state in {answer.state_dir}: {units.human_size(answer.space_free_bytes)} of "
         f"{units.human_size(answer.space_total_bytes)} free",
         table(

@@ -65,6 +65,9 @@ class Host(Protocol):
     def open_session(self, connection: Connection) -> tuple[int, Any]:
         """Enter the session: (TSIH, nexus or None for discovery).  Raises LoginRefused."""
 
+    def portals(self, reached: str) -> Iterable[str]:
+        """Where initiators can connect, HOST:PORT; first where this one did."""
+
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         """All sessions on the same target, `connection` among them."""
 
@@ -514,7 +517,8 @@ class Connection:
         for name in names:
             if self.host.policy.allows(self.login.initiator, self.address, name):
                 answers.append(("TargetName", name))
-                answers.append(("TargetAddress", f"{self.portal_address},{login.PORTAL_GROUP_TAG}"))
+                for address in self.host.portals(self.portal_address):
+                    answers.append(("TargetAddress", f"{address},{login.PORTAL_GROUP_TAG}"))
         return answers
 
     def _handle_logout(self, found: pdu.Pdu) -> None:

@@ -66,6 +66,7 @@ class SessionInfo:
     bytes_written: int
     commands: int
     outstanding: int
+    portal: str = ""  # HOST:PORT that was listened on when it came
 
 
 class ReceiveBuffer:
@@ -81,10 +82,11 @@ class ReceiveBuffer:
 class Channel:
     """A socket with its connection, its unhandled bytes and its jobs."""
 
-    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "sock")
+    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "portal", "sock")
 
-    def __init__(self, sock: socket.socket, connection: Connection, output: Output) -> None:
+    def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
         self.sock = sock
+        self.portal = portal
         self.connection = connection
         self.output = output
         self.buffer: ReceiveBuffer | None = None
@@ -104,8 +106,8 @@ def tune_interpreter() -> None:
 class Portal:
     """An iSCSI portal that listens from the moment it exists, and serves from `start` or `run` on.
 
-    `targets` maps target names to device servers, and is looked into at every login: it may change at any time.
-    Raises OSError when `host` and `port` (0: any free one) cannot be listened on.
+    `targets` maps target names to device servers, and is looked into at every login: it may change at any time.  More can be
+    listened on while it runs.  Raises OSError when `host` and `port` (0: any free one) cannot be listened on.
     """
 
     def __init__(
@@ -126,10 +128,9 @@ class Portal:
         self.parameters = parameters
         self.limits = limits or Limits()
         self._max_connections = max_connections
-        self._listener = socket.create_server((host, port), family=_family(host, port), backlog=128)
-        self._listener.setblocking(False)
-        name = self._listener.getsockname()
-        self.address: tuple[str, int] = (name[0], name[1])
+        self._epoll = select.epoll()
+        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        self.address = self.listen(host, port)
         self._workers = Workers(workers)
         self._channels: dict[int, Channel] = {}
         self._by_connection: dict[Connection, Channel] = {}
@@ -144,11 +145,36 @@ class Portal:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
-        self._epoll = select.epoll()
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._epoll.register(self._workers.wake_fd, select.EPOLLIN)
 
     # -- for the daemon, from any thread -------------------------------------------------------------------------
+
+    def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Accept initiators there, too; where that is (`port` 0: any free one).  Raises OSError."""
+        listener = socket.create_server((host, port), family=_family(host, port), backlog=128)
+        listener.setblocking(False)
+        name = listener.getsockname()
+        self._listeners[listener.fileno()] = (listener, spell(name[0], name[1]))
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        return name[0], name[1]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where initiators are accepted, HOST:PORT each, in the order in which that began."""
+        return [address for _, address in list(self._listeners.values())]
+
+    def unlisten(self, address: str) -> None:
+        """Accept nobody there any more; who came there stays.  Returns when connecting fails."""
+        for fd, (listener, known) in list(self._listeners.items()):
+            if known == address:
+                del self._listeners[fd]  # before the loop is woken by its end
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+                self._call(lambda listener=listener: self._forget(listener))  # type: ignore[misc]  # a lambda's default
+
+    def _forget(self, listener: socket.socket) -> None:
+        self._epoll.unregister(listener.fileno())
+        listener.close()
 
     def start(self) -> None:
         """Serve from a thread of its own."""
@@ -194,7 +220,8 @@ class Portal:
         self._workers.close()
         self._finish_results()
         self._epoll.close()
-        self._listener.close()
+        for listener, _ in self._listeners.values():
+            listener.close()
         self._done.set()
 
     def sessions(self) -> list[SessionInfo]:
@@ -216,6 +243,7 @@ class Portal:
                     bytes_written=connection.tasks.bytes_in,
                     commands=connection.tasks.done,
                     outstanding=connection.tasks.outstanding,
+                    portal=channel.portal,
                 )
             )
         return found
@@ -273,6 +301,11 @@ class Portal:
         self._next_tsih = self._next_tsih + 1 & 0xFFFF
         return tsih, nexus
 
+    def portals(self, reached: str) -> Iterable[str]:
+        wildcards = ("0.0.0.0:", "[::]:")
+        others = [each for each in self.addresses if each != reached and not each.startswith(wildcards)]
+        return [reached, *others]
+
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         return [
             channel.connection
@@ -290,7 +323,7 @@ class Portal:
     def _loop(self) -> None:
         channels = self._channels
         workers = self._workers
-        listener_fd = self._listener.fileno()
+        listeners = self._listeners
         wake_fd = workers.wake_fd
         poll = self._epoll.poll
         monotonic = time.monotonic
@@ -339,8 +372,8 @@ class Portal:
                         self._flush(channel)
                 elif fd == wake_fd:
                     workers.drain_wakeups()
-                elif fd == listener_fd:
-                    self._accept(now)
+                elif (listener := listeners.get(fd)) is not None:
+                    self._accept(*listener, now)
             if workers.results:
                 self._finish_results()
             while self._calls:
@@ -357,9 +390,9 @@ class Portal:
             if spinning:
                 spin_until = monotonic() + SPIN_SECONDS
 
-    def _accept(self, now: float) -> None:
+    def _accept(self, listener: socket.socket, address: str, now: float) -> None:
         try:
-            sock, peer = self._listener.accept()
+            sock, peer = listener.accept()
         except OSError as error:  # gone again, or no file descriptors: neither must end the others' service
             log.warning("a connection could not be accepted: %s", error)
             return
@@ -374,10 +407,9 @@ class Portal:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         local = sock.getsockname()
-        host = f"[{local[0]}]" if ":" in local[0] else local[0]
         output = Output(self._arenas)
-        connection = Connection(self, output, peer[0], f"{host}:{local[1]}", now)
-        channel = Channel(sock, connection, output)
+        connection = Connection(self, output, peer[0], spell(local[0], local[1]), now)
+        channel = Channel(sock, connection, output, address)
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -559,8 +591,9 @@ class Portal:
     # -- on behalf of other threads ------------------------------------------------------------------------------
 
     def _begin_close(self, seconds: float) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self._epoll.unregister(self._listener.fileno())
+        for fd in list(self._listeners):
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                self._epoll.unregister(fd)
         for channel in self._channels.values():
             channel.connection.request_logout(max(1, int(seconds)))
             self._dirty.add(channel)
@@ -578,6 +611,11 @@ class Portal:
         for channel in list(self._channels.values()):
             if channel.connection.state is not State.LOGIN and which(channel.connection):
                 self._drop(channel)
+
+
+def spell(host: str, port: int) -> str:
+    """HOST:PORT, IPv6 in its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _family(host: str, port: int) -> socket.AddressFamily:

@@ -10,6 +10,8 @@ from target.shell import console
 from target.shell.acls import Acls
 from target.shell.node import Leaf, Node, flag, number, plural, table
 
+ISCSI_PORT = "3260"
+
 
 class Iscsi(Node):
     """/iscsi."""
@@ -34,7 +36,8 @@ class Target(Node):
 
     def summary(self) -> tuple[str, bool | None]:
         """For ls."""
-        return f"on {self.status().portal}", None
+        status = self.status()
+        return f"on {', '.join(status.portals) or status.portal}", None
 
 
 class PortalGroup(Node):
@@ -203,11 +206,48 @@ class Portals(Node):
         super().__init__("portals", parent)
 
     def list_children(self) -> None:
-        Leaf(self.status().portal, self, "listens", healthy=True)
+        for address in self.status().portals:
+            Leaf(address, self, "listens", healthy=True)
 
     def summary(self) -> tuple[str, bool | None]:
         """For ls."""
         return plural(len(self.children), "portal"), None
+
+    def ui_command_create(self, ip_address: str, ip_port: str = ISCSI_PORT) -> None:
+        """
+        Lets initiators connect at one more address of this machine.
+
+        ip_address  which; 0.0.0.0 or :: for all of them
+        ip_port     the TCP port, 3260 if left out
+        """
+        address = _address(ip_address, ip_port)
+        self.asked.create_portal(address)
+        self.done(f"initiators can connect to {address}")
+
+    def ui_command_delete(self, ip_address: str, ip_port: str = ISCSI_PORT, force: str = "false") -> None:
+        """
+        Lets initiators connect there no more.  Refused while somebody is logged in there, and for the last one.
+
+        ip_address  which
+        ip_port     its TCP port, 3260 if left out
+        force       true: even if somebody is logged in; those sessions are ended
+        """
+        address = _address(ip_address, ip_port)
+        self.asked.delete_portal(address, force=flag(force, "force"))
+        self.done(f"initiators cannot connect to {address} any more")
+
+    def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
+        """For completion."""
+        there = [each.rpartition(":") for each in self.status().portals]
+        if parameter == "ip_address":
+            hosts = (
+                [host.strip("[]") for host, _, _ in there] if command == "delete" else ["0.0.0.0", "127.0.0.1", "::"]
+            )
+            return sorted(set(hosts))
+        if parameter == "ip_port":
+            ports = [port for host, _, port in there if host.strip("[]") == given.get("ip_address", "").strip("[]")]
+            return ports if command == "delete" else [ISCSI_PORT]
+        return None
 
 
 class Sessions(Node):
@@ -230,3 +270,8 @@ class Sessions(Node):
     def summary(self) -> tuple[str, bool | None]:
         """For ls."""
         return plural(len(self.status().sessions), "session"), None
+
+
+def _address(host: str, port: str) -> str:
+    """HOST:PORT as the configuration has it."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

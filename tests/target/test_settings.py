@@ -40,7 +40,7 @@ def test_the_quickstart_is_what_the_readme_promises() -> None:
     quickstart = configuration.load(CONFIG / "quickstart.yaml")
     (volume,) = quickstart.volumes
     assert quickstart.target == "iqn.2026-11.io.wolun:quickstart"
-    assert quickstart.portal.listen == "127.0.0.1:3260"
+    assert quickstart.portal.listen == ("127.0.0.1:3260",)
     assert (volume.name, volume.lun, volume.size, volume.block_size) == ("vol0", 0, 1 << 30, 512)
     assert quickstart.access.admits("127.0.0.1")
     assert quickstart.access.admits("::1")
@@ -67,7 +67,7 @@ def test_the_schema_is_current() -> None:
 def test_everything_but_names_sizes_and_luns_has_a_default() -> None:
     found = configuration.parse(VOLUME, "f.yaml")
     (volume,) = found.volumes
-    assert found.portal.listen == "127.0.0.1:3260"
+    assert found.portal.listen == ("127.0.0.1:3260",)
     assert volume.chunk_size == 64 << 10
     assert volume.durability.value == "power-loss"
     assert volume.snapshots == ()

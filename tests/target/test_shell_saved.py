@@ -225,7 +225,10 @@ VOLUMES = st.lists(
 SETTINGS = st.builds(
     settings.Settings,
     target=st.sampled_from(["iqn.2026-11.io.wolun:a", "iqn.2026-11.io.wolun:b"]),
-    portal=st.builds(settings.Portal, listen=st.sampled_from(["127.0.0.1:3260", "[::1]:0", "host:1"])),
+    portal=st.builds(
+        settings.Portal,
+        listen=st.lists(st.sampled_from(["127.0.0.1:3260", "[::1]:0", "host:1"]), min_size=1, unique=True),
+    ),
     access=ACCESS,
     volumes=VOLUMES,
 )

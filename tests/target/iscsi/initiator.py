@@ -64,6 +64,9 @@ class FakePortal:
             connection.login.initiator
         )
 
+    def portals(self, reached: str) -> Iterable[str]:
+        return [reached]
+
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         return self.connections
 
