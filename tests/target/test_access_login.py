@@ -59,10 +59,12 @@ class TestLibiscsi:
 
     def test_right(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN, chap=("ann", SECRET)) as session:
+            session.settle(0)
             assert session.command(0, bytes(6)).status == 0
 
     def test_mutual(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN, chap=("ann", SECRET), mutual=("wolun", TARGET_SECRET)) as session:
+            session.settle(0)
             assert session.command(0, bytes(6)).status == 0
 
     @pytest.mark.parametrize("mutual", [("wolun", "not the target's"), ("mallory", TARGET_SECRET)])
