@@ -28,6 +28,9 @@ from types import MappingProxyType
 from target.scsi import sense
 from target.scsi.sense import Asc
 
+MAX_REGISTRATIONS = 1024
+"""Of one unit.  Registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
@@ -138,6 +141,11 @@ def _told(ports: Iterable[Port], asc: Asc) -> dict[Port, Asc]:
     return dict.fromkeys(ports, asc)
 
 
+def _check_room(keys: Mapping[Port, int]) -> None:
+    if len(keys) > MAX_REGISTRATIONS:
+        raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
+
+
 def check_registered(state: State, port: Port, key: int) -> None:
     """What all but REGISTER ask for: the port is registered with this key.  Raises Conflict."""
     if port not in state.keys or state.keys[port] != key:
@@ -162,6 +170,7 @@ def register(
         keys[port] = new_key
         for other in also:
             keys[other] = new_key
+        _check_room(keys)
         return Outcome(replace(_next(state, keys, state.reservation), persists=persists))
     if port not in keys:
         return Outcome(state)
@@ -243,4 +252,5 @@ def register_and_move(
     keys = {**state.keys, to: new_key}
     if unregister:
         del keys[port]
+    _check_room(keys)
     return Outcome(replace(_next(state, keys, Reservation(held.type, to)), persists=persists))

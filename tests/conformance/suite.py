@@ -90,19 +90,19 @@ def _result(name: str, lines: Sequence[str]) -> Result:
     return Result(name, Outcome.PASSED)
 
 
-def expected(unit: str) -> Mapping[str, tuple[Outcome, str]]:
+def expected(unit: str, path: Path = EXPECTED) -> Mapping[str, tuple[Outcome, str]]:
     """What expected.yaml says for a kind of LUN: outcome and reason by test; all others are to pass."""
     found: dict[str, tuple[Outcome, str]] = {}
-    for group in yaml.safe_load(EXPECTED.read_text())[unit]:
+    for group in yaml.safe_load(path.read_text())[unit]:
         for name in group["tests"]:
-            assert name not in found, f"{name} stands in {EXPECTED.name} twice"
+            assert name not in found, f"{name} stands in {path.name} twice"
             found[name] = Outcome(group["outcome"]), group["reason"]
     return found
 
 
-def surprises(results: Sequence[Result], unit: str) -> list[str]:
+def surprises(results: Sequence[Result], unit: str, path: Path = EXPECTED) -> list[str]:
     """Where the results are not what is expected, an unexpected pass included."""
-    wanted = expected(unit)
+    wanted = expected(unit, path)
     told = []
     for result in results:
         outcome, reason = wanted.get(result.name, (Outcome.PASSED, ""))

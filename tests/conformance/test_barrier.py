@@ -19,15 +19,15 @@ from tests.daemon import Daemon
 ROUNDS = 2000
 GOOD, CHECK, CONFLICT = 0x00, 0x02, 0x18
 WRITE_EXCLUSIVE_REGISTRANTS_ONLY = 5
-REGISTER, RESERVE, PREEMPT_AND_ABORT, IGNORE = 0, 1, 5, 6
+REGISTER, RESERVE, CLEAR, PREEMPT_AND_ABORT, IGNORE = 0, 1, 3, 5, 6
 BLOCKS = 8
 FUA = 0x08
 
 
-def reserve_out(session: libiscsi.Session, action: int, key: int, service_key: int) -> int:
+def reserve_out(session: libiscsi.Session, action: int, key: int, service_key: int, *, flags: int = 0) -> int:
     cdb = struct.pack(">BBB2xIB", 0x5F, action, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 24, 0)
     for _ in range(8):  # unit attentions come first
-        answer = session.command(0, cdb, out=struct.pack(">QQ8x", key, service_key))
+        answer = session.command(0, cdb, out=struct.pack(">QQ4xB3x", key, service_key, flags))
         if answer.status != CHECK or answer.key != 6:
             break
     return answer.status
@@ -108,6 +108,34 @@ def test_the_old_key_writes_nothing_after_preempt_and_abort(tmp_path: Path) -> N
             session.close()
 
 
+def test_a_reservation_outlives_a_killed_daemon_if_it_is_to(tmp_path: Path) -> None:
+    """APTPL, by initiator ports that log in again; without it the same is forgotten."""
+    node, other = "iqn.2026-11.io.wolun:node", "iqn.2026-11.io.wolun:other"
+    write = struct.pack(">BBIxHx", 0x2A, 0, 0, 1)
+    full_status = struct.pack(">BB5xHx", 0x5E, 3, 4096)
+    with Daemon(tmp_path, "  - {name: vol, lun: 0, size: 64MiB}\n") as daemon:
+        for persists in (True, False):
+            with daemon.session(initiator=node) as session:
+                session.settle(0)
+                assert reserve_out(session, IGNORE, 0, 1) == GOOD
+                assert reserve_out(session, REGISTER, 1, 2, flags=1 if persists else 0) == GOOD
+                assert reserve_out(session, RESERVE, 2, 0) == GOOD
+                before = session.command(0, full_status, read=4096).data
+                assert len(before) > 8
+                daemon.kill()
+            daemon.start()
+            with daemon.session(initiator=other) as session:
+                session.settle(0)
+                after = session.command(0, full_status, read=4096).data
+                assert after[8:] == (before[8:] if persists else b"")
+                assert session.command(0, write, out=bytes(512)).status == (CONFLICT if persists else GOOD)
+                if persists:  # a new session is another port: it takes over as a cluster's next node would
+                    assert reserve_out(session, REGISTER, 0, 3) == GOOD
+                    assert reserve_out(session, PREEMPT_AND_ABORT, 3, 2) == GOOD
+                    assert session.command(0, write, out=bytes(512)).status == GOOD
+                    assert reserve_out(session, CLEAR, 3, 0) == GOOD
+
+
 def test_of_two_takers_one_wins(tmp_path: Path) -> None:
     with Daemon(tmp_path, "  - {name: vol, lun: 0, size: 64MiB}\n") as daemon:
         sessions = [daemon.session(initiator=f"iqn.2026-11.io.wolun:node{number}") for number in range(2)]
@@ -116,7 +144,7 @@ def test_of_two_takers_one_wins(tmp_path: Path) -> None:
             for session in sessions:
                 session.settle(0)
                 assert reserve_out(session, IGNORE, 0, 1 << 40 | old) == GOOD
-            assert reserve_out(sessions[0], 3, 1 << 40 | old, 0) == GOOD  # CLEAR
+            assert reserve_out(sessions[0], CLEAR, 1 << 40 | old, 0) == GOOD
             for session in sessions:
                 session.settle(0)
                 assert reserve_out(session, REGISTER, 0, old) == GOOD

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from target.scsi import commands, reservation_file, transport_id
+from target.scsi import commands, persistent_reservation, reservation_file, transport_id
 from target.scsi.persistent_reservation import Access, Port, Type
 from target.scsi.task import Status
 from tests.target.scsi.harness import (
@@ -315,6 +315,21 @@ def test_spec_i_pt_registers_others_too(bench: Bench, one: Initiator, two: Initi
     refused = out(bench.login("iqn.y", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=len(unknown).to_bytes(4) + unknown)
     assert refused.asc == 0x2600
     assert keys(one) == [7, 7, 7]
+
+
+def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They outlive sessions, and the next session may have another ISID: or memory would grow for ever."""
+    monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS", 3)
+    ports = [bench.login("iqn.many", f"{number:012x}") for number in range(4)]
+    for port in ports[:3]:
+        assert out(port, REGISTER, 0, 7).status == GOOD
+    before = bench.unit.reservations.state
+    assert out(ports[3], REGISTER, 0, 7).asc == 0x5504
+    assert out(ports[3], IGNORE, 0, 7).asc == 0x5504
+    assert bench.unit.reservations.state is before
+    assert out(ports[0], REGISTER, 7, 8).status == GOOD  # who is registered may change its key, or go
+    assert out(ports[0], REGISTER, 8, 0).status == GOOD
+    assert out(ports[3], REGISTER, 0, 7).status == GOOD
 
 
 def test_parameter_lists_of_other_lengths_are_refused(one: Initiator) -> None:
