@@ -43,8 +43,12 @@ class Helpers:
         calls.put(call)
         if not call.done.wait(seconds):
             raise TimedOut
-        if call.error is not None:
-            raise call.error
+        error, call.error = call.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:  # or the frames of its traceback, buffers and all, would live until the garbage collector comes by
+                del error
 
     def _serve(self, calls: queue.SimpleQueue[_Call]) -> None:
         while True:
@@ -54,4 +58,5 @@ class Helpers:
             except BaseException as error:  # noqa: BLE001 - raised where the work was asked for, unless nobody waits any more
                 call.error = error
             call.done.set()
+            del call  # the work, with all it refers to, is not kept until the next one
             self._idle.append(calls)

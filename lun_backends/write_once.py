@@ -138,7 +138,8 @@ class WriteOnce(block_device.BlockDevice):
                     try:
                         self._put(batch, offset, block_device.total_length(buffers), buffers)
                     except block_device.BlockWritten as written:
-                        results.append(written.with_traceback(None))
+                        # one that was never raised: what raising leaves on it would keep the frames, and the frames it
+                        results.append(block_device.BlockWritten(written.lba))
                     else:
                         results.append(None)
             finally:

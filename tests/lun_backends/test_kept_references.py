@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call keeps nothing of its caller's buffers when it has ended, well or badly, not even until the garbage collector comes.
+
+The buffers may be part of a TCMU ring, whose memory is given back to the kernel when the last command is answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, copy_on_write, remote, write_once
+from lun_backends.block_device import Buffers
+from tests.lun_backends import stores
+from tests.lun_backends.memory_side import MemorySide
+from tests.lun_backends.stores import CHUNK
+from tests.memory_device import MemoryDevice
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def assert_nothing_is_kept(call: Callable[[Buffers], None]) -> None:
+    """Run `call` with buffers of a region that can only be closed when nobody refers to them."""
+    region = mmap.mmap(-1, 2 * CHUNK)
+    with memoryview(region) as whole, contextlib.suppress(block_device.BlockDeviceError):
+        call([whole[:CHUNK], whole[CHUNK:]])
+    region.close()  # BufferError: cannot close exported pointers exist
+
+
+class RefusedByItsHost(remote.RemoteWriteOnce):
+    """A remote write-once LUN on which everything is written already; without the device, which takes a kernel."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+        try:
+            raise OSError(121, "Remote I/O error")
+        except OSError:
+            raise block_device.BlockWritten(offset // 512)  # noqa: B904 - as it comes out of the real one
+
+    def extents(self, offset: int, length: int) -> Iterator[block_device.Extent]:
+        yield block_device.Extent(offset, length, block_device.ExtentKind.DATA)
+
+
+@pytest.fixture
+def primary() -> MemoryDevice:
+    return MemoryDevice(64 * CHUNK)
+
+
+@pytest.fixture
+def faulty() -> stores.FaultyIO:
+    return stores.FaultyIO()
+
+
+@pytest.fixture
+def lun(tmp_path: Path, faulty: stores.FaultyIO) -> Iterator[write_once.WriteOnce]:
+    device = stores.create(tmp_path, io=faulty)
+    yield device
+    device.close()
+
+
+def test_a_write_whose_chunks_this_host_had_preserved(primary: MemoryDevice, lun: write_once.WriteOnce) -> None:
+    lun.writev(0, [memoryview(bytes(2 * CHUNK))])
+    cow = copy_on_write.CopyOnWrite(primary, CHUNK)
+    cow.arm(lun)
+    assert_nothing_is_kept(lambda buffers: cow.writev(0, buffers))
+    assert cow.counters.futile_copies == 2
+
+
+def test_a_write_whose_chunks_another_node_had_preserved(primary: MemoryDevice) -> None:
+    cow = copy_on_write.CopyOnWrite(primary, CHUNK)
+    cow.arm(RefusedByItsHost(primary.size))
+    assert_nothing_is_kept(lambda buffers: cow.writev(0, buffers))
+    assert cow.counters.futile_copies == 2
+
+
+@pytest.mark.parametrize("call", ["reserve", "pwritev", "fdatasync", "sync_map"])
+def test_a_write_that_is_refused(
+    primary: MemoryDevice, lun: write_once.WriteOnce, faulty: stores.FaultyIO, call: str
+) -> None:
+    cow = copy_on_write.CopyOnWrite(primary, CHUNK)
+    cow.arm(lun)
+    faulty.fail(call)
+    assert_nothing_is_kept(lambda buffers: cow.writev(0, buffers))
+    assert cow.counters.failures == 1
+    assert_nothing_is_kept(lambda buffers: lun.writev(8 * CHUNK, buffers))
+
+
+def test_a_write_whose_copy_has_a_time_limit_and_fails(primary: MemoryDevice) -> None:
+    side = MemorySide(primary.size)
+    side.inject("writev", block_device.SpaceExhausted(0))
+    cow = copy_on_write.CopyOnWrite(primary, CHUNK, copy_timeout=60)
+    cow.arm(side)
+    assert_nothing_is_kept(lambda buffers: cow.writev(0, buffers))
+    assert cow.counters.failures == 1
