@@ -251,9 +251,9 @@ class KernelTarget:
 
     def delete(self) -> None:
         """Remove the targets: ends all sessions and waits for their commands, so rings must be served meanwhile."""
-        with _saying(f"remove the target {self._configuration.target}"):
+        with _saying(f"remove the target {self._configuration.target}"), contextlib.ExitStack() as each:
             for group in self._groups:
-                group.parent_target.delete()
+                each.callback(group.parent_target.delete)  # if one fails, the others go all the same
 
     def _make_groups(self) -> Iterator[rtslib_fb.TPG]:
         from rtslib_fb import TPG, FabricModule, Target

@@ -17,6 +17,7 @@ The bus's own policy may forbid us to own the name; `config/` has a policy file,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -86,7 +87,8 @@ class Announcer:
     def close(self) -> None:
         """Leave the bus, and with it every list."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._wake_to_stop)
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it is about to end by itself
+                self._loop.call_soon_threadsafe(self._wake_to_stop)
             self._thread.join()
 
     def _wake_to_stop(self) -> None:

@@ -13,7 +13,8 @@ A device's configuration says what it is; stock tools show it, and devices that 
 * *Crash.* Everything in the kernel stays; commands wait there, 130 s at most.  The next start takes each device over: block
   it, reset its ring (what was in flight is answered BUSY, and comes again), serve it, unblock it.
 * *Stop.* First the targets go, while the rings are still served: the kernel then waits for what is in flight.  Then the
-  devices.  Devices that others made are blocked, drained and left, for the next start to take over.
+  devices.  Devices that others made are blocked, drained and left, for the next start to take over.  What goes wrong with
+  one of them is logged, and the others go all the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import errno
 import logging
 import os
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from target.scsi.logical_unit import LogicalUnit
@@ -46,7 +49,7 @@ DESCRIPTIONS = {
 }
 ERRORS = (configfs.ConfigfsError, netlink.NetlinkError, RingError, OSError)
 """What `LioFabric.start` raises."""
-DRAIN = 30.0  # seconds that a ring gets to become empty at a stop
+DRAIN = 30.0  # seconds that rings get to become empty, at a stop all of them together
 
 
 def config_of(unit: LogicalUnit) -> str:
@@ -104,23 +107,30 @@ class LioFabric:
         self._announcer.start()
 
     def close(self) -> None:
-        """Stop serving, with nothing of ours left in the kernel.  Closing twice is allowed."""
+        """Stop serving, with nothing of ours left in the kernel.  Never raises; closing twice is allowed."""
         with self._changing:
             if self._listener is None:
                 return
             self._open = False
             self._announcer.close()
             if self._kernel is not None:
-                self._kernel.delete()
+                with _going_on("remove the targets"):
+                    self._kernel.delete()
             self._luns.clear()
+            deadline = time.monotonic() + DRAIN
             for device in list(self._devices.values()):
                 foreign = not device.uio.name.startswith(self._configuration.device_prefix)
-                if foreign:
-                    configfs.action(device.uio, "block_dev", 1)
-                self._release(device)
-            for hba, name in configfs.our_devices(self._configuration.device_prefix):
-                configfs.delete_device(hba, name)
-            self._listener.close()
+                with _going_on(f"hold the commands for {device.uio.name}"):
+                    if foreign:
+                        configfs.action(device.uio, "block_dev", 1)
+                with _going_on(f"leave {device.uio.name}"):
+                    self._release(device, deadline)
+            with _going_on("look for what is left"):
+                for hba, name in configfs.our_devices(self._configuration.device_prefix):
+                    with _going_on(f"remove {name}"):
+                        configfs.delete_device(hba, name)
+            with _going_on("leave the kernel's announcements"):
+                self._listener.close()
             self._listener = None
             self._server.close()
 
@@ -156,7 +166,7 @@ class LioFabric:
                 name, config_of(unit), size=unit.blocks << unit.shift, block_size=unit.block_size, serial=str(unit.uuid)
             )
             # found again by its name: the kernel chose the UIO number
-            made = next((entry for entry in uio.devices() if entry.name == name), None)
+            made = next((entry for entry in uio.devices(besides=self._devices) if entry.name == name), None)
             if made is None:
                 raise configfs.ConfigfsError(f"the kernel made no UIO device for {name}")
             with self._lock:
@@ -241,12 +251,16 @@ class LioFabric:
         serving = self._devices[str(device.node)] = _Device(device, unit, served, target, nexus)
         return serving
 
-    def _release(self, device: _Device) -> None:
-        """Answer what is left in the ring, and stop serving it."""
-        if not self._server.remove(device.served, DRAIN):
+    def _release(self, device: _Device, deadline: float | None = None) -> None:
+        """Answer what is left in the ring, and stop serving it.  What stands against that is logged."""
+        if deadline is None:
+            deadline = time.monotonic() + DRAIN
+        if not self._server.remove(device.served, deadline):
             log.error("device %s still has commands that were not answered", device.uio.name)
         device.target.close_nexus(device.nexus)
-        device.served.ring.close()
+        trouble = device.served.ring.close()
+        if trouble:
+            log.error("the ring of device %s stays mapped: %s", device.uio.name, trouble)
         os.close(device.served.descriptor)
         with self._lock:
             self._devices.pop(str(device.uio.node), None)
@@ -271,3 +285,12 @@ class LioFabric:
             if failed is not None:  # the kernel does not tell when a device that it announced could not be enabled
                 self._release(failed)
             return self._adopt(device, fresh=True)
+
+
+@contextlib.contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """A step of the stop, which goes on whatever becomes of it."""
+    try:
+        yield
+    except ERRORS as error:
+        log.error("while stopping, cannot %s: %s", what, error)

@@ -24,6 +24,7 @@ What may surprise:
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import struct
@@ -115,6 +116,7 @@ class Ring:
         self._lock = threading.Lock()
         self._running: dict[int, RingTask] = {}
         self._spare: list[RingTask] = []
+        self._closed = False
 
     @property
     def idle(self) -> bool:
@@ -152,6 +154,8 @@ class Ring:
         To be called, without tasks if need be, after each `take`, since that may have met entries that ask for no answer.
         """
         with self._lock:
+            if self._closed:
+                return
             before = self._tail
             for task in tasks:
                 self._respond(task)
@@ -160,13 +164,29 @@ class Ring:
                 self._words[TAIL_WORD] = self._tail
                 os.write(self._descriptor, _KICK)
 
-    def close(self) -> None:
-        """Unmap the region; only when nothing taken is left unanswered, because buffers are part of it."""
-        for task in self._spare:
-            task.buffers = task.data_in = task.data_out = ()
-        self._words.release()
-        self._view.release()
-        self._map.close()
+    def close(self) -> str:
+        """Unmap the region, and touch the descriptor no more; to be called when the ring is idle, and not while `take` runs.
+
+        Returns what stands against it, which a stop must survive: then the region stays mapped, harmlessly (the kernel
+        keeps it until the process ends), and commands that still run are answered by nobody.
+        """
+        with self._lock:  # whoever made the ring idle may still be about to tell the kernel
+            self._closed = True
+            for task in self._spare:
+                task.buffers = task.data_in = task.data_out = ()
+            self._words.release()
+            self._view.release()
+        if self._running:
+            return f"{len(self._running)} commands still run"
+        try:
+            self._map.close()
+        except BufferError:
+            gc.collect()  # an exception that its own traceback refers to keeps the buffers of the calls it came through
+            try:
+                self._map.close()
+            except BufferError:
+                return "its memory is still referred to"
+        return ""
 
     def _task(self, at: int) -> RingTask:
         _, command_id, _, _, count, _, _, cdb_at = _REQUEST.unpack_from(self._view, at)

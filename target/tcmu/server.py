@@ -51,6 +51,8 @@ class Served:
     ring: Ring
     descriptor: int
     executor: Executor
+    broken: bool = False
+    """Whether the server gave it up."""
 
 
 class Server:
@@ -86,13 +88,12 @@ class Server:
         self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
         os.write(self._wake, b"\1")  # commands that came before the registration may cause no edge: let the loop look
 
-    def remove(self, served: Served, timeout: float) -> bool:
+    def remove(self, served: Served, deadline: float) -> bool:
         """Answer what the ring holds, then leave it; the caller sees to it that nothing more is put in.
 
-        Returns whether it was empty within `timeout` seconds; if not, it is left as it is.
+        Returns whether it was empty by the `deadline` (`time.monotonic`); if not, it is left as it is.
         """
-        deadline = time.monotonic() + timeout
-        while not served.ring.idle and time.monotonic() < deadline:
+        while not served.ring.idle and not served.broken and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL)
         gone = self._removed[served.descriptor] = threading.Event()
         os.write(self._wake, b"\2")
@@ -147,6 +148,7 @@ class Server:
             self._again.add(served)
         except RingError as error:
             log.error("%s; the device is not served any more", error)
+            served.broken = True
             del self._served[served.descriptor]
             self._epoll.unregister(served.descriptor)
 

@@ -7,7 +7,7 @@ Its name in sysfs says whose it is: `tcm-user/<hba>/<device>/<dev_config>`, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,10 @@ class UioDevice:
         return os.open(self.node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def devices() -> Iterator[UioDevice]:
-    """All TCMU devices of this machine, whoever they belong to."""
+def devices(besides: Container[str] = ()) -> Iterator[UioDevice]:
+    """All TCMU devices of this machine, whoever they belong to; of those with a node among `besides` nothing is read."""
     for entry in sorted(CLASS.glob("uio*")):
-        device = _device(entry)
+        device = None if f"/dev/{entry.name}" in besides else _device(entry)
         if device is not None:
             yield device
 
