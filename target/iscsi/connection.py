@@ -99,6 +99,9 @@ class Connection:
         self._last_heard = now
         self._pinged: float | None = None
         self._unfinished_since: float | None = None  # a PDU was begun and is not whole
+        self._untaken: tuple[int, float] | None = (
+            None  # answers wait: bytes taken so far, and since when no more than that
+        )
         self._closing_since: float | None = None
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
         self._text = bytearray()
@@ -166,6 +169,8 @@ class Connection:
             unfinished = None if self.tasks.congested else self._unfinished_since  # then it is we who do not read
             if unfinished is not None and now - unfinished > limits.stall_seconds:
                 self._drop(f"a PDU was not finished within {limits.stall_seconds:g} s")
+            elif self._deaf(now):
+                self._drop(f"no answer was taken within {limits.stall_seconds:g} s")
             elif self.tasks.overdue(now):
                 self._drop(f"a command's data did not come within {limits.stall_seconds:g} s")
             elif self._pinged is not None:
@@ -177,6 +182,17 @@ class Connection:
                 self.sender.nop_in(NO_TAG, self.tasks.new_ttt())
         elif self._closing_since is None:
             self._closing_since = now
+
+    def _deaf(self, now: float) -> bool:
+        """Whether answers wait, and the peer took nothing of them for too long, whatever it has to say itself."""
+        taken = self.output.taken
+        if not len(self.output):
+            self._untaken = None
+        elif self._untaken is None or self._untaken[0] != taken:
+            self._untaken = (taken, now)
+        else:
+            return now - self._untaken[1] > self._limits.stall_seconds
+        return False
 
     def lingers(self, now: float) -> bool:
         """Whether a closing connection may still wait for its output to be taken."""

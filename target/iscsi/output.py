@@ -42,7 +42,7 @@ class ArenaPool:
 class Output:
     """The send queue of one connection; `arena`, `fill` and `room` are open to the connection's fast path."""
 
-    __slots__ = ("_begin", "_pool", "_retired", "_segments", "arena", "fill", "offered", "room", "size")
+    __slots__ = ("_begin", "_pool", "_retired", "_segments", "arena", "fill", "offered", "room", "size", "taken")
 
     def __init__(self, pool: ArenaPool) -> None:
         self._pool = pool
@@ -50,6 +50,7 @@ class Output:
         self._retired: list[memoryview] = []  # full arenas that still have bytes to send
         self._begin = 0
         self.size = 0  # bytes in _segments
+        self.taken = 0  # bytes that `sent` was told of, since the beginning
         self.arena: memoryview = memoryview(b"")
         self.fill = 0
         self.room = 0  # len(arena), at hand
@@ -109,6 +110,7 @@ class Output:
     def sent(self, length: int) -> None:
         """`length` bytes of what `gather` gave are gone."""
         self.size -= length
+        self.taken += length
         segments = self._segments
         if not self.size:
             segments.clear()

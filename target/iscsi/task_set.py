@@ -49,7 +49,9 @@ class Limits:
     transfer_bytes: int = 64 << 20  # of one command
     held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
     managed: int = 64  # task management functions of a session that wait for commands to end
-    stall_seconds: float = 60.0  # for a PDU that was begun to be whole, and for the next of a command's data to come
+    stall_seconds: float = (
+        60.0  # for a PDU that was begun to be whole, the next of a command's data, an answer to be taken
+    )
     idle_seconds: float = 30.0  # then the initiator is asked whether it lives
     ping_seconds: float = 15.0  # then it is held for dead
     linger_seconds: float = 5.0  # for the last answers to be taken

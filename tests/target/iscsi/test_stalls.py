@@ -78,6 +78,36 @@ def test_large_data_one_byte_a_second(peer: Initiator, caplog: pytest.LogCapture
     assert "a PDU was not finished" in caplog.text
 
 
+def test_answers_never_taken(peer: Initiator, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes on talking, and does not ask for so much that it would not be read from any more."""
+    connection = peer.connection
+    stream = peer.command(read10(0, 8), read=4096)
+    nop = peer.request(Opcode.NOP_OUT, immediate=True)
+    for second in range(int(LIMITS.stall_seconds) + 3):
+        if not connection.finished:
+            connection.receive(memoryview(bytearray(stream)), len(stream), peer.now)
+            stream = nop
+            peer.now += 1
+            connection.tick(peer.now)
+            assert connection.finished is (second > LIMITS.stall_seconds)
+    assert connection.finished
+    assert "no answer was taken within 60 s" in caplog.text
+
+
+def test_answers_taken_slowly_are_waited_for(peer: Initiator) -> None:
+    connection = peer.connection
+    request = peer.command(read10(0, 8), read=4096)
+    connection.receive(memoryview(bytearray(request)), len(request), peer.now)
+    for _ in range(3 * int(LIMITS.stall_seconds)):
+        connection.output.gather(1)
+        connection.output.sent(1)
+        peer.now += 1
+        connection.tick(peer.now)
+        nop = peer.request(Opcode.NOP_OUT, immediate=True)
+        connection.receive(memoryview(bytearray(nop)), len(nop), peer.now)
+    assert connection.state is State.FULL_FEATURE
+
+
 @pytest.mark.parametrize("sent", [0, 1])
 def test_data_out_never_finished(peer: Initiator, caplog: pytest.LogCaptureFixture, sent: int) -> None:
     (r2t,) = peer.feed(peer.command(write10(0, 16), write=8192, itt=9))
