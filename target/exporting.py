@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the content of a snapshot into a file.
 
-The file appears under its name only when all of it is there and on stable storage; until then it stands beside it under
-a name of its own, and is removed if the export fails or is cancelled.  An existing file is replaced only on demand.
+The file appears under its name only when all of it is there and on stable storage; until then it has no name, so that
+nothing is left if the export fails, is cancelled, or the daemon is killed.  (Where the file system has no files without a name
+it stands beside it under a name of its own, and a killed daemon leaves that.)  An existing file is replaced only on demand.
 
 A raw file is sparse: holes stay holes, and so does every stretch of `GRAIN` zeroes, since pre-images of blocks that were
 holes come as zeroes.  What a qcow2 image leaves out it shows of the image below.
@@ -10,12 +11,12 @@ holes come as zeroes.  What a qcow2 image leaves out it shows of the image below
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from lun_backends import block_device, volume
 from target import jobs, problems
@@ -55,9 +56,9 @@ def export(
         raise problems.file_exists(path)
     if path.is_dir() or path.is_block_device() or path.is_char_device():
         raise problems.file_failed(path, "it is a directory or a device")
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with _new_file(beside) as fd:
+        with _NewFile(path) as new:
+            fd = new.fd
             writer = _Raw(fd, size) if image is None else image(fd, size)
             for piece in pieces:
                 if cancelled():
@@ -66,10 +67,7 @@ def export(
                     writer.write(piece.offset, piece.data)
                 progress(piece.offset + piece.length, size)
             writer.finish()
-            if overwrite:
-                beside.replace(path)
-            else:
-                os.link(beside, path)  # unlike rename, refuses if the file has come into being meanwhile
+            new.publish(overwrite=overwrite)
     except FileExistsError:
         raise problems.file_exists(path) from None
     except OSError as error:
@@ -106,14 +104,48 @@ def data_bytes(view: block_device.BlockDevice) -> int:
     return sum(extent.length for extent in view.extents(0, view.size) if extent.kind is block_device.ExtentKind.DATA)
 
 
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-        path.unlink(missing_ok=True)
+class _NewFile:
+    """The file that will be at `path`, open as `fd`; gone at the end of the context unless it was published.  Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            self.fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
+            self._named = False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # what file systems and old kernels without it say
+                raise
+            self.fd = os.open(self._beside, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            self._named = True
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give it its name, durably.  Raises OSError."""
+        if overwrite:
+            if not self._named:
+                self._link(self._beside)
+                self._named = True
+            self._beside.replace(self._path)
+        else:
+            self._link(self._path)  # unlike rename, refuses if the file has come into being meanwhile
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _link(self, name: Path) -> None:
+        # With a descriptor for the directory, which an absolute path has no use for, Python follows the link; else it does not.
+        os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=self.fd, follow_symlinks=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        if self._named:
+            self._beside.unlink(missing_ok=True)
 
 
 def _write(fd: int, offset: int, data: memoryview) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from lun_backends import block_device, volume
 from target import exporting, jobs, problems
+from tests.powercut import replay
 
 MIB = 1 << 20
 DATA = os.urandom(MIB)
@@ -86,6 +88,41 @@ def test_an_existing_file_is_replaced_on_demand(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     export(path, pieces(DATA), MIB, overwrite=True)
     assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_daemon_that_is_killed_leaves_nothing(overwrite: bool) -> None:
+    """There is no name to be left as long as the file is not complete."""
+    with replay.scratch() as directory:  # in memory, where files need no name
+        path = directory / "out.img"
+
+        def watched() -> Iterator[volume.ExportPiece]:
+            for piece in pieces(DATA, DATA):
+                yield piece
+                assert list(directory.iterdir()) == []
+
+        export(path, watched(), 2 * MIB, overwrite=overwrite)
+        assert path.read_bytes() == DATA + DATA
+        assert list(directory.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_files_need_a_name(tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refusing(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no such files here")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    path = tmp_path / "out.img"
+    with pytest.raises(jobs.Cancelled):
+        export(path, pieces(DATA, DATA), 2 * MIB, stop_after=1)
+    assert list(tmp_path.iterdir()) == []
+    export(path, pieces(DATA), MIB, overwrite=overwrite)
+    assert path.read_bytes() == DATA
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
