@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes under fire: random histories against a plain model, readers against writers, snapshots under writers, kill -9."""
+"""Volumes under fire: readers against writers, snapshots under writers, kill -9."""
 
 from __future__ import annotations
 
@@ -9,196 +9,24 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lun_backends import block_device, restoring, snapshot_view, volume
-from lun_backends.block_device import ExtentKind
+from lun_backends import block_device, snapshot_view, volume
 from lun_backends.stores.thin import Durability
 from tests.memory_device import MemoryDevice
 
 CHUNK = 4096
 BLOCK = 512
-BLOCKS = 5 * CHUNK // BLOCK + 3  # the last chunk is not whole
-MOST_BLOCKS = 8 * CHUNK // BLOCK + 1
-PLACES = st.integers(0, MOST_BLOCKS - 1)
 
 
 def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
     data = bytearray(length)
     device.readv(offset, [memoryview(data)])
     return bytes(data)
-
-
-class History(RuleBasedStateMachine):
-    """A volume and its snapshots against lists of block fills."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        self.now: list[int] = [0] * BLOCKS
-        self.moments: dict[str, list[int]] = {}
-        self.stopped: set[str] = set()
-        self.names = 0
-        self.blocks = BLOCKS
-
-    @property
-    def busy(self) -> bool:
-        """Whether a rollback is under way."""
-        return self.volume.restoring is not None
-
-    @initialize(chunks_at_once=st.integers(1, 3), durability=st.sampled_from(Durability))
-    def create(self, chunks_at_once: int, durability: Durability) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(restoring, "ROUND", chunks_at_once * CHUNK)
-        root = Path(self.directory.name)
-        self.volume = volume.Volume.create(
-            root / "state", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
-        )
-
-    @rule(first=PLACES, count=st.integers(1, 20), fill=st.integers(1, 255), prepare=st.booleans())
-    def write(self, first: int, count: int, fill: int, prepare: bool) -> None:
-        first %= self.blocks
-        count = min(count, self.blocks - first)
-        data = [memoryview(bytes([fill]) * (count * BLOCK))]
-        try:
-            if prepare:
-                self.volume.device.prepare_writes([(first * BLOCK, count * BLOCK)])
-            self.volume.device.writev(first * BLOCK, data, nowait=prepare)
-        except block_device.WouldBlock:  # the disk was slow lately, or a page is not cached
-            self.volume.device.writev(first * BLOCK, data)
-        self.now[first : first + count] = [fill] * count
-
-    @rule(first=PLACES, count=st.integers(1, 20), discard=st.booleans(), alone=st.booleans())
-    def zero(self, first: int, count: int, discard: bool, alone: bool) -> None:
-        first %= self.blocks
-        count = min(count, self.blocks - first)
-        if alone:
-            with self.volume.device.exclusive() as device:
-                device.write_zeroes(first * BLOCK, count * BLOCK, discard=discard)
-        else:
-            self.volume.device.write_zeroes(first * BLOCK, count * BLOCK, discard=discard)
-        self.now[first : first + count] = [0] * count
-
-    @precondition(lambda self: len(self.volume.snapshots) < 5 and not self.busy)
-    @rule()
-    def snapshot(self) -> None:
-        self.names += 1
-        self.volume.create_snapshot(f"s{self.names}")
-        self.moments[f"s{self.names}"] = list(self.now)
-
-    @precondition(lambda self: self.moments and not self.busy)
-    @rule(data=st.data(), stop=st.booleans())
-    def delete(self, data: st.DataObject, stop: bool) -> None:
-        name = data.draw(st.sampled_from(sorted(self.moments)))
-        try:
-            self.volume.delete_snapshot(name, cancelled=lambda: stop)
-        except volume.DeletionStopped:
-            assert stop
-            self.stopped.add(name)
-        del self.moments[name]
-        self.stopped &= {snapshot.name for snapshot in self.volume.snapshots}
-
-    @precondition(lambda self: self.moments and not self.busy)
-    @rule(data=st.data())
-    def restore(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.moments)))
-        self.volume.begin_restore(name)
-        moment = self.moments[name]
-        self.now = [*moment, *[0] * (self.blocks - len(moment))]
-
-    @precondition(lambda self: self.busy)
-    @rule(data=st.data())
-    def everything_else_is_refused_meanwhile(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.moments)))
-        for attempt in (
-            lambda: self.volume.create_snapshot("another"),
-            lambda: self.volume.delete_snapshot(name),
-            lambda: self.volume.resume_deletions(),
-            lambda: self.volume.begin_restore(name),
-            lambda: self.volume.resize((self.blocks + 1) * BLOCK),
-        ):
-            with pytest.raises(volume.RestoreUnderWay):
-                attempt()
-
-    @precondition(lambda self: self.busy)
-    @rule(rounds=st.integers(0, 4))
-    def restore_goes_on(self, rounds: int) -> None:
-        left = iter(range(rounds))
-        ended = self.volume.continue_restore(cancelled=lambda: next(left, None) is None)
-        assert ended is (self.volume.restoring is None)
-
-    @precondition(lambda self: self.blocks < MOST_BLOCKS and not self.busy)
-    @rule(more=st.integers(1, 12))
-    def grow(self, more: int) -> None:
-        more = min(more, MOST_BLOCKS - self.blocks)
-        self.blocks += more
-        self.volume.resize(self.blocks * BLOCK)
-        self.now += [0] * more
-
-    @precondition(lambda self: self.stopped and not self.busy)
-    @rule()
-    def resume(self) -> None:
-        self.volume.resume_deletions()
-        self.stopped.clear()
-
-    @precondition(lambda self: self.moments)
-    @rule(first=PLACES)
-    def stranger_writes_to_the_write_once_lun(self, first: int) -> None:
-        """Another node preserves one block, which must leave the rest of its chunk to be preserved by us."""
-        first %= self.blocks
-        newest = self.volume.snapshots[-1]
-        if (
-            newest.deleting
-            or first >= len(self.moments[newest.name])
-            or self.now[first] != self.moments[newest.name][first]
-        ):
-            return
-        try:
-            newest.write_once.writev(first * BLOCK, [memoryview(bytes([self.now[first]]) * BLOCK)])
-        except block_device.BlockWritten:
-            return
-
-    @rule()
-    def reopen(self) -> None:
-        self.volume.close()
-        self.volume = volume.Volume.open(self.volume.directory)
-
-    @invariant()
-    def all_is_as_it_should_be(self) -> None:
-        assert self.volume.device.size == self.blocks * BLOCK
-        assert read(self.volume.device, 0, self.blocks * BLOCK) == content(self.now)
-        holes = [each for each in self.volume.device.extents(0, self.blocks * BLOCK) if each.kind is ExtentKind.HOLE]
-        for hole in holes:
-            assert not any(self.now[hole.offset // BLOCK : (hole.offset + hole.length) // BLOCK])
-        active = {snapshot.name: snapshot for snapshot in self.volume.snapshots if not snapshot.deleting}
-        assert list(active) == list(self.moments)
-        for name, moment in self.moments.items():
-            assert active[name].view.size == len(moment) * BLOCK
-            assert read(active[name].view, 0, len(moment) * BLOCK) == content(moment), name
-            exported = b"".join(bytes(p.length) if p.data is None else bytes(p.data) for p in self.volume.export(name))
-            assert exported == content(moment)
-
-    def teardown(self) -> None:
-        if hasattr(self, "volume"):
-            self.volume.close()
-            self.patch.undo()
-        self.directory.cleanup()
-
-
-def content(fills: list[int]) -> bytes:
-    return b"".join(bytes([fill]) * BLOCK for fill in fills)
-
-
-TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
 @pytest.fixture
