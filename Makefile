@@ -4,6 +4,7 @@
 # make bench   measure against peers
 # make conformance  libiscsi's suite against us and against tgtd, side by side
 # make fuzz    look for input that breaks us, ten minutes long; SECONDS=30 for less
+# make powercuts  a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
 # make lint    style and types
 # make man     the manual pages, in build/man, from what --help says
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz soak lint man peers
+.PHONY: help setup serve test bench conformance fuzz powercuts soak lint man peers
 
 BIN := .venv/bin
 
@@ -41,6 +42,11 @@ fuzz: SECONDS = 600
 fuzz: setup
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+powercuts: STATES = 1000000
+powercuts: SEED = 1
+powercuts: setup
+	$(BIN)/python -m tests.powercut --states $(STATES) --seed $(SEED) $(ARGS)
 
 soak: SECONDS = 3600
 soak: peers

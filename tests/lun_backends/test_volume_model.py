@@ -88,6 +88,12 @@ class History(RuleBasedStateMachine):
             self.volume.device.writev(first * BLOCK, data)
         self.now[first : first + count] = [fill] * count
 
+    @rule(fill=st.integers(1, 255))
+    def write_to_every_chunk(self, fill: int) -> None:
+        for first in range(0, self.blocks, PER_CHUNK):
+            self.volume.device.writev(first * BLOCK, [memoryview(bytes([fill]) * BLOCK)])
+            self.now[first] = fill
+
     @rule(first=PLACES, count=st.integers(1, 20), discard=st.booleans(), alone=st.booleans())
     def zero(self, first: int, count: int, discard: bool, alone: bool) -> None:
         first %= self.blocks
@@ -100,11 +106,15 @@ class History(RuleBasedStateMachine):
         self.now[first : first + count] = [0] * count
 
     @precondition(lambda self: len(self.volume.snapshots) < 5 and not self.busy)
-    @rule()
-    def snapshot(self) -> None:
+    @rule(fill=st.none() | st.integers(1, 255))
+    def snapshot(self, fill: int | None) -> None:
+        """And then, unless `fill` is None, a write to every chunk: what one snapshot has and another has not matters in all
+        that follows."""
         self.names += 1
         self.volume.create_snapshot(f"s{self.names}")
         self.moments[f"s{self.names}"] = list(self.now)
+        if fill is not None:
+            self.write_to_every_chunk(fill)
 
     @rule(first=st.integers(0, OTHER_BLOCKS - 1), fill=st.integers(1, 255))
     def write_to_the_other(self, first: int, fill: int) -> None:

@@ -221,20 +221,26 @@ class Worker:
         self.take(promises.CreateEnds(name))
 
     def delete(self) -> None:
-        """Delete any snapshot; now and then stop on the way, and go on at the next turn."""
-        if any(snapshot.deleting for snapshot in self.volume.snapshots):
+        """Delete any snapshot; now and then stop on the way, and go on at a later turn, or delete another."""
+        if any(snapshot.deleting for snapshot in self.volume.snapshots) and self.rng.random() < 0.5:
             self.resume()
             return
-        if not self.volume.snapshots or self.volume.restoring is not None:
+        names = [snapshot.name for snapshot in self.volume.snapshots if not snapshot.deleting]
+        if not names or self.volume.restoring is not None:
             return
-        name = self.rng.choice(self.volume.snapshots).name
+        name = self.rng.choice(names)
         stop = self.rng.random() < 0.3
+        before = [
+            snapshot.name for snapshot in self.volume.snapshots if snapshot.deleting
+        ]  # the oldest takes them along
         self.take(promises.DeleteBegins(name))
         try:
             self.volume.delete_snapshot(name, cancelled=lambda: stop)
         except volume.DeletionStopped:
             return
         self.take(promises.DeleteEnds(name))
+        for other in [other for other in before if other not in {each.name for each in self.volume.snapshots}]:
+            self.take(promises.DeleteEnds(other))
 
     def resume(self) -> None:
         """Go on with what was stopped; a rollback has to end first."""
