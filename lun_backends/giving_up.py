@@ -71,8 +71,9 @@ class Enforcer:
                 # Those first that are the hardest to mark: if that fails, the others were not given up for nothing.
                 for each in sorted(there, key=lambda each: not each.reason):
                     self.give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
-                for each in there:
-                    self._make_room(each)  # a sparse primary beside it may need that now
+                if isinstance(error, block_device.SpaceExhausted):
+                    for each in there:
+                        self._make_room(each)  # a sparse primary beside it may need that now
             except (block_device.BlockDeviceError, OSError):
                 self.listener(policy.WriteRefused(error))
                 return Decision.REFUSE
