@@ -4,6 +4,7 @@ every step.  A second volume is there for groups."""
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tempfile
@@ -210,15 +211,18 @@ class History(RuleBasedStateMachine):
         return names[first], names[second] if second < len(names) else None
 
     @precondition(lambda self: self.moments and not self.busy)
-    @rule(data=st.data(), stop=st.booleans())
-    def delete(self, data: st.DataObject, stop: bool) -> None:
-        name = data.draw(st.sampled_from(sorted(self.moments)))
-        try:
-            self.volume.delete_snapshot(name, cancelled=lambda: stop)
-        except volume.DeletionStopped:
-            assert stop
-            self.stopped.add(name)
-        del self.moments[name]
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """One or more, one after the other, each to its end or stopped on the way."""
+        names = data.draw(st.lists(st.sampled_from(sorted(self.moments)), min_size=1, max_size=3, unique=True))
+        for name in names:
+            stop = data.draw(st.booleans())
+            try:
+                self.volume.delete_snapshot(name, cancelled=functools.partial(bool, stop))
+            except volume.DeletionStopped:
+                assert stop
+                self.stopped.add(name)
+            del self.moments[name]
         self.stopped &= {snapshot.name for snapshot in self.volume.snapshots}
 
     @precondition(lambda self: self.moments and not self.busy)
