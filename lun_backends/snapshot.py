@@ -107,6 +107,11 @@ class Snapshot:
         return self.write_once.reason or ""
 
     @property
+    def unreadable(self) -> str:
+        """Why its view cannot be read; empty if it can."""
+        return "it is being deleted" if self.deleting else self.reason
+
+    @property
     def gone(self) -> bool:
         """Whether it is invalid for ever: that is on disk."""
         return self.write_once.recorded

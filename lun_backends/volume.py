@@ -264,10 +264,10 @@ class Volume:
 
     # Snapshots ------------------------------------------------------------------------------------------------------
 
-    def snapshot(self, name: str) -> Snapshot:
-        """The snapshot of that name.  Raises NoSuchSnapshot."""
+    def snapshot(self, name: str, identity: uuid.UUID | None = None) -> Snapshot:
+        """The snapshot of that name; with `identity` no later one that was given the name.  Raises NoSuchSnapshot."""
         for snapshot in self.snapshots:
-            if snapshot.name == name:
+            if snapshot.name == name and identity in (None, snapshot.uuid):
                 return snapshot
         known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
         raise NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {known}")
@@ -437,6 +437,7 @@ class Volume:
     def delete_snapshot(
         self,
         name: str,
+        identity: uuid.UUID | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -449,7 +450,7 @@ class Volume:
         with self._reshaping:
             self._check_open()
             self._check_not_restoring()
-            self._delete(self.snapshot(name), progress, cancelled)
+            self._delete(self.snapshot(name, identity), progress, cancelled)
 
     def resume_deletions(
         self,
@@ -637,7 +638,9 @@ class Volume:
         """The chunks of a rollback under way that differ from what the primary and the newest snapshot know."""
         return tracking.BitMap() if self._restoring is None else self._restoring.pending.copy()
 
-    def begin_restore(self, name: str, *, cancelled: Callable[[], bool] | None = None) -> None:
+    def begin_restore(
+        self, name: str, identity: uuid.UUID | None = None, *, cancelled: Callable[[], bool] | None = None
+    ) -> None:
         """Roll the volume back to a snapshot: when this returns it is at that moment, for good, and `continue_restore` has
         to bring the primary there.  What it has grown by since is zeroes.
 
@@ -646,7 +649,7 @@ class Volume:
         with self._reshaping, self._changing:
             self._check_open()
             self._check_not_restoring()
-            snapshot = self.snapshot(name)
+            snapshot = self.snapshot(name, identity)
             needed = self.snapshots[self.snapshots.index(snapshot) :]
             for each in needed:
                 if each.reason:

@@ -131,14 +131,8 @@ def export(served: service.Service, volume_name: str, name: str, request: messag
         raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
     if request.since is None and request.format == "raw":
         return served.export(volume_name, name, path, overwrite=request.overwrite, anyway=request.anyway)
-    owner, snapshot = served.find(volume_name, name)
+    owner, snapshot = served.exportable(volume_name, name, path, overwrite=request.overwrite)
     what = f"{volume_name}@{name}"
-    if not path.is_absolute():
-        raise problems.file_failed(path, "the path is not absolute")
-    if snapshot.reason:
-        raise problems.refused(f"{what} cannot be exported", snapshot.reason, "use another snapshot")
-    if os.path.lexists(path) and not request.overwrite:
-        raise problems.file_exists(path)
     size = snapshot.view.size
     backing = None
     if request.since is not None:
@@ -203,6 +197,12 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
             f"{path} was not written",
             f"{below} is no image of {since}: it shows {found} bytes, not {size}",
             "name the image that was exported from that snapshot",
+        )
+    if any(exporting.place(path) in (exporting.place(each), each.resolve()) for each in qcow2.chain(below)):
+        raise problems.refused(
+            f"{path} was not written",
+            f"{below}, the image of {since}, is that file or stands on it",
+            "choose another name",
         )
     name = os.path.relpath(below, path.parent)
     if ":" in name.split("/")[0]:

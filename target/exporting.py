@@ -88,6 +88,22 @@ class _Raw:
         os.fsync(self._fd)
 
 
+def place(path: Path) -> Path:
+    """Where a name really is; what it leads to, if it is a link, does not matter."""
+    return path.parent.resolve() / path.name
+
+
+def check_place(path: Path, volumes: Iterable[volume.Volume], *, overwrite: bool) -> None:
+    """Refuse what cannot be the name of an export, or must not: what `volumes` are made of.  Raises Problem."""
+    if not path.is_absolute():
+        raise problems.file_failed(path, "the path is not absolute")
+    for owner in volumes:
+        if place(path) == place(owner.primary.path) or place(path).is_relative_to(owner.directory.resolve()):
+            raise problems.file_failed(path, f"it belongs to volume {owner.name}")
+    if os.path.lexists(path) and not overwrite:
+        raise problems.file_exists(path)
+
+
 def check_room(path: Path, needed: int) -> None:
     """Refuse what is sure to fill the disk: there must be `needed` bytes where `path` will be.  Raises Problem."""
     try:

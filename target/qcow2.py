@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,33 @@ def virtual_size(path: Path) -> tuple[int, str]:
         if start[:4] == MAGIC and len(start) == 32:
             return int.from_bytes(start[24:32], "big"), "qcow2"
         return file.seek(0, os.SEEK_END), "raw"
+
+
+def chain(path: Path) -> Iterator[Path]:
+    """The image at `path` and those that it stands on, as far as they are files that can be read here."""
+    seen = set()
+    below: Path | None = path
+    while below is not None and below.resolve() not in seen:
+        seen.add(below.resolve())
+        yield below
+        below = _below(below)
+
+
+def _below(path: Path) -> Path | None:
+    """What the image at `path` stands on."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(20)
+            if start[:4] != MAGIC or len(start) < 20:
+                return None
+            offset, length = struct.unpack(">QI", start[8:20])
+            if not offset or not 0 < length <= _NAME_MAX:
+                return None
+            file.seek(offset)
+            name = os.fsdecode(file.read(length))
+    except OSError:
+        return None
+    return None if ":" in name.split("/")[0] else path.parent / name
 
 
 class Writer:

@@ -44,7 +44,7 @@ class Reshaping:
             if owner.restoring is not snapshot:
                 try:
                     with problems.translated(f"{volume_name} was not rolled back to {name}"):
-                        owner.begin_restore(name, cancelled=job.cancelled)
+                        owner.begin_restore(name, snapshot.uuid, cancelled=job.cancelled)
                 except volume.RestoreStopped:
                     raise jobs.Cancelled from None
                 log.info("%s is as it was at %s", volume_name, name)

@@ -339,7 +339,7 @@ class Service:
             self._withdraw(snapshot)
             try:
                 with problems.translated(f"{volume_name}@{name} was not deleted"):
-                    owner.delete_snapshot(name, progress=job.progress, cancelled=job.cancelled)
+                    owner.delete_snapshot(name, snapshot.uuid, progress=job.progress, cancelled=job.cancelled)
             except volume.DeletionStopped:
                 raise jobs.Cancelled from None
             finally:
@@ -371,15 +371,20 @@ class Service:
             if numbers is None or numbers.view not in self.scsi.luns:
                 self._publish(owner, snapshot)
 
+    def exportable(
+        self, volume_name: str, name: str, path: Path, *, overwrite: bool
+    ) -> tuple[volume.Volume, volume.Snapshot]:
+        """`find`, for what is to be written to `path`.  Raises Problem."""
+        owner, snapshot = self.find(volume_name, name)
+        if snapshot.unreadable:
+            what = f"{volume_name}@{name} cannot be exported"
+            raise problems.refused(what, snapshot.unreadable, "use another snapshot")
+        exporting.check_place(path, self._volumes.values(), overwrite=overwrite)
+        return owner, snapshot
+
     def export(self, volume_name: str, name: str, path: Path, *, overwrite: bool, anyway: bool = False) -> jobs.Job:
         """Begin to write a snapshot's content into a file on this machine.  Raises Problem."""
-        owner, snapshot = self.find(volume_name, name)
-        if not path.is_absolute():
-            raise problems.file_failed(path, "the path is not absolute")
-        if snapshot.reason:
-            raise problems.refused(f"{volume_name}@{name} cannot be exported", snapshot.reason, "use another snapshot")
-        if os.path.lexists(path) and not overwrite:
-            raise problems.file_exists(path)
+        _, snapshot = self.exportable(volume_name, name, path, overwrite=overwrite)
 
         def work(job: jobs.Job) -> None:
             job.progress(0, snapshot.view.size)
@@ -387,7 +392,7 @@ class Service:
                 if not anyway:
                     exporting.check_room(path, exporting.data_bytes(snapshot.view))
                 exporting.export(
-                    owner.export(name),
+                    volume.export(snapshot.view),
                     snapshot.view.size,
                     path,
                     overwrite=overwrite,

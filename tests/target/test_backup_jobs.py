@@ -125,6 +125,64 @@ def test_damage_of_neighbours_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
+def export(served: service.Service, name: str, path: Path, **options: Any) -> jobs.Job:
+    request = messages.Export(path=str(path), overwrite=True, format="qcow2", **options)
+    return backups.export(served, "vol0", name, request)
+
+
+def test_an_image_is_not_replaced_by_one_that_stands_on_it(served: service.Service, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
+    assert ended(export(served, "a", a)).state == "done"
+    assert ended(export(served, "b", b, since="a", backing=str(a))).state == "done"
+    served.create_snapshot("vol0", "c")
+    link = tmp_path / "link.qcow2"
+    link.symlink_to(a)
+    before = {path: path.read_bytes() for path in (a, b)}
+    for place, name, since, below in ((a, "b", "a", a), (a, "c", "b", b), (a, "b", "a", link)):
+        with pytest.raises(problems.Problem, match="stands on"):
+            export(served, name, place, since=since, backing=str(below))
+    assert {path: path.read_bytes() for path in (a, b)} == before
+    assert ended(export(served, "c", b, since="a", backing=str(a))).state == "done"  # beside it
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+def test_what_a_volume_is_made_of_is_not_replaced(served: service.Service, tmp_path: Path, format_: str) -> None:
+    owner = served.served("vol0")
+    (tmp_path / "link").symlink_to(owner.directory)
+    for path in (owner.primary.path, tmp_path / "link" / "volume.json", owner.directory / "snapshots" / "new"):
+        request = messages.Export(path=str(path), overwrite=True, format=format_)
+        with pytest.raises(problems.Problem, match="belongs to volume vol0"):
+            backups.export(served, "vol0", "a", request)
+
+
+def test_a_snapshot_in_deletion_is_not_exported(served: service.Service, tmp_path: Path) -> None:
+    owner = served.served("vol0")
+    owner.device.writev(0, [memoryview(bytes(CHUNK))])
+    with pytest.raises(volume.DeletionStopped):
+        owner.delete_snapshot("b", cancelled=lambda: True)
+    with pytest.raises(problems.Problem, match="is being deleted"):
+        export(served, "b", tmp_path / "b.qcow2")
+    with pytest.raises(problems.Problem, match="is being deleted"):
+        served.export("vol0", "b", tmp_path / "b.img", overwrite=False)
+
+
+def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(served: service.Service) -> None:
+    """Two deletions and a rollback wait for each other's end; meanwhile the name is given to a new snapshot."""
+    owner = served.served("vol0")
+    with owner._reshaping:
+        asked = [
+            served.delete_snapshot("vol0", "b"),
+            served.reshaping.restore("vol0", "b", force=True),
+            served.delete_snapshot("vol0", "b"),
+        ]
+        with owner._changing:
+            owner._forget(owner.snapshot("b"))
+        served.create_snapshot("vol0", "b")
+    assert [ended(job).state for job in asked] == ["failed"] * 3
+    assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
+    assert owner.restoring is None
+
+
 def test_jobs_without_a_result(served: service.Service) -> None:
     with pytest.raises(problems.Problem) as caught:
         backups.diff(served, "vol0", "a", messages.FindChanges("nothing"))
