@@ -83,8 +83,9 @@ class Machine:
             "address": address,
             "hosts": ",".join(f"{host}={ip}" for host, ip in hosts.items()),
         }
+        # no_timer_check: on a busy host an emulated timer may look broken to the kernel, which then stops
         append = [
-            "console=ttyS0 panic=-1 quiet mitigations=off net.ifnames=0 random.trust_cpu=on nokaslr audit=0",
+            "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check net.ifnames=0 random.trust_cpu=on nokaslr audit=0",
             *(f"lab.{key}={value}" for key, value in parameters.items()),
         ]
         command = [
