@@ -6,6 +6,7 @@
 # make fuzz    look for input that breaks us, ten minutes long; SECONDS=30 for less
 # make powercuts  a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
+# make lab     vagrant/ with a box made here: brought up, walked through, taken down; as root, many minutes
 # make lint    style and types
 # make man     the manual pages, in build/man, from what --help says
 # make setup   .venv with .venv/bin/wolun; all of the above begin with it
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts soak lint man peers
+.PHONY: help setup serve test bench conformance fuzz powercuts soak lab lint man peers
 
 BIN := .venv/bin
 
@@ -51,6 +52,9 @@ powercuts: setup
 soak: SECONDS = 3600
 soak: peers
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
+
+lab: setup
+	@$(BIN)/python -m tests.lab
 
 man: setup
 	$(BIN)/click-man --target build/man wolun

@@ -31,8 +31,10 @@ PEERS: Mapping[str, str] = {
     "qemu-storage-daemon": "qemu-system-x86",
     "qemu-system-x86_64": "qemu-system-x86",
     "sg_inq": "sg3-utils",
+    "shellcheck": "shellcheck",
     "strace": "strace",
     "tgtd": "tgt",
+    "vagrant": "vagrant",
 }
 """Program and the Debian package that has it."""
 

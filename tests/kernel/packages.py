@@ -23,6 +23,7 @@ PACKAGES = {
     "dbus-daemon": "dbus-daemon",
     "dbus-bin": "dbus-send",
     "dmsetup": "dmsetup",
+    "udev": "udevadm",
 }
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vagrant/` as far as it can be checked where no machine is brought up: by Vagrant itself, ShellCheck, and us."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from target import configuration
+from tests import peers
+
+VAGRANT = Path(__file__).resolve().parents[2] / "vagrant"
+PROVISION = VAGRANT / "provision"
+SCRIPTS = sorted(PROVISION.glob("*.sh"))
+GUESTS = Path(__file__).resolve().parents[1] / "kernel/guest"
+
+
+@pytest.fixture(scope="module")
+def vagrant() -> str:
+    """Vagrant, with the libvirt provider."""
+    program = peers.require("vagrant")
+    if not any(Path("/usr/share/rubygems-integration").glob("*/gems/vagrant-libvirt-*")):
+        peers.install(["vagrant-libvirt"])
+    return program
+
+
+def validate(vagrant: str, directory: Path, state: Path) -> subprocess.CompletedProcess[str]:
+    """`vagrant validate`; nothing is kept but in `state`."""
+    environment = {
+        **os.environ,
+        "VAGRANT_HOME": str(state / "home"),
+        "VAGRANT_DOTFILE_PATH": str(state / "dotfile"),
+        "VAGRANT_DEFAULT_PROVIDER": "libvirt",
+        "VAGRANT_CHECKPOINT_DISABLE": "1",
+    }
+    return subprocess.run(
+        [vagrant, "validate"], cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_vagrant_finds_no_mistake(vagrant: str, tmp_path: Path) -> None:
+    done = validate(vagrant, VAGRANT, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_vagrant_would_find_one(vagrant: str, tmp_path: Path) -> None:
+    text = (VAGRANT / "Vagrantfile").read_text()
+    assert "libvirt.machine_type" in text
+    (tmp_path / "Vagrantfile").write_text(text.replace("libvirt.machine_type", "libvirt.machine_typo"))
+    done = validate(vagrant, tmp_path, tmp_path)
+    assert done.returncode != 0
+    assert "machine_typo" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, GUESTS / "systemctl"], ids=lambda path: path.name)
+def test_shellcheck_finds_no_mistake(script: Path) -> None:
+    done = subprocess.run([peers.require("shellcheck"), script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", sorted(PROVISION.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configurations_are_good(file: Path) -> None:
+    configuration.load(file)
+
+
+def test_every_machine_has_its_script() -> None:
+    assert {path.name for path in SCRIPTS} == {"common.sh", "initiator.sh", "storage.sh", "node.sh", "backup.sh"}
