@@ -72,6 +72,7 @@ def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorde
     opened = workload.open_volume(root, io)
     try:
         worker = workload.Worker(opened, take, random.Random(seed))
+        worker.several = scenario.several
         if scenario.writers:
 
             def unsure(name: str) -> list[int]:

@@ -36,6 +36,7 @@ class Scenario:
     steps: int
     writers: int = 0  # threads that write while snapshots come and go; 0: one thread does everything
     durability: Durability = Durability.POWER_LOSS
+    several: bool = False  # several snapshots may be on their way down at once
 
 
 SCENARIOS = (
@@ -45,6 +46,7 @@ SCENARIOS = (
     Scenario("shared-bytes", 4096, 4096, 40 * 4096, steps=40),  # eight chunks share a byte of the map's bits
     Scenario("medium-chunks", 16384, 4096, 12 * 16384 + 8192, steps=40),
     Scenario("process-crash", 4096, 512, 16 * 4096, steps=40, durability=Durability.PROCESS_CRASH),
+    Scenario("deletions", 4096, 512, 12 * 4096 + 512, steps=40, several=True),
     Scenario("writers", 4096, 512, 16 * 4096, steps=24, writers=3),
     Scenario("writers-large", 65536, 4096, 3 * 65536 + 4096, steps=24, writers=3),
 )
@@ -87,6 +89,7 @@ class Worker:
             opened.chunk_size // opened.device.block_size
         )
         self.per_block = opened.device.block_size // SECTOR
+        self.several = False  # whether a deletion may begin while another is stopped
 
     @property
     def blocks(self) -> int:
@@ -221,8 +224,10 @@ class Worker:
         self.take(promises.CreateEnds(name))
 
     def delete(self) -> None:
-        """Delete any snapshot; now and then stop on the way, and go on at a later turn, or delete another."""
-        if any(snapshot.deleting for snapshot in self.volume.snapshots) and self.rng.random() < 0.5:
+        """Delete any snapshot; now and then stop on the way, and go on at the next turn, or with `several` delete another."""
+        if any(snapshot.deleting for snapshot in self.volume.snapshots) and not (
+            self.several and self.rng.random() < 0.5
+        ):
             self.resume()
             return
         names = [snapshot.name for snapshot in self.volume.snapshots if not snapshot.deleting]
