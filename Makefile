@@ -2,7 +2,7 @@
 # make serve   serve config/quickstart.yaml and say how to log in
 # make test    everything the tests need, then the tests
 # make bench   measure against peers
-# make conformance  libiscsi's suite against us and against tgtd, side by side
+# make conformance  libiscsi's suite against us and against tgtd, side by side; FABRIC=lio through the kernel's target
 # make fuzz    look for input that breaks us, ten minutes long; SECONDS=30 for less
 # make powercuts  a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
@@ -36,8 +36,9 @@ test: peers
 bench: peers
 	$(BIN)/python -m tests.bench $(ARGS)
 
+conformance: FABRIC = portal
 conformance: peers
-	$(BIN)/python -m tests.conformance
+	$(BIN)/python -m $(if $(filter lio,$(FABRIC)),tests.kernel.conformance,tests.conformance)
 
 fuzz: SECONDS = 600
 fuzz: setup
