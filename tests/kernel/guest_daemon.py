@@ -34,25 +34,25 @@ class GuestDaemon:
         """Make a file in the state directory, for the daemon's eyes only."""
         self.machine.run(f"(umask 077; printf %s {shlex.quote(content)} > {self.state}/{name})")
 
-    def start(self, until: str = "^ready:") -> None:
+    def start(self, until: str = "^ready:", *, program: str = str(WOLUN)) -> None:
         """Start it, and wait for a line of its output; raises CommandFailed with what it said if it does not get there."""
-        serve = f"{WOLUN} serve --config {self.state}/config.yaml --state-dir {self.state}"
+        serve = f"{program} serve --config {self.state}/config.yaml --state-dir {self.state}"
         self.machine.run(
-            f"cd /; {serve} >> {self.log} 2>&1 & echo $! > {self.state}/pid; : > {self.log}\n"
+            f"cd /; : > {self.log}; {serve} >> {self.log} 2>&1 & echo $! > {self.state}/pid\n"
             f"until grep -q {shlex.quote(until)} {self.log}; do sleep 0.1; kill -0 $! || {{ cat {self.log}; exit 1; }}; done",
             timeout=START_TIMEOUT,
         )
 
     def kill(self) -> None:
-        """kill -9."""
-        self.machine.run(f"kill -9 $(cat {self.state}/pid)")
+        """kill -9; when it returns nothing of it is left, its locks neither."""
+        self.machine.run(
+            f"kill -9 $(cat {self.state}/pid); while kill -0 $(cat {self.state}/pid) 2> /dev/null; do sleep 0.1; done"
+        )
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end; raises CommandFailed if it does not say that it stopped."""
-        self.machine.run(
-            f"kill $(cat {self.state}/pid); while kill -0 $(cat {self.state}/pid); do sleep 0.1; done\n"
-            f"tail -n 1 {self.log} | grep -q 'stopped$' || {{ cat {self.log}; exit 1; }}"
-        )
+        self.machine.end(f"{self.state}/pid")
+        self.machine.run(f"tail -n 1 {self.log} | grep -q 'stopped$' || {{ cat {self.log}; exit 1; }}")
 
     def wolun(self, *arguments: str) -> str:
         """Run a command against it; what it prints."""
@@ -67,5 +67,17 @@ class GuestDaemon:
 def loopback_disk(machine: Machine, lun: int) -> str:
     """The disk that tcm_loop makes of a LUN, once it is there."""
     pattern = f"/sys/class/scsi_disk/*:{lun}/device/block/*"
-    machine.wait_until(f"ls -d {pattern}")
+    return sys_disk(machine, pattern)
+
+
+def sys_disk(machine: Machine, pattern: str) -> str:
+    """The disk whose directory in /sys matches, once it can be opened."""
+    machine.wait_until(f"disk=$(ls -d {pattern}) && [ -b /dev/$(basename $disk) ]")
     return "/dev/" + machine.output(f"basename $(ls -d {pattern})")
+
+
+def wait_for_writes(machine: Machine, disk: str, count: int = 20) -> None:
+    """Return when the disk has done that many more writes."""
+    done = f"cat /sys/block/{disk[5:]}/stat"
+    before = int(machine.output(done).split()[4])
+    machine.wait_until(f"set -- $({done}); [ $5 -ge {before + count} ]")

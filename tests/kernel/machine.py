@@ -22,7 +22,8 @@ from tests.kernel import image, network
 
 START = Path(__file__).resolve().parent / "guest/start.sh"
 MEMORY = 768  # MiB
-BOOT_TIMEOUT = 180.0  # seconds; 7 on an idle machine with two cores
+BOOT_TIMEOUT = 400.0  # seconds; 7 on an idle machine with two cores
+COMMAND_TIMEOUT = 400.0  # seconds, where nothing else is said: for what takes seconds, on the busiest of machines
 GRACE = 30.0  # seconds that the agent gets on top of a command's own time
 
 
@@ -123,7 +124,7 @@ class Machine:
         if not self._ready.wait(timeout) or not self.running:
             raise MachineGone(f"{self.name} did not come up:\n{self.console_tail()}")
 
-    def submit(self, command: str, *, timeout: float = 120) -> concurrent.futures.Future[Completed]:
+    def submit(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> concurrent.futures.Future[Completed]:
         """Start a shell command (bash, in a session of its own); the future may raise MachineGone.  `timeout` in seconds."""
         reply: concurrent.futures.Future[Completed] = concurrent.futures.Future()
         with self._lock:
@@ -138,14 +139,14 @@ class Machine:
                 raise MachineGone(f"{self.name} is off") from error
         return reply
 
-    def run(self, command: str, *, timeout: float = 120, check: bool = True) -> Completed:
+    def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT, check: bool = True) -> Completed:
         """Run a shell command to its end; with `check` a status other than 0 raises CommandFailed."""
         completed = self.submit(command, timeout=timeout).result(timeout + GRACE)
         if check and completed.code:
             raise CommandFailed(self.name, completed)
         return completed
 
-    def output(self, command: str, *, timeout: float = 120) -> str:
+    def output(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
         """What a command prints, stripped; raises CommandFailed when it fails."""
         return self.run(command, timeout=timeout).output.strip()
 
@@ -153,13 +154,17 @@ class Machine:
         """Make a file in the guest."""
         self.run(f"printf %s {shlex.quote(content)} > {path}")
 
-    def wait_until(self, command: str, *, timeout: float = 60) -> None:
+    def wait_until(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> None:
         """Run a command every tenth of a second until it succeeds; raises CommandFailed when it never does."""
         quoted = shlex.quote(command)
         self.run(
             f"until bash -c {quoted}; do sleep 0.1; done 2> /run/wait-until || {{ cat /run/wait-until; false; }}",
             timeout=timeout,
         )
+
+    def end(self, pid_file: str) -> None:
+        """Ask a process to end, and wait until it has; raises CommandFailed if it had ended by itself."""
+        self.run(f"kill $(cat {pid_file}) && while kill -0 $(cat {pid_file}) 2> /dev/null; do sleep 0.1; done")
 
     def power_off(self) -> None:
         """Pull the plug: no flush, no goodbye.  Doing it twice is allowed."""

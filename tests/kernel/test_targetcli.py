@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel import image
-from tests.kernel.guest_daemon import TCMU_SERVICE_IS_THERE, GuestDaemon
+from tests.kernel.guest_daemon import TCMU_SERVICE_IS_THERE, GuestDaemon, loopback_disk
 from tests.kernel.lab import CHECKOUT, Lab
 from tests.kernel.machine import Machine
 
@@ -50,7 +50,10 @@ def solo(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Machine]:
         machine.run("tcmu-runner > /run/log/tcmu-runner.log 2>&1 & echo $! > /run/runner")
         machine.wait_until(TCMU_SERVICE_IS_THERE)
     yield machine
-    machine.run("kill $(cat /run/bus); rm -f /run/dbus/pid" + ("; kill $(cat /run/runner)" if beside else ""))
+    if beside:
+        machine.end("/run/runner")  # before the bus: it ends by itself when the bus goes
+    machine.end("/run/bus")
+    machine.run("rm -f /run/dbus/pid")
 
 
 def test_targetcli_lists_our_handlers_and_makes_devices(solo: Machine) -> None:
@@ -71,19 +74,17 @@ def test_targetcli_lists_our_handlers_and_makes_devices(solo: Machine) -> None:
         f"targetcli << END\n/loopback create {WWN}\n/loopback/{WWN}/luns create /backstores/user:copyonwrite/mine\n"
         f"/loopback/{WWN}/luns create /backstores/user:snapview/then\nEND"
     )
-    disks = "/sys/class/scsi_disk/*:{}/device/block/*"
-    solo.wait_until(f"ls -d {disks.format(0)} {disks.format(1)}")
-    volume, view = (solo.output(f"basename $(ls -d {disks.format(lun)})") for lun in (0, 1))
+    volume, view = loopback_disk(solo, 0), loopback_disk(solo, 1)
     solo.run(
-        f"head -c 1M /dev/urandom > /run/data; dd if=/run/data of=/dev/{volume} oflag=direct bs=64k status=none\n"
+        f"head -c 1M /dev/urandom > /run/data; dd if=/run/data of={volume} oflag=direct bs=64k status=none\n"
         f"cmp -n 1048576 /run/data {daemon.state}/volumes/vol0/primary.img\n"
-        f"dd if=/dev/{view} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /dev/zero"
+        f"dd if={view} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /dev/zero"
     )
 
     # a crash and a restart: devices that others made are taken over, too
     daemon.kill()
     daemon.start()
-    solo.run(f"dd if=/dev/{volume} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /run/data")
+    solo.run(f"dd if={volume} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /run/data")
 
     solo.run(
         f"targetcli << END\n/loopback delete {WWN}\n/backstores/user:copyonwrite delete mine\n"
