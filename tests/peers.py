@@ -33,6 +33,7 @@ PEERS: Mapping[str, str] = {
     "sg_inq": "sg3-utils",
     "shellcheck": "shellcheck",
     "strace": "strace",
+    "systemd-analyze": "systemd",
     "tgtd": "tgt",
     "vagrant": "vagrant",
 }
