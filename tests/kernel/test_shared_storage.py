@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.kernel import image
-from tests.kernel.guest_daemon import GuestDaemon, loopback_disk
+from tests.kernel.guest_daemon import GuestDaemon, loopback_disk, sys_disk, wait_for_writes
 from tests.kernel.lab import CHECKOUT, Lab
 from tests.kernel.machine import Machine, MachineGone
 
@@ -49,21 +49,21 @@ shared:
 """
 WRITERS = ("writer1", "writer2")
 NODES = (*WRITERS, "reader")
+LOAD_TIMEOUT = 1000  # seconds; 20 where nothing else runs
 SUM = "dd if={} bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1"
 
 
 def remote_disk(machine: Machine, lun: int) -> str:
     """The disk of a LUN of the iSCSI session."""
     pattern = f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*"
-    machine.wait_until(f"ls -d {pattern}")
-    return "/dev/" + machine.output(f"basename $(ls -d {pattern})")
+    return sys_disk(machine, pattern)
 
 
 def writes(disk: str, seed: int, count: int) -> str:
-    """A load: `count` writes of 4 KiB, in random places of chunks that every writer writes to."""
+    """A load: `count` writes of 4 KiB, in random places of chunks that every writer writes to; the last 2 MiB stay blank."""
     return (
         f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 "
-        f"--randseed={seed} --number_ios={count} --size=16m --norandommap"
+        f"--randseed={seed} --number_ios={count} --size=14m --norandommap"
     )
 
 
@@ -102,7 +102,7 @@ class Cluster:
 
     def view(self) -> str:
         """The checksum of the snapshot, as the reader's view has it."""
-        return self.lab["reader"].output(SUM.format(self.disks["reader"]), timeout=400)
+        return self.lab["reader"].output(SUM.format(self.disks["reader"]))
 
     def primary(self) -> str:
         return self.lab["storage"].output(f"sha256sum < {self.daemon.state}/volumes/vol0/primary.img | cut -d' ' -f1")
@@ -120,13 +120,13 @@ def cluster(boot_image: image.Image) -> Iterator[Cluster]:
 def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
     assert cluster.view() == cluster.before
     loads = [
-        cluster.lab[name].submit(writes(cluster.disks[name], seed, 300), timeout=400)
+        cluster.lab[name].submit(writes(cluster.disks[name], seed, 300), timeout=LOAD_TIMEOUT)
         for seed, name in enumerate(WRITERS)
     ]
     # the reader looks while both write
     assert cluster.view() == cluster.before
     for load in loads:
-        ended = load.result(400)
+        ended = load.result(LOAD_TIMEOUT)
         assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
     assert cluster.primary() != cluster.before
@@ -134,30 +134,32 @@ def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
 
 def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
     writer = cluster.lab["writer2"]
-    load = writer.submit(writes(cluster.disks["writer2"], 7, 300), timeout=400)
+    load = writer.submit(writes(cluster.disks["writer2"], 7, 400), timeout=LOAD_TIMEOUT)
+    wait_for_writes(writer, cluster.disks["writer2"])
     cluster.lab.switch.cut("writer2", "storage")
-    writer.run("sleep 8")
+    writer.wait_until("! grep -q LOGGED_IN /sys/class/iscsi_session/session*/state")
     assert not load.done()
     cluster.lab.switch.heal("writer2", "storage")
-    ended = load.result(420)
+    ended = load.result(LOAD_TIMEOUT)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
 
 
 def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -> None:
     writer, other = cluster.lab["writer1"], cluster.lab["writer2"]
-    dying = writer.submit(writes(cluster.disks["writer1"], 11, 100000))
-    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=400)
-    other.run("sleep 2")
+    dying = writer.submit(writes(cluster.disks["writer1"], 11, 1_000_000), timeout=LOAD_TIMEOUT)
+    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=LOAD_TIMEOUT)
+    wait_for_writes(writer, cluster.disks["writer1"])
+    wait_for_writes(other, cluster.disks["writer2"])
     writer.power_off()
     with pytest.raises(MachineGone):
         dying.result(10)
-    ended = surviving.result(420)
+    ended = surviving.result(LOAD_TIMEOUT)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
 
 
-def test_errno_tells_blank_written_and_broken_apart(cluster: Cluster) -> None:
+def test_errno_tells_blank_written_full_and_broken_apart(cluster: Cluster) -> None:
     """The backend for a remote device, against the real one, and against a device that fails."""
     node = cluster.lab["writer2"]
     cluster.daemons["writer2"].stop()
@@ -184,6 +186,25 @@ side.close()
 """
     node.put_file("/run/check.py", code)
     node.run(f"cd {CHECKOUT} && .venv/bin/python /run/check.py")
+    # a host that has no room says so, and when it has again, the block can still be written
+    storage = cluster.lab["storage"]
+    full = f"""
+from pathlib import Path
+from lun_backends import block_device, remote
+side = remote.RemoteWriteOnce(Path("{device}"))
+blank = next(each.offset for each in side.extents(0, side.size) if each.kind is block_device.ExtentKind.BLANK and each.length >= 131072)
+try:
+    side.writev(-(-blank // 65536) * 65536, [memoryview(b"y" * 512)])
+    print("written")
+except block_device.SpaceExhausted:
+    print("full")
+"""
+    node.put_file("/run/full.py", full)
+    write = f"cd {CHECKOUT} && PYTHONPATH=. .venv/bin/python /run/full.py"
+    storage.run("mount -o remount,size=$(df --output=used -B1 /run | tail -n 1) /run")
+    assert node.output(write) == "full"
+    storage.run("mount -o remount,size=50% /run")
+    assert node.output(write) == "written"
     # a path that fails says neither blank nor written
     broken = """
 from pathlib import Path
