@@ -143,6 +143,8 @@ def create_device(name: str, config: str, *, size: int, block_size: int, serial:
             index=_free_index(),
         )
         device.set_attribute("cmd_time_out", COMMAND_TIMEOUT)
+        if "tmr_notification" in device.list_attributes():  # since Linux 5.10: tell the ring of aborts, too
+            device.set_attribute("tmr_notification", 1)
 
 
 def _free_index() -> int:
