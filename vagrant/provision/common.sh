@@ -36,4 +36,7 @@ install -m 644 "$here/70-wolun-lab.rules" /etc/udev/rules.d/
 udevadm control --reload
 install -D -m 644 -t /etc/dbus-1/system.d /opt/wolun/config/org.kernel.TCMUService1.wolun.conf
 install -m 644 /opt/wolun/config/wolun.service /etc/systemd/system/
+# an emulated machine on a busy host may take longer to start it than the minute and a half that systemd waits
+mkdir -p /etc/systemd/system/wolun.service.d
+printf '[Service]\nTimeoutStartSec=600\n' >/etc/systemd/system/wolun.service.d/lab.conf
 systemctl daemon-reload
