@@ -89,7 +89,8 @@ class Connection:
         self.nexus: Any = None
         self.tsih = 0
         self.stalled = False
-        """Whether the last `receive` left requests alone because of congestion: to be called again without new bytes."""
+        """Whether the last `receive` left requests alone, because of congestion or for their answers to be sent first: to be
+        called again without new bytes."""
         self.sender = Sender(output)
         self.tasks = TaskSet(self.sender, host.limits)
         self._limits = host.limits
@@ -125,9 +126,13 @@ class Connection:
         if self._refusal is not None:
             return end
         start = 0
+        self.stalled = False
         while start < end:
             if self.tasks.fast and not self._held and self.sender.window_open:
                 start = self.tasks.receive_commands(buffer, start, end)
+                if self.tasks.paused:
+                    self.stalled = start < end
+                    break
             if self.tasks.congested:
                 self.stalled = start < end
                 break

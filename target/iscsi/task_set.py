@@ -32,6 +32,10 @@ TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_F
 LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
 """PROTOCOL SERVICE CRC ERROR: what RFC 7143 11.4.7.2 has for data that did not arrive whole."""
 
+AHEAD = 16
+"""Writes that are prepared together in place.  Half of what initiators usually keep in flight: their answers are sent before the
+next are prepared, so that both sides are busy at the same time."""
+
 DIRECT_LENGTH = 16384
 """Bytes still to come from which on receiving in place beats a copy."""
 
@@ -69,6 +73,8 @@ class TaskSet:
         """Whether commands are answered: from `open` until the session ends or logs out."""
         self.direct: memoryview = memoryview(b"")
         """Where the next bytes from the peer belong, instead of into the receive buffer; see `received_direct`."""
+        self.paused = False
+        """Whether `receive_commands` stopped for the answers to be sent before it goes on."""
         self.bytes_in = 0  # data-out: what the initiator wrote
         self.bytes_out = 0
         self.done = 0
@@ -84,6 +90,7 @@ class TaskSet:
         self._after_direct: Callable[[], None] | None = None
         self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
         self._task = Task(sender.output.allocate)
+        self._ahead: list[Task] = []  # what `_prepare_ahead` names commands with
         self._execute: Callable[..., None] = _no_nexus
         self._prepare: Callable[..., Any] = _no_nexus
 
@@ -127,13 +134,15 @@ class TaskSet:
 
     def prepare_in_place(self) -> None:
         """Before blocked writes go to workers: have their units prepare them all at once here, if that takes no waiting
-        (a first write that copy-on-write copies within the page cache), and execute what can be executed then."""
-        writes = [command for command in self.blocked if command.writes]
+        (a first write that copy-on-write copies within the page cache), and execute what can be executed then.
+
+        Those of the fast path have been through this, see `_prepare_ahead`."""
+        writes = [command for command in self.blocked if command.writes and not command.borrows]
         if not writes or not self._prepare([command.task for command in writes], nowait=True):
             return
         blocked, self.blocked = self.blocked, []
         for command in blocked:
-            if command.writes:
+            if command.writes and not command.borrows:
                 try:
                     self._execute(command.task, nowait=True)
                 except WouldBlock:
@@ -184,6 +193,9 @@ class TaskSet:
     def receive_commands(self, buffer: memoryview, start: int, end: int) -> int:
         """Execute the SCSI commands at `buffer[start:end]` that are as simple as almost all are; where it stopped.
 
+        A write that would have to wait is prepared, together with those behind it (`_prepare_ahead`), and tried again; when all
+        of them are executed it stops there with `paused`.
+
         Simple is: no digests, no AHS, the next CmdSN, a tag not in use, and either no data, data-in that fits one
         Data-In, or data-out that came whole as immediate data.  Whatever else is left to `begin`, which does
         the same things in the general way.  Answers that are not plain GOOD are built in the general way, too.
@@ -199,7 +211,12 @@ class TaskSet:
         pack = pdu.RESPONSE.pack_into
         expected_sn = sender.exp_cmd_sn
         bytes_in = bytes_out = done = 0
+        prepared = 0  # up to where `_prepare_ahead` looked
+        self.paused = False
         while end - start >= 48:
+            if prepared and start >= prepared:
+                self.paused = True
+                break
             opcode, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = unpack(buffer, start)
             if opcode != 1 or cmd_sn != expected_sn or not flags & 0x80 or itt in commands or itt == NO_TAG:
                 break
@@ -227,7 +244,15 @@ class TaskSet:
             expected_sn = cmd_sn + 1 & MASK
             sender.exp_cmd_sn = expected_sn
             try:
-                execute(task, nowait=True)
+                try:
+                    execute(task, nowait=True)
+                except WouldBlock:
+                    if not lengths or prepared:
+                        raise
+                    prepared = self._prepare_ahead(task, buffer, start, end)
+                    if prepared > end:
+                        raise
+                    execute(task, nowait=True)
             except WouldBlock:
                 command = Command(itt, task, expected, reads=direction != 0x20, writes=lengths > 0, counted=True)
                 command.borrows = lengths > 0
@@ -286,6 +311,26 @@ class TaskSet:
         self.bytes_out += bytes_out
         self.done += done
         return start
+
+    def _prepare_ahead(self, task: Task, buffer: memoryview, start: int, end: int) -> int:
+        """Have the units prepare the write `task` and the plain ones behind it at `buffer[start:end]`, if that takes no waiting.
+
+        Gives up to where it looked, `end + 1` if nothing came of it."""
+        tasks = [task]
+        if not self._ahead:
+            self._ahead = [Task(private_buffers) for _ in range(AHEAD - 1)]
+        for ahead in self._ahead:
+            if end - start < pdu.BHS_LENGTH:
+                break
+            opcode, flags, _, lengths, lun, _, expected, _, _, cdb = pdu.SCSI_COMMAND.unpack_from(buffer, start)
+            stop = start + pdu.BHS_LENGTH + (lengths + 3 & ~3)
+            if opcode != Opcode.SCSI_COMMAND or flags & 0xE0 != 0xA0 or lengths != expected or stop > end:
+                break
+            ahead.lun = lun
+            ahead.cdb = cdb
+            tasks.append(ahead)
+            start = stop
+        return start if self._prepare(tasks, nowait=True) else end + 1
 
     def _answer_now(self, task: Task, itt: int, expected: int, *, reads: bool) -> None:
         """The general answer to a command of the fast path.  Its data may lie in the arena's free part: it is copied."""

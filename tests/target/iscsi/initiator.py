@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from lun_backends.block_device import BlockDevice
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Command
 from target.iscsi.connection import Connection
@@ -19,14 +20,13 @@ from target.iscsi.pdu import NO_TAG, Opcode
 from target.iscsi.task_set import Limits
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
-from tests.memory_device import MemoryDevice
 
 TARGET = "iqn.2026-11.io.wolun:test"
 INITIATOR = "iqn.2026-11.io.wolun:initiator"
 MIB = 1 << 20
 
 
-def make_target(*devices: MemoryDevice, name: str = TARGET) -> ScsiTarget:
+def make_target(*devices: BlockDevice, name: str = TARGET) -> ScsiTarget:
     target = ScsiTarget(name)
     for number, device in enumerate(devices):
         target.add_lun(

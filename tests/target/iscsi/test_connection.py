@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lun_backends.copy_on_write import CopyOnWrite
 from target.iscsi import pdu
 from target.iscsi.connection import State
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import piece_of
-from target.iscsi.task_set import Limits
+from target.iscsi.task_set import AHEAD, Limits
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import Reach
+from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import MIB, TARGET, FakePortal, Initiator, Reply, make_target, read10, write10
 
@@ -267,6 +269,45 @@ def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
     assert read.max_cmd_sn - read.exp_cmd_sn == 127
     assert device.data[:512] == b"b" * 512
     assert initiator.connection.tasks.outstanding == 0
+
+
+def test_first_writes_are_prepared_together_and_answered_before_the_next_are(device: MemoryDevice) -> None:
+    chunk = 65536
+    side = MemorySide(MIB * 4)
+    side.commits_in_memory = True
+    cow = CopyOnWrite(device, chunk)
+    cow.arm(side)
+    initiator = Initiator(FakePortal({TARGET: make_target(cow)}))
+    initiator.log_in()
+    initiator.clear_attention()
+    stream = b"".join(
+        initiator.command(write10(n * chunk // 512, 1), write=512, data=b"b" * 512, itt=n) for n in range(AHEAD + 4)
+    )
+    assert [reply.itt for reply in initiator.feed(stream)] == list(range(AHEAD))
+    assert side.commits == [[0]]
+    assert initiator.connection.stalled, "to be called again when these are sent"
+    assert [reply.itt for reply in initiator.feed(b"")] == list(range(AHEAD, AHEAD + 4))
+    assert side.commits == [[0], [AHEAD * chunk]]
+    assert not initiator.connection.stalled
+    assert side.data[: 16 * chunk] == PATTERN
+    assert device.data[: 16 * chunk] == b"".join(
+        b"b" * 512 + PATTERN[n * chunk + 512 : (n + 1) * chunk] for n in range(16)
+    )
+
+
+def test_first_writes_that_cannot_be_prepared_in_place_wait_for_a_worker_each_in_its_turn(device: MemoryDevice) -> None:
+    chunk = 65536
+    cow = CopyOnWrite(device, chunk)
+    cow.arm(MemorySide(MIB * 4))
+    initiator = Initiator(FakePortal({TARGET: make_target(cow)}))
+    initiator.log_in()
+    initiator.clear_attention()
+    writes = [initiator.command(write10(n * chunk // 512, 1), write=512, data=b"b" * 512, itt=n) for n in range(3)]
+    stream = b"".join(writes) + initiator.command(read10(8, 1), read=512, itt=3)
+    assert [reply.itt for reply in initiator.feed(stream)] == [3]
+    assert [command.itt for command in initiator.connection.tasks.blocked] == [0, 1, 2]
+    assert not initiator.connection.stalled
+    assert [reply.status for reply in initiator.run_blocked()] == [0, 0, 0]
 
 
 def test_the_command_window(connect: Connect, portal: FakePortal, device: MemoryDevice) -> None:
@@ -555,7 +596,7 @@ def test_one_byte_at_a_time(connect: Connect, device: MemoryDevice) -> None:
 def test_a_peer_that_takes_no_answers_is_not_served_on(connect: Connect, portal: FakePortal) -> None:
     portal.limits = Limits(output_bytes=600_000)
     initiator = connect()
-    stream = b"".join(initiator.command(read10(0, 256), read=131072) for _ in range(100))
+    stream = b"".join(initiator.command(read10(0, 256), read=131072) for _ in range(98))
     connection = initiator.connection
     handled = connection.receive(memoryview(bytearray(stream)), len(stream), 0.0)
     assert handled < len(stream)
@@ -564,6 +605,13 @@ def test_a_peer_that_takes_no_answers_is_not_served_on(connect: Connect, portal:
     done = len(initiator.take())
     assert done * 48 == handled
     assert not connection.tasks.congested
+    while handled < len(stream):
+        assert connection.stalled
+        rest = memoryview(bytearray(stream[handled:]))
+        handled += connection.receive(rest, len(rest), 0.0)
+        done += len(initiator.take())
+    assert done == 98
+    assert not connection.stalled, "or the loop would never sleep again"
 
 
 @settings(max_examples=150, deadline=None)
