@@ -3,12 +3,17 @@
 
 A thread that wants its batch committed queues it.  If nobody is committing it leads: it takes the whole queue, commits it
 without the lock, and wakes everyone.  Threads that come while a leader works queue up, and one of them leads the next group.
-So the longer a sync takes the more batches share the next one, and a lone writer never waits for company.
+So the longer a sync takes the more batches share the next one.
+
+Writers that shared a commit come again at about the same time, but one is the first of them, and would have a commit for itself
+while all others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than a fraction of
+the time that this group's commit took.  A lone writer never waits: its last group was itself.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +24,9 @@ class Batch(Protocol):
     done: bool
     error: Exception | None
 
+
+_PATIENCE = 0.25
+"""Of the time a commit takes, what a leader waits for company at most: a lost wait costs less than half of what a commit saved gains."""
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -42,24 +50,39 @@ class GroupCommit(Generic[BatchT]):
         self._failed = failed
         self._queue: list[BatchT] = []
         self._leading = False
+        self._company = 1  # batches in the last group
+        self._took = 0.0  # seconds, its commit
+        self._gathering = False
 
     def run(self, batch: BatchT) -> None:
         """Return when `batch` is committed, or raise its error."""
         changed = self._changed
         with changed:
             self._queue.append(batch)
+            if self._gathering:
+                changed.notify_all()
             while self._leading and not batch.done:
                 changed.wait()
             group: list[BatchT] = []
             if not batch.done:
                 self._leading = True
+                self._gather()
                 group, self._queue = self._queue, []
         if group:
             self._lead(group)
         if batch.error is not None:
             raise batch.error
 
+    def _gather(self) -> None:
+        """Wait a moment for those that the last group was committed for (lock held)."""
+        end = time.monotonic() + self._took * _PATIENCE
+        self._gathering = True
+        while len(self._queue) < self._company and (left := end - time.monotonic()) > 0:
+            self._changed.wait(left)
+        self._gathering = False
+
     def _lead(self, group: list[BatchT]) -> None:
+        began = time.monotonic()
         try:
             self._commit(group)
         except BaseException as error:
@@ -72,5 +95,7 @@ class GroupCommit(Generic[BatchT]):
                 for batch in group:
                     batch.done = True
                 self._leading = False
+                self._company = len(group)
+                self._took = time.monotonic() - began
                 self._ended(group)
                 self._changed.notify_all()

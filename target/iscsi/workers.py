@@ -22,6 +22,9 @@ JOB_BYTES: Final = 8 << 20
 """Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
 
 
+JOB_WRITES: Final = 16
+"""Writes in a job that was put together from several: enough to be worth a commit, while another worker has some as well."""
+
 TELL_SECONDS: Final = 0.0005
 """How often, at most, a sleeping loop is woken for the results of an unfinished job: it takes the interpreter's lock away."""
 
@@ -36,6 +39,21 @@ class Lane:
         self.tasks = tasks
         self.pending: deque[Job] = deque()
         self.active = 0
+
+    def next_job(self) -> Job:
+        """Take the job that waits longest.  Writes of the same LUN behind it go along, up to `JOB_WRITES`: they share a commit."""
+        job = self.pending.popleft()
+        if job.commands[0].writes:
+            lun = job.commands[0].task.lun
+            while (
+                self.pending
+                and (behind := self.pending[0]).commands[0].writes
+                and behind.commands[0].task.lun == lun
+                and len(job.commands) + len(behind.commands) <= JOB_WRITES
+            ):
+                self.pending.popleft()
+                job = Job(job.lane, job.nexus, job.commands + behind.commands)
+        return job
 
     def drop(self) -> list[Command]:
         """Take back the commands that no worker has yet."""
@@ -118,7 +136,7 @@ class Workers:
                 return
             lane.active += 1
             self._active += 1
-            self._jobs.put(lane.pending.popleft())
+            self._jobs.put(lane.next_job())
 
     def job_done(self, lane: Lane) -> None:
         """A job of `lane` is over: whoever waited longest is next."""
