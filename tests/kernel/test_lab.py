@@ -28,6 +28,12 @@ def test_a_machine_runs_this_checkout_on_debians_kernel(lab: Lab, boot_image: im
     left.run("modprobe -a target_core_user iscsi_target_mod tcm_loop && ls /sys/kernel/config/target")
 
 
+def test_the_doctor_finds_the_kernels_target_there(lab: Lab) -> None:
+    lab["left"].put_file("/run/lio.yaml", "{target: iqn.2026-11.io.wolun:doctor, fabric: lio, volumes: []}")
+    report = lab["left"].output(f"{CHECKOUT}/.venv/bin/wolun --state-dir /run doctor --config /run/lio.yaml")
+    assert "fabric: lio, the kernel's target: can run" in report
+
+
 def test_a_failing_command_says_what_it_said(lab: Lab) -> None:
     with pytest.raises(CommandFailed, match=r"(?s)on right.*ended with 3.*trouble"):
         lab["right"].run("echo trouble; exit 3")
@@ -35,12 +41,12 @@ def test_a_failing_command_says_what_it_said(lab: Lab) -> None:
 
 def test_a_cut_link_loses_frames_until_healed(lab: Lab) -> None:
     left = lab["left"]
-    left.run("busybox ping -c 1 -W 5 right")
+    left.run("busybox ping -c 1 -W 60 right")
     lab.switch.cut("right", "left")
     with pytest.raises(CommandFailed):
         left.run("busybox ping -c 2 -W 1 right")
     lab.switch.heal("left", "right")
-    left.run("busybox ping -c 1 -W 5 right")
+    left.run("busybox ping -c 1 -W 60 right")
 
 
 def test_power_off_ends_what_runs(lab: Lab) -> None:
