@@ -29,7 +29,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from target import access, configuration, fabrics, messages, portals, problems, saved, service, settings, volumes
+from target import (
+    access,
+    configuration,
+    durable,
+    fabrics,
+    messages,
+    portals,
+    problems,
+    saved,
+    service,
+    settings,
+    volumes,
+)
 from target.scsi import scsi_target
 
 log = logging.getLogger(__name__)
@@ -367,14 +379,7 @@ class Administration:
     def _keep_secret(self, file: Path, secret: str) -> None:
         path = self._served.state_dir / file
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        new = path.with_name(path.name + ".new")
-        new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as out:
-            out.write(secret + "\n")
-            out.flush()
-            os.fsync(fd)
-        new.replace(path)
+        durable.replace(path, f"{secret}\n".encode())
 
     def _forget_secrets(self, name: str) -> None:
         """Remove the files that `set_auth` made; others are the administrator's own."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from lun_backends import block_device, volume
-from target import jobs, problems
+from target import durable, jobs, problems
 
 GRAIN = 64 << 10
 _ZEROES = bytes(GRAIN)
@@ -145,11 +145,7 @@ class _NewFile:
             self._beside.replace(self._path)
         else:
             self._link(self._path)  # unlike rename, refuses if the file has come into being meanwhile
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        durable.sync_directory(self._path.parent)
 
     def _link(self, name: Path) -> None:
         # With a descriptor for the directory, which an absolute path has no use for, Python follows the link; else it does not.

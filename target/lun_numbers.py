@@ -7,7 +7,6 @@ stored before they are served, so no initiator ever saw a number that a crash co
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from collections.abc import Collection, Mapping
@@ -17,7 +16,7 @@ from typing import Literal
 
 import pydantic
 
-from target import problems
+from target import durable, problems
 from target.scsi import scsi_target
 
 
@@ -120,15 +119,5 @@ class LunNumbers:
                 self._store(kept)
 
     def _store(self, snapshots: dict[uuid.UUID, Numbers]) -> None:
-        new = self._path.with_name(self._path.name + ".new")
-        with new.open("wb") as file:
-            file.write(_TYPE.dump_json(_File(snapshots), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        durable.replace(self._path, _TYPE.dump_json(_File(snapshots), indent=2) + b"\n")
         self._snapshots = snapshots

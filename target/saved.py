@@ -15,7 +15,6 @@ import contextlib
 import datetime
 import difflib
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import ruamel.yaml
 from ruamel.yaml import comments
 
-from target import configuration, settings, units
+from target import configuration, durable, settings, units
 
 BACKUPS = 10
 HEADER = "# What this wolun serves.  Written by `saveconfig`; comments and order stay when it is written again.\n"
@@ -196,19 +195,7 @@ def write(path: Path, text: str) -> Path | None:
     with contextlib.suppress(FileNotFoundError):
         mode = path.stat().st_mode & 0o777
         backup = _keep(path)
-    new = path.with_name(f".{path.name}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, mode)
-        file.write(text)
-        file.flush()
-        os.fsync(fd)
-    new.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    durable.replace(path, text.encode(), mode)
     return backup
 
 

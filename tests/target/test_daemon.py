@@ -9,7 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,6 @@ import pytest
 from tests import daemon, libiscsi
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 8MiB}\n"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, VOLUMES) as running:
-        yield running
 
 
 def refused(*words: str | Path) -> str:

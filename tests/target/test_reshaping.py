@@ -7,10 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from lun_backends import volume
 from target import client
@@ -22,12 +19,6 @@ STEP = 256 << 10
 VOLUMES = "  - {name: vol0, lun: 0, size: 20MiB, chunk_size: 4KiB}\n"
 INITIATOR = "iqn.2026-11.io.wolun:test"
 SECONDS = 60.0
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, VOLUMES) as running:
-        yield running
 
 
 def cdb(code: int, offset: int, length: int) -> bytes:

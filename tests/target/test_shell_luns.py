@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from tests.target.shelling import good, program, refused, running
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
 LUNS = f"/iscsi/{daemon.IQN}/tpg1/luns"
 ANN = "iqn.2026-11.org.example:ann"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
-    """A daemon for tests that leave it as it was."""
-    with daemon.Daemon(tmp_path_factory.mktemp("daemon"), VOLUMES) as running:
-        yield running
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, VOLUMES) as running:
-        yield running
 
 
 def write(chunk: int) -> bytes:

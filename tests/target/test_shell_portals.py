@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +16,6 @@ from tests.target.shelling import good, refused
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
 PORTALS = f"/iscsi/{daemon.IQN}/tpg1/portals"
 ANN = "iqn.2026-11.org.example:ann"
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, VOLUMES) as running:
-        yield running
 
 
 @pytest.fixture

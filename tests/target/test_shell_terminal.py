@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
@@ -87,12 +86,6 @@ class Terminal:
         self._process.expect(pexpect.EOF)
         self._process.close()
         return int(self._process.exitstatus or 0)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, VOLUMES) as served:
-        yield served
 
 
 def portable(text: str, served: daemon.Daemon) -> str:
