@@ -123,6 +123,7 @@ def syncs(settings: Settings) -> Iterator[measure.Row]:
     count = min(4096, settings.writes)
     strace = [
         "strace",
+        "-D",  # the tracer is the child, or SIGTERM would end it and leave the daemon
         "-f",
         "--seccomp-bpf",
         "-qq",
