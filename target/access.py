@@ -168,10 +168,26 @@ class Rules:
         name = initiator.lower()
         return self.exact.get(name) or next((rule for pattern, rule in self.patterns if pattern.match(name)), None)
 
+    def seen(
+        self, initiator: str, units: Mapping[int, logical_unit.LogicalUnit]
+    ) -> Mapping[int, logical_unit.LogicalUnit]:
+        """What an initiator of that name sees of a target's units, under its own numbers."""
+        rule = self.find(initiator)
+        if rule is None or rule.broken:
+            return {}
+        return {reach.lun: unit for number, unit in units.items() for reach in rule.view(number, unit)}
+
     def admitting(self, initiator: str, address: str) -> Rule | None:
         """The rule under which an initiator may log in from there; None if it may not."""
         rule = self.find(initiator) if self.wanted.admits(address) else None
         return rule if rule is not None and rule.admits(address) else None
+
+    def keeps(self, initiator: str, address: str) -> bool:
+        """Whether one that is logged in could still do so; its `address` may be empty, which is none."""
+        if address:
+            return self.admitting(initiator, address) is not None
+        rule = self.find(initiator)
+        return rule is not None and not rule.broken and bool(self.wanted.networks or self.wanted.initiators)
 
     def broken(self) -> list[Rule]:
         """The rules that let nobody in because something about them is wrong."""

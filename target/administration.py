@@ -205,11 +205,7 @@ class Administration:
 
     def _users(self, going: settings.Volume) -> Iterator[str]:
         """Who would miss a volume."""
-        reaching = {nexus for nexus in self._served.scsi.nexuses if _reaches(nexus, going.name)}
-        tags = {(nexus.initiator, nexus.tag) for nexus in reaching}
-        for initiator in sorted({initiator for initiator, _ in tags}):
-            addresses = sorted({each.address for each in self._served.sessions() if each.initiator == initiator})
-            yield f"{initiator}{f' from {addresses[0]}' if addresses else ''}"
+        yield from self._served.users(lambda unit: _volume_of(unit.name) == going.name)
         for each in self._served.settings.access.initiators or ():
             for mapped in each.luns or ():
                 if _volume_of(mapped.unit) == going.name:
@@ -328,8 +324,6 @@ class Administration:
                 raise problems.Problem("no-such-unit", f"there is no unit {mapped.unit}", f"there are: {known}", 404)
 
     def _change_access(self, wanted: settings.Access, *, force: bool, dry_run: bool) -> None:
-        if self._served.settings.fabric is settings.Fabric.LIO:
-            raise problems.at_next_start("who may log in to the kernel's target")
         changed = _checked(self._served.settings.model_copy(update={"access": wanted}))
         rules = access.Rules.read(wanted, self._served.state_dir)
         if not force:
@@ -342,28 +336,27 @@ class Administration:
     def _refuse_if_missed(self, rules: access.Rules) -> None:
         """Raise Problem if a session would be ended, or lose a LUN."""
         sessions = self._served.sessions()
-        ended = [each for each in sessions if rules.admitting(each.initiator, each.address) is None]
+        ended = [each for each in sessions if not rules.keeps(each.initiator, each.address)]
         if ended:
-            users = [f"{each.initiator} from {each.address}" for each in ended]
+            users = [f"{each.initiator} from {each.address}" if each.address else each.initiator for each in ended]
             raise problems.in_use("the right to log in", users, "log them out first, or say force=true")
-        users = []
-        for nexus in self._served.scsi.nexuses:
-            rule = rules.find(nexus.initiator)
-            seen = {
-                reach.lun: access.unit_name(unit)
-                for number, unit in self._served.scsi.luns.items()
-                for reach in (rule.view(number, unit) if rule else ())
-            }
-            lost = [lun for lun, name in nexus.seen().items() if seen.get(lun) != access.unit_name(name)]
-            users += [f"{nexus.initiator} (LUN {lun})" for lun in lost]
+        luns, users = self._served.scsi.luns, []
+        for initiator in sorted({each.initiator for each in sessions if each.target is not None}):
+            left = rules.seen(initiator, luns)
+            seen = self._served.access.rules.seen(initiator, luns)
+            users += [f"{initiator} (LUN {lun})" for lun, unit in sorted(seen.items()) if left.get(lun) is not unit]
         if users:
             raise problems.in_use("what would no longer be seen", users, "log them out first, or say force=true")
 
     def _put_in_force(self, wanted: settings.Access, rules: access.Rules | None = None) -> None:
         rules = rules or access.Rules.read(wanted, self._served.state_dir)
+        try:
+            self._fabric.admit(rules)
+        except fabrics.CannotStart as error:
+            raise problems.refused("who may log in was not all changed", str(error), "say it again") from error
         self._served.access.rules = rules
         for each in self._served.sessions():
-            if rules.admitting(each.initiator, each.address) is None:
+            if not rules.keeps(each.initiator, each.address):
                 self._fabric.end_session(each.tsih)
         for nexus in self._served.scsi.nexuses:
             rule = rules.find(nexus.initiator)
@@ -518,10 +511,6 @@ def _later(key: str) -> None:
 
 def _volume_of(unit: str) -> str:
     return unit.partition("@")[0]
-
-
-def _reaches(nexus: scsi_target.Nexus, name: str) -> bool:
-    return any(_volume_of(unit.name) == name for unit in nexus.seen().values())
 
 
 def _without_unit(before: settings.Access, name: str) -> settings.Access:

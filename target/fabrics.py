@@ -12,11 +12,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from target import access, settings
 from target.iscsi import chap, errors, portal
 from target.scsi import scsi_target
+
+if TYPE_CHECKING:
+    from target.tcmu import configfs
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ class Fabric(Protocol):
 
     def end_session(self, tsih: int) -> None:
         """Drop a session."""
+
+    def admit(self, rules: access.Rules) -> None:
+        """Other initiators may log in from now on, or see other LUNs.  Raises CannotStart."""
 
     def start(self) -> None:
         """Let initiators in.  Raises CannotStart."""
@@ -100,6 +106,9 @@ class PortalFabric:
     def end_session(self, tsih: int) -> None:
         self._portal.end_session(tsih)
 
+    def admit(self, rules: access.Rules) -> None:
+        """The portal asks the access policy at each login."""
+
     def start(self) -> None:
         portal.tune_interpreter()
         self._portal.start()
@@ -114,34 +123,16 @@ class KernelFabric:
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
         from target.tcmu import configfs, fabric  # what they need is slow to import, and the portal does without
 
-        rules = policy.rules
-        for rule in rules.broken():
-            log.error("%s may not log in: %s", rule.name, rule.broken)
-
         self._listen = configured.lio.listen
+        self._target = configured.target
         self._errors = fabric.ERRORS
-        initiators = []
-        for rule in rules.exact.values():
-            if rule.broken:
-                continue
-            proof = rule.credentials
-            initiators.append(
-                configfs.Initiator(
-                    rule.name,
-                    user=proof.name if proof else "",
-                    secret=_clear(proof.secret) if proof else "",
-                    target_user=(proof.target_name or "") if proof else "",
-                    target_secret=_clear(proof.target_secret) if proof and proof.target_secret else "",
-                    view=rule.view,
-                )
-            )
         self._fabric = fabric.LioFabric(
             served,
             configfs.Configuration(
                 configured.target,
                 portals=tuple(_address(listen) for listen in self._listen),
-                initiators=tuple(initiators),
-                anyone=configured.access.initiators is None and bool(configured.access.networks),
+                initiators=_initiators(policy.rules),
+                anyone=_anyone(policy.rules),
                 loopback=configured.lio.loopback,
             ),
         )
@@ -155,14 +146,34 @@ class KernelFabric:
 
     unlisten = listen
 
+    def admit(self, rules: access.Rules) -> None:
+        try:
+            self._fabric.admit(_initiators(rules), anyone=_anyone(rules))
+        except self._errors as error:
+            raise CannotStart(str(error)) from error
+
     def sessions(self) -> Sequence[portal.SessionInfo]:
-        return ()  # the kernel's own: `targetcli sessions` lists them
+        return [
+            portal.SessionInfo(
+                tsih=0,
+                initiator=initiator,
+                alias="",
+                address=address,
+                target=self._target,
+                since=None,
+                bytes_read=None,
+                bytes_written=None,
+                commands=None,
+                outstanding=None,
+            )
+            for initiator, address in self._fabric.sessions()
+        ]
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         return {}  # the kernel counts its own
 
     def end_session(self, tsih: int) -> None:
-        """The kernel's sessions are the kernel's."""
+        """The kernel ends the sessions of those who may not log in any more."""
 
     def start(self) -> None:
         try:
@@ -185,6 +196,31 @@ def _explained(address: str) -> Iterator[None]:
             f"initiators cannot be listened for on {address} ({error.strerror}): "
             "stop what uses it, or choose another with --portal HOST:PORT"
         ) from error
+
+
+def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:
+    """Those that are named, as the kernel's target wants them; one whose secrets cannot be read is left out."""
+    from target.tcmu import configfs
+
+    for rule in rules.broken():
+        log.error("%s may not log in: %s", rule.name, rule.broken)
+    return tuple(
+        configfs.Initiator(
+            rule.name,
+            user=proof.name if proof else "",
+            secret=_clear(proof.secret) if proof else "",
+            target_user=(proof.target_name or "") if proof else "",
+            target_secret=_clear(proof.target_secret) if proof and proof.target_secret else "",
+            view=rule.view,
+        )
+        for rule in rules.exact.values()
+        if not rule.broken
+        for proof in (rule.credentials,)
+    )
+
+
+def _anyone(rules: access.Rules) -> bool:
+    return rules.wanted.initiators is None and bool(rules.wanted.networks)
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -104,15 +104,15 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An initiator that is logged in."""
+    """An initiator that is logged in.  Of one that is logged in to the kernel's target less is known: None."""
 
     initiator: str
     address: str
     target: str | None
-    since: str
-    commands: int
-    bytes_read: int
-    bytes_written: int
+    since: str | None
+    commands: int | None
+    bytes_read: int | None
+    bytes_written: int | None
 
 
 @dataclass(frozen=True, slots=True)

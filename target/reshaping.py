@@ -35,7 +35,7 @@ class Reshaping:
     def restore(self, volume_name: str, name: str, *, force: bool) -> jobs.Job:
         """Begin to roll a volume back, or go on with it if that stopped.  Raises Problem."""
         owner, snapshot = self._served.find(volume_name, name)
-        users = list(self._users(owner))
+        users = self._served.users(lambda unit: unit.device is owner.device)
         if users and not force and owner.restoring is None:
             remedy = f"unmount {volume_name} and log out there first, for what they have cached would be written over it; or say --force"
             raise problems.in_use(f"volume {volume_name}", users, remedy)
@@ -79,14 +79,3 @@ class Reshaping:
 
     def _units(self, owner: volume.Volume) -> Iterator[LogicalUnit]:
         return (unit for unit in self._served.scsi.luns.values() if unit.device is owner.device)
-
-    def _users(self, owner: volume.Volume) -> Iterator[str]:
-        """The initiators that reach the volume, with their addresses where those are known."""
-        reaching = {
-            nexus.initiator
-            for nexus in self._served.scsi.nexuses
-            if any(unit.device is owner.device for unit in nexus.seen().values())
-        }
-        for initiator in sorted(reaching):
-            addresses = sorted({each.address for each in self._served.sessions() if each.initiator == initiator})
-            yield f"{initiator}{f' from {addresses[0]}' if addresses else ''}"

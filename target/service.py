@@ -237,6 +237,20 @@ class Service:
                 return owner, snapshot
         raise problems.no_such_snapshot(volume_name, name, [snapshot.name for snapshot in owner.snapshots])
 
+    def users(self, which: Callable[[logical_unit.LogicalUnit], bool]) -> list[str]:
+        """The initiators that are logged in and see such a unit, each with where it came from if that is known."""
+        found = {
+            nexus.initiator: "" for nexus in self.scsi.nexuses if any(which(unit) for unit in nexus.seen().values())
+        }
+        for each in self.sessions():
+            if each.initiator in found:
+                found[each.initiator] = found[each.initiator] or each.address
+            elif each.target is not None and any(
+                map(which, self.access.rules.seen(each.initiator, self.scsi.luns).values())
+            ):
+                found[each.initiator] = each.address  # of the kernel's, which has no nexus here
+        return [f"{name} from {address}" if address else name for name, address in sorted(found.items())]
+
     # -- snapshots -----------------------------------------------------------------------------------------------
 
     def create_snapshot(
@@ -453,7 +467,7 @@ class Service:
                     each.initiator,
                     each.address,
                     each.target,
-                    _utc(datetime.datetime.fromtimestamp(each.since, datetime.UTC)),
+                    None if each.since is None else _utc(datetime.datetime.fromtimestamp(each.since, datetime.UTC)),
                     each.commands,
                     each.bytes_read,
                     each.bytes_written,

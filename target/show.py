@@ -223,10 +223,10 @@ def status(answer: messages.Status) -> str:
                     (
                         each.initiator + ("" if each.target else " (discovery)"),
                         each.address,
-                        moment(each.since),
-                        units.human_size(each.bytes_read),
-                        units.human_size(each.bytes_written),
-                        str(each.commands),
+                        "-" if each.since is None else moment(each.since),
+                        "-" if each.bytes_read is None else units.human_size(each.bytes_read),
+                        "-" if each.bytes_written is None else units.human_size(each.bytes_written),
+                        "-" if each.commands is None else str(each.commands),
                     )
                     for each in answer.sessions
                 ],

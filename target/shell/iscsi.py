@@ -261,11 +261,12 @@ class Sessions(Node):
         for each in self.status().sessions:
             seen[each.initiator] = seen.get(each.initiator, 0) + 1
             name = each.initiator if seen[each.initiator] == 1 else f"{each.initiator}:{seen[each.initiator]}"
-            read, written = units.human_size(each.bytes_read), units.human_size(each.bytes_written)
-            kind = "" if each.target else "discovery, "
-            Leaf(
-                name, self, f"{kind}from {each.address} since {show.moment(each.since)}, {read} read, {written} written"
-            )
+            text = f"{'' if each.target else 'discovery, '}from {each.address or 'an unknown address'}"
+            if each.since is not None:
+                text += f" since {show.moment(each.since)}"
+            if each.bytes_read is not None and each.bytes_written is not None:
+                text += f", {units.human_size(each.bytes_read)} read, {units.human_size(each.bytes_written)} written"
+            Leaf(name, self, text)
 
     def summary(self) -> tuple[str, bool | None]:
         """For ls."""

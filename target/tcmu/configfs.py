@@ -12,8 +12,10 @@ for users of a device), so the index is chosen here and objects are removed from
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from target.tcmu import uio
 if TYPE_CHECKING:
     import rtslib_fb  # not before the kernel modules are there: importing it sets the kernel's database directory
 
+_ADDRESS = re.compile(r"^\s*Address (\S+)", re.MULTILINE)
 TARGET_CORE = Path("/sys/kernel/config/target/core")
 DATABASE = Path("/etc/target")  # rtslib points the kernel there when it is imported, and fails if it is missing
 RESERVATIONS = DATABASE / "pr"
@@ -218,8 +221,41 @@ class KernelTarget:
                     LUN(group, lun).delete()
                 if not path.exists():
                     LUN(group, lun, device)
-                for initiator, acl in self._acls.items():
-                    self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
+            self.show(lun, unit)
+
+    def show(self, lun: int, unit: LogicalUnit) -> None:
+        """Let each initiator see a LUN as it is to."""
+        with _saying(f"map LUN {lun}"):
+            for initiator, acl in self._acls.items():
+                self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
+
+    def admit(self, initiators: tuple[Initiator, ...], *, anyone: bool) -> None:
+        """Let these log in from now on, and end the sessions of others.  What they see is for `show` to say."""
+        self._configuration = dataclasses.replace(self._configuration, initiators=initiators, anyone=anyone)
+        if self._configuration.portals:
+            with _saying("change who may log in"):
+                self._acls.clear()
+                self._set_access(self._groups[0])
+
+    def sessions(self) -> list[tuple[str, str]]:
+        """Initiators that are logged in, and their addresses; empty for those without an entry, of whom the kernel tells
+        the name alone."""
+        found: list[tuple[str, str]] = []
+        if not self._configuration.portals:
+            return found
+        group = Path(self._groups[0].path)
+        for info in sorted(group.glob("acls/*/info")):
+            try:
+                text = info.read_text()
+            except OSError:  # it has just been removed
+                continue
+            if not text.startswith("No active"):
+                address = _ADDRESS.search(text)
+                found.append((info.parent.name, address[1] if address else ""))
+        with contextlib.suppress(OSError):
+            dynamic = (group / "dynamic_sessions").read_text()
+            found += [(name, "") for name in re.split(r"[\n\0]+", dynamic) if name]
+        return found
 
     def _map(self, acl: _Acl, lun: int, wanted: dict[int, bool]) -> None:
         """Let an initiator reach a LUN under the numbers wanted, and under no others."""

@@ -134,6 +134,19 @@ class LioFabric:
             self._listener = None
             self._server.close()
 
+    def admit(self, initiators: tuple[configfs.Initiator, ...], *, anyone: bool) -> None:
+        """Other initiators may log in from now on; the sessions of those whose entry went are ended.  Raises one of `ERRORS`."""
+        with self._changing:
+            if self._kernel is not None and self._open:
+                self._kernel.admit(initiators, anyone=anyone)
+                for lun, (unit, _) in self._luns.items():
+                    self._kernel.show(lun, unit)
+
+    def sessions(self) -> list[tuple[str, str]]:
+        """Who is logged in to the kernel's target: initiators, and the addresses they came from, empty if not known."""
+        kernel = self._kernel  # not under a lock: whoever changes LUNs waits for the kernel
+        return kernel.sessions() if kernel is not None and self._open else []
+
     def _changed(self) -> None:
         """The SCSI target has other LUNs now."""
         # initiators are told by the kernel's target; from us one of them at random would hear it, through the one nexus

@@ -27,6 +27,7 @@ class GuestDaemon:
         self.name = name
         self.state = f"/run/{name}"
         self.log = f"/run/log/{name}.log"
+        self.command = f"{WOLUN} --state-dir {self.state}"
         machine.run(f"mkdir -p -m 700 {self.state}")
         self.put("config.yaml", configuration)
 
@@ -56,7 +57,7 @@ class GuestDaemon:
 
     def wolun(self, *arguments: str) -> str:
         """Run a command against it; what it prints."""
-        return self.machine.output(f"{WOLUN} --state-dir {self.state} {shlex.join(arguments)}")
+        return self.machine.output(f"{self.command} {shlex.join(arguments)}")
 
     def snapshot(self, volume: str, name: str) -> dict[str, Any]:
         """Take a snapshot; what `--json` says of it."""

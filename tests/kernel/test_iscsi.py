@@ -16,6 +16,7 @@ from tests.kernel.machine import Completed, Machine
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 SECRET = "a-good-long-secret"
+OTHER_SECRET = "another-long-secret"
 INITIATOR = "iqn.2026-11.test.lab:node"
 KERNEL = f"""
 target: iqn.2026-11.io.wolun:kernel
@@ -64,6 +65,7 @@ class Initiator:
     node: Machine
     target: str
     portal: str
+    served: GuestDaemon
     interface: str = "default"
 
     def iscsiadm(self, arguments: str, *, check: bool = True) -> Completed:
@@ -90,21 +92,23 @@ class Initiator:
     def log_out(self) -> None:
         self.node_record("--logout")
 
-    def disk(self) -> str:
-        """The disk of LUN 0 of the only session."""
-        pattern = "/sys/class/iscsi_session/session*/device/target*/*:0/block/*"
+    def disk(self, lun: int = 0) -> str:
+        """The disk of a LUN of the only session."""
+        pattern = f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*"
         self.node.wait_until(f"ls -d {pattern}")
         return "/dev/" + self.node.output(f"basename $(ls -d {pattern})")
 
 
 @pytest.fixture(params=["kernel", "portal"])
 def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
-    """The initiator towards either fabric, which has just started with a new volume."""
+    """The initiator towards either fabric, which has just started with a new volume and is `initiator.served`."""
     fabric = request.param
     daemon = GuestDaemon(lab["target"], KERNEL if fabric == "kernel" else PORTAL, name=fabric)
     daemon.put("secret", SECRET)
     daemon.start()
-    yield Initiator(lab["node"], f"iqn.2026-11.io.wolun:{fabric}", f"10.9.0.1:{3260 if fabric == 'kernel' else 3261}")
+    yield Initiator(
+        lab["node"], f"iqn.2026-11.io.wolun:{fabric}", f"10.9.0.1:{3260 if fabric == 'kernel' else 3261}", daemon
+    )
     daemon.stop()
 
 
@@ -114,7 +118,7 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
 
     # no proof, a wrong secret, a wrong name: refused
     assert initiator.log_in(check=False).code
-    initiator.use_chap("node", "another-long-secret")
+    initiator.use_chap("node", OTHER_SECRET)
     assert initiator.log_in(check=False).code
     initiator.use_chap("nobody", SECRET)
     assert initiator.log_in(check=False).code
@@ -135,7 +139,7 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
     initiator.log_out()
 
     # the right secret from an initiator that nobody knows: it does not even hear of the target
-    stranger = Initiator(node, initiator.target, initiator.portal, interface="stranger")
+    stranger = Initiator(node, initiator.target, initiator.portal, initiator.served, interface="stranger")
     stranger.iscsiadm("-m iface -I stranger -o new")
     stranger.iscsiadm("-m iface -I stranger -o update -n iface.initiatorname -v iqn.2026-11.test.lab:stranger")
     assert stranger.target not in stranger.discover()
@@ -143,3 +147,39 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
     stranger.use_chap("node", SECRET)
     assert stranger.log_in(check=False).code
     stranger.iscsiadm("-m iface -I stranger -o delete", check=False)
+
+
+@pytest.mark.parametrize("initiator", ["kernel"], indirect=True)
+def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator: Initiator) -> None:
+    served, known = initiator.served, f"/iscsi/{initiator.target}/tpg1"
+    assert initiator.target in initiator.discover()
+    initiator.use_chap("node", SECRET)
+    initiator.log_in()
+    initiator.disk()
+    script = f"""
+        ls {known}/sessions
+        /volumes create other 64MiB
+        /volumes/vol0 delete
+        {known}/acls delete {INITIATOR}
+        {known}/acls/{INITIATOR} create 7 other read_only=true
+        /volumes delete vol0
+        {known}/acls/{INITIATOR} set auth userid=node password={OTHER_SECRET}
+        """
+    said = served.machine.run(f"{served.command} shell --keep-going 2>&1 <<'END'\n{script}\nEND", check=False).output
+    assert f"o- {INITIATOR} ." in said
+    assert "[from 10.9.0.2]" in said
+    assert f"volume vol0 is in use by {INITIATOR} from 10.9.0.2" in said
+    assert f"the right to log in is in use by {INITIATOR} from 10.9.0.2" in said
+    assert f"what would no longer be seen is in use by {INITIATOR} (LUN 0)" in said
+    initiator.log_out()
+
+    assert initiator.log_in(check=False).code  # the secret is another now
+    served.wolun("shell", f"{known}/acls/{INITIATOR} create 7 other read_only=true")
+    initiator.use_chap("node", OTHER_SECRET)
+    initiator.log_in()
+    disk = initiator.disk(lun=7)
+    assert initiator.node.output(f"blockdev --getro {disk}") == "1"
+    served.wolun("shell", f"{known}/acls delete {INITIATOR} force=true")
+    initiator.node.wait_until("! iscsiadm -m session -P 1 | grep -q 'iSCSI Session State: LOGGED_IN'")
+    initiator.node_record("--logout", check=False)
+    assert initiator.log_in(check=False).code
