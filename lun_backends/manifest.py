@@ -18,22 +18,19 @@ import dataclasses
 import datetime
 import enum
 import os
-import re
 import uuid
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 
-from lun_backends import block_device, storage_io
-from lun_backends.stores.thin import Durability
+from lun_backends import block_device, names, storage_io
+from lun_backends.durability import Durability
 
 _FILE = "volume.json"
 _NEW = "volume.json.new"
 _SPARE = "volume.json.spare"
 _SPARE_BYTES = 16384  # forty snapshots
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-NAME_RULE = "1 to 64 letters, digits, '.', '_', '+' or '-', the first one a letter or a digit"
 
 LABELS_MAX = 64
 """Labels of one snapshot."""
@@ -63,21 +60,16 @@ class ManifestError(block_device.BlockDeviceError):
         return f"{where}: {self.reason}; {self.remedy}"
 
 
-def valid_name(name: str) -> bool:
-    """Whether a volume or snapshot may be called so (it becomes part of file names, URLs and `volume@snapshot`)."""
-    return _NAME.fullmatch(name) is not None
-
-
 def _check_name(name: str) -> str:
-    if not valid_name(name):
-        raise ValueError(f"a name is {NAME_RULE}")
+    if not names.valid(name):
+        raise ValueError(f"a name is {names.RULE}")
     return name
 
 
 def bad_label(key: str, value: str) -> str:
     """What is wrong with a label; empty if it may be given to a snapshot."""
-    if not valid_name(key):
-        return f"{key!r} is no key for a label: a key is {NAME_RULE}"
+    if not names.valid(key):
+        return f"{key!r} is no key for a label: a key is {names.RULE}"
     if len(value) > LABEL_MAX or not value.isprintable():
         return f"the value of label {key!r} is not at most {LABEL_MAX} printable characters"
     return ""

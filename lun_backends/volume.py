@@ -50,6 +50,7 @@ from lun_backends import (
     lost_device,
     manifest,
     move_down,
+    names,
     pending_chunks,
     policy,
     restoring,
@@ -59,6 +60,7 @@ from lun_backends import (
     tracking,
     write_once,
 )
+from lun_backends.durability import Durability
 from lun_backends.manifest import SnapshotState
 from lun_backends.snapshot import (
     BadLabel,
@@ -79,7 +81,6 @@ from lun_backends.snapshot import (
     export,
 )
 from lun_backends.stores import chunk_map, thin
-from lun_backends.stores.thin import Durability
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
@@ -177,8 +178,8 @@ class Volume:
 
         Raises VolumeError, BadName, flat.CannotOpen, ManifestError.
         """
-        if not manifest.valid_name(name):
-            raise BadName(name, "this is no name for a volume", f"a name is {manifest.NAME_RULE}")
+        if not names.valid(name):
+            raise BadName(name, "this is no name for a volume", f"a name is {names.RULE}")
         if manifest.exists(directory):
             raise VolumeError(name, f"there is a volume in {directory} already", "open it, or give another directory")
         try:
@@ -345,8 +346,8 @@ class Volume:
         """Make the files.  Raises as `create_snapshot`."""
         self._check_open()
         self._check_labels(labels or {})
-        if not manifest.valid_name(name):
-            raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {manifest.NAME_RULE}")
+        if not names.valid(name):
+            raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {names.RULE}")
         self._check_not_restoring()
         if any(snapshot.name == name for snapshot in self.snapshots):
             raise SnapshotExists(self.name, f"there is a snapshot {name!r} already", "use another name, or delete it")

@@ -24,6 +24,7 @@ from typing import ClassVar, NoReturn
 import pyroaring
 
 from lun_backends import block_device, space, storage_io
+from lun_backends.durability import Durability
 from lun_backends.stores import chunk_map, contents, thin
 
 EXTENTS_AT_ONCE = 512
@@ -42,7 +43,7 @@ class WriteOnce(block_device.BlockDevice):
         self.size = store.size
         self.block_size = store.block_size
         self.chunk_size = store.chunk_size
-        self.commits_in_memory = store.durability is thin.Durability.PROCESS_CRASH
+        self.commits_in_memory = store.durability is Durability.PROCESS_CRASH
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
         # One entry per call under way: append and pop are atomic, which counting is not.
@@ -63,7 +64,7 @@ class WriteOnce(block_device.BlockDevice):
         size: int,
         block_size: int,
         chunk_size: int = 65536,
-        durability: thin.Durability = thin.Durability.POWER_LOSS,
+        durability: Durability = Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
         space_: space.Space | None = None,
     ) -> WriteOnce:
@@ -80,7 +81,7 @@ class WriteOnce(block_device.BlockDevice):
         cls,
         path: Path,
         *,
-        durability: thin.Durability = thin.Durability.POWER_LOSS,
+        durability: Durability = Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
         space_: space.Space | None = None,
     ) -> WriteOnce:
@@ -259,13 +260,13 @@ class WriteOnce(block_device.BlockDevice):
         finally:
             self._running.pop()
 
-    def set_durability(self, durability: thin.Durability) -> None:
+    def set_durability(self, durability: Durability) -> None:
         """As `ThinStore.set_durability`; also DeviceClosed."""
         self._running.append(None)
         try:
             self._refuse_if_closed()
             self.store.set_durability(durability)
-            self.commits_in_memory = durability is thin.Durability.PROCESS_CRASH
+            self.commits_in_memory = durability is Durability.PROCESS_CRASH
         finally:
             self._running.pop()
 

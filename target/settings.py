@@ -28,8 +28,8 @@ from typing import Annotated, Any
 
 import pydantic
 
-from lun_backends import manifest, policy
-from lun_backends.stores.thin import Durability
+from lun_backends import names, policy
+from lun_backends.durability import Durability
 from target import units
 from target.schedule import Every
 
@@ -40,7 +40,7 @@ LUN_MAXIMUM = 16383
 
 NO_LUN = "none"
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$"
+NAME_PATTERN = f"^{names.PATTERN}$"
 """Names of volumes and snapshots: they become file names, and `@` separates the two."""
 
 # RFC 3720 3.2.6.3 as far as it is in use: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>, naa.<16 or 32 hex>.
@@ -51,7 +51,7 @@ IQN_PATTERN = (
 IQN_MAXIMUM = 223
 INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,3}[*?\[])[A-Za-z0-9.:_*?\[\]!-]*$"
 """A name, or a pattern of names as in file names: `*`, `?` and `[...]`."""
-UNIT_PATTERN = NAME_PATTERN[:-1] + r"(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/write-once)?)?$"
+UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
 
@@ -121,7 +121,7 @@ Percent = Annotated[int, pydantic.Field(ge=1, le=100)]
 Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[
     str,
-    _matching(NAME_PATTERN, f"name: {manifest.NAME_RULE}"),
+    _matching(NAME_PATTERN, f"name: {names.RULE}"),
     _schema(pattern=NAME_PATTERN),
 ]
 TargetName = Annotated[

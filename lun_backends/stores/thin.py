@@ -30,7 +30,6 @@ again: the store refuses every further write with MediumError, and goes on readi
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import threading
@@ -42,17 +41,11 @@ from pathlib import Path
 import pyroaring
 
 from lun_backends import block_device, space, storage_io
+from lun_backends.durability import Durability
 from lun_backends.stores import chunk_file, chunk_map, contents, group_commit
 
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
-
-
-class Durability(enum.Enum):
-    """What an acknowledged write survives."""
-
-    POWER_LOSS = "power-loss"
-    PROCESS_CRASH = "process-crash"
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lun_backends import storage_io, write_once
-from lun_backends.stores import thin
+from lun_backends.durability import Durability
 
 SNAPSHOT = uuid.UUID(int=1)
 VOLUME = uuid.UUID(int=2)
@@ -66,7 +66,7 @@ def create(
     size: int = 64 * CHUNK,
     block_size: int = BLOCK,
     chunk_size: int = CHUNK,
-    durability: thin.Durability = thin.Durability.POWER_LOSS,
+    durability: Durability = Durability.POWER_LOSS,
     io: storage_io.StorageIO = storage_io.SYSTEM,
 ) -> write_once.WriteOnce:
     """A small write-once LUN."""
@@ -83,7 +83,7 @@ def create(
 
 
 def reopen(
-    path: Path, durability: thin.Durability = thin.Durability.POWER_LOSS, io: storage_io.StorageIO = storage_io.SYSTEM
+    path: Path, durability: Durability = Durability.POWER_LOSS, io: storage_io.StorageIO = storage_io.SYSTEM
 ) -> write_once.WriteOnce:
     """The LUN `create` made, again."""
     return write_once.WriteOnce.open(path / "s", durability=durability, io=io)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, boot, flat, manifest, storage_io, volume
+from lun_backends.durability import Durability
 from lun_backends.manifest import SnapshotState
-from lun_backends.stores.thin import Durability
 from tests.lun_backends.stores import FaultyIO
 
 CHUNK = 4096

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lun_backends import block_device, group, manifest, snapshot, storage_io, volume
-from lun_backends.stores.thin import Durability
+from lun_backends.durability import Durability
 
 CHUNK = 4096
 SIZE = 16 * CHUNK

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, volume
-from lun_backends.stores.thin import Durability
+from lun_backends.durability import Durability
 from tests.powercut import promises, replay
 from tests.powercut.promises import SECTOR
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, snapshot_view, volume
-from lun_backends.stores.thin import Durability
+from lun_backends.durability import Durability
 from tests.memory_device import MemoryDevice
 
 CHUNK = 4096

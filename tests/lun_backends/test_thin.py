@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
+from lun_backends.durability import Durability
 from lun_backends.stores import chunk_map, contents, thin
 from tests.lun_backends import stores
 from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
@@ -45,8 +46,8 @@ def verdicts(lun: write_once.WriteOnce) -> list[contents.Verdict]:
     return [report.verdict for report in lun.verify()]
 
 
-@pytest.mark.parametrize("durability", list(thin.Durability))
-def test_bits_left_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: thin.Durability) -> None:
+@pytest.mark.parametrize("durability", list(Durability))
+def test_bits_left_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Durability) -> None:
     stores.create(tmp_path).close()
     poke(tmp_path, 3, bits=0b11110000, checksum=77)
     lun = stores.reopen(tmp_path, durability)
@@ -160,7 +161,7 @@ def test_data_is_durable_before_the_map_says_so(tmp_path: Path) -> None:
 
 def test_process_crash_syncs_on_flush_and_fua_only(tmp_path: Path) -> None:
     io = FaultyIO()
-    lun = stores.create(tmp_path, durability=thin.Durability.PROCESS_CRASH, io=io)
+    lun = stores.create(tmp_path, durability=Durability.PROCESS_CRASH, io=io)
     io.calls.clear()
     lun.put_many([(0, data(1, PER_CHUNK))])
     assert not {"fdatasync", "sync_map"} & set(io.calls)
@@ -342,8 +343,8 @@ def test_a_read_error_is_told_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-@pytest.mark.parametrize("durability", list(thin.Durability))
-def test_a_full_disk(tmp_path: Path, durability: thin.Durability) -> None:
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_full_disk(tmp_path: Path, durability: Durability) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=True)
     try:
         lun = stores.create(tmp_path, size=1 << 30, durability=durability)

@@ -17,8 +17,8 @@ import pytest
 
 from lun_backends import block_device, flat, manifest, move_down, storage_io, volume
 from lun_backends.block_device import ExtentKind
+from lun_backends.durability import Durability
 from lun_backends.manifest import SnapshotState
-from lun_backends.stores.thin import Durability
 from tests.faults.storage import FaultyIO
 
 CHUNK = 4096

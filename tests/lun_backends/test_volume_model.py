@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lun_backends import block_device, differences, group, restoring, verification, volume
 from lun_backends.block_device import ExtentKind
+from lun_backends.durability import Durability
 from lun_backends.stores import contents
-from lun_backends.stores.thin import Durability
 from target import backups, qcow2
 
 CHUNK = 4096

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
-from lun_backends.stores import chunk_map, contents, thin
+from lun_backends.durability import Durability
+from lun_backends.stores import chunk_map, contents
 from tests.lun_backends import stores
 from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, data
 
 BLANK, DATA = block_device.ExtentKind.BLANK, block_device.ExtentKind.DATA
 
 
-@pytest.fixture(params=list(thin.Durability))
+@pytest.fixture(params=list(Durability))
 def lun(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[write_once.WriteOnce]:
     device = stores.create(tmp_path, durability=request.param)
     yield device
@@ -254,7 +255,7 @@ import sys
 from pathlib import Path
 from lun_backends.stores import thin
 from tests.lun_backends import stores
-path, durability = Path(sys.argv[1]), thin.Durability(sys.argv[2])
+path, durability = Path(sys.argv[1]), Durability(sys.argv[2])
 lun = stores.create(path, size=1 << 30, durability=durability)
 for number in range(1 << 18):
     if number % 3:
@@ -266,8 +267,8 @@ for number in range(1 << 18):
 """
 
 
-@pytest.mark.parametrize("durability", list(thin.Durability))
-def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path, durability: thin.Durability) -> None:
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path, durability: Durability) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(tmp_path), durability.value], stdout=subprocess.PIPE, text=True
     )

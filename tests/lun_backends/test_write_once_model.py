@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lun_backends import block_device, write_once
-from lun_backends.stores import contents, thin
+from lun_backends.durability import Durability
+from lun_backends.stores import contents
 from tests.lun_backends import stores
 
 SIZES = st.sampled_from([(512, 4096), (4096, 4096), (4096, 8192), (512, 8192)])
@@ -34,8 +35,8 @@ class WriteOnceModel(RuleBasedStateMachine):
         assert self.lun is not None
         return self.lun
 
-    @initialize(sizes=SIZES, durability=st.sampled_from(thin.Durability), cut=st.integers(0, 1))
-    def create(self, sizes: tuple[int, int], durability: thin.Durability, cut: int) -> None:
+    @initialize(sizes=SIZES, durability=st.sampled_from(Durability), cut=st.integers(0, 1))
+    def create(self, sizes: tuple[int, int], durability: Durability, cut: int) -> None:
         self.block_size, chunk_size = sizes
         self.durability = durability
         self.blocks = CHUNKS * chunk_size // self.block_size - cut * (chunk_size // self.block_size > 1)

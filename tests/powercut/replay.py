@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 from lun_backends import block_device
-from lun_backends.stores.thin import Durability
+from lun_backends.durability import Durability
 from tests.powercut import check, disk, promises, recorder, workload
 from tests.powercut.promises import Violation
 

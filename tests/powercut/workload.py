@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device, manifest, storage_io, volume, write_once
-from lun_backends.stores.thin import Durability
+from lun_backends.durability import Durability
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lun_backends import manifest, write_once
+from lun_backends import names as names_of_snapshots
 from target import alerts, configuration, schedule, scheduler, service
 from target.schedule import Every
 
@@ -49,7 +50,7 @@ def test_periods(every: Every, start: str) -> None:
 
 def test_names() -> None:
     assert schedule.name(START) == "auto-2026-11-22T2320Z"
-    assert manifest.valid_name(schedule.name(START))
+    assert names_of_snapshots.valid(schedule.name(START))
 
 
 def test_what_is_kept() -> None:
