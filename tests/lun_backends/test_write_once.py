@@ -253,7 +253,7 @@ def test_many_extents_come_in_order_without_gaps(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from lun_backends.stores import thin
+from lun_backends.durability import Durability
 from tests.lun_backends import stores
 path, durability = Path(sys.argv[1]), Durability(sys.argv[2])
 lun = stores.create(path, size=1 << 30, durability=durability)
