@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.kernel import image
-from tests.kernel.guest_daemon import GuestDaemon
+from tests.kernel.guest_daemon import GuestDaemon, sys_disk
 from tests.kernel.lab import Lab
 from tests.kernel.machine import Completed, Machine
 
@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
 SECRET = "a-good-long-secret"
 OTHER_SECRET = "another-long-secret"
+TARGET_SECRET = "the-targets-own-secret"
 INITIATOR = "iqn.2026-11.test.lab:node"
 KERNEL = f"""
 target: iqn.2026-11.io.wolun:kernel
@@ -27,6 +28,8 @@ access:
       chap:
         name: node
         secret_file: secret
+        target_name: target
+        target_secret_file: target-secret
         algorithms: [md5]
 volumes:
   - name: vol0
@@ -44,6 +47,8 @@ access:
       chap:
         name: node
         secret_file: secret
+        target_name: target
+        target_secret_file: target-secret
 volumes:
   - name: vol0
     lun: 0
@@ -80,10 +85,12 @@ class Initiator:
     def set(self, name: str, value: str) -> None:
         self.node_record(f"-o update -n {name} -v '{value}'")
 
-    def use_chap(self, user: str, secret: str) -> None:
+    def use_chap(self, user: str, secret: str, target_secret: str = TARGET_SECRET) -> None:
         self.set("node.session.auth.authmethod", "CHAP")
         self.set("node.session.auth.username", user)
         self.set("node.session.auth.password", secret)
+        self.set("node.session.auth.username_in", "target")
+        self.set("node.session.auth.password_in", target_secret)
         self.set("node.session.auth.chap_algs", "MD5")
 
     def log_in(self, *, check: bool = True) -> Completed:
@@ -94,9 +101,7 @@ class Initiator:
 
     def disk(self, lun: int = 0) -> str:
         """The disk of a LUN of the only session."""
-        pattern = f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*"
-        self.node.wait_until(f"ls -d {pattern}")
-        return "/dev/" + self.node.output(f"basename $(ls -d {pattern})")
+        return sys_disk(self.node, f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*")
 
 
 @pytest.fixture(params=["kernel", "portal"])
@@ -105,11 +110,14 @@ def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
     fabric = request.param
     daemon = GuestDaemon(lab["target"], KERNEL if fabric == "kernel" else PORTAL, name=fabric)
     daemon.put("secret", SECRET)
+    daemon.put("target-secret", TARGET_SECRET)
     daemon.start()
     yield Initiator(
         lab["node"], f"iqn.2026-11.io.wolun:{fabric}", f"10.9.0.1:{3260 if fabric == 'kernel' else 3261}", daemon
     )
     daemon.stop()
+    left = "find /sys/kernel/config/target/{core,iscsi}/ -name 'user_*' -o -name 'iqn*' 2> /dev/null || true"
+    assert not lab["target"].output(left)
 
 
 def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, initiator: Initiator) -> None:
@@ -121,6 +129,9 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
     initiator.use_chap("node", OTHER_SECRET)
     assert initiator.log_in(check=False).code
     initiator.use_chap("nobody", SECRET)
+    assert initiator.log_in(check=False).code
+    # a target that cannot prove itself is refused by the initiator
+    initiator.use_chap("node", SECRET, "a-secret-of-somebody-else")
     assert initiator.log_in(check=False).code
 
     initiator.use_chap("node", SECRET)
@@ -156,6 +167,7 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     initiator.use_chap("node", SECRET)
     initiator.log_in()
     initiator.disk()
+    proof = f"mutual_userid=target mutual_password={TARGET_SECRET}"
     script = f"""
         ls {known}/sessions
         /volumes create other 64MiB
@@ -163,7 +175,7 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
         {known}/acls delete {INITIATOR}
         {known}/acls/{INITIATOR} create 7 other read_only=true
         /volumes delete vol0
-        {known}/acls/{INITIATOR} set auth userid=node password={OTHER_SECRET}
+        {known}/acls/{INITIATOR} set auth userid=node password={OTHER_SECRET} {proof}
         """
     said = served.machine.run(f"{served.command} shell --keep-going 2>&1 <<'END'\n{script}\nEND", check=False).output
     assert f"o- {INITIATOR} ." in said
