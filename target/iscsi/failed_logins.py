@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,7 +34,7 @@ PEERS = 4096
 class _Peer:
     failures: int = 0
     last: float = 0.0
-    late: deque[float] = field(default_factory=deque)  # when each late answer is due
+    late: list[float] = field(default_factory=list)  # when each late answer is due; few, and most peers have none
     logged: float | None = None
     unlogged: int = 0
 
@@ -57,7 +57,7 @@ class FailedLogins:
         if peer is None:
             return True
         while peer.late and peer.late[0] <= now:
-            peer.late.popleft()
+            peer.late.pop(0)
         return len(peer.late) < PENDING_MAXIMUM
 
     def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
