@@ -32,6 +32,8 @@ Without a snapshot `known` is a range that contains every chunk: the same fast p
 
 While the volume is being rolled back (see `restoring`) an overlay answers reads, and a chunk that it has not settled yet is
 not known: a write to it takes the long way and settles it first.
+
+(Longer than most modules here: gate, claims and overlay keep one promise, and the argument above is about all of them.)
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ longer than 2 ms within 32 writes sends all writes of the next second to the wor
 single one says nothing: on a busy machine it is the scheduler that took the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
+
+(Longer than most modules here: reads, writes and zeroes, each with and without waiting, share what is known of the file.)
 """
 
 from __future__ import annotations

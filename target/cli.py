@@ -5,6 +5,8 @@ Exit status: 0 done, 1 not done (a sentence and a remedy on standard error), 2 t
 
 Every verb but `serve` and `config` is a client of the control socket and answers within a blink: what they need is
 imported where they need it, and nothing else is.
+
+(Longer than most modules here: it is a list of the verbs, each with its help, and little else.)
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 
 The daemon hands them to FastAPI, which checks requests against them and derives the OpenAPI description; the commands
 read them back with `decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
+
+(Longer than most modules here: it is a list.)
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ No HTTP here and no iSCSI: requests come as arguments, answers go as `messages`,
 Everything may be called from any thread.
 
 A volume that cannot be opened is not served; the others are, and `status` says what is wrong with it.
+
+(Longer than most modules here: operations that change what is served exclude each other by the locks kept here.)
 """
 
 from __future__ import annotations

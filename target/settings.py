@@ -15,6 +15,8 @@ with them, by file and line.
 | `volumes` | what is served from this host's own storage                                   |
 | `write_once` | write-once LUNs on their own, for nodes that share a volume                |
 | `shared`  | volumes on storage that several nodes share                                   |
+
+(Longer than most modules here: it is the list of all keys, with the text that the schema shows of each.)
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ Bytes go in with `receive`; answers come out of `output`; commands that would ha
 | CLOSING      | S8               | nothing; to be closed when `output` was sent  |                                    |
 
 What a peer does wrong never raises: it is answered as errors.py tells, and logged.
+
+(Longer than most modules here: every kind of PDU but those of commands is handled here, by the states above.)
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ session costs a few kilobytes.
 
 A daemon that serves should run `tune_interpreter` once everything is set up: it takes what exists out of the garbage
 collector's sight and makes it rarer, since a command leaves no reference cycles behind.
+
+(Longer than most modules here: all of it is the loop's one thread at work on the same channels.)
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ back through `complete`, and is answered out of order.  command.py has the stage
 
 Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered; data that is asked
 for takes from a budget of `data_bytes`; a command that would move more than `transfer_bytes` is refused.
+
+(Longer than most modules here: the two paths have to do the same, and are read beside each other.)
 """
 
 from __future__ import annotations
