@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
@@ -110,11 +111,13 @@ class TestLibiscsi:
 class TestQemu:
     """qemu takes name and secret from the URL or, as here, from a secret of its own."""
 
+    PROOF: ClassVar[dict[str, str]] = {"user": "ann", "password-secret": "s"}
+
     @staticmethod
-    def info(served: daemon.Daemon, user: str, secret: str, initiator: str = ANN) -> subprocess.CompletedProcess[str]:
+    def info(served: daemon.Daemon, secret: str, **proof: str) -> subprocess.CompletedProcess[str]:
         options = {
             "driver": "iscsi", "transport": "tcp", "portal": served.portal, "target": daemon.IQN, "lun": 0,
-            "user": user, "password-secret": "s", "initiator-name": initiator,
+            "initiator-name": ANN, **proof,
         }  # fmt: skip
         return subprocess.run(
             [peers.require("qemu-img"), "info", "--object", f"secret,id=s,data={secret}", f"json:{json.dumps(options)}"],
@@ -122,12 +125,17 @@ class TestQemu:
         )  # fmt: skip
 
     def test_right(self, served: daemon.Daemon) -> None:
-        done = self.info(served, "ann", SECRET)
+        done = self.info(served, SECRET, **self.PROOF)
         assert done.returncode == 0, done.stderr
         assert "virtual size: 1 MiB" in done.stdout
 
     def test_wrong(self, served: daemon.Daemon) -> None:
-        done = self.info(served, "ann", SECRET + "?")
+        done = self.info(served, SECRET + "?", **self.PROOF)
+        assert done.returncode != 0
+        assert "Authentication failure(513)" in done.stderr
+
+    def test_missing(self, served: daemon.Daemon) -> None:
+        done = self.info(served, SECRET)
         assert done.returncode != 0
         assert "Authentication failure(513)" in done.stderr
 
