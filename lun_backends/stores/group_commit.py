@@ -6,8 +6,8 @@ without the lock, and wakes everyone.  Threads that come while a leader works qu
 So the longer a sync takes the more batches share the next one.
 
 Writers that shared a commit come again at about the same time, but one is the first of them, and would have a commit for itself
-while all others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than a fraction of
-the time that this group's commit took.  A lone writer never waits: its last group was itself.
+while all others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than that group's
+commit took.  A lone writer never waits: its last group was itself.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class Batch(Protocol):
     error: Exception | None
 
 
-_PATIENCE = 0.25
-"""Of the time a commit takes, what a leader waits for company at most: a lost wait costs less than half of what a commit saved gains."""
+_PATIENCE = 1.0
+"""How many times as long as the last commit took a leader waits for company at most.  A wait in vain happens once, for then the
+company is smaller; 32 writers took 0.13 syncs a write with this and 0.16 with a quarter of it, at the same speed."""
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
