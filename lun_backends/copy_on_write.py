@@ -55,9 +55,8 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 _ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
 _ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: so long others may have to wait for their turn
 _RUN = 1 << 20  # bytes copied with one system call each way: page cache in larger folios costs half as much per byte
-_SLOW_ROUND = (
-    0.01  # seconds for such a round; it takes a tenth of that, so if it gave up the processor it waited for the disk
-)
+# Seconds for such a round.  It takes a tenth of that; so if it gave up the processor meanwhile, it waited for the disk.
+_SLOW_ROUND = 0.01
 _SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers
 _EVERYTHING = range(1 << 63)
 

@@ -20,6 +20,7 @@ What somebody uses is not taken away, unless `force` says so:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -442,27 +443,27 @@ class Administration:
 
         for key in _AT_NEXT_START:
             if getattr(now, key) != getattr(wanted, key) and (key != "portal" or now.fabric is settings.Fabric.LIO):
-                attempt(key, "change", lambda key=key: _later(key))  # type: ignore[misc]  # a lambda's default
+                attempt(key, "change", functools.partial(_later, key))
         if wanted.access != now.access:
             attempt("access", "change", lambda: self._change_access(wanted.access, force=force, dry_run=dry_run))
         if now.fabric is settings.Fabric.PORTAL:
             for name in wanted.portal.listen:
                 if name not in now.portal.listen:
-                    attempt(f"portal {name}", "add", lambda name=name: self._portals.create(name, dry_run=dry_run))  # type: ignore[misc]
+                    attempt(f"portal {name}", "add", functools.partial(self._portals.create, name, dry_run=dry_run))
             for name in now.portal.listen:
                 if name not in wanted.portal.listen:
-                    attempt(f"portal {name}", "remove", lambda name=name: self._portals.forget(name, force, dry_run))  # type: ignore[misc]
+                    attempt(f"portal {name}", "remove", functools.partial(self._portals.forget, name, force, dry_run))
         before = {each.name: each for each in now.volumes}
         after = {each.name: each for each in wanted.volumes}
         for name, each in before.items():
             if name not in after:
-                attempt(f"volume {name}", "remove", lambda each=each: self._remove(each, force, dry_run))  # type: ignore[misc]
+                attempt(f"volume {name}", "remove", functools.partial(self._remove, each, force, dry_run))
         for name, each in after.items():
             old = before.get(name)
             if old is None:
-                attempt(f"volume {name}", "add", lambda each=each: self._add(each, dry_run))  # type: ignore[misc]
+                attempt(f"volume {name}", "add", functools.partial(self._add, each, dry_run))
             elif old != each or name in self._served.failed:
-                attempt(f"volume {name}", "change", lambda old=old, each=each: self._redo(old, each, force, dry_run))  # type: ignore[misc]
+                attempt(f"volume {name}", "change", functools.partial(self._redo, old, each, force, dry_run))
         if not dry_run:
             for rule in self._served.access.rules.broken():
                 refusal = messages.Refusal("initiator-broken", rule.broken, "correct the file, then restore again")

@@ -18,6 +18,7 @@ collector's sight and makes it rarer, since a command leaves no reference cycles
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -173,7 +174,7 @@ class Portal:
                 del self._listeners[fd]  # before the loop is woken by its end
                 with contextlib.suppress(OSError):
                     listener.shutdown(socket.SHUT_RDWR)
-                self._call(lambda listener=listener: self._forget(listener))  # type: ignore[misc]  # a lambda's default
+                self._call(functools.partial(self._forget, listener))
 
     def _forget(self, listener: socket.socket) -> None:
         self._epoll.unregister(listener.fileno())
