@@ -50,6 +50,7 @@ shared:
 WRITERS = ("writer1", "writer2")
 NODES = (*WRITERS, "reader")
 LOAD_TIMEOUT = 1000  # seconds; 20 where nothing else runs
+ENOUGH = "/run/enough"  # a file: a load that waits to be told ends when it is there
 SUM = "dd if={} bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1"
 
 
@@ -65,6 +66,11 @@ def writes(disk: str, seed: int, count: int) -> str:
         f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 "
         f"--randseed={seed} --number_ios={count} --size=14m --norandommap"
     )
+
+
+def writes_until_told(disk: str, seed: int) -> str:
+    """The load again and again, until `ENOUGH` is there."""
+    return f"rm -f {ENOUGH}; while [ ! -e {ENOUGH} ]; do {writes(disk, seed, 300)} || exit 1; done"
 
 
 class Cluster:
@@ -134,12 +140,14 @@ def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
 
 def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
     writer = cluster.lab["writer2"]
-    load = writer.submit(writes(cluster.disks["writer2"], 7, 400), timeout=LOAD_TIMEOUT)
+    load = writer.submit(writes_until_told(cluster.disks["writer2"], 7), timeout=LOAD_TIMEOUT)
     wait_for_writes(writer, cluster.disks["writer2"])
     cluster.lab.switch.cut("writer2", "storage")
     writer.wait_until("! grep -q LOGGED_IN /sys/class/iscsi_session/session*/state")
     assert not load.done()
     cluster.lab.switch.heal("writer2", "storage")
+    wait_for_writes(writer, cluster.disks["writer2"])
+    writer.run(f"touch {ENOUGH}")
     ended = load.result(LOAD_TIMEOUT)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
@@ -148,12 +156,14 @@ def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
 def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -> None:
     writer, other = cluster.lab["writer1"], cluster.lab["writer2"]
     dying = writer.submit(writes(cluster.disks["writer1"], 11, 1_000_000), timeout=LOAD_TIMEOUT)
-    surviving = other.submit(writes(cluster.disks["writer2"], 12, 400), timeout=LOAD_TIMEOUT)
+    surviving = other.submit(writes_until_told(cluster.disks["writer2"], 12), timeout=LOAD_TIMEOUT)
     wait_for_writes(writer, cluster.disks["writer1"])
     wait_for_writes(other, cluster.disks["writer2"])
     writer.power_off()
     with pytest.raises(MachineGone):
         dying.result(10)
+    wait_for_writes(other, cluster.disks["writer2"])
+    other.run(f"touch {ENOUGH}")
     ended = surviving.result(LOAD_TIMEOUT)
     assert ended.code == 0, ended.output
     assert cluster.view() == cluster.before
