@@ -8,7 +8,7 @@
 | `failed`    | ended with a Problem                                              |
 | `cancelled` | was asked to stop, stopped, and left nothing behind it should not |
 
-Ended jobs are remembered until `KEPT` newer ones have ended.
+Ended jobs are remembered until `KEPT` newer ones have ended: how they ended, and nothing of what they worked on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Job:
         self.number = number
         self.kind = kind
         self.subject = subject
-        self._work = work
+        self._work: Callable[[Job], None] | None = work  # until it has ended: it holds what it worked on
         self._cancel = threading.Event()
         self._ended = threading.Event()
         self._done = self._total = 0
@@ -84,17 +84,21 @@ class Job:
         return messages.Job(self.number, self.kind, self.subject, self._state, self._done, self._total, refusal)
 
     def _run(self) -> None:
+        work, self._work = self._work, None
+        assert work is not None
         try:
-            self._work(self)
+            work(self)
             self._state = "done"
         except Cancelled:
             self._state = "cancelled"
         except problems.Problem as problem:
-            self._problem, self._state = problem, "failed"
+            problem.__cause__ = problem.__context__ = None  # their frames hold it, too
+            self._problem, self._state = problem.with_traceback(None), "failed"
         except Exception as error:  # a bug; told to whoever waits for the job, too
             log.exception("job %d, %s of %s, failed", self.number, self.kind, self.subject)
             self._problem, self._state = problems.internal(error), "failed"
         finally:
+            del work
             self._ended.set()
 
 
