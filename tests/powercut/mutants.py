@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -182,6 +182,23 @@ def forgotten_move() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def second_deletion_forgets_the_first() -> Iterator[None]:
+    """Rule 8: the newest snapshot is deleted while a deletion of the next older one is stopped, and nobody thinks of the
+    chunks of that one, which are still moving down, too."""
+    mark, moving = volume.Volume._mark_deleting, volume.Volume._moving_tracker
+
+    def forget(self: volume.Volume, snapshot: volume.Snapshot) -> None:
+        def only_its_own(_self: volume.Volume, snapshots: Sequence[volume.Snapshot]) -> tracking.Tracker:
+            return moving(self, [each for each in snapshots if each is snapshot])
+
+        with mock.patch.object(volume.Volume, "_moving_tracker", only_its_own):
+            mark(self, snapshot)
+
+    with mock.patch.object(volume.Volume, "_mark_deleting", forget):
+        yield
+
+
 ALL: tuple[Mutant, ...] = (
     write_before_commit,
     publish_before_data,
@@ -195,4 +212,5 @@ ALL: tuple[Mutant, ...] = (
     restored_without_flush,
     settled_without_flush,
     forgotten_move,
+    second_deletion_forgets_the_first,
 )

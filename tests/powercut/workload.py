@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import block_device, manifest, storage_io, volume, write_once
+from lun_backends import block_device, manifest, move_down, storage_io, volume, write_once
 from lun_backends.durability import Durability
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
@@ -109,6 +109,7 @@ class Worker:
             self.restore: 0.7,
             self.there_and_back: 0.5,
             self.resize: 0.3,
+            self.delete_two: 1.0 if self.several else 0.0,
         }
         for _ in range(steps):
             self.rng.choices(list(kinds), list(kinds.values()))[0]()
@@ -233,8 +234,27 @@ class Worker:
         names = [snapshot.name for snapshot in self.volume.snapshots if not snapshot.deleting]
         if not names or self.volume.restoring is not None:
             return
-        name = self.rng.choice(names)
-        stop = self.rng.random() < 0.3
+        self._delete(self.rng.choice(names), stop=self.rng.random() < 0.3)
+
+    def delete_two(self) -> None:
+        """Delete the newest snapshot behind a stopped deletion of the next older one, then write to what that one has."""
+        if self.volume.restoring is not None or any(snapshot.deleting for snapshot in self.volume.snapshots):
+            return
+        while len(self.volume.snapshots) < 3:
+            self.create()
+        for _ in range(2):
+            self.write()
+        if len(self.volume.snapshots) < MOST_SNAPSHOTS:
+            self.create()
+        *_, first, second = self.volume.snapshots
+        per_chunk = self.volume.chunk_size // self.volume.device.block_size
+        chunks = [chunk for chunk, _ in move_down.chunks(first.write_once, self.volume.chunk_size)]
+        self._delete(first.name, stop=True)
+        self._delete(second.name, stop=self.rng.random() < 0.5)
+        for chunk in self.rng.sample(chunks, min(3, len(chunks))):
+            self.write_at(chunk * per_chunk, 1, fua=False)
+
+    def _delete(self, name: str, *, stop: bool) -> None:
         before = [
             snapshot.name for snapshot in self.volume.snapshots if snapshot.deleting
         ]  # the oldest takes them along
