@@ -556,6 +556,7 @@ class ThinStore:
             if self._broken is None:
                 self.flush()
         finally:
+            del self._group  # which names us: no circle is left for a garbage collector that seldom runs
             self._map.close()
             self._file.close()
 

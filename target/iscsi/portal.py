@@ -10,7 +10,8 @@ Receive buffers and arenas come from pools, and a session holds one only while s
 session costs a few kilobytes.
 
 A daemon that serves should run `tune_interpreter` once everything is set up: it takes what exists out of the garbage
-collector's sight and makes it rarer, since a command leaves no reference cycles behind.
+collector's sight and makes it rarer, since neither commands nor sessions leave reference cycles behind; asyncio's connections to
+the control socket do, so it must run now and then.
 
 (Longer than most modules here: all of it is the loop's one thread at work on the same channels.)
 """
@@ -104,7 +105,7 @@ def tune_interpreter() -> None:
     """Make the garbage collector fit for a server: see the module's docstring."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
+    gc.set_threshold(10_000, 20, 20)
 
 
 class Portal:

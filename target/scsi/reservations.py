@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ class Reservations:
         self.path = path
         self.state = State() if path is None else reservation_file.load(path)
         self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
-        self._unit = unit
+        self._unit: LogicalUnit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
         self._changing = threading.Lock()  # held while a state is stored: never taken on an event loop
 
     def restricts(self, itl: ItlNexus) -> bool:

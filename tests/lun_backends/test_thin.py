@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import os
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -447,3 +449,18 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(chunk_map.StoreUnavailable):
         stores.create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["s.map"]
+
+
+def test_a_closed_store_is_gone_at_once(tmp_path: Path) -> None:
+    """Without the garbage collector, which a daemon runs seldom: snapshots that come and go must not pile up."""
+    lun = stores.create(tmp_path)
+    lun.writev(0, data(1))
+    gone = weakref.ref(lun), weakref.ref(lun.store)
+    gc.collect()
+    gc.disable()
+    try:
+        lun.close()
+        del lun
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import uuid
+import weakref
 
 import pytest
 
@@ -379,3 +381,19 @@ def test_drain_of_some_tasks_does_not_wait_for_others(primary: Bench) -> None:
     primary.unit.drain([primary.initiator.task(TEST_UNIT_READY)])
     go.set()
     reader.join()
+
+
+def test_a_unit_that_was_removed_is_gone_at_once(primary: Bench) -> None:
+    """Without the garbage collector, which a daemon runs seldom: units that come and go must not pile up."""
+    gc.collect()
+    gc.disable()
+    try:
+        unit = a_unit()
+        gone = weakref.ref(unit)
+        primary.target.add_lun(5, unit)
+        assert primary.run(TEST_UNIT_READY, lun=5 << 48).status == GOOD
+        primary.target.remove_lun(5)
+        del unit
+        assert gone() is None
+    finally:
+        gc.enable()
