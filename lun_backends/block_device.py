@@ -143,6 +143,17 @@ class PreserveFailed(BlockDeviceError):
 
 
 @dataclass(eq=False)
+class StateInDoubt(BlockDeviceError):
+    """A write was refused because the next start could undo it: a change of the volume could neither be recorded nor taken
+    back; `reason` says which and why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the device takes no writes until its state can be recorded: {self.reason}"
+
+
+@dataclass(eq=False)
 class ReservationConflict(BlockDeviceError):
     """The device is reserved for others; the write was refused and nothing was changed."""
 
@@ -209,8 +220,8 @@ class BlockDevice(abc.ABC):
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         """Write `buffers` at byte `offset`; with `fua` return only when they are on stable storage.
 
-        Raises BlockWritten, WriteProtected, OutOfRange, SpaceExhausted, MediumError, PreserveFailed, ReservationConflict,
-        DeviceClosed; WouldBlock only with `nowait`.
+        Raises BlockWritten, WriteProtected, OutOfRange, SpaceExhausted, MediumError, PreserveFailed, StateInDoubt,
+        ReservationConflict, DeviceClosed; WouldBlock only with `nowait`.
         """
 
     @abc.abstractmethod

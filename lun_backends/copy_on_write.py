@@ -201,6 +201,7 @@ class CopyOnWrite(block_device.BlockDevice):
         # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
         self._known: range | tracking.BitMap | _Settled = _EVERYTHING
         self._overlay: Overlay | None = None
+        self._bar: Callable[[], None] | None = None  # see `bar`
         self._source: block_device.BlockDevice | Overlay = primary  # what reads are answered from
         self._closed = False
         self._claims: set[int] = set()
@@ -250,6 +251,12 @@ class CopyOnWrite(block_device.BlockDevice):
         self._source = self.primary
         self._look()
 
+    def bar(self, refuse: Callable[[], None] | None) -> None:
+        """Call `refuse`, which raises, before every write, until `bar(None)`.  Only within `hold` will it meet
+        every write that is answered later."""
+        self._bar = refuse
+        self._look()
+
     def resized(self) -> None:
         """The primary has grown.  Only within `hold`."""
         self.chunks = -(-self.primary.size // self.chunk_size)
@@ -266,6 +273,9 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def _look(self) -> None:
         """Set `_known` from everything it stands for."""
+        if self._bar is not None:
+            self._known = range(0)  # every write takes the long way
+            return
         known = _EVERYTHING if self._side is None else self._side.tracker.known
         self._known = known if self._overlay is None else _Settled(known, self._overlay.pending)
 
@@ -336,6 +346,8 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def prepare_held(self, offset: int, length: int) -> None:
         """Do for the holder of the gate what a write to the range has to do first."""
+        if (refuse := self._bar) is not None:
+            refuse()
         self._prepare(self._spans([(offset, length)]))
 
     def _prepare(self, spans: Sequence[tuple[int, int]]) -> None:
@@ -346,6 +358,8 @@ class CopyOnWrite(block_device.BlockDevice):
             overlay.settle(spans)
 
     def _covers(self, first: int, last: int) -> bool:
+        if self._bar is not None:
+            return False
         overlay = self._overlay
         if overlay is not None and overlay.pending.range_cardinality(first, last + 1):
             return False
@@ -358,6 +372,8 @@ class CopyOnWrite(block_device.BlockDevice):
         """Preserve all chunks of `ranges`, then `write` in the same stay inside the gate as the last look."""
         spans = self._spans(ranges)
         while True:
+            if (refuse := self._bar) is not None:
+                refuse()
             self.gate.enter()
             try:
                 if self._closed:

@@ -56,10 +56,7 @@ def create(
                 each.prepare_taking(begun[each.name])
             taken = _barrier(ordered, begun, identity, io)
         except (OSError, block_device.BlockDeviceError) as error:
-            _uncommit(ordered[0].directory.parent, identity, io)
-            for each in ordered:
-                if each.name in begun:
-                    each.abandon_taking(begun[each.name])
+            _take_back(ordered, begun, identity, io)
             if isinstance(error, snapshot.VolumeError):
                 raise
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -79,14 +76,28 @@ def _barrier(
     with contextlib.ExitStack() as gates:
         for each in ordered:
             gates.enter_context(each.device.hold())
-        for each in ordered:
-            each.commit_taking()
-        _commit(ordered, identity, io)
+        try:
+            for each in ordered:
+                each.commit_taking(begun[each.name])
+            _commit(ordered, identity, io)
+        except BaseException:
+            _take_back(ordered, begun, identity, io)  # before any write goes on
+            raise
         taken = {each.name: each.end_taking(begun[each.name]) for each in ordered}
     held = time.perf_counter() - began
     for made in taken.values():
         made.held_seconds = held
     return taken
+
+
+def _take_back(
+    ordered: Sequence[volume.Volume], begun: Mapping[str, volume.Taking], identity: uuid.UUID, io: storage_io.StorageIO
+) -> None:
+    """Make sure that none of them comes up at the next open."""
+    _uncommit(ordered[0].directory.parent, identity, io)
+    for each in ordered:
+        if each.name in begun:
+            each.abandon_taking(begun[each.name])
 
 
 def _commit(ordered: Sequence[volume.Volume], identity: uuid.UUID, io: storage_io.StorageIO) -> None:

@@ -63,7 +63,14 @@ class WriteRefused:
     error: block_device.BlockDeviceError
 
 
-Event = SpaceLow | SnapshotDropped | WriteRefused
+@dataclass(frozen=True, slots=True)
+class StateUnknown:
+    """Writes are refused until the manifest can be stored, see `doubt`; `reason` says why."""
+
+    reason: str
+
+
+Event = SpaceLow | SnapshotDropped | WriteRefused | StateUnknown
 Listener = Callable[[Event], None]
 """Called on the thread of a write: has to return at once."""
 

@@ -45,6 +45,7 @@ from lun_backends import (
     block_device,
     boot,
     copy_on_write,
+    doubt,
     flat,
     giving_up,
     lost_device,
@@ -117,6 +118,8 @@ class Taking:
 
     record: manifest.SnapshotRecord
     device: write_once.WriteOnce
+    recorded: bool = False  # it may be: its manifest was about to be put in force
+    abandoned: bool = False
 
 
 class Volume:
@@ -155,6 +158,7 @@ class Volume:
         # Both for what changes the volume: `_reshaping`, taken first, for as long as chunks are moved; `_changing` briefly.
         self._reshaping = threading.Lock()
         self._changing = threading.Lock()
+        self._doubt = doubt.Doubt(self.device, self._changing, self._put_back, self._restored_nothing, listener)
         self._opened = self._closed = False
 
     @classmethod
@@ -248,6 +252,8 @@ class Volume:
             if self._closed:
                 return
             self._closed = True
+            with contextlib.suppress(OSError):  # no write is let through any more, so either may come up
+                self._doubt.resolve()
             try:
                 self.device.close()
                 self._chain.replace(())
@@ -286,7 +292,11 @@ class Volume:
                 self.prepare_taking(taking)
                 began = time.perf_counter()
                 with self.device.hold():
-                    self.commit_taking()
+                    try:
+                        self.commit_taking(taking)
+                    except BaseException:
+                        self.abandon_taking(taking)  # before any write goes on
+                        raise
                     snapshot = self.end_taking(taking)
             except (OSError, block_device.BlockDeviceError) as error:
                 self.abandon_taking(taking)
@@ -349,6 +359,7 @@ class Volume:
         if not names.valid(name):
             raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {names.RULE}")
         self._check_not_restoring()
+        self._check_recorded()
         if any(snapshot.name == name for snapshot in self.snapshots):
             raise SnapshotExists(self.name, f"there is a snapshot {name!r} already", "use another name, or delete it")
         if self.rules.max_snapshots is not None and len(self.snapshots) >= self.rules.max_snapshots:
@@ -392,10 +403,12 @@ class Volume:
         if self._synced:
             self._flush_ahead()
 
-    def commit_taking(self) -> None:
-        """While writes are held: record the snapshot.  Raises OSError, MediumError."""
+    def commit_taking(self, taking: Taking) -> None:
+        """While writes are held: record the snapshot.  Raises OSError, MediumError; `abandon_taking` then, before the writes
+        are let go."""
         if self._synced:
             self.primary.flush()
+        taking.recorded = True
         manifest.commit(self.directory, self._io)
 
     def end_taking(self, taking: Taking) -> Snapshot:
@@ -426,14 +439,24 @@ class Volume:
 
     def abandon_taking(self, taking: Taking) -> None:
         """Make sure that a snapshot that was not taken cannot come up at the next open: its manifest may be durable
-        although storing it failed.  Without files it would be listed as invalid, never as good."""
+        although storing it failed.  Without files it would be listed as invalid, never as good.  Without either made sure,
+        no writes are let through any more; see `doubt`.  Abandoning it twice is allowed."""
+        if taking.abandoned:
+            return
+        taking.abandoned = True
+        sure = not taking.recorded
         with contextlib.suppress(block_device.BlockDeviceError):
             taking.device.close()
         self.space.add(-taking.device.store.allocated_bytes)
         with contextlib.suppress(block_device.BlockDeviceError, OSError):
             thin.ThinStore.remove(self._path(taking.record.uuid), self._io)
-        with contextlib.suppress(OSError):
-            manifest.store(self.directory, self._manifest, self._io)
+            sure = True
+        try:
+            self._put_back()
+        except OSError as error:
+            if not sure:
+                name = taking.record.name
+                self._doubt.begin(f"taking {name!r} could neither be recorded nor taken back: {error.strerror}")
 
     def delete_snapshot(
         self,
@@ -650,6 +673,7 @@ class Volume:
         with self._reshaping, self._changing:
             self._check_open()
             self._check_not_restoring()
+            self._check_recorded()
             snapshot = self.snapshot(name, identity)
             needed = self.snapshots[self.snapshots.index(snapshot) :]
             for each in needed:
@@ -671,7 +695,8 @@ class Volume:
                 self._check_room(name, len(changed))
                 self._mark_restoring(snapshot, changed.known)
             except (OSError, block_device.MediumError) as error:
-                self._unmark_restoring(snapshot)
+                if not self._doubt.reason:
+                    self._restored_nothing()
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 raise RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
 
@@ -742,17 +767,40 @@ class Volume:
                 self._store(dataclasses.replace(self._manifest, restoring=snapshot.uuid, in_use=None))
             except BaseException:
                 record.close()
+                self._unmark_restoring(snapshot)  # before any write goes on
                 raise
             self._cover(snapshot, record)
 
     def _unmark_restoring(self, snapshot: Snapshot) -> None:
         """Make sure that a rollback that failed cannot come up at the next open: its manifest may be durable although
-        storing it failed."""
-        with contextlib.suppress(OSError):
-            manifest.store(self.directory, self._manifest, self._io)
-            self._io.unlink(self._pending_path(snapshot.uuid))
+        storing it failed.  If that fails, too, no writes are let through any more; see `doubt`."""
+        try:
+            self._put_back()
+        except OSError as error:
+            reason = f"rolling back to {snapshot.name!r} could neither be recorded nor taken back: {error.strerror}"
+            self._doubt.begin(reason)
+
+    def _restored_nothing(self) -> None:
+        """Clean up behind a rollback that will not come up at the next open."""
+        self._remove_leftovers()
         with contextlib.suppress(block_device.BlockDeviceError):
             self._set_durability(self.durability)
+
+    def _put_back(self) -> None:
+        """Store the manifest in force once more.  Raises OSError."""
+        manifest.store(self.directory, self._manifest, self._io)
+
+    def _check_recorded(self) -> None:
+        """Raises VolumeError as long as nobody knows what is recorded."""
+        try:
+            self._doubt.resolve()
+        except OSError as error:
+            raise VolumeError(self.name, self._doubt.reason, "see to the disk, then try again") from error
+
+    @property
+    def in_doubt(self) -> str:
+        """Why writes are refused until the manifest can be stored, see `doubt`; empty if they are not."""
+        return self._doubt.reason
 
     def _set_durability(self, durability: Durability) -> None:
         """Whatever the volume's own durability is, a rollback survives a power cut: the volume is made of its snapshots while
@@ -808,7 +856,7 @@ class Volume:
         self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
     ) -> copy_on_write.Decision:
         """The policy, except that nothing is given up that the volume itself is made of."""
-        if self._restoring is None:
+        if self._restoring is None and not self._doubt.reason:
             return self._enforcer.copy_failed(side, error, began)
         self._listener(policy.WriteRefused(error))
         return copy_on_write.Decision.REFUSE
@@ -970,6 +1018,7 @@ class Volume:
     def _store(self, record: manifest.Manifest) -> None:
         manifest.store(self.directory, record, self._io)
         self._manifest = record
+        self._doubt.end()
 
     def _store_or_not(self, record: manifest.Manifest) -> None:
         """`_store`; if it fails the old manifest is put in force again, for the new one may be durable all the same."""
@@ -977,7 +1026,7 @@ class Volume:
             self._store(record)
         except OSError:
             with contextlib.suppress(OSError):
-                manifest.store(self.directory, self._manifest, self._io)
+                self._put_back()
             raise
 
     def _check_open(self) -> None:

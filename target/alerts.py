@@ -36,6 +36,13 @@ The snapshot's files are there but cannot be opened: a disk that is read-only or
 as it is, so nothing is done behind its back.  If it is the newest, writes that would overwrite data it should keep are
 refused (`on_error: fail-writes`) or end it for good (`on_error: drop-snapshot`).  Repair what the alert names and start the
 daemon again; or delete the snapshot.""",
+    "state-in-doubt": """\
+Taking a snapshot of the volume, or rolling it back to one, failed because its manifest could not be stored; and putting the old
+manifest back failed, too.  So the next start could find either, and what was written meanwhile could be rolled back, or show up
+in the snapshot.  Therefore all writes to the volume are refused (DATA PROTECT 27h/02h), and nothing that was acknowledged is
+lost; reads go on.  See to the disk that has the state directory.  As soon as the manifest can be stored, which a write tries
+now and then, the volume is as it was before, and the alert ends.  If the daemon is started again first, the volume may have
+gone back to the snapshot that was asked for.""",
     "copies-failed": """\
 Before a block is overwritten for the first time, its old content is copied into the newest snapshot.  Some of these copies
 failed: no room, a failing disk, or slower than `copy_timeout`.  With `on_error: fail-writes` the writes that needed them were
@@ -86,6 +93,9 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
                     yield messages.Alert(
                         "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
                     )
+        if owner.in_doubt:
+            text = f"volume {owner.name} takes no writes: {owner.in_doubt}"
+            yield messages.Alert("state-in-doubt", owner.name, text, "see to the disk; the next writes try again")
         yield from _space(owner)
         yield from _size(owner, served)
         failures = owner.device.counters.failures

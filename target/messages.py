@@ -80,8 +80,9 @@ class SnapshotDetails(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is being served, `lun` None: not to initiators; `state` is `online` or `failed`, and then `trouble` says why.  `restoring` names the
-    snapshot that it was rolled back to, until its primary has caught up."""
+    """A volume as it is being served, `lun` None: not to initiators; `state` is `online` or `failed`, and then
+    `trouble` says why; of one that is online, why it takes no writes.  `restoring` names the snapshot that it was rolled back
+    to, until its primary has caught up."""
 
     name: str
     lun: int | None

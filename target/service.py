@@ -495,7 +495,7 @@ class Service:
             name=each.name,
             lun=each.lun,
             state="online" if opened else "failed",
-            trouble=self.failed.get(each.name, ""),
+            trouble=opened.in_doubt if opened else self.failed.get(each.name, ""),
             restoring=opened.restoring.name if opened and opened.restoring else None,
             size=opened.device.size if opened else each.size or 0,
             block_size=each.block_size,

@@ -45,6 +45,8 @@ class Watch:
                     unit.attention(asc >> 8, asc & 0xFF)
             case policy.SnapshotDropped(name, reason):
                 log.error("%s@%s is invalid: %s", self._name, name, reason)
+            case policy.StateUnknown(reason):
+                log.error("writes to %s are refused until its state can be recorded: %s", self._name, reason)
             case policy.WriteRefused(error):
                 now = time.monotonic()
                 if now - self._refusal_told > _QUIET:

@@ -59,6 +59,7 @@ class Asc(enum.IntEnum):
     UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = 0x2609
     INLINE_DATA_LENGTH_EXCEEDED = 0x260B
     WRITE_PROTECTED = 0x2700
+    LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED = 0x2702
     SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
     MEDIUM_MAY_HAVE_CHANGED = 0x2800
     POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED = 0x2900
@@ -186,6 +187,7 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
     | `NotSupported`    | ILLEGAL REQUEST | 20h/00h  | the unit's nature forbids the command |
     | `SnapshotInvalid` | NOT READY       | 04h/03h  | the whole unit is lost for good, not one block: only a person can act |
     | `PreserveFailed`  | as its cause: DATA PROTECT 27h/07h when out of space, else MEDIUM ERROR 0Ch/00h | | the write was refused |
+    | `StateInDoubt`    | DATA PROTECT    | 27h/02h  | all writes are refused until somebody sees to the disk; Linux does not retry |
     | `CopyTimedOut`  | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; met on its own only by who copies, else as a cause |
     | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is going away |
     """
@@ -196,6 +198,8 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
             return Sense(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT, lba)
         case block_device.WriteProtected():
             return Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED)
+        case block_device.StateInDoubt():
+            return Sense(SenseKey.DATA_PROTECT, Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
         case block_device.OutOfRange(lba):
             return Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, lba)
         case block_device.MediumError(lba, writing):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device, flat, manifest, move_down, storage_io, volume
+from lun_backends import block_device, doubt, flat, manifest, move_down, storage_io, volume
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.manifest import SnapshotState
@@ -283,7 +283,13 @@ def test_a_deleted_view_is_closed(made: volume.Volume) -> None:
 
 @pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "open"])
 @pytest.mark.parametrize("for_ever", [False, True])
-def test_a_snapshot_that_could_not_be_recorded_was_never_taken(tmp_path: Path, step: str, for_ever: bool) -> None:
+def test_a_snapshot_that_could_not_be_recorded_was_never_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, for_ever: bool
+) -> None:
+    monkeypatch.setattr(
+        doubt, "PATIENCE", 0.0
+    )  # after syncs that failed for ever the next write settles what is in force
+
     class Failing(storage_io.StorageIO):
         armed = 0
 

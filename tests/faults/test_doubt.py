@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change that can neither be recorded nor taken back: no write is acknowledged that the next start could undo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device, doubt, group, manifest, policy, storage_io, volume
+from target import alerts, configuration, service
+from target.scsi import sense
+from tests.faults.storage import FaultyIO
+from tests.faults.test_policies import CHUNK, CHUNKS, Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    made = Bench(tmp_path)
+    made.open()
+    made.volume.create_snapshot("a")
+    made.write(1, 100, CHUNK)
+    return made
+
+
+def fail_twice(io: FaultyIO, directory: str = "v") -> None:
+    """The new manifest gets the old one's name, which may be durable; and the old one cannot be put back."""
+    io.fail("fsync_directory", path=directory)
+    io.fail("rename", path="volume.json", after=1)
+
+
+WRITES: list[Callable[[block_device.BlockDevice], None]] = [
+    lambda device: device.writev(CHUNK, [memoryview(bytes([7]) * 512)]),  # of a chunk that is preserved already
+    lambda device: device.writev(CHUNK, [memoryview(bytes([7]) * 3 * CHUNK)]),
+    lambda device: device.write_zeroes(CHUNK, CHUNK, discard=True),
+]
+
+
+def refused(device: block_device.BlockDevice) -> None:
+    """Every kind of write is."""
+    for write in WRITES:
+        with pytest.raises(block_device.StateInDoubt):
+            write(device)
+        with device.exclusive() as held, pytest.raises(block_device.StateInDoubt):
+            write(held)
+    with pytest.raises(block_device.WouldBlock):
+        device.writev(CHUNK, [memoryview(bytes(512))], nowait=True)
+
+
+def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
+    now, before = bench.data(), bytes(range(CHUNKS))
+    fail_twice(bench.io)
+    with pytest.raises(volume.RestoreRefused):
+        bench.volume.begin_restore("a")
+    assert bench.data() == now
+    assert bench.data("a") == before
+    refused(bench.volume.device)
+    assert [each for each in bench.events if isinstance(each, policy.StateUnknown)]
+    with pytest.raises(volume.VolumeError, match="could neither be recorded nor taken back"):
+        bench.volume.create_snapshot("b")
+    with pytest.raises(volume.VolumeError, match="could neither be recorded nor taken back"):
+        bench.volume.begin_restore("a")
+    bench.volume.close()
+    opened = volume.Volume.open(bench.directory / "v")  # and indeed
+    assert opened.restoring is not None
+    opened.continue_restore()
+    data = bytearray(opened.device.size)
+    opened.device.readv(0, [memoryview(data)])
+    assert bytes(data[::CHUNK]) == before
+    opened.close()
+
+
+@pytest.mark.parametrize("by", ["write", "held write", "create", "delete", "restore", "close"])
+def test_once_the_manifest_can_be_stored_all_is_as_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(doubt, "PATIENCE", 0.0)
+    before, now = bytes(range(CHUNKS)), bytearray(bench.data())
+    fail_twice(bench.io)
+    with pytest.raises(volume.RestoreRefused):
+        bench.volume.begin_restore("a")
+    refused(bench.volume.device)
+    bench.io.heal()
+    match by:
+        case "write":
+            bench.write(2, 50, CHUNK)
+        case "held write":
+            with bench.volume.device.exclusive() as held:
+                held.writev(2 * CHUNK, [memoryview(bytes([50]) * CHUNK)])
+        case "create":
+            bench.volume.create_snapshot("b")
+        case "delete":
+            bench.volume.delete_snapshot("a")
+        case "restore":
+            bench.volume.begin_restore("a")
+            bench.volume.continue_restore()
+            now[:] = before
+        case "close":
+            bench.volume.close()
+            bench.volume = volume.Volume.open(bench.directory / "v")
+    assert not bench.volume.in_doubt
+    bench.write(2, 50, CHUNK)
+    now[2] = 50
+    assert bench.data() == now
+    files = {path.suffix for path in (bench.directory / "v" / "snapshots").iterdir()}
+    assert files <= {".map", ".chunks"}
+    opened = bench.reopen()
+    assert opened.restoring is None
+    assert bench.data() == now
+    for each in opened.snapshots:
+        assert bench.data(each.name) == (before if each.name == "a" else bytes([*before[:1], 100, *before[2:]]))
+    opened.close()
+
+
+def test_a_snapshot_that_may_come_up_shows_nothing_that_was_written_later(bench: Bench) -> None:
+    now = bench.data()
+    fail_twice(bench.io)
+    bench.io.fail("unlink", path="*.map")
+    with pytest.raises(volume.SnapshotFailed):
+        bench.volume.create_snapshot("b")
+    assert [each.name for each in bench.volume.snapshots] == ["a"]
+    refused(bench.volume.device)
+    bench.volume.close()
+    bench.io.heal()
+    opened = volume.Volume.open(bench.directory / "v")
+    assert [each.name for each in opened.snapshots] == ["a", "b"]
+    bench.volume = opened
+    assert bench.data("b") == bench.data() == now
+    opened.close()
+
+
+def test_a_snapshot_without_files_is_no_reason_to_refuse_writes(bench: Bench) -> None:
+    fail_twice(bench.io)
+    with pytest.raises(volume.SnapshotFailed):
+        bench.volume.create_snapshot("b")
+    bench.write(2, 50)
+    opened = bench.reopen()
+    assert [(each.name, bool(each.reason)) for each in opened.snapshots] == [("a", False), ("b", True)]
+    opened.close()
+
+
+def test_a_manifest_that_certainly_was_not_stored_is_no_reason_either(bench: Bench) -> None:
+    bench.io.fail("rename", path="volume.json")
+    bench.io.fail("pwritev", path="volume.json.new")
+    bench.io.fail("unlink", path="*.map")
+    for change in (lambda: bench.volume.create_snapshot("b"), lambda: bench.volume.resize(CHUNKS * CHUNK * 2)):
+        with pytest.raises(volume.VolumeError):
+            change()
+        bench.write(2, 50)
+    bench.volume.close()
+
+
+@pytest.mark.parametrize("change", ["create", "restore", "group"])
+def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    held: list[bool] = []
+    store = manifest.store
+
+    def watched(at: Path, record: manifest.Manifest, io: storage_io.StorageIO) -> None:
+        held.append(bench.volume.device.gate.held)
+        store(at, record, io)
+
+    monkeypatch.setattr(manifest, "store", watched)
+    bench.io.fail("fsync_directory", path="v", times=1)
+    with pytest.raises(volume.VolumeError):
+        match change:
+            case "create":
+                bench.volume.create_snapshot("b")
+            case "group":
+                group.create([bench.volume], "b")
+            case "restore":
+                bench.volume.begin_restore("a")
+    assert held
+    assert all(held)
+    bench.write(2, 50)
+    bench.volume.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[service.Service]:
+    text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 1MiB}\n"
+    opened = service.Service(configuration.parse(text, "f.yaml"), tmp_path / "state")
+    yield opened
+    opened.stop()
+    opened.close()
+
+
+def test_everybody_is_told(served: service.Service) -> None:
+    owner = served.open_volumes["vol0"]
+    io = FaultyIO()
+    owner._io = io
+    owner.create_snapshot("a")
+    fail_twice(io, "vol0")
+    with pytest.raises(volume.RestoreRefused):
+        owner.begin_restore("a")
+    with pytest.raises(block_device.StateInDoubt) as error:
+        owner.device.writev(0, [memoryview(bytes(512))])
+    told = sense.from_error(error.value)
+    assert (told.key, told.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
+    (alert,) = [each for each in alerts.current(served, 1, 1) if each.code == "state-in-doubt"]
+    assert "vol0 takes no writes" in alert.message
+    assert alert.code in alerts.EXPLANATIONS
+    (shown,) = served.status().volumes
+    assert "rolling back to 'a'" in shown.trouble
+    io.heal()
+    owner.create_snapshot("b")
+    assert not [each for each in alerts.current(served, 1, 1) if each.code == "state-in-doubt"]
+    assert not served.status().volumes[0].trouble
