@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verified load on one LUN from libiscsi sessions, which goes on until the daemon dies.
 
-What is written describes itself (see `tests.powercut.promises`): every sector carries its address and the number of its
-write 32 times over, so stale, misplaced and torn are told apart.  An acknowledged write must survive a killed process
+What is written describes itself (see `tests.powercut.promises`): every sector carries its address, the number of its write
+and a checksum of both, 32 times over, so stale, misplaced and torn are told apart.  An acknowledged write must survive a killed process
 with no flush, so the notes call it durable.
 
 Each sector has one writer, but chunks are everybody's: cells of 4 KiB belong to the small writers in turn, the end of the
@@ -124,7 +124,8 @@ class Load:
             version = promises.describe(answer.data[index * SECTOR : (index + 1) * SECTOR], first + index)
             expected = self._promised.now.sure(first + index)
             if expected is not None and expected == before[index] and version != expected:
-                raise Violation(f"LUN {self._lun}, sector {first + index}: {version}, acknowledged was {expected}")
+                wrong = promises.complaint(version, [expected])
+                raise Violation(f"LUN {self._lun}, sector {first + index}: {wrong}")
 
     def _again(self, session: libiscsi.Session, cdb: bytes, *, out: bytes = b"", read: int = 0) -> libiscsi.Answer:
         """Send, and again if a unit attention (new or gone LUNs) came instead of the command's own answer."""

@@ -160,7 +160,7 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
         version = promises.describe(bytes(piece), address)
         allowed = promised.allowed(address)
         if version not in allowed:
-            raise Violation(f"sector {address} of the volume: {version}, promised one of {allowed}")
+            raise Violation(f"sector {address} of the volume: {promises.complaint(version, allowed)}")
         assert isinstance(version, int)
         actual.append(version)
     return actual
@@ -186,8 +186,8 @@ def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
             version = promises.describe(piece, address)
             others = moment.others.get(address, set())
             if version not in others:
-                text = f"snapshot {snapshot.name}, sector {address}: {version}, promised {expected}"
-                raise Violation(text + (f" or one of {sorted(others)}" if others else ""))
+                wrong = promises.complaint(version, [expected, *others])
+                raise Violation(f"snapshot {snapshot.name}, sector {address}: {wrong}")
             assert isinstance(version, int)
             seen[address] = version
     return seen

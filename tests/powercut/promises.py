@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a volume's user has been promised at a point of the workload: the model that every state is held against.
 
-Content is told by sector of 512 bytes: every sector ever written carries the number of its write (its *version*) and its
-own address, 32 times over, so stale, misplaced and torn data are told apart.  Version 0 is a sector of zeroes.
+Content is told by sector of 512 bytes: every sector ever written carries, 32 times over, the number of its write (its
+*version*), its own address, and the CRC32C of both, so that stale, misplaced, torn and foreign data are told apart:
+
+| of the 32 labels                                            | the sector is                                           |
+| ----------------------------------------------------------- | ------------------------------------------------------- |
+| one has a wrong checksum (and it is not a sector of zeroes) | foreign: nobody wrote that                              |
+| not all are the same                                        | torn: parts of several writes, or of zeroes and a write |
+| all have the same address, another one                      | misplaced                                               |
+| all have an earlier version than any that is promised       | stale                                                   |
+
+Version 0 is a sector of zeroes.
 
 | of                       | promised                                                                                    |
 | ------------------------ | ------------------------------------------------------------------------------------------- |
@@ -21,16 +30,23 @@ import copy
 import enum
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import crc32c
+
 SECTOR = 512
-_WORDS = struct.Struct("<QQ")
+_LABEL = struct.Struct("<QII")  # version, address, CRC32C of these two
+_LABELLED = struct.Struct("<QI")
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def sector(version: int, address: int) -> bytes:
     """The content of the sector at `address` (in sectors) as write number `version` leaves it."""
-    return _WORDS.pack(version, address) * 32 if version else bytes(SECTOR)
+    if not version:
+        return bytes(SECTOR)
+    checksum = crc32c.crc32c(_LABELLED.pack(version, address))
+    return _LABEL.pack(version, address, checksum) * (SECTOR // _LABEL.size)
 
 
 def content(version: int, address: int, count: int) -> bytes:
@@ -39,13 +55,28 @@ def content(version: int, address: int, count: int) -> bytes:
 
 
 def describe(data: bytes | memoryview, address: int) -> int | str:
-    """The version of a sector that was read, or what is wrong with it."""
-    version, found = _WORDS.unpack_from(data)
+    """The version of a sector that was read, or what is wrong with it; that it is stale, `complaint` says."""
+    version = int(_LABEL.unpack_from(data)[0])
     if data == sector(version, address):
-        return int(version)
-    if data == sector(version, found):
-        return f"misplaced: write {version} of sector {found}"
-    return "torn or foreign data"
+        return version
+    parts = set(_LABEL.iter_unpack(data))
+    zeroes = (0, 0, 0)
+    for version, at, checksum in parts - {zeroes}:
+        if crc32c.crc32c(_LABELLED.pack(version, at)) != checksum:
+            return "foreign: a checksum is wrong"
+    if len(parts) > 1:
+        writes = (f"write {version} of sector {at}" if version else "zeroes" for version, at, _ in sorted(parts))
+        return f"torn: {', '.join(writes)}"
+    version, at, _ = parts.pop()
+    return f"misplaced: write {version} of sector {at}"
+
+
+def complaint(found: int | str, allowed: Sequence[int]) -> str:
+    """What to say of a sector of which `describe` said `found`, which is none of the versions in `allowed`."""
+    promised = f"promised {allowed[0]}" if len(allowed) == 1 else f"promised one of {sorted(allowed)}"
+    if isinstance(found, str):
+        return f"{found}, {promised}"
+    return f"{'stale' if found < min(allowed) else 'of another write'}: write {found}, {promised}"
 
 
 class Violation(AssertionError):
