@@ -130,8 +130,10 @@ class Connection:
         start = 0
         self.stalled = False
         while start < end:
-            if self.tasks.fast and not self._held and self.sender.window_open:
+            if self.tasks.fast and not self._held:
                 start = self.tasks.receive_commands(buffer, start, end)
+                if start == end:
+                    break
                 if self.tasks.paused:
                     self.stalled = start < end
                     break

@@ -14,6 +14,7 @@ that were written are ever sent.
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -22,6 +23,9 @@ from target.iscsi import pdu
 
 ARENA_LENGTH: Final = 1 << 20
 """Bytes: 32 answers of 4 KiB stay in the processor's cache, three of 256 KiB still fit."""
+
+IOV_MAX: Final = 1024
+"""Pieces that the kernel takes at once."""
 
 
 class ArenaPool:
@@ -100,6 +104,28 @@ class Output:
             self._segments.append(self.arena[self._begin : self.fill])
             self.size += self.fill - self._begin
             self._begin = self.fill
+
+    def send(self, sock: socket.socket) -> int:
+        """Send what the socket takes; how many bytes wait now.  Raises OSError."""
+        if not self.size:  # everything is one run of bytes, as it almost always is
+            begin, fill = self._begin, self.fill
+            if begin == fill:
+                return 0
+            try:
+                sent = sock.send(self.arena[begin:fill])
+            except BlockingIOError:
+                return fill - begin
+            self.taken += sent
+            self._begin = begin + sent
+            self._recycle()
+            return fill - begin - sent
+        while self.size:
+            try:
+                sent = sock.sendmsg(self.gather(IOV_MAX))
+            except BlockingIOError:
+                break
+            self.sent(sent)
+        return len(self)
 
     def gather(self, most: int) -> list[memoryview]:
         """The next at most `most` views to send, in order."""

@@ -215,6 +215,8 @@ class TaskSet:
         bytes_in = bytes_out = done = 0
         prepared = 0  # up to where `_prepare_ahead` looked
         self.paused = False
+        if expected_sn == sender.max_cmd_sn + 1 & MASK:
+            return start
         while end - start >= 48:
             if prepared and start >= prepared:
                 self.paused = True
