@@ -36,6 +36,7 @@ PEERS: Mapping[str, str] = {
     "systemd-analyze": "systemd",
     "tgtd": "tgt",
     "vagrant": "vagrant",
+    "zsh": "zsh",
 }
 """Program and the Debian package that has it."""
 

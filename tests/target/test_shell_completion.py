@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 import target
 from target import cli
-from tests import daemon
+from tests import daemon, peers
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +76,47 @@ def test_without_a_daemon_nothing_is_offered(tmp_path: Path) -> None:
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
-def test_zsh(served: daemon.Daemon) -> None:
-    assert served.run("completion", "zsh").stdout.startswith("#compdef wolun")
+SHELLS = {
+    "bash": ("--norc", "--noprofile", "-i", 'eval "$(wolun completion bash)"'),
+    "zsh": ("-f", "-i", 'autoload -Uz compinit && compinit -u -D; eval "$(wolun completion zsh)"'),
+}
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def typed(request: pytest.FixtureRequest, served: daemon.Daemon) -> Iterator[Callable[[str], str]]:
+    """Types a line into an interactive shell that has our completion; returns what is printed before the next prompt."""
+    *options, setup = SHELLS[request.param]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("INPUTRC", "ZDOTDIR", "PROMPT_COMMAND")},
+        "PATH": f"{daemon.PROGRAM.parent}:{os.environ['PATH']}",
+        "WOLUN_STATE_DIR": str(served.state),
+        "TERM": "dumb",
+    }
+    shell = pexpect.spawn(
+        peers.require(request.param), options, env=environment, dimensions=(50, 200), encoding="utf-8", timeout=60
+    )
+
+    def run(line: str) -> str:
+        shell.send(line + "\n")
+        shell.expect_exact("<ready>")
+        return str(shell.before)
+
+    shell.sendline(f"{setup}; PS1='<'ready'>'")  # in pieces, so that its echo is not taken for the prompt
+    shell.expect_exact("<ready>")
+    yield run
+    shell.close(force=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "printed"),
+    [
+        ("wolun vers\t", target.VERSION),
+        ("wolun --vers\t", target.VERSION),
+        ("wolun sna\tsho\tv\t--ma\t", "vol0@monday"),  # verb after verb, what is there, and an option of it
+    ],
+)
+def test_tab_at_a_real_command_line(typed: Callable[[str], str], line: str, printed: str) -> None:
+    assert printed in typed(line).partition("\n")[2]  # below the line itself
 
 
 def test_version(served: daemon.Daemon) -> None:
