@@ -7,15 +7,18 @@ One of these sessions is the README's transcript.  When what the shell prints ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from tests import daemon, libiscsi
+from tests import daemon, libiscsi, peers
 
 README = Path(__file__).parents[2] / "README.md"
 TRANSCRIPT = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
@@ -53,7 +56,20 @@ class Terminal:
     def run(self, line: str) -> str:
         """Type a line; what is printed before the next prompt."""
         self._process.sendline(line)
-        return self._until(PROMPT).partition("\n")[2].rpartition("\n")[0]
+        return self.end().partition("\n")[2]
+
+    def begin(self, line: str, until: str) -> str:
+        """Type a line that takes long; what is printed up to a pattern."""
+        self._process.sendline(line)
+        return self._until(until)
+
+    def end(self) -> str:
+        """What is printed before the next prompt."""
+        return self._until(PROMPT).rpartition("\n")[0]
+
+    def press(self, key: str) -> None:
+        """Control and a key."""
+        self._process.sendcontrol(key)
 
     def asked(self, line: str, question: str, answer: str) -> str:
         """Type a line, and answer what it asks without an echo."""
@@ -191,6 +207,61 @@ def test_cd_bookmarks_and_history(served: daemon.Daemon, tmp_path: Path) -> None
     again.run("cd @snaps")
     assert again.run("pwd").strip() == "/volumes/vol0/snapshots"
     assert again.leave() == 0
+
+
+@contextlib.contextmanager
+def slow_writes(served: daemon.Daemon) -> Iterator[None]:
+    """Each write of the daemon takes a second, so that an export of 64 MiB takes longer than any test."""
+    assert served.process is not None
+    slowed = subprocess.Popen(
+        [
+            *(peers.require("strace"), "--attach", str(served.process.pid), "--follow-forks", "--output=/dev/null"),
+            *("--trace=pwrite64", "--inject=pwrite64:delay_enter=1s"),
+        ],
+        stderr=subprocess.PIPE,
+    )
+    assert slowed.stderr is not None
+    try:
+        assert b"attached" in slowed.stderr.readline()
+        yield
+    finally:
+        slowed.terminate()
+        slowed.communicate()
+
+
+def test_a_job_is_watched_and_cancelled(served: daemon.Daemon, tmp_path: Path) -> None:
+    with (served.state / "volumes" / "vol0" / "primary.img").open("r+b") as primary:
+        primary.write(os.urandom(64 << 20))
+    served.run("snapshot", "create", "vol0", "monday")
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    exporting, watching = (Terminal(served, tmp_path / name, NO_COLOR="1") for name in ("one", "other"))
+    with slow_writes(served):
+        export = f"/volumes/vol0/snapshots export monday {exports}/monday.img"
+        exporting.begin(export, "exporting vol0@monday")
+        seen: set[str] = set()
+        while len(seen) < 3:  # it comes forward
+            listed = watching.run("ls /jobs")
+            assert "[1 running]" in listed
+            found = re.search(r"o- 1 \.+ \[export vol0@monday, (<?[\d.]+) ?%\]", listed)
+            assert found is not None, listed
+            seen.add(found[1])
+        assert "job 1 (export vol0@monday)" in watching.run("/volumes delete vol0")
+        watching.complete("/jobs cancel job=", "cancel job=1 ")
+        assert "job 1: cancelled" in watching.run("/jobs cancel 1")
+        assert "exporting vol0@monday was cancelled" in exporting.end()
+        assert "[0 running]" in watching.run("ls /jobs")
+        assert not list(exports.iterdir())
+
+        exporting.begin(export, "exporting vol0@monday")  # and by whoever started it
+        assert "[1 running]" in watching.run("ls /jobs")
+        exporting.press("c")
+        assert "exporting vol0@monday was cancelled" in exporting.end()
+        assert "[0 running]" in watching.run("ls /jobs")
+        assert not list(exports.iterdir())
+    assert f"vol0@monday is in {exports}/monday.img" in exporting.run(export)
+    assert [file.name for file in exports.iterdir()] == ["monday.img"]
+    assert exporting.leave() == watching.leave() == 0
 
 
 def test_a_mistake_does_not_end_it(served: daemon.Daemon, tmp_path: Path) -> None:
