@@ -28,7 +28,7 @@ from target import configuration, durable, settings, units
 BACKUPS = 10
 HEADER = "# What this wolun serves.  Written by `saveconfig`; comments and order stay when it is written again.\n"
 
-_SIZES = frozenset({"size", "chunk_size", "limit"})
+_SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit"})
 _IDENTITIES: Mapping[str, str] = {"volumes": "name", "initiators": "name", "luns": "lun"}
 """Lists of groups of keys, and what tells the groups apart."""
 _LAID_OUT = re.compile(r"^( *)[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)

@@ -130,7 +130,8 @@ class Service:
                     self._publish(opened, opened.create_snapshot(name))
                     log.info("took %s@%s, as the configuration asks", each.name, name)
             kind = logical_unit.UnitKind.PRIMARY
-            unit = self._unit_state.unit(opened, opened.device, opened.uuid, kind, each.name, journal)
+            physical = each.physical_block_size
+            unit = self._unit_state.unit(opened, opened.device, opened.uuid, kind, each.name, journal, physical)
             if each.lun is not None:
                 self.scsi.add_lun(each.lun, unit)
         except BaseException:

@@ -37,6 +37,8 @@ from target.schedule import Every
 
 CHUNK_MINIMUM = 4 << 10
 CHUNK_MAXIMUM = 1 << 20
+PHYSICAL_MINIMUM = 4 << 10
+PHYSICAL_MAXIMUM = 1 << 20
 LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
@@ -204,8 +206,15 @@ def _allowed_chunk_size(value: int) -> int:
     return value
 
 
+def _allowed_physical_block_size(value: int) -> int:
+    if value & (value - 1) or not PHYSICAL_MINIMUM <= value <= PHYSICAL_MAXIMUM:
+        raise ValueError(f"{units.exact_size(value)} is no physical block size: a power of two from 4KiB to 1MiB")
+    return value
+
+
 BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
 ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
+PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_block_size)]
 
 
 class Portal(_Settings):
@@ -414,6 +423,10 @@ class Volume(_Settings):
 
     block_size: BlockSize = 512
     """Bytes per logical block: 512 or 4096."""
+
+    physical_block_size: PhysicalBlockSize | None = None
+    """Bytes of what lies below that are written as a whole, as initiators are told, who then align to it: a power of two
+    from 4KiB to 1MiB, like the record size of the file system that holds the primary. Left out: what the disk says."""
 
     chunk_size: ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the one it was made with."""

@@ -36,6 +36,7 @@ class UnitState:
         kind: logical_unit.UnitKind,
         name: str,
         journal: atomic_journal.AtomicJournal | None = None,
+        physical_block_size: int | None = None,
     ) -> logical_unit.LogicalUnit:
         """A unit of the volume.  Raises Problem, OSError."""
         try:
@@ -46,6 +47,7 @@ class UnitState:
                 name=name,
                 reservation_file=self._reservations(owner, identity),
                 journal=journal,
+                physical_block_size=physical_block_size,
             )
         except reservation_file.Damaged as error:
             raise problems.refused(

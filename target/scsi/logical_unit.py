@@ -39,7 +39,7 @@ PAGE_BYTES = 4096
 """What the unit reports as granularity of transfers and of UNMAP: the page, below which a write costs a read.
 
 It is not told as the physical block size of READ CAPACITY(16), where it would be a promise about what tears in a power cut;
-that one is the disk's own, where a primary is a disk.
+that one is the disk's own, where a primary is a disk, or what the configuration says.
 """
 
 
@@ -148,9 +148,11 @@ class LogicalUnit:
         name: str,
         reservation_file: Path | None = None,
         journal: atomic_journal.AtomicJournal | None = None,
+        physical_block_size: int | None = None,
     ) -> None:
         """`reservation_file` is where persistent reservations outlive the daemon; without one they cannot.  `journal` is what
-        WRITE ATOMIC writes through; without one the unit does not know that command.
+        WRITE ATOMIC writes through; without one the unit does not know that command.  `physical_block_size` (bytes) is told
+        instead of what the device says of itself.
 
         Raises reservation_file.Damaged, OSError.
         """
@@ -162,8 +164,9 @@ class LogicalUnit:
         self.block_size = device.block_size
         self.shift = device.block_size.bit_length() - 1
         self.blocks = device.size >> self.shift
-        # LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT: what the disk below says of itself
-        self.physical_exponent = max(0, (device.physical_block_size >> self.shift).bit_length() - 1)
+        # LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT: what the disk below says of itself, unless somebody knows better
+        physical = physical_block_size or device.physical_block_size
+        self.physical_exponent = max(0, (physical >> self.shift).bit_length() - 1)
         self.page_blocks = max(1, PAGE_BYTES >> self.shift, 1 << self.physical_exponent)
         self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
         self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only

@@ -20,7 +20,7 @@ from tests.bench import servers
 from tests.conformance import suite
 
 SIZE = 64 << 20
-VOLUME = f"  - {{name: vol, lun: 0, size: {SIZE}}}\n"
+VOLUME = f"  - {{name: vol, lun: 0, size: {SIZE}, physical_block_size: 128KiB}}\n"  # see expected.yaml
 
 
 def _all(url: str) -> list[suite.Result]:

@@ -2,7 +2,7 @@
 """libiscsi's suite against each kind of LUN: every result is as expected.yaml says, and none else.
 
 * the volume: nothing fails, and a snapshot taken before shows what was there before;
-* a volume whose disk has larger physical blocks: what the suite has for such;
+* a volume on a disk with physical blocks of 4 KiB: what the suite has for such;
 * a snapshot's view: what fails does so because it must not be written, and nothing changes;
 * a write-once LUN: what fails does so because of the write-once rule.
 """
@@ -32,7 +32,8 @@ def served(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon with a volume full of random bytes at LUN 0."""
     primary = tmp_path / "primary.img"
     primary.write_bytes(os.urandom(SIZE))
-    with Daemon(tmp_path, f"  - {{name: vol, lun: 0, primary: {primary}, durability: process-crash}}\n") as daemon:
+    keys = f"primary: {primary}, durability: process-crash, physical_block_size: 128KiB"
+    with Daemon(tmp_path, f"  - {{name: vol, lun: 0, {keys}}}\n") as daemon:
         yield daemon
 
 
@@ -53,8 +54,8 @@ def test_the_volume_and_what_a_snapshot_keeps_of_it(served: Daemon, tmp_path: Pa
     assert content(served, 0, tmp_path) != before
 
 
-def test_a_volume_on_a_disk_with_larger_physical_blocks() -> None:
-    """The tests that are skipped where a physical block is one logical block, as a file's is."""
+def test_a_volume_on_a_disk_with_physical_blocks_of_4_kib() -> None:
+    """The tests for which it matters how large a physical block is."""
     device = MemoryDevice(SIZE)
     device.physical_block_size = 4096
     served = portal.Portal("127.0.0.1", 0, {TARGET: make_target(device)})
@@ -66,7 +67,7 @@ def test_a_volume_on_a_disk_with_larger_physical_blocks() -> None:
         results = [result for family in families for result in suite.run(url, f"ALL.{family}")]
     finally:
         served.close(0)
-    assert suite.surprises(results, "larger-physical-blocks") == []
+    assert suite.surprises(results, "4-kib-physical-blocks") == []
     assert {result.name.partition(".")[0] for result in results} == set(families)
 
 

@@ -125,6 +125,11 @@ def test_names_that_yaml_1_1_would_take_for_something_else_stay_names() -> None:
         (VOLUME + "    block_size: 513\n", "f.yaml:6: volumes[0].block_size: 513 is no block size: 512 or 4096"),
         (VOLUME + "    chunk_size: 3KiB\n", "f.yaml:6: volumes[0].chunk_size: 3KiB is no chunk size"),
         (VOLUME + "    chunk_size: 2MiB\n", "f.yaml:6: volumes[0].chunk_size: 2MiB is no chunk size"),
+        (
+            VOLUME + "    physical_block_size: 512\n",
+            "f.yaml:6: volumes[0].physical_block_size: 512B is no physical",
+        ),
+        (VOLUME + "    physical_block_size: 12KiB\n", "f.yaml:6: volumes[0].physical_block_size: 12KiB is no physical"),
         (VOLUME + "    snapshots: [a, b, a]\n", "f.yaml:6: volumes[0].snapshots[2]: a is listed already"),
         (VOLUME + "    snapshots: [a/b]\n", "f.yaml:6: volumes[0].snapshots[0]: 'a/b' is no name"),
         (VOLUME + "portal: 5\n", "f.yaml:6: portal: 5 is not a group of keys"),
