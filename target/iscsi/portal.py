@@ -36,7 +36,7 @@ from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
 from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.iscsi.failed_logins import FailedLogins
+from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.task_set import Limits
 from target.iscsi.workers import Lane, Workers
@@ -149,6 +149,8 @@ class Portal:
         self._stalled: set[Channel] = set()  # have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
+        self._refusal_told = float("-inf")
+        self._refusals_untold = 0
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
         self._running = False
         self._stopping = False
@@ -401,8 +403,7 @@ class Portal:
             return
         logging_in = sum(channel.connection.state is State.LOGIN for channel in self._channels.values())
         if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:
-            log.warning("%s: too many connections, refused", peer[0])
-            sock.close()
+            self._refuse(sock, peer[0], now)
             return
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -413,6 +414,16 @@ class Portal:
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _refuse(self, sock: socket.socket, address: str, now: float) -> None:
+        """There are too many; said once a minute, since whoever opens a thousand opens more."""
+        sock.close()
+        if now - self._refusal_told >= LOG_SECONDS:
+            more = f" ({self._refusals_untold} more since the last message)" if self._refusals_untold else ""
+            log.warning("%s: too many connections, refused%s", address, more)
+            self._refusal_told, self._refusals_untold = now, 0
+        else:
+            self._refusals_untold += 1
 
     def _take_buffer(self) -> ReceiveBuffer:
         return self._buffers.pop() if self._buffers else ReceiveBuffer()

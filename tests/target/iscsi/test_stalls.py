@@ -150,7 +150,7 @@ def test_commands_without_their_data_cost_no_more_than_the_budget(peer: Initiato
     assert sum(len(command.solicited) for command in tasks.commands.values()) <= limits.data_bytes
 
 
-def test_a_thousand_connections() -> None:
+def test_a_thousand_connections(caplog: pytest.LogCaptureFixture) -> None:
     portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))}, max_connections=128)
     portal.start()
     try:
@@ -168,6 +168,8 @@ def test_a_thousand_connections() -> None:
                 refused += 1
             assert refused == 1000 - LOGIN_CONNECTIONS
             assert len(portal._channels) == LOGIN_CONNECTIONS
+            assert caplog.messages[0] == "127.0.0.1: too many connections, refused"
+            assert len(caplog.records) < refused / 10  # one a minute
     finally:
         portal.close(0)
 
