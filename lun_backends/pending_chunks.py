@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which chunks a rollback has still to bring to the primary: a file that only ever loses chunks.
+"""Which chunks a rollback has still to bring to the primary: a file that only loses chunks once a manifest relies on it.
 
 One bit per chunk, in sectors of 512 bytes of which the last four are the CRC32C of the rest; a sector without chunks is all
 zeroes, so the file is sparse.  Sectors are written whole and a disk writes a sector whole or not at all, so after a power
@@ -77,6 +77,14 @@ class PendingChunks:
             opened.close()
             raise
         return opened
+
+    def add(self, chunks: tracking.BitMap) -> None:
+        """More of them, durable when this returns; only as long as no manifest relies on the file.  Raises OSError."""
+        more = chunks - self.chunks
+        if more:
+            self.chunks |= more
+            self._write(more, self.chunks)
+            self._io.fdatasync(self._fd)
 
     def remove(self, chunks: Iterable[int]) -> None:
         """Take `chunks` out; durable when this returns.  Raises OSError."""

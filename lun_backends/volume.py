@@ -14,7 +14,7 @@ change, because the manifest is the change:
 | delete, oldest  | -                                                | shorten the chain, wait for its readers, drop files  |
 | delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
 |                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
-| restore         | hold writes; note which chunks changed           | cover the primary with the moment, release; then     |
+| restore         | note which chunks changed; hold writes           | cover the primary with the moment, release; then     |
 |                 |                                                  | bring the moment to the primary (see `restoring`)    |
 | resize          | make the primary larger                          | hold writes, use it                                  |
 
@@ -159,6 +159,8 @@ class Volume:
         self._reshaping = threading.Lock()
         self._changing = threading.Lock()
         self._doubt = doubt.Doubt(self.device, self._changing, self._put_back, self._restored_nothing, listener)
+        self._deciding = threading.Lock()  # whether a snapshot is given up, or becomes what the volume is made of
+        self._preparing: Path | None = None  # what a rollback will have to settle, no manifest says so yet
         self._opened = self._closed = False
 
     @classmethod
@@ -504,8 +506,7 @@ class Volume:
             if index:
                 older = self.snapshots[index - 1]
                 if not snapshot.deleting:
-                    with self._changing:
-                        self._mark_deleting(snapshot)
+                    self._mark_deleting(snapshot)
                 # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it; but it must
                 # stay invalid.
                 if older.reason and not older.gone:
@@ -545,9 +546,20 @@ class Volume:
         chunk from the primary that `snapshot` has - those have changed since.  So all of them are in its tracker, and
         a chunk that `snapshot` has in part is completed first.  The same goes for what is in deletion between the two.
         """
-        if snapshot is not self._newest_active():
-            self._begin_deleting(snapshot)
-            return
+        tracker = self._known_below(snapshot) if snapshot is self._newest_active() else None
+        with self._changing:
+            if tracker is None or snapshot is not self._newest_active():
+                self._begin_deleting(snapshot)
+                return
+            with self.device.hold():
+                if self.device.tracker is not None:
+                    tracker.known |= self.device.tracker.known
+                self._begin_deleting(snapshot)
+                self._arm(tracker)
+
+    def _known_below(self, snapshot: Snapshot) -> tracking.Tracker:
+        """What the next older active one must not get from the primary when the newest one, `snapshot`, goes.  This takes
+        long, and another snapshot may be taken meanwhile.  Raises VolumeError, and what preserving raises."""
         older = self.snapshots[: self.snapshots.index(snapshot)]
         between = list(itertools.takewhile(lambda each: each.deleting, reversed(older)))
         if lost := next((each for each in between if each.reason), None):
@@ -563,12 +575,8 @@ class Volume:
             if snapshot.write_once.store.broken:  # and took back what it could not make durable
                 own = self._moving_tracker([snapshot])
             own.known.difference_update(tracking.BitMap(on_their_way))
-        tracker.add_many(own)
-        with self.device.hold():
-            if self.device.tracker is not None:
-                tracker.add_many(self.device.tracker)
-            self._begin_deleting(snapshot)
-            self._arm(tracker)
+        tracker.known |= own.known
+        return tracker
 
     def _begin_deleting(self, snapshot: Snapshot) -> None:
         """Raises OSError; then nothing has changed."""
@@ -670,35 +678,61 @@ class Volume:
 
         Raises NoSuchSnapshot, RestoreRefused, RestoreUnderWay; RestoreStopped when `cancelled` says so.
         """
-        with self._reshaping, self._changing:
-            self._check_open()
-            self._check_not_restoring()
-            self._check_recorded()
-            snapshot = self.snapshot(name, identity)
-            needed = self.snapshots[self.snapshots.index(snapshot) :]
-            for each in needed:
-                if each.reason:
-                    raise RestoreRefused(
-                        self.name,
-                        f"{name!r} cannot be read: {each.name!r} is invalid: {each.reason}",
-                        "restore another snapshot",
-                    )
-            if snapshot.deleting:
-                raise RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
-            changed = tracking.Tracker(self.device.chunks)
-            for each in needed:
-                for chunk, _ in move_down.chunks(each.write_once, self.chunk_size):
-                    changed.add(chunk)
-                    if cancelled is not None and cancelled():
-                        raise RestoreStopped(self.name, f"restoring {name!r} was stopped", "the volume is as before")
+        with self._reshaping:
+            with self._changing:
+                snapshot, needed = self._restorable(name, identity)
+            changed = tracking.BitMap()
+            looked: tuple[Snapshot, ...] = ()
+            record: pending_chunks.PendingChunks | None = None
             try:
-                self._check_room(name, len(changed))
-                self._mark_restoring(snapshot, changed.known)
-            except (OSError, block_device.MediumError) as error:
-                if not self._doubt.reason:
-                    self._restored_nothing()
+                while True:
+                    # All that takes long; snapshots may be taken meanwhile, and then the last one may have got more, too.
+                    for each in needed[max(0, len(looked) - 1) :]:
+                        for chunk, _ in move_down.chunks(each.write_once, self.chunk_size):
+                            changed.add(chunk)
+                            if cancelled is not None and cancelled():
+                                reason = f"restoring {name!r} was stopped"
+                                raise RestoreStopped(self.name, reason, "the volume is as before")
+                    looked = needed
+                    self._check_room(name, len(changed))
+                    record = self._prepare_restoring(snapshot, changed, record)
+                    with self._changing:
+                        snapshot, needed = self._restorable(name, identity)
+                        if needed == looked:
+                            self._mark_restoring(snapshot, needed, record)
+                            return
+            except BaseException as error:
+                if record is not None:
+                    record.close()
+                with self._changing:
+                    self._preparing = None
+                    if not self._doubt.reason:
+                        self._restored_nothing()
+                if not isinstance(error, OSError | block_device.MediumError):
+                    raise
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 raise RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
+
+    def _restorable(self, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
+        """A snapshot that the volume may be rolled back to, and those that this needs.  Raises as `begin_restore`."""
+        self._check_open()
+        self._check_not_restoring()
+        self._check_recorded()
+        snapshot = self.snapshot(name, identity)
+        needed = self.snapshots[self.snapshots.index(snapshot) :]
+        self._check_readable(name, needed)
+        if snapshot.deleting:
+            raise RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
+        return snapshot, needed
+
+    def _check_readable(self, name: str, needed: Sequence[Snapshot]) -> None:
+        for each in needed:
+            if each.reason:
+                raise RestoreRefused(
+                    self.name,
+                    f"{name!r} cannot be read: {each.name!r} is invalid: {each.reason}",
+                    "restore another snapshot",
+                )
 
     def continue_restore(
         self,
@@ -750,26 +784,43 @@ class Volume:
                 self.name, f"restoring {name!r} needs up to {needed} bytes for newer snapshots", "free space first"
             )
 
-    def _mark_restoring(self, snapshot: Snapshot, changed: tracking.BitMap) -> None:
-        """The barrier of a rollback.  Raises OSError, MediumError."""
-        newest = self._newest_active() or snapshot
-        path = self._pending_path(snapshot.uuid)
+    def _prepare_restoring(
+        self, snapshot: Snapshot, changed: tracking.BitMap, record: pending_chunks.PendingChunks | None
+    ) -> pending_chunks.PendingChunks:
+        """All that can be done before the barrier of a rollback; with `record`, once more.  Raises OSError, MediumError."""
         self._set_durability(Durability.POWER_LOSS)
-        self._flush_ahead()
-        with self.device.hold():
-            self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
-            if self.device.tracker is not None:
-                changed = changed | self.device.tracker.known  # writes went on while we looked
-            pending = restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
+        pending = self._to_settle(snapshot, changed)
+        if record is None:
+            path = self._preparing = self._pending_path(snapshot.uuid)
             record = pending_chunks.PendingChunks.create(path, pending, self.device.chunks, self._io)
+            self._io.fsync_directory(path.parent)
+        else:
+            record.add(pending)
+        if self.device.tracker is not None:  # writes went on while we looked
+            record.add(self._to_settle(snapshot, self.device.tracker.known))
+        self._flush_ahead()
+        return record
+
+    def _to_settle(self, snapshot: Snapshot, changed: tracking.BitMap) -> tracking.BitMap:
+        newest = self._newest_active() or snapshot
+        return restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
+
+    def _mark_restoring(
+        self, snapshot: Snapshot, needed: Sequence[Snapshot], record: pending_chunks.PendingChunks
+    ) -> None:
+        """The barrier of a rollback.  Raises OSError, MediumError, RestoreRefused."""
+        with self.device.hold(), self._deciding:
+            self._check_readable(snapshot.name, needed)
+            self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
+            known = tracking.BitMap() if self.device.tracker is None else self.device.tracker.known
+            record.add(self._to_settle(snapshot, known))
             try:
-                self._io.fsync_directory(path.parent)
                 self._store(dataclasses.replace(self._manifest, restoring=snapshot.uuid, in_use=None))
             except BaseException:
-                record.close()
                 self._unmark_restoring(snapshot)  # before any write goes on
                 raise
             self._cover(snapshot, record)
+            self._preparing = None
 
     def _unmark_restoring(self, snapshot: Snapshot) -> None:
         """Make sure that a rollback that failed cannot come up at the next open: its manifest may be durable although
@@ -856,8 +907,9 @@ class Volume:
         self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
     ) -> copy_on_write.Decision:
         """The policy, except that nothing is given up that the volume itself is made of."""
-        if self._restoring is None and not self._doubt.reason:
-            return self._enforcer.copy_failed(side, error, began)
+        with self._deciding:
+            if self._restoring is None and not self._doubt.reason:
+                return self._enforcer.copy_failed(side, error, began)
         self._listener(policy.WriteRefused(error))
         return copy_on_write.Decision.REFUSE
 
@@ -985,7 +1037,7 @@ class Volume:
         removed = []
         for path in sorted((self.directory / "snapshots").glob("*")):
             match = _FILES.fullmatch(path.name)
-            if match is None:
+            if match is None or path == self._preparing:
                 continue
             rollback_ended = path.suffix == _PENDING and str(self._manifest.restoring) != match[1]
             if match[1] not in named or rollback_ended:

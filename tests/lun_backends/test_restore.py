@@ -219,6 +219,38 @@ def test_what_is_written_while_it_looks_for_changes_is_rolled_back_too(
     made.check(made.moments["a"])
 
 
+def test_snapshots_taken_while_it_looks_for_changes_stay_true(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = iter(("d", "e"))
+
+    def take_another(*_: object) -> None:
+        if name := next(names, None):
+            fill(made.volume.device, 3, 27 * CHUNK, BLOCK)
+            made.volume.create_snapshot(name)  # looking for changes is outside of the locks
+            made.moments[name] = read(made.volume.device)
+            fill(made.volume.device, 4, 28 * CHUNK, BLOCK)
+
+    monkeypatch.setattr(made.volume, "_check_room", take_another)
+    made.volume.begin_restore("a")
+    made.check(made.moments["a"])
+    assert made.volume.continue_restore()
+    made.check(made.moments["a"])
+    made.reopen()
+    made.check(made.moments["a"])
+
+
+def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = read(made.volume.device)
+    lost = made.volume.snapshot("c")
+    monkeypatch.setattr(made.volume, "_check_room", lambda *_: made.volume._enforcer.give_up(lost, "the disk failed"))
+    with pytest.raises(volume.RestoreRefused, match="'c' is invalid: the disk failed"):
+        made.volume.begin_restore("b")
+    assert read(made.volume.device) == now
+    assert made.volume.restoring is None
+    assert {path.suffix for path in (made.volume.directory / "snapshots").iterdir()} == {".map", ".chunks"}
+
+
 def test_readers_and_writers_race_a_rollback(made: Made) -> None:
     """Each writer owns every third block; whatever it wrote last is what it reads, and what nobody wrote is the moment's."""
     opened = made.volume

@@ -500,3 +500,35 @@ def test_labels_that_may_not_be(made: volume.Volume, labels: dict[str, str]) -> 
     with pytest.raises(volume.BadLabel):
         made.label_snapshot("a", labels)
     assert made.snapshot("a").labels == {}
+
+
+def test_a_snapshot_taken_while_a_deletion_looks_for_chunks_stays_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = volume.Volume.create(tmp_path / "state", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK)
+    moments = {}
+
+    def take(name: str) -> None:
+        moments[name] = read(made.device)
+        made.create_snapshot(name)
+        made.device.writev(len(moments) * CHUNK, block(len(moments), 2 * CHUNK))
+
+    looked = volume.Volume._known_below
+
+    def take_another(self: volume.Volume, snapshot: volume.Snapshot) -> object:
+        known = looked(self, snapshot)
+        take("c")  # looking for chunks is outside of the locks
+        return known
+
+    take("a")
+    take("b")
+    monkeypatch.setattr(volume.Volume, "_known_below", take_another)
+    made.delete_snapshot("b")
+    del moments["b"]
+    made.device.writev(0, block(9, SIZE))
+    for name, moment in moments.items():
+        assert read(made.snapshot(name).view) == moment
+    opened = reopen(made)
+    for name, moment in moments.items():
+        assert read(opened.snapshot(name).view) == moment
+    opened.close()

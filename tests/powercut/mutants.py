@@ -147,13 +147,16 @@ def taken_without_flush() -> Iterator[None]:
 @contextlib.contextmanager
 def restored_without_flush() -> Iterator[None]:
     """A rollback leaves out chunks that equal the snapshot's in memory, though not on the disk."""
-    mark = volume.Volume._mark_restoring
+    prepare, mark = volume.Volume._prepare_restoring, volume.Volume._mark_restoring
 
-    def hasty(self: volume.Volume, *arguments: Any) -> None:
+    def hasty(step: Any, *arguments: Any) -> Any:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
-            mark(self, *arguments)
+            return step(*arguments)
 
-    with mock.patch.object(volume.Volume, "_mark_restoring", hasty):
+    with (
+        mock.patch.object(volume.Volume, "_prepare_restoring", lambda *arguments: hasty(prepare, *arguments)),
+        mock.patch.object(volume.Volume, "_mark_restoring", lambda *arguments: hasty(mark, *arguments)),
+    ):
         yield
 
 
