@@ -528,5 +528,13 @@ def _without_unit(before: settings.Access, name: str) -> settings.Access:
 def _checked(wanted: settings.Settings) -> settings.Settings:
     """The same, if a file that says so would be taken.  Raises Problem."""
     for where, what in wanted.problems().items():
-        raise problems.invalid(configuration.spell(where), what)
+        match where:
+            case ("volumes", int(index), *rest):
+                subject = f"volume {wanted.volumes[index].name}"
+            case ("access", "initiators", int(index), *rest):
+                subject = f"initiator {(wanted.access.initiators or ())[index].name}"
+            case _:
+                raise problems.invalid(configuration.spell(where), what)
+        spelled = configuration.spell(tuple(rest))
+        raise problems.invalid(f"{subject}, {spelled}" if spelled else subject, what)
     return wanted

@@ -89,9 +89,9 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         admin.change_access(request, force=force, dry_run=dry_run)
 
     @router.post("/access/initiators", status_code=204)
-    def create_initiator(request: messages.Initiator, dry_run: DryRun = False) -> None:
+    def create_initiator(request: messages.Initiator, force: Force = False, dry_run: DryRun = False) -> None:
         """Let an initiator, or those whose names fit a pattern, log in."""
-        admin.put_initiator(request.name, request, create=True, force=False, dry_run=dry_run)
+        admin.put_initiator(request.name, request, create=True, force=force, dry_run=dry_run)
 
     @router.put("/access/initiators/{name}", status_code=204)
     def change_initiator(name: str, request: messages.Initiator, force: Force = False, dry_run: DryRun = False) -> None:

@@ -167,7 +167,7 @@ class Client:
 
     def delete_portal(self, address: str, *, force: bool) -> None:
         """Let initiators connect there no more."""
-        self._change("DELETE", f"/v1/portals/{urllib.parse.quote(address, safe='')}", force=force)
+        self._change("DELETE", f"/v1/portals/{_part(address)}", force=force)
 
     def alerts(self) -> list[messages.Alert]:
         """What needs somebody's attention."""
@@ -185,9 +185,9 @@ class Client:
         """Change what holds for all initiators."""
         self._change("PATCH", "/v1/access", request, force=force)
 
-    def create_initiator(self, request: messages.Initiator) -> None:
+    def create_initiator(self, request: messages.Initiator, *, force: bool) -> None:
         """Let an initiator log in."""
-        self._change("POST", "/v1/access/initiators", request)
+        self._change("POST", "/v1/access/initiators", request, force=force)
 
     def change_initiator(self, request: messages.Initiator, *, force: bool) -> None:
         """Change an initiator's entry."""
@@ -252,15 +252,24 @@ class Client:
 
 
 def _volume(volume: str) -> str:
-    return f"/v1/volumes/{urllib.parse.quote(volume, safe='')}"
+    return f"/v1/volumes/{_part(volume)}"
 
 
 def _initiator(name: str) -> str:
-    return f"/v1/access/initiators/{urllib.parse.quote(name, safe='')}"
+    return f"/v1/access/initiators/{_part(name)}"
 
 
 def _snapshot(volume: str, name: str) -> str:
-    return f"{_volume(volume)}/snapshots/{urllib.parse.quote(name, safe='')}"
+    return f"{_volume(volume)}/snapshots/{_part(name)}"
+
+
+def _part(name: str) -> str:
+    """A name as a part of a path; the daemon would take one with a slash for two parts.  Raises Failed."""
+    if "/" in name or not name:
+        raise Failed(
+            messages.Refusal("no-such-name", f"there is nothing of the name '{name}'", "no name has a slash in it")
+        )
+    return urllib.parse.quote(name, safe="")
 
 
 def _not_running(state_dir: Path) -> messages.Refusal:

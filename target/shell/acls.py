@@ -40,14 +40,16 @@ class Acls(Node):
         text = "not needed" if access.initiators is None and access.networks else plural(len(self.told()), "initiator")
         return text, None
 
-    def ui_command_create(self, wwn: str, read_only: str = "false") -> None:
+    def ui_command_create(self, wwn: str, read_only: str = "false", force: str = "false") -> None:
         """
         Lets an initiator log in.  From the first entry on, only initiators with an entry may.
 
         wwn        the initiator's iSCSI name, or a pattern of names: * stands for anything, ? for any one character
         read_only  true: refuse all its writes
+        force      true: even if others are logged in who no longer may; their sessions are ended
         """
-        self.asked.create_initiator(messages.Initiator(wwn, read_only=flag(read_only, "read_only")))
+        new = messages.Initiator(wwn, read_only=flag(read_only, "read_only"))
+        self.asked.create_initiator(new, force=flag(force, "force"))
         self.done(f"{wwn} may log in{' and read' if flag(read_only, 'read_only') else ''}")
 
     def ui_command_delete(self, wwn: str, force: str = "false") -> None:

@@ -32,6 +32,11 @@ SECRET_WORDS = ("password=", "mutual_password=")
 _OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)(?:=(\S*))?(?!\S)")
 _HERE = "`help` lists what can be said here"
 _LOOK = "`ls` shows what there is, and TAB completes it"
+_ELSEWHERE = {
+    "backstores": "what targetcli has in /backstores is in /volumes here",
+    "loopback": "this host gets the LUNs as disks with `lio: {loopback: true}` in the configuration file",
+}
+"""Paths of targetcli."""
 
 
 class Refused(node.ExecutionError):
@@ -174,7 +179,7 @@ class Shell(configshell_fb.ConfigShell):
         try:
             here = self._current_node.get_node(path)
         except ValueError:
-            return _LOOK
+            return _ELSEWHERE.get(path.strip("/").partition("/")[0], _LOOK)
         known = here.list_commands()
         if command and command not in known:
             close = difflib.get_close_matches(command, known, 1)

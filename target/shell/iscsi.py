@@ -82,13 +82,35 @@ class PortalGroup(Node):
             "discovery_chap": access.discovery_chap,
         }[parameter]
 
-    def ui_setgroup_access(self, parameter: str, value: str | bool | None) -> None:
-        """For `set access`."""
-        self.facts.forget()  # several may be set on one line
-        given: object = value
-        if parameter == "networks":
-            given = tuple(each for each in str(value or "").split(",") if each)
-        self.asked.change_access(messages.ChangeAccess(**{parameter: given}), force=False)  # type: ignore[arg-type]  # of its type
+    def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
+        """
+        Changes a group of parameters: access or global.  Without parameters, explains them.
+
+        group      access, with networks, anybody, discovery_chap; all that are given change together, or none does.
+                   Refused while somebody is logged in who no longer may, unless `force=true` is among them.
+        parameter  NAME=VALUE, any number of them
+        """
+        names = self.list_group_params("access", writable=True)
+        if group != "access" or not set(parameter) - {"force"} or set(parameter) - {"force", *names}:
+            super().ui_command_set(group, **parameter)
+            return
+        force = flag(parameter.pop("force", "false"), "force")
+        networks = parameter.get("networks")
+        flags = {name: flag(value, name) for name, value in parameter.items() if name != "networks"}
+        request = messages.ChangeAccess(
+            networks=None if networks is None else tuple(each for each in networks.split(",") if each),
+            anybody=flags.get("anybody"),
+            discovery_chap=flags.get("discovery_chap"),
+        )
+        self.asked.change_access(request, force=force)
+        self.facts.forget()
+        for name, value in parameter.items():
+            now = value if self.asked.dry_run else self.ui_getgroup_access(name)
+            self.done(f"{name} is {str(now).lower() or 'empty'}")
+
+    def ui_setgroup_access(self, parameter: str, value: str) -> None:
+        """Configshell wants it; `ui_command_set` sets all that are given at once."""
+        raise NotImplementedError
 
 
 class Luns(Node):
@@ -113,9 +135,10 @@ class Luns(Node):
         """
         Shows initiators a volume that has no LUN.
 
-        volume  which
+        volume  which; its path, /volumes/NAME, will do
         lun     under which number; left out, the lowest one that is free
         """
+        volume = volume.removeprefix("/volumes/").rstrip("/")
         found = self.facts.get(f"volume {volume}", lambda: self.asked.volume(volume))
         if found.lun is not None:
             raise console.Refused(

@@ -158,10 +158,11 @@ def one_of(possible: Iterable[str], text: str) -> list[str]:
 
 
 def flag(value: str, name: str) -> bool:
-    """true or false.  Raises Refused."""
-    if value.lower() not in BOOLEANS:
+    """true or false, also said as targetcli's users do.  Raises Refused."""
+    word = {"1": "true", "yes": "true", "0": "false", "no": "false"}.get(value.lower(), value.lower())
+    if word not in BOOLEANS:
         raise console.Refused(f"{name}={value} is neither true nor false")
-    return value.lower() == "true"
+    return word == "true"
 
 
 def number(value: str | None, name: str) -> int | None:

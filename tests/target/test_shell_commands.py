@@ -15,7 +15,7 @@ import yaml
 from target import alerts, client, configuration
 from target.shell import acls, console, iscsi, root, snapshots, volumes
 from target.shell.node import Node
-from tests import daemon
+from tests import daemon, libiscsi
 from tests.target.shelling import good, program, refused, running, shell
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}  # mine\n"
@@ -219,6 +219,26 @@ class TestDryRun:
 
 class TestInUse:
     """What somebody uses is not taken away, and it is said who."""
+
+    @pytest.mark.parametrize("change", ["acls create iqn.2026-11.org.example:other", " set access networks=10.0.0.0/8"])
+    def test_the_right_to_log_in(self, served: daemon.Daemon, change: str) -> None:
+        line = f"{TPG}/{change}".replace("/ ", " ")
+        with served.session(initiator=ANN) as session:
+            assert f"the right to log in is in use by {ANN} from 127.0.0.1" in refused(served, line)
+            session.settle(0)
+            good(served, f"{line} force=true")
+            while served.json("status")["sessions"]:  # the portal ends it in a turn of its own
+                pass
+            with pytest.raises(libiscsi.LibiscsiError):
+                session.command(0, bytes(6))
+
+    def test_all_of_access_changes_or_nothing(self, served: daemon.Daemon) -> None:
+        before = running(served)
+        assert "nonsense" in refused(served, f"{TPG} set access discovery_chap=1 networks=nonsense")
+        assert running(served) == before
+        good(served, f"{TPG} set access discovery_chap=1 networks=127.0.0.1/32,::1/128")
+        assert running(served).access.discovery_chap
+        assert [str(each) for each in running(served).access.networks] == ["127.0.0.1/32", "::1/128"]
 
     def test_by_a_session(self, served: daemon.Daemon) -> None:
         good(served, "/volumes create other 1MiB")

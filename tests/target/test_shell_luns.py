@@ -45,7 +45,7 @@ class TestLuns:
         assert "hidden has no LUN" in good(served, f"{LUNS} delete lun1")
         with served.session() as session:
             assert luns(session) == [0, 2, 3]  # the snapshot's stay
-        good(served, f"{LUNS} create hidden lun=7")
+        good(served, f"{LUNS} create /volumes/hidden lun=7")
         with served.session() as session:
             session.settle(7)
             assert session.command(7, bytes.fromhex("28000000000000000100"), read=512).data == b"data" * 128
@@ -135,6 +135,9 @@ class TestLines:
         assert "3KiB is no chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
         assert "unexpected keyword parameter 'frce'" in refused(shared, "/volumes delete vol0 --frce")
 
+    def test_a_mistake_is_told_by_the_objects_name(self, shared: daemon.Daemon) -> None:
+        assert "volume new, size: 10B is no whole number of blocks" in refused(shared, "/volumes create new 10")
+
     @pytest.mark.parametrize(
         ("line", "remedy"),
         [
@@ -147,6 +150,8 @@ class TestLines:
             ("help nothing", "`help` lists"),
             ("@nowhere ls", "`ls` shows what there is"),
             ("/jobs cancel 5", "`ls /jobs` lists them"),
+            ("/backstores/block create a /dev/sda", "What targetcli has in /backstores is in /volumes here"),
+            ("/volumes/vol0/snapshots delete a/b", "No name has a slash in it"),
         ],
     )
     def test_every_mistake_has_its_remedy(self, shared: daemon.Daemon, line: str, remedy: str) -> None:
