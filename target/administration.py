@@ -63,7 +63,7 @@ class Administration:
         self._served = served
         self._fabric = fabric
         self._config = config.absolute()
-        self._portals = portals.Portals(served, fabric, on_file.portal)
+        self._portals = portals.Portals(served, fabric, on_file)
         self._lock = threading.RLock()
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Administration:
         now = self._served.settings
         return now.model_copy(
             update={
-                "portal": self._portals.on_file,
+                self._portals.group: self._portals.on_file,
                 "volumes": tuple(self._as_it_is(each) for each in now.volumes),
             }
         )
@@ -441,18 +441,20 @@ class Administration:
                 refusal = messages.Refusal(problem.code, problem.message, problem.remedy)
             outcomes.append(messages.Outcome(subject, action, refusal))
 
+        listen = {"listen": self._portals.of(now).listen}  # that can change
         for key in _AT_NEXT_START:
-            if getattr(now, key) != getattr(wanted, key) and (key != "portal" or now.fabric is settings.Fabric.LIO):
+            after = getattr(wanted, key)
+            if getattr(now, key) != (after.model_copy(update=listen) if key == self._portals.group else after):
                 attempt(key, "change", functools.partial(_later, key))
         if wanted.access != now.access:
             attempt("access", "change", lambda: self._change_access(wanted.access, force=force, dry_run=dry_run))
-        if now.fabric is settings.Fabric.PORTAL:
-            for name in wanted.portal.listen:
-                if name not in now.portal.listen:
-                    attempt(f"portal {name}", "add", functools.partial(self._portals.create, name, dry_run=dry_run))
-            for name in now.portal.listen:
-                if name not in wanted.portal.listen:
-                    attempt(f"portal {name}", "remove", functools.partial(self._portals.forget, name, force, dry_run))
+        before_listen, after_listen = self._portals.of(now).listen, self._portals.of(wanted).listen
+        for name in after_listen:
+            if name not in before_listen:
+                attempt(f"portal {name}", "add", functools.partial(self._portals.create, name, dry_run=dry_run))
+        for name in before_listen:
+            if name not in after_listen:
+                attempt(f"portal {name}", "remove", functools.partial(self._portals.forget, name, force, dry_run))
         before = {each.name: each for each in now.volumes}
         after = {each.name: each for each in wanted.volumes}
         for name, each in before.items():

@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +29,11 @@ log = logging.getLogger(__name__)
 class CannotStart(Exception):
     """The fabric cannot be started; says why and what to do."""
 
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason = reason
+        self.remedy = remedy
+
 
 class CannotListen(CannotStart):
     """Initiators cannot be let in at an address; says why and what to do."""
@@ -42,7 +49,10 @@ class Fabric(Protocol):
         """Let initiators connect there, too.  Raises CannotListen."""
 
     def unlisten(self, address: str) -> None:
-        """Let them connect there no more, and end the sessions of those who did."""
+        """Let them connect there no more, and end the sessions of those who did.  Raises CannotStart."""
+
+    def users(self, address: str) -> Sequence[str]:
+        """Who came by way of an address and is logged in, for people."""
 
     def sessions(self) -> Sequence[portal.SessionInfo]:
         """Who is logged in."""
@@ -97,6 +107,9 @@ class PortalFabric:
             if each.portal == address:
                 self._portal.end_session(each.tsih)
 
+    def users(self, address: str) -> Sequence[str]:
+        return [f"{each.initiator} from {each.address}" for each in self._portal.sessions() if each.portal == address]
+
     def sessions(self) -> Sequence[portal.SessionInfo]:
         return self._portal.sessions()
 
@@ -141,10 +154,28 @@ class KernelFabric:
         return self._listen
 
     def listen(self, address: str) -> None:
-        """The kernel's portals are made when the daemon starts: administration.py does not ask."""
-        raise NotImplementedError
+        try:
+            self._fabric.listen(*_address(address))
+        except self._errors as error:
+            raise CannotListen(str(error)) from error
+        self._listen = (*self._listen, address)
 
-    unlisten = listen
+    def unlisten(self, address: str) -> None:
+        try:
+            self._fabric.unlisten(*_address(address))
+        except self._errors as error:
+            raise CannotStart(str(error)) from error
+        self._listen = tuple(each for each in self._listen if each != address)
+
+    def users(self, address: str) -> Sequence[str]:
+        """By their TCP connections: the kernel's target does not tell by which of its portals somebody came."""
+        from target.tcmu import connections
+
+        named: dict[str, list[str]] = {}
+        for initiator, peer in self._fabric.sessions():
+            named.setdefault(peer, []).append(initiator)
+        peers = dict.fromkeys(each.peer for each in connections.established(*_address(address)))
+        return [f"{name} from {peer}" for peer in peers for name in named.get(peer, ["somebody"])]
 
     def admit(self, rules: access.Rules) -> None:
         try:
@@ -192,10 +223,13 @@ def _explained(address: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CannotListen(
-            f"initiators cannot be listened for on {address} ({error.strerror}): "
-            "stop what uses it, or choose another with --portal HOST:PORT"
-        ) from error
+        remedy = "choose another with --portal HOST:PORT, or in the configuration file"
+        if error.errno == errno.EADDRINUSE:
+            remedy = f"stop what uses it (`ss -tlnp` lists who listens), or {remedy}"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            remedy = f"`ip address` lists those that this machine has; {remedy}"
+        reason = os.strerror(error.errno or 0)  # without the address once more, which `error.strerror` may have
+        raise CannotListen(f"initiators cannot be listened for on {address} ({reason})", remedy) from error
 
 
 def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:

@@ -230,12 +230,33 @@ class KernelTarget:
                 self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
 
     def admit(self, initiators: tuple[Initiator, ...], *, anyone: bool) -> None:
-        """Let these log in from now on, and end the sessions of others.  What they see is for `show` to say."""
+        """Let these log in from now on, and end the sessions of others.
+
+        What they see is for `show` to say; LUNs that are gone from `luns` are for `add_lun`, and `open` comes last.
+        """
         self._configuration = dataclasses.replace(self._configuration, initiators=initiators, anyone=anyone)
         if self._configuration.portals:
             with _saying("change who may log in"):
                 self._acls.clear()
-                self._set_access(self._groups[0])
+                self._groups = list(self._make_groups())
+
+    def listen(self, address: str, port: int) -> None:
+        """Let initiators connect there, too.  Raises ConfigfsError, and then all is as it was."""
+        from rtslib_fb import NetworkPortal
+
+        portals = self._configuration.portals
+        with _saying(f"listen on {address}:{port}"):
+            NetworkPortal(self._groups[0], address, port, mode="create")
+        self._configuration = dataclasses.replace(self._configuration, portals=(*portals, (address, port)))
+
+    def unlisten(self, address: str, port: int) -> None:
+        """Let initiators connect there no more; those who did stay logged in."""
+        from rtslib_fb import NetworkPortal
+
+        with _saying(f"stop listening on {address}:{port}"):
+            NetworkPortal(self._groups[0], address, port).delete()
+        left = tuple(each for each in self._configuration.portals if each != (address, port))
+        self._configuration = dataclasses.replace(self._configuration, portals=left)
 
     def sessions(self) -> list[tuple[str, str]]:
         """Initiators that are logged in, and their addresses; empty for those without an entry, of whom the kernel tells
@@ -298,7 +319,13 @@ class KernelTarget:
 
         configuration = self._configuration
         if configuration.portals:
-            group = TPG(Target(FabricModule("iscsi"), configuration.target), 1)
+            target = Target(FabricModule("iscsi"), configuration.target)
+            group = TPG(target, 1)
+            if not configuration.anyone and int(group.get_attribute("generate_node_acls")):
+                # The kernel remembers whomever it let in like that, sessions or none, lets them in again, and names only
+                # those who are there just now.  All of it ends with the group; who may still log in comes back by itself.
+                group.delete()
+                group = TPG(target, 1)
             self._set_access(group)
             self._set_portals(group)
             yield group

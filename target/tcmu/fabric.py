@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.scsi_target import Nexus, ScsiTarget
 from target.scsi.unit_kind import UnitKind
-from target.tcmu import configfs, dbus, netlink, uio
+from target.tcmu import configfs, connections, dbus, netlink, uio
 from target.tcmu.ring import Ring, RingError
 from target.tcmu.server import Served, Server
 
@@ -139,8 +139,32 @@ class LioFabric:
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.admit(initiators, anyone=anyone)
-                for lun, (unit, _) in self._luns.items():
-                    self._kernel.show(lun, unit)
+                there = self._kernel.luns()
+                for lun, (unit, node) in self._luns.items():
+                    if lun in there:
+                        self._kernel.show(lun, unit)
+                    else:
+                        device = self._devices[node].uio
+                        self._kernel.add_lun(lun, device.hba, device.name, unit)
+                self._kernel.open()
+
+    def listen(self, address: str, port: int) -> None:
+        """Initiators can connect there, too, from now on.  Raises one of `ERRORS`, and then they cannot."""
+        with self._changing:
+            if self._kernel is not None and self._open:
+                self._kernel.listen(address, port)
+
+    def unlisten(self, address: str, port: int) -> None:
+        """They can connect there no more, and the sessions of those who did are ended.  Raises one of `ERRORS`."""
+        with self._changing:
+            if self._kernel is not None and self._open:
+                self._kernel.unlisten(address, port)
+                try:
+                    for each in connections.established(address, port):
+                        connections.end(each)
+                except OSError:
+                    self._kernel.listen(address, port)
+                    raise
 
     def sessions(self) -> list[tuple[str, str]]:
         """Who is logged in to the kernel's target: initiators, and the addresses they came from, empty if not known."""

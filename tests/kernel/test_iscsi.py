@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -93,6 +93,17 @@ class Initiator:
         self.set("node.session.auth.password_in", target_secret)
         self.set("node.session.auth.chap_algs", "MD5")
 
+    def known_as(self, name: str) -> Initiator:
+        """The same machine under another initiator name."""
+        self.iscsiadm(f"-m iface -I {name} -o new")
+        self.iscsiadm(f"-m iface -I {name} -o update -n iface.initiatorname -v iqn.2026-11.test.lab:{name}")
+        return replace(self, interface=name)
+
+    def await_end(self) -> None:
+        """Wait until the target has ended the only session, and forget it."""
+        self.node.wait_until("! iscsiadm -m session -P 1 | grep -q 'iSCSI Session State: LOGGED_IN'")
+        self.node_record("--logout", check=False)
+
     def log_in(self, *, check: bool = True) -> Completed:
         return self.node_record("--login", check=check)
 
@@ -151,9 +162,7 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
     initiator.log_out()
 
     # the right secret from an initiator that nobody knows: it does not even hear of the target
-    stranger = Initiator(node, initiator.target, initiator.portal, initiator.served, interface="stranger")
-    stranger.iscsiadm("-m iface -I stranger -o new")
-    stranger.iscsiadm("-m iface -I stranger -o update -n iface.initiatorname -v iqn.2026-11.test.lab:stranger")
+    stranger = initiator.known_as("stranger")
     assert stranger.target not in stranger.discover()
     stranger.node_record("-o new")
     stranger.use_chap("node", SECRET)
@@ -193,6 +202,46 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     disk = initiator.disk(lun=7)
     assert initiator.node.run(f"dd if=/dev/zero of={disk} count=8 oflag=direct", check=False).code
     served.wolun("shell", f"{known}/acls delete {INITIATOR} force=true")
-    initiator.node.wait_until("! iscsiadm -m session -P 1 | grep -q 'iSCSI Session State: LOGGED_IN'")
-    initiator.node_record("--logout", check=False)
+    initiator.await_end()
     assert initiator.log_in(check=False).code
+
+    # anybody may, and comes by a portal that is made just now
+    served.wolun("shell", f"{known} set access networks=0.0.0.0/0 anybody=true")
+    served.wolun("shell", f"{known}/portals create 10.9.0.1 3270")
+    assert "10.9.0.1:3270" in served.wolun("shell", "diff")
+    by_another = replace(initiator, portal="10.9.0.1:3270")
+    assert initiator.target in by_another.discover()
+    by_another.log_in()
+    script = f"""
+        {known}/portals delete 10.9.0.1 3270
+        {known}/portals create 10.9.0.1 3260
+        {known}/portals delete 10.9.0.1 3270 force=true
+        {known}/portals delete 0.0.0.0 3260
+        """
+    said = served.machine.run(f"{served.command} shell --keep-going 2>&1 <<'END'\n{script}\nEND", check=False).output
+    assert "portal 10.9.0.1:3270 is in use by somebody from 10.9.0.2" in said
+    assert "portal 10.9.0.1:3260" in said
+    assert "portal 0.0.0.0:3260 is in use by everybody: it is the only one" in said
+    by_another.await_end()
+    assert by_another.log_in(check=False).code
+
+    # from the first entry on only those with one may: who had come without is thrown out, and who had left does not return
+    passing = initiator.known_as("passing")
+    assert passing.target in passing.discover()
+    passing.log_in()
+    passing.log_out()
+    initiator.discover()
+    initiator.log_in()
+    entry = f"{known}/acls create iqn.2026-11.test.lab:somebody-else"
+    refused = served.machine.run(f"{served.command} shell '{entry}' 2>&1", check=False)
+    assert f"the right to log in is in use by {INITIATOR}" in refused.output
+    served.wolun("shell", f"{entry} force=true")
+    initiator.await_end()
+    assert initiator.log_in(check=False).code
+    assert passing.log_in(check=False).code
+    passing.iscsiadm("-m iface -I passing -o delete", check=False)
+    # and who is let in then sees the LUNs again, as before
+    served.wolun("shell", f"{known}/acls create {INITIATOR}")
+    initiator.log_in()
+    initiator.disk()
+    initiator.log_out()

@@ -67,7 +67,9 @@ def test_what_cannot_be_is_explained(served: daemon.Daemon, port: int) -> None:
     assert f"there is no portal 127.0.0.2:{port}" in refused(served, f"{PORTALS} delete 127.0.0.2 {port}")
     assert "is no address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
     with socket.create_server(("127.0.0.2", port)):
-        assert "Address already in use" in refused(served, f"{PORTALS} create 127.0.0.2 {port}")
+        said = refused(served, f"{PORTALS} create 127.0.0.2 {port}")
+        assert f"listened for on 127.0.0.2:{port} (Address already in use)\nStop what uses it (`ss -tlnp` lists" in said
+    assert "`ip address` lists those that this machine has" in refused(served, f"{PORTALS} create 192.0.2.1 {port}")
 
 
 def test_they_are_saved_and_restored(served: daemon.Daemon, port: int) -> None:
