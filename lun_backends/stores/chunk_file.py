@@ -101,12 +101,16 @@ class ChunkFile:
 
     def check_header(self, superblock: chunk_map.Superblock) -> list[str]:
         """Read the header again; what is wrong with it, a phrase each."""
+        rest = memoryview(bytearray(self.chunk_size))
         try:
             _check_header(self._io, self._fd, self.path, superblock)
+            storage_io.read_all(self._io, self._fd, [rest], 0, self.chunk_size)
         except chunk_map.StoreDamaged as damage:
             return [f"the chunk file's header: {damage.field}: {damage.found}"]
         except OSError as error:
             return [f"the chunk file's header cannot be read: {os.strerror(error.errno or 0)}"]
+        if any(rest[_HEADER.size + _CRC.size :]):
+            return ["behind its header the chunk file is not zeroes"]
         return []
 
     def sync(self) -> None:

@@ -444,6 +444,25 @@ class ChunkMap:
                     found.append(f"copy {number} of the map's superblock is not the one in force")
         return found
 
+    def check_gaps(self) -> list[str]:
+        """What has to be zeroes and is not, behind the superblocks and the arrays: a phrase each."""
+        layout = self.layout
+        used = _SUPERBLOCK.size + _CRC.size
+        blocks = self.chunks * self.blocks_per_chunk
+        gaps = [(f"copy {copy} of the superblock", at + used, 0, at + PAGE) for copy, at in enumerate(_SUPERBLOCKS, 1)]
+        for name, at, bits, end in (
+            ("the slots", layout.slots, self.chunks * 64, layout.written),
+            ("the bits", layout.written, blocks, layout.checksums),
+            ("the checksums", layout.checksums, self.chunks * 32, layout.confirmed),
+            ("the confirmations", layout.confirmed, self.chunks, layout.length),
+        ):
+            gaps.append((name, at + bits // 8, bits % 8, end))
+        return [
+            f"behind {name} the map is not zeroes"
+            for name, at, bits, end in gaps
+            if int.from_bytes(self._map[at:end], "little") >> bits
+        ]
+
     def _find_present(self, start: int, end: int) -> pyroaring.BitMap:
         """The pages from `start` to `end` (page-aligned) that are not holes, asked of the file system: no page is read."""
         found = pyroaring.BitMap()

@@ -547,8 +547,10 @@ class ThinStore:
         return contents.verify(self._map, self._file, passed_over)
 
     def check_headers(self) -> list[str]:
-        """What is wrong with the superblocks and the header as they are on the disk, a phrase each."""
-        return self._map.check_superblocks() + self._file.check_header(self._map.superblock)
+        """What is wrong with the superblocks and the header as they are on the disk, and with what has to be zeroes; a phrase
+        each."""
+        wrong = self._map.check_superblocks() + self._map.check_gaps()
+        return wrong + self._file.check_header(self._map.superblock)
 
     def close(self) -> None:
         """Flush and close.  No call may be running, none may follow.  Raises MediumError, closed all the same."""
