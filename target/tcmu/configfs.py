@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from target.scsi import scsi_target
 from target.scsi.logical_unit import LogicalUnit
-from target.tcmu import uio
+from target.tcmu import aptpl, uio
 
 if TYPE_CHECKING:
     import rtslib_fb  # not before the kernel modules are there: importing it sets the kernel's database directory
@@ -73,6 +73,8 @@ class Configuration:
     """Whether initiators that are not listed may log in, too."""
     loopback: bool = False
     """Whether this host itself gets the LUNs, through tcm_loop."""
+    reserving: frozenset[str] = frozenset()
+    """Initiators with persistent registrations: where anyone may log in, the kernel is told of them before they come."""
 
     @property
     def owner(self) -> str:
@@ -128,14 +130,17 @@ def load_modules(modules: Iterable[str] = MODULES) -> None:
 
 
 def create_device(name: str, config: str, *, size: int, block_size: int, serial: str) -> None:
-    """Make and enable a TCMU device of `size` bytes, which nobody serves yet.
+    """Make and enable a TCMU device of `size` bytes, which nobody serves yet.  It has the reservations that were to persist.
 
     The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`): we know that we are there.
+    Raises aptpl.Damaged, ConfigfsError.
     """
     from rtslib_fb import UserBackedStorageObject
 
     control = f"hw_block_size={block_size},max_data_area_mb={DATA_AREA_MB},nl_reply_supported=-1"
+    reservations(serial)  # rtslib gives them back, but would not say what is wrong with them
     with _saying(f"create the device {name}"):
+        aptpl.make_readable(_remembered(serial))
         device = UserBackedStorageObject(
             name,
             config=config,
@@ -148,6 +153,16 @@ def create_device(name: str, config: str, *, size: int, block_size: int, serial:
         device.set_attribute("cmd_time_out", COMMAND_TIMEOUT)
         if "tmr_notification" in device.list_attributes():  # since Linux 5.10: tell the ring of aborts, too
             device.set_attribute("tmr_notification", 1)
+
+
+def reservations(serial: str) -> tuple[aptpl.Registration, ...]:
+    """What the kernel remembered of the device with that serial number.  Raises aptpl.Damaged, ConfigfsError."""
+    with _saying(f"read the reservations of {serial}"):
+        return aptpl.load(_remembered(serial))
+
+
+def _remembered(serial: str) -> Path:
+    return RESERVATIONS / f"aptpl_{serial}"
 
 
 def _free_index() -> int:
@@ -320,19 +335,20 @@ class KernelTarget:
         configuration = self._configuration
         if configuration.portals:
             target = Target(FabricModule("iscsi"), configuration.target)
+            fresh = not Path(target.path, "tpgt_1").exists()
             group = TPG(target, 1)
             if not configuration.anyone and int(group.get_attribute("generate_node_acls")):
                 # The kernel remembers whomever it let in like that, sessions or none, lets them in again, and names only
                 # those who are there just now.  All of it ends with the group; who may still log in comes back by itself.
                 group.delete()
                 group = TPG(target, 1)
-            self._set_access(group)
+            self._set_access(group, fresh=fresh)
             self._set_portals(group)
             yield group
         if configuration.loopback:
             yield TPG(Target(FabricModule("loopback"), configuration.loopback_wwn), 1)
 
-    def _set_access(self, group: rtslib_fb.TPG) -> None:
+    def _set_access(self, group: rtslib_fb.TPG, *, fresh: bool) -> None:
         from rtslib_fb import NodeACL
 
         configuration = self._configuration
@@ -347,11 +363,15 @@ class KernelTarget:
         for name, value in attributes.items():
             if int(group.get_attribute(name)) != int(value):
                 group.set_attribute(name, int(value))
-        listed = {initiator.name for initiator in configuration.initiators}
-        for acl in list(group.node_acls):
-            if acl.node_wwn not in listed:
-                acl.delete()
-        for initiator in configuration.initiators:
+        known = {acl.node_wwn: acl for acl in group.node_acls}
+        initiators = {initiator.name: initiator for initiator in configuration.initiators}
+        if configuration.anyone:
+            # Not those that came by themselves since: they have sessions, of which nothing must change.
+            reserving = configuration.reserving if fresh else configuration.reserving & known.keys()
+            initiators |= {name: Initiator(name) for name in reserving - initiators.keys()}
+        for name in known.keys() - initiators.keys():
+            known[name].delete()
+        for initiator in initiators.values():
             node = NodeACL(group, initiator.name)
             chap = {
                 "chap_userid": initiator.user,

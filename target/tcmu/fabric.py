@@ -12,6 +12,7 @@ A device's configuration says what it is; stock tools show it, and devices that 
 
 * *Crash.* Everything in the kernel stays; commands wait there, 130 s at most.  The next start takes each device over: block
   it, reset its ring (what was in flight is answered BUSY, and comes again), serve it, unblock it.
+* *Start.* A device that is made anew gets the persistent reservations back that the kernel remembered of its unit.
 * *Stop.* First the targets go, while the rings are still served: the kernel then waits for what is in flight.  Then the
   devices.  Devices that others made are blocked, drained and left, for the next start to take over.  What goes wrong with
   one of them is logged, and the others go all the same.
@@ -20,6 +21,7 @@ A device's configuration says what it is; stock tools show it, and devices that 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.scsi_target import Nexus, ScsiTarget
 from target.scsi.unit_kind import UnitKind
-from target.tcmu import configfs, connections, dbus, netlink, uio
+from target.tcmu import aptpl, configfs, connections, dbus, netlink, uio
 from target.tcmu.ring import Ring, RingError
 from target.tcmu.server import Served, Server
 
@@ -98,7 +100,7 @@ class LioFabric:
                 if not device.name.startswith(prefix) or device.name in wanted:
                     self._adopt(device, fresh=False)
         self._listener.start()
-        self._kernel = configfs.KernelTarget(self._configuration)
+        self._kernel = configfs.KernelTarget(dataclasses.replace(self._configuration, reserving=self._reserving()))
         self._open = True
         self._scsi_target.on_change(self._changed)
         self._reconcile()
@@ -193,7 +195,10 @@ class LioFabric:
             self._delete_stale({names[lun]: unit for lun, unit in wanted.items()})
             for lun, unit in wanted.items():
                 if lun not in self._luns:
-                    self._add(lun, unit, names[lun])
+                    try:
+                        self._add(lun, unit, names[lun])
+                    except aptpl.Damaged as error:
+                        log.error("LUN %d is not served, a reservation of it may be lost: %s", lun, error)
 
     def _add(self, lun: int, unit: LogicalUnit, name: str) -> None:
         assert self._kernel is not None
@@ -210,6 +215,15 @@ class LioFabric:
                 device = self._serve(made, unit)
         self._kernel.add_lun(lun, device.uio.hba, name, unit)
         self._luns[lun] = (unit, str(device.uio.node))
+
+    def _reserving(self) -> frozenset[str]:
+        """Initiators that have persistent registrations of any of the LUNs by iSCSI."""
+        found: set[str] = set()
+        for unit in self._scsi_target.luns.values():
+            with contextlib.suppress(aptpl.Damaged):  # that LUN will not be served, and why is logged then
+                registrations = configfs.reservations(str(unit.uuid))
+                found |= {each.initiator for each in registrations if each.fabric == "iscsi"}
+        return frozenset(found)
 
     def _remove(self, lun: int) -> None:
         assert self._kernel is not None

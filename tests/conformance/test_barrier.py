@@ -24,8 +24,16 @@ BLOCKS = 8
 FUA = 0x08
 
 
-def reserve_out(session: libiscsi.Session, action: int, key: int, service_key: int, *, flags: int = 0) -> int:
-    cdb = struct.pack(">BBB2xIB", 0x5F, action, WRITE_EXCLUSIVE_REGISTRANTS_ONLY, 24, 0)
+def reserve_out(
+    session: libiscsi.Session,
+    action: int,
+    key: int,
+    service_key: int,
+    *,
+    flags: int = 0,
+    kind: int = WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+) -> int:
+    cdb = struct.pack(">BBB2xIB", 0x5F, action, kind, 24, 0)
     for _ in range(8):  # unit attentions come first
         answer = session.command(0, cdb, out=struct.pack(">QQ4xB3x", key, service_key, flags))
         if answer.status != CHECK or answer.key != 6:

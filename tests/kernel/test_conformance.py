@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of libiscsi's suite runs against the kernel's target in every test run: reservations, which need the kernel's files, and
-plain commands.  `make conformance FABRIC=lio` runs all of it."""
+plain commands.  `make conformance FABRIC=lio` runs all of it.  And that reservations which are to persist do."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import pytest
 
 from tests.conformance import suite
 from tests.kernel import conformance, image
-from tests.kernel.guest_daemon import GuestDaemon
-from tests.kernel.lab import Lab
+from tests.kernel.guest_daemon import WOLUN, GuestDaemon
+from tests.kernel.lab import CHECKOUT, Lab
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
@@ -26,6 +27,52 @@ FAMILIES = (
     "Read10",
     "Write10",
 )
+RESERVED = """
+target: iqn.2026-11.io.wolun:reserved
+fabric: lio
+lio:
+  listen: ["127.0.0.1:3262"]
+access:
+  networks: [0.0.0.0/0]
+volumes:
+  - name: vol0
+    lun: 0
+    size: 64MiB
+"""
+INITIATOR = """
+import struct
+from tests import libiscsi
+from tests.conformance.test_barrier import *
+APTPL = 1
+ALL_REGISTRANTS = 8  # exclusive access: the kernel writes 08, and does not read that
+NODE, OTHER = (f"iqn.2026-11.org.example:{name}" for name in ("node", "other"))
+def session(initiator):
+    found = libiscsi.Session("127.0.0.1:3262", "iqn.2026-11.io.wolun:reserved", initiator=initiator)
+    found.settle(0)
+    return found
+def write(session):
+    return session.command(0, struct.pack(">BBIxHx", 0x2A, 0, 0, 1), out=bytes(512)).status
+def told(action, session):
+    data = session.command(0, struct.pack(">BB5xHx", 0x5E, action, 4096), read=4096).data
+    return data[8 : 8 + int.from_bytes(data[4:8])]
+"""
+RESERVE_FOR_EVER = """
+with session(NODE) as node:
+    assert reserve_out(node, IGNORE, 0, 17, flags=APTPL) == GOOD
+    assert reserve_out(node, RESERVE, 17, 0, kind=ALL_REGISTRANTS) == GOOD
+"""
+STILL_RESERVED = """
+with session(OTHER) as other:
+    assert write(other) == CONFLICT
+    assert told(0, other) == struct.pack(">Q", 17)
+    assert told(1, other)[13] == ALL_REGISTRANTS
+    assert NODE.encode() in told(3, other)
+    assert reserve_out(other, REGISTER, 0, 18, flags=APTPL) == GOOD
+    assert reserve_out(other, PREEMPT_AND_ABORT, 18, 17, kind=ALL_REGISTRANTS) == GOOD
+    assert write(other) == GOOD
+    assert told(0, other) == struct.pack(">Q", 18)
+    assert reserve_out(other, CLEAR, 18, 0) == GOOD
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +99,21 @@ def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
     results = [result for family in FAMILIES for result in conformance.run(lab["solo"], f"ALL.{family}")]
     assert {result.name.partition(".")[0] for result in results} == set(FAMILIES)
     assert [result for result in results if result.outcome is not suite.Outcome.PASSED] == []
+
+
+def test_reservations_that_persist_do(lab: Lab) -> None:
+    """Past a stop, which leaves nothing in the kernel; and from the start, not only when their holder comes again."""
+    solo = lab["solo"]
+    daemon = GuestDaemon(solo, RESERVED, name="reserved")
+
+    def initiator(script: str) -> None:
+        python = WOLUN.with_name("python")
+        solo.run(f"cd {CHECKOUT} && {python} -c {shlex.quote(INITIATOR + script)} 2>&1")
+
+    daemon.start()
+    initiator(RESERVE_FOR_EVER)
+    daemon.stop()
+    assert not solo.output("find /sys/kernel/config/target/iscsi -name '*:reserved'")
+    daemon.start()
+    initiator(STILL_RESERVED)
+    daemon.stop()
