@@ -42,14 +42,16 @@ def taken(answer: messages.Taken) -> str:
     )
 
 
-def resized(answer: messages.Volume) -> str:
+def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
     """A volume that has grown, and what has to grow with it."""
     size = units.exact_size(answer.size)
     return "\n".join(
         [
             f"{answer.name} has {size} now; its snapshots keep the size they were taken with",
             "initiators that are logged in are told; on Linux, `iscsiadm -m session --rescan` makes them look",
-            f"if the configuration file gives a size for {answer.name}, write `size: {size}` there",
+            "`saveconfig` writes the new size into the configuration file"
+            if in_shell
+            else f"if the configuration file gives a size for {answer.name}, write `size: {size}` there",
         ]
     )
 

@@ -43,6 +43,8 @@ class Target(Node):
 class PortalGroup(Node):
     """/iscsi/IQN/tpg1."""
 
+    forced_group = "access"
+
     def __init__(self, parent: Target) -> None:
         super().__init__("tpg1", parent)
         for name, kind, what in (

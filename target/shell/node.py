@@ -125,6 +125,21 @@ class Node(node.ConfigNode):
 
         return complete
 
+    forced_group = ""
+    """The group of parameters in which `set` takes `force=true`, too."""
+
+    def ui_complete_set(self, parameters: dict[str, str], text: str, current_param: str) -> list[str]:
+        """For completion of `set`."""
+        found: list[str] = super().ui_complete_set(parameters, text, current_param)
+        if not self.forced_group or parameters.get("group") != self.forced_group:
+            return found
+        if current_param == "force":
+            return one_of(BOOLEANS, text)
+        known = self.list_group_params(self.forced_group, writable=True)
+        if current_param not in ("group", *known) and "force" not in parameters and "force".startswith(text):
+            found.append("force=")
+        return found
+
     # -- help ----------------------------------------------------------------------------------------------------
 
     help_intro = """

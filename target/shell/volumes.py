@@ -125,6 +125,8 @@ class Volumes(Node):
 class Volume(Node):
     """/volumes/NAME."""
 
+    forced_group = "attribute"
+
     def __init__(self, name: str, parent: Volumes) -> None:
         super().__init__(name, parent)
         for attribute, writable, what in (
@@ -200,8 +202,7 @@ class Volume(Node):
         """For completion of `set`."""
         if parameters.get("group") == "attribute" and current_param in SETTABLE:
             return one_of(SETTABLE[current_param], text)
-        found: list[str] = super().ui_complete_set(parameters, text, current_param)
-        return found
+        return super().ui_complete_set(parameters, text, current_param)
 
     def ui_setgroup_attribute(self, attribute: str, value: str) -> None:
         """Configshell wants it; `ui_command_set` sets all that are given at once."""
@@ -242,7 +243,7 @@ class Volume(Node):
         except ValueError as error:
             raise console.Refused(str(error)) from None
         if not self.only_checks(f"resized {self.name} to {units.exact_size(wanted)}"):
-            console.say(show.resized(self.asked.resize_volume(self.name, wanted)))
+            console.say(show.resized(self.asked.resize_volume(self.name, wanted), in_shell=True))
 
     def ui_command_export(self, file: str | None = None) -> None:
         """
