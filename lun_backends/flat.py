@@ -93,13 +93,21 @@ def _physical_block_size(fd: int) -> int:
         return 0
 
 
+def _too_large(path: Path, size: int) -> CannotOpen:
+    return CannotOpen(path, f"no file can have {size} bytes there", "give a smaller size")
+
+
 def create(path: Path, size: int) -> None:
-    """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made."""
+    """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made; then no
+    file is left behind."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, size)
             os.fsync(fd)
+        except BaseException:
+            path.unlink()
+            raise
         finally:
             os.close(fd)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -109,7 +117,11 @@ def create(path: Path, size: int) -> None:
             os.close(directory)
     except FileExistsError as error:
         raise CannotOpen(path, "it exists already", "give another path, or open it instead of creating it") from error
+    except OverflowError as error:  # no file anywhere is that large
+        raise _too_large(path, size) from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _too_large(path, size) from error
         raise CannotOpen(
             path, os.strerror(error.errno or 0), "check the path, its permissions and the free space"
         ) from error
@@ -379,7 +391,11 @@ class Flat(block_device.BlockDevice):
             if actual < size:
                 self._io.ftruncate(descriptor.fd, size)
                 self._io.fdatasync(descriptor.fd)
+        except OverflowError as error:
+            raise _too_large(self.path, size) from error
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise _too_large(self.path, size) from error
             raise self._error(error, self.size, writing=True) from error
 
     def flush(self) -> None:

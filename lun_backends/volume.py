@@ -898,7 +898,7 @@ class Volume:
                 raise ResizeRefused(self.name, error.reason, error.remedy) from error
             except (OSError, block_device.BlockDeviceError) as error:
                 why = error.strerror if isinstance(error, OSError) else str(error)
-                raise ResizeRefused(self.name, f"it was not resized: {why}", "check the disk") from error
+                raise ResizeRefused(self.name, why or "the disk fails", "check the disk") from error
             with self.device.hold():
                 self.primary.size = size
                 self.device.resized()

@@ -28,6 +28,8 @@ from target import client, messages, places, show, units
 if TYPE_CHECKING:
     from click import shell_completion
 
+    from target import settings
+
 
 class Context:
     """What the options before the verb say."""
@@ -219,17 +221,14 @@ def doctor(context: Context, config: Path | None, json_here: bool) -> None:
     """What this machine can run, and what to do about what is missing; exit status 1 if the fabric asked for cannot."""
     import dataclasses
 
-    from target import configuration, settings
     from target import doctor as examination
+    from target import settings
 
-    try:
-        configured = configuration.load(config) if config else None
-    except (configuration.ConfigurationError, OSError) as error:
-        click.echo(f"wolun: {error}", err=True)
-        sys.exit(1)
+    json_wanted = context.json or json_here
+    configured = _load(config, json_wanted=json_wanted) if config else None
     listen = configured.portal.listen if configured else settings.Portal().listen
     report = examination.examine(context.state_dir, listen)
-    if context.json or json_here:
+    if json_wanted:
         plain = [
             dataclasses.asdict(each) | {"fabric": each.fabric.value if each.fabric else None}
             for each in report.findings
@@ -496,20 +495,25 @@ def config() -> None:
 @click.pass_obj
 def config_check(context: Context, file: Path, json_here: bool) -> None:
     """Say what is wrong with FILE, line by line."""
+    json_wanted = context.json or json_here
+    _load(file, json_wanted=json_wanted)
+    click.echo(json.dumps({"problems": []}) if json_wanted else f"{file}: good")
+
+
+def _load(file: Path, *, json_wanted: bool) -> settings.Settings:
+    """What a configuration file says; with a mistake in it, names all of them and ends with exit status 1."""
     from target import configuration
 
-    json_wanted = context.json or json_here
     try:
-        configuration.load(file)
+        return configuration.load(file)
     except configuration.ConfigurationError as error:
         if json_wanted:
             click.echo(json.dumps({"problems": [messages.encode(problem) for problem in error.problems]}, indent=2))
         else:
             click.echo(str(error), err=True)
-        sys.exit(1)
     except OSError as error:
         _fail(f"{file} cannot be read: {error.strerror}", "name a file that can", "unreadable", json_wanted=json_wanted)
-    click.echo(json.dumps({"problems": []}) if json_wanted else f"{file}: good")
+    sys.exit(1)
 
 
 @config.command("schema")

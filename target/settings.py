@@ -42,6 +42,9 @@ PHYSICAL_MAXIMUM = 1 << 20
 LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
+LARGEST = (1 << 63) - 1
+"""Bytes of any file: an off_t holds no more."""
+
 NO_LUN = "none"
 
 NAME_PATTERN = f"^{names.PATTERN}$"
@@ -76,6 +79,12 @@ class ChapAlgorithm(enum.Enum):
 
 def _size(value: object) -> object:
     return units.parse_size(value) if isinstance(value, str) else value
+
+
+def _allowed_size(value: int) -> int:
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{value} bytes are no size: from 0 to {units.exact_size(LARGEST + 1)}, less one byte")
+    return value
 
 
 def _network(value: object) -> object:
@@ -114,6 +123,7 @@ def _schema(**extra: Any) -> Any:
 Size = Annotated[
     int,
     pydantic.BeforeValidator(_size),
+    pydantic.AfterValidator(_allowed_size),
     pydantic.WithJsonSchema(
         {
             "anyOf": [{"type": "string", "pattern": units.SIZE_PATTERN}, {"type": "integer", "minimum": 0}],
@@ -415,7 +425,7 @@ class Volume(_Settings):
     """The LUN under which initiators see the volume; `none`: they do not. Snapshots take the lowest numbers that are free."""
 
     size: Size | None = None
-    """Bytes, like 1GiB. Required to make a new volume; an existing one keeps its size, and must agree if this is given."""
+    """Bytes, like 1GiB. Required to make a new volume; one that exists keeps its size."""
 
     primary: Path | None = None
     """The file or block device that holds the live data, relative to the state directory. Left out: a sparse file

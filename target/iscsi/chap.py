@@ -37,7 +37,6 @@ METHOD = "CHAP"
 SECRET_MINIMUM = 12
 """Bytes: RFC 7143 9.2.1 asks for 96 random bits where IPsec does not protect the connection."""
 SECRET_MAXIMUM = 255
-NAME_MAXIMUM = 255
 CHALLENGE_MAXIMUM = 1024
 """Bytes of a binary value (RFC 7143 6.1)."""
 

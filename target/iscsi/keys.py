@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 from target.iscsi import errors
 
-MAX_KEY_LENGTH = 63
 MAX_VALUE_LENGTH = 255
 """RFC 7143 6.1: unless the key says otherwise; SendTargets answers are ours, so nothing we read is longer."""
 MAX_NAME_LENGTH = 223

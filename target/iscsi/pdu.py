@@ -21,7 +21,6 @@ DIGEST_LENGTH = 4
 NO_TAG = 0xFFFFFFFF
 """The reserved tag: no initiator task tag, no target transfer tag."""
 
-MAX_AHS_LENGTH = 255 * 4
 MAX_DATA_SEGMENT_LENGTH = (1 << 24) - 1
 
 IMMEDIATE = 0x40

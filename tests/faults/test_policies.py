@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a volume does when its snapshots run out of space, or their disk fails: both policies, and what they promise."""
+"""What a volume does when its snapshots run out of space, or their disk fails: both policies, and what they promise.
+
+(Longer than most modules here: both policies are put to the same trials, whose set-up is most of it.)
+"""
 
 from __future__ import annotations
 

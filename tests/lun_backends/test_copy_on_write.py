@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy-on-write over devices in memory: what is preserved when, with how many commits, and who waits for whom."""
+"""Copy-on-write over devices in memory: what is preserved when, with how many commits, and who waits for whom.
+
+(Longer than most modules here: every case is a race arranged with the same devices in memory.)
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -44,6 +45,22 @@ def read(device: flat.Flat, offset: int, length: int) -> bytes:
     data = bytearray(length)
     device.readv(offset, [memoryview(data)])
     return bytes(data)
+
+
+@pytest.mark.parametrize("size", [2 * SIZE, 1 << 63, 1 << 90])
+def test_a_file_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path: Path, size: int) -> None:
+    flat.create(tmp_path / "disk", SIZE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, limits[1]))  # as a file system with such a limit answers
+    refused = pytest.raises(flat.CannotOpen, match=f"no file can have {size} bytes there; give a smaller size")
+    try:
+        with refused:
+            flat.create(tmp_path / "new", size)
+        with contextlib.closing(flat.Flat(tmp_path / "disk")) as device, refused:
+            device.make_room(size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(each.name, each.stat().st_size) for each in tmp_path.iterdir()] == [("disk", SIZE)]
 
 
 def test_what_is_written_is_read_however_it_is_cut(device: flat.Flat) -> None:

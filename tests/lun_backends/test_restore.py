@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling back: at one instant, true newer snapshots, under writers, stopped and gone on with at every point."""
+"""Rolling back: at one instant, true newer snapshots, under writers, stopped and gone on with at every point.
+
+(Longer than most modules here: every case starts from the same volume with its history.)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thin store where it is hard: interrupted commits, lost map pages, writers that meet, failing disks, full disks, rot."""
+"""The thin store where it is hard: interrupted commits, lost map pages, writers that meet, failing disks, full disks, rot.
+
+(Longer than most modules here: every case looks into the same store from behind.)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes on real files: snapshots taken, read, deleted, found again at open, and what bad input gets."""
+"""Volumes on real files: snapshots taken, read, deleted, found again at open, and what bad input gets.
+
+(Longer than most modules here: they mirror the one module that they test.)
+"""
 
 from __future__ import annotations
 

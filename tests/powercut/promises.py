@@ -22,6 +22,8 @@ Version 0 is a sector of zeroes.
 | one in creation          | is not there, or as above                                                                   |
 | one in deletion          | is as above, or is not there, or is `deleting` and a resumed deletion ends that             |
 | a write-once device      | blocks acknowledged are written, blocks nobody touched are blank                            |
+
+(Longer than most modules here: the promises refer to each other, and are checked by one reader of labels.)
 """
 
 from __future__ import annotations

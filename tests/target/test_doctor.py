@@ -37,6 +37,25 @@ def test_a_kernel_without_the_modules_is_told_from_one_with_them(tmp_path: Path)
         assert each.good or each.remedy
 
 
+def test_a_configuration_that_cannot_be_used_is_told_in_the_form_asked_for(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("taget: x\n")
+    for words in (["doctor", "--config"], ["config", "check"]):
+        done = CliRunner().invoke(cli.main, ["--json", *words, str(bad)])
+        assert done.exit_code == 1
+        assert {each["path"] for each in json.loads(done.stdout)["problems"]} >= {"taget"}
+        done = CliRunner().invoke(cli.main, [*words, str(bad)])
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert f"{bad}:1: taget: unknown key; did you mean target?" in done.stderr
+        done = CliRunner().invoke(cli.main, ["--json", *words, str(tmp_path / "none")])
+        assert (done.exit_code, json.loads(done.stderr)["error"]) == (1, "unreadable")
+        done = CliRunner().invoke(cli.main, [*words, str(tmp_path / "none")])
+        assert (
+            done.stderr
+            == f"wolun: {tmp_path / 'none'} cannot be read: No such file or directory\nName a file that can.\n"
+        )
+
+
 def test_the_command_speaks_json_and_tells_by_its_status(tmp_path: Path) -> None:
     config = tmp_path / "lio.yaml"
     config.write_text("target: iqn.2026-11.io.wolun:doctor\nfabric: lio\nvolumes: []\n")

@@ -245,7 +245,7 @@ def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> Non
         write(session, SIZE - MIB, b"\x44" * (4 * MIB))
         assert read(session, view) == moments["a"]
     check_views(served, moments)
-    for size, code in (("20MiB", "resize-refused"), ("37748737", "resize-refused")):
+    for size, code in ((n, "resize-refused") for n in ("20MiB", "37748737", "8192PiB")):
         refused = served.run("--json", "volume", "resize", "vol0", size, check=False)
         assert (refused.returncode, code in refused.stderr) == (1, True)
     assert served.run("volume", "resize", "vol0", "much", check=False).returncode == 2

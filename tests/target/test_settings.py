@@ -102,6 +102,9 @@ def test_names_that_yaml_1_1_would_take_for_something_else_stay_names() -> None:
     [
         (VOLUME + "    chunk_sze: 4KiB\n", "f.yaml:6: volumes[0].chunk_sze: unknown key; did you mean chunk_size?"),
         ("portl: {}\n" + VOLUME, "f.yaml:1: portl: unknown key; did you mean portal? allowed: target, fabric, portal,"),
+        (VOLUME.replace("1GiB", "-512"), "f.yaml:5: volumes[0].size: -512 bytes are no size: from 0 to 8192PiB"),
+        (VOLUME.replace("1GiB", "8192PiB"), "f.yaml:5: volumes[0].size: 9223372036854775808 bytes are no size: from 0"),
+        (VOLUME + "    limit: -1\n", "f.yaml:6: volumes[0].limit: -1 bytes are no size: from 0"),
         (VOLUME + "    zzz: 1\n", "f.yaml:6: volumes[0].zzz: unknown key; allowed: name, lun, size,"),
         (VOLUME + "portal: {lisen: x}\n", "f.yaml:6: portal.lisen: unknown key; did you mean listen?"),
         (VOLUME + "    name: other\n", "f.yaml:6: volumes[0].name: this key stands on line 3 already"),

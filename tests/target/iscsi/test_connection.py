@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The full feature phase: an initiator and a connection talk without a network."""
+"""The full feature phase: an initiator and a connection talk without a network.
+
+(Longer than most modules here: a case for each kind of PDU, all with the same two ends.)
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent reservations and SPC-2's: service actions, who may do what, unit attentions, and what a restart remembers."""
+"""Persistent reservations and SPC-2's: service actions, who may do what, unit attentions, and what a restart remembers.
+
+(Longer than most modules here: a case for each service action, all with the same initiators.)
+"""
 
 from __future__ import annotations
 
