@@ -45,7 +45,7 @@ class Portals:
         try:
             self._fabric.listen(address)
         except fabrics.CannotStart as error:
-            remedy = error.remedy or "`ss -tlnp` lists who listens, `ip address` what this machine listens on"
+            remedy = error.remedy or "`ss -tlnp` lists who listens, `ip address` the addresses of this machine"
             raise problems.refused(f"portal {address}", error.reason, remedy) from error
         self._put_in_force(after.listen, on_file if address in on_file else (*on_file, address))
         log.info("initiators can connect to %s", address)
