@@ -59,7 +59,8 @@ def find(program: str) -> str | None:
 
 
 def require(program: str, package: str | None = None) -> str:
-    """The path of `program`; installs Debian's `package` if it is missing and that is possible.
+    """The path of `program`; installs Debian's `package`, and QEMU's iSCSI for a program of QEMU's, if it is missing and
+    that is possible.
 
     Raises PeerMissing with one line that says what to install.
     """
@@ -69,6 +70,10 @@ def require(program: str, package: str | None = None) -> str:
         found = find(program)
     if found is None:
         raise PeerMissing(f"{program} is missing although its package {package or PEERS.get(program)} is installed")
+    if PEERS.get(program) == "qemu-utils":
+        libraries = [package for file, package in LIBRARIES.items() if not _library(file)]
+        if libraries:
+            install(libraries)
     return found
 
 
