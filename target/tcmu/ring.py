@@ -20,6 +20,9 @@ What may surprise:
 * Task management arrives as a note beside the commands, which are still to be answered.
 
 `take` is for one thread, `complete` for any.  What `complete` wrote is published, and the kernel told, once per call.
+
+With one command in flight the time between two system calls is what the initiator waits for, so the usual entry (one
+buffer, often the one that this task object had last time) and the usual answer (GOOD) have a short way of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import struct
 import threading
 from collections.abc import Iterable, Sequence
 
-from target.scsi.task import Status, Task
+from target.scsi.task import Task
 
 MAILBOX_VERSION = 2
 CAP_OUT_OF_ORDER = 0x1
@@ -52,8 +55,9 @@ VARIABLE_LENGTH_CDB = 0x7F  # SPC-4 4.2.4: 8 bytes and as many more as byte 7 sa
 SENSE_LENGTH = 96
 
 _MAILBOX = struct.Struct("=HHIII")
-_REQUEST = struct.Struct("=IHBBIIIxxxxQ")  # len_op, id, kflags, uflags, iov_cnt, iov_bidi_cnt, iov_dif_cnt, cdb_off
+_REQUEST = struct.Struct("=4xH2xI12xQ16xQQ")  # id, iov_cnt, cdb_off, and base and length of the first buffer
 _RESPONSE = struct.Struct(f"=IHBBBxxxI{SENSE_LENGTH}s")  # len_op, id, kflags, uflags, status, read_len, sense
+_GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel then does not look at
 _TMR = struct.Struct("=IHBBBxxxI")  # len_op, id, kflags, uflags, type, cmd_cnt
 _TMR_IDS = 32
 _IOV = struct.Struct("=QQ")
@@ -75,11 +79,12 @@ class RingError(Exception):
 class RingTask(Task):
     """A command taken from the ring; `buffers` is its part of the data area, `length` bytes in all."""
 
-    __slots__ = ("buffers", "command_id", "length")
+    __slots__ = ("base", "buffers", "command_id", "length")
 
     def __init__(self) -> None:
         super().__init__(self._room)
         self.command_id = 0
+        self.base = 0  # where the only buffer begins; 0, which is the mailbox, if there are more or none
         self.buffers: Sequence[memoryview] = ()
         self.length = 0
 
@@ -123,17 +128,20 @@ class Ring:
         """Whether every command that the kernel has put into the ring is answered."""
         return bool(self._words[HEAD_WORD] == self._words[TAIL_WORD])
 
-    def take(self) -> list[RingTask]:
+    def take(self) -> Sequence[RingTask]:
         """The commands that the kernel has added since; task management among them marks its tasks `aborted`.
 
         Raises RingError when an entry makes no sense.
         """
-        head = self._words[HEAD_WORD]
+        words = self._words
+        head = words[HEAD_WORD]
         position = self._taken
+        if position == head:
+            return ()
         tasks: list[RingTask] = []
         while position != head:
             at = self._start + position
-            word = self._words[at >> 2]
+            word = words[at >> 2]
             length = word & ~OP_MASK
             if not length or position + length > self._size:
                 raise RingError(f"entry of {length} bytes at {position} in a ring of {self._size}")
@@ -144,22 +152,24 @@ class Ring:
                 self._abort(at)
             elif operation != OP_PAD:
                 self._view[at + UFLAGS_OFFSET] |= UFLAG_UNKNOWN_OP
-            position = (position + length) % self._size
+            position += length
+            if position == self._size:
+                position = 0
         self._taken = position
+        if not tasks:
+            self.complete(())
         return tasks
 
     def complete(self, tasks: Iterable[RingTask]) -> None:
-        """Answer commands, in any order; a task object may be used again by the next `take`.
-
-        To be called, without tasks if need be, after each `take`, since that may have met entries that ask for no answer.
-        """
+        """Answer commands, in any order; a task object may be used again by the next `take`."""
         with self._lock:
             if self._closed:
                 return
             before = self._tail
             for task in tasks:
                 self._respond(task)
-            self._skip()
+            if self._tail != self._taken:
+                self._skip()
             if self._tail != before:
                 self._words[TAIL_WORD] = self._tail
                 os.write(self._descriptor, _KICK)
@@ -189,22 +199,23 @@ class Ring:
         return ""
 
     def _task(self, at: int) -> RingTask:
-        _, command_id, _, _, count, _, _, cdb_at = _REQUEST.unpack_from(self._view, at)
+        command_id, count, cdb_at, base, length = _REQUEST.unpack_from(self._view, at)
         task = self._spare.pop() if self._spare else RingTask()
-        view = self._view
         if count == 1:
-            base, length = _IOV.unpack_from(view, at + IOV_OFFSET)
-            task.buffers = (view[base : base + length],)
-            task.length = length
+            if base != task.base or length != task.length:
+                task.base = base
+                task.length = length
+                task.buffers = (self._view[base : base + length],)
         else:
+            view = self._view
             end = at + IOV_OFFSET + count * _IOV.size
+            task.base = 0
             task.buffers = [view[b : b + n] for b, n in _IOV.iter_unpack(view[at + IOV_OFFSET : end])]
             task.length = sum(map(len, task.buffers))
-        cdb_end = cdb_at + CDB_LENGTH
-        if view[cdb_at] == VARIABLE_LENGTH_CDB:
-            cdb_end = cdb_at + 8 + view[cdb_at + 7]
-        cdb = bytes(view[cdb_at:cdb_end])
-        if cdb[0] in _BEFORE_INQUIRY and cdb[1] & SCSI2_LUN:
+        cdb = self._map[cdb_at : cdb_at + CDB_LENGTH]
+        if cdb[0] == VARIABLE_LENGTH_CDB:
+            cdb = self._map[cdb_at : cdb_at + 8 + cdb[7]]
+        elif cdb[0] in _BEFORE_INQUIRY and cdb[1] & SCSI2_LUN:
             cdb = cdb[:1] + bytes((cdb[1] & ~SCSI2_LUN & 0xFF,)) + cdb[2:]
         task.cdb = cdb
         task.command_id = command_id
@@ -234,21 +245,30 @@ class Ring:
         self._tail = tail
 
     def _respond(self, task: RingTask) -> None:
-        if self._words[(self._start + self._tail) >> 2] & OP_MASK != OP_CMD:
-            self._skip()
         at = self._start + self._tail
         word = self._words[at >> 2]
-        status = task.status
+        if word & OP_MASK != OP_CMD:
+            self._skip()
+            at = self._start + self._tail
+            word = self._words[at >> 2]
         flags = given = 0
-        if task.data_in:
-            given = min(sum(map(len, task.data_in)), task.length)
-            if status != Status.GOOD or given != task.length:
+        data_in = task.data_in
+        if data_in:
+            if data_in is task.buffers:
+                given = task.length
+            else:
+                given = min(sum(map(len, data_in)), task.length)
+            if task.status or given != task.length:
                 flags = UFLAG_READ_LEN
-        elif status == Status.GOOD and task.buffers and task.cdb[0] not in _DATA_OUT_ONLY:
+            task.data_in = ()
+        elif not task.status and task.length and task.cdb[0] not in _DATA_OUT_ONLY:
             for buffer in task.buffers:
                 buffer[:] = bytes(len(buffer))
-        _RESPONSE.pack_into(self._view, at, word, task.command_id, 0, flags, status, given, task.sense)
-        self._tail = (self._tail + (word & ~OP_MASK)) % self._size
+        if task.status:
+            _RESPONSE.pack_into(self._view, at, word, task.command_id, 0, flags, task.status, given, task.sense)
+        else:
+            _GOOD.pack_into(self._view, at, word, task.command_id, 0, flags, 0, given)
+        tail = self._tail + (word & ~OP_MASK)
+        self._tail = tail if tail != self._size else 0
         del self._running[task.command_id]
-        task.data_in = ()
         self._spare.append(task)

@@ -131,14 +131,24 @@ class Server:
 
     def _serve(self, served: Served) -> None:
         ring = served.ring
+        execute = served.executor.execute
         try:
             # an answer often brings the next command at once: looking again is cheaper than being woken
             for _ in range(ROUNDS):
-                tasks = ring.take()
+                done: list[RingTask] = []
+                tasks = waiting = ring.take()
                 if not tasks:
-                    ring.complete(())
                     return
-                done, waiting = _without_waiting(served, tasks)
+                if len(tasks) == 1:
+                    try:
+                        execute(tasks[0], nowait=True)
+                    except WouldBlock:
+                        pass  # see whether it can be prepared
+                    else:
+                        ring.complete(tasks)
+                        continue
+                else:
+                    done, waiting = _without_waiting(served, tasks)
                 if waiting and served.executor.prepare(waiting, nowait=True):
                     more, waiting = _without_waiting(served, waiting)
                     done += more
@@ -153,7 +163,7 @@ class Server:
             self._epoll.unregister(served.descriptor)
 
     def _work(self, served: Served, tasks: Sequence[RingTask]) -> None:
-        waiting = list(tasks)
+        waiting = tasks
         if len(tasks) > 1:
             served.executor.prepare(tasks)
             done, waiting = _without_waiting(served, tasks)
@@ -168,7 +178,7 @@ class Server:
         served.ring.complete((task,))
 
 
-def _without_waiting(served: Served, tasks: Sequence[RingTask]) -> tuple[list[RingTask], list[RingTask]]:
+def _without_waiting(served: Served, tasks: Sequence[RingTask]) -> tuple[list[RingTask], Sequence[RingTask]]:
     """Execute what takes no waiting; gives the tasks that are done and those that are not."""
     execute = served.executor.execute
     done: list[RingTask] = []
