@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import rtslib_fb  # not before the kernel modules are there: importing it sets the kernel's database directory
 
 _ADDRESS = re.compile(r"^\s*Address (\S+)", re.MULTILINE)
+_DEVICE_NAME = re.compile(r"wolun-[0-9a-f]{8}\.")
 TARGET_CORE = Path("/sys/kernel/config/target/core")
 DATABASE = Path("/etc/target")  # rtslib points the kernel there when it is imported, and fails if it is missing
 RESERVATIONS = DATABASE / "pr"
@@ -181,6 +182,11 @@ def delete_device(hba: int, name: str) -> None:
 
     with _saying(f"remove the device {name}"):
         UserBackedStorageObject(name, index=hba).delete()
+
+
+def is_a_daemons(name: str) -> bool:
+    """Whether a device was made by a daemon, ours or another, and not by hand."""
+    return _DEVICE_NAME.match(name) is not None
 
 
 def our_devices(prefix: str) -> list[tuple[int, str]]:

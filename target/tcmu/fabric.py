@@ -2,7 +2,8 @@
 """The `lio` fabric: every LUN of a SCSI target becomes a TCMU device that the kernel's target exports and we serve.
 
 A device's configuration says what it is; stock tools show it, and devices that others make with such a configuration
-(`targetcli /backstores/user:copyonwrite create …`) are served just so, but never changed or removed by us.
+(`targetcli /backstores/user:copyonwrite create …`) are served just so, but never changed or removed by us.  Those of
+another wolun daemon are left alone.
 
 | configuration                    | what                                       |
 | -------------------------------- | ------------------------------------------ |
@@ -93,11 +94,10 @@ class LioFabric:
         configfs.load_modules()
         self._listener = netlink.Listener(self._announced)
         self._server.start()
-        prefix = self._configuration.device_prefix
         wanted = {self._configuration.device_name(config_of(unit)) for unit in self._scsi_target.luns.values()}
         with self._lock:
             for device in uio.devices():
-                if not device.name.startswith(prefix) or device.name in wanted:
+                if not configfs.is_a_daemons(device.name) or device.name in wanted:
                     self._adopt(device, fresh=False)
         self._listener.start()
         self._kernel = configfs.KernelTarget(dataclasses.replace(self._configuration, reserving=self._reserving()))
@@ -274,6 +274,7 @@ class LioFabric:
             return -errno.ENOENT
         try:
             if not fresh:
+                os.close(device.open())  # somebody else's ring is not reset
                 configfs.action(device, "block_dev", 1)
                 configfs.action(device, "reset_ring", 1)
             self._serve(device, unit)
@@ -318,16 +319,15 @@ class LioFabric:
 
     def _announced(self, event: netlink.Event) -> int | None:
         """The kernel announced something; runs on the netlink thread."""
-        prefix = self._configuration.device_prefix
         if event.command == netlink.REMOVED:
             with self._lock:
                 gone = self._devices.get(f"/dev/uio{event.minor}")
-            if gone is None or gone.uio.name.startswith(prefix):
+            if gone is None or configfs.is_a_daemons(gone.uio.name):
                 return None
             self._release(gone)
             return 0
         device = uio.by_minor(event.minor)
-        if device is None or device.name.startswith(prefix) or device.handler not in HANDLERS.values():
+        if device is None or configfs.is_a_daemons(device.name) or device.handler not in HANDLERS.values():
             return None
         if event.command == netlink.RECONFIG:
             return -errno.EOPNOTSUPP

@@ -101,19 +101,22 @@ def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
     assert [result for result in results if result.outcome is not suite.Outcome.PASSED] == []
 
 
-def test_reservations_that_persist_do(lab: Lab) -> None:
-    """Past a stop, which leaves nothing in the kernel; and from the start, not only when their holder comes again."""
+def test_reservations_that_persist_do(lab: Lab, daemon: GuestDaemon) -> None:
+    """Past a stop, which leaves nothing in the kernel; and from the start, not only when their holder comes again.
+    All that beside another daemon, with a volume of the same name: neither touches what the other serves."""
     solo = lab["solo"]
-    daemon = GuestDaemon(solo, RESERVED, name="reserved")
+    reserved = GuestDaemon(solo, RESERVED, name="reserved")
 
     def initiator(script: str) -> None:
         python = WOLUN.with_name("python")
         solo.run(f"cd {CHECKOUT} && {python} -c {shlex.quote(INITIATOR + script)} 2>&1")
 
-    daemon.start()
+    reserved.start()
     initiator(RESERVE_FOR_EVER)
-    daemon.stop()
+    reserved.stop()
     assert not solo.output("find /sys/kernel/config/target/iscsi -name '*:reserved'")
-    daemon.start()
+    reserved.start()
     initiator(STILL_RESERVED)
-    daemon.stop()
+    reserved.stop()
+    results = conformance.run(solo, "ALL.Write10")
+    assert [result for result in results if result.outcome is not suite.Outcome.PASSED] == []
