@@ -92,9 +92,7 @@ class PortalGroup(Node):
                    Refused while somebody is logged in who no longer may, unless `force=true` is among them.
         parameter  NAME=VALUE, any number of them
         """
-        names = self.list_group_params("access", writable=True)
-        if group != "access" or not set(parameter) - {"force"} or set(parameter) - {"force", *names}:
-            super().ui_command_set(group, **parameter)
+        if self.explained("access", group, parameter):
             return
         force = flag(parameter.pop("force", "false"), "force")
         networks = parameter.get("networks")

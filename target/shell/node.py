@@ -98,6 +98,16 @@ class Node(node.ConfigNode):
         """Tell what was done - or would be."""
         console.say(f"checked, not done: {text}" if self.asked.dry_run else text)
 
+    def explained(self, mine: str, group: str | None, parameter: dict[str, str]) -> bool:
+        """Leave `set` to configshell unless it sets parameters (`force` aside) of the group `mine`, all of which there are;
+        of some that there are not it hears of those alone, and refuses them.  Gives whether it was left to it."""
+        names = self.list_group_params(mine, writable=True)
+        strange = {name: value for name, value in parameter.items() if name not in (*names, "force")}
+        if group == mine and not strange and set(parameter) - {"force"}:
+            return False
+        super().ui_command_set(group, **(strange if group == mine and strange else parameter))
+        return True
+
     def only_checks(self, what: str) -> bool:
         """With `--dry-run`, tell what would be done, for a request that the daemon cannot check without doing it."""
         if self.asked.dry_run:

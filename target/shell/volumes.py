@@ -180,9 +180,7 @@ class Volume(Node):
                    it, unless `force=true` is among them.
         parameter  NAME=VALUE, any number of them
         """
-        names = self.list_group_params("attribute", writable=True)
-        if group != "attribute" or not set(parameter) - {"force"} or set(parameter) - {"force", *names}:
-            super().ui_command_set(group, **parameter)
+        if self.explained("attribute", group, parameter):
             return
         force = flag(parameter.pop("force", "false"), "force")
         lun = parameter.get("lun")

@@ -380,6 +380,13 @@ class TestAttributes:
             assert "in use" in refused(served, "/volumes/vol0 set attribute lun=0")
         assert "durability" in refused(served, "/volumes/vol0 set attribute durability=never")
 
+    def test_with_one_that_there_is_not_nothing_is_set(self, served: daemon.Daemon) -> None:
+        before = running(served)
+        assert "unknown parameter bogus" in refused(served, f"{TPG} set access networks=10.0.0.0/8 bogus=1")
+        assert "unknown parameter bogus" in refused(served, "/volumes/vol0 set attribute limit=64MiB bogus=1")
+        assert "size is read-only" in refused(served, "/volumes/vol0 set attribute limit=64MiB size=1GiB")
+        assert running(served) == before
+
     def test_an_initiator(self, served: daemon.Daemon) -> None:
         acl = f"{TPG}/acls/{ANN}"
         good(served, f"{TPG}/acls create {ANN}")
