@@ -135,10 +135,10 @@ class Connection:
                 if start == end:
                     break
                 if self.tasks.paused:
-                    self.stalled = start < end
+                    self.stalled = True
                     break
             if self.tasks.congested:
-                self.stalled = start < end
+                self.stalled = True
                 break
             if self.state in (State.CLOSING, State.LOGOUT):
                 break

@@ -2,7 +2,7 @@
 """The iSCSI portal: listens, moves bytes between sockets and connections, and blocked commands to workers and back.
 
 One thread runs one event loop on epoll for all sessions.  Per round and readable socket: one `recv_into` of up to a
-mebibyte, every complete PDU in it handled, everything there is to say sent with one gathering `sendmsg`.  The loop
+mebibyte, every complete PDU in it handled, everything there is to say sent with one call.  The loop
 never waits for a disk (the device server raises WouldBlock, workers.py goes on) nor for a slow peer (a session that
 does not take its answers is not read from until it does).
 
