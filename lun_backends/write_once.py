@@ -39,7 +39,6 @@ class WriteOnce(block_device.BlockDevice):
     def __init__(self, store: thin.ThinStore) -> None:
         self.store = store
         self.uuid = store.snapshot
-        self.volume_uuid = store.volume
         self.size = store.size
         self.block_size = store.block_size
         self.chunk_size = store.chunk_size

@@ -3,8 +3,9 @@
 
 Exit status: 0 done, 1 not done (a sentence and a remedy on standard error), 2 the command line is wrong, 130 interrupted.
 
-Every verb but `serve` and `config` is a client of the control socket and answers within a blink: what they need is
-imported where they need it, and nothing else is.
+Every verb but `serve` and `config` is a client of the control socket.  All but `serve` answer within a blink: what a verb
+needs is imported where it needs it, and nothing else is, neither HTTP for those that look at a file nor the types of a file for
+those that talk.
 
 (Longer than most modules here: it is a list of the verbs, each with its help, and little else.)
 """
@@ -23,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import target
-from target import client, messages, places, show, units
+from target import places, show, units
 
 if TYPE_CHECKING:
     from click import shell_completion
 
-    from target import settings
+    from target import client, messages, settings
 
 
 class Context:
@@ -40,11 +41,15 @@ class Context:
 
     def client(self) -> client.Client:
         """The daemon's control socket."""
+        from target import client
+
         return client.Client(self.state_dir)
 
     def answer(self, value: object, text: Callable[[], str]) -> None:
         """Print an answer: `value` (messages) for programs, `text` for people."""
         if self.json:
+            from target import messages
+
             plain = [messages.encode(each) for each in value] if isinstance(value, list) else messages.encode(value)
             click.echo(json.dumps(plain, indent=2))
         else:
@@ -64,6 +69,8 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(context: Context, /, *arguments: Any, json_here: bool, **options: Any) -> None:
+        from target import client
+
         context.json = context.json or json_here
         try:
             function(context, *arguments, **options)
@@ -101,6 +108,8 @@ def _completions(
 ) -> list[shell_completion.CompletionItem]:
     """What really is there and begins like that; nothing if the daemon cannot be asked."""
     from click import shell_completion
+
+    from target import client
 
     chosen = context.find_root().params.get("state_dir") or places.default_state_dir()
     try:
@@ -222,11 +231,11 @@ def doctor(context: Context, config: Path | None, json_here: bool) -> None:
     import dataclasses
 
     from target import doctor as examination
-    from target import settings
+    from target import fabric_kind
 
     json_wanted = context.json or json_here
     configured = _load(config, json_wanted=json_wanted) if config else None
-    listen = configured.portal.listen if configured else settings.Portal().listen
+    listen = configured.portal.listen if configured else fabric_kind.DEFAULT_LISTEN
     report = examination.examine(context.state_dir, listen)
     if json_wanted:
         plain = [
@@ -234,11 +243,11 @@ def doctor(context: Context, config: Path | None, json_here: bool) -> None:
             for each in report.findings
         ]
         click.echo(
-            json.dumps({"findings": plain, "runs": {each.value: report.can_run(each) for each in settings.Fabric}})
+            json.dumps({"findings": plain, "runs": {each.value: report.can_run(each) for each in fabric_kind.Fabric}})
         )
     else:
         click.echo(examination.show(report))
-    if not report.can_run(configured.fabric if configured else settings.Fabric.PORTAL):
+    if not report.can_run(configured.fabric if configured else fabric_kind.Fabric.PORTAL):
         sys.exit(1)
 
 
@@ -381,6 +390,8 @@ def snapshot_export(
 @_verb
 def snapshot_verify(context: Context, which: tuple[str, str]) -> None:
     """Read all that a snapshot needs, and compare it with its checksums; exit status 1 if something is damaged."""
+    from target import messages
+
     asked = context.client()
     job = _follow(context, asked, lambda: asked.verify(*which), "verifying")
     found = asked.result(messages.Verification, job)
@@ -396,6 +407,8 @@ def snapshot_verify(context: Context, which: tuple[str, str]) -> None:
 @_verb
 def snapshot_diff(context: Context, since: tuple[str, str], to: tuple[str, str] | None, exact: bool) -> None:
     """What changed from the first snapshot to the second, or to now: what an incremental backup reads."""
+    from target import messages
+
     if to is not None:
         _same_volume(since, to)
     asked = context.client()
@@ -508,6 +521,8 @@ def _load(file: Path, *, json_wanted: bool) -> settings.Settings:
         return configuration.load(file)
     except configuration.ConfigurationError as error:
         if json_wanted:
+            from target import messages
+
             click.echo(json.dumps({"problems": [messages.encode(problem) for problem in error.problems]}, indent=2))
         else:
             click.echo(str(error), err=True)
@@ -540,6 +555,8 @@ def _follow(
     """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
     were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
     take back nothing any more.  Raises Failed."""
+    from target import client, messages
+
     _hold_interrupts(True)
     last = job = begin()
     try:

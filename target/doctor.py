@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from target import settings
+from target import fabric_kind
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 CONFIGFS = Path("/sys/kernel/config")
@@ -36,7 +36,7 @@ CAP_SYS_ADMIN = 21
 class Finding:
     """One thing looked at; without it `fabric` (or with None: either) does not run, unless it is `optional`."""
 
-    fabric: settings.Fabric | None
+    fabric: fabric_kind.Fabric | None
     what: str
     good: bool
     found: str
@@ -50,7 +50,7 @@ class Report:
 
     findings: tuple[Finding, ...]
 
-    def can_run(self, fabric: settings.Fabric) -> bool:
+    def can_run(self, fabric: fabric_kind.Fabric) -> bool:
         """Whether nothing that the fabric needs is missing."""
         return all(each.good or each.optional for each in self.findings if each.fabric in (None, fabric))
 
@@ -65,8 +65,8 @@ def show(report: Report) -> str:
     lines = []
     for fabric, title in (
         (None, "for everything"),
-        (settings.Fabric.PORTAL, "fabric: portal, our own iSCSI portal"),
-        (settings.Fabric.LIO, "fabric: lio, the kernel's target"),
+        (fabric_kind.Fabric.PORTAL, "fabric: portal, our own iSCSI portal"),
+        (fabric_kind.Fabric.LIO, "fabric: lio, the kernel's target"),
     ):
         verdict = "" if fabric is None else (": can run" if report.can_run(fabric) else ": CANNOT RUN")
         lines.append(f"{title}{verdict}")
@@ -89,8 +89,8 @@ def _state(directory: Path) -> Finding:
 
 
 def _port(listen: str) -> Finding:
-    host, port = settings.host_and_port(listen)
-    fabric = settings.Fabric.PORTAL
+    host, port = fabric_kind.host_and_port(listen)
+    fabric = fabric_kind.Fabric.PORTAL
     what = f"listening on {listen}"
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
@@ -104,7 +104,7 @@ def _port(listen: str) -> Finding:
 
 
 def _kernel() -> Iterator[Finding]:
-    lio = settings.Fabric.LIO
+    lio = fabric_kind.Fabric.LIO
     privileged = os.geteuid() == 0 and _has_capability(CAP_SYS_ADMIN)
     who = "root" if privileged else "root without CAP_SYS_ADMIN" if os.geteuid() == 0 else f"user {os.geteuid()}"
     yield Finding(

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from target import access, settings
+from target import access, fabric_kind, settings
 from target.iscsi import chap, errors, portal
 from target.scsi import scsi_target
 
@@ -86,7 +86,7 @@ class PortalFabric:
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
         first, *others = configured.portal.listen
         with _explained(first):
-            self._portal = portal.Portal(*settings.host_and_port(first), {configured.target: served}, policy=policy)
+            self._portal = portal.Portal(*fabric_kind.host_and_port(first), {configured.target: served}, policy=policy)
         try:
             for each in others:
                 self.listen(each)
@@ -99,7 +99,7 @@ class PortalFabric:
 
     def listen(self, address: str) -> None:
         with _explained(address):
-            self._portal.listen(*settings.host_and_port(address))
+            self._portal.listen(*fabric_kind.host_and_port(address))
 
     def unlisten(self, address: str) -> None:
         self._portal.unlisten(address)

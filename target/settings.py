@@ -21,18 +21,25 @@ with them, by file and line.
 
 from __future__ import annotations
 
+import ast
 import enum
+import inspect
 import ipaddress
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+from pydantic import json_schema as json_schema_
+from pydantic_core import core_schema
 
 from lun_backends import names, policy
 from lun_backends.durability import Durability
 from target import units
+from target.fabric_kind import DEFAULT_LISTEN
+from target.fabric_kind import Fabric as Fabric  # part of this module's interface
 from target.schedule import Every
 
 CHUNK_MINIMUM = 4 << 10
@@ -61,13 +68,6 @@ INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,
 UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
-
-
-class Fabric(enum.Enum):
-    """What carries SCSI to the daemon."""
-
-    PORTAL = "portal"
-    LIO = "lio"
 
 
 class ChapAlgorithm(enum.Enum):
@@ -201,7 +201,7 @@ Kept = Annotated[int, pydantic.Field(ge=0, le=10_000)]
 class _Settings(pydantic.BaseModel):
     """What all parts of the configuration share."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False)
 
 
 def _allowed_block_size(value: int) -> int:
@@ -230,14 +230,8 @@ PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_bl
 class Portal(_Settings):
     """The iSCSI portal in user space."""
 
-    listen: Listens = ("127.0.0.1:3260",)
+    listen: Listens = DEFAULT_LISTEN
     """HOST:PORT, or a list of several, to accept initiators on; 3260 is iSCSI's own. Port 0 takes any free one."""
-
-
-def host_and_port(listen: str) -> tuple[str, int]:
-    """What to listen on: the host without the brackets of an IPv6 address, and the TCP port, 0 for any free one."""
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 class Lio(_Settings):
@@ -633,7 +627,25 @@ class Settings(_Settings):
                 yield ("shared", index, "view_lun"), each.view_lun, f"{each.name}@{each.snapshot}"
 
 
+class _WithDescriptions(json_schema_.GenerateJsonSchema):
+    """Takes the text below each key along.  pydantic does that by itself (`use_attribute_docstrings`), but whenever this module is
+    imported: a sixth of what `wolun config check` takes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        source = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+        self._classes = {each.name: each for each in source.body if isinstance(each, ast.ClassDef)}
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> json_schema_.JsonSchemaValue:
+        found = super().model_schema(schema)
+        for key, text in itertools.pairwise(self._classes[schema["cls"].__name__].body):
+            match key, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                    found["properties"][name]["description"] = inspect.cleandoc(said)
+        return found
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the configuration file, for editors and for machines."""
-    schema = Settings.model_json_schema()
+    schema = Settings.model_json_schema(schema_generator=_WithDescriptions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "wolun configuration"}

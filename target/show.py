@@ -12,8 +12,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from target import messages, units
+from target import units
+
+if TYPE_CHECKING:
+    from target import messages
 
 MAP_ROWS = 16
 PIPE_WIDTH = 80

@@ -55,7 +55,6 @@ class Syncs:
     data: int = 0  # fdatasync of the chunk file
     map: int = 0  # sync of the map
     commits: int = 0  # groups committed
-    batches: int = 0  # batches in them
 
 
 class Batch:
@@ -412,7 +411,6 @@ class ThinStore:
                 self._map.confirm(chunk)
             self._end([batch])
             self.syncs.commits += 1
-            self.syncs.batches += 1
             self._changed.notify_all()
         self._record_checksums(full)
 
@@ -444,7 +442,6 @@ class ThinStore:
             for chunk, _ in full:
                 map_.confirm(chunk)
         self.syncs.commits += 1
-        self.syncs.batches += len(group)
 
     def _publish(self, batch: Batch) -> list[tuple[int, int]]:
         """Step 4; returns the chunks that are full now, with their checksums, 0 for those yet to be computed."""

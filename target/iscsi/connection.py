@@ -221,8 +221,6 @@ class Connection:
         if self.state is State.FULL_FEATURE:
             self.sender.async_message(event, code, parameters)
 
-    # -- the fast path -------------------------------------------------------------------------------------------
-
     # -- the general path ----------------------------------------------------------------------------------------
 
     def _receive_one(self, buffer: memoryview, start: int, end: int, now: float) -> int:

@@ -2,7 +2,7 @@
 """Builds the answers of one connection: sequence numbers, residuals, data segments and digests (RFC 7143 11.4 to 11.18).
 
 Everything here works for every combination of digests and lengths; the one answer that is also built elsewhere, for
-speed, is the single Data-In or SCSI Response of a command that was answered at once (`Connection._receive_commands`).
+speed, is the single Data-In or SCSI Response of a command that was answered at once (`TaskSet.receive_commands`).
 """
 
 from __future__ import annotations
