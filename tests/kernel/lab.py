@@ -7,6 +7,7 @@ one and removed.
 
 from __future__ import annotations
 
+import compileall
 import fcntl
 import shutil
 import sys
@@ -26,6 +27,7 @@ class Lab:
 
     def __init__(self, boot: image.Image, names: Sequence[str], *, memory: int = machine.MEMORY) -> None:
         _remove_stale()
+        _compile()
         # not under pytest's tmp_path: paths of Unix sockets are at most 107 bytes long
         self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._lock = (self._directory / "lock").open("w")
@@ -75,6 +77,12 @@ class Lab:
         self.switch.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._lock.close()
+
+
+def _compile() -> None:
+    """Compile what the guests run of this checkout: they cannot leave what they compile themselves to each other."""
+    for package in ("target", "lun_backends", "tests"):
+        compileall.compile_dir(CHECKOUT / package, quiet=2)
 
 
 def _remove_stale() -> None:
