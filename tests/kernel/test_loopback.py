@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine: the three handlers through tcm_loop, and a daemon that is killed under load, again and again."""
+"""One machine: the three handlers through tcm_loop.  And beside it another, whose daemon is killed under load, again and again."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -64,33 +66,84 @@ END
 
 @pytest.fixture(scope="module")
 def lab(boot_image: image.Image) -> Iterator[Lab]:
-    with Lab(boot_image, ["solo"]) as machines:
+    with Lab(boot_image, ["solo", "killed"]) as machines:
         yield machines
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kills(lab: Lab) -> Iterator[Future[None]]:
+    """They take minutes and one of two processors, and go on while the other tests have the other."""
+    with ThreadPoolExecutor(1) as beside:
+        yield beside.submit(kill_under_load, lab["killed"])
+        lab["killed"].power_off()  # nobody waits for them who did not ask
+
+
+@contextlib.contextmanager
+def new_daemon(machine: Machine) -> Iterator[GuestDaemon]:
+    """One that is not started, with a new volume; nothing of ours may be left in the kernel after it, nothing of others be gone."""
+    machine.run("modprobe -a sd_mod sg ext4; rm -rf /run/wolun")
+    if machine.run("ls -d /sys/kernel/config/target/iscsi/iqn.2026-11.test.other:target", check=False).code:
+        machine.run(OTHERS)
+    before = machine.output(OBJECTS)
+    made = GuestDaemon(machine, CONFIGURATION)
+    yield made
+    if made.runs:
+        made.stop()
+    assert machine.output(OBJECTS) == before
 
 
 @pytest.fixture
 def solo(lab: Lab) -> Machine:
-    machine = lab["solo"]
-    machine.run("modprobe -a sd_mod sg ext4")
-    return machine
+    return lab["solo"]
 
 
 @pytest.fixture
-def daemon(solo: Machine) -> Iterator[GuestDaemon]:
-    """A new volume each time; nothing of ours may be left in the kernel after it, nothing of others may be gone."""
-    solo.run("rm -rf /run/wolun")
-    if solo.run("ls -d /sys/kernel/config/target/iscsi/iqn.2026-11.test.other:target", check=False).code:
-        solo.run(OTHERS)
-    before = solo.output(OBJECTS)
-    started = GuestDaemon(solo, CONFIGURATION)
-    started.start()
-    yield started
-    started.stop()
-    assert solo.output(OBJECTS) == before
+def unstarted(solo: Machine) -> Iterator[GuestDaemon]:
+    with new_daemon(solo) as made:
+        yield made
+
+
+@pytest.fixture
+def daemon(unstarted: GuestDaemon) -> GuestDaemon:
+    unstarted.start()
+    return unstarted
+
+
+def program(machine: Machine, script: str) -> str:
+    """The daemon's program, as a script makes it."""
+    machine.put_file("/run/program.py", script)
+    return f"env PYTHONPATH={CHECKOUT} {CHECKOUT}/.venv/bin/python /run/program.py"
 
 
 def sha256(machine: Machine, path: str) -> str:
     return machine.output(f"dd if={path} bs=1M iflag=direct status=none | sha256sum")
+
+
+def kill_under_load(machine: Machine) -> None:
+    """Kills the daemon, and starts it again, while fio writes and verifies; raises AssertionError if initiators see more than a pause."""
+    with new_daemon(machine) as daemon:
+        daemon.start()
+        disk = loopback_disk(machine, 0)
+        machine.run(f"head -c 64M /dev/urandom | dd of={disk} bs=1M oflag=direct iflag=fullblock status=none")
+        # so that a restart on a busy emulated machine is a pause, not an abort
+        machine.run(f"echo 130 > /sys/block/{disk[5:]}/device/timeout")
+        expected = sha256(machine, disk)
+        view = loopback_disk(machine, daemon.snapshot("vol0", "before")["view_lun"])
+        fio = (
+            f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --size=6m "
+            "--ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --offset=$((RANDOM % 56))m"
+        )
+        load = machine.submit(f"while [ ! -e /run/enough ]; do {fio} || exit 1; done", timeout=1150)
+        for _ in range(KILLS):
+            wait_for_writes(machine, disk)
+            daemon.kill()
+            daemon.start(until="the kernel's target serves 3 LUNs")
+        machine.run("touch /run/enough")
+        ended = load.result(400)
+        assert ended.code == 0, ended.output
+        # of the volume's disk: the write-once LUN's is probed for partitions when it appears, and is blank
+        assert not machine.run(f"dmesg | grep -iE '(I/O|target|medium) error.* dev {disk[5:]}'", check=False).output
+        assert sha256(machine, view) == expected
 
 
 def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon: GuestDaemon) -> None:
@@ -139,30 +192,6 @@ def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon:
     solo.wait_until(f"[ ! -b {view} ] && [ ! -b {write_once} ]")
 
 
-def test_a_daemon_killed_under_load_costs_initiators_a_pause(solo: Machine, daemon: GuestDaemon) -> None:
-    disk = loopback_disk(solo, 0)
-    solo.run(f"head -c 64M /dev/urandom | dd of={disk} bs=1M oflag=direct iflag=fullblock status=none")
-    # so that a restart on a busy emulated machine is a pause, not an abort
-    solo.run(f"echo 130 > /sys/block/{disk[5:]}/device/timeout")
-    expected = sha256(solo, disk)
-    view = loopback_disk(solo, daemon.snapshot("vol0", "before")["view_lun"])
-    fio = (
-        f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --size=6m "
-        "--ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --offset=$((RANDOM % 56))m"
-    )
-    load = solo.submit(f"while [ ! -e /run/enough ]; do {fio} || exit 1; done", timeout=1150)
-    for _ in range(KILLS):
-        wait_for_writes(solo, disk)
-        daemon.kill()
-        daemon.start(until="the kernel's target serves 3 LUNs")
-    solo.run("touch /run/enough")
-    ended = load.result(400)
-    assert ended.code == 0, ended.output
-    # of the volume's disk: the write-once LUN's is probed for partitions when it appears, and is blank
-    assert not solo.run(f"dmesg | grep -iE '(I/O|target|medium) error.* dev {disk[5:]}'", check=False).output
-    assert sha256(solo, view) == expected
-
-
 def test_a_command_that_is_aborted_stops(solo: Machine, daemon: GuestDaemon) -> None:
     """The kernel tells of the abort through the ring; the daemon, held until then, finds both there."""
     disk = loopback_disk(solo, 0)
@@ -180,13 +209,14 @@ def test_a_command_that_is_aborted_stops(solo: Machine, daemon: GuestDaemon) -> 
     assert sha256(solo, disk) == before
 
 
-def test_a_stop_survives_a_ring_that_cannot_be_unmapped(solo: Machine, daemon: GuestDaemon) -> None:
+def test_a_stop_survives_a_ring_that_cannot_be_unmapped(solo: Machine, unstarted: GuestDaemon) -> None:
     """The fixture finds nothing left in the kernel all the same."""
-    daemon.stop()
-    solo.put_file("/run/keeping.py", KEEPING)
-    daemon.start(program=f"env PYTHONPATH={CHECKOUT} {CHECKOUT}/.venv/bin/python /run/keeping.py")
+    unstarted.start(program=program(solo, KEEPING))
     loopback_disk(solo, 0)
-    daemon.snapshot("vol0", "before")
-    daemon.stop()
-    assert solo.output(f"grep -c 'stays mapped: its memory is still referred to' {daemon.log}") == "3"
-    daemon.start()
+    unstarted.snapshot("vol0", "before")
+    unstarted.stop()
+    assert solo.output(f"grep -c 'stays mapped: its memory is still referred to' {unstarted.log}") == "3"
+
+
+def test_a_daemon_killed_under_load_costs_initiators_a_pause(lab: Lab, kills: Future[None]) -> None:
+    kills.result()
