@@ -195,6 +195,15 @@ def our_devices(prefix: str) -> list[tuple[int, str]]:
     return [(int(path.parent.name.rpartition("_")[2]), path.name) for path in found if path.name.startswith(prefix)]
 
 
+def exported() -> frozenset[str]:
+    """The names of the devices that are LUNs of any target; all others nobody can use yet."""
+    names = set()
+    for lun in TARGET_CORE.parent.glob("*/*/tpgt_*/lun/lun_*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
+            names.add(_linked(lun))
+    return frozenset(names)
+
+
 def action(device: uio.UioDevice, name: str, value: int) -> None:
     """Give the kernel an order about a device: `block_dev` (hold new commands) or `reset_ring`."""
     with _saying(f"set {name} of {device.name}"):
@@ -231,21 +240,16 @@ class KernelTarget:
         return {lun: name for lun, name in first.items() if all(other.get(lun) == name for other in others)}
 
     def add_lun(self, lun: int, hba: int, name: str, unit: LogicalUnit) -> None:
-        """Let initiators reach the device of a unit; a LUN that is not this device's already is replaced."""
+        """Let initiators reach the device of a unit, and see it as they are to; a LUN that is not this device's is replaced."""
         from rtslib_fb import LUN, UserBackedStorageObject
 
         with _saying(f"make {name} LUN {lun}"):
-            device = UserBackedStorageObject(name, index=hba)
             for group in self._groups:
                 path = Path(group.path, "lun", f"lun_{lun}")
                 if path.exists() and _linked(path) != name:
                     LUN(group, lun).delete()
                 if not path.exists():
-                    LUN(group, lun, device)
-            self.show(lun, unit)
-
-    def show(self, lun: int, unit: LogicalUnit) -> None:
-        """Let each initiator see a LUN as it is to."""
+                    LUN(group, lun, UserBackedStorageObject(name, index=hba))
         with _saying(f"map LUN {lun}"):
             for initiator, acl in self._acls.items():
                 self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
@@ -253,7 +257,7 @@ class KernelTarget:
     def admit(self, initiators: tuple[Initiator, ...], *, anyone: bool) -> None:
         """Let these log in from now on, and end the sessions of others.
 
-        What they see is for `show` to say; LUNs that are gone from `luns` are for `add_lun`, and `open` comes last.
+        The LUNs and what is seen of them are for `add_lun` to make again, and `open` comes last.
         """
         self._configuration = dataclasses.replace(self._configuration, initiators=initiators, anyone=anyone)
         if self._configuration.portals:

@@ -95,6 +95,8 @@ class LioFabric:
         self._listener = netlink.Listener(self._announced)
         self._server.start()
         wanted = {self._configuration.device_name(config_of(unit)) for unit in self._scsi_target.luns.values()}
+        # one that no LUN has yet may lack its serial number, and with it its reservations: it is made anew
+        wanted &= configfs.exported()
         with self._lock:
             for device in uio.devices():
                 if not configfs.is_a_daemons(device.name) or device.name in wanted:
@@ -141,13 +143,9 @@ class LioFabric:
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.admit(initiators, anyone=anyone)
-                there = self._kernel.luns()
                 for lun, (unit, node) in self._luns.items():
-                    if lun in there:
-                        self._kernel.show(lun, unit)
-                    else:
-                        device = self._devices[node].uio
-                        self._kernel.add_lun(lun, device.hba, device.name, unit)
+                    device = self._devices[node].uio
+                    self._kernel.add_lun(lun, device.hba, device.name, unit)
                 self._kernel.open()
 
     def listen(self, address: str, port: int) -> None:

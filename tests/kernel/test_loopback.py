@@ -12,7 +12,7 @@ import pytest
 from tests.kernel import image
 from tests.kernel.guest_daemon import GuestDaemon, loopback_disk, wait_for_writes
 from tests.kernel.lab import CHECKOUT, Lab
-from tests.kernel.machine import Machine
+from tests.kernel.machine import CommandFailed, Machine
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1200)]
 
@@ -51,6 +51,14 @@ def make_and_keep(self, *arguments):
     make(self, *arguments)
     kept.append(self._view[:1])
 ring.Ring.__init__ = make_and_keep
+cli.main(sys.argv[1:])
+"""
+# A crash after the kernel has enabled a device, and before it is told the device's serial number.
+DYING = """
+import os, signal, sys
+from rtslib_fb import tcm
+from target import cli
+tcm.StorageObject.wwn = property(None, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 cli.main(sys.argv[1:])
 """
 OBJECTS = "find /sys/kernel/config/target -mindepth 2 -type d | grep -v -e discovery_auth -e core/alua | sort"
@@ -216,6 +224,17 @@ def test_a_stop_survives_a_ring_that_cannot_be_unmapped(solo: Machine, unstarted
     unstarted.snapshot("vol0", "before")
     unstarted.stop()
     assert solo.output(f"grep -c 'stays mapped: its memory is still referred to' {unstarted.log}") == "3"
+
+
+def test_a_device_that_a_crash_left_without_a_serial_number_gets_it(solo: Machine, unstarted: GuestDaemon) -> None:
+    """By it the kernel knows which reservations are the device's."""
+    serial = "sed 's/.*: *//; s/-//g' /sys/kernel/config/target/core/user_*/wolun-*/wwn/vpd_unit_serial"
+    with pytest.raises(CommandFailed, match="ended with 1"):
+        unstarted.start(program=program(solo, DYING))
+    assert solo.output(serial) == ""
+    unstarted.start()
+    disk = loopback_disk(solo, 0)
+    assert solo.output(serial) == solo.output(f"tail -c 32 /sys/block/{disk[5:]}/device/vpd_pg80")
 
 
 def test_a_daemon_killed_under_load_costs_initiators_a_pause(lab: Lab, kills: Future[None]) -> None:
