@@ -15,6 +15,7 @@ the lock, and it covers all touched pages with one flush of the disk's cache how
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -24,6 +25,11 @@ from pathlib import Path
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What a file system says when there is no room: full, over quota, or over its (or the process's) largest file size."""
+
+_FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h; Python's os has posix_fallocate only, which makes the file longer
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.fallocate64.restype = ctypes.c_int
 
 
 class StorageIO:
@@ -49,6 +55,13 @@ class StorageIO:
         """Give the range its space on disk, its content unchanged: a store into a mapped hole of a full file system would
         end the process with SIGBUS."""
         os.posix_fallocate(fd, offset, length)
+
+    def set_aside(self, fd: int, offset: int, length: int) -> None:
+        """Give the range its space on disk for what will be written there; length and content of the file stay as they are.
+        `ftruncate` to the file's own length gives back what lies behind its end."""
+        if _libc.fallocate64(fd, _FALLOC_KEEP_SIZE, offset, length):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def map(self, fd: int, length: int) -> mmap.mmap:
         """Map the first `length` bytes of a file, shared, for reading and writing."""

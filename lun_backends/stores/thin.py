@@ -556,8 +556,8 @@ class ThinStore:
                 self.flush()
         finally:
             del self._group  # which names us: no circle is left for a garbage collector that seldom runs
+            self._file.close()  # which may cut it: the map's lock keeps the next owner out until then
             self._map.close()
-            self._file.close()
 
 
 def files(path: Path) -> tuple[Path, Path]:

@@ -51,6 +51,14 @@ class FaultyIO(storage_io.StorageIO):
         self._meet("reserve")
         super().reserve(fd, offset, length)
 
+    def set_aside(self, fd: int, offset: int, length: int) -> None:
+        self._meet("set_aside")
+        super().set_aside(fd, offset, length)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        self._meet("ftruncate")
+        super().ftruncate(fd, length)
+
     def fdatasync(self, fd: int) -> None:
         self._meet("fdatasync")
         super().fdatasync(fd)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, write_once
+from lun_backends import block_device, storage_io, write_once
 from lun_backends.durability import Durability
-from lun_backends.stores import chunk_map, contents, thin
+from lun_backends.stores import chunk_file, chunk_map, contents, thin
 from tests.lun_backends import stores
 from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
 
@@ -467,3 +467,64 @@ def test_a_closed_store_is_gone_at_once(tmp_path: Path) -> None:
         assert [each() for each in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def blocks_of_chunk_file(path: Path) -> int:
+    """Bytes that the chunk file really has on disk, wherever they lie."""
+    return thin.files(path / "s")[1].stat().st_blocks * 512
+
+
+def test_space_is_set_aside_ahead_of_the_writes_and_closing_gives_it_back(tmp_path: Path) -> None:
+    chunk, count = 65536, 160
+    io = FaultyIO()
+    lun = stores.create(tmp_path, size=count * chunk, chunk_size=chunk, durability=Durability.PROCESS_CRASH, io=io)
+    for number in range(count):
+        lun.writev(number * chunk, [memoryview(bytes([number]) * chunk)])
+        length = thin.files(tmp_path / "s")[1].stat().st_size
+        assert length == (number + 2) * chunk  # so the next slot is found at open as it always was
+        assert length <= blocks_of_chunk_file(tmp_path) + chunk <= 2 * length + min(length, chunk_file.AHEAD)
+    assert io.calls.count("set_aside") < 10
+    used = lun.used_bytes()
+    io.calls.clear()
+    lun.close()
+    assert "ftruncate" in io.calls
+    assert blocks_of_chunk_file(tmp_path) <= (count + 1) * chunk
+    lun = stores.reopen(tmp_path)
+    assert used - chunk <= lun.used_bytes() <= used
+    assert verdicts(lun) == [contents.Verdict.GOOD] * count
+    lun.close()
+
+
+def test_what_a_crash_left_set_aside_is_used_or_given_back(tmp_path: Path) -> None:
+    stores.create(tmp_path).close()
+    file = thin.files(tmp_path / "s")[1]
+    with file.open("r+b") as left:
+        storage_io.SYSTEM.set_aside(left.fileno(), CHUNK, 1 << 20)
+    lun = stores.reopen(tmp_path)
+    lun.writev(0, data(1, PER_CHUNK))
+    assert verdicts(lun) == [contents.Verdict.GOOD]
+    lun.close()
+    assert blocks_of_chunk_file(tmp_path) == file.stat().st_size == 2 * CHUNK
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
+def test_where_nothing_can_be_set_aside_writes_go_on(tmp_path: Path, code: int) -> None:
+    io = FaultyIO()
+    lun = stores.create(tmp_path, io=io)
+    io.fail("set_aside", code)
+    lun.writev(0, data(1, 2 * PER_CHUNK))
+    assert verdicts(lun) == [contents.Verdict.GOOD] * 2
+    io.fail("ftruncate")
+    lun.close()
+
+
+def test_the_last_space_of_a_file_system_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = FaultyIO()
+    lun = stores.create(tmp_path, io=io)
+    monkeypatch.setattr(chunk_file, "PLENTY", 1 << 62)
+    lun.writev(0, data(1, PER_CHUNK))
+    assert "set_aside" not in io.calls
+    monkeypatch.undo()
+    lun.writev(CHUNK, data(2, PER_CHUNK))
+    assert "set_aside" in io.calls
+    lun.close()
