@@ -243,6 +243,23 @@ class BlockDevice(abc.ABC):
     def close(self) -> None:
         """Flush and release; later calls raise DeviceClosed.  Closing twice is allowed."""
 
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        """`readv` with `nowait` for whoever knows the `length` of the buffers and wants an answer, not an exception, if it would
+        wait: whether it is done.  Raises what `readv` raises."""
+        try:
+            self.readv(offset, buffers, nowait=True)
+        except WouldBlock:
+            return False
+        return True
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        """The same for `writev`."""
+        try:
+            self.writev(offset, buffers, nowait=True)
+        except WouldBlock:
+            return False
+        return True
+
     def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
         """Do ahead, for many coming writes at once, what they would each have to wait for (preserve pre-images with one
         commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet.

@@ -284,6 +284,11 @@ class CopyOnWrite(block_device.BlockDevice):
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
         self._source.readv(offset, buffers, nowait=nowait)
 
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        if self._overlay is not None:
+            return super().read_now(offset, length, buffers)
+        return self.primary.read_now(offset, length, buffers)
+
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         first = offset >> self._shift
@@ -299,6 +304,18 @@ class CopyOnWrite(block_device.BlockDevice):
         finally:
             gate.leave()
         self._preserve_and([(offset, length)], lambda: self.primary.writev(offset, buffers, fua=fua))
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        first = offset >> self._shift
+        last = (offset + length - 1) >> self._shift
+        gate = self.gate
+        gate.enter(True)
+        try:
+            if (first in self._known) if first == last else self._covers(first, last):
+                return self.primary.write_now(offset, length, buffers)
+        finally:
+            gate.leave()
+        return False
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
         self._preserve_and(

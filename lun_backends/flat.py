@@ -26,7 +26,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import math
 import mmap
 import os
 import stat
@@ -163,8 +162,7 @@ class Flat(block_device.BlockDevice):
         self._slow_until = 0.0
         self._suspicion = 0  # writes left in which another slow one counts
         # In memory there is no disk to wait for: a write that took long was waiting for the processor, as a worker would.
-        in_memory = _file_system(descriptor.fd) in _MEMORY_FILE_SYSTEMS
-        self._slow_write = math.inf if in_memory else _SLOW_WRITE
+        self._waits = _file_system(descriptor.fd) not in _MEMORY_FILE_SYSTEMS
         self._io = io
         # The plain call where it can be, for it is called for every write.
         self._pwritev: Callable[[int, Buffers, int, int], int] = (
@@ -220,23 +218,34 @@ class Flat(block_device.BlockDevice):
 
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if nowait:
+            if not self.read_now(offset, length, buffers):
+                raise block_device.WouldBlock
+            return
         if offset + length > self.size:
             raise self._out_of_range(offset)
-        flags = 0
-        if nowait:
-            if self._nowait_flags is None:
-                raise block_device.WouldBlock
-            flags = self._nowait_flags
         descriptor = self._descriptor
         try:
-            if os.preadv(descriptor.fd, buffers, offset, flags) == length:
+            if os.preadv(descriptor.fd, buffers, offset) == length:
                 return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise self._error(error, offset, writing=False) from error
+        self._move(descriptor.fd, offset, buffers, writing=False)
+
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        flags = self._nowait_flags
+        if flags is None:
+            return False
+        descriptor = self._descriptor
+        try:
+            return os.preadv(descriptor.fd, buffers, offset, flags) == length
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EINVAL):
                 raise self._error(error, offset, writing=False) from error
-        if nowait:
-            raise block_device.WouldBlock
-        self._move(descriptor.fd, offset, buffers, writing=False)
+            return False
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
@@ -245,9 +254,8 @@ class Flat(block_device.BlockDevice):
         if self.read_only:
             raise block_device.WriteProtected
         if nowait:
-            if fua or self._nowait_flags is None:
+            if fua or not self.write_now(offset, length, buffers):
                 raise block_device.WouldBlock
-            self._write_in_place(offset, length, buffers)
             return
         descriptor = self._descriptor
         try:
@@ -258,33 +266,42 @@ class Flat(block_device.BlockDevice):
                 raise self._error(error, offset, writing=True) from error
         self._move(descriptor.fd, offset, buffers, writing=True, flags=os.RWF_DSYNC if fua else 0)
 
-    def _write_in_place(self, offset: int, length: int, buffers: Buffers) -> None:
-        began = monotonic()
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        if offset + length > self.size:
+            raise self._out_of_range(offset)
+        if self.read_only:
+            raise block_device.WriteProtected
+        if self._nowait_flags is None:
+            return False
+        began = monotonic() if self._waits else 0.0
         if began < self._slow_until:
-            raise block_device.WouldBlock
+            return False
         descriptor = self._descriptor
         if self._write_flags:
             try:
-                if self._pwritev(descriptor.fd, buffers, offset, self._write_flags) == length:
-                    return
-                raise block_device.WouldBlock  # a part is written; the rerun writes it again, along with the rest
+                # where only a part could be written, the rerun writes it again, along with the rest
+                return self._pwritev(descriptor.fd, buffers, offset, self._write_flags) == length
             except OSError as error:
                 if error.errno == errno.EAGAIN:
-                    raise block_device.WouldBlock from None
+                    return False
                 if error.errno != errno.EOPNOTSUPP:
                     raise self._error(error, offset, writing=True) from error
                 self._write_flags = 0
-        if (offset % _PAGE or length % _PAGE) and not self._edges_cached(descriptor, offset, offset + length):
-            raise block_device.WouldBlock
+        if (offset | length) & (_PAGE - 1) and not self._edges_cached(descriptor, offset, offset + length):
+            return False
         try:
             done = self._pwritev(descriptor.fd, buffers, offset, 0)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                raise block_device.WouldBlock from None  # more buffers than one call takes
+                return False  # more buffers than one call takes
             raise self._error(error, offset, writing=True) from error
-        if done != length:
-            raise block_device.WouldBlock
-        if monotonic() - began > self._slow_write:
+        if self._waits:
+            self._judge(monotonic() - began)
+        return done == length
+
+    def _judge(self, seconds: float) -> None:
+        """A write that should not have waited took so long."""
+        if seconds > _SLOW_WRITE:
             if self._suspicion:
                 self._slow_until = monotonic() + _SLOW_PERIOD
             self._suspicion = _SUSPICION

@@ -212,6 +212,7 @@ class KernelFabric:
         except self._errors as error:
             self._fabric.close()
             raise CannotStart(f"{error}: `wolun doctor` says what this machine lacks") from error
+        portal.tune_interpreter()
 
     def close(self, drain: float) -> None:
         self._fabric.close()

@@ -99,7 +99,10 @@ def _fast_read(itl: ItlNexus, task: Task, nowait: bool, flags: int, lba: int, co
     length = count << unit.shift
     buffers = task.allocate(length)
     try:
-        unit.device.readv(lba << unit.shift, buffers, nowait=nowait)
+        if not nowait:
+            unit.device.readv(lba << unit.shift, buffers)
+        elif not unit.device.read_now(lba << unit.shift, length, buffers):
+            raise WouldBlock
     except BlankBlock as blank:
         raise blank_read(unit, blank, lba, buffers, nowait) from None
     unit.counters.bytes_read += length
@@ -128,7 +131,10 @@ def _fast_write(itl: ItlNexus, task: Task, nowait: bool, flags: int, lba: int, c
     if flags or not 0 < count <= unit.max_transfer or lba + count > unit.blocks or given != length:
         unit.commands.checked[task.cdb[0]](itl, task, nowait)
         return
-    unit.device.writev(lba << unit.shift, data, nowait=nowait)
+    if not nowait:
+        unit.device.writev(lba << unit.shift, data)
+    elif not unit.device.write_now(lba << unit.shift, length, data):
+        raise WouldBlock
     unit.counters.bytes_written += length
     task.data_in = ()
     task.sense = b""

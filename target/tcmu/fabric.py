@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from target.scsi import plain
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.scsi_target import Nexus, ScsiTarget
 from target.scsi.unit_kind import UnitKind
@@ -295,7 +296,7 @@ class LioFabric:
             target = ScsiTarget(device.name)
             target.add_lun(0, unit)
             nexus = target.open_nexus("tcmu")
-            served = Served(ring, descriptor, nexus)
+            served = Served(ring, descriptor, nexus, plain.Plain(nexus.reached[0]).run)
             self._server.add(served)
             undo.pop_all()
         serving = self._devices[str(device.node)] = _Device(device, unit, served, target, nexus)

@@ -32,7 +32,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from target.scsi.task import Task
 
@@ -49,6 +49,7 @@ UFLAGS_OFFSET = 7  # in an entry's header
 
 HEAD_WORD = 3  # cmd_head and cmd_tail, as indexes of 32-bit words
 TAIL_WORD = 16
+STATUS_WORD = 2  # of an entry: in a request iov_cnt, in a response the status (GOOD is 0) and padding
 IOV_OFFSET = 48
 CDB_LENGTH = 16
 VARIABLE_LENGTH_CDB = 0x7F  # SPC-4 4.2.4: 8 bytes and as many more as byte 7 says
@@ -56,6 +57,9 @@ SENSE_LENGTH = 96
 
 _MAILBOX = struct.Struct("=HHIII")
 _REQUEST = struct.Struct("=4xH2xI12xQ16xQQ")  # id, iov_cnt, cdb_off, and base and length of the first buffer
+_SHORT = struct.Struct(
+    "=I4xI12xQ16xQQ"
+).unpack_from  # len_op, iov_cnt, cdb_off, and base and length of the first buffer
 _RESPONSE = struct.Struct(f"=IHBBBxxxI{SENSE_LENGTH}s")  # len_op, id, kflags, uflags, status, read_len, sense
 _GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel then does not look at
 _TMR = struct.Struct("=IHBBBxxxI")  # len_op, id, kflags, uflags, type, cmd_cnt
@@ -70,6 +74,10 @@ _BEFORE_INQUIRY = frozenset({0x00, 0x03, 0x12})  # TEST UNIT READY, REQUEST SENS
 
 # Commands that never carry data-in, so that what is in their buffers need not be hidden from the initiator.
 _DATA_OUT_ONLY = frozenset({0x0A, 0x2A, 0xAA, 0x8A})  # WRITE 6, 10, 12, 16
+
+
+Run = Callable[[memoryview, int, Sequence[memoryview], int], bool]
+"""Does the command whose CDB is at that place of that memory, with these buffers of so many bytes; whether it did, with GOOD."""
 
 
 class RingError(Exception):
@@ -120,6 +128,8 @@ class Ring:
         self._tail = self._taken = self._words[TAIL_WORD]  # offsets in the ring, not in the region
         self._lock = threading.Lock()
         self._running: dict[int, RingTask] = {}
+        self._base = self._length = 0  # the buffer of the last command that came alone
+        self._buffers: Sequence[memoryview] = ()
         self._spare: list[RingTask] = []
         self._closed = False
 
@@ -160,6 +170,51 @@ class Ring:
             self.complete(())
         return tasks
 
+    def answer_alone(self, run: Run, looks: int, turns: int) -> int:
+        """Answer commands that come one at a time with GOOD, as long as `run` does them; how many that were (`turns` at most).
+
+        `looks` is how often to look for the next one before giving up.  Only for the thread that calls `take`, which gets
+        the first command that `run` does not do.  While commands are left to `complete` nothing is alone.
+        """
+        if (
+            self._running or self._lock.locked()
+        ):  # without either there is nobody who could be about to complete something
+            return 0
+        words, view, start, size = self._words, self._view, self._start, self._size
+        base, length, buffers = self._base, self._length, self._buffers
+        position = self._taken
+        answered = 0
+        while answered < turns:
+            head = words[HEAD_WORD]
+            if head == position:
+                for _ in range(looks):
+                    head = words[HEAD_WORD]
+                    if head != position:
+                        break
+                else:
+                    break
+            at = start + position
+            word, count, cdb_at, its_base, its_length = _SHORT(view, at)
+            after = (
+                position + word - OP_CMD
+            )  # if it is a command at all; if not, that cannot be where the next one begins
+            if after == size:
+                after = 0
+            if count != 1 or head != after:
+                break
+            if its_base != base or its_length != length:
+                self._base = base = its_base
+                self._length = length = its_length
+                self._buffers = buffers = (view[base : base + length],)
+            if not run(view, cdb_at, buffers, length):
+                break
+            # the slot at the tail is the command's own: its id is there already, only the status takes the place of iov_cnt
+            words[(at >> 2) + STATUS_WORD] = 0
+            self._taken = self._tail = words[TAIL_WORD] = position = after
+            os.write(self._descriptor, _KICK)
+            answered += 1
+        return answered
+
     def complete(self, tasks: Iterable[RingTask]) -> None:
         """Answer commands, in any order; a task object may be used again by the next `take`."""
         with self._lock:
@@ -184,6 +239,7 @@ class Ring:
             self._closed = True
             for task in self._spare:
                 task.buffers = task.data_in = task.data_out = ()
+            self._buffers = ()
             self._words.release()
             self._view.release()
         if self._running:

@@ -7,6 +7,10 @@ batch), then each task is executed, spread over the workers, and answered as it 
 
 UIO descriptors are polled edge-triggered and never read: the kernel's counter of events then always differs from ours,
 every wake-up of the device is an edge, and a batch costs two system calls, `epoll_wait` and the kick.
+
+An initiator that waits for each answer before it asks again waits for us all the time.  So a command that comes alone is
+given to `Served.run` first, which does the plain ones with the least code; and once sleeps have become short, the loop looks
+around for a while instead of sleeping, as the portal's does: being woken takes longer than such a command.
 """
 
 from __future__ import annotations
@@ -24,13 +28,16 @@ from typing import Protocol
 
 from lun_backends.block_device import WouldBlock
 from target.scsi.task import Task
-from target.tcmu.ring import Ring, RingError, RingTask
+from target.tcmu.ring import Ring, RingError, RingTask, Run
 
 log = logging.getLogger(__name__)
 
 WORKERS = 16
 DRAIN_POLL = 0.005  # seconds
 ROUNDS = 8  # batches that one ring gets before the others have their turn
+TURNS = 64  # commands that it gets if they come alone
+LOOKS = 64  # at the ring that was busy last, before the others are asked
+SPIN_SECONDS = 0.0005  # how long the loop looks around before it sleeps again
 
 
 class Executor(Protocol):
@@ -51,6 +58,8 @@ class Served:
     ring: Ring
     descriptor: int
     executor: Executor
+    run: Run
+    """Does of the commands that come alone what can be done at once; the rest is the executor's."""
     broken: bool = False
     """Whether the server gave it up."""
 
@@ -65,6 +74,7 @@ class Server:
         self._served: dict[int, Served] = {}
         self._removed: dict[int, threading.Event] = {}
         self._again: set[Served] = set()  # rings whose turn was over before they were empty
+        self._handed_over = False  # whether the workers got something to do since the loop looked
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
         self._thread = threading.Thread(target=self._run, name="tcmu rings", daemon=True)
 
@@ -102,14 +112,30 @@ class Server:
         return served.ring.idle
 
     def _run(self) -> None:
+        may_spin = len(os.sched_getaffinity(0)) > 1
+        warm: Served | None = None  # while the loop spins: the ring that was busy last
+        spin_until = 0.0
         while True:
             again, self._again = self._again, set()
             for unfinished in again:
                 self._serve(unfinished)
-            for descriptor, _ in self._epoll.poll(0 if self._again else None):
+            began = time.monotonic()
+            if warm is not None and warm.ring.answer_alone(warm.run, LOOKS, TURNS):
+                began = time.monotonic()
+                spin_until = began + SPIN_SECONDS
+            events = self._epoll.poll(None if warm is None and not self._again else 0)
+            now = time.monotonic()
+            if events:
+                spin_until = now + SPIN_SECONDS
+            elif now > spin_until:
+                warm = None
+            spins = may_spin and now - began < SPIN_SECONDS
+            for descriptor, _ in events:
                 if descriptor != self._woken:
-                    if descriptor in self._served:
-                        self._serve(self._served[descriptor])
+                    served = self._served.get(descriptor)
+                    if served is not None:
+                        self._serve(served)
+                        warm = served if spins and not served.broken else None
                     continue
                 for order in os.read(self._woken, 4096):
                     if order == 0:
@@ -119,6 +145,10 @@ class Server:
                             self._serve(served)
                     else:
                         self._forget()
+                warm = None
+            if self._handed_over:  # the workers need the interpreter's lock, and the ring is not alone with the loop
+                self._handed_over = False
+                warm = None
 
     def _forget(self) -> None:
         for descriptor, gone in list(self._removed.items()):
@@ -133,6 +163,7 @@ class Server:
         ring = served.ring
         execute = served.executor.execute
         try:
+            ring.answer_alone(served.run, 0, TURNS)
             # an answer often brings the next command at once: looking again is cheaper than being woken
             for _ in range(ROUNDS):
                 done: list[RingTask] = []
@@ -153,6 +184,7 @@ class Server:
                     more, waiting = _without_waiting(served, waiting)
                     done += more
                 if waiting:
+                    self._handed_over = True
                     self._pool.submit(self._work, served, waiting)
                 ring.complete(done)
             self._again.add(served)

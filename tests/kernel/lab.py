@@ -25,7 +25,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 class Lab:
     """Machines by name: `Lab(boot, ["storage", "node1"])["node1"].run("true")`; a context manager."""
 
-    def __init__(self, boot: image.Image, names: Sequence[str], *, memory: int = machine.MEMORY) -> None:
+    def __init__(
+        self, boot: image.Image, names: Sequence[str], *, memory: int = machine.MEMORY, processors: int = 1
+    ) -> None:
         _remove_stale()
         _compile()
         # not under pytest's tmp_path: paths of Unix sockets are at most 107 bytes long
@@ -46,6 +48,7 @@ class Lab:
                     switch=self.switch,
                     directory=self._directory,
                     memory=memory,
+                    processors=processors,
                 )
             for guest in self.machines.values():
                 guest.wait_ready()

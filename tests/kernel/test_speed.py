@@ -68,7 +68,7 @@ def say(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def lab(boot_image: image.Image) -> Iterator[Lab]:
-    with Lab(boot_image, ["solo"], memory=1024) as machines:
+    with Lab(boot_image, ["solo"], memory=1024, processors=2) as machines:
         solo = machines["solo"]
         solo.run("modprobe -a sd_mod loop dm-snapshot tcm_loop target_core_user; mkdir /run/files")
         for name in ("wolun", "runner", "origin", "exceptions"):

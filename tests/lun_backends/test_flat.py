@@ -213,7 +213,7 @@ def test_nowait_refuses_what_must_be_read_from_the_disk(tmp_path: Path, writing:
 def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
-    device._slow_write = flat._SLOW_WRITE  # also where the temporary directory is in memory
+    device._waits = True  # also where the temporary directory is in memory
     now, step = [100.0], [0.003]
 
     def clock() -> float:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""READ and WRITE at their plainest, on the shortest way there is: for a fabric whose commands come one at a time.
+
+`Nexus.execute` is made for every command.  Where an initiator waits for each answer before it asks again, what that costs
+is most of what the initiator waits for.  So for the commands of everyday - READ and WRITE of 10 and 16 bytes without any
+flag, of blocks that exist, with data of just that length - there is `Plain.run`, decided ahead for one nexus and one unit.
+It passes what every command passes (see `logical_unit`), needs no `Task` to be filled in, and either has done all of the
+command, with GOOD, or nothing that running it again by `Nexus.execute` would not do again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from target.scsi import block_commands
+from target.scsi.logical_unit import ItlNexus
+from target.scsi.task import Task
+from target.scsi.unit_kind import UnitKind
+
+_TEN = struct.Struct(">BBIxHB").unpack_from  # opcode, flags, LBA, (group number), count, control
+_SIXTEEN = struct.Struct(">BBQIxB").unpack_from
+
+READ_10, READ_16, WRITE_10, WRITE_16 = 0x28, 0x88, 0x2A, 0x8A
+
+
+class Plain:
+    """The plain commands of one nexus to one unit.  One command at a time: `run` is for one thread."""
+
+    __slots__ = ("_itl", "_task", "_unit", "_writes")
+
+    def __init__(self, itl: ItlNexus) -> None:
+        self._itl = itl
+        self._unit = itl.unit
+        self._task = Task(_no_room)  # stands for the command that runs
+        # A write that met an error is run again: right for a volume, but a write-once unit would refuse what it had stored.
+        self._writes = itl.unit.kind is UnitKind.PRIMARY and itl.handlers[WRITE_10] is block_commands.fast_write_10
+
+    def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
+        """Run the command whose CDB is at `memory[at]`, with `length` bytes of `buffers` for its data.
+
+        Whether it was plain and ended with GOOD; if not, `Nexus.execute` has to see to it.  Never raises, nor waits.
+        """
+        opcode, flags, lba, count, control = _TEN(memory, at)
+        if opcode != READ_10 and opcode != WRITE_10:
+            if opcode != READ_16 and opcode != WRITE_16:
+                return False
+            opcode, flags, lba, count, control = _SIXTEEN(memory, at)
+        unit = self._unit
+        shift = unit.shift
+        if (
+            flags
+            or control
+            or count << shift != length
+            or not 0 < count <= unit.max_transfer
+            or lba + count > unit.blocks
+        ):
+            return False
+        itl = self._itl
+        running = unit.running
+        running[self._task] = itl
+        try:
+            if itl.unusual:
+                return False
+            if opcode in (READ_10, READ_16):
+                if not unit.device.read_now(lba << shift, length, buffers):
+                    return False
+                unit.counters.bytes_read += length
+            else:
+                if not self._writes or not unit.device.write_now(lba << shift, length, buffers):
+                    return False
+                unit.counters.bytes_written += length
+            unit.counters.commands += 1
+        except Exception:  # noqa: BLE001 - whatever it is, it meets whoever runs the command again, who can report it
+            return False
+        finally:
+            del running[self._task]
+            if unit.draining:
+                unit.task_ended(self._task)
+        return True
+
+
+def _no_room(length: int) -> Sequence[memoryview]:
+    raise NotImplementedError  # a plain command reads into the fabric's own buffers
