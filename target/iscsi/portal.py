@@ -236,11 +236,11 @@ class Portal:
         self._done.set()
 
     def sessions(self) -> list[SessionInfo]:
-        """The sessions logged in now."""
+        """The sessions logged in now; whoever was told that the logout is done is none of them, though the socket may be open."""
         found: list[SessionInfo] = []
         for channel in list(self._channels.values()):
             connection = channel.connection
-            if connection.state is State.LOGIN:
+            if connection.state in (State.LOGIN, State.CLOSING):
                 continue
             found.append(
                 SessionInfo(

@@ -16,7 +16,7 @@ from lun_backends import flat
 from target.iscsi.portal import Portal
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
-from tests import peers
+from tests import libiscsi, peers
 from tests.target.iscsi.initiator import MIB, TARGET
 
 pytestmark = pytest.mark.interop
@@ -110,3 +110,10 @@ def test_conformance(portal: Portal, suite: str) -> None:
     total, _, passed, failed = map(int, counted.groups())
     assert (passed, failed) == (total, 0), told
     assert total > 0
+
+
+def test_whoever_was_told_that_the_logout_is_done_has_no_session_any_more(portal: Portal) -> None:
+    for _ in range(50):
+        with libiscsi.Session(f"127.0.0.1:{portal.address[1]}", TARGET):
+            assert len(portal.sessions()) == 1
+        assert not portal.sessions()
