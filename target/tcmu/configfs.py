@@ -168,11 +168,8 @@ def _remembered(serial: str) -> Path:
 
 def _free_index() -> int:
     """An HBA number that no device of the machine has."""
-    used = {
-        int(number)
-        for _, _, number in (path.name.rpartition("_") for path in TARGET_CORE.iterdir())
-        if number.isdigit()
-    }
+    numbers = (entry.name.rpartition("_")[2] for entry in os.scandir(TARGET_CORE))
+    used = {int(number) for number in numbers if number.isdigit()}
     return next(number for number in range(len(used) + 1) if number not in used)
 
 

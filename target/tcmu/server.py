@@ -21,6 +21,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Server:
         self._woken, self._wake = os.pipe()
         self._epoll.register(self._woken, select.EPOLLIN)
         self._served: dict[int, Served] = {}
+        self._added: deque[Served] = deque()
         self._removed: dict[int, threading.Event] = {}
         self._again: set[Served] = set()  # rings whose turn was over before they were empty
         self._handed_over = False  # whether the workers got something to do since the loop looked
@@ -96,6 +98,7 @@ class Server:
         """Serve a ring, beginning with what it holds."""
         self._served[served.descriptor] = served
         self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
+        self._added.append(served)
         os.write(self._wake, b"\1")  # commands that came before the registration may cause no edge: let the loop look
 
     def remove(self, served: Served, deadline: float) -> bool:
@@ -141,8 +144,9 @@ class Server:
                     if order == 0:
                         return
                     if order == 1:
-                        for served in list(self._served.values()):
-                            self._serve(served)
+                        added = self._added.popleft()
+                        if self._served.get(added.descriptor) is added:
+                            self._serve(added)
                     else:
                         self._forget()
                 warm = None

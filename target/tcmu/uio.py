@@ -37,8 +37,8 @@ class UioDevice:
 
 def devices(besides: Container[str] = ()) -> Iterator[UioDevice]:
     """All TCMU devices of this machine, whoever they belong to; of those with a node among `besides` nothing is read."""
-    for entry in sorted(CLASS.glob("uio*")):
-        device = None if f"/dev/{entry.name}" in besides else _device(entry)
+    for name in sorted(entry.name for entry in os.scandir(CLASS)) if CLASS.is_dir() else ():
+        device = None if f"/dev/{name}" in besides else _device(CLASS / name)
         if device is not None:
             yield device
 
