@@ -92,20 +92,10 @@ class Machine:
         ]
         command = [
             *("setpriv", "--pdeathsig", "KILL", "--"),
-            # microvm guests hung now and then; two vCPUs are slower than one; without tb-size QEMU takes 1.5 GB for code
+            # microvm guests hung now and then; most work is slower on two vCPUs; without tb-size QEMU takes 1.5 GB for code
             *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max"),
-            *(
-                "-smp",
-                str(processors),
-                "-m",
-                str(memory),
-                "-display",
-                "none",
-                "-no-reboot",
-                "-nodefaults",
-                "-serial",
-                f"file:{self.console}",
-            ),
+            *("-smp", str(processors), "-m", str(memory), "-display", "none", "-no-reboot", "-nodefaults"),
+            *("-serial", f"file:{self.console}"),
             *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", " ".join(append)),
             *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
             *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speed in one machine, against peers on the same files, alternating; medians and ratios, since absolute figures do not travel.
+The machine has two processors, as hosts have at least: with one, whoever serves and whoever waits take turns.
 
 * `copyonwrite` over a raw preallocated file on tmpfs against tcmu-runner's qcow handler on such a file: at least `BAR` times
   is the aim, said beside each figure and not asserted, since a busy machine must not turn a test red;
