@@ -57,7 +57,10 @@ _ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: so long others 
 _RUN = 1 << 20  # bytes copied with one system call each way: page cache in larger folios costs half as much per byte
 # Seconds for such a round.  It takes a tenth of that; so if it gave up the processor meanwhile, it waited for the disk.
 _SLOW_ROUND = 0.01
-_SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers
+_SUSPICION = (
+    16  # rounds in which another slow one counts: a single one may have met a commit of the file system's journal
+)
+_SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers, which takes three times as long
 _EVERYTHING = range(1 << 63)
 
 
@@ -197,6 +200,7 @@ class CopyOnWrite(block_device.BlockDevice):
         self._round = max(1, _ROUND >> self._shift)
         self._round_now = max(1, _ROUND_NOW >> self._shift)
         self._slow_until = 0.0
+        self._suspicion = 0  # rounds left in which another slow one counts
         self._side: _Side | None = None
         # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
         self._known: range | tracking.BitMap | _Settled = _EVERYTHING
@@ -428,7 +432,11 @@ class CopyOnWrite(block_device.BlockDevice):
         self._preserve_round(side, self._spans(ranges), nowait=True)
         ended = time.monotonic()
         if ended - began > _SLOW_ROUND and _waits() != waits:
-            self._slow_until = ended + _SLOW_PERIOD
+            if self._suspicion:
+                self._slow_until = ended + _SLOW_PERIOD
+            self._suspicion = _SUSPICION
+        elif self._suspicion:
+            self._suspicion -= 1
 
     def _spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device
+from lun_backends import block_device, copy_on_write
 from lun_backends.copy_on_write import CopyOnWrite, Decision
 from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MemoryDevice
@@ -158,11 +158,21 @@ def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_whil
     primary.before = compute  # slow, as when the processor is wanted by others, but not for waiting
     cow.prepare_writes([(0, 512)], nowait=True)
     cow.prepare_writes([(CHUNK, 512)], nowait=True)
-    primary.before = lambda _method, _offset, _length: time.sleep(0.02)
+
+    def wait(_method: str, _offset: int, _length: int) -> None:
+        time.sleep(0.02)
+
+    primary.before = wait
     cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
+    primary.before = None
+    for _ in range(copy_on_write._SUSPICION):  # so many that the slow one is forgotten
+        cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
+    primary.before = wait
+    cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
+    cow.prepare_writes([(4 * CHUNK, 512)], nowait=True)
     with pytest.raises(block_device.WouldBlock):
-        cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
-    assert side.commits == [[0], [CHUNK], [2 * CHUNK]]
+        cow.prepare_writes([(5 * CHUNK, 512)], nowait=True)
+    assert side.commits == [[n * CHUNK] for n in range(5)]
 
 
 def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWrite, side: MemorySide) -> None:
