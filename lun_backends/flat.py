@@ -23,7 +23,6 @@ Closing while calls run is safe: the descriptor lives as long as the last call t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -46,13 +45,6 @@ _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
 _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
 
 _BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
-
-_FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h; Python's os has posix_fallocate only, which cannot deallocate
-_FALLOC_PUNCH_HOLE = 0x02
-_FALLOC_ZERO_RANGE = 0x10
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc.fallocate64.restype = ctypes.c_int
 
 # Files in memory: they refuse RWF_NOWAIT (tmpfs on Linux 6.18: EOPNOTSUPP) and have nothing to wait for.
 _MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
@@ -374,7 +366,7 @@ class Flat(block_device.BlockDevice):
         if self.read_only:
             raise block_device.WriteProtected
         descriptor = self._descriptor
-        mode = _FALLOC_KEEP_SIZE | (_FALLOC_PUNCH_HOLE if discard else _FALLOC_ZERO_RANGE)
+        mode = storage_io.FALLOC_KEEP_SIZE | (storage_io.FALLOC_PUNCH_HOLE if discard else storage_io.FALLOC_ZERO_RANGE)
         if length and not self._deallocate(descriptor.fd, mode, offset, length):
             step = min(length, _BOUNCE)
             with mmap.mmap(-1, step) as zeroes, memoryview(zeroes) as whole:
@@ -388,12 +380,14 @@ class Flat(block_device.BlockDevice):
         """Let the file system make zeroes; gives whether it did."""
         if self._io is not storage_io.SYSTEM:
             return False  # a recorder or injector sees the zeroes as writes
-        if _libc.fallocate64(fd, mode, offset, length) == 0:
-            return True
-        code = ctypes.get_errno()
-        if code in (errno.EOPNOTSUPP, errno.EINVAL, errno.EINTR):  # EINVAL: a device whose own blocks are larger
-            return False
-        raise self._error(OSError(code, os.strerror(code)), offset, writing=True)
+        try:
+            storage_io.fallocate(fd, mode, offset, length)
+        except OSError as error:
+            # EINVAL: a device whose own blocks are larger
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.EINTR):
+                return False
+            raise self._error(error, offset, writing=True) from error
+        return True
 
     def make_room(self, size: int) -> None:
         """See to it that file or device have at least `size` bytes, durably; the device's own size stays as it is until

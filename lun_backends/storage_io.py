@@ -26,10 +26,19 @@ IOV_MAX = os.sysconf("SC_IOV_MAX")
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What a file system says when there is no room: full, over quota, or over its (or the process's) largest file size."""
 
-_FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h; Python's os has posix_fallocate only, which makes the file longer
+FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h
+FALLOC_PUNCH_HOLE = 0x02
+FALLOC_ZERO_RANGE = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.fallocate64.restype = ctypes.c_int
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), of which Python's os has only the mode that makes files longer.  Raises OSError."""
+    if _libc.fallocate64(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 class StorageIO:
@@ -59,9 +68,7 @@ class StorageIO:
     def set_aside(self, fd: int, offset: int, length: int) -> None:
         """Give the range its space on disk for what will be written there; length and content of the file stay as they are.
         `ftruncate` to the file's own length gives back what lies behind its end."""
-        if _libc.fallocate64(fd, _FALLOC_KEEP_SIZE, offset, length):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        fallocate(fd, FALLOC_KEEP_SIZE, offset, length)
 
     def map(self, fd: int, length: int) -> mmap.mmap:
         """Map the first `length` bytes of a file, shared, for reading and writing."""
