@@ -245,7 +245,7 @@ class BlockDevice(abc.ABC):
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """`readv` with `nowait` for whoever knows the `length` of the buffers and wants an answer, not an exception, if it would
-        wait: whether it is done.  Raises what `readv` raises."""
+        wait: whether it is done.  Raises what `readv` raises, WouldBlock where that is known no sooner (a gate that is held)."""
         try:
             self.readv(offset, buffers, nowait=True)
         except WouldBlock:

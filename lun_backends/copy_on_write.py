@@ -295,16 +295,18 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        if nowait:
+            if fua or not self.write_now(offset, length, buffers):
+                raise block_device.WouldBlock
+            return
         first = offset >> self._shift
         last = (offset + length - 1) >> self._shift
         gate = self.gate
-        gate.enter(nowait)
+        gate.enter()
         try:
             if (first in self._known) if first == last else self._covers(first, last):
-                self.primary.writev(offset, buffers, fua=fua, nowait=nowait)
+                self.primary.writev(offset, buffers, fua=fua)
                 return
-            if nowait:
-                raise block_device.WouldBlock
         finally:
             gate.leave()
         self._preserve_and([(offset, length)], lambda: self.primary.writev(offset, buffers, fua=fua))

@@ -165,25 +165,14 @@ class Server:
 
     def _serve(self, served: Served) -> None:
         ring = served.ring
-        execute = served.executor.execute
         try:
             ring.answer_alone(served.run, 0, TURNS)
             # an answer often brings the next command at once: looking again is cheaper than being woken
             for _ in range(ROUNDS):
-                done: list[RingTask] = []
-                tasks = waiting = ring.take()
+                tasks = ring.take()
                 if not tasks:
                     return
-                if len(tasks) == 1:
-                    try:
-                        execute(tasks[0], nowait=True)
-                    except WouldBlock:
-                        pass  # see whether it can be prepared
-                    else:
-                        ring.complete(tasks)
-                        continue
-                else:
-                    done, waiting = _without_waiting(served, tasks)
+                done, waiting = _without_waiting(served, tasks)
                 if waiting and served.executor.prepare(waiting, nowait=True):
                     more, waiting = _without_waiting(served, waiting)
                     done += more
