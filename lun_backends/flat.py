@@ -34,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from lun_backends import block_device, storage_io
+from lun_backends import block_device
 from lun_backends.block_device import Buffers, Extent, ExtentKind
+from lun_backends.files import storage_io
 
 _PAGE = mmap.PAGESIZE
 _SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk

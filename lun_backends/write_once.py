@@ -23,9 +23,10 @@ from typing import ClassVar, NoReturn
 
 import pyroaring
 
-from lun_backends import block_device, space, storage_io
+from lun_backends import block_device
 from lun_backends.durability import Durability
-from lun_backends.stores import chunk_map, contents, thin
+from lun_backends.files import storage_io
+from lun_backends.stores import chunk_map, contents, space, thin
 
 EXTENTS_AT_ONCE = 512
 """Extents `extents` collects before it hands them on, so that `close` need not wait for a slow consumer."""

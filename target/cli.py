@@ -29,7 +29,9 @@ from target import places, show, units
 if TYPE_CHECKING:
     from click import shell_completion
 
-    from target import client, messages, settings
+    from target import messages
+    from target.configuration import settings
+    from target.control import client
 
 
 class Context:
@@ -41,7 +43,7 @@ class Context:
 
     def client(self) -> client.Client:
         """The daemon's control socket."""
-        from target import client
+        from target.control import client
 
         return client.Client(self.state_dir)
 
@@ -69,7 +71,7 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(context: Context, /, *arguments: Any, json_here: bool, **options: Any) -> None:
-        from target import client
+        from target.control import client
 
         context.json = context.json or json_here
         try:
@@ -109,7 +111,7 @@ def _completions(
     """What really is there and begins like that; nothing if the daemon cannot be asked."""
     from click import shell_completion
 
-    from target import client
+    from target.control import client
 
     chosen = context.find_root().params.get("state_dir") or places.default_state_dir()
     try:
@@ -175,11 +177,12 @@ def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> N
 @click.pass_obj
 def serve(context: Context, config: Path | None, state_dir: Path | None, portal: str | None) -> None:
     """Serve the volumes of a configuration, in the foreground."""
-    from target import configuration, daemon
+    from target import daemon
+    from target.configuration import reader
 
     try:
         daemon.serve(config, state_dir.absolute() if state_dir else context.state_dir, portal)
-    except configuration.ConfigurationError as error:
+    except reader.ConfigurationError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
     except daemon.CannotServe as error:
@@ -201,7 +204,7 @@ def status(context: Context) -> None:
 @click.pass_obj
 def explain(context: Context, code: str | None, json_here: bool) -> None:
     """What an alert's CODE means for the data, and what to do; without CODE, all there are."""
-    from target import alerts
+    from target.service import alerts
 
     json_wanted = context.json or json_here
     if code is not None and code not in alerts.EXPLANATIONS:
@@ -231,7 +234,7 @@ def doctor(context: Context, config: Path | None, json_here: bool) -> None:
     import dataclasses
 
     from target import doctor as examination
-    from target import fabric_kind
+    from target.configuration import fabric_kind
 
     json_wanted = context.json or json_here
     configured = _load(config, json_wanted=json_wanted) if config else None
@@ -515,11 +518,11 @@ def config_check(context: Context, file: Path, json_here: bool) -> None:
 
 def _load(file: Path, *, json_wanted: bool) -> settings.Settings:
     """What a configuration file says; with a mistake in it, names all of them and ends with exit status 1."""
-    from target import configuration
+    from target.configuration import reader
 
     try:
-        return configuration.load(file)
-    except configuration.ConfigurationError as error:
+        return reader.load(file)
+    except reader.ConfigurationError as error:
         if json_wanted:
             from target import messages
 
@@ -534,7 +537,7 @@ def _load(file: Path, *, json_wanted: bool) -> settings.Settings:
 @config.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of configuration files."""
-    from target import settings
+    from target.configuration import settings
 
     click.echo(json.dumps(settings.json_schema(), indent=2))
 
@@ -555,7 +558,8 @@ def _follow(
     """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
     were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
     take back nothing any more.  Raises Failed."""
-    from target import client, messages
+    from target import messages
+    from target.control import client
 
     _hold_interrupts(True)
     last = job = begin()

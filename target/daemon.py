@@ -25,7 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import configuration, fabrics, lun_numbers, places, service, settings
+from target import places
+from target.configuration import reader, settings
+from target.fabrics import fabric as fabrics
+from target.service import lun_numbers, service
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
 
 def _configuration(path: Path) -> settings.Settings:
     try:
-        return configuration.load(path)
+        return reader.load(path)
     except OSError as error:
         raise CannotServe(
             f"{path} cannot be read ({error.strerror}): name a configuration file with --config"
@@ -117,10 +120,11 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         fabric.start()
         served.fabric_started(fabric.addresses, fabric.sessions, fabric.failed_logins)
         # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
-        from target import administration, api
+        from target.administration import administration
+        from target.control import application
 
         admin = administration.Administration(served, fabric, config, on_file)
-        control = api.ControlSocket(served, admin, state_dir)
+        control = application.ControlSocket(served, admin, state_dir)
         try:
             control.start()
         except OSError as error:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from target import fabric_kind
+from target.configuration import fabric_kind
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 CONFIGFS = Path("/sys/kernel/config")

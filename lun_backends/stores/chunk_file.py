@@ -22,7 +22,8 @@ from pathlib import Path
 
 import crc32c
 
-from lun_backends import block_device, storage_io
+from lun_backends import block_device
+from lun_backends.files import storage_io
 from lun_backends.stores import chunk_map
 
 AHEAD = 4 << 20

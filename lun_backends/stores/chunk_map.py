@@ -49,7 +49,8 @@ from pathlib import Path
 import crc32c
 import pyroaring
 
-from lun_backends import block_device, storage_io
+from lun_backends import block_device
+from lun_backends.files import storage_io
 
 PAGE = 4096
 SLOTS_PER_PAGE = PAGE // 8

@@ -40,9 +40,10 @@ from pathlib import Path
 
 import pyroaring
 
-from lun_backends import block_device, space, storage_io
+from lun_backends import block_device
 from lun_backends.durability import Durability
-from lun_backends.stores import chunk_file, chunk_map, contents, group_commit
+from lun_backends.files import storage_io
+from lun_backends.stores import chunk_file, chunk_map, contents, group_commit, space
 
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""

@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from lun_backends import atomic_journal, block_device
-from target.scsi import commands, reservations, sense, transfer
+from target.scsi import sense, transfer
+from target.scsi.commands import table
+from target.scsi.reservations import reservations
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task
 from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's interface
 
 if TYPE_CHECKING:
-    from target.scsi import copy_commands
+    from target.scsi.commands import extended_copy
     from target.scsi.scsi_target import Nexus
 
 log = logging.getLogger(__name__)
@@ -63,11 +65,11 @@ class ItlNexus:
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, whatever others may do
         self.write_protected = read_only or unit.write_protected
-        self.handlers = commands.for_unit(
+        self.handlers = table.for_unit(
             unit.kind, write_protected=self.write_protected, atomic=unit.journal is not None
         ).handlers
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
-        self.copy_statuses: dict[int, copy_commands.Status] = {}  # by list identifier, oldest first
+        self.copy_statuses: dict[int, extended_copy.Status] = {}  # by list identifier, oldest first
         self.removed = False
         self.unusual = False
 
@@ -107,7 +109,7 @@ class ItlNexus:
                 self.attentions.append(asc)
             self.update()
 
-    def hold_copy_status(self, identifier: int, status: copy_commands.Status, room: int) -> None:
+    def hold_copy_status(self, identifier: int, status: extended_copy.Status, room: int) -> None:
         """Keep how an EXTENDED COPY ended, and forget the oldest such if there is no room."""
         with self.unit.lock:
             self.copy_statuses.pop(identifier, None)
@@ -179,9 +181,9 @@ class LogicalUnit:
         self.itls: list[ItlNexus] = []  # under `lock`
         self.reservations = reservations.Reservations(self, reservation_file)
         self.journal = journal
-        self.commands = commands.for_unit(kind, write_protected=self.write_protected, atomic=journal is not None)
+        self.commands = table.for_unit(kind, write_protected=self.write_protected, atomic=journal is not None)
 
-    def command(self, cdb: bytes | memoryview) -> commands.Command | None:
+    def command(self, cdb: bytes | memoryview) -> table.Command | None:
         """The row of the command table that this CDB names, if the unit has it."""
         return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
 
@@ -294,7 +296,7 @@ class LogicalUnit:
                 return
             case block_device.BlockDeviceError():
                 told = sense.from_error(error)
-            case _ if len(task.cdb) < commands.cdb_length(task.cdb):
+            case _ if len(task.cdb) < table.cdb_length(task.cdb):
                 told = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
             case _:
                 log.error("unit %s: CDB %s failed", self.name, bytes(task.cdb).hex(), exc_info=error)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from target.scsi import block_commands
+from target.scsi.commands import block
 from target.scsi.logical_unit import ItlNexus
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
@@ -34,7 +34,7 @@ class Plain:
         self._unit = itl.unit
         self._task = Task(lambda _length: ())  # stands for the command that runs; nobody looks into it
         # A write that met an error is run again: right for a volume, but a write-once unit would refuse what it had stored.
-        self._writes = itl.unit.kind is UnitKind.PRIMARY and itl.handlers[WRITE_10] is block_commands.fast_write_10
+        self._writes = itl.unit.kind is UnitKind.PRIMARY and itl.handlers[WRITE_10] is block.fast_write_10
 
     def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         """Run the command whose CDB is at `memory[at]`, with `length` bytes of `buffers` for its data.

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lun_backends.block_device import WouldBlock
-from target.scsi import block_commands, commands, inquiry, primary_commands, sense, transfer
+from target.scsi import sense, transfer
+from target.scsi.commands import block, inquiry, primary, table
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
-from target.scsi.persistent_reservation import Port
+from target.scsi.reservations.persistent_reservation import Port
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task
 
@@ -280,11 +281,11 @@ class Nexus:
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
             itl = self._itls.get(task.lun)
-            if itl is None or itl.unusual or itl.write_protected or len(task.cdb) < commands.cdb_length(task.cdb):
+            if itl is None or itl.unusual or itl.write_protected or len(task.cdb) < table.cdb_length(task.cdb):
                 continue
             unit, cdb = itl.unit, task.cdb
             if cdb[0] in _RANGE_WRITES:
-                lba, count = block_commands.cdb_range(cdb)
+                lba, count = block.cdb_range(cdb)
             elif cdb[0] == _COMPARE_AND_WRITE:
                 lba, count = int.from_bytes(cdb[2:10]), cdb[13]
             else:
@@ -356,12 +357,12 @@ class Nexus:
     def _execute_without_unit(self, task: Task) -> None:
         """Commands to a LUN that has no unit: what SPC-4 6.6.2 and SAM-5 4.7.4 let be answered all the same."""
         try:
-            well_known = task.lun == primary_commands.REPORT_LUNS_WELL_KNOWN_LUN
-            if len(task.cdb) < max(commands.cdb_length(task.cdb), 6):
+            well_known = task.lun == primary.REPORT_LUNS_WELL_KNOWN_LUN
+            if len(task.cdb) < max(table.cdb_length(task.cdb), 6):
                 raise sense.illegal_request(Asc.INVALID_FIELD_IN_CDB)
             match task.cdb[0]:
                 case 0x12:  # INQUIRY
-                    evpd, _, allocation_length = primary_commands.check_inquiry(task.cdb)
+                    evpd, _, allocation_length = primary.check_inquiry(task.cdb)
                     if evpd:
                         raise sense.invalid_field(1, 0)
                     peripheral = inquiry.WELL_KNOWN_UNIT if well_known else inquiry.NO_UNIT
@@ -369,12 +370,12 @@ class Nexus:
                         task, inquiry.standard(peripheral, b"REPORT LUNS" if well_known else b""), allocation_length
                     )
                 case 0xA0 if well_known or task.lun in lun_fields(0):  # REPORT LUNS
-                    primary_commands.reply_luns(task, self.luns)
+                    primary.reply_luns(task, self.luns)
                     self.luns_reported()
                 case 0x03 if well_known:  # REQUEST SENSE
-                    primary_commands.reply_sense(task, sense.NO_SENSE)
+                    primary.reply_sense(task, sense.NO_SENSE)
                 case 0x03:
-                    primary_commands.reply_sense(task, Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED))
+                    primary.reply_sense(task, Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED))
                 case 0x00 if well_known:  # TEST UNIT READY
                     transfer.good(task)
                 case _ if well_known:

@@ -25,7 +25,8 @@ import configshell_fb
 import pyparsing
 from configshell_fb import console, log, node
 
-from target import client, show
+from target import show
+from target.control import client
 
 T = TypeVar("T")
 SECRET_WORDS = ("password=", "mutual_password=")

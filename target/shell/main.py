@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from target import client
+from target.control import client
 from target.shell import console, root
 
 

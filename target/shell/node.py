@@ -15,7 +15,8 @@ from typing import Any
 
 from configshell_fb import node
 
-from target import client, messages, show
+from target import messages, show
+from target.control import client
 from target.shell import console
 
 BOOLEANS = ("true", "false")

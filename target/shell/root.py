@@ -189,7 +189,7 @@ class Alerts(Node):
 
         code  which; with or without the number behind it
         """
-        from target import alerts
+        from target.service import alerts
 
         wanted = code.partition(":")[0]
         if wanted not in alerts.EXPLANATIONS:
@@ -201,7 +201,7 @@ class Alerts(Node):
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """For completion."""
-        from target import alerts
+        from target.service import alerts
 
         return list(alerts.EXPLANATIONS) if parameter == "code" else None
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from target import client, messages, show, units
+from target import messages, show, units
+from target.control import client
 from target.shell import console
 from target.shell.node import Node, export, files, flag, number, one_of, table
 from target.shell.snapshots import Snapshots

@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from target import durable
+from lun_backends.files import small_file
 
 NOTHING = "No Registrations or Reservations"
 _BLOCK = re.compile(r"PR_REG_START: (\d+)\n(.*?)PR_REG_END: \1\n", re.DOTALL)
@@ -58,7 +58,7 @@ def make_readable(path: Path) -> None:
     """Write types as the kernel reads them.  Raises OSError."""
     text = _text(path)
     if text is not None and (readable := _TYPE.sub(r"\1=\2", text)) != text:
-        durable.replace(path, readable.encode())
+        small_file.replace(path, readable.encode())
 
 
 def _text(path: Path) -> str | None:

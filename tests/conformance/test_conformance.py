@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from target.iscsi import portal
+from target.portal import portal
 from tests import peers
 from tests.conformance import suite
 from tests.daemon import Daemon

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import storage_io
+from lun_backends.files import storage_io
 
 FOREVER = 1 << 62
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, doubt, group, manifest, policy, storage_io, volume
-from target import alerts, configuration, service
+from lun_backends import block_device
+from lun_backends.files import storage_io
+from lun_backends.volumes import doubt, group, manifest, policy, volume
+from target.configuration import reader
 from target.scsi import sense
+from target.service import alerts, service
 from tests.faults.storage import FaultyIO
 from tests.faults.test_policies import CHUNK, CHUNKS, Bench
 
@@ -179,7 +182,7 @@ def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: py
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[service.Service]:
     text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 1MiB}\n"
-    opened = service.Service(configuration.parse(text, "f.yaml"), tmp_path / "state")
+    opened = service.Service(reader.parse(text, "f.yaml"), tmp_path / "state")
     yield opened
     opened.stop()
     opened.close()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, flat, manifest, policy, volume
+from lun_backends import block_device, flat
+from lun_backends.volumes import manifest, policy, volume
 
 CHUNK = 65536
 CHUNKS = 64

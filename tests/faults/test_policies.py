@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device, giving_up, manifest, policy, volume
+from lun_backends import block_device
+from lun_backends.volumes import giving_up, manifest, policy, volume
 from tests.faults.storage import FaultyIO
 
 CHUNK = 4096

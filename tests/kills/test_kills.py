@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import volume
-from target import client
+from lun_backends.volumes import volume
+from target.control import client
 from tests import daemon
 from tests.kills import load
 from tests.powercut import check, promises

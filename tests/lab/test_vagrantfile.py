@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from target import configuration
+from target.configuration import reader
 from tests import peers
 
 VAGRANT = Path(__file__).resolve().parents[2] / "vagrant"
@@ -63,7 +63,7 @@ def test_shellcheck_finds_no_mistake(script: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(PROVISION.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_configurations_are_good(file: Path) -> None:
-    configuration.load(file)
+    reader.load(file)
 
 
 def test_every_machine_has_its_script() -> None:

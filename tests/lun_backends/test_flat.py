@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, flat, storage_io
+from lun_backends import block_device, flat
 from lun_backends.block_device import ExtentKind
+from lun_backends.files import storage_io
 
 SIZE = 1 << 20
 

@@ -16,9 +16,9 @@ import pytest
 
 from lun_backends import block_device, copy_on_write, remote, write_once
 from lun_backends.block_device import Buffers
-from tests.lun_backends import stores
+from tests.lun_backends import store_factory
 from tests.lun_backends.memory_side import MemorySide
-from tests.lun_backends.stores import CHUNK
+from tests.lun_backends.store_factory import CHUNK
 from tests.memory_device import MemoryDevice
 
 
@@ -60,13 +60,13 @@ def primary() -> MemoryDevice:
 
 
 @pytest.fixture
-def faulty() -> stores.FaultyIO:
-    return stores.FaultyIO()
+def faulty() -> store_factory.FaultyIO:
+    return store_factory.FaultyIO()
 
 
 @pytest.fixture
-def lun(tmp_path: Path, faulty: stores.FaultyIO) -> Iterator[write_once.WriteOnce]:
-    device = stores.create(tmp_path, io=faulty)
+def lun(tmp_path: Path, faulty: store_factory.FaultyIO) -> Iterator[write_once.WriteOnce]:
+    device = store_factory.create(tmp_path, io=faulty)
     yield device
     device.close()
 
@@ -88,7 +88,7 @@ def test_a_write_whose_chunks_another_node_had_preserved(primary: MemoryDevice) 
 
 @pytest.mark.parametrize("call", ["reserve", "pwritev", "fdatasync", "sync_map"])
 def test_a_write_that_is_refused(
-    primary: MemoryDevice, lun: write_once.WriteOnce, faulty: stores.FaultyIO, call: str
+    primary: MemoryDevice, lun: write_once.WriteOnce, faulty: store_factory.FaultyIO, call: str
 ) -> None:
     cow = copy_on_write.CopyOnWrite(primary, CHUNK)
     cow.arm(lun)

@@ -11,8 +11,8 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.stores import chunk_map, contents, thin
-from tests.lun_backends import stores
-from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, data
+from tests.lun_backends import store_factory
+from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 from tests.powercut import replay
 
 CHUNKS = 11
@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def make(tmp_path: Path) -> tuple[Path, Path]:
-    lun = stores.create(tmp_path, size=CHUNKS * CHUNK)
+    lun = store_factory.create(tmp_path, size=CHUNKS * CHUNK)
     for chunk in FULL:
         lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
     lun.writev(PART * CHUNK + BLOCK, data(PART, 3))
@@ -50,7 +50,7 @@ def wrong_chunks(lun: write_once.WriteOnce) -> Iterator[tuple[int, bool]]:
         for block in range(PER_CHUNK):
             found: bytes | None
             try:
-                found = stores.read(lun, chunk * PER_CHUNK + block)
+                found = store_factory.read(lun, chunk * PER_CHUNK + block)
             except block_device.BlankBlock:
                 found = None
             except block_device.MediumError:
@@ -72,7 +72,7 @@ def rot(path: Path, offset: int, change: int) -> None:
 def check(tmp_path: Path) -> str:
     """Open, read, verify; says how the change was met."""
     try:
-        lun = stores.reopen(tmp_path)
+        lun = store_factory.reopen(tmp_path)
     except chunk_map.StoreDamaged:
         return "refused"
     try:
@@ -97,7 +97,9 @@ def check(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("change", [0xFF, 0x01, 0x80])
 def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[Path, Path], change: int) -> None:
-    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    layout = chunk_map.Layout.of(
+        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
+    )
     for start, width in ((layout.slots, 8), (layout.written, 1), (layout.checksums, 4)):
         for offset in range(CHUNKS * width):
             rot(files[0], start + offset, change)
@@ -116,8 +118,10 @@ def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[
 
 
 def test_bytes_of_the_map_that_say_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
-    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
-    lun = stores.reopen(tmp_path)
+    layout = chunk_map.Layout.of(
+        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
+    )
+    lun = store_factory.reopen(tmp_path)
     used = chunk_map._SUPERBLOCK.size + chunk_map._CRC.size
     for start, end in (
         (used, chunk_map.PAGE),
@@ -163,7 +167,7 @@ def test_every_byte_of_the_chunk_file(tmp_path: Path, files: tuple[Path, Path]) 
 def test_every_byte_of_the_chunk_file_changes_while_it_is_open() -> None:
     with replay.scratch() as memory:  # on a disk each of so many changes would have to go there and back
         _, file = make(memory)
-        lun = stores.reopen(memory)
+        lun = store_factory.reopen(memory)
         for offset in (*range(36, CHUNK, 7), CHUNK - 1):
             rot(file, offset, 0x04)
             assert lun.check_headers() == ["behind its header the chunk file is not zeroes"]
@@ -177,7 +181,7 @@ def test_every_byte_of_the_chunk_file_changes_while_it_is_open() -> None:
 
 
 def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    lun = stores.reopen(tmp_path)
+    lun = store_factory.reopen(tmp_path)
     assert lun.check_headers() == []
     rot(files[1], 9, 0x01)
     rot(files[0], chunk_map.PAGE + 100, 0x01)
@@ -190,7 +194,9 @@ def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tup
 
 @pytest.mark.parametrize("array", ["slots", "written", "checksums", "confirmed"])
 def test_a_page_of_the_map_that_is_lost(tmp_path: Path, files: tuple[Path, Path], array: str) -> None:
-    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    layout = chunk_map.Layout.of(
+        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
+    )
     with files[0].open("r+b") as file:
         file.seek(getattr(layout, array))
         file.write(bytes(chunk_map.PAGE))
@@ -200,15 +206,17 @@ def test_a_page_of_the_map_that_is_lost(tmp_path: Path, files: tuple[Path, Path]
 
 
 def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    layout = chunk_map.Layout.of(
+        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
+    )
     rot(files[0], layout.slots + 4 * 8, 3)  # chunk 4 was in slot 3
-    lun = stores.reopen(tmp_path)
+    lun = store_factory.reopen(tmp_path)
     with pytest.raises(block_device.BlockWritten):  # copy-on-write would put new data for old
         lun.writev(4 * CHUNK, data(77, PER_CHUNK))
     with pytest.raises(block_device.MediumError, match="lost where"):
-        stores.read(lun, 4 * PER_CHUNK)
+        store_factory.read(lun, 4 * PER_CHUNK)
     with pytest.raises(block_device.MediumError, match="lost where"):
-        stores.read(lun, 3 * PER_CHUNK + 8, 8)
+        store_factory.read(lun, 3 * PER_CHUNK + 8, 8)
     assert (4 * CHUNK, CHUNK, block_device.ExtentKind.DATA) in [
         (extent.offset, extent.length, extent.kind) for extent in lun.extents(0, lun.size)
     ]
@@ -219,8 +227,10 @@ def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files
 
 
 def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    lun = stores.reopen(tmp_path)  # as long as it is open nobody looks
-    layout = chunk_map.Layout.of(chunk_map.Superblock(stores.SNAPSHOT, stores.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
+    lun = store_factory.reopen(tmp_path)  # as long as it is open nobody looks
+    layout = chunk_map.Layout.of(
+        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
+    )
     rot(files[0], layout.slots + 9 * 8, 4 ^ 2)  # chunk 9 was in slot 4, chunk 1 is in 2
     reports = {report.offset // CHUNK: report for report in lun.verify()}
     assert reports[1].verdict is GOOD
@@ -231,8 +241,8 @@ def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Pat
 
 def test_only_what_is_durable_is_confirmed(tmp_path: Path) -> None:
     """Otherwise a power cut could look like rot."""
-    io = stores.FaultyIO()
-    lun = stores.create(tmp_path, io=io)
+    io = store_factory.FaultyIO()
+    lun = store_factory.create(tmp_path, io=io)
     confirmed: list[bool] = []
     io.before["sync_map"] = lambda: confirmed.append(lun.store._map.confirmed(0))
     lun.writev(0, data(1, 3))

@@ -17,15 +17,15 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.stores import chunk_map, contents
-from tests.lun_backends import stores
-from tests.lun_backends.stores import BLOCK, CHUNK, PER_CHUNK, data
+from tests.lun_backends import store_factory
+from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 
 BLANK, DATA = block_device.ExtentKind.BLANK, block_device.ExtentKind.DATA
 
 
 @pytest.fixture(params=list(Durability))
 def lun(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[write_once.WriteOnce]:
-    device = stores.create(tmp_path, durability=request.param)
+    device = store_factory.create(tmp_path, durability=request.param)
     yield device
     device.close()
 
@@ -39,7 +39,7 @@ def test_the_first_write_is_stored_and_the_second_refused(lun: write_once.WriteO
     with pytest.raises(block_device.BlockWritten) as caught:
         lun.writev(3 * BLOCK, data(2, 2))
     assert caught.value.lba == 3
-    assert stores.read(lun, 3, 2) == b"".join(data(1, 2))
+    assert store_factory.read(lun, 3, 2) == b"".join(data(1, 2))
 
 
 @pytest.mark.parametrize("first", [0, 5, PER_CHUNK - 1, 2 * PER_CHUNK])
@@ -50,7 +50,7 @@ def test_all_or_nothing(lun: write_once.WriteOnce, first: int, count: int) -> No
     with pytest.raises(block_device.BlockWritten) as caught:
         lun.writev(first * BLOCK, data(2, count + 2))
     assert caught.value.lba == taken
-    assert stores.read(lun, taken) == b"".join(data(1))
+    assert store_factory.read(lun, taken) == b"".join(data(1))
     assert [e for e in extents(lun) if e[2] is DATA] == [(taken, 1, DATA)]
 
 
@@ -64,7 +64,7 @@ def test_a_blank_block_is_named(lun: write_once.WriteOnce) -> None:
         (40, 2, 40),
     ]:
         with pytest.raises(block_device.BlankBlock) as caught:
-            stores.read(lun, first, count)
+            store_factory.read(lun, first, count)
         assert caught.value.lba == blank
 
 
@@ -73,13 +73,13 @@ def test_reads_join_what_different_writes_stored(lun: write_once.WriteOnce) -> N
     for chunk in order:
         lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
     want = b"".join(b"".join(data(chunk, PER_CHUNK)) for chunk in range(10))
-    assert stores.read(lun, 0, 10 * PER_CHUNK) == want
-    assert stores.read(lun, 3, 70) == want[3 * BLOCK : 73 * BLOCK]
+    assert store_factory.read(lun, 0, 10 * PER_CHUNK) == want
+    assert store_factory.read(lun, 3, 70) == want[3 * BLOCK : 73 * BLOCK]
 
 
 def test_zeroes_are_written_and_nothing_is_discarded(lun: write_once.WriteOnce) -> None:
     lun.write_zeroes(2 * BLOCK, 3 * CHUNK, discard=False)
-    assert stores.read(lun, 2, 3 * PER_CHUNK) == bytes(3 * CHUNK)
+    assert store_factory.read(lun, 2, 3 * PER_CHUNK) == bytes(3 * CHUNK)
     with pytest.raises(block_device.BlockWritten):
         lun.write_zeroes(3 * BLOCK, BLOCK, discard=False, fua=True)
     with pytest.raises(block_device.NotSupported):
@@ -87,14 +87,14 @@ def test_zeroes_are_written_and_nothing_is_discarded(lun: write_once.WriteOnce) 
 
 
 def test_the_end_of_the_device(tmp_path: Path) -> None:
-    lun = stores.create(tmp_path, size=CHUNK + 3 * BLOCK)
+    lun = store_factory.create(tmp_path, size=CHUNK + 3 * BLOCK)
     with pytest.raises(block_device.OutOfRange) as caught:
         lun.writev(CHUNK, data(1, 4))
     assert caught.value.lba == PER_CHUNK + 3
     with pytest.raises(block_device.OutOfRange):
-        stores.read(lun, PER_CHUNK + 3)
+        store_factory.read(lun, PER_CHUNK + 3)
     lun.writev(CHUNK, data(1, 3))
-    assert stores.read(lun, PER_CHUNK, 3) == b"".join(data(1, 3))
+    assert store_factory.read(lun, PER_CHUNK, 3) == b"".join(data(1, 3))
     assert [report.verdict for report in lun.verify()] == [contents.Verdict.GOOD]
     assert extents(lun) == [(0, PER_CHUNK, BLANK), (PER_CHUNK, 3, DATA)]
     lun.close()
@@ -107,7 +107,7 @@ def test_empty_transfers(lun: write_once.WriteOnce) -> None:
 
 
 def test_put_many_answers_each_and_commits_once(tmp_path: Path) -> None:
-    lun = stores.create(tmp_path)
+    lun = store_factory.create(tmp_path)
     lun.writev(5 * BLOCK, data(1))
     buffer = bytearray(CHUNK)
     before = lun.syncs.data
@@ -120,14 +120,14 @@ def test_put_many_answers_each_and_commits_once(tmp_path: Path) -> None:
     answers = lun.put_many(requests())
     assert [answer and answer.lba for answer in answers] == [None, 5, None]
     assert lun.syncs.data == before + 1
-    assert stores.read(lun, 2 * PER_CHUNK, 2 * PER_CHUNK) == b"\x03" * CHUNK + b"\x04" * CHUNK
+    assert store_factory.read(lun, 2 * PER_CHUNK, 2 * PER_CHUNK) == b"\x03" * CHUNK + b"\x04" * CHUNK
     lun.close()
 
 
 def test_put_many_meets_its_own_request(lun: write_once.WriteOnce) -> None:
     answers = lun.put_many([(0, data(1, 4)), (2 * BLOCK, data(2, 4)), (4 * BLOCK, data(3))])
     assert [answer and answer.lba for answer in answers] == [None, 2, None]
-    assert stores.read(lun, 0, 5) == b"".join(data(1, 4) + data(3))
+    assert store_factory.read(lun, 0, 5) == b"".join(data(1, 4) + data(3))
 
 
 def test_put_many_keeps_what_came_before_an_error(lun: write_once.WriteOnce) -> None:
@@ -139,7 +139,7 @@ def test_put_many_keeps_what_came_before_an_error(lun: write_once.WriteOnce) -> 
         lun.put_many(requests())
     with pytest.raises(block_device.OutOfRange):
         lun.put_many([(BLOCK, data(2)), (lun.size, data(3))])
-    assert stores.read(lun, 0, 2) == b"".join(data(1) + data(2))
+    assert store_factory.read(lun, 0, 2) == b"".join(data(1) + data(2))
 
 
 def test_without_waiting(lun: write_once.WriteOnce) -> None:
@@ -156,7 +156,7 @@ def test_without_waiting(lun: write_once.WriteOnce) -> None:
 
 def assert_invalid(lun: write_once.WriteOnce) -> None:
     for act in (
-        lambda: stores.read(lun, 0),
+        lambda: store_factory.read(lun, 0),
         lambda: lun.writev(BLOCK, data(1)),
         lambda: lun.put_many([(BLOCK, data(1))]),
         lambda: list(lun.extents(0, lun.size)),
@@ -168,7 +168,7 @@ def assert_invalid(lun: write_once.WriteOnce) -> None:
 
 
 def test_invalid_is_for_ever(tmp_path: Path) -> None:
-    lun = stores.create(tmp_path)
+    lun = store_factory.create(tmp_path)
     lun.writev(0, data(1))
     lun.set_state(chunk_map.State.ACTIVE)
     begun = lun.extents(0, lun.size)
@@ -177,7 +177,7 @@ def test_invalid_is_for_ever(tmp_path: Path) -> None:
         next(begun)
     assert_invalid(lun)
     lun.close()
-    lun = stores.reopen(tmp_path)
+    lun = store_factory.reopen(tmp_path)
     assert lun.state is chunk_map.State.INVALID
     assert_invalid(lun)
     lun.close()
@@ -188,7 +188,7 @@ def test_closed_is_closed(lun: write_once.WriteOnce) -> None:
     lun.close()
     lun.close()
     for act in (
-        lambda: stores.read(lun, 0),
+        lambda: store_factory.read(lun, 0),
         lambda: lun.writev(BLOCK, data(1)),
         lun.flush,
         lun.used_bytes,
@@ -222,7 +222,7 @@ def test_close_waits_for_the_calls_under_way(lun: write_once.WriteOnce) -> None:
 
 
 def test_used_and_written_bytes(tmp_path: Path) -> None:
-    lun = stores.create(tmp_path, size=1 << 40)
+    lun = store_factory.create(tmp_path, size=1 << 40)
     lun.writev(0, data(1, 3))
     assert lun.written_bytes() == 3 * BLOCK
     lun.writev(1 << 39, data(1, 5))
@@ -230,7 +230,7 @@ def test_used_and_written_bytes(tmp_path: Path) -> None:
     assert lun.written_bytes() == 9 * BLOCK
     assert 9 * BLOCK <= lun.used_bytes() < 1 << 20
     lun.close()
-    lun = stores.reopen(tmp_path)
+    lun = store_factory.reopen(tmp_path)
     lun.writev(4 * BLOCK, data(1))
     assert lun.written_bytes() == 10 * BLOCK
     assert extents(lun) == [
@@ -243,7 +243,7 @@ def test_used_and_written_bytes(tmp_path: Path) -> None:
 
 
 def test_many_extents_come_in_order_without_gaps(tmp_path: Path) -> None:
-    lun = stores.create(tmp_path, size=1 << 20)
+    lun = store_factory.create(tmp_path, size=1 << 20)
     lun.put_many((block * BLOCK, data(block)) for block in range(0, 2048, 2))
     kinds = [(block, 1, DATA if block % 2 == 0 else BLANK) for block in range(2048)]
     assert extents(lun) == kinds
@@ -254,14 +254,14 @@ _WRITER = """
 import sys
 from pathlib import Path
 from lun_backends.durability import Durability
-from tests.lun_backends import stores
+from tests.lun_backends import store_factory
 path, durability = Path(sys.argv[1]), Durability(sys.argv[2])
-lun = stores.create(path, size=1 << 30, durability=durability)
+lun = store_factory.create(path, size=1 << 30, durability=durability)
 for number in range(1 << 18):
     if number % 3:
-        lun.writev(number * stores.CHUNK + stores.BLOCK, stores.data(number, 5))
+        lun.writev(number * store_factory.CHUNK + store_factory.BLOCK, store_factory.data(number, 5))
     else:
-        lun.put_many([(number * stores.CHUNK, stores.data(number, stores.PER_CHUNK))])
+        lun.put_many([(number * store_factory.CHUNK, store_factory.data(number, store_factory.PER_CHUNK))])
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
 """
@@ -279,13 +279,13 @@ def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path, durabili
     os.kill(child.pid, signal.SIGKILL)
     acknowledged = [200, *map(int, child.stdout.read().split()[:-1])]  # the last line may be cut
     child.wait()
-    lun = stores.reopen(tmp_path, durability)
+    lun = store_factory.reopen(tmp_path, durability)
     for number in range(acknowledged[-1] + 1):
         if number % 3:
-            assert stores.read(lun, number * PER_CHUNK + 1, 5) == b"".join(data(number, 5))
+            assert store_factory.read(lun, number * PER_CHUNK + 1, 5) == b"".join(data(number, 5))
             with pytest.raises(block_device.BlankBlock):
-                stores.read(lun, number * PER_CHUNK)
+                store_factory.read(lun, number * PER_CHUNK)
         else:
-            assert stores.read(lun, number * PER_CHUNK, PER_CHUNK) == b"".join(data(number, PER_CHUNK))
+            assert store_factory.read(lun, number * PER_CHUNK, PER_CHUNK) == b"".join(data(number, PER_CHUNK))
     assert contents.Verdict.DAMAGED not in {report.verdict for report in lun.verify()}
     lun.close()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.stores import contents
-from tests.lun_backends import stores
+from tests.lun_backends import store_factory
 
 SIZES = st.sampled_from([(512, 4096), (4096, 4096), (4096, 8192), (512, 8192)])
 CHUNKS = 6
@@ -41,13 +41,13 @@ class WriteOnceModel(RuleBasedStateMachine):
         self.durability = durability
         self.blocks = CHUNKS * chunk_size // self.block_size - cut * (chunk_size // self.block_size > 1)
         size = self.blocks * self.block_size
-        self.lun = stores.create(
+        self.lun = store_factory.create(
             self.path, size=size, block_size=self.block_size, chunk_size=chunk_size, durability=durability
         )
 
     def fresh(self, blocks: int) -> list[memoryview]:
         self.seed += 1
-        return stores.data(self.seed, blocks, self.block_size)
+        return store_factory.data(self.seed, blocks, self.block_size)
 
     def range(self, at: float, length: float) -> tuple[int, int]:
         first = min(int(at * self.blocks), self.blocks - 1)
@@ -89,7 +89,7 @@ class WriteOnceModel(RuleBasedStateMachine):
         first, blocks = self.range(at, length)
         blank = next((lba for lba in range(first, first + blocks) if lba not in self.model), None)
         try:
-            found = stores.read(self.device, first, blocks)
+            found = store_factory.read(self.device, first, blocks)
         except block_device.BlankBlock as error:
             assert error.lba == blank
         else:
@@ -103,7 +103,7 @@ class WriteOnceModel(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.device.close()
-        self.lun = stores.reopen(self.path, self.durability)
+        self.lun = store_factory.reopen(self.path, self.durability)
 
     @precondition(lambda self: self.lun is not None)
     @invariant()

@@ -7,8 +7,9 @@ import contextlib
 import random
 from pathlib import Path
 
-from lun_backends import block_device, manifest, volume, write_once
+from lun_backends import block_device, write_once
 from lun_backends.stores import chunk_map, contents
+from lun_backends.volumes import manifest, volume
 from tests.powercut import promises, workload
 from tests.powercut.promises import SECTOR, Phase, Violation
 

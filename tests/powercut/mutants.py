@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lun_backends import block_device, copy_on_write, flat, manifest, restoring, storage_io, tracking, volume
+from lun_backends import block_device, copy_on_write, flat, tracking
 from lun_backends.block_device import ExtentKind
+from lun_backends.files import storage_io
 from lun_backends.stores import chunk_map, thin
+from lun_backends.volumes import manifest, restoring, volume
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import storage_io
+from lun_backends.files import storage_io
 from tests.powercut import promises
 
 PAGE = 4096

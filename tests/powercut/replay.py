@@ -54,7 +54,7 @@ def scratch() -> Iterator[Path]:
 
 def record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
     """Make a volume under `root` and work on it; returns the record, and the promises before all of it."""
-    with mock.patch("lun_backends.boot.current", lambda: BEFORE):
+    with mock.patch("lun_backends.volumes.boot.current", lambda: BEFORE):
         return _record(root, scenario, seed)
 
 
@@ -122,7 +122,7 @@ def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failur
                 model.lay_out(root, choice)
                 boot = BEFORE if choice is killed else AFTER
                 try:
-                    with mock.patch("lun_backends.boot.current", lambda boot=boot: boot):
+                    with mock.patch("lun_backends.volumes.boot.current", lambda boot=boot: boot):
                         if not only_memory:
                             tried += try_state(root, promised, rng)
                         elif boot == AFTER:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import volume
+from lun_backends.volumes import volume
 from tests.powercut import check, promises, workload
 from tests.powercut.promises import SECTOR, Violation
 

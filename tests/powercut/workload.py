@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import block_device, manifest, move_down, storage_io, volume, write_once
+from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
+from lun_backends.files import storage_io
+from lun_backends.volumes import manifest, move_down, volume
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
 

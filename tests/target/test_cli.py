@@ -262,7 +262,7 @@ def test_commands_import_nothing_heavy(served: daemon.Daemon, verb: str) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     imported = set(done.stderr.split())
-    assert ("target.client" in imported) == (verb != "version")  # which has nobody to talk to
+    assert ("target.control.client" in imported) == (verb != "version")  # which has nobody to talk to
     assert not imported & HEAVY
 
 

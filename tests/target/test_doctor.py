@@ -9,7 +9,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from target import cli, doctor, settings
+from target import cli, doctor
+from target.configuration import settings
 
 
 def test_a_port_in_use_is_found_with_its_remedy(tmp_path: Path) -> None:

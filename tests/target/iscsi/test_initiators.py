@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from lun_backends import flat
-from target.iscsi.portal import Portal
+from target.portal.portal import Portal
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
 from tests import libiscsi, peers

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from target.scsi.persistent_reservation import Type
+from target.scsi.reservations.persistent_reservation import Type
 from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import CHECK, GOOD, Bench, Initiator, cdb10, cdb16, result_of
-from tests.target.scsi.test_reservations import (
+from tests.target.scsi.reservations.test_reservations import (
     CONFLICT,
     PREEMPT,
     PREEMPT_AND_ABORT,

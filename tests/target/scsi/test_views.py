@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from lun_backends import block_device
-from target.scsi.commands import COMMANDS
+from target.scsi.commands.table import COMMANDS
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import Reach, ScsiTarget, View, sees_all, sees_nothing
 from tests.memory_device import MemoryDevice

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest: the small JSON file that remembers what a volume is and which snapshots it has.
+
+It is replaced as a whole - written beside, synced, renamed over, the directory synced - so a crash leaves the old one or
+the new one.  A snapshot exists from the moment a manifest that names it is durable.
+
+| state      | meaning                                                                                              |
+| ---------- | ---------------------------------------------------------------------------------------------------- |
+| `active`   | can be read                                                                                          |
+| `deleting` | has no view any more; its chunks are moving down to the next older snapshot; goes on at the next open |
+| `invalid`  | was given up (`on_error: drop-snapshot`); its view answers with an error                             |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import enum
+import os
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from lun_backends import block_device, names
+from lun_backends.durability import Durability
+from lun_backends.files import storage_io
+
+_FILE = "volume.json"
+_NEW = "volume.json.new"
+_SPARE = "volume.json.spare"
+_SPARE_BYTES = 16384  # forty snapshots
+
+LABELS_MAX = 64
+"""Labels of one snapshot."""
+LABEL_MAX = 256
+"""Characters of a label's value."""
+
+
+class SnapshotState(enum.Enum):
+    """See the module's table."""
+
+    ACTIVE = "active"
+    DELETING = "deleting"
+    INVALID = "invalid"
+
+
+@dataclasses.dataclass(eq=False)
+class ManifestError(block_device.BlockDeviceError):
+    """The manifest at `path` cannot be used: `field` (empty: the file as a whole) is wrong in the way `reason` says."""
+
+    path: Path
+    field: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.path}, {self.field}" if self.field else f"{self.path}"
+        return f"{where}: {self.reason}; {self.remedy}"
+
+
+def _check_name(name: str) -> str:
+    if not names.valid(name):
+        raise ValueError(f"a name is {names.RULE}")
+    return name
+
+
+def bad_label(key: str, value: str) -> str:
+    """What is wrong with a label; empty if it may be given to a snapshot."""
+    if not names.valid(key):
+        return f"{key!r} is no key for a label: a key is {names.RULE}"
+    if len(value) > LABEL_MAX or not value.isprintable():
+        return f"the value of label {key!r} is not at most {LABEL_MAX} printable characters"
+    return ""
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if problem := bad_label(key, value):
+            raise ValueError(problem)
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"there are more than {LABELS_MAX} labels")
+    return labels
+
+
+def _check_power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("must be a power of two")
+    return value
+
+
+def _check_block_size(value: int) -> int:
+    if value not in (512, 4096):
+        raise ValueError("must be 512 or 4096")
+    return value
+
+
+_Name = Annotated[str, pydantic.AfterValidator(_check_name)]
+_PowerOfTwo = Annotated[int, pydantic.AfterValidator(_check_power_of_two)]
+_Uuid = uuid.UUID  # where a field is called `uuid`
+_CONFIG = pydantic.ConfigDict(extra="forbid")
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class SnapshotRecord:
+    """One snapshot; its files carry its UUID in their names."""
+
+    name: _Name
+    uuid: uuid.UUID
+    taken_at: pydantic.AwareDatetime
+    state: SnapshotState = SnapshotState.ACTIVE
+    reason: str = ""  # why it is invalid
+    labels: Annotated[dict[str, str], pydantic.AfterValidator(_check_labels)] = dataclasses.field(default_factory=dict)
+    scheduled: bool = False  # a schedule made it, and may delete it
+    group: _Uuid | None = None  # it was taken only if this group was, see `group`
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class PrimaryRecord:
+    """Where the live data is."""
+
+    path: Path
+    direct: bool = False
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class Manifest:
+    """A volume; `snapshots` are in order of age, oldest first.  `size`, `block_size` and `chunk_size` are bytes."""
+
+    name: _Name
+    uuid: uuid.UUID
+    created_at: pydantic.AwareDatetime
+    primary: PrimaryRecord
+    size: Annotated[int, pydantic.Field(gt=0)]
+    block_size: Annotated[int, pydantic.AfterValidator(_check_block_size)]
+    chunk_size: Annotated[_PowerOfTwo, pydantic.Field(ge=4096, le=1 << 20)]
+    durability: Durability = Durability.POWER_LOSS
+    snapshots: tuple[SnapshotRecord, ...] = ()
+    epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken
+    in_use: str | None = None  # the boot in which it is open with pre-images that were not synced: see `boot`
+    restoring: _Uuid | None = None  # the snapshot that the volume is being rolled back to
+    format: Literal[1] = 1
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if self.size % self.block_size:
+            raise ValueError(f"size is not a multiple of the block size {self.block_size}")
+        names = [snapshot.name for snapshot in self.snapshots]
+        if len(set(names)) < len(names) or len({snapshot.uuid for snapshot in self.snapshots}) < len(names):
+            raise ValueError("two snapshots have the same name or the same UUID")
+        if self.restoring is not None and all(snapshot.uuid != self.restoring for snapshot in self.snapshots):
+            raise ValueError("the snapshot that is being restored is not there")
+        return self
+
+
+_TYPE = pydantic.TypeAdapter(Manifest)
+
+
+def now() -> datetime.datetime:
+    """The time a snapshot is stamped with, UTC, to the millisecond."""
+    moment = datetime.datetime.now(datetime.UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def load(directory: Path) -> Manifest:
+    """The manifest of the volume in `directory`.  Raises ManifestError."""
+    path = directory / _FILE
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestError(path, "", "there is no volume here", "create it, or correct the state directory") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ManifestError(path, "", reason, "check the permissions and the file system") from error
+    try:
+        return _TYPE.validate_json(text, strict=False)
+    except pydantic.ValidationError as error:
+        field, reason = _first(error)
+        remedy = "restore the file from a backup of the state directory"
+        if field == "format":
+            remedy = "use the version of wolun that wrote it"
+        raise ManifestError(path, field, reason, remedy) from error
+
+
+def first_problem(error: ValueError) -> str:
+    """What a Manifest that could not be made was refused for, in one phrase."""
+    if isinstance(error, pydantic.ValidationError):
+        field, reason = _first(error)
+        return f"{field}: {reason}" if field else reason
+    return str(error)
+
+
+def _first(error: pydantic.ValidationError) -> tuple[str, str]:
+    """(field, what is wrong with it) of the first of the problems."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is a volume in `directory`."""
+    return (directory / _FILE).exists()
+
+
+def group_path(directory: Path, identity: uuid.UUID) -> Path:
+    """The file that is there if the group of snapshots was taken that a volume in `directory` has a part in."""
+    return directory.parent / ".groups" / str(identity)
+
+
+def without_groups(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest without the snapshots of groups that were not taken, and with all others as if taken one by one."""
+    there = (
+        each
+        for each in manifest.snapshots
+        if each.group is None or group_path(directory, each.group).exists() or manifest.restoring == each.uuid
+    )
+    return dataclasses.replace(manifest, snapshots=tuple(dataclasses.replace(each, group=None) for each in there))
+
+
+def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError.
+
+    It goes into a spare file that has its space already: on a full disk it must be possible to delete a snapshot.
+    """
+    text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
+    with contextlib.suppress(FileNotFoundError):
+        io.rename(directory / _SPARE, directory / _NEW)
+    fd = io.open(directory / _NEW, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        storage_io.write_all(io, fd, [text], 0, len(text))
+        io.ftruncate(fd, len(text))
+        io.fdatasync(fd)
+    finally:
+        io.close(fd)
+    _keep_spare(directory, 2 * len(text), io)
+
+
+def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
+    """Have room for the next manifest, if there is any."""
+    with contextlib.suppress(OSError):
+        fd = io.open(directory / _SPARE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            io.reserve(fd, 0, max(length, _SPARE_BYTES))
+        except OSError:
+            io.unlink(directory / _SPARE)
+        finally:
+            io.close(fd)
+
+
+def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """Put the prepared manifest in force, durably.  Raises OSError, and then either may be in force after a crash."""
+    io.rename(directory / _NEW, directory / _FILE)
+    io.fsync_directory(directory)
+
+
+def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+    """`prepare` and `commit`."""
+    prepare(directory, manifest, io)
+    commit(directory, io)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which chunks a rollback has still to bring to the primary: a file that only loses chunks once a manifest relies on it.
+
+One bit per chunk, in sectors of 512 bytes of which the last four are the CRC32C of the rest; a sector without chunks is all
+zeroes, so the file is sparse.  Sectors are written whole and a disk writes a sector whole or not at all, so after a power
+cut each says what it said before or after.  Both are right: a chunk is taken out only when what it was waiting for is
+durable, and bringing it to the primary twice does no harm as long as nobody wrote to it, which nobody may before it is out.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import crc32c
+
+from lun_backends import block_device, tracking
+from lun_backends.files import storage_io
+
+_SECTOR = 512
+_BITS = 508 * 8  # chunks in a sector
+_CRC = struct.Struct("<I")
+_READ = 4096 * _SECTOR  # bytes read at a time
+
+
+@dataclass(eq=False)
+class PendingDamaged(block_device.BlockDeviceError):
+    """The file at `path` cannot be used; `reason` says why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, which says how far rolling back got: {self.reason}"
+
+
+class PendingChunks:
+    """The file at `path`, open; `chunks` is what is in it.  One thread at a time may call `remove`."""
+
+    def __init__(self, path: Path, fd: int, chunks: tracking.BitMap, io: storage_io.StorageIO) -> None:
+        """Not to be called: use `create` or `open`."""
+        self.path = path
+        self.chunks = chunks
+        self._fd = fd
+        self._io = io
+
+    @classmethod
+    def create(cls, path: Path, chunks: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingChunks:
+        """A new file for some of a volume's `total` chunks, durable but for its name.  Raises OSError."""
+        fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        made = cls(path, fd, chunks, io)
+        try:
+            io.ftruncate(fd, -(-total // _BITS) * _SECTOR)
+            made._write(chunks, chunks)
+            io.fdatasync(fd)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
+    def open(cls, path: Path, total: int, io: storage_io.StorageIO) -> PendingChunks:
+        """What a crash or a stop left.  Raises PendingDamaged."""
+        try:
+            fd = io.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise PendingDamaged(path, os.strerror(error.errno or 0)) from error
+        opened = cls(path, fd, tracking.BitMap(), io)
+        try:
+            opened._read(total)
+        except OSError as error:
+            opened.close()
+            raise PendingDamaged(path, os.strerror(error.errno or 0)) from error
+        except PendingDamaged:
+            opened.close()
+            raise
+        return opened
+
+    def add(self, chunks: tracking.BitMap) -> None:
+        """More of them, durable when this returns; only as long as no manifest relies on the file.  Raises OSError."""
+        more = chunks - self.chunks
+        if more:
+            self.chunks |= more
+            self._write(more, self.chunks)
+            self._io.fdatasync(self._fd)
+
+    def remove(self, chunks: Iterable[int]) -> None:
+        """Take `chunks` out; durable when this returns.  Raises OSError."""
+        gone = tracking.BitMap(chunks)
+        self._write(gone, self.chunks - gone)
+        self._io.fdatasync(self._fd)
+        self.chunks.difference_update(gone)
+
+    def close(self) -> None:
+        """Release it.  Closing twice is allowed."""
+        if self._fd >= 0:
+            self._io.close(self._fd)
+            self._fd = -1
+
+    def _write(self, touched: tracking.BitMap, content: tracking.BitMap) -> None:
+        """Write the sectors that `touched` has chunks in, neighbours with one call."""
+        run: list[memoryview] = []
+        begin = 0
+        for sector in _sectors(touched):
+            if run and (sector != begin + len(run) or len(run) == storage_io.IOV_MAX):
+                storage_io.write_all(self._io, self._fd, run, begin * _SECTOR, len(run) * _SECTOR)
+                run = []
+            if not run:
+                begin = sector
+            run.append(memoryview(_encode(content, sector)))
+        if run:
+            storage_io.write_all(self._io, self._fd, run, begin * _SECTOR, len(run) * _SECTOR)
+
+    def _read(self, total: int) -> None:
+        """Find what is in the file.  Raises OSError, PendingDamaged."""
+        size = -(-total // _BITS) * _SECTOR
+        buffer = memoryview(bytearray(min(_READ, size)))
+        for offset in range(0, size, _READ):
+            piece = buffer[: min(_READ, size - offset)]
+            if storage_io.read_all(self._io, self._fd, [piece], offset, len(piece)) != len(piece):
+                raise PendingDamaged(self.path, "it was cut off")
+            if bytes(piece).count(0) == len(piece):
+                continue
+            for at in range(0, len(piece), _SECTOR):
+                found = _decode(bytes(piece[at : at + _SECTOR]), (offset + at) // _SECTOR)
+                if found is None:
+                    raise PendingDamaged(self.path, f"the sector at {offset + at} fails its checksum")
+                self.chunks.update(found)
+        if self.chunks and self.chunks.max() >= total:
+            raise PendingDamaged(self.path, "it is about a larger volume")
+
+
+def _sectors(chunks: tracking.BitMap) -> Iterator[int]:
+    """The sectors that some of `chunks` are in, in order."""
+    at = 0
+    while (chunk := next(chunks.iter_equal_or_larger(at), None)) is not None:
+        yield chunk // _BITS
+        at = (chunk // _BITS + 1) * _BITS
+
+
+def _encode(chunks: tracking.BitMap, sector: int) -> bytes:
+    first = sector * _BITS
+    bits = bytearray(_SECTOR - _CRC.size)
+    for chunk in chunks.iter_equal_or_larger(first):
+        if chunk >= first + _BITS:
+            break
+        bits[(chunk - first) >> 3] |= 1 << (chunk & 7)
+    if not any(bits):
+        return bytes(_SECTOR)
+    return bytes(bits) + _CRC.pack(crc32c.crc32c(bits))
+
+
+def _decode(data: bytes, sector: int) -> list[int] | None:
+    """The chunks of a sector; None if it is damaged."""
+    bits = data[: -_CRC.size]
+    if not any(data):
+        return []
+    if _CRC.unpack(data[-_CRC.size :])[0] != crc32c.crc32c(bits):
+        return None
+    first = sector * _BITS
+    return [first + at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rolling a volume back to a snapshot while it is being used.
+
+The volume goes back at one instant: when the manifest that names the snapshot (`restoring`) is durable.  Before, it is as
+it was; from then on it is at that moment, although nothing was copied yet:
+
+| chunk       | where it reads from  | a write to it                      | a crash                                            |
+| ----------- | -------------------- | ---------------------------------- | -------------------------------------------------- |
+| pending     | the snapshot's view  | settles it first                   | it is still pending, and settled again              |
+| not pending | the primary          | like any other                     | -                                                  |
+
+To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8): preserve it in the newest
+one, write the view's content to the primary, make that durable, take the chunk out of the pending ones, durably.  Only then
+anything else may be written to it; so a chunk that is pending after a crash never has newer data than the snapshot's.
+Chunks whose content is the same already are only taken out.
+
+What keeps it right:
+
+* Pending at first are the chunks that any snapshot from the restored one on has: all that changed since.  What the volume
+  has grown by since is pending, too, and reads as zeroes.
+* While this goes on snapshots are neither taken nor deleted nor given up, nor is the volume resized: the newest snapshot is
+  the same throughout, and the view needs every one of them.
+* All of this is durable whatever the volume's `durability` is: while it goes on the volume is made of its snapshots, so they
+  must be as good as the primary.
+* Only the thread that settles writes to a pending chunk, and one settles at a time, for all who wait.  It needs no gate, so
+  the holder of the gate may settle.
+* A read that saw a chunk pending may find it settled and overwritten when it asks the view.  The view has the snapshot's
+  content all the same (rule 3), and the read began before that write ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from lun_backends import block_device, tracking
+from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
+from lun_backends.snapshot_view import slice_buffers
+from lun_backends.volumes import pending_chunks
+
+ROUND = 8 << 20
+"""Bytes settled with one commit."""
+
+
+class Moment:
+    """A snapshot's view, followed by zeroes up to `size`: what the volume shall become."""
+
+    def __init__(self, view: BlockDevice, size: int) -> None:
+        self._view = view
+        self._size = size
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        length = block_device.total_length(buffers)
+        inside = max(0, min(length, self._view.size - offset))
+        if inside:
+            self._view.readv(offset, slice_buffers(buffers, 0, inside), nowait=nowait)
+        for buffer in slice_buffers(buffers, inside, length - inside):
+            buffer[:] = bytes(len(buffer))
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        inside = max(0, min(length, self._view.size - offset))
+        if inside:
+            yield from self._view.extents(offset, inside)
+        if inside < length:
+            yield Extent(offset + inside, length - inside, ExtentKind.HOLE)
+
+
+def to_settle(
+    changed: tracking.BitMap, view: BlockDevice, newest: BlockDevice, primary: BlockDevice, chunk_size: int
+) -> tracking.BitMap:
+    """Of the chunks that `changed` since the view's moment those that are chunks of the newest snapshot, and what the
+    volume has grown by since the view's moment and is no hole."""
+    pending: tracking.BitMap = changed.copy()
+    pending.remove_range(-(-newest.size // chunk_size), 1 << 62)
+    if primary.size > view.size:
+        for extent in primary.extents(view.size, primary.size - view.size):
+            if extent.kind is not ExtentKind.HOLE:
+                end = extent.offset + extent.length
+                pending.add_range(extent.offset // chunk_size, -(-end // chunk_size))
+    return pending
+
+
+class Restoring:
+    """A rollback under way: the overlay over a volume's primary, and what brings the primary to it."""
+
+    def __init__(
+        self,
+        primary: BlockDevice,
+        view: BlockDevice,
+        record: pending_chunks.PendingChunks,
+        chunk_size: int,
+        preserve: Callable[[Sequence[int]], None],
+    ) -> None:
+        """`preserve` makes sure that the newest snapshot has these chunks of the primary."""
+        self.record = record
+        self.pending = record.chunks
+        self.total = len(record.chunks)
+        self._primary = primary
+        self._moment = Moment(view, primary.size)
+        self._chunk_size = chunk_size
+        self._preserve = preserve
+        self._settling = threading.Lock()
+        self._wanted = tracking.BitMap()
+        self._wanting = threading.Lock()
+        self._round = max(1, ROUND // chunk_size)
+        self._buffer = memoryview(mmap.mmap(-1, self._round * chunk_size))  # page-aligned, for O_DIRECT
+        self._there = memoryview(mmap.mmap(-1, chunk_size))
+
+    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+        """As the contract's."""
+        length = block_device.total_length(buffers)
+        if offset + length > self._primary.size or self._is_settled(offset, length):
+            self._primary.readv(offset, buffers, nowait=nowait)
+            return
+        for start, count, waiting in self._runs(offset, length):
+            source = self._moment if waiting else self._primary
+            source.readv(start, slice_buffers(buffers, start - offset, count), nowait=nowait)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """As the contract's."""
+        if offset + length > self._primary.size or self._is_settled(offset, length):
+            yield from self._primary.extents(offset, length)
+            return
+        for start, count, waiting in self._runs(offset, length):
+            yield from (self._moment if waiting else self._primary).extents(start, count)
+
+    def settle(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Return when none of the chunks of the (first, last) `spans` is pending any more.
+
+        Raises PreserveFailed and whatever reading and writing raise.
+        """
+        for first, last in spans:
+            at = first
+            while (chunk := self._next(at)) is not None and chunk <= last:
+                # A round at a time, so that a huge write does not make all others wait for all of it.
+                batch = [each for each in self._first(chunk, self._round) if each <= last]
+                with self._wanting:
+                    self._wanted.update(batch)
+                with self._settling:
+                    self._settle_wanted()
+                at = chunk  # still pending if another thread tried for us and failed
+
+    def settle_all(
+        self, progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> bool:
+        """Settle everything; gives False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
+        while (chunk := self._next(0)) is not None:
+            if cancelled is not None and cancelled():
+                return False
+            batch = self._first(chunk, self._round)
+            self.settle([(batch[0], batch[-1])])
+            if progress is not None:
+                progress((self.total - len(self.pending)) * self._chunk_size, self.total * self._chunk_size)
+        return True
+
+    def _is_settled(self, offset: int, length: int) -> bool:
+        end = -(-(offset + length) // self._chunk_size)
+        return not self.pending.range_cardinality(offset // self._chunk_size, end)
+
+    def _next(self, at: int) -> int | None:
+        """The first pending chunk from `at` on."""
+        with self._wanting:  # `pending` must not change under an iterator
+            return next(self.pending.iter_equal_or_larger(at), None)
+
+    def _first(self, at: int, count: int) -> list[int]:
+        """Up to `count` pending chunks from `at` on; at least `at` itself, which may have been settled meanwhile."""
+        with self._wanting:
+            return list(itertools.islice(self.pending.iter_equal_or_larger(at), count)) or [at]
+
+    def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """(offset, length, whether pending) of the parts of a range."""
+        end = offset + length
+        while offset < end:
+            chunk = offset // self._chunk_size
+            waiting = chunk in self.pending
+            chunk += 1
+            while chunk * self._chunk_size < end and (chunk in self.pending) is waiting:
+                chunk += 1
+            stop = min(end, chunk * self._chunk_size)
+            yield offset, stop - offset, waiting
+            offset = stop
+
+    def _settle_wanted(self) -> None:
+        """Settle what all who wait want, a round of it at a time."""
+        while True:
+            with self._wanting:
+                self._wanted.intersection_update(self.pending)
+                batch = list(itertools.islice(self._wanted, self._round))
+                self._wanted.difference_update(tracking.BitMap(batch))
+            if not batch:
+                return
+            self._settle_round(batch)
+
+    def _settle_round(self, chunks: list[int]) -> None:
+        """Bring the moment's content of some chunks to the primary, for good; one thread at a time."""
+        size = self._primary.size
+        places = [
+            (chunk * self._chunk_size, min(self._chunk_size, size - chunk * self._chunk_size)) for chunk in chunks
+        ]
+        changed = []
+        for index, (offset, length) in enumerate(places):
+            piece = self._piece(index, length)
+            self._moment.readv(offset, [piece])
+            there = self._there[:length]
+            self._primary.readv(offset, [there])
+            if bytes(there) != bytes(piece):
+                changed.append(index)
+        if changed:
+            self._preserve([chunks[index] for index in changed])
+            for index in changed:
+                offset, length = places[index]
+                self._primary.writev(offset, [self._piece(index, length)])
+            self._primary.flush()
+        with self._wanting:
+            try:
+                self.record.remove(chunks)
+            except OSError as error:
+                lba = places[0][0] // self._primary.block_size
+                raise block_device.MediumError(lba, True, os.strerror(error.errno or 0)) from error
+
+    def _piece(self, index: int, length: int) -> memoryview:
+        """The place of a round's chunk in the buffer."""
+        start = index * self._chunk_size
+        return self._buffer[start : start + length]

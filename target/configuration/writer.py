@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes settings into a configuration file without taking away what people wrote there.
+
+A file that exists is changed only where it says something else than the settings do: comments, order, quotes, units and
+keys that merely repeat a default stay.  Volumes, initiators and mapped LUNs are told apart by their names (LUNs), so one
+that goes takes its own lines along and no others.  Whatever comes out is read back and compared before it is used.
+
+A save replaces the file as a whole - written beside, synced, renamed over, the directory synced - and keeps what was there
+as `FILE.TIME.bak`, the last `BACKUPS` of them.  A symbolic link stays one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import difflib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ruamel.yaml
+from ruamel.yaml import comments
+
+from lun_backends.files import small_file
+from target import units
+from target.configuration import reader, settings
+
+BACKUPS = 10
+HEADER = "# What this wolun serves.  Written by `saveconfig`; comments and order stay when it is written again.\n"
+
+_SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit"})
+_IDENTITIES: Mapping[str, str] = {"volumes": "name", "initiators": "name", "luns": "lun"}
+"""Lists of groups of keys, and what tells the groups apart."""
+_LAID_OUT = re.compile(r"^( *)[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
+
+
+class CannotSave(Exception):
+    """The file cannot be written so that it says what the settings do; why."""
+
+
+def plain(value: settings.Settings | settings.Initiator | settings.Volume, *, defaults: bool) -> dict[str, Any]:
+    """The settings as YAML would have them, sizes in their units; without `defaults` only what is not one."""
+    dumped: dict[str, Any] = _spell(value.model_dump(mode="json", exclude_defaults=not defaults))
+    return dumped
+
+
+def _spell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: units.exact_size(item) if key in _SIZES and isinstance(item, int) else _spell(item)
+            for key, item in value.items()
+        }
+    return [_spell(item) for item in value] if isinstance(value, list) else value
+
+
+def text_of(value: settings.Initiator | settings.Volume) -> str:
+    """One object, as it would stand in a list of the configuration file."""
+    return _dump(_yaml(""), [plain(value, defaults=False)])
+
+
+def render(wanted: settings.Settings, old: str | None, file: str) -> str:
+    """The text of a configuration file that says `wanted` and keeps of the text `old` what it can.
+
+    Raises ConfigurationError when `old` is not valid, CannotSave.
+    """
+    if old is None or not old.strip():
+        text = HEADER + _dump(_yaml(""), plain(wanted, defaults=False))
+    else:
+        said = reader.parse(old, file)
+        if said == wanted:
+            return old
+        cut = _cut(old, wanted)
+        with contextlib.suppress(reader.ConfigurationError):  # then the lines stay, for the merge to take out
+            said, old = reader.parse(cut, file), cut
+        complete, brief = plain(wanted, defaults=True), plain(wanted, defaults=False)
+        yaml = _yaml(old)
+        document = yaml.load(old)
+        layout = _dump(yaml, document)
+        _merge(document, plain(said, defaults=True), complete, brief)
+        text = _dump(yaml, document)
+        grafted = _graft(old, layout, text)
+        if _comments(grafted) == _comments(text) and _says(grafted, wanted, file):
+            return grafted
+        if not _says(text, wanted, file):
+            # Comments in odd places can trip the YAML library up: then whole sections are written anew, without theirs.
+            document = yaml.load(old)
+            for key, value in plain(said, defaults=True).items():
+                if complete[key] != value:
+                    document.pop(key, None)
+                    if key in brief:
+                        document[key] = brief[key]
+            text = _dump(yaml, document)
+    if not _says(text, wanted, file):
+        raise CannotSave("what would be written does not say what is being served: save to another file and compare")
+    return text
+
+
+def _cut(text: str, wanted: settings.Settings) -> str:
+    """`text` without the lines of volumes, initiators and mapped LUNs that are no more; the comment right above one goes
+    along.  (The YAML library would take the comment above the next one.)  Lists in brackets are left alone."""
+    lines = text.splitlines(keepends=True)
+    document = _yaml(text).load(text)
+    said = plain(wanted, defaults=True)
+    gone: list[tuple[int, int]] = []
+    initiators = (document.get("access") or {}).get("initiators") or ()
+    kept = {each["name"]: each for each in said["access"]["initiators"] or ()}
+    lists: list[tuple[Any, str, str, list[Any] | None]] = [(document, "volumes", "name", said["volumes"])]
+    if isinstance(document.get("access"), dict):
+        lists.append((document["access"], "initiators", "name", said["access"]["initiators"]))
+    lists += [(each, "luns", "lun", kept[each["name"]]["luns"]) for each in initiators if each["name"] in kept]
+    for parent, key, identity, left in lists:
+        node = parent.get(key)
+        if left is None or not isinstance(node, comments.CommentedSeq) or node.fa.flow_style():
+            continue
+        names = {each[identity] for each in left}
+        going = [index for index, each in enumerate(node) if each[identity] not in names]
+        gone += [_lines_of(lines, node.lc.item(index)[0], node.lc.col) for index in going]
+        if len(going) == len(node):  # without its items the key would mean "left out"
+            line = parent.lc.key(key)[0]
+            lines[line] = re.sub(rf"({key}['\"]?\s*:)", r"\1 []", lines[line], count=1)
+    for start, end in sorted(gone, reverse=True):
+        del lines[start:end]
+    return "".join(lines)
+
+
+def _lines_of(lines: list[str], line: int, column: int) -> tuple[int, int]:
+    """The lines of a list's item, [start, end); `line` is one of them, `column` that of the list's dashes."""
+    start = line
+    while not lines[start].startswith(" " * column + "-"):
+        start -= 1
+    end = line + 1
+    for position in range(line + 1, len(lines)):
+        body = lines[position].strip()
+        if body and not body.startswith("#"):
+            if len(lines[position]) - len(lines[position].lstrip()) <= column:
+                break
+            end = position + 1
+    while start and lines[start - 1].startswith(" " * column + "#"):
+        start -= 1
+    return start, end
+
+
+def _says(text: str, wanted: settings.Settings, file: str) -> bool:
+    try:
+        return reader.parse(text, file) == wanted
+    except reader.ConfigurationError:
+        return False
+
+
+def _graft(old: str, layout: str, new: str) -> str:
+    """`old` with the lines changed in which `new` differs from `layout`, which is `old` as the YAML library lays it out:
+    so it is only laid out anew where it says something new."""
+    base = layout.splitlines(keepends=True)
+    changes = _edits(base, new.splitlines(keepends=True))
+    edits = changes + [
+        habit
+        for habit in _edits(base, old.splitlines(keepends=True))
+        if not any(habit[0] <= change[1] and change[0] <= habit[1] for change in changes)
+    ]
+    for start, end, lines in sorted(edits, reverse=True):
+        base[start:end] = lines
+    return "".join(base)
+
+
+def _edits(base: list[str], other: list[str]) -> list[tuple[int, int, list[str]]]:
+    matcher = difflib.SequenceMatcher(None, base, other, autojunk=False)
+    return [(i1, i2, other[j1:j2]) for tag, i1, i2, j1, j2 in matcher.get_opcodes() if tag != "equal"]
+
+
+def _comments(text: str) -> list[str]:
+    return sorted(re.findall(r"(?:^|\s)(#.*)", text))
+
+
+def difference(old: str | None, new: str, file: str) -> str:
+    """What a save would change, as a unified diff; empty if nothing."""
+    lines = difflib.unified_diff(
+        (old or "").splitlines(keepends=True), new.splitlines(keepends=True), f"{file} (saved)", f"{file} (running)"
+    )
+    return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+
+
+def read(path: Path) -> str | None:
+    """The text of the file; None if there is none.  Raises OSError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def write(path: Path, text: str) -> Path | None:
+    """Replace the file, durably; where its old content is kept now, None if there was none.  Raises OSError."""
+    path = path.resolve()
+    mode = 0o600
+    backup = None
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.stat().st_mode & 0o777
+        backup = _keep(path)
+    small_file.replace(path, text.encode(), mode)
+    return backup
+
+
+def _keep(path: Path) -> Path:
+    """A copy of the file under a name that tells when, by hard link where that works; the oldest ones go."""
+    moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    backup = path.with_name(f"{path.name}.{moment}.bak")
+    try:
+        backup.hardlink_to(path)
+    except PermissionError:  # file systems without hard links
+        backup.write_bytes(path.read_bytes())
+    kept = sorted(path.parent.glob(f"{path.name}.*Z.bak"))
+    for old in kept[:-BACKUPS]:
+        old.unlink(missing_ok=True)
+    return backup
+
+
+def _yaml(old: str) -> ruamel.yaml.YAML:
+    """A round-trip YAML that indents lists as `old` does."""
+    yaml = ruamel.yaml.YAML(typ="rt")
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 16
+    yaml.allow_unicode = True
+    found = _LAID_OUT.search(old)
+    offset = 2 if found is None else max(0, len(found[2]) - len(found[1]))
+    yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
+    return yaml
+
+
+def _dump(yaml: ruamel.yaml.YAML, document: Any) -> str:
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def _merge(node: comments.CommentedMap, old: dict[str, Any], new: dict[str, Any], brief: dict[str, Any]) -> None:
+    """Make a group of keys say `new` instead of `old` (both complete); `brief` is `new` without what is a default."""
+    for key, value in new.items():
+        if key not in node:
+            if key in brief and value != old.get(key):
+                node[key] = brief[key]
+        elif value == old[key]:
+            continue
+        elif value is None:
+            del node[key]
+        elif isinstance(node[key], comments.CommentedMap) and isinstance(value, dict):
+            _merge(node[key], old[key], value, brief.get(key, {}))
+            if not node[key]:
+                del node[key]
+        elif key in _IDENTITIES and isinstance(node[key], comments.CommentedSeq) and isinstance(old[key], list):
+            _merge_list(node[key], old[key], value, brief.get(key, []), _IDENTITIES[key])
+        else:
+            node[key] = brief.get(key, value)
+
+
+def _merge_list(node: comments.CommentedSeq, old: list[Any], new: list[Any], brief: list[Any], identity: str) -> None:
+    before = {each[identity]: each for each in old}
+    wanted = {each[identity]: (each, short) for each, short in zip(new, brief, strict=True)}
+    for index in reversed(range(len(old))):  # node and old are one to one
+        name = old[index][identity]
+        if name in wanted:
+            _merge(node[index], before[name], *wanted[name])
+        else:
+            del node[index]
+    kept = [each[identity] for each in old if each[identity] in wanted]
+    for index, name in enumerate(wanted):
+        if name not in before:
+            node.append(wanted[name][1])
+            kept.append(name)
+        elif kept[index] != name:  # patterns count in their order
+            break
+    if kept != list(wanted):
+        position = {name: index for index, name in enumerate(kept)}
+        node[:] = [node[position[name]] if name in position else wanted[name][1] for name in wanted]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Prometheus is told: read from the parts that count, at the moment it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import core, registry
+
+import target
+from lun_backends import write_once
+from target.service import service
+
+
+class Collector(registry.Collector):
+    """All metrics of one daemon."""
+
+    def __init__(self, served: service.Service) -> None:
+        self._served = served
+
+    def collect(self) -> Iterator[core.Metric]:
+        """One family after the other."""
+        yield core.InfoMetricFamily("wolun", "The daemon.", {"version": target.VERSION})
+        yield core.GaugeMetricFamily("wolun_sessions", "Initiators logged in.", len(self._served.sessions()))
+        running = sum(not job.ended for job in self._served.jobs.all())
+        yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs at work.", running)
+        failed = core.CounterMetricFamily("wolun_failed_logins", "Logins refused.", labels=["status"])
+        for status, number in self._served.failed_logins().items():
+            failed.add_metric([status.name.lower()], number)
+        yield failed
+        yield from self._units()
+        yield from self._volumes()
+        yield from self._snapshots()
+
+    def _units(self) -> Iterator[core.Metric]:
+        labels = ["lun", "unit"]
+        commands = core.CounterMetricFamily("wolun_commands", "SCSI commands executed.", labels=labels)
+        errors = core.CounterMetricFamily("wolun_command_errors", "SCSI commands that failed.", labels=labels)
+        read = core.CounterMetricFamily("wolun_read_bytes", "Bytes read by initiators.", labels=labels)
+        written = core.CounterMetricFamily("wolun_written_bytes", "Bytes written by initiators.", labels=labels)
+        for lun, unit in self._served.scsi.luns.items():
+            key = [str(lun), unit.name]
+            commands.add_metric(key, unit.counters.commands)
+            errors.add_metric(key, unit.counters.errors)
+            read.add_metric(key, unit.counters.bytes_read)
+            written.add_metric(key, unit.counters.bytes_written)
+        yield from (commands, errors, read, written)
+
+    def _volumes(self) -> Iterator[core.Metric]:
+        up = core.GaugeMetricFamily("wolun_volume_up", "1 if the volume is served.", labels=["volume"])
+        for name in self._served.failed:
+            up.add_metric([name], 0)
+        counters = {
+            "copies": core.CounterMetricFamily("wolun_copies", "Chunks preserved.", labels=["volume"]),
+            "futile_copies": core.CounterMetricFamily(
+                "wolun_futile_copies", "Chunks copied that another writer had preserved already.", labels=["volume"]
+            ),
+            "copied_bytes": core.CounterMetricFamily("wolun_copied_bytes", "Bytes preserved.", labels=["volume"]),
+            "commits": core.CounterMetricFamily(
+                "wolun_copy_commits", "Commits of preserved chunks, many chunks each.", labels=["volume"]
+            ),
+            "failures": core.CounterMetricFamily(
+                "wolun_copy_failures", "Chunks that could not be preserved.", labels=["volume"]
+            ),
+            "waits": core.CounterMetricFamily(
+                "wolun_copy_waits", "Writes that waited for another's copy.", labels=["volume"]
+            ),
+        }
+        kept = core.GaugeMetricFamily(
+            "wolun_volume_preserved_bytes", "Bytes of old data in all its snapshots.", labels=["volume"]
+        )
+        limit = core.GaugeMetricFamily(
+            "wolun_volume_preserved_limit_bytes", "How many there may be.", labels=["volume"]
+        )
+        low = core.GaugeMetricFamily(
+            "wolun_volume_space_low", "1 if the warning threshold is passed.", labels=["volume"]
+        )
+        for name, volume in self._served.open_volumes.items():
+            up.add_metric([name], 1)
+            kept.add_metric([name], volume.space.used)
+            if volume.space.limit is not None:
+                limit.add_metric([name], volume.space.limit)
+                low.add_metric([name], int(volume.space.low))
+            for field, family in counters.items():
+                family.add_metric([name], getattr(volume.device.counters, field))
+        yield from (up, kept, limit, low)
+        yield from counters.values()
+
+    def _snapshots(self) -> Iterator[core.Metric]:
+        labels = ["volume", "snapshot"]
+        used = core.GaugeMetricFamily("wolun_snapshot_used_bytes", "Space it takes on disk.", labels=labels)
+        preserved = core.GaugeMetricFamily("wolun_snapshot_preserved_bytes", "Bytes preserved in it.", labels=labels)
+        held = core.GaugeMetricFamily(
+            "wolun_snapshot_held_seconds", "How long writes were held to take it.", labels=labels
+        )
+        valid = core.GaugeMetricFamily("wolun_snapshot_valid", "0 if it must not be read any more.", labels=labels)
+        syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
+        for name, volume in self._served.open_volumes.items():
+            for snapshot in volume.snapshots:
+                key = [name, snapshot.name]
+                used.add_metric(key, snapshot.used_bytes)
+                preserved.add_metric(key, snapshot.preserved_bytes)
+                valid.add_metric(key, 0 if snapshot.reason else 1)
+                if snapshot.held_seconds is not None:
+                    held.add_metric(key, snapshot.held_seconds)
+                if isinstance(snapshot.write_once, write_once.WriteOnce):
+                    counted = snapshot.write_once.syncs
+                    syncs.add_metric([*key, "data"], counted.data)
+                    syncs.add_metric([*key, "map"], counted.map)
+        yield from (used, preserved, held, valid, syncs)

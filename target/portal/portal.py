@@ -1,0 +1,647 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The iSCSI portal: listens, moves bytes between sockets and connections, and blocked commands to workers and back.
+
+One thread runs one event loop on epoll for all sessions.  Per round and readable socket: one `recv_into` of up to a
+mebibyte, every complete PDU in it handled, everything there is to say sent with one call.  The loop
+never waits for a disk (the device server raises WouldBlock, workers.py goes on) nor for a slow peer (a session that
+does not take its answers is not read from until it does).
+
+Receive buffers and arenas come from pools, and a session holds one only while something of it lies there: an idle
+session costs a few kilobytes.
+
+A daemon that serves should run `tune_interpreter` once everything is set up: it takes what exists out of the garbage
+collector's sight and makes it rarer, since neither commands nor sessions leave reference cycles behind; asyncio's connections to
+the control socket do, so it must run now and then.
+
+(Longer than most modules here: all of it is the loop's one thread at work on the same channels.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from target.iscsi import keys, login, pdu
+from target.iscsi.command import Barrier, Command
+from target.iscsi.connection import Connection, State
+from target.iscsi.errors import LoginRefused, LoginStatus
+from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
+from target.iscsi.output import ArenaPool, Output
+from target.iscsi.task_set import Limits
+from target.portal.workers import Lane, Workers
+
+log = logging.getLogger(__name__)
+
+RECEIVE_LENGTH: Final = 1 << 20
+BUFFERS_KEPT: Final = 16
+"""Receive buffers kept for the next batch; a burst that needed more gives them back to the system."""
+TICK_SECONDS: Final = 1.0
+TURNS: Final = 16
+"""How often one channel may be heard before the others are asked."""
+EVENTS: Final = 64
+"""Sockets looked after in one round."""
+SPIN_SECONDS: Final = 0.0001
+"""How long the loop looks around instead of sleeping, once sleeps have become that short.  Being woken takes longer than
+a command does: with one command in flight it doubles what an otherwise idle machine does (10 k to 24 k reads/s)."""
+LOGIN_CONNECTIONS: Final = 64
+"""Connections that may be logging in at once: they cost memory before anyone knows who they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session, for status displays.  `since` is in seconds of time.time().  Of the kernel's sessions it is not known when
+    they began, nor how much they did: None; nor, sometimes, where they came from: an empty address."""
+
+    tsih: int
+    initiator: str
+    alias: str
+    address: str
+    target: str | None  # None: a discovery session
+    since: float | None
+    bytes_read: int | None
+    bytes_written: int | None
+    commands: int | None
+    outstanding: int | None
+    portal: str = ""  # HOST:PORT that was listened on when it came
+
+
+class ReceiveBuffer:
+    """A buffer, and how many blocked commands have data in it."""
+
+    __slots__ = ("holders", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(RECEIVE_LENGTH))
+        self.holders = 0
+
+
+class Channel:
+    """A socket with its connection, its unhandled bytes and its jobs."""
+
+    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "portal", "sock")
+
+    def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
+        self.sock = sock
+        self.portal = portal
+        self.connection = connection
+        self.output = output
+        self.buffer: ReceiveBuffer | None = None
+        self.fill = 0  # bytes in it that were not handled
+        self.mask = select.EPOLLIN
+        self.lane = Lane(self, connection.tasks)
+        self.opened = time.time()
+
+
+def tune_interpreter() -> None:
+    """Make the garbage collector fit for a server: see the module's docstring."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
+class Portal:
+    """An iSCSI portal that listens from the moment it exists, and serves from `start` or `run` on.
+
+    `targets` maps target names to device servers, and is looked into at every login: it may change at any time.  More can be
+    listened on while it runs.  Raises OSError when `host` and `port` (0: any free one) cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        targets: Mapping[str, Any],
+        *,
+        policy: login.AccessPolicy | None = None,
+        parameters: keys.Parameters = keys.OURS,
+        limits: Limits | None = None,
+        workers: int = 8,
+        max_connections: int = 256,
+    ) -> None:
+        self.targets = targets
+        self.policy = policy or login.OpenAccess()
+        self.failed_logins = FailedLogins()
+        self.parameters = parameters
+        self.limits = limits or Limits()
+        self._max_connections = max_connections
+        self._epoll = select.epoll()
+        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        self.address = self.listen(host, port)
+        self._workers = Workers(workers)
+        self._channels: dict[int, Channel] = {}
+        self._by_connection: dict[Connection, Channel] = {}
+        self._arenas = ArenaPool()
+        self._buffers: list[ReceiveBuffer] = []
+        self._dirty: set[Channel] = set()
+        self._spinning = False
+        self._warm: Channel | None = None  # the one heard last while spinning: it keeps its buffer and its arena
+        self._stalled: set[Channel] = set()  # have requests in their buffers, and room for answers again
+        self._calls: deque[Callable[[], None]] = deque()
+        self._next_tsih = 1
+        self._refusal_told = float("-inf")
+        self._refusals_untold = 0
+        self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
+        self._running = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._done = threading.Event()
+        self._epoll.register(self._workers.wake_fd, select.EPOLLIN)
+
+    # -- for the daemon, from any thread -------------------------------------------------------------------------
+
+    def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Accept initiators there, too; where that is (`port` 0: any free one).  Raises OSError."""
+        listener = socket.create_server((host, port), family=_family(host, port), backlog=128)
+        listener.setblocking(False)
+        name = listener.getsockname()
+        self._listeners[listener.fileno()] = (listener, spell(name[0], name[1]))
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        return name[0], name[1]
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where initiators are accepted, HOST:PORT each, in the order in which that began."""
+        return [address for _, address in list(self._listeners.values())]
+
+    def unlisten(self, address: str) -> None:
+        """Accept nobody there any more; who came there stays.  Returns when connecting fails."""
+        for fd, (listener, known) in list(self._listeners.items()):
+            if known == address:
+                del self._listeners[fd]  # before the loop is woken by its end
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+                self._call(functools.partial(self._forget, listener))
+
+    def _forget(self, listener: socket.socket) -> None:
+        self._epoll.unregister(listener.fileno())
+        listener.close()
+
+    def start(self) -> None:
+        """Serve from a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="iscsi-portal", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Serve on the calling thread until `close` is called from another one."""
+        with self._life:
+            if self._running or self._stopping:
+                return
+            self._running = True
+        try:
+            self._loop()
+        finally:
+            self._clean_up()
+
+    def close(self, drain_seconds: float = 5.0) -> None:
+        """Stop: take no more logins, ask the initiators to log out, end what is left after `drain_seconds`.
+
+        Returns when no command runs any more.  May be called twice, but not on the thread that serves.
+        """
+        with self._life:
+            if not self._running and not self._stopping:  # never served: nobody else cleans up
+                self._stopping = True
+                self._clean_up()
+        if not self._done.is_set():
+            deadline = time.monotonic() + drain_seconds
+            self._call(lambda: self._begin_close(drain_seconds))
+            while time.monotonic() < deadline and any(
+                channel.connection.nexus is not None for channel in list(self._channels.values())
+            ):
+                if self._done.wait(0.02):
+                    break
+            self._call(self._stop)
+            self._done.wait()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _clean_up(self) -> None:
+        for channel in list(self._channels.values()):
+            self._drop(channel)
+        self._workers.close()
+        self._finish_results()
+        self._epoll.close()
+        for listener, _ in self._listeners.values():
+            listener.close()
+        self._done.set()
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions logged in now; whoever was told that the logout is done is none of them, though the socket may be open."""
+        found: list[SessionInfo] = []
+        for channel in list(self._channels.values()):
+            connection = channel.connection
+            if connection.state in (State.LOGIN, State.CLOSING):
+                continue
+            found.append(
+                SessionInfo(
+                    tsih=connection.tsih,
+                    initiator=connection.login.initiator,
+                    alias=connection.login.alias,
+                    address=connection.address,
+                    target=connection.login.target,
+                    since=channel.opened,
+                    bytes_read=connection.tasks.bytes_out,
+                    bytes_written=connection.tasks.bytes_in,
+                    commands=connection.tasks.done,
+                    outstanding=connection.tasks.outstanding,
+                    portal=channel.portal,
+                )
+            )
+        return found
+
+    def async_event(
+        self, tsih: int, event: pdu.AsyncEvent, code: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
+        """Send an asynchronous message to a session, if it is still there."""
+        self._call(lambda: self._send_async(tsih, event, code, parameters))
+
+    def end_session(self, tsih: int) -> None:
+        """Drop a session; its initiator will probably log in again."""
+        self._call(lambda: self._end_sessions(lambda connection: connection.tsih == tsih))
+
+    def end_sessions_of(self, target: str) -> None:
+        """Drop all sessions on `target`: to be called when it was taken out of `targets`."""
+        self._call(lambda: self._end_sessions(lambda connection: connection.login.target == target))
+
+    def _call(self, action: Callable[[], None]) -> None:
+        self._calls.append(action)
+        self._workers.wake()
+
+    # -- for connections (connection.Host) -----------------------------------------------------------------------
+
+    def reinstate(self, connection: Connection) -> list[Command]:
+        waits_for: list[Command] = []
+        mine = connection.login
+        for channel in list(self._channels.values()):
+            other = channel.connection
+            if (
+                other is not connection
+                and other.state is not State.LOGIN
+                and (other.login.initiator, other.login.isid, other.login.target)
+                == (mine.initiator, mine.isid, mine.target)
+            ):
+                log.info("%s: session replaced by a new login", mine.initiator)
+                waits_for += other.tasks.running
+                self._drop(channel)
+        return waits_for
+
+    def open_session(self, connection: Connection) -> tuple[int, Any]:
+        mine = connection.login
+        nexus = None
+        if mine.target is not None:
+            server = self.targets.get(mine.target)
+            if server is None:
+                raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
+            view = self.policy.view(mine.initiator, connection.address, mine.target)
+            nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex(), view=view)
+            nexus.begins()
+        used = {channel.connection.tsih for channel in self._channels.values()}
+        while self._next_tsih in used or not self._next_tsih:
+            self._next_tsih = self._next_tsih + 1 & 0xFFFF
+        tsih = self._next_tsih
+        self._next_tsih = self._next_tsih + 1 & 0xFFFF
+        return tsih, nexus
+
+    def portals(self, reached: str) -> Iterable[str]:
+        wildcards = ("0.0.0.0:", "[::]:")
+        others = [each for each in self.addresses if each != reached and not each.startswith(wildcards)]
+        return [reached, *others]
+
+    def neighbours(self, connection: Connection) -> Iterable[Connection]:
+        return [
+            channel.connection
+            for channel in self._channels.values()
+            if channel.connection.nexus is not None and channel.connection.login.target == connection.login.target
+        ]
+
+    def has_output(self, connection: Connection) -> None:
+        channel = self._by_connection.get(connection)
+        if channel is not None:
+            self._dirty.add(channel)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        channels = self._channels
+        workers = self._workers
+        listeners = self._listeners
+        wake_fd = workers.wake_fd
+        poll = self._epoll.poll
+        monotonic = time.monotonic
+        next_tick = monotonic() + TICK_SECONDS
+        may_spin = len(os.sched_getaffinity(0)) > 1
+        turns = TURNS
+        spin_until = 0.0
+        while not self._stopping:
+            if self._spinning:
+                now = monotonic()
+                # Who asked last asks next, most likely: looking there first is quicker than asking who has something to say.
+                warm = self._warm
+                if turns and warm is not None and warm.mask == select.EPOLLIN and self._readable(warm, now):
+                    turns -= 1
+                    events = []
+                else:
+                    turns = TURNS
+                    events = poll(0, EVENTS)
+                    if not events and not workers.results and not self._stalled:
+                        if now > spin_until or workers.busy:
+                            self._spinning = False
+                            self._cool()
+                        continue
+            else:
+                workers.sleeping = True
+                busy = workers.results or self._calls or self._stalled
+                before = monotonic()
+                events = poll(0 if busy else max(0.0, next_tick - before), EVENTS)
+                workers.sleeping = False
+                now = monotonic()
+                self._spinning = may_spin and now - before < SPIN_SECONDS and not workers.busy
+            for fd, event in events:
+                channel = channels.get(fd)
+                if channel is not None:
+                    if event & ~select.EPOLLOUT:
+                        self._readable(channel, now)
+                    if event & select.EPOLLOUT:
+                        self._flush(channel)
+                elif fd == wake_fd:
+                    workers.drain_wakeups()
+                elif (listener := listeners.get(fd)) is not None:
+                    self._accept(*listener, now)
+            if workers.results:
+                self._finish_results()
+            while self._calls:
+                self._calls.popleft()()
+            if self._stalled:  # one turn each, behind everybody else's
+                for channel in list(self._stalled):
+                    self._stalled.discard(channel)
+                    self._handle(channel, now)
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._tick(now)
+            while self._dirty:  # last: everything above may give connections something to say
+                self._flush(self._dirty.pop())
+            spin_until = now + SPIN_SECONDS
+
+    def _accept(self, listener: socket.socket, address: str, now: float) -> None:
+        try:
+            sock, peer = listener.accept()
+        except OSError as error:  # gone again, or no file descriptors: neither must end the others' service
+            log.warning("a connection could not be accepted: %s", error)
+            return
+        if not self.failed_logins.may_try(peer[0], now):
+            sock.close()
+            return
+        logging_in = sum(channel.connection.state is State.LOGIN for channel in self._channels.values())
+        if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:
+            self._refuse(sock, peer[0], now)
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        local = sock.getsockname()
+        output = Output(self._arenas)
+        connection = Connection(self, output, peer[0], spell(local[0], local[1]), now)
+        channel = Channel(sock, connection, output, address)
+        self._channels[sock.fileno()] = channel
+        self._by_connection[connection] = channel
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _refuse(self, sock: socket.socket, address: str, now: float) -> None:
+        """There are too many; said once a minute, since whoever opens a thousand opens more."""
+        sock.close()
+        if now - self._refusal_told >= LOG_SECONDS:
+            more = f" ({self._refusals_untold} more since the last message)" if self._refusals_untold else ""
+            log.warning("%s: too many connections, refused%s", address, more)
+            self._refusal_told, self._refusals_untold = now, 0
+        else:
+            self._refusals_untold += 1
+
+    def _take_buffer(self) -> ReceiveBuffer:
+        return self._buffers.pop() if self._buffers else ReceiveBuffer()
+
+    def _keep_warm(self, channel: Channel) -> None:
+        """Whoever asks again and again while the loop spins keeps what it needs; one channel at a time."""
+        if channel is not self._warm:
+            self._cool()
+            self._warm = channel
+
+    def _cool(self) -> None:
+        channel, self._warm = self._warm, None
+        if channel is not None:
+            if channel.buffer is not None and not channel.fill:
+                self._give_buffer(channel.buffer)
+                channel.buffer = None
+            channel.output.release()
+
+    def _give_buffer(self, buffer: ReceiveBuffer) -> None:
+        if len(self._buffers) < BUFFERS_KEPT:
+            self._buffers.append(buffer)
+
+    def _readable(self, channel: Channel, now: float) -> bool:
+        """Receive and handle what there is; False if there is nothing, or nobody any more."""
+        connection = channel.connection
+        buffer = channel.buffer
+        if buffer is None:
+            buffer = channel.buffer = self._take_buffer()
+        room = buffer.view[channel.fill :] if channel.fill else buffer.view
+        direct = connection.tasks.direct
+        try:
+            if len(direct):
+                length = channel.sock.recvmsg_into([direct, room])[0]
+            else:
+                length = channel.sock.recv_into(room)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log.info("%s: %s", connection.login.initiator or connection.address, error)
+            length = 0
+        if not length:
+            self._drop(channel)
+            return False
+        if len(direct):
+            placed = min(length, len(direct))
+            connection.received_direct(placed, now)
+            length -= placed
+        channel.fill += length
+        self._handle(channel, now)
+        return True
+
+    def _handle(self, channel: Channel, now: float) -> None:
+        """Handle what lies in the receive buffer, and send what there is to say."""
+        connection = channel.connection
+        buffer = channel.buffer
+        if buffer is not None:
+            handled = connection.receive(buffer.view, channel.fill, now) if channel.fill else 0
+            if connection.tasks.blocked:
+                connection.tasks.prepare_in_place()
+                if connection.tasks.blocked:
+                    self._dispatch(channel, buffer)
+            rest = channel.fill - handled
+            channel.fill = rest
+            if buffer.holders:
+                # Commands that wait for a worker have their data in this buffer: it is theirs until they are done.
+                channel.buffer = None
+                if rest:
+                    channel.buffer = self._take_buffer()
+                    channel.buffer.view[:rest] = buffer.view[handled : handled + rest]
+            elif not rest:
+                if self._spinning:
+                    self._keep_warm(channel)
+                else:
+                    channel.buffer = None
+                    self._give_buffer(buffer)
+            elif handled:
+                buffer.view[:rest] = buffer.view[handled : handled + rest]
+        self._flush(channel)
+
+    def _flush(self, channel: Channel) -> None:
+        """Send what can be sent; then decide what to wait for."""
+        output = channel.output
+        connection = channel.connection
+        if channel.sock.fileno() < 0:
+            return
+        try:
+            waiting = output.send(channel.sock)
+        except OSError as error:
+            log.info("%s: %s", connection.login.initiator or connection.address, error)
+            self._drop(channel)
+            return
+        if not waiting:
+            if channel is not self._warm:
+                output.release()
+            if connection.state is State.CLOSING:
+                self._drop(channel)
+                return
+            mask = select.EPOLLIN
+        else:
+            mask = select.EPOLLOUT
+            if not connection.tasks.congested and connection.state is not State.CLOSING:
+                mask |= select.EPOLLIN
+        if mask != channel.mask:
+            channel.mask = mask
+            self._epoll.modify(channel.sock.fileno(), mask)
+        if (channel.lane.pending or connection.stalled) and not connection.tasks.congested:
+            if channel.lane.pending:
+                self._workers.start(channel.lane)
+            if connection.stalled:
+                self._stalled.add(channel)
+
+    def _drop(self, channel: Channel) -> None:
+        """Close a channel; its nexus goes when its last command is done."""
+        fd = channel.sock.fileno()
+        if fd < 0:
+            return
+        connection = channel.connection
+        connection.close()
+        del self._channels[fd], self._by_connection[connection]
+        self._dirty.discard(channel)
+        self._stalled.discard(channel)
+        if self._warm is channel:
+            self._warm = None
+        self._epoll.unregister(fd)
+        channel.sock.close()
+        for command in channel.lane.drop():
+            self._finish_command(channel, command)
+        target = connection.login.target
+        nexus = connection.nexus
+        if nexus is not None and target is not None:
+            server = self.targets.get(target)
+            log.info("%s logged out of %s", connection.login.initiator, target)
+            if server is not None:
+                Barrier(connection.tasks.running, lambda: server.close_nexus(nexus))
+        self._let_go(channel)
+
+    def _let_go(self, channel: Channel) -> None:
+        """A closed channel, once no worker has anything of it: its memory goes back to the pools at once, and no circle of
+        references leaves the rest to a garbage collector that seldom runs."""
+        if channel.lane.active:
+            return
+        channel.lane.owner = None
+        buffer, channel.buffer = channel.buffer, None
+        if buffer is not None and not buffer.holders:
+            self._give_buffer(buffer)
+        channel.output.discard()
+
+    def _tick(self, now: float) -> None:
+        for channel in list(self._channels.values()):
+            channel.connection.tick(now)
+            if channel.connection.finished and not channel.connection.lingers(now):
+                self._drop(channel)
+            elif len(channel.output) or channel.connection.finished:
+                self._flush(channel)
+
+    # -- blocked commands ----------------------------------------------------------------------------------------
+
+    def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
+        """Give what a batch left blocked to the workers."""
+        tasks = channel.connection.tasks
+        blocked, tasks.blocked = tasks.blocked, []
+        for command in blocked:
+            if command.borrows:
+                command.lease = buffer
+                buffer.holders += 1
+        self._workers.enqueue(channel.lane, channel.connection.nexus, blocked)
+
+    def _finish_results(self) -> None:
+        results = self._workers.results
+        while results:
+            lane, command, last = results.popleft()
+            channel = lane.owner
+            self._finish_command(channel, command)
+            if last:
+                self._workers.job_done(lane)
+            if channel.sock.fileno() < 0:
+                self._let_go(channel)
+            else:
+                self._dirty.add(channel)
+
+    def _finish_command(self, channel: Channel, command: Command) -> None:
+        buffer = command.lease
+        if buffer is not None:
+            command.lease = None
+            buffer.holders -= 1
+            if not buffer.holders and channel.buffer is not buffer:
+                self._give_buffer(buffer)
+        channel.connection.tasks.complete(command)
+
+    # -- on behalf of other threads ------------------------------------------------------------------------------
+
+    def _begin_close(self, seconds: float) -> None:
+        for fd in list(self._listeners):
+            with contextlib.suppress(KeyError, ValueError, OSError):
+                self._epoll.unregister(fd)
+        for channel in self._channels.values():
+            channel.connection.request_logout(max(1, int(seconds)))
+            self._dirty.add(channel)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _send_async(self, tsih: int, event: pdu.AsyncEvent, code: int, parameters: tuple[int, int, int]) -> None:
+        for channel in self._channels.values():
+            if channel.connection.tsih == tsih:
+                channel.connection.async_event(event, code, parameters)
+                self._dirty.add(channel)
+
+    def _end_sessions(self, which: Callable[[Connection], bool]) -> None:
+        for channel in list(self._channels.values()):
+            if channel.connection.state is not State.LOGIN and which(channel.connection):
+                self._drop(channel)
+
+
+def spell(host: str, port: int) -> str:
+    """HOST:PORT, IPv6 in its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _family(host: str, port: int) -> socket.AddressFamily:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands every device has (SPC-4 clause 6): INQUIRY, REPORT LUNS, TEST UNIT READY, REQUEST SENSE, the two reports of what is supported."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lun_backends import block_device
+from target.scsi import sense, transfer
+from target.scsi.commands import inquiry
+from target.scsi.task import Task
+from target.scsi.unit_kind import UnitKind
+
+if TYPE_CHECKING:
+    from target.scsi.commands.table import Command
+    from target.scsi.logical_unit import ItlNexus
+
+REPORT_LUNS_WELL_KNOWN_LUN = 0xC101 << 48
+
+
+def lun_field(number: int) -> int:
+    """The 8-byte LUN of a unit as REPORT LUNS tells it: peripheral addressing below 256, flat above (SAM-5 4.7.7)."""
+    return (number if number < 256 else 0x4000 | number) << 48
+
+
+def test_unit_ready(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """TEST UNIT READY.  A snapshot that was given up is not ready; only reading it tells."""
+    unit = itl.unit
+    if unit.kind is not UnitKind.PRIMARY:
+        block = memoryview(bytearray(unit.block_size))
+        with contextlib.suppress(
+            block_device.BlankBlock, block_device.MediumError
+        ):  # one block does not make a unit unready
+            unit.device.readv(0, [block], nowait=nowait)
+    transfer.good(task)
+
+
+def check_inquiry(cdb: bytes | memoryview) -> tuple[bool, int, int]:
+    """EVPD, page code and allocation length of an INQUIRY; a page code without EVPD is refused."""
+    evpd = bool(cdb[1] & 1)
+    if cdb[2] and not evpd:
+        raise sense.invalid_field(2)
+    return evpd, cdb[2], int.from_bytes(cdb[3:5])
+
+
+def inquiry_(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """INQUIRY."""
+    evpd, code, allocation_length = check_inquiry(task.cdb)
+    if evpd:
+        data = inquiry.page(itl.unit, code, itl.nexus.target.name)
+        if data is None:
+            raise sense.invalid_field(2)
+    else:
+        data = inquiry.for_unit(itl.unit)
+    transfer.reply(task, data, allocation_length)
+
+
+def reply_sense(task: Task, told: sense.Sense) -> None:
+    """REQUEST SENSE's answer: sense data as parameter data, in the format that DESC asks for."""
+    transfer.reply(task, told.pack(descriptor=bool(task.cdb[1] & 1)), task.cdb[4])
+
+
+def request_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """REQUEST SENSE: the oldest pending unit attention, else nothing (all other sense data went with its status)."""
+    reply_sense(task, itl.take_attention() or sense.NO_SENSE)
+
+
+def reply_luns(task: Task, numbers: Iterable[int]) -> None:
+    """REPORT LUNS's answer, by SELECT REPORT (SPC-4 table 293)."""
+    match task.cdb[2]:
+        case 0x00:
+            luns = [lun_field(number) for number in sorted(numbers)]
+        case 0x01:
+            luns = [REPORT_LUNS_WELL_KNOWN_LUN]
+        case 0x02:
+            luns = [lun_field(number) for number in sorted(numbers)] + [REPORT_LUNS_WELL_KNOWN_LUN]
+        case _:
+            raise sense.invalid_field(2)
+    transfer.reply(task, struct.pack(f">I4x{len(luns)}Q", 8 * len(luns), *luns), int.from_bytes(task.cdb[6:10]))
+
+
+def report_luns(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """REPORT LUNS; whoever asked need not be told that the answer changed."""
+    reply_luns(task, itl.nexus.luns)
+    itl.nexus.luns_reported()
+
+
+def start_stop_unit(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """START STOP UNIT: there is nothing to spin, load or eject (SBC-4 5.31); stopping flushes what a drive would flush."""
+    if task.cdb[4] & 0x02:  # LOEJ: the medium is not removable
+        raise sense.invalid_field(4, 1)
+    if not task.cdb[4] & 0x04:  # NO_FLUSH
+        if nowait:
+            raise block_device.WouldBlock
+        itl.unit.device.flush()
+    transfer.good(task)
+
+
+def prevent_allow(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """PREVENT ALLOW MEDIUM REMOVAL: the medium is not removable, so its removal is always prevented."""
+    transfer.good(task)
+
+
+def _timeouts(command: Command) -> bytes:
+    return struct.pack(">HxBII", 0x0A, 0, 0, command.timeout)
+
+
+def report_supported_operation_codes(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """REPORT SUPPORTED OPERATION CODES (SPC-4 6.35), from the table that dispatches."""
+    options, opcode, action, allocation_length = struct.unpack_from(">BBHI", task.cdb, 2)
+    timeouts = bool(options & 0x80)
+    rows = itl.unit.commands.rows
+    option = options & 7
+    if option == 0:
+        data = bytearray(4)
+        for row in rows:
+            flags = (1 if row.service_action is not None else 0) | (2 if timeouts else 0)
+            data += struct.pack(">BxHxBH", row.opcode, row.service_action or 0, flags, len(row.usage))
+            data += _timeouts(row) if timeouts else b""
+        data[0:4] = struct.pack(">I", len(data) - 4)
+        transfer.reply(task, data, allocation_length)
+        return
+    same = [row for row in rows if row.opcode == opcode]
+    has_actions = any(row.service_action is not None for row in same)
+    if option > 3 or (option == 1 and has_actions) or (option == 2 and same and not has_actions):
+        raise sense.invalid_field(2, 2)
+    wanted = action if has_actions else None if option == 1 or action == 0 else action
+    found = next((row for row in same if row.service_action == wanted), None)
+    if found is None:
+        data = bytearray(struct.pack(">BBH", 0, 1, 0))
+    else:
+        usage = bytearray(found.usage)
+        if found.service_action is not None:
+            usage[1] = usage[1] & 0xE0 | found.service_action  # the usage map holds the service action's own value
+        data = bytearray(struct.pack(">BBH", 0, 3 | (0x80 if timeouts else 0), len(usage))) + usage
+        data += _timeouts(found) if timeouts else b""
+    transfer.reply(task, data, allocation_length)
+
+
+TASK_MANAGEMENT_FUNCTIONS = 0x80 | 0x40 | 0x10 | 0x08 | 0x02
+"""ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET RESET."""
+
+
+def report_supported_tmf(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36), with timeouts if REPD asks for them."""
+    data = bytes((TASK_MANAGEMENT_FUNCTIONS, 0, 0, 0))
+    if task.cdb[2] & 0x80:
+        data = bytes((TASK_MANAGEMENT_FUNCTIONS, 0, 0, 12, 0, 0, 0, 0)) + bytes(8)
+    transfer.reply(task, data, int.from_bytes(task.cdb[6:10]))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file in which a unit's persistent reservation outlives the daemon (APTPL, SPC-4 5.12.5).
+
+JSON, written beside and renamed over, synced with its directory: after a crash it is the state before or the state
+after, never half of one.  No file means that nothing is to be remembered.  A file that cannot be understood stops the
+unit from being served: a reservation forgotten would let in whom it was made to keep out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import pydantic
+
+from target.scsi.reservations.persistent_reservation import Port, Reservation, State, Type
+
+
+class Damaged(Exception):
+    """The file cannot be understood; says which, why and what to do."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class _Registration:
+    initiator: str
+    isid: str
+    key: str  # hexadecimal: JSON numbers end at 53 bits for many who read them
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class _Reservation:
+    type: Type
+    initiator: str
+    isid: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class _File:
+    registrations: list[_Registration]
+    reservation: _Reservation | None
+    format: Literal[1] = 1
+
+
+_TYPE = pydantic.TypeAdapter(_File)
+
+
+def load(path: Path) -> State:
+    """What was remembered.  Raises Damaged, OSError."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return State()
+    try:
+        found = _TYPE.validate_json(text, strict=False)
+        keys = {Port(each.initiator, each.isid): int(each.key, 16) for each in found.registrations}
+    except ValueError as error:
+        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        raise Damaged(
+            f"{path} is damaged ({what}): put it back from a backup, or delete it and let initiators reserve anew"
+        ) from error
+    held = found.reservation
+    reservation = None if held is None else Reservation(held.type, Port(held.initiator, held.isid))
+    if not keys or any(not 0 < key < 1 << 64 for key in keys.values()):
+        raise Damaged(f"{path} is damaged (impossible keys): put it back from a backup, or delete it")
+    if reservation is not None and reservation.holder not in keys:
+        raise Damaged(f"{path} is damaged (its holder is not registered): put it back from a backup, or delete it")
+    return State(MappingProxyType(keys), reservation, persists=True)
+
+
+def store(path: Path, state: State) -> None:
+    """Remember the state, or forget what was remembered if it does not persist.  Durable on return.  Raises OSError."""
+    if state.persists:
+        held = state.reservation
+        content = _File(
+            [_Registration(port.initiator, port.isid, f"{key:#018x}") for port, key in sorted(state.keys.items())],
+            None if held is None else _Reservation(held.type, held.holder.initiator, held.holder.isid),
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(path.name + ".new")
+        with new.open("wb") as file:
+            file.write(_TYPE.dump_json(content, indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    else:
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One unit's reservations at work: keeps the state, lets commands in or not, and makes changes of it barriers.
+
+A change is made in this order: stored if it is to persist, then put in force for every I_T nexus at once, then unit
+attentions; PREEMPT AND ABORT last clears the running tasks of those it preempted and waits until they have ended.  A task
+enters `running` before it looks at `unusual` (logical_unit.py), so from the moment the change is in force a task is
+either refused, or among those waited for: when PREEMPT AND ABORT returns, nothing is written any more in the name of an
+old key, and what was refused has changed nothing.
+
+Changes follow each other; who waits for tasks to end does so outside of the lock.  Two that preempt each other do not wait
+for each other for ever: a change whose own task was cleared meanwhile is not made (`transfer.go_on`), so whoever
+waits does so for tasks begun before its own change, and there is no circle.
+
+The reservation of SPC-2 (RESERVE, RELEASE) is here, too.  It belongs to the session, excludes the persistent kind,
+and ends with the session, and with a reset.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lun_backends import block_device
+from target.scsi import sense, transfer
+from target.scsi.reservations import reservation_file
+from target.scsi.reservations.persistent_reservation import Access, Conflict, Outcome, State
+from target.scsi.sense import Asc
+
+if TYPE_CHECKING:
+    from target.scsi.commands.table import Command
+    from target.scsi.logical_unit import ItlNexus, LogicalUnit
+    from target.scsi.scsi_target import Nexus
+    from target.scsi.task import Task
+
+log = logging.getLogger(__name__)
+
+_START_STOP_UNIT, _PREVENT_ALLOW = 0x1B, 0x1E
+
+
+def _harmless(cdb: bytes | memoryview) -> bool:
+    """The forms of two commands that reservations do not forbid (SBC-3 table 13): starting, and allowing removal."""
+    return (cdb[0] == _START_STOP_UNIT and cdb[4] & 0xF1 == 0x01) or (cdb[0] == _PREVENT_ALLOW and not cdb[4] & 0x03)
+
+
+class Reservations:
+    """See the module's docstring.  `path` is where the state persists; None: it cannot."""
+
+    def __init__(self, unit: LogicalUnit, path: Path | None) -> None:
+        """Raises reservation_file.Damaged, OSError."""
+        self.path = path
+        self.state = State() if path is None else reservation_file.load(path)
+        self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
+        self._unit: LogicalUnit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
+        self._changing = threading.Lock()  # held while a state is stored: never taken on an event loop
+
+    def restricts(self, itl: ItlNexus) -> bool:
+        """Whether anything is forbidden to this nexus."""
+        if self.reserved_by is not None and self.reserved_by is not itl.nexus:
+            return True
+        return self.state.reservation is not None and self.state.access(itl.nexus.port) is not Access.EVERYTHING
+
+    def check(self, itl: ItlNexus, command: Command, cdb: bytes | memoryview) -> None:
+        """Raise ReservationConflict if the command must not run on this nexus."""
+        if self.reserved_by is not None and self.reserved_by is not itl.nexus and not command.despite_reserve:
+            raise block_device.ReservationConflict
+        if command.needs is Access.NOTHING:
+            return
+        access = self.state.access(itl.nexus.port)
+        if access is not Access.EVERYTHING and access is not command.needs and not _harmless(cdb):
+            raise block_device.ReservationConflict
+
+    def left_to(self, itl: ItlNexus) -> Access:
+        """What both kinds of reservations leave to a nexus."""
+        if self.reserved_by is not None and self.reserved_by is not itl.nexus:
+            return Access.NOTHING
+        return self.state.access(itl.nexus.port)
+
+    def change(self, task: Task, change: Callable[[State], Outcome], *, abort: bool = False) -> None:
+        """Put the outcome of `change` in force; with `abort` return when no task of those preempted runs any more.
+
+        Never call it on an event loop.  Raises ReservationConflict, CheckCondition.
+        """
+        unit = self._unit
+        with self._changing:
+            transfer.go_on(task)
+            if self.reserved_by is not None:  # SPC-2 5.5.1: the two kinds exclude each other
+                raise block_device.ReservationConflict
+            try:
+                outcome = change(self.state)
+            except Conflict:
+                raise block_device.ReservationConflict from None
+            self._store(outcome.state)
+            with unit.lock:
+                self.state = outcome.state
+                for itl in unit.itls:
+                    asc = outcome.attentions.get(itl.nexus.port)
+                    if asc is not None:
+                        itl.add_attention(asc)
+                    itl.update()
+        if outcome.preempted:
+            log.warning(
+                "unit %s: %s preempted", unit.name, ", ".join(sorted(port.initiator for port in outcome.preempted))
+            )
+        if abort and outcome.preempted:
+            for itl in unit.clear(lambda itl: itl.nexus.port in outcome.preempted):
+                itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+
+    def _store(self, state: State) -> None:
+        """Make the state durable, or what was stored forgotten, before it is in force."""
+        if self.path is None or not (state.persists or self.state.persists) or state == self.state:
+            return
+        try:
+            reservation_file.store(self.path, state)
+        except OSError as error:
+            log.error("unit %s: its reservations could not be stored: %s", self._unit.name, error)
+            raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES) from error
+
+    def forget(self) -> None:
+        """The unit is gone for good: what is stored about it goes, too.  Raises OSError."""
+        if self.path is not None:
+            reservation_file.store(self.path, State())
+
+    def reserve(self, itl: ItlNexus) -> None:
+        """RESERVE of SPC-2.  Raises ReservationConflict."""
+        with self._changing, self._unit.lock:
+            if self._compatible(itl):
+                return
+            if self.state.keys or self.reserved_by not in (None, itl.nexus):
+                raise block_device.ReservationConflict
+            self._reserve_for(itl.nexus)
+
+    def release(self, itl: ItlNexus) -> None:
+        """RELEASE of SPC-2; nothing, for who has not reserved.  Raises ReservationConflict."""
+        with self._changing, self._unit.lock:
+            if self._compatible(itl):
+                return
+            if self.state.keys:
+                raise block_device.ReservationConflict
+            if self.reserved_by is itl.nexus:
+                self._reserve_for(None)
+
+    def nexus_lost(self, nexus: Nexus) -> None:
+        """A session does not reach the unit any more.  The caller holds `unit.lock`."""
+        if self.reserved_by is nexus and all(itl.nexus is not nexus for itl in self._unit.itls):
+            self._reserve_for(None)
+
+    def reset(self) -> None:
+        """The unit was reset; persistent reservations stay."""
+        with self._unit.lock:
+            self._reserve_for(None)
+
+    def _compatible(self, itl: ItlNexus) -> bool:
+        """Whether RESERVE and RELEASE change nothing and are GOOD, since a persistent reservation gives as much (CRH)."""
+        port = itl.nexus.port
+        return (
+            self.state.reservation is not None
+            and port in self.state.keys
+            and self.state.access(port) is Access.EVERYTHING
+        )
+
+    def _reserve_for(self, nexus: Nexus | None) -> None:
+        self.reserved_by = nexus
+        for itl in self._unit.itls:
+            itl.update()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the stores share: small write-once LUNs, and a `StorageIO` that fails when told to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lun_backends import write_once
+from lun_backends.durability import Durability
+from lun_backends.files import storage_io
+
+SNAPSHOT = uuid.UUID(int=1)
+VOLUME = uuid.UUID(int=2)
+BLOCK = 512
+CHUNK = 4096
+PER_CHUNK = CHUNK // BLOCK
+
+
+class FaultyIO(storage_io.StorageIO):
+    """Calls `before[name]` ahead of the call of that name; what it raises is what the call fails of."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Callable[[], None]] = {}
+        self.calls: list[str] = []
+
+    def fail(self, name: str, code: int = errno.EIO) -> None:
+        """Let every call of `name` fail from now on."""
+
+        def raise_it() -> None:
+            raise OSError(code, os.strerror(code))
+
+        self.before[name] = raise_it
+
+    def _meet(self, name: str) -> None:
+        self.calls.append(name)
+        if action := self.before.get(name):
+            action()
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+        self._meet("preadv")
+        return super().preadv(fd, buffers, offset, flags)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
+        self._meet("pwritev")
+        return super().pwritev(fd, buffers, offset)
+
+    def reserve(self, fd: int, offset: int, length: int) -> None:
+        self._meet("reserve")
+        super().reserve(fd, offset, length)
+
+    def set_aside(self, fd: int, offset: int, length: int) -> None:
+        self._meet("set_aside")
+        super().set_aside(fd, offset, length)
+
+    def ftruncate(self, fd: int, length: int) -> None:
+        self._meet("ftruncate")
+        super().ftruncate(fd, length)
+
+    def fdatasync(self, fd: int) -> None:
+        self._meet("fdatasync")
+        super().fdatasync(fd)
+
+    def sync_map(self, fd: int) -> None:
+        self._meet("sync_map")
+        super().sync_map(fd)
+
+
+def create(
+    path: Path,
+    *,
+    size: int = 64 * CHUNK,
+    block_size: int = BLOCK,
+    chunk_size: int = CHUNK,
+    durability: Durability = Durability.POWER_LOSS,
+    io: storage_io.StorageIO = storage_io.SYSTEM,
+) -> write_once.WriteOnce:
+    """A small write-once LUN."""
+    return write_once.WriteOnce.create(
+        path / "s",
+        snapshot=SNAPSHOT,
+        volume=VOLUME,
+        size=size,
+        block_size=block_size,
+        chunk_size=chunk_size,
+        durability=durability,
+        io=io,
+    )
+
+
+def reopen(
+    path: Path, durability: Durability = Durability.POWER_LOSS, io: storage_io.StorageIO = storage_io.SYSTEM
+) -> write_once.WriteOnce:
+    """The LUN `create` made, again."""
+    return write_once.WriteOnce.open(path / "s", durability=durability, io=io)
+
+
+def data(seed: int, blocks: int = 1, block_size: int = BLOCK) -> list[memoryview]:
+    """A scatter list of `blocks` blocks that differ from those of other seeds, in two uneven buffers where it can be."""
+    content = b"".join((seed * 1000 + block).to_bytes(8, "little") * (block_size // 8) for block in range(blocks))
+    cut = len(content) // 3
+    return [memoryview(content)[:cut], memoryview(content)[cut:]]
+
+
+def read(device: write_once.WriteOnce, lba: int, blocks: int = 1) -> bytes:
+    """The content of some blocks."""
+    block_size = device.block_size
+    buffer = bytearray(blocks * block_size)
+    view = memoryview(buffer)
+    device.readv(lba * block_size, [view[: block_size // 2], view[block_size // 2 :]])
+    return bytes(buffer)

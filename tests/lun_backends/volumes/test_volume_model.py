@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole volume, with all that can be asked of it, against a plain model: random histories, every content compared after
+every step.  A second volume is there for groups."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lun_backends import block_device
+from lun_backends.backups import differences, verification
+from lun_backends.block_device import ExtentKind
+from lun_backends.durability import Durability
+from lun_backends.stores import contents
+from lun_backends.volumes import group, restoring, volume
+from target.exports import jobs, qcow2
+
+CHUNK = 4096
+BLOCK = 512
+PER_CHUNK = CHUNK // BLOCK
+BLOCKS = 5 * PER_CHUNK + 3  # the last chunk is not whole
+MOST_BLOCKS = 8 * PER_CHUNK + 1
+OTHER_BLOCKS = 2 * PER_CHUNK
+PLACES = st.integers(0, MOST_BLOCKS - 1)
+
+
+def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    device.readv(offset, [memoryview(data)])
+    return bytes(data)
+
+
+def shown(image: Path) -> bytes:
+    """What QEMU reads through a chain of images, which it must find clean."""
+    subprocess.run(["qemu-img", "check", "-q", image], check=True, capture_output=True, timeout=60)
+    raw = image.with_suffix(".shown")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True, capture_output=True, timeout=60)
+    return raw.read_bytes()
+
+
+class History(RuleBasedStateMachine):
+    """A volume and its snapshots against lists of block fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.now: list[int] = [0] * BLOCKS
+        self.moments: dict[str, list[int]] = {}
+        self.stopped: set[str] = set()
+        self.names = 0
+        self.blocks = BLOCKS
+        self.other_now = [0] * OTHER_BLOCKS
+        self.other_moments: dict[str, list[int]] = {}
+        self.labels: dict[str, dict[str, str | None]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a rollback is under way."""
+        return self.volume.restoring is not None
+
+    @initialize(chunks_at_once=st.integers(1, 3), durability=st.sampled_from(Durability))
+    def create(self, chunks_at_once: int, durability: Durability) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(restoring, "ROUND", chunks_at_once * CHUNK)
+        root = Path(self.directory.name)
+        self.volume = volume.Volume.create(
+            root / "v", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
+        )
+        self.other = volume.Volume.create(
+            root / "w", "w", root / "other", size=OTHER_BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
+        )
+
+    @rule(first=PLACES, count=st.integers(1, 20), fill=st.integers(1, 255), prepare=st.booleans())
+    def write(self, first: int, count: int, fill: int, prepare: bool) -> None:
+        first %= self.blocks
+        count = min(count, self.blocks - first)
+        data = [memoryview(bytes([fill]) * (count * BLOCK))]
+        try:
+            if prepare:
+                self.volume.device.prepare_writes([(first * BLOCK, count * BLOCK)])
+            self.volume.device.writev(first * BLOCK, data, nowait=prepare)
+        except block_device.WouldBlock:  # the disk was slow lately, or a page is not cached
+            self.volume.device.writev(first * BLOCK, data)
+        self.now[first : first + count] = [fill] * count
+
+    @rule(fill=st.integers(1, 255))
+    def write_to_every_chunk(self, fill: int) -> None:
+        for first in range(0, self.blocks, PER_CHUNK):
+            self.volume.device.writev(first * BLOCK, [memoryview(bytes([fill]) * BLOCK)])
+            self.now[first] = fill
+
+    @rule(first=PLACES, count=st.integers(1, 20), discard=st.booleans(), alone=st.booleans())
+    def zero(self, first: int, count: int, discard: bool, alone: bool) -> None:
+        first %= self.blocks
+        count = min(count, self.blocks - first)
+        if alone:
+            with self.volume.device.exclusive() as device:
+                device.write_zeroes(first * BLOCK, count * BLOCK, discard=discard)
+        else:
+            self.volume.device.write_zeroes(first * BLOCK, count * BLOCK, discard=discard)
+        self.now[first : first + count] = [0] * count
+
+    @precondition(lambda self: len(self.volume.snapshots) < 5 and not self.busy)
+    @rule(fill=st.none() | st.integers(1, 255))
+    def snapshot(self, fill: int | None) -> None:
+        """And then, unless `fill` is None, a write to every chunk: what one snapshot has and another has not matters in all
+        that follows."""
+        self.names += 1
+        self.volume.create_snapshot(f"s{self.names}")
+        self.moments[f"s{self.names}"] = list(self.now)
+        if fill is not None:
+            self.write_to_every_chunk(fill)
+
+    @rule(first=st.integers(0, OTHER_BLOCKS - 1), fill=st.integers(1, 255))
+    def write_to_the_other(self, first: int, fill: int) -> None:
+        self.other.device.writev(first * BLOCK, [memoryview(bytes([fill]) * BLOCK)])
+        self.other_now[first] = fill
+
+    @precondition(lambda self: len(self.volume.snapshots) < 5)
+    @rule(twice=st.booleans())
+    def group(self, twice: bool) -> None:
+        self.names += 1
+        name = f"s{self.names}"
+        if self.busy:
+            with pytest.raises(volume.RestoreUnderWay):
+                group.create([self.other, self.volume], name)
+            return
+        group.create([self.volume, self.other], name)
+        self.moments[name], self.other_moments[name] = list(self.now), list(self.other_now)
+        if twice:
+            with pytest.raises(volume.SnapshotExists):
+                group.create([self.other, self.volume], name)
+
+    @precondition(lambda self: self.other_moments)
+    @rule(data=st.data())
+    def delete_of_the_other(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.other_moments)))
+        self.other.delete_snapshot(name)
+        del self.other_moments[name]
+
+    @precondition(lambda self: self.moments)
+    @rule(data=st.data(), key=st.sampled_from("ab"), value=st.sampled_from(("x", "y", None)))
+    def label(self, data: st.DataObject, key: str, value: str | None) -> None:
+        name = data.draw(st.sampled_from(sorted(self.moments)))
+        self.labels.setdefault(name, {}).update({key: value})
+        self.volume.label_snapshot(name, {key: value})
+
+    @precondition(lambda self: self.moments)
+    @rule(data=st.data())
+    def diff(self, data: st.DataObject) -> None:
+        """All that differs is named, and with a comparison of the content nothing else is."""
+        since, to = self.two(data)
+        if to is None and self.busy:
+            with pytest.raises(volume.VolumeError):
+                differences.changed(self.volume, since, to)
+            return
+        ranges = differences.changed(self.volume, since, to)
+        old, new = self.moments[since], self.now if to is None else self.moments[to]
+        differing = {
+            block * BLOCK // CHUNK for block in range(len(new)) if block >= len(old) or old[block] != new[block]
+        }
+        assert differing <= chunks(ranges)
+        device = self.volume.device if to is None else self.volume.snapshot(to).view
+        exact = [
+            each
+            for _, found in differences.differing(self.volume.snapshot(since).view, device, ranges)
+            for each in found
+        ]
+        assert chunks(exact) == differing
+
+    @precondition(lambda self: len(self.moments) > 1)
+    @rule(data=st.data())
+    def export_since(self, data: st.DataObject) -> None:
+        """What changed since an older one, on top of that one's image, is the younger one."""
+        since, to = self.two(data)
+        if to is None:
+            return
+        place = Path(tempfile.mkdtemp(dir=self.directory.name))
+        (place / "below.img").write_bytes(content(self.moments[since]))
+        view = self.volume.snapshot(to).view
+        fd = os.open(place / "image.qcow2", os.O_RDWR | os.O_CREAT)
+        try:
+            writer = qcow2.Writer(fd, view.size, CHUNK, qcow2.Backing("below.img", "raw"))
+            for piece in jobs.pieces(view, differences.changed(self.volume, since, to), CHUNK):
+                assert piece.data is not None
+                writer.write(piece.offset, piece.data)
+            writer.finish()
+        finally:
+            os.close(fd)
+        assert shown(place / "image.qcow2") == content(self.moments[to])
+
+    @precondition(lambda self: self.moments)
+    @rule(data=st.data())
+    def verify(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.moments)))
+        for checked in verification.verify(self.volume, name):
+            assert checked.report.verdict is not contents.Verdict.DAMAGED, checked
+        assert verification.damaged_headers(self.volume, name) == []
+
+    def two(self, data: st.DataObject) -> tuple[str, str | None]:
+        """A snapshot, and a younger one, or None for now."""
+        names = list(self.moments)
+        first = data.draw(st.integers(0, len(names) - 1))
+        second = data.draw(st.integers(first + 1, len(names)))
+        return names[first], names[second] if second < len(names) else None
+
+    @precondition(lambda self: self.moments and not self.busy)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """One or more, one after the other, each to its end or stopped on the way."""
+        names = data.draw(st.lists(st.sampled_from(sorted(self.moments)), min_size=1, max_size=3, unique=True))
+        for name in names:
+            stop = data.draw(st.booleans())
+            try:
+                self.volume.delete_snapshot(name, cancelled=functools.partial(bool, stop))
+            except volume.DeletionStopped:
+                assert stop
+                self.stopped.add(name)
+            del self.moments[name]
+        self.stopped &= {snapshot.name for snapshot in self.volume.snapshots}
+
+    @precondition(lambda self: self.moments and not self.busy)
+    @rule(data=st.data())
+    def restore(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.moments)))
+        self.volume.begin_restore(name)
+        moment = self.moments[name]
+        self.now = [*moment, *[0] * (self.blocks - len(moment))]
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def everything_else_is_refused_meanwhile(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.moments)))
+        for attempt in (
+            lambda: self.volume.create_snapshot("another"),
+            lambda: self.volume.delete_snapshot(name),
+            lambda: self.volume.resume_deletions(),
+            lambda: self.volume.begin_restore(name),
+            lambda: self.volume.resize((self.blocks + 1) * BLOCK),
+        ):
+            with pytest.raises(volume.RestoreUnderWay):
+                attempt()
+
+    @precondition(lambda self: self.busy)
+    @rule(rounds=st.integers(0, 4))
+    def restore_goes_on(self, rounds: int) -> None:
+        left = iter(range(rounds))
+        ended = self.volume.continue_restore(cancelled=lambda: next(left, None) is None)
+        assert ended is (self.volume.restoring is None)
+
+    @precondition(lambda self: self.blocks < MOST_BLOCKS and not self.busy)
+    @rule(more=st.integers(1, 12))
+    def grow(self, more: int) -> None:
+        more = min(more, MOST_BLOCKS - self.blocks)
+        self.blocks += more
+        self.volume.resize(self.blocks * BLOCK)
+        self.now += [0] * more
+
+    @precondition(lambda self: self.stopped and not self.busy)
+    @rule()
+    def resume(self) -> None:
+        self.volume.resume_deletions()
+        self.stopped.clear()
+
+    @precondition(lambda self: self.moments)
+    @rule(first=PLACES)
+    def stranger_writes_to_the_write_once_lun(self, first: int) -> None:
+        """Another node preserves one block, which must leave the rest of its chunk to be preserved by us."""
+        first %= self.blocks
+        newest = self.volume.snapshots[-1]
+        if (
+            newest.deleting
+            or first >= len(self.moments[newest.name])
+            or self.now[first] != self.moments[newest.name][first]
+        ):
+            return
+        try:
+            newest.write_once.writev(first * BLOCK, [memoryview(bytes([self.now[first]]) * BLOCK)])
+        except block_device.BlockWritten:
+            return
+
+    @rule()
+    def reopen(self) -> None:
+        self.volume.close()
+        self.volume = volume.Volume.open(self.volume.directory)
+        self.other.close()
+        self.other = volume.Volume.open(self.other.directory)
+
+    @invariant()
+    def all_is_as_it_should_be(self) -> None:
+        assert self.volume.device.size == self.blocks * BLOCK
+        assert read(self.volume.device, 0, self.blocks * BLOCK) == content(self.now)
+        holes = [each for each in self.volume.device.extents(0, self.blocks * BLOCK) if each.kind is ExtentKind.HOLE]
+        for hole in holes:
+            assert not any(self.now[hole.offset // BLOCK : (hole.offset + hole.length) // BLOCK])
+        active = {snapshot.name: snapshot for snapshot in self.volume.snapshots if not snapshot.deleting}
+        assert list(active) == list(self.moments)
+        for name, moment in self.moments.items():
+            assert active[name].view.size == len(moment) * BLOCK
+            assert read(active[name].view, 0, len(moment) * BLOCK) == content(moment), name
+            exported = b"".join(bytes(p.length) if p.data is None else bytes(p.data) for p in self.volume.export(name))
+            assert exported == content(moment)
+            labels = {key: value for key, value in self.labels.get(name, {}).items() if value is not None}
+            assert active[name].labels == labels
+        assert [snapshot.name for snapshot in self.other.snapshots] == list(self.other_moments)
+        for device, fills in (
+            (self.other.device, self.other_now),
+            *((each.view, self.other_moments[each.name]) for each in self.other.snapshots),
+        ):
+            assert read(device, 0, OTHER_BLOCKS * BLOCK) == content(fills)
+
+    def teardown(self) -> None:
+        if hasattr(self, "volume"):
+            self.volume.close()
+            self.other.close()
+            self.patch.undo()
+        self.directory.cleanup()
+
+
+def chunks(ranges: list[differences.Range]) -> set[int]:
+    return {chunk for offset, length in ranges for chunk in range(offset // CHUNK, -(-(offset + length) // CHUNK))}
+
+
+def content(fills: list[int]) -> bytes:
+    return b"".join(bytes([fill]) * BLOCK for fill in fills)
+
+
+TestHistory = History.TestCase
+TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export files: all there or not there, sparse, and never over something that stands there already."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lun_backends import block_device
+from lun_backends.volumes import volume
+from target.exports import image_file
+from target.service import jobs, problems
+from tests.powercut import replay
+
+MIB = 1 << 20
+DATA = os.urandom(MIB)
+
+
+def pieces(*parts: bytes | int) -> Iterator[volume.ExportPiece]:
+    """Pieces of data (bytes) and holes (their lengths)."""
+    offset = 0
+    for part in parts:
+        length = part if isinstance(part, int) else len(part)
+        yield volume.ExportPiece(offset, length, None if isinstance(part, int) else memoryview(part))
+        offset += length
+
+
+def export(
+    path: Path, parts: Iterable[volume.ExportPiece], size: int, *, overwrite: bool = False, stop_after: int = 1 << 60
+) -> list[tuple[int, int]]:
+    """Export, and return the progress that was reported; cancelled when `stop_after` reports have come."""
+    seen: list[tuple[int, int]] = []
+    image_file.export(
+        parts,
+        size,
+        path,
+        overwrite=overwrite,
+        progress=lambda done, total: seen.append((done, total)),
+        cancelled=lambda: len(seen) >= stop_after,
+    )
+    return seen
+
+
+def test_data_and_holes_arrive_and_the_file_is_sparse(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    seen = export(path, pieces(DATA, 64 * MIB, DATA, 7 * MIB), 73 * MIB)
+    assert path.read_bytes() == DATA + bytes(64 * MIB) + DATA + bytes(7 * MIB)
+    assert path.stat().st_blocks * 512 <= 3 * MIB
+    assert seen == [(MIB, 73 * MIB), (65 * MIB, 73 * MIB), (66 * MIB, 73 * MIB), (73 * MIB, 73 * MIB)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_zeroes_in_data_take_no_space(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    data = bytes(256 << 10) + DATA[: 64 << 10] + bytes(300 << 10) + b"x" + bytes((404 << 10) - 1)
+    export(path, pieces(data), len(data))
+    assert path.read_bytes() == data
+    assert path.stat().st_blocks * 512 <= 192 << 10
+
+
+def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    path.write_bytes(b"precious")
+    with pytest.raises(problems.Problem) as caught:
+        export(path, pieces(DATA), MIB)
+    assert caught.value.code == "file-exists"
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_file_that_comes_into_being_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+
+    def slow() -> Iterator[volume.ExportPiece]:
+        path.write_bytes(b"precious")
+        yield from pieces(DATA)
+
+    with pytest.raises(problems.Problem) as caught:
+        export(path, slow(), MIB)
+    assert caught.value.code == "file-exists"
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_file_is_replaced_on_demand(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    path.write_bytes(b"old")
+    export(path, pieces(DATA), MIB, overwrite=True)
+    assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_daemon_that_is_killed_leaves_nothing(overwrite: bool) -> None:
+    """There is no name to be left as long as the file is not complete."""
+    with replay.scratch() as directory:  # in memory, where files need no name
+        path = directory / "out.img"
+
+        def watched() -> Iterator[volume.ExportPiece]:
+            for piece in pieces(DATA, DATA):
+                yield piece
+                assert list(directory.iterdir()) == []
+
+        export(path, watched(), 2 * MIB, overwrite=overwrite)
+        assert path.read_bytes() == DATA + DATA
+        assert list(directory.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_files_need_a_name(tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refusing(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "no such files here")
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    path = tmp_path / "out.img"
+    with pytest.raises(jobs.Cancelled):
+        export(path, pieces(DATA, DATA), 2 * MIB, stop_after=1)
+    assert list(tmp_path.iterdir()) == []
+    export(path, pieces(DATA), MIB, overwrite=overwrite)
+    assert path.read_bytes() == DATA
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+    path.write_bytes(b"old")
+    with pytest.raises(jobs.Cancelled):
+        export(path, pieces(DATA, DATA, DATA), 3 * MIB, overwrite=True, stop_after=2)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_read_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[volume.ExportPiece]:
+        yield from pieces(DATA)
+        raise block_device.MediumError(2048, writing=False, reason="rot")
+
+    with pytest.raises(block_device.MediumError):
+        export(tmp_path / "out.img", failing(), 2 * MIB)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["missing/out.img", "."])
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(problems.Problem) as caught:
+        export(tmp_path / name, pieces(DATA), MIB, overwrite=True)
+    assert caught.value.code == "file-failed"
+    assert str(tmp_path / name) in caught.value.message
+
+
+def test_what_is_sure_to_fill_the_disk_is_refused(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    image_file.check_room(tmp_path / "out", free // 2)
+    with pytest.raises(problems.Problem, match="--anyway") as refused:
+        image_file.check_room(tmp_path / "out", free + (1 << 40))
+    assert refused.value.code == "no-room"
+    with pytest.raises(problems.Problem):
+        image_file.check_room(tmp_path / "nowhere" / "out", 1)

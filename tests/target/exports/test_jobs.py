@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs of backups without a daemon: cancelled on the way, failing on the way, and what then is left."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lun_backends.backups import differences, verification
+from lun_backends.stores import contents, thin
+from lun_backends.volumes import volume
+from target import messages
+from target.configuration import reader
+from target.exports import jobs as backups
+from target.service import jobs, problems, service
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[service.Service]:
+    text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 8MiB}\n"
+    opened = service.Service(reader.parse(text, "f.yaml"), tmp_path / "state")
+    opened.create_snapshot("vol0", "a")
+    owner = opened.served("vol0")
+    for chunk in range(5):
+        owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk]) * CHUNK)])
+    opened.create_snapshot("vol0", "b")
+    yield opened
+    opened.stop()
+    opened.close()
+
+
+def ended(job: jobs.Job) -> messages.Job:
+    assert job.wait(30)
+    return job.message()
+
+
+@pytest.mark.parametrize("what", ["verify", "diff", "export"])
+def test_cancelled_on_the_way(
+    served: service.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The work would never end by itself."""
+    report = contents.ChunkReport(0, CHUNK, contents.Verdict.GOOD)
+    endless: dict[str, tuple[Any, str, Callable[..., Iterator[object]]]] = {
+        "verify": (verification, "verify", lambda *_: itertools.repeat(verification.Checked("a", report))),
+        "diff": (differences, "differing", lambda *_: itertools.repeat((CHUNK, []))),
+        "export": (
+            backups,
+            "pieces",
+            lambda *_: itertools.repeat(volume.ExportPiece(0, 4096, memoryview(bytes(4096)))),
+        ),
+    }
+    monkeypatch.setattr(*endless[what])
+    out = tmp_path / "out" / "x.qcow2"
+    out.parent.mkdir()
+    match what:
+        case "verify":
+            job = backups.verify(served, "vol0", "a")
+        case "diff":
+            job = backups.diff(served, "vol0", "a", messages.FindChanges(exact=True))
+        case _:
+            job = backups.export(served, "vol0", "b", messages.Export(str(out), format="qcow2"))
+    assert not job.wait(0.2)
+    job.cancel()
+    assert ended(job).state == "cancelled"
+    assert job.result is None
+    assert list(out.parent.iterdir()) == []
+
+
+def test_progress_comes_to_its_end(served: service.Service, tmp_path: Path) -> None:
+    for job in (
+        backups.verify(served, "vol0", "a"),
+        backups.diff(served, "vol0", "a", messages.FindChanges("b", exact=True)),
+        backups.export(served, "vol0", "a", messages.Export(str(tmp_path / "a.qcow2"), format="qcow2")),
+    ):
+        message = ended(job)
+        assert (message.state, message.done) == ("done", message.total)
+
+
+def test_a_snapshot_deleted_meanwhile(served: service.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = verification.verify
+
+    def deleting(owner: volume.Volume, name: str) -> Iterator[verification.Checked]:
+        checked = genuine(owner, name)
+        yield next(checked)
+        assert ended(served.delete_snapshot("vol0", "a")).state == "done"
+        yield from checked
+
+    monkeypatch.setattr(verification, "verify", deleting)
+    message = ended(backups.verify(served, "vol0", "a"))
+    assert message.state == "failed"
+    assert message.refusal is not None
+    assert message.refusal.message.startswith("vol0@a was not verified")
+
+
+def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(served: service.Service, tmp_path: Path) -> None:
+    """Rot in the map: the place of a chunk is lost, and the primary has new data by now."""
+    owner = served.served("vol0")
+    path = thin.files(owner.directory / "snapshots" / str(owner.snapshot("a").uuid))[0]
+    with path.open("r+b") as file:
+        file.seek(2 * 4096 + 3 * 8)
+        file.write(bytes(8))
+    for request in (
+        messages.Export(str(tmp_path / "a.img")),
+        messages.Export(str(tmp_path / "a.qcow2"), format="qcow2"),
+    ):
+        message = ended(backups.export(served, "vol0", "a", request))
+        assert message.state == "failed"
+        assert message.refusal is not None
+        assert "lost where the chunk is" in message.refusal.message
+        assert not Path(request.path).exists()
+
+
+def test_damage_of_neighbours_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backups, "DAMAGE_NAMED", 2)
+    found: list[messages.Damage] = []
+    for offset, reason in ((0, "x"), (CHUNK, "x"), (2 * CHUNK, "y"), (4 * CHUNK, "y"), (5 * CHUNK, "y")):
+        report = contents.ChunkReport(offset, CHUNK, contents.Verdict.DAMAGED, reason)
+        backups._add(found, verification.Checked("a", report), 512)
+    assert [(each.offset, each.length, each.lba, each.blocks) for each in found] == [
+        (0, 2 * CHUNK, 0, 256),
+        (2 * CHUNK, CHUNK, 256, 128),
+    ]
+
+
+def export(served: service.Service, name: str, path: Path, **options: Any) -> jobs.Job:
+    request = messages.Export(path=str(path), overwrite=True, format="qcow2", **options)
+    return backups.export(served, "vol0", name, request)
+
+
+def test_an_image_is_not_replaced_by_one_that_stands_on_it(served: service.Service, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
+    assert ended(export(served, "a", a)).state == "done"
+    assert ended(export(served, "b", b, since="a", backing=str(a))).state == "done"
+    served.create_snapshot("vol0", "c")
+    link = tmp_path / "link.qcow2"
+    link.symlink_to(a)
+    before = {path: path.read_bytes() for path in (a, b)}
+    for place, name, since, below in ((a, "b", "a", a), (a, "c", "b", b), (a, "b", "a", link)):
+        with pytest.raises(problems.Problem, match="stands on"):
+            export(served, name, place, since=since, backing=str(below))
+    assert {path: path.read_bytes() for path in (a, b)} == before
+    assert ended(export(served, "c", b, since="a", backing=str(a))).state == "done"  # beside it
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+def test_what_a_volume_is_made_of_is_not_replaced(served: service.Service, tmp_path: Path, format_: str) -> None:
+    owner = served.served("vol0")
+    (tmp_path / "link").symlink_to(owner.directory)
+    for path in (owner.primary.path, tmp_path / "link" / "volume.json", owner.directory / "snapshots" / "new"):
+        request = messages.Export(path=str(path), overwrite=True, format=format_)
+        with pytest.raises(problems.Problem, match="belongs to volume vol0"):
+            backups.export(served, "vol0", "a", request)
+
+
+def test_a_snapshot_in_deletion_is_not_exported(served: service.Service, tmp_path: Path) -> None:
+    owner = served.served("vol0")
+    owner.device.writev(0, [memoryview(bytes(CHUNK))])
+    with pytest.raises(volume.DeletionStopped):
+        owner.delete_snapshot("b", cancelled=lambda: True)
+    with pytest.raises(problems.Problem, match="is being deleted"):
+        export(served, "b", tmp_path / "b.qcow2")
+    with pytest.raises(problems.Problem, match="is being deleted"):
+        served.export("vol0", "b", tmp_path / "b.img", overwrite=False)
+
+
+def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(served: service.Service) -> None:
+    """Two deletions and a rollback wait for each other's end; meanwhile the name is given to a new snapshot."""
+    owner = served.served("vol0")
+    with owner._reshaping:
+        asked = [
+            served.delete_snapshot("vol0", "b"),
+            served.reshaping.restore("vol0", "b", force=True),
+            served.delete_snapshot("vol0", "b"),
+        ]
+        with owner._changing:
+            owner._forget(owner.snapshot("b"))
+        served.create_snapshot("vol0", "b")
+    assert [ended(job).state for job in asked] == ["failed"] * 3
+    assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
+    assert owner.restoring is None
+
+
+def test_jobs_without_a_result(served: service.Service) -> None:
+    with pytest.raises(problems.Problem) as caught:
+        backups.diff(served, "vol0", "a", messages.FindChanges("nothing"))
+    assert caught.value.code == "no-such-snapshot"
+    with pytest.raises(problems.Problem) as caught:
+        backups.export(served, "vol0", "a", messages.Export("/x", format="vmdk"))
+    assert caught.value.code == "bad-request"

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The portal's sockets: many sessions at once, rude peers, workers, and the end."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from target.iscsi import pdu
+from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
+from target.iscsi.task_set import Limits
+from target.portal.portal import Portal
+from target.scsi.scsi_target import ScsiTarget
+from tests.memory_device import MemoryDevice
+from tests.target.iscsi.initiator import (
+    INITIATOR,
+    MIB,
+    TARGET,
+    FakePortal,
+    Initiator,
+    Reply,
+    make_target,
+    parse_replies,
+    read10,
+    write10,
+)
+
+PATTERN = random.Random(7).randbytes(MIB)
+
+
+class Client:
+    """A blocking initiator on a real socket; `Initiator` builds its requests."""
+
+    def __init__(self, portal: Portal, *, name: str = INITIATOR, isid: int = 1, log_in: bool = True) -> None:
+        self.sock = socket.create_connection(portal.address, timeout=20)
+        self.make = Initiator(FakePortal({}), name=name)
+        self._stream = b""
+        if log_in:
+            pairs = [("InitiatorName", name), ("TargetName", TARGET), ("MaxRecvDataSegmentLength", "262144")]
+            self.send(self.make.login_request(0x87, pairs, isid=isid))
+            assert self.reply().words[0] == 0
+
+    def send(self, stream: bytes) -> None:
+        self.sock.sendall(stream)
+
+    def reply(self) -> Reply:
+        """The next PDU; raises EOFError when the portal hangs up."""
+        while True:
+            view = memoryview(self._stream)
+            found = pdu.find(view, 0, len(view), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
+            if found is not None:
+                (one,) = parse_replies(self._stream[: found.end], pdu.NO_DIGESTS)
+                self._stream = self._stream[found.end :]
+                return one
+            more = self.sock.recv(1 << 20)
+            if not more:
+                raise EOFError
+            self._stream += more
+
+    def ask(self, request: bytes) -> Reply:
+        self.send(request)
+        return self.reply()
+
+    def settle(self) -> None:
+        while self.ask(self.make.command(b"\0" * 6)).status:
+            pass
+
+    def hung_up(self) -> bool:
+        try:
+            while True:
+                self.reply()
+        except (EOFError, ConnectionResetError):
+            return True
+
+
+@pytest.fixture
+def device() -> MemoryDevice:
+    device = MemoryDevice(4 * MIB)
+    device.fill(PATTERN)
+    return device
+
+
+@pytest.fixture
+def scsi(device: MemoryDevice) -> ScsiTarget:
+    return make_target(device)
+
+
+Serve = Callable[..., Portal]
+
+
+@pytest.fixture
+def serve(scsi: ScsiTarget) -> Iterator[Serve]:
+    with contextlib.ExitStack() as stack:
+
+        def serve(limits: Limits | None = None, max_connections: int = 64) -> Portal:
+            portal = Portal("127.0.0.1", 0, {TARGET: scsi}, limits=limits, max_connections=max_connections)
+            stack.callback(portal.close, 0)
+            portal.start()
+            return portal
+
+        yield serve
+
+
+def waits_for(event: threading.Event) -> Callable[[str, int, int], None]:
+    """A device's `before` that lets nothing through until the event."""
+
+    def before(method: str, offset: int, length: int) -> None:
+        event.wait(20)
+
+    return before
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def outstanding(portal: Portal, count: int) -> bool:
+    """Whether a session has that many commands outstanding."""
+    return any(session.outstanding == count for session in portal.sessions())
+
+
+def test_a_new_session_is_told_that_what_was_before_is_gone(serve: Serve) -> None:
+    """RESERVE ends with the session; whoever comes back must not think that it still has the unit."""
+    portal = serve()
+    first = Client(portal)
+    first.settle()
+    assert first.ask(first.make.command(b"\x16" + bytes(5))).status == 0
+    again = Client(portal)  # the same initiator port: its old session is replaced
+    told = again.ask(again.make.command(write10(0, 1), write=512, data=bytes(512)))
+    assert (told.status, told.data[4] & 0x0F, told.data[14:16]) == (2, 6, b"\x29\0")
+    assert again.ask(again.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
+    assert first.hung_up()
+
+
+def test_several_sessions(serve: Serve) -> None:
+    portal = serve()
+    clients = [Client(portal, isid=number) for number in range(1, 9)]
+    for client in clients:
+        client.settle()
+        client.send(b"".join(client.make.command(read10(n, 8), read=4096, itt=n) for n in range(64)))
+    for client in clients:
+        for n in range(64):
+            assert client.reply().data == PATTERN[n * 512 : n * 512 + 4096]
+    sessions = portal.sessions()
+    assert len({session.tsih for session in sessions}) == len(sessions) == 8
+    assert {session.bytes_read for session in sessions} == {64 * 4096}
+    assert sessions[0].initiator == INITIATOR
+    assert sessions[0].address == "127.0.0.1"
+    assert (sessions[0].commands or 0) >= 64
+    clients[0].sock.close()
+    wait_for(lambda: len(portal.sessions()) == 7)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_batches_of_reads_and_writes(serve: Serve, device: MemoryDevice, blocking: bool) -> None:
+    client = Client(serve())
+    client.settle()
+    device.blocking = blocking
+    blocks = list(range(1024))
+    random.Random(1).shuffle(blocks)
+    for start in range(0, 1024, 64):
+        batch = blocks[start : start + 64]
+        client.send(b"".join(client.make.command(write10(b, 1), write=512, data=PATTERN[-512 * (b + 1) :][:512], itt=b) for b in batch))  # fmt: skip
+        assert sorted(client.reply().itt for _ in batch) == sorted(batch)
+        client.send(b"".join(client.make.command(read10(b, 1), read=512, itt=b) for b in batch))
+        answers = {reply.itt: reply.data for reply in (client.reply() for _ in batch)}
+        assert answers == {b: PATTERN[-512 * (b + 1) :][:512] for b in batch}
+    if blocking:
+        assert max(map(len, device.prepared)) > 1, "writes of a batch are prepared together"
+
+
+def test_large_transfers(serve: Serve, device: MemoryDevice) -> None:
+    client = Client(serve())
+    client.settle()
+    source = random.Random(2).randbytes(MIB)
+    r2t = client.ask(client.make.command(write10(0, 2048), write=MIB, itt=1))
+    offset = 0
+    while r2t.opcode == Opcode.R2T:
+        _, offset, length = r2t.words
+        pieces = range(offset, offset + length, 131072)
+        client.send(b"".join(client.make.data_out(1, r2t.word20, n, at, source[at : at + 131072], final=at == pieces[-1]) for n, at in enumerate(pieces)))  # fmt: skip
+        r2t = client.reply()
+    assert r2t.status == 0
+    assert device.data[:MIB] == source
+    client.send(client.make.command(read10(0, 2048), read=MIB))
+    answers = [client.reply() for _ in range(4)]
+    assert b"".join(reply.data for reply in answers) == source
+
+
+def test_a_slow_device_holds_up_nobody(serve: Serve, device: MemoryDevice) -> None:
+    portal = serve()
+    slow, quick = Client(portal, isid=1), Client(portal, isid=2)
+    for client in (slow, quick):
+        client.settle()
+    release = threading.Event()
+
+    def before(method: str, offset: int, length: int) -> None:
+        if offset >= MIB:
+            release.wait(20)
+
+    device.blocking = True
+    device.before = before
+    for n in range(20):  # each a job of its own, more than there are workers
+        slow.send(slow.make.command(read10(2048 + n, 1), read=512))
+        wait_for(partial(outstanding, portal, n + 1))
+    for n in range(50):
+        assert quick.ask(quick.make.command(read10(n, 1), read=512)).data == PATTERN[n * 512 :][:512]
+    release.set()
+    assert {slow.reply().status for _ in range(20)} == {0}
+
+
+def test_peers_that_say_nothing_or_nonsense(serve: Serve) -> None:
+    portal = serve(Limits(login_seconds=0.5))
+    silent = Client(portal, log_in=False)
+    mad = [Client(portal, log_in=False) for _ in range(10)]
+    for number, client in enumerate(mad):
+        with contextlib.suppress(ConnectionError):
+            client.send(random.Random(number).randbytes(100_000))
+    http = Client(portal, log_in=False)
+    http.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    good = Client(portal)
+    good.settle()
+    for client in (silent, http, *mad):
+        assert client.hung_up()
+    assert good.ask(good.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
+
+
+def test_one_byte_at_a_time(serve: Serve) -> None:
+    client = Client(serve())
+    client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.settle()
+    for byte in client.make.command(write10(0, 1), write=512, data=b"1" * 512) + client.make.command(
+        read10(0, 1), read=512
+    ):
+        client.send(bytes([byte]))
+    assert client.reply().status == 0
+    assert client.reply().data == b"1" * 512
+
+
+def test_a_peer_that_never_reads(serve: Serve) -> None:
+    portal = serve(Limits(output_bytes=MIB))
+    greedy, other = Client(portal, isid=1), Client(portal, isid=2)
+    for client in (greedy, other):
+        client.settle()
+    greedy.sock.settimeout(1)
+    batch = b"".join(greedy.make.command(read10(0, 512), read=262144, itt=n) for n in range(30_000))
+    with contextlib.suppress(TimeoutError):  # it is not read from any more: that is the point
+        greedy.send(batch)
+    for _ in range(20):
+        assert other.ask(other.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
+    channel = next(c for c in portal._channels.values() if len(c.output))
+    assert len(channel.output) < 3 * MIB
+    greedy.sock.settimeout(20)
+    for _ in range(100):  # and once it reads again, it is served
+        assert greedy.reply().data == PATTERN[:262144]
+
+
+def test_too_many_connections(serve: Serve) -> None:
+    portal = serve(max_connections=3)
+    clients = [Client(portal, isid=number) for number in range(1, 4)]
+    assert Client(portal, log_in=False).hung_up()
+    clients[0].sock.close()
+    wait_for(lambda: len(portal.sessions()) == 2)
+    Client(portal, isid=9).settle()
+
+
+def test_a_new_login_replaces_the_session(serve: Serve, device: MemoryDevice, scsi: ScsiTarget) -> None:
+    portal = serve()
+    old = Client(portal)
+    old.settle()
+    release = threading.Event()
+    device.blocking = True
+    device.before = waits_for(release)
+    old.send(old.make.command(write10(0, 1), write=512, data=b"o" * 512))
+    wait_for(lambda: any(session.outstanding for session in portal.sessions()))
+    threading.Timer(0.2, release.set).start()
+    new = Client(portal)
+    assert release.is_set(), "no login before the old session's write is over"
+    assert old.hung_up()
+    new.settle()
+    assert len(portal.sessions()) == 1
+    wait_for(lambda: len(scsi.nexuses) == 1)
+
+
+def test_task_management_across_sessions(serve: Serve, device: MemoryDevice) -> None:
+    portal = serve()
+    one, two = Client(portal, isid=1), Client(portal, isid=2)
+    for client in (one, two):
+        client.settle()
+    release = threading.Event()
+    device.blocking = True
+    device.before = waits_for(release)
+    two.send(two.make.command(read10(0, 1), read=512, itt=1))
+    wait_for(lambda: any(session.outstanding for session in portal.sessions()))
+    one.send(one.make.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x85, itt=500, word20=NO_TAG, immediate=True))
+    one.sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        one.reply()
+    one.sock.settimeout(20)
+    release.set()
+    assert (one.reply().opcode, two.ask(two.make.request(Opcode.NOP_OUT, itt=3)).opcode) == (0x22, Opcode.NOP_IN)
+
+
+def test_asynchronous_events_and_the_end_of_sessions(serve: Serve) -> None:
+    portal = serve()
+    client = Client(portal)
+    (session,) = portal.sessions()
+    portal.async_event(session.tsih, AsyncEvent.NEGOTIATION_REQUESTED, parameters=(1, 2, 3))
+    reply = client.reply()
+    assert (reply.opcode, reply.words) == (Opcode.ASYNC_MESSAGE, (4 << 24 | 1, 2 << 16 | 3, 0))
+    portal.end_session(session.tsih)
+    assert client.hung_up()
+    client = Client(portal)
+    portal.end_sessions_of(TARGET)
+    assert client.hung_up()
+
+
+def test_closing_lets_initiators_log_out(scsi: ScsiTarget) -> None:
+    portal = Portal("127.0.0.1", 0, {TARGET: scsi})
+    portal.start()
+    client = Client(portal)
+    closer = threading.Thread(target=portal.close, args=(20,))
+    closer.start()
+    reply = client.reply()
+    assert (reply.opcode, reply.words[0] >> 24) == (Opcode.ASYNC_MESSAGE, AsyncEvent.LOGOUT_REQUESTED)
+    answer = client.ask(client.make.request(Opcode.LOGOUT_REQUEST, 0x80, itt=2, word20=0))
+    assert answer.opcode == Opcode.LOGOUT_RESPONSE
+    assert client.hung_up()
+    closer.join(10)
+    assert not closer.is_alive()
+    assert not scsi.nexuses
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(portal.address)
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_closing_ends_those_who_stay_and_frees_everything(scsi: ScsiTarget) -> None:
+    before = descriptors()
+    threads = threading.active_count()
+    portal = Portal("127.0.0.1", 0, {TARGET: scsi})
+    portal.start()
+    client = Client(portal)
+    portal.close(0.1)
+    portal.close()
+    assert client.hung_up()
+    client.sock.close()
+    never_started = Portal("127.0.0.1", 0, {TARGET: scsi})
+    never_started.close()
+    assert descriptors() == before
+    assert threading.active_count() == threads
+
+
+def test_a_busy_address_is_told_at_once(serve: Serve, scsi: ScsiTarget) -> None:
+    with pytest.raises(OSError, match="in use"):
+        Portal(*serve().address, {TARGET: scsi})

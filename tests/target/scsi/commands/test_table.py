@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command table as a whole: every bit of every CDB, and bytes nobody meant as a CDB."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lun_backends import block_device
+from target.scsi.commands import table
+from target.scsi.logical_unit import UnitKind
+from target.scsi.task import Status, Task
+from tests.memory_device import MemoryDevice
+from tests.target.scsi.harness import Bench, allocate, result_of
+
+BLOCKS = 64
+
+
+def small(kind: UnitKind) -> Bench:
+    device = MemoryDevice(
+        BLOCKS * 512, write_once=kind is UnitKind.WRITE_ONCE, read_only=kind is UnitKind.SNAPSHOT_VIEW
+    )
+    device.fill(random.Random(0).randbytes(BLOCKS // 2 * 512))
+    return Bench(kind, device)
+
+
+@pytest.mark.parametrize("row", table.COMMANDS, ids=lambda row: row.name)
+def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: table.Command, tmp_path: Path) -> None:
+    bench = Bench(state_dir=tmp_path)
+    for byte in range(1, len(row.usage)):
+        for bit in range(8):
+            if row.usage[byte] >> bit & 1:
+                continue
+            cdb = bytearray(len(row.usage))
+            cdb[0] = row.opcode
+            cdb[1] = row.service_action or 0
+            cdb[byte] |= 1 << bit
+            result = bench.run(bytes(cdb), bytes(512))
+            assert (result.asc, result.field) == (0x2400, (byte, bit))
+    assert not bench.device.calls
+
+
+@pytest.mark.parametrize("row", table.COMMANDS, ids=lambda row: row.name)
+def test_a_cdb_that_is_too_short_is_refused(row: table.Command, tmp_path: Path) -> None:
+    bench = Bench(state_dir=tmp_path)
+    for length in range(1, len(row.usage)):
+        task = Task(allocate)
+        task.cdb = row.usage[:1].ljust(length, b"\0")
+        bench.initiator.nexus.execute(task, nowait=False)
+        result = result_of(task)
+        assert (result.key, result.asc) == (0x5, 0x2400)
+    assert not bench.device.calls
+
+
+def test_opcodes_that_are_not_in_the_table_are_refused(any_kind: Bench) -> None:
+    known = {row.opcode for row in any_kind.unit.commands.rows}
+    for opcode in set(range(256)) - known:
+        result = any_kind.run(bytes([opcode]), bytes(512))
+        assert (result.key, result.asc) == (0x5, 0x2000)
+    for opcode in (0x9E, 0xA3):
+        assert any_kind.run(bytes([opcode, 0x1F])).field == (1, 4)
+
+
+def test_an_empty_cdb_is_refused(primary: Bench) -> None:
+    task = Task(allocate)
+    primary.initiator.nexus.execute(task, nowait=True)
+    assert result_of(task).asc == 0x2400
+
+
+def test_the_rows_that_write_are_those_that_write() -> None:
+    assert {row.name.split("(")[0] for row in table.COMMANDS if row.writes} == {
+        "WRITE",
+        "WRITE AND VERIFY",
+        "WRITE SAME",
+        "UNMAP",
+        "COMPARE AND WRITE",
+        "ORWRITE",
+        "WRITE ATOMIC",
+        "EXTENDED COPY",
+    }
+
+
+OPCODES = st.sampled_from(sorted({row.opcode for row in table.COMMANDS})) | st.integers(0, 255)
+# A byte is likely to be 0 or small, or else no range would ever exist.
+BYTES = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 8, 16]) | st.integers(0, 255), min_size=0, max_size=31).map(bytes)
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+@given(
+    kind=st.sampled_from(UnitKind),
+    opcode=OPCODES,
+    rest=BYTES,
+    pieces=st.lists(st.sampled_from([0, 1, 8, 24, 512, 512, 1024]), max_size=3),
+    lun=st.sampled_from([0, 0, 0, 1 << 48, 0xC101 << 48, 3]),
+    nowait=st.booleans(),
+)
+def test_bytes_nobody_meant(
+    kind: UnitKind, opcode: int, rest: bytes, pieces: list[int], lun: int, nowait: bool
+) -> None:
+    """Nothing is raised, the status is a proper one, and only a write that is in the table changes anything."""
+    bench = small(kind)
+    device = bench.device
+    before = bytes(device.data), bytes(device.written)
+    task = Task(allocate)
+    task.lun = lun
+    task.cdb = bytes([opcode]) + rest
+    task.data_out = [memoryview(random.Random(1).randbytes(size)) for size in pieces if size]
+    try:
+        bench.initiator.nexus.execute(task, nowait=nowait)
+    except block_device.WouldBlock:
+        assert nowait
+        assert (bytes(device.data), bytes(device.written)) == before
+        return
+    result = result_of(task)
+    assert result.status in (Status.GOOD, Status.CHECK_CONDITION, Status.CONDITION_MET)
+    assert result.key != 0x4, "an unforeseen error"
+    assert b"\xee" * 64 not in result.data, "a buffer was sent that nobody filled"
+    row = bench.unit.command(task.cdb)
+    may_write = row is not None and row.writes and lun == 0 and kind is not UnitKind.SNAPSHOT_VIEW
+    if result.status != Status.GOOD or not may_write:
+        assert (bytes(device.data), bytes(device.written)) == before
+    if kind is UnitKind.WRITE_ONCE:
+        written = before[1].index(0) * 512
+        assert device.data[:written] == before[0][:written]

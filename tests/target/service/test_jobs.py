@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs that have ended are remembered, and what they worked on is not."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from target.service import jobs, problems
+
+
+class Snapshot:
+    """Something large."""
+
+
+def done(job: jobs.Job, snapshot: Snapshot) -> None:
+    job.progress(1, 1)
+
+
+def cancelled(job: jobs.Job, snapshot: Snapshot) -> None:
+    raise jobs.Cancelled
+
+
+def failed(job: jobs.Job, snapshot: Snapshot) -> None:
+    try:
+        fails_below(snapshot)
+    except OSError as error:
+        raise problems.refused("a job", str(error), "try again") from error
+
+
+def fails_below(snapshot: Snapshot) -> None:
+    raise OSError("the disk is gone")
+
+
+def broken(job: jobs.Job, snapshot: Snapshot) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("work", [done, cancelled, failed, broken], ids=lambda work: work.__name__)
+def test_what_an_ended_job_worked_on_is_let_go(work: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: a collector that seldom runs must not be needed for it."""
+    monkeypatch.setattr(jobs.log, "disabled", True)  # pytest keeps what is logged, tracebacks included
+    snapshot = Snapshot()
+    gone = weakref.ref(snapshot)
+    every = jobs.Jobs()
+    gc.collect()
+    gc.disable()
+    try:
+        every.start("test", "nothing", functools.partial(work, snapshot=snapshot))
+        del snapshot
+        (job,) = every.all()
+        assert job.wait(60)
+        assert gone() is None
+        assert job.message().state == ("failed" if work is broken else work.__name__)
+    finally:
+        gc.enable()
+
+
+def test_only_so_many_are_remembered() -> None:
+    every = jobs.Jobs()
+    for _ in range(jobs.KEPT + 5):
+        assert every.start("test", "nothing", lambda job: None).wait(60)
+    assert len(every.all()) == jobs.KEPT + 1
+    with pytest.raises(problems.Problem):
+        every.job(1)

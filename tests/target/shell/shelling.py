@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs lines of `wolun shell` against a daemon of a test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+
+from target.configuration import reader, settings
+from target.control import client
+from target.shell import main
+from tests import daemon
+
+
+def program(served: daemon.Daemon, *words: str, script: str = "") -> subprocess.CompletedProcess[str]:
+    """`wolun shell` in a process of its own."""
+    return subprocess.run(
+        [daemon.PROGRAM, "--state-dir", served.state, "shell", *words],
+        input=script, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def shell(served: daemon.Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which is faster."""
+    asked = client.Client(served.state)
+    dry_run = words[0] == "--dry-run"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main.run(asked, " ".join(words[dry_run:]), dry_run=dry_run, keep_going=False)
+    asked.close()
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def good(served: daemon.Daemon, *words: str) -> str:
+    done = shell(served, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refused(served: daemon.Daemon, *words: str) -> str:
+    done = shell(served, *words)
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("wolun: ")
+    return done.stderr
+
+
+def running(served: daemon.Daemon) -> settings.Settings:
+    """What `saveconfig` would write."""
+    asked = client.Client(served.state)
+    file = served.directory / "running.yaml"
+    file.unlink(missing_ok=True)
+    asked.save_configuration(str(file))
+    return reader.load(file)

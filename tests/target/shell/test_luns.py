@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shell's LUNs, what changes about a volume in use, and the small things that make a line right or explain it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import daemon, libiscsi
+from tests.target.shell.shelling import good, program, refused, running
+
+VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
+LUNS = f"/iscsi/{daemon.IQN}/tpg1/luns"
+ANN = "iqn.2026-11.org.example:ann"
+
+
+def write(chunk: int) -> bytes:
+    """WRITE (10) of the first block of a 64 KiB chunk."""
+    return bytes.fromhex("2a00") + (chunk * 128).to_bytes(4) + bytes.fromhex("00000100")
+
+
+def luns(session: libiscsi.Session) -> list[int]:
+    """What REPORT LUNS names."""
+    data = session.command(0, bytes.fromhex("a00000000000000010000000"), read=4096).data
+    return [int.from_bytes(data[place : place + 2]) for place in range(8, len(data), 8)]
+
+
+class TestLuns:
+    """luns create and delete."""
+
+    def test_a_volume_without_a_lun_is_served_to_nobody(self, served: daemon.Daemon) -> None:
+        good(served, "/volumes create hidden 1MiB lun=none")
+        assert "no LUN, 1 MiB" in good(served, "ls /volumes")
+        with served.session() as session:
+            assert luns(session) == [0]
+        assert "hidden is LUN 1" in good(served, f"{LUNS} create hidden")
+        with served.session() as session:
+            assert luns(session) == [0, 1]
+            session.settle(1)
+            session.command(1, write(0), out=b"data" * 128)
+        assert "hidden is LUN 1 already" in refused(served, f"{LUNS} create hidden lun=3")
+
+        good(served, "/volumes/hidden/snapshots create s")
+        assert "hidden has no LUN" in good(served, f"{LUNS} delete lun1")
+        with served.session() as session:
+            assert luns(session) == [0, 2, 3]  # the snapshot's stay
+        good(served, f"{LUNS} create /volumes/hidden lun=7")
+        with served.session() as session:
+            session.settle(7)
+            assert session.command(7, bytes.fromhex("28000000000000000100"), read=512).data == b"data" * 128
+
+    def test_what_is_used_is_not_taken_away(self, served: daemon.Daemon) -> None:
+        with served.session(initiator=ANN):
+            assert f"volume vol0 is in use by {ANN} from 127.0.0.1" in refused(served, f"{LUNS} delete 0")
+            good(served, f"{LUNS} delete 0 --force")
+        assert "there is no LUN 0" in refused(served, f"{LUNS} delete 0")
+        good(served, "/volumes/vol0/snapshots create s")
+        assert "LUN 0 is vol0@s, which always has one" in refused(served, f"{LUNS} delete 0")
+
+    def test_it_is_saved_and_comes_back(self, served: daemon.Daemon) -> None:
+        good(served, f"{LUNS} delete 0")
+        good(served, f"/iscsi/{daemon.IQN}/tpg1/acls create {ANN}")
+        good(served, "/volumes create other 1MiB lun=4")
+        good(served, f"/iscsi/{daemon.IQN}/tpg1/acls/{ANN} create 3 other")
+        assert f"{ANN} as LUN 3" in good(served, f"{LUNS}/lun4 info")
+        good(served, "saveconfig")
+        assert "lun: none" in (served.directory / "wolun.yaml").read_text()
+        before = running(served)
+        served.stop()
+        served.start(text=(served.directory / "wolun.yaml").read_text())
+        assert running(served) == before
+        assert "no LUN" in good(served, "ls /volumes")
+        assert served.json("status")["volumes"][0]["lun"] is None
+
+
+class TestWhileInUse:
+    """What changes about a volume without taking it from its initiators."""
+
+    def test_a_limit_is_raised_when_it_is_passed(self, served: daemon.Daemon) -> None:
+        good(served, "/volumes/vol0 set attribute limit=64KiB")
+        good(served, "/volumes/vol0/snapshots create s")
+        with served.session() as session:
+
+            def overwrite(chunk: int) -> tuple[int, tuple[int, int]]:
+                session.settle(0)  # it is told of snapshots, and of space that runs low
+                answer = session.command(0, write(chunk), out=bytes(512))
+                return answer.status, answer.asc if answer.status else (0, 0)
+
+            assert overwrite(0) == (0, (0, 0))
+            assert overwrite(1) == (2, (0x27, 7))
+            assert "limit of vol0 is 128KiB" in good(served, "/volumes/vol0 set attribute limit=128KiB")
+            assert overwrite(1) == (0, (0, 0))
+            assert overwrite(2) == (2, (0x27, 7))
+            good(served, "/volumes/vol0 set attribute on_error=drop-snapshot")
+            assert overwrite(2) == (0, (0, 0))
+        assert "invalid" in good(served, "ls /volumes/vol0")
+        assert "limit of vol0 is none" in good(served, "/volumes/vol0 set attribute limit=none")
+        assert running(served).volumes[0].limit is None
+
+    def test_so_it_is_when_a_file_is_restored(self, served: daemon.Daemon) -> None:
+        file = served.directory / "wolun.yaml"
+        file.write_text(file.read_text().replace("1MiB}", "1MiB, limit: 64KiB, max_snapshots: 1}"))
+        with served.session() as session:
+            session.settle(0)
+            assert "change volume vol0" in good(served, "restoreconfig")
+            assert session.command(0, bytes(6)).status == 0
+        good(served, "/volumes/vol0/snapshots create a")
+        assert "as many as are allowed" in refused(served, "/volumes/vol0/snapshots create b")
+
+    def test_what_takes_it_away_changes_by_force_alone(self, served: daemon.Daemon) -> None:
+        with served.session(initiator=ANN) as session:
+            session.settle(0)
+            assert f"in use by {ANN}" in refused(served, "/volumes/vol0 set attribute lun=4 limit=64KiB")
+            assert running(served).volumes[0].limit is None  # all that is said, or nothing
+            assert "lun of vol0 is 4" in good(served, "/volumes/vol0 set attribute lun=4 force=true")
+            assert session.command(0, bytes(6)).asc == (0x25, 0)
+
+
+class TestLines:
+    """Options, and what a wrong line is answered."""
+
+    def test_dry_run_holds_for_its_line(self, served: daemon.Daemon, tmp_path: Path) -> None:
+        script = (
+            f"/volumes create a 1MiB --dry-run\nsaveconfig {tmp_path / 'x.yaml'} --dry-run\n/volumes create b 1MiB\n"
+        )
+        done = program(served, script=script)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("checked, not done: created volume a\n---")
+        assert [each.name for each in running(served).volumes] == ["vol0", "b"]
+        assert not (tmp_path / "x.yaml").exists()
+
+    def test_options_are_parameters(self, shared: daemon.Daemon) -> None:
+        assert "volume a" in good(shared, "/volumes create --size=1MiB --chunk-size=4KiB --name=a --dry-run")
+        assert "3KiB is no chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
+        assert "unexpected keyword parameter 'frce'" in refused(shared, "/volumes delete vol0 --frce")
+
+    def test_a_mistake_is_told_by_the_objects_name(self, shared: daemon.Daemon) -> None:
+        assert "volume new, size: 10B is no whole number of blocks" in refused(shared, "/volumes create new 10")
+
+    @pytest.mark.parametrize(
+        ("line", "remedy"),
+        [
+            ("/volumes creat a 1MiB", "Did you mean create? `help` lists"),
+            ("/volumes create a 1MiB durabilty=power-loss", "Did you mean durability? write `create name [size]"),
+            ("/volumes create", "Write `create name [size] [lun]"),
+            ("/volumes/vol0 set attribute nothing=1", "`set attribute` lists"),
+            ("/volumes/vol0 get nothing", "`get` lists"),
+            ("cd /nowhere", "`ls` shows what there is"),
+            ("help nothing", "`help` lists"),
+            ("@nowhere ls", "`ls` shows what there is"),
+            ("/jobs cancel 5", "`ls /jobs` lists them"),
+            ("/backstores/block create a /dev/sda", "What targetcli has in /backstores is in /volumes here"),
+            ("/volumes/vol0/snapshots delete a/b", "No name has a slash in it"),
+        ],
+    )
+    def test_every_mistake_has_its_remedy(self, shared: daemon.Daemon, line: str, remedy: str) -> None:
+        assert remedy in refused(shared, line).partition("\n")[2]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shell's portals: where initiators connect, changed while they do."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+
+import pytest
+
+from target.configuration import reader
+from tests import daemon, libiscsi, peers
+from tests.target.shell.shelling import good, refused
+
+VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
+PORTALS = f"/iscsi/{daemon.IQN}/tpg1/portals"
+ANN = "iqn.2026-11.org.example:ann"
+
+
+@pytest.fixture
+def port() -> int:
+    """A TCP port that is free on all of 127.0.0.0/8."""
+    with socket.create_server(("127.0.0.2", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def reaches(portal: str) -> contextlib.AbstractContextManager[libiscsi.Session]:
+    return libiscsi.Session(portal, daemon.IQN, initiator=ANN)
+
+
+def test_they_come_and_go_under_initiators(served: daemon.Daemon, port: int) -> None:
+    other = f"127.0.0.2:{port}"
+    good(served, f"{PORTALS} create 127.0.0.2 {port} --dry-run")
+    with pytest.raises(libiscsi.LibiscsiError), reaches(other):
+        pass
+    assert f"initiators can connect to {other}" in good(served, f"{PORTALS} create 127.0.0.2 {port}")
+    assert "2 portals" in good(served, f"ls {PORTALS}")
+    assert served.json("status")["portals"] == [served.portal, other]
+    listing = subprocess.run(
+        [peers.require("iscsi-ls"), "--initiator-name", ANN, f"iscsi://{other}"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert f"Target:{daemon.IQN} Portal:{other}," in listing.stdout
+    assert f"Target:{daemon.IQN} Portal:{served.portal}," in listing.stdout
+
+    with served.session() as first, reaches(other) as second:
+        for session in (first, second):
+            session.settle(0)
+        assert f"portal {other} is in use by {ANN} from 127.0.0." in refused(
+            served, f"{PORTALS} delete 127.0.0.2 {port}"
+        )
+        good(served, f"{PORTALS} delete 127.0.0.2 {port} force=true")
+        while len(served.json("status")["sessions"]) > 1:  # the portal ends them in a turn of its own
+            pass
+        with pytest.raises(libiscsi.LibiscsiError):
+            second.command(0, bytes(6))
+        assert first.command(0, bytes(6)).status == 0
+    with pytest.raises(libiscsi.LibiscsiError), reaches(other):
+        pass
+
+
+def test_what_cannot_be_is_explained(served: daemon.Daemon, port: int) -> None:
+    host, _, own = served.portal.rpartition(":")
+    assert "initiators connect there already" in refused(served, f"{PORTALS} create {host} {own}")
+    assert "it is the only one" in refused(served, f"{PORTALS} delete {host} {own}")
+    assert f"there is no portal 127.0.0.2:{port}" in refused(served, f"{PORTALS} delete 127.0.0.2 {port}")
+    assert "is no address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
+    with socket.create_server(("127.0.0.2", port)):
+        said = refused(served, f"{PORTALS} create 127.0.0.2 {port}")
+        assert f"listened for on 127.0.0.2:{port} (Address already in use)\nStop what uses it (`ss -tlnp` lists" in said
+    assert "`ip address` lists those that this machine has" in refused(served, f"{PORTALS} create 192.0.2.1 {port}")
+
+
+def test_they_are_saved_and_restored(served: daemon.Daemon, port: int) -> None:
+    file = served.directory / "wolun.yaml"
+    other = f"127.0.0.2:{port}"
+    good(served, f"{PORTALS} create 127.0.0.2 {port}")
+    good(served, "saveconfig")
+    assert reader.load(file).portal.listen == ("127.0.0.1:0", other)
+    assert "says what is in force" in good(served, "diff")
+    served.stop()
+    served.start(text=file.read_text())
+    assert "says what is in force" in good(served, "diff")
+    with reaches(other):
+        pass
+    file.write_text(file.read_text().replace(f"    - {other}\n", ""))
+    assert f"remove portal {other}" in good(served, "restoreconfig")
+    with pytest.raises(libiscsi.LibiscsiError), reaches(other):
+        pass
+    with reaches(good(served, f"ls {PORTALS}").split("o- ")[2].split()[0]):
+        pass
