@@ -145,7 +145,8 @@ class PreserveFailed(BlockDeviceError):
 @dataclass(eq=False)
 class StateInDoubt(BlockDeviceError):
     """A write was refused because the next start could undo it: a change of the volume could neither be recorded nor taken
-    back; `reason` says which and why."""
+    back; `reason` says which and why.
+    """
 
     reason: str
 
@@ -245,7 +246,8 @@ class BlockDevice(abc.ABC):
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """`readv` with `nowait` for whoever knows the `length` of the buffers and wants an answer, not an exception, if it would
-        wait: whether it is done.  Raises what `readv` raises, WouldBlock where that is known no sooner (a gate that is held)."""
+        wait: whether it is done.  Raises what `readv` raises, WouldBlock where that is known no sooner (a gate that is held).
+        """
         try:
             self.readv(offset, buffers, nowait=True)
         except WouldBlock:
@@ -264,13 +266,15 @@ class BlockDevice(abc.ABC):
         """Do ahead, for many coming writes at once, what they would each have to wait for (preserve pre-images with one
         commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet.
 
-        Raises WouldBlock only with `nowait`, if there is nothing to do or it would have to wait."""
+        Raises WouldBlock only with `nowait`, if there is nothing to do or it would have to wait.
+        """
         if nowait:
             raise WouldBlock
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[BlockDevice]:
         """Hold all other writes to this device while the context is open, running ones drained; yields a device that the
-        holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no write can be atomic."""
+        holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no write can be atomic.
+        """
         raise NotSupported("atomic read-modify-write")
         yield self

@@ -231,7 +231,8 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def arm(self, device: WriteOnceSide, tracker: tracking.Tracker | None = None) -> None:
         """Preserve into `device` from now on, starting from `tracker` (None: nothing is known).  Only within `hold`,
-        or before the first write."""
+        or before the first write.
+        """
         side = _Side(device, tracking.Tracker(self.chunks) if tracker is None else tracker)
         self._leave_out_what_is_beyond(side)
         self._side = side
@@ -244,7 +245,8 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def cover(self, overlay: Overlay) -> None:
         """Read from `overlay`, and let it settle chunks before they are written to, until `uncover`.  Only within `hold`,
-        or before the first read."""
+        or before the first read.
+        """
         self._overlay = overlay
         self._source = overlay
         self._look()
@@ -257,7 +259,8 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def bar(self, refuse: Callable[[], None] | None) -> None:
         """Call `refuse`, which raises, before every write, until `bar(None)`.  Only within `hold` will it meet
-        every write that is answered later."""
+        every write that is answered later.
+        """
         self._bar = refuse
         self._look()
 
@@ -331,7 +334,8 @@ class CopyOnWrite(block_device.BlockDevice):
     def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
         """With `nowait` copies what it can from page cache to page cache, on the caller's thread: handing each copy to a
         worker costs more than the copy.  What it leaves over (a chunk that must be read from the disk, one written in
-        part, one that fails) the writes find missing, and wait for where waiting is allowed."""
+        part, one that fails) the writes find missing, and wait for where waiting is allowed.
+        """
         if nowait:
             self._preserve_now(ranges)
             return
@@ -572,7 +576,8 @@ class CopyOnWrite(block_device.BlockDevice):
         them that met written blocks.  With `nowait` stops at the first that the page cache does not have.
 
         Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so what it refuses is put again,
-        chunk by chunk."""
+        chunk by chunk.
+        """
         waiting = collections.deque(self._runs(pieces))
         order: list[_Run] = []
         buffer = self._buffer()

@@ -65,7 +65,8 @@ class CannotOpen(block_device.BlockDeviceError):
 
 class _Descriptor:
     """A file descriptor that is closed when nobody refers to it any more: a running call holds a reference, so the
-    number cannot be given to another file under its hands."""
+    number cannot be given to another file under its hands.
+    """
 
     __slots__ = ("fd",)
 
@@ -91,7 +92,8 @@ def _too_large(path: Path, size: int) -> CannotOpen:
 
 def create(path: Path, size: int) -> None:
     """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made; then no
-    file is left behind."""
+    file is left behind.
+    """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -392,7 +394,8 @@ class Flat(block_device.BlockDevice):
 
     def make_room(self, size: int) -> None:
         """See to it that file or device have at least `size` bytes, durably; the device's own size stays as it is until
-        its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed."""
+        its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed.
+        """
         descriptor = self._descriptor
         if descriptor.fd < 0:
             raise block_device.DeviceClosed

@@ -218,7 +218,8 @@ class WriteOnce(block_device.BlockDevice):
 
     def invalidate(self, reason: str) -> None:
         """Give the snapshot up for ever: durable before this returns, and no read or write that begins later succeeds.
-        Raises MediumError if it cannot be recorded; it is refused in this process all the same.  DeviceClosed."""
+        Raises MediumError if it cannot be recorded; it is refused in this process all the same.  DeviceClosed.
+        """
         self._running.append(None)
         try:
             self._refuse_if_closed()
@@ -232,7 +233,8 @@ class WriteOnce(block_device.BlockDevice):
 
     def discard(self, patience: float) -> bool:
         """Give the space of an invalid snapshot back, unless calls that began before it was are still running after
-        `patience` seconds; gives whether it did.  Raises MediumError."""
+        `patience` seconds; gives whether it did.  Raises MediumError.
+        """
         if self._invalid is None:
             raise ValueError("only the space of an invalid snapshot can be given back")
         end = time.monotonic() + patience
@@ -252,7 +254,8 @@ class WriteOnce(block_device.BlockDevice):
 
     def chunks_on_their_way(self) -> list[int]:
         """The chunks with blocks that are being committed: `extents` may show them as written before they are durable.
-        Raises DeviceClosed."""
+        Raises DeviceClosed.
+        """
         self._running.append(None)
         try:
             self._refuse_if_closed()
@@ -290,7 +293,8 @@ class WriteOnce(block_device.BlockDevice):
 
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read all that is written, but the chunks `passed_over`, and compare it with the checksums recorded; one report
-        per chunk, in order of address.  Raises SnapshotInvalid, DeviceClosed between two of them."""
+        per chunk, in order of address.  Raises SnapshotInvalid, DeviceClosed between two of them.
+        """
         reports = self.store.verify(passed_over)
         while True:
             self._running.append(None)

@@ -557,7 +557,8 @@ def _follow(
 ) -> messages.Job:
     """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
     were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
-    take back nothing any more.  Raises Failed."""
+    take back nothing any more.  Raises Failed.
+    """
     from target import messages
     from target.control import client
 

@@ -31,7 +31,8 @@ class Refusal:
 class Snapshot:
     """A moment of a volume.  `used_bytes` is what it takes on disk; `preserved_bytes` how much of the volume is in it,
     `preserved_percent` the same of the volume's size.  A `scheduled` one was made by
-    the volume's schedule, which deletes it when it is not to be kept any longer."""
+    the volume's schedule, which deletes it when it is not to be kept any longer.
+    """
 
     volume: str
     name: str
@@ -61,7 +62,8 @@ class Taken(Snapshot):
 @dataclass(frozen=True, slots=True)
 class Changes:
     """Which parts of a volume differ from a snapshot's moment (were written since): one number from 0 to 1 per cell, the
-    cells being equal parts of the volume in order of address."""
+    cells being equal parts of the volume in order of address.
+    """
 
     snapshot: Snapshot
     chunk_size: int
@@ -82,7 +84,8 @@ class SnapshotDetails(Snapshot):
 class Volume:
     """A volume as it is being served, `lun` None: not to initiators; `state` is `online` or `failed`, and then
     `trouble` says why; of one that is online, why it takes no writes.  `restoring` names the snapshot that it was rolled back
-    to, until its primary has caught up."""
+    to, until its primary has caught up.
+    """
 
     name: str
     lun: int | None
@@ -224,7 +227,8 @@ class ChangeAccess:
 @dataclass(frozen=True, slots=True)
 class SetAuth:
     """Request: how an initiator proves itself from now on, and with `target_name` and `target_secret` the target to it.
-    The daemon keeps the secrets in files of its own."""
+    The daemon keeps the secrets in files of its own.
+    """
 
     name: str
     secret: str = dataclasses.field(repr=False)
@@ -235,7 +239,8 @@ class SetAuth:
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
     """Request: serve a volume; `lun` None: the lowest number that is free, unless it is to be `hidden`, under none.  Sizes as
-    the configuration writes them."""
+    the configuration writes them.
+    """
 
     name: str
     size: str | None = None
@@ -339,7 +344,8 @@ class Export:
 
     `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of what changed since,
     on top of that snapshot's image at `backing` (absolute), whose format is found out if that file is there.  Refused if there is
-    no room for all of it, unless `anyway`."""
+    no room for all of it, unless `anyway`.
+    """
 
     path: str
     overwrite: bool = False
@@ -365,7 +371,8 @@ class Damage:
 @dataclass(frozen=True, slots=True)
 class Verification:
     """What verifying a snapshot found.  `damage` names the first of it in order, `damaged_bytes` counts all; `headers` says
-    what is wrong with its files' headers.  `unverifiable_bytes` have no checksum to be compared with."""
+    what is wrong with its files' headers.  `unverifiable_bytes` have no checksum to be compared with.
+    """
 
     volume: str
     name: str
@@ -396,7 +403,8 @@ class FindChanges:
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What changed in a volume from snapshot `since` to snapshot `to` (None: to now), in order of address, neighbours
-    joined.  Not `exact`: some of it may be the same after all.  Nothing that changed is left out."""
+    joined.  Not `exact`: some of it may be the same after all.  Nothing that changed is left out.
+    """
 
     volume: str
     since: str

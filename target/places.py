@@ -35,7 +35,8 @@ def default_configuration() -> Path:
 @contextlib.contextmanager
 def short_name(directory: Path, name: str) -> Iterator[str]:
     """A path to `name` in `directory` that fits in a socket address, which holds no more than 107 bytes, however long the
-    directory's own path is.  Raises OSError if there is no such directory."""
+    directory's own path is.  Raises OSError if there is no such directory.
+    """
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{name}"

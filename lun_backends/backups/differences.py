@@ -98,7 +98,8 @@ def differing(
     old: block_device.BlockDevice, new: block_device.BlockDevice, ranges: Iterable[Range]
 ) -> Iterator[tuple[int, list[Range]]]:
     """Of `ranges`, in order, what reads differently on the two devices: (bytes compared, what of them differs, merged within)
-    step by step.  What lies beyond the end of `old` differs.  Raises what reading raises."""
+    step by step.  What lies beyond the end of `old` differs.  Raises what reading raises.
+    """
     ours, theirs = memoryview(bytearray(_STEP)), memoryview(bytearray(_STEP))
     for begin, whole in ranges:
         for offset in range(begin, begin + whole, _STEP):

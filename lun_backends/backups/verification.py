@@ -61,7 +61,8 @@ def preserved_bytes(owner: volume.Volume, name: str) -> int:
 
 def damaged_headers(owner: volume.Volume, name: str) -> list[str]:
     """What is wrong with the headers of the snapshot's files, a phrase each; they have copies, or are read at open.
-    Raises NoSuchSnapshot, SnapshotInvalid, DeviceClosed."""
+    Raises NoSuchSnapshot, SnapshotInvalid, DeviceClosed.
+    """
     own = owner.snapshot(name)
     if isinstance(own.write_once, lost_device.LostDevice):
         raise block_device.SnapshotInvalid(own.write_once.reason)

@@ -62,12 +62,14 @@ class StorageIO:
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
         """Give the range its space on disk, its content unchanged: a store into a mapped hole of a full file system would
-        end the process with SIGBUS."""
+        end the process with SIGBUS.
+        """
         os.posix_fallocate(fd, offset, length)
 
     def set_aside(self, fd: int, offset: int, length: int) -> None:
         """Give the range its space on disk for what will be written there; length and content of the file stay as they are.
-        `ftruncate` to the file's own length gives back what lies behind its end."""
+        `ftruncate` to the file's own length gives back what lies behind its end.
+        """
         fallocate(fd, FALLOC_KEEP_SIZE, offset, length)
 
     def map(self, fd: int, length: int) -> mmap.mmap:
@@ -116,7 +118,8 @@ def write_all(io: StorageIO, fd: int, buffers: Sequence[memoryview | bytes], off
 
 def read_all(io: StorageIO, fd: int, buffers: Sequence[memoryview], offset: int, length: int, flags: int = 0) -> int:
     """Fill a scatter list of `length` bytes from `offset`; returns the bytes read, fewer only at the end of the file, or
-    where `flags` has RWF_NOWAIT and the rest would have to be waited for.  Raises OSError."""
+    where `flags` has RWF_NOWAIT and the rest would have to be waited for.  Raises OSError.
+    """
     done = io.preadv(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset, flags)
     total = done
     rest: list[memoryview] = []

@@ -116,7 +116,8 @@ class ChunkFile:
 
     def check(self, slot: int, length: int) -> int:
         """As `checksum_of`, but of what is on the disk rather than in the page cache, which is left as it was but for this
-        slot.  Raises OSError."""
+        slot.  Raises OSError.
+        """
         place = slot * self.chunk_size
         if place >= os.fstat(self._fd).st_size:
             raise OSError(errno.ENODATA, f"the chunk file ends before slot {slot}")

@@ -178,7 +178,8 @@ class Layout:
 
 class ChunkMap:
     """An open map; made by `create` and `open`.  Offsets into the LUN are chunk numbers, blocks are bits of a chunk's mask
-    (bit 0 is the chunk's first block)."""
+    (bit 0 is the chunk's first block).
+    """
 
     def __init__(
         self, path: Path, fd: int, io: storage_io.StorageIO, superblock: Superblock, damaged: int | None
@@ -372,7 +373,8 @@ class ChunkMap:
 
     def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
         """Make the blocks of `mask` written at `slot`; their data is already as durable as it must be.  `checksum` (as
-        computed) is that of the whole chunk, and only given when `mask` is all of it.  Returns all bits now set."""
+        computed) is that of the whole chunk, and only given when `mask` is all of it.  Returns all bits now set.
+        """
         if mask == self._low and self._width:  # the common case, a whole chunk at once
             bits = mask
         else:

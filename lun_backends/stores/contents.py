@@ -77,7 +77,8 @@ def _written_runs(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[tu
 
 def chunks_written(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
     """(chunk, mask of its written blocks) for chunks of [first, end) that have any, in order.  Regions never written
-    to are skipped without being read."""
+    to are skipped without being read.
+    """
     page = first // chunk_map.SLOTS_PER_PAGE
     while (found := map_.next_page(page)) is not None:
         base = found * chunk_map.SLOTS_PER_PAGE
@@ -166,7 +167,8 @@ def _chunk_in(map_: chunk_map.ChunkMap, slot: int) -> int:
 
 def check_slots(map_: chunk_map.ChunkMap, limit: int) -> None:
     """Raises StoreDamaged if a slot lies beyond the chunk file or two chunks share one, as far as that
-    is cheap to know; the chunk file ends before slot `limit`."""
+    is cheap to know; the chunk file ends before slot `limit`.
+    """
     pages = len(map_.present)
     if pages > CHECKED_AT_OPEN:
         return

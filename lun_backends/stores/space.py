@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 
 class Space:
     """Bytes taken, of `limit` (None: as many as there are); `on_warning` is called with (used, limit) whenever `warn_percent` of
-    it is passed upwards, on the thread that did it, which holds locks: it must return at once."""
+    it is passed upwards, on the thread that did it, which holds locks: it must return at once.
+    """
 
     def __init__(
         self,

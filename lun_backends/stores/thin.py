@@ -281,7 +281,8 @@ class ThinStore:
 
     def commit(self, batch: Batch) -> None:
         """Return when all of the batch is written (see the module's docstring); `batch` is empty then, to be used again.
-        Raises MediumError, with nothing of the batch written."""
+        Raises MediumError, with nothing of the batch written.
+        """
         if not batch.claims:
             return
         try:
@@ -296,7 +297,8 @@ class ThinStore:
 
     def set_durability(self, durability: Durability) -> None:
         """Change what commits survive from now on.  With POWER_LOSS all that was committed before is durable when this returns.
-        Raises MediumError."""
+        Raises MediumError.
+        """
         with self._changed:
             synced = self._synced
             self.durability = durability
@@ -546,7 +548,8 @@ class ThinStore:
 
     def check_headers(self) -> list[str]:
         """What is wrong with the superblocks and the header as they are on the disk, and with what has to be zeroes; a phrase
-        each."""
+        each.
+        """
         wrong = self._map.check_superblocks() + self._map.check_gaps()
         return wrong + self._file.check_header(self._map.superblock)
 

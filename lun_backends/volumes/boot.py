@@ -33,7 +33,8 @@ _NEVER = f"unknown {uuid.uuid4()}"
 
 def current() -> str:
     """What differs between any two boots.  Where the kernel does not tell it is the same for this process only: what it
-    leaves unclean is then not trusted any more."""
+    leaves unclean is then not trusted any more.
+    """
     try:
         return PATH.read_text().strip() or _NEVER
     except OSError:

@@ -39,7 +39,8 @@ class Doubt:
         listener: policy.Listener,
     ) -> None:
         """`store` stores the manifest in force, or raises OSError; `clean_up` then removes what is left of the change that
-        failed.  Both are called under `changing`."""
+        failed.  Both are called under `changing`.
+        """
         self.reason = ""
         self._device = device
         self._changing = changing

@@ -72,7 +72,8 @@ def to_settle(
     changed: tracking.BitMap, view: BlockDevice, newest: BlockDevice, primary: BlockDevice, chunk_size: int
 ) -> tracking.BitMap:
     """Of the chunks that `changed` since the view's moment those that are chunks of the newest snapshot, and what the
-    volume has grown by since the view's moment and is no hole."""
+    volume has grown by since the view's moment and is no hole.
+    """
     pending: tracking.BitMap = changed.copy()
     pending.remove_range(-(-newest.size // chunk_size), 1 << 62)
     if primary.size > view.size:

@@ -390,7 +390,8 @@ class Volume:
 
     def commit_taking(self, taking: Taking) -> None:
         """While writes are held: record the snapshot.  Raises OSError, MediumError; `abandon_taking` then, before the writes
-        are let go."""
+        are let go.
+        """
         if self._synced:
             self.primary.flush()
         taking.recorded = True
@@ -415,7 +416,8 @@ class Volume:
 
     def _flush_ahead(self) -> None:
         """Flush until little is left for the flush that writes are held for.  Under load each turn finds what was written
-        during the one before, so turns get shorter as long as the disk is faster than the writers."""
+        during the one before, so turns get shorter as long as the disk is faster than the writers.
+        """
         for _ in range(_FLUSHES_AHEAD):
             began = time.perf_counter()
             self.primary.flush()
@@ -425,7 +427,8 @@ class Volume:
     def abandon_taking(self, taking: Taking) -> None:
         """Make sure that a snapshot that was not taken cannot come up at the next open: its manifest may be durable
         although storing it failed.  Without files it would be listed as invalid, never as good.  Without either made sure,
-        no writes are let through any more; see `doubt`.  Abandoning it twice is allowed."""
+        no writes are let through any more; see `doubt`.  Abandoning it twice is allowed.
+        """
         if taking.abandoned:
             return
         taking.abandoned = True
@@ -542,7 +545,8 @@ class Volume:
 
     def _known_below(self, snapshot: Snapshot) -> tracking.Tracker:
         """What the next older active one must not get from the primary when the newest one, `snapshot`, goes.  This takes
-        long, and another snapshot may be taken meanwhile.  Raises VolumeError, and what preserving raises."""
+        long, and another snapshot may be taken meanwhile.  Raises VolumeError, and what preserving raises.
+        """
         older = self.snapshots[: self.snapshots.index(snapshot)]
         between = list(itertools.takewhile(lambda each: each.deleting, reversed(older)))
         if lost := next((each for each in between if each.reason), None):
@@ -611,7 +615,8 @@ class Volume:
 
     def _moving_tracker(self, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
         """The chunks of snapshots in deletion that an older one must not get from the primary any more.  One that they have
-        only in part did not change since they were taken, or all of it would have been preserved: it is still to be copied."""
+        only in part did not change since they were taken, or all of it would have been preserved: it is still to be copied.
+        """
         tracker = tracking.Tracker(self.device.chunks)
         for snapshot in snapshots:
             size = snapshot.write_once.size
@@ -807,7 +812,8 @@ class Volume:
 
     def _unmark_restoring(self, snapshot: Snapshot) -> None:
         """Make sure that a rollback that failed cannot come up at the next open: its manifest may be durable although
-        storing it failed.  If that fails, too, no writes are let through any more; see `doubt`."""
+        storing it failed.  If that fails, too, no writes are let through any more; see `doubt`.
+        """
         try:
             self._put_back()
         except OSError as error:
@@ -838,7 +844,8 @@ class Volume:
 
     def _set_durability(self, durability: Durability) -> None:
         """Whatever the volume's own durability is, a rollback survives a power cut: the volume is made of its snapshots while
-        it goes on.  Raises MediumError."""
+        it goes on.  Raises MediumError.
+        """
         for snapshot in self.snapshots:
             if isinstance(snapshot.write_once, write_once.WriteOnce) and not snapshot.reason:
                 snapshot.write_once.set_durability(durability)
@@ -953,7 +960,8 @@ class Volume:
 
     def _arm_past_lost(self, moving: Sequence[Snapshot]) -> None:
         """Some of those that were moving down to the newest active one cannot be read, so nobody knows which chunks it must
-        not get from the primary any more.  Lost for good, they take it with them; else no copy is made for now."""
+        not get from the primary any more.  Lost for good, they take it with them; else no copy is made for now.
+        """
         newest = self._newest_active()
         lost = [each for each in moving if each.reason]
         back = next((each for each in lost if not each.gone), None)

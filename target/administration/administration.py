@@ -49,7 +49,8 @@ _AT_NEXT_START = tuple(key for key in settings.Settings.model_fields if key not 
 
 class Administration:
     """What can be changed about a daemon.  `config` is the file it was started with, `on_file` what that said - which is
-    not what is in force when `--portal` was given.  Every method that changes something raises Problem."""
+    not what is in force when `--portal` was given.  Every method that changes something raises Problem.
+    """
 
     def __init__(
         self, served: service.Service, fabric: fabrics.Fabric, config: Path, on_file: settings.Settings

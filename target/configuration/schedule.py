@@ -38,7 +38,8 @@ def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
 
 def due(now: datetime.datetime, every: Every, taken: Iterable[datetime.datetime]) -> bool:
     """Whether a snapshot is to be taken now; `taken` is when the schedule's snapshots were.  (A clock that was set back finds
-    snapshots of the future and waits until it has come up to them.)"""
+    snapshots of the future and waits until it has come up to them.)
+    """
     return all(period(moment, every) < period(now, every) for moment in taken)
 
 

@@ -630,7 +630,8 @@ class Settings(_Settings):
 
 class _WithDescriptions(json_schema_.GenerateJsonSchema):
     """Takes the text below each key along.  pydantic does that by itself (`use_attribute_docstrings`), but whenever this module is
-    imported: a sixth of what `wolun config check` takes."""
+    imported: a sixth of what `wolun config check` takes.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

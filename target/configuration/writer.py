@@ -99,7 +99,8 @@ def render(wanted: settings.Settings, old: str | None, file: str) -> str:
 
 def _cut(text: str, wanted: settings.Settings) -> str:
     """`text` without the lines of volumes, initiators and mapped LUNs that are no more; the comment right above one goes
-    along.  (The YAML library would take the comment above the next one.)  Lists in brackets are left alone."""
+    along.  (The YAML library would take the comment above the next one.)  Lists in brackets are left alone.
+    """
     lines = text.splitlines(keepends=True)
     document = _yaml(text).load(text)
     said = plain(wanted, defaults=True)
@@ -151,7 +152,8 @@ def _says(text: str, wanted: settings.Settings, file: str) -> bool:
 
 def _graft(old: str, layout: str, new: str) -> str:
     """`old` with the lines changed in which `new` differs from `layout`, which is `old` as the YAML library lays it out:
-    so it is only laid out anew where it says something new."""
+    so it is only laid out anew where it says something new.
+    """
     base = layout.splitlines(keepends=True)
     changes = _edits(base, new.splitlines(keepends=True))
     edits = changes + [

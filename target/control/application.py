@@ -107,7 +107,8 @@ def application(served: service.Service, admin: administration.Administration) -
     @app.post("/v1/volumes/{volume}/snapshots/{name}/restore", status_code=202, responses=refusals)
     def restore_snapshot(volume: str, name: str, force: bool = False) -> messages.Job:
         """Roll the volume back to the snapshot: a job.  Once `total` is not 0 it has taken effect and cannot be cancelled.
-        Refused while initiators reach the volume, unless `force`."""
+        Refused while initiators reach the volume, unless `force`.
+        """
         job = served.reshaping.restore(volume, name, force=force)
         job.wait(0.2)
         return job.message()

@@ -224,7 +224,8 @@ def pieces(
     view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int
 ) -> Iterator[volume.ExportPiece]:
     """The content of `ranges`, widened to whole `grain`s but at the end of the view, none twice.  The data is valid until the
-    next piece is asked for."""
+    next piece is asked for.
+    """
     whole = memoryview(bytearray(_STEP))
     done = 0
     for begin, length in ranges:

@@ -138,7 +138,8 @@ class TaskSet:
         """Before blocked writes go to workers: have their units prepare them all at once here, if that takes no waiting
         (a first write that copy-on-write copies within the page cache), and execute what can be executed then.
 
-        Those of the fast path have been through this, see `_prepare_ahead`."""
+        Those of the fast path have been through this, see `_prepare_ahead`.
+        """
         writes = [command for command in self.blocked if command.writes and not command.borrows]
         if not writes or not self._prepare([command.task for command in writes], nowait=True):
             return
@@ -319,7 +320,8 @@ class TaskSet:
     def _prepare_ahead(self, task: Task, buffer: memoryview, start: int, end: int) -> int:
         """Have the units prepare the write `task` and the plain ones behind it at `buffer[start:end]`, if that takes no waiting.
 
-        Gives up to where it looked, `end + 1` if nothing came of it."""
+        Gives up to where it looked, `end + 1` if nothing came of it.
+        """
         tasks = [task]
         if not self._ahead:
             self._ahead = [Task(private_buffers) for _ in range(AHEAD - 1)]
@@ -493,7 +495,8 @@ class TaskSet:
 
     def _place_data_out(self, bhs: memoryview) -> tuple[Command, ReadyToTransfer | None, memoryview | None] | None:
         """Where the data of a Data-Out belongs: (its command, its R2T if it has one, the place if it is still wanted);
-        None when nobody knows the command (it was aborted)."""
+        None when nobody knows the command (it was aborted).
+        """
         _, _, _, lengths, _, itt, ttt, _, _, _, data_sn, offset = pdu.DATA_OUT.unpack(bhs)
         length = lengths & 0xFFFFFF
         command = self.commands.get(itt) if ttt == NO_TAG else self._r2ts.get(ttt)
@@ -546,7 +549,8 @@ class TaskSet:
     def receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
         """Of a large Data-Out that has only begun: let the rest be received where it belongs, uncopied.
 
-        The bytes taken; 0 when it must be waited for.  Raises PeerError."""
+        The bytes taken; 0 when it must be waited for.  Raises PeerError.
+        """
         present = end - start - pdu.BHS_LENGTH
         if present < 0 or buffer[start] != Opcode.DATA_OUT or self.sender.digests != pdu.NO_DIGESTS:
             return 0

@@ -61,7 +61,8 @@ LOGIN_CONNECTIONS: Final = 64
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
     """One session, for status displays.  `since` is in seconds of time.time().  Of the kernel's sessions it is not known when
-    they began, nor how much they did: None; nor, sometimes, where they came from: an empty address."""
+    they began, nor how much they did: None; nor, sometimes, where they came from: an empty address.
+    """
 
     tsih: int
     initiator: str
@@ -562,7 +563,8 @@ class Portal:
 
     def _let_go(self, channel: Channel) -> None:
         """A closed channel, once no worker has anything of it: its memory goes back to the pools at once, and no circle of
-        references leaves the rest to a garbage collector that seldom runs."""
+        references leaves the rest to a garbage collector that seldom runs.
+        """
         if channel.lane.active:
             return
         channel.lane.owner = None

@@ -75,7 +75,8 @@ class ItlNexus:
 
     def admit(self, task: Task) -> None:
         """Raise CheckCondition or ReservationConflict if the task must not run: the unit is gone, a unit attention comes first
-        (SAM-5 5.14), or the unit is reserved for others."""
+        (SAM-5 5.14), or the unit is reserved for others.
+        """
         if self.removed:
             raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
         command = self.unit.command(task.cdb)
@@ -228,7 +229,8 @@ class LogicalUnit:
 
     def reset(self) -> None:
         """LOGICAL UNIT RESET (SAM-5 6.3.3): running tasks are marked aborted, SPC-2's reservation ends, every I_T nexus
-        is told (29h/03h)."""
+        is told (29h/03h).
+        """
         self.abort()
         self.reservations.reset()
         self.attention(*divmod(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED, 256))

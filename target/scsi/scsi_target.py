@@ -277,7 +277,8 @@ class Nexus:
         """Tell each unit's device what these tasks are going to write, all at once (`BlockDevice.prepare_writes`).
 
         With `nowait`: whether any of them could do something about it without waiting, so that the tasks are worth
-        another try."""
+        another try.
+        """
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
             itl = self._itls.get(task.lun)

@@ -104,7 +104,8 @@ def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memory
 
 def blocks_out(task: Task, length: int, block_size: int) -> Sequence[memoryview]:
     """`data_out` of a plain write: an initiator that announced fewer, but whole blocks has these written, with the rest as
-    residual overflow (RFC 7143 11.4.5.1: the transfer ends where the initiator's buffer does)."""
+    residual overflow (RFC 7143 11.4.5.1: the transfer ends where the initiator's buffer does).
+    """
     given = block_device.total_length(task.data_out)
     if given >= length or given % block_size:
         return data_out(task, length)

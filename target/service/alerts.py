@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What needs somebody's attention: a code that never changes, what it is about, a sentence, a remedy - and for every code
-a paragraph that explains it, which `explain CODE` prints."""
+a paragraph that explains it, which `explain CODE` prints.
+"""
 
 from __future__ import annotations
 

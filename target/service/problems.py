@@ -174,7 +174,8 @@ _CODES = {
 @contextlib.contextmanager
 def translated(what: str, remedy: str | None = None) -> Iterator[None]:
     """Turn the errors of the layers below into Problems that say `what` failed and what to do (None: what the error
-    says); what was stopped on request passes through."""
+    says); what was stopped on request passes through.
+    """
     try:
         yield
     except (volume.DeletionStopped, volume.RestoreStopped):

@@ -41,8 +41,7 @@ class Acls(Node):
         return text, None
 
     def ui_command_create(self, wwn: str, read_only: str = "false", force: str = "false") -> None:
-        """
-        Lets an initiator log in.  From the first entry on, only initiators with an entry may.
+        """Lets an initiator log in.  From the first entry on, only initiators with an entry may.
 
         wwn        the initiator's iSCSI name, or a pattern of names: * stands for anything, ? for any one character
         read_only  true: refuse all its writes
@@ -53,8 +52,7 @@ class Acls(Node):
         self.done(f"{wwn} may log in{' and read' if flag(read_only, 'read_only') else ''}")
 
     def ui_command_delete(self, wwn: str, force: str = "false") -> None:
-        """
-        Takes an initiator's entry away.  Refused while it is logged in.
+        """Takes an initiator's entry away.  Refused while it is logged in.
 
         wwn    which entry
         force  true: even so; its sessions are ended
@@ -120,8 +118,7 @@ class Acl(Node):
         return self.facts.get("alerts", self.asked.alerts)
 
     def ui_command_create(self, mapped_lun: str, unit: str, read_only: str = "false", force: str = "false") -> None:
-        """
-        Maps a unit to the initiator under a number of its own.  From the first one on it sees only what is mapped.
+        """Maps a unit to the initiator under a number of its own.  From the first one on it sees only what is mapped.
 
         mapped_lun  the LUN this initiator sees it under
         unit        what it sees: VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once
@@ -136,8 +133,7 @@ class Acl(Node):
         self.done(f"{self.name} sees {unit} as LUN {new.lun}{', read-only' if new.read_only else ''}")
 
     def ui_command_delete(self, mapped_lun: str, force: str = "false") -> None:
-        """
-        Takes a mapped LUN away.  Refused while the initiator is logged in.
+        """Takes a mapped LUN away.  Refused while the initiator is logged in.
 
         mapped_lun  which
         force       true: even so
@@ -152,16 +148,14 @@ class Acl(Node):
         self.done(f"{self.name} sees LUN {lun} no more")
 
     def ui_command_export(self, file: str | None = None) -> None:
-        """
-        Shows the entry as it would stand in a configuration file.
+        """Shows the entry as it would stand in a configuration file.
 
         file  write it into this file instead
         """
         export(self.asked.text_of_initiator(self.name), file)
 
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
-        """
-        Changes a group of parameters: auth, attribute or global.  Without parameters, explains them.
+        """Changes a group of parameters: auth, attribute or global.  Without parameters, explains them.
 
         group      auth, with userid, password, mutual_userid, mutual_password: how the initiator proves who it is.
                    A password that is left out is asked for, on a terminal; `set auth userid=` ends the need for one.

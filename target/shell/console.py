@@ -275,7 +275,8 @@ def say(text: str) -> None:
 
 def _located(expression: pyparsing.ParserElement) -> pyparsing.ParserElement:
     """What configshell wants to know of a word: where it begins and ends, and its value, which pyparsing's own `Located` has
-    in a list."""
+    in a list.
+    """
     here = pyparsing.Empty().set_parse_action(lambda _text, place, _tokens: place)
     return pyparsing.Group(here("locn_start") + expression("value") + here.copy().leave_whitespace()("locn_end"))
 

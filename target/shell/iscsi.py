@@ -85,8 +85,7 @@ class PortalGroup(Node):
         }[parameter]
 
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
-        """
-        Changes a group of parameters: access or global.  Without parameters, explains them.
+        """Changes a group of parameters: access or global.  Without parameters, explains them.
 
         group      access, with networks, anybody, discovery_chap; all that are given change together, or none does.
                    Refused while somebody is logged in who no longer may, unless `force=true` is among them.
@@ -132,8 +131,7 @@ class Luns(Node):
         return plural(len(self.told()), "LUN"), None
 
     def ui_command_create(self, volume: str, lun: str | None = None) -> None:
-        """
-        Shows initiators a volume that has no LUN.
+        """Shows initiators a volume that has no LUN.
 
         volume  which; its path, /volumes/NAME, will do
         lun     under which number; left out, the lowest one that is free
@@ -152,8 +150,7 @@ class Luns(Node):
         self.done(f"{volume} is LUN {wanted}")
 
     def ui_command_delete(self, lun: str, force: str = "false") -> None:
-        """
-        Shows a volume to initiators no more; it stays, with its snapshots and their LUNs.  Refused while somebody uses it.
+        """Shows a volume to initiators no more; it stays, with its snapshots and their LUNs.  Refused while somebody uses it.
 
         lun    its number
         force  true: even if it is in use; mappings of it to initiators go, too
@@ -203,9 +200,7 @@ class Lun(Node):
         return f"{self._lun.unit} ({self._lun.kind}), {units.human_size(self._lun.size)}", True
 
     def ui_command_info(self) -> None:
-        """
-        Shows what is under this number, and who sees it.
-        """
+        """Shows what is under this number, and who sees it."""
         lun = self._lun
         acls = self.parent.parent.access().initiators or ()
         mapped = [f"{acl.name} as LUN {each.lun}" for acl in acls for each in acl.luns or () if each.unit == lun.unit]
@@ -237,8 +232,7 @@ class Portals(Node):
         return plural(len(self.children), "portal"), None
 
     def ui_command_create(self, ip_address: str, ip_port: str = ISCSI_PORT) -> None:
-        """
-        Lets initiators connect at one more address of this machine.
+        """Lets initiators connect at one more address of this machine.
 
         ip_address  which; 0.0.0.0 or :: for all of them
         ip_port     the TCP port, 3260 if left out
@@ -248,8 +242,7 @@ class Portals(Node):
         self.done(f"initiators can connect to {address}")
 
     def ui_command_delete(self, ip_address: str, ip_port: str = ISCSI_PORT, force: str = "false") -> None:
-        """
-        Lets initiators connect there no more.  Refused while somebody is logged in there, and for the last one.
+        """Lets initiators connect there no more.  Refused while somebody is logged in there, and for the last one.
 
         ip_address  which
         ip_port     its TCP port, 3260 if left out

@@ -101,7 +101,8 @@ class Node(node.ConfigNode):
 
     def explained(self, mine: str, group: str | None, parameter: dict[str, str]) -> bool:
         """Leave `set` to configshell unless it sets parameters (`force` aside) of the group `mine`, all of which there are;
-        of some that there are not it hears of those alone, and refuses them.  Gives whether it was left to it."""
+        of some that there are not it hears of those alone, and refuses them.  Gives whether it was left to it.
+        """
         names = self.list_group_params(mine, writable=True)
         strange = {name: value for name, value in parameter.items() if name not in (*names, "force")}
         if group == mine and not strange and set(parameter) - {"force"}:
@@ -184,7 +185,7 @@ def one_of(possible: Iterable[str], text: str) -> list[str]:
 
 
 def flag(value: str, name: str) -> bool:
-    """true or false, also said as targetcli's users do.  Raises Refused."""
+    """True or false, also said as targetcli's users do.  Raises Refused."""
     word = {"1": "true", "yes": "true", "0": "false", "no": "false"}.get(value.lower(), value.lower())
     if word not in BOOLEANS:
         raise console.Refused(f"{name}={value} is neither true nor false")

@@ -31,14 +31,11 @@ class Root(Node):
         return f"wolun {status.version}, {units.human_size(status.space_free_bytes)} free", None
 
     def ui_command_status(self) -> None:
-        """
-        Shows the daemon at a glance: volumes, sessions, throughput, space, trouble.
-        """
+        """Shows the daemon at a glance: volumes, sessions, throughput, space, trouble."""
         console.say(show.status(self.status()))
 
     def ui_command_saveconfig(self, file: str | None = None, dry_run: str = "false") -> None:
-        """
-        Writes what is in force into the configuration file; comments in it are kept, and so is the old file.
+        """Writes what is in force into the configuration file; comments in it are kept, and so is the old file.
 
         file     another file to write
         dry_run  true: only show what would change
@@ -53,8 +50,7 @@ class Root(Node):
             console.say(f"saved to {answer.file}" + (f"; the old one is {answer.backup}" if answer.backup else ""))
 
     def ui_command_restoreconfig(self, file: str | None = None, force: str = "false", dry_run: str = "false") -> None:
-        """
-        Makes the system what the configuration file says.  What cannot be done is told; everything else is done.
+        """Makes the system what the configuration file says.  What cannot be done is told; everything else is done.
 
         file     another file to restore from
         force    true: take away even what is in use
@@ -64,8 +60,7 @@ class Root(Node):
         self._tell(self.asked.restore_configuration(_path(file), force=flag(force, "force"), dry_run=only), only)
 
     def ui_command_clearconfig(self, confirm: str = "false", force: str = "false", dry_run: str = "false") -> None:
-        """
-        Serves nothing to nobody any more.  All data stays where it is, and so does the configuration file until
+        """Serves nothing to nobody any more.  All data stays where it is, and so does the configuration file until
         `saveconfig`.
 
         confirm  must be true
@@ -78,8 +73,7 @@ class Root(Node):
         self._tell(self.asked.clear_configuration(force=flag(force, "force"), dry_run=only), only)
 
     def ui_command_diff(self, file: str | None = None) -> None:
-        """
-        Shows how what is in force differs from the configuration file.
+        """Shows how what is in force differs from the configuration file.
 
         file  another file to compare with
         """
@@ -131,8 +125,7 @@ class Jobs(Node):
         return f"{sum(each.state == 'running' for each in self.told())} running", None
 
     def ui_command_cancel(self, job: str) -> None:
-        """
-        Asks a job to stop.
+        """Asks a job to stop.
 
         job  its number
         """
@@ -143,8 +136,7 @@ class Jobs(Node):
             console.say(f"job {job}: {last.state}")
 
     def ui_command_wait(self, job: str) -> None:
-        """
-        Waits until a job has ended, with its progress on a terminal.
+        """Waits until a job has ended, with its progress on a terminal.
 
         job  its number
         """
@@ -184,8 +176,7 @@ class Alerts(Node):
         return (f"{count} to look at", False) if count else ("nothing", True)
 
     def ui_command_explain(self, code: str) -> None:
-        """
-        Explains what an alert means, where it comes from, and what to do.
+        """Explains what an alert means, where it comes from, and what to do.
 
         code  which; with or without the number behind it
         """

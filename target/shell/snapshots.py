@@ -49,8 +49,7 @@ class Snapshots(Node):
         return f"{len(found)}, {used} used" + (f", {bad} invalid" if bad else ""), False if bad else None
 
     def ui_command_create(self, name: str) -> None:
-        """
-        Takes a snapshot, in milliseconds; two LUNs appear, one that shows the volume as it is now, and the write-once LUN.
+        """Takes a snapshot, in milliseconds; two LUNs appear, one that shows the volume as it is now, and the write-once LUN.
 
         name  what to call it
         """
@@ -58,8 +57,7 @@ class Snapshots(Node):
             console.say(show.taken(self.asked.create_snapshot(self.volume, name)))
 
     def ui_command_delete(self, name: str) -> None:
-        """
-        Deletes a snapshot and frees its space.
+        """Deletes a snapshot and frees its space.
 
         name  which snapshot
         """
@@ -69,8 +67,7 @@ class Snapshots(Node):
             console.say(f"deleted {self.volume}@{name}")
 
     def ui_command_export(self, name: str, file: str, force: str = "false") -> None:
-        """
-        Writes the volume as it was at that moment into a file, as a raw sparse image; writes to the volume go on.
+        """Writes the volume as it was at that moment into a file, as a raw sparse image; writes to the volume go on.
 
         name   which snapshot
         file   the file to write
@@ -85,8 +82,7 @@ class Snapshots(Node):
         console.say(f"{self.volume}@{name} is in {file}")
 
     def ui_command_show(self, name: str, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
-        """
-        Shows a snapshot in detail.
+        """Shows a snapshot in detail.
 
         name  which snapshot
         map   true: picture which parts of the volume have changed since
@@ -97,8 +93,7 @@ class Snapshots(Node):
             console.say(show.snapshot(self.asked.snapshot(self.volume, name)))
 
     def ui_command_diff(self, name: str, to: str | None = None, exact: str = "false") -> None:
-        """
-        Tells what changed since a snapshot, extent by extent: what an incremental backup has to read.
+        """Tells what changed since a snapshot, extent by extent: what an incremental backup has to read.
 
         name   which snapshot
         to     up to this newer snapshot; left out, up to now
@@ -109,8 +104,7 @@ class Snapshots(Node):
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
     def ui_command_restore(self, name: str, force: str = "false") -> None:
-        """
-        Rolls the volume back to that moment.  It is there at once; its data is brought there in the background, which
+        """Rolls the volume back to that moment.  It is there at once; its data is brought there in the background, which
         Ctrl-C does not end.  All snapshots stay as they are; the volume as it is now is gone.
 
         name   which snapshot
@@ -128,8 +122,7 @@ class Snapshots(Node):
             console.say(f"{self.volume} is as it was at {self.volume}@{name}")
 
     def ui_command_verify(self, name: str) -> None:
-        """
-        Reads all that a snapshot needs, and compares it with its checksums.
+        """Reads all that a snapshot needs, and compares it with its checksums.
 
         name  which snapshot
         """
@@ -165,16 +158,14 @@ class Snapshot(Node):
         return f"{luns}{units.human_size(each.used_bytes)} used, {each.state}", each.state == "active"
 
     def ui_command_show(self, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
-        """
-        Shows the snapshot in detail.
+        """Shows the snapshot in detail.
 
         map  true: picture which parts of the volume have changed since
         """
         self.parent.ui_command_show(self.name, map)
 
     def ui_command_diff(self, to: str | None = None, exact: str = "false") -> None:
-        """
-        Tells what changed since, extent by extent.
+        """Tells what changed since, extent by extent.
 
         to     up to this newer snapshot; left out, up to now
         exact  true: compare the content, and leave out what is the same after all
@@ -182,22 +173,18 @@ class Snapshot(Node):
         self.parent.ui_command_diff(self.name, to, exact)
 
     def ui_command_restore(self, force: str = "false") -> None:
-        """
-        Rolls the volume back to this moment; what it is now is gone.
+        """Rolls the volume back to this moment; what it is now is gone.
 
         force  true: even if initiators reach the volume
         """
         self.parent.ui_command_restore(self.name, force)
 
     def ui_command_verify(self) -> None:
-        """
-        Reads all that the snapshot needs, and compares it with its checksums.
-        """
+        """Reads all that the snapshot needs, and compares it with its checksums."""
         self.parent.ui_command_verify(self.name)
 
     def ui_command_export(self, file: str, force: str = "false") -> None:
-        """
-        Writes the volume as it was at that moment into a file, as a raw sparse image.
+        """Writes the volume as it was at that moment into a file, as a raw sparse image.
 
         file   the file to write
         force  true: replace the file if it exists

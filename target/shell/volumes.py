@@ -69,8 +69,7 @@ class Volumes(Node):
         limit: str | None = None,
         on_error: str = "fail-writes",
     ) -> None:
-        """
-        Makes a volume and serves it at once.  A volume that was deleted without its data is taken up again.
+        """Makes a volume and serves it at once.  A volume that was deleted without its data is taken up again.
 
         name        what to call it; snapshots are kept under this name
         size        how large, like 10GiB; an existing file, device or volume keeps its size
@@ -98,8 +97,7 @@ class Volumes(Node):
         self.done(f"created volume {name}")
 
     def ui_command_delete(self, name: str, data: str = "false", force: str = "false") -> None:
-        """
-        Serves a volume no more.  Refused while somebody uses it.
+        """Serves a volume no more.  Refused while somebody uses it.
 
         name   which volume
         data   true: remove its files in the state directory, snapshots included; false: keep them
@@ -173,8 +171,7 @@ class Volume(Node):
         return units.exact_size(value) if attribute in ("size", "chunk_size") else str(value)
 
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
-        """
-        Changes a group of parameters: attribute or global.  Without parameters, explains them.
+        """Changes a group of parameters: attribute or global.  Without parameters, explains them.
 
         group      attribute, with lun, durability, limit, on_error; all that are given change together, or none does.
                    For lun and durability the volume is taken away for a moment, so that is refused while somebody uses
@@ -208,9 +205,7 @@ class Volume(Node):
         raise NotImplementedError
 
     def ui_command_info(self) -> None:
-        """
-        Shows everything known about the volume.
-        """
+        """Shows everything known about the volume."""
         each = self.told()
         console.say(
             table(
@@ -232,8 +227,7 @@ class Volume(Node):
         )
 
     def ui_command_resize(self, size: str) -> None:
-        """
-        Makes the volume larger while it is used.  Its snapshots keep the size they were taken with.
+        """Makes the volume larger while it is used.  Its snapshots keep the size they were taken with.
 
         size  how large, like 20GiB; it cannot shrink
         """
@@ -245,8 +239,7 @@ class Volume(Node):
             console.say(show.resized(self.asked.resize_volume(self.name, wanted), in_shell=True))
 
     def ui_command_export(self, file: str | None = None) -> None:
-        """
-        Shows the volume as it would stand in a configuration file.
+        """Shows the volume as it would stand in a configuration file.
 
         file  write it into this file instead
         """

@@ -50,7 +50,8 @@ class ConfigfsError(Exception):
 @dataclass(frozen=True)
 class Initiator:
     """Who may log in: its iSCSI name, CHAP user and secret if it must prove who it is, and if the target must, too, its
-    user and secret (RFC 7143 9.2.1)."""
+    user and secret (RFC 7143 9.2.1).
+    """
 
     name: str
     user: str = ""
@@ -282,7 +283,8 @@ class KernelTarget:
 
     def sessions(self) -> list[tuple[str, str]]:
         """Initiators that are logged in, and their addresses; empty for those without an entry, of whom the kernel tells
-        the name alone."""
+        the name alone.
+        """
         found: list[tuple[str, str]] = []
         if not self._configuration.portals:
             return found

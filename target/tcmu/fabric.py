@@ -251,7 +251,7 @@ class LioFabric:
         return f"this daemon does not serve {config}; it serves {', '.join(known) or 'nothing'}"
 
     def _check(self, config: str, beside_another: bool) -> str:
-        """targetcli is about to make a device; runs on the D-Bus thread."""
+        """Targetcli is about to make a device; runs on the D-Bus thread."""
         trouble = self._judge(config)
         if not trouble and beside_another and self._listener is not None:
             self._listener.expect_device()

@@ -49,7 +49,8 @@ class Executor(Protocol):
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         """Do ahead, for all of these tasks at once, what their writes would each wait for; with `nowait`: what of it
-        takes no waiting, and whether that was anything."""
+        takes no waiting, and whether that was anything.
+        """
 
 
 @dataclass(eq=False)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs of measurements: two sides in turn (A B A B ...), medians of each and the median of the ratios of neighbours, since a
-machine's speed drifts but two neighbours see about the same machine."""
+machine's speed drifts but two neighbours see about the same machine.
+"""
 
 from __future__ import annotations
 

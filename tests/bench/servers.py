@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers under measurement, each a context manager that starts a real process and stops it: wolun itself, tgtd, and
-qemu-storage-daemon with its copy-before-write filter.  All listen on loopback ports or sockets of their own."""
+qemu-storage-daemon with its copy-before-write filter.  All listen on loopback ports or sockets of their own.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def wolun_program() -> str:
 @contextlib.contextmanager
 def wolun(directory: Path, volumes: str, *, prefix: Sequence[str] = ()) -> Iterator[Wolun]:
     """Serve `volumes` (the YAML list of that setting) from a state directory below `directory`; `prefix` goes in front of
-    the command (strace, say)."""
+    the command (strace, say).
+    """
     port = free_port()
     state = directory / "state"
     config = directory / "wolun.yaml"

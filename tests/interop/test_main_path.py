@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main path, end to end, with initiators nobody here wrote: a file system is written through qemu, a snapshot is taken, the
-volume is overwritten at random while an export runs, and both the export and the view are what was there before."""
+volume is overwritten at random while an export runs, and both the export and the view are what was there before.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class GuestDaemon:
         self.runs = True
 
     def kill(self) -> None:
-        """kill -9; when it returns nothing of it is left, its locks neither."""
+        """Kill -9; when it returns nothing of it is left, its locks neither."""
         self.runs = False
         self.machine.end(f"{self.state}/pid", signal="KILL")
 

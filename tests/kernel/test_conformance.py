@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of libiscsi's suite runs against the kernel's target in every test run: reservations, which need the kernel's files, and
-plain commands.  `make conformance FABRIC=lio` runs all of it.  And that reservations which are to persist do."""
+plain commands.  `make conformance FABRIC=lio` runs all of it.  And that reservations which are to persist do.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
 
 def test_reservations_that_persist_do(lab: Lab, daemon: GuestDaemon) -> None:
     """Past a stop, which leaves nothing in the kernel; and from the start, not only when their holder comes again.
-    All that beside another daemon, with a volume of the same name: neither touches what the other serves."""
+    All that beside another daemon, with a volume of the same name: neither touches what the other serves.
+    """
     solo = lab["solo"]
     reserved = GuestDaemon(solo, RESERVED, name="reserved")
 

@@ -58,7 +58,8 @@ def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bo
 
 def check_state(root: Path, promised: promises.Promises, rng: random.Random, steps: int) -> None:
     """Open the volume under `root` as a cut left it and check it; finish what was on the way; go on working for a while,
-    checking on; open it once more and check again.  Raises Violation."""
+    checking on; open it once more and check again.  Raises Violation.
+    """
     opened = open_volume(root)
     try:
         now = check(opened, promised)
@@ -77,7 +78,8 @@ def check_state(root: Path, promised: promises.Promises, rng: random.Random, ste
 
 def check_lost(root: Path, promised: promises.Promises) -> None:
     """Open the volume under `root` as a power cut left it that had snapshots only in memory: each is exact or invalid, now
-    and for ever.  Raises Violation."""
+    and for ever.  Raises Violation.
+    """
     invalid: set[str] = set()
     for _ in range(2):
         opened = open_volume(root)

@@ -71,7 +71,8 @@ class File:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One state: the version of every register that has several, in the order of `Disk.open_registers`; with `tear` the
-    pages are mixed from their versions, as a random generator with that seed says."""
+    pages are mixed from their versions, as a random generator with that seed says.
+    """
 
     versions: tuple[int, ...]
     tear: int | None = None
@@ -168,7 +169,8 @@ class Disk:
     def choices(self, rng: random.Random, count: int, bound: int) -> list[Choice]:
         """Up to `count` different states.  If there are no more than `bound`, and `count` allows it, all of them, and torn
         ones beside; else a random sample of the extremes, of those with one register alone late or alone early, of
-        random ones, and of torn ones."""
+        random ones, and of torn ones.
+        """
         sizes = [len(register.versions) for register in self.open_registers()]
         total = 1
         for size in sizes:

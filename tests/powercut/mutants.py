@@ -190,7 +190,8 @@ def forgotten_move() -> Iterator[None]:
 @contextlib.contextmanager
 def second_deletion_forgets_the_first() -> Iterator[None]:
     """Rule 8: the newest snapshot is deleted while a deletion of the next older one is stopped, and nobody thinks of the
-    chunks of that one, which are still moving down, too."""
+    chunks of that one, which are still moving down, too.
+    """
     mark, moving = volume.Volume._mark_deleting, volume.Volume._moving_tracker
 
     def forget(self: volume.Volume, snapshot: volume.Snapshot) -> None:

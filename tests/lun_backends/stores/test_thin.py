@@ -100,7 +100,8 @@ def test_a_checksum_left_on_a_partial_chunk_accuses_nobody(tmp_path: Path) -> No
 
 def test_any_mixture_of_map_pages_only_leaves_blocks_blank(tmp_path: Path) -> None:
     """A commit is cut while the kernel writes its map pages back: whatever subset arrived, old blocks are as they were, and
-    new ones are blank or whole; and the store goes on from there."""
+    new ones are blank or whole; and the store goes on from there.
+    """
     chunks = 2 * chunk_map.SLOTS_PER_PAGE  # two pages of slots
     io = FaultyIO()
     lun = store_factory.create(tmp_path, size=chunks * CHUNK, io=io)

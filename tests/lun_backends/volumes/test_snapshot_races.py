@@ -63,7 +63,8 @@ def run_all(*bodies: Callable[[], None]) -> None:
 
 def test_rule_3_a_block_preserved_while_the_primary_was_read_comes_from_the_copy(made: volume.Volume) -> None:
     """The write comes exactly between the look at the write-once side and the read of the primary; once more behind a
-    new snapshot, so that only the chain as it is afterwards has the copy."""
+    new snapshot, so that only the chain as it is afterwards has the copy.
+    """
     for behind_a_new_snapshot in (False, True):
         name = f"s{behind_a_new_snapshot}"
         before = read(made.device, 0, 2 * CHUNK)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole volume, with all that can be asked of it, against a plain model: random histories, every content compared after
-every step.  A second volume is there for groups."""
+every step.  A second volume is there for groups.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +113,8 @@ class History(RuleBasedStateMachine):
     @rule(fill=st.none() | st.integers(1, 255))
     def snapshot(self, fill: int | None) -> None:
         """And then, unless `fill` is None, a write to every chunk: what one snapshot has and another has not matters in all
-        that follows."""
+        that follows.
+        """
         self.names += 1
         self.volume.create_snapshot(f"s{self.names}")
         self.moments[f"s{self.names}"] = list(self.now)
