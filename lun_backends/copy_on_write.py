@@ -2,7 +2,8 @@
 """Preserves every chunk of the primary before its first overwrite.
 
 The design: before new data touches a chunk that is not known preserved, the chunk is copied from the primary to the
-same address of the current write-once device and committed there; only then the write goes to the primary (rule 1).
+same address of the current write-once device and committed there; only then the write goes to the primary
+(rule 1, lun_backends/README.md).
 `BlockWritten` from that copy means that somebody else - another node, or this one before it was restarted - was first:
 what is there is the pre-image, so the write goes on.
 

@@ -2,7 +2,7 @@
 """A volume as it was when a snapshot was taken, for reading only.
 
 Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it, and from the primary
-if none has (rule 8): the block did not change since.  What it guarantees: every read gives the bytes of the snapshot's
+if none has (rule 8, lun_backends/README.md): the block did not change since.  What it guarantees: every read gives the bytes of the snapshot's
 moment, whatever is written, snapshotted or deleted meanwhile.
 
 Reading the primary races with a write that preserves the block and then changes it.  So what came from the primary is

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate every ordinary write passes, so that a barrier (rule 7) or a read-modify-write can have the device alone.
+"""The gate every ordinary write passes, so that a barrier or a read-modify-write can have the device alone.
+
+The barrier is that of rule 7 (lun_backends/README.md).
 
 An ordinary write enters, does its work, and leaves.  A holder stops new entries and waits until the running ones have
 left.  What it guarantees: between the moment `hold` yields and the moment it ends, no write is inside the gate.

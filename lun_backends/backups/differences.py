@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What changed between two moments of a volume: what an incremental backup reads.
 
-A chunk that changed after a moment was preserved in the snapshot that was newest when it first did (rules 1 and 8).  So what
+A chunk that changed after a moment was preserved in the snapshot that was newest when it first did (rules 1 and 8, lun_backends/README.md).  So what
 changed from snapshot *a* to snapshot *b* is in the write-once devices from *a* up to but without *b*, and nothing else need
 be asked: `changed` costs what was preserved, not what the volume could hold.  It may name a chunk that is the same after
 all - written with what it held, or written back - and never leaves one out.  `differing` compares the content.

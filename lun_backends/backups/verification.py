@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a snapshot still is what was preserved: reads all pre-images that its view may need, and their checksums.
 
-Those are the snapshot's own, and of every newer snapshot those of chunks that no older one has whole (rule 8).  The chain
+Those are the snapshot's own, and of every newer snapshot those of chunks that no older one has whole (rule 8, lun_backends/README.md).  The chain
 may change meanwhile: when a newer snapshot is deleted its chunks move down, into one that was looked at perhaps, so the
 look begins anew and passes over what was checked.
 """

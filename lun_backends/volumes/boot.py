@@ -12,7 +12,9 @@ was synced.  Who opens it finds:
 | this boot        | the daemon was killed                       | good: the page cache has all; synced, if it is `power-loss`|
 |                  |                                             | from now on                                                |
 | another boot     | a power cut, a crash of the kernel, or the  | may lack pre-images of blocks that were overwritten, and   |
-|                  | disk was taken to another machine           | nothing tells which: all are marked invalid (rule 9)       |
+|                  | disk was taken to another machine           | nothing tells which: all are marked invalid (see rule 9)   |
+
+Rule 9 is in lun_backends/README.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves the pre-images of a snapshot in deletion to the next older one (rule 8).
+"""Moves the pre-images of a snapshot in deletion to the next older one (rule 8, lun_backends/README.md).
 
 A block goes down only where the older snapshot has none of its own: a write-once write, refused where it has.  What
 went down is durable before the next batch starts; a move that is interrupted is simply run again.

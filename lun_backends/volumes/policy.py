@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when a snapshot cannot be kept (rule 9), and what is told of it.
+"""What happens when a snapshot cannot be kept (rule 9, lun_backends/README.md).
 
 | `on_error`      | the copy of a pre-image fails                                                                    |
 | --------------- | ------------------------------------------------------------------------------------------------ |

@@ -9,7 +9,7 @@ it was; from then on it is at that moment, although nothing was copied yet:
 | pending     | the snapshot's view  | settles it first                   | it is still pending, and settled again              |
 | not pending | the primary          | like any other                     | -                                                  |
 
-To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8): preserve it in the newest
+To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md): preserve it in the newest
 one, write the view's content to the primary, make that durable, take the chunk out of the pending ones, durably.  Only then
 anything else may be written to it; so a chunk that is pending after a crash never has newer data than the snapshot's.
 Chunks whose content is the same already are only taken out.

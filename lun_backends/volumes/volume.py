@@ -267,7 +267,7 @@ class Volume:
     def create_snapshot(
         self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
     ) -> Snapshot:
-        """Take a snapshot (rule 7); `scheduled` remembers that a schedule did, and may delete it.
+        """Take a snapshot (rule 7, lun_backends/README.md); `scheduled` remembers that a schedule did, and may delete it.
 
         Raises BadName, BadLabel, SnapshotExists, SnapshotFailed.
         """

@@ -217,7 +217,7 @@ def held_writes(settings: Settings) -> Iterator[measure.Row]:
 
 
 def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
-    """What a first write costs with ten snapshots instead of one (rule 8), and a read through a chain of ten."""
+    """What a first write costs with ten snapshots instead of one (rule 8, lun_backends/README.md), and a read through a chain of ten."""
     size, chain = GIB // 2, 10
     volumes = ""
     for lun, name in enumerate(("many", "one")):

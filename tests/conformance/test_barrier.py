@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PREEMPT AND ABORT as the cluster's barrier (design, rule 10), on a real daemon, raced thousands of times.
+"""PREEMPT AND ABORT as the cluster's barrier (rule 10, lun_backends/README.md), on a real daemon, raced thousands of times.
 
 Two nodes write as fast as they can under one key; a third takes over with a new one.  What was acknowledged is there, what
 was refused is not, and from the moment the taker has its answer nothing of the old key arrives any more.

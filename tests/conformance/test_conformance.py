@@ -46,7 +46,7 @@ def content(daemon: Daemon, lun: int, directory: Path) -> str:
 
 
 def test_the_volume_and_what_a_snapshot_keeps_of_it(served: Daemon, tmp_path: Path) -> None:
-    """Nothing fails, and every command that changes blocks goes through copy-on-write (design, rule 5)."""
+    """Nothing fails, and every command that changes blocks goes through copy-on-write (rule 5, lun_backends/README.md)."""
     before = content(served, 0, tmp_path)
     view = served.json("snapshot", "create", "vol", "before")["view_lun"]
     assert suite.surprises(suite.run(served.url(0)), "primary") == []

@@ -2,7 +2,7 @@
 """EXTENDED COPY(LID1) and what RECEIVE COPY RESULTS tells about it (SPC-4 6.4, 6.20 ff.): copies between units of this target.
 
 The data does not leave the target, but takes the same way into the destination as any other write: through its block
-device, and so through copy-on-write (design, rule 5), and only if a write of this nexus would be let in there.
+device, and so through copy-on-write (rule 5, lun_backends/README.md), and only if a write of this nexus would be let in there.
 
 Understood are identification target descriptors (E4h) with a name of INQUIRY page 83h, of units that the nexus
 reaches, and block to block segments (02h).  All descriptors are checked before the first block is copied.  The parameter list:

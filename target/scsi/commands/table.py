@@ -8,7 +8,7 @@ front, which does the plain case itself and hands everything else to the checked
 SBC-3 made obsolete, is taken and means nothing: there is no non-volatile cache.
 
 A command that is not in the table, or not for this kind of unit, is refused: what could change data and is not known never runs
-(design, rule 5).  On a write-protected unit those marked `writes` stay in the table but end with DATA PROTECT.
+(rule 5, lun_backends/README.md).  On a write-protected unit those marked `writes` stay in the table but end with DATA PROTECT.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_deleting_the_newest_behind_a_stopped_deletion(made: volume.Volume, reop
 
 def test_what_is_not_durable_yet_is_not_taken_for_preserved(tmp_path: Path) -> None:
     """The newest snapshot is deleted while a copy into it waits for the disk, visible already: another writer to that chunk
-    must not take it for done (rule 1).
+    must not take it for done (rule 1, lun_backends/README.md).
     """
     io = FaultyIO()
     made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
