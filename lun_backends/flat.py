@@ -17,8 +17,6 @@ longer than 2 ms within 32 writes sends all writes of the next second to the wor
 single one says nothing: on a busy machine it is the scheduler that took the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
-
-(Longer than most modules here: reads, writes and zeroes, each with and without waiting, share what is known of the file.)
 """
 
 from __future__ import annotations
@@ -28,15 +26,13 @@ import fcntl
 import mmap
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers, Extent, ExtentKind
-from lun_backends.files import storage_io
+from lun_backends.files import backing_file, storage_io
 
 _PAGE = mmap.PAGESIZE
 _SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk
@@ -44,81 +40,6 @@ _SUSPICION = 32  # writes for which a slow one is remembered
 _SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
 _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
 _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
-
-_BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
-
-# Files in memory: they refuse RWF_NOWAIT (tmpfs on Linux 6.18: EOPNOTSUPP) and have nothing to wait for.
-_MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-
-
-@dataclass(eq=False)
-class CannotOpen(block_device.BlockDeviceError):
-    """The file or device at `path` cannot serve as a block device; `reason` says why, `remedy` what to do."""
-
-    path: Path
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"cannot open {self.path}: {self.reason}; {self.remedy}"
-
-
-class _Descriptor:
-    """A file descriptor that is closed when nobody refers to it any more: a running call holds a reference, so the
-    number cannot be given to another file under its hands.
-    """
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-def _physical_block_size(fd: int) -> int:
-    """Bytes per physical block of a block device, 0 if it does not say."""
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, _BLKPBSZGET, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
-
-
-def _too_large(path: Path, size: int) -> CannotOpen:
-    return CannotOpen(path, f"no file can have {size} bytes there", "give a smaller size")
-
-
-def create(path: Path, size: int) -> None:
-    """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made; then no
-    file is left behind.
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            os.fsync(fd)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except FileExistsError as error:
-        raise CannotOpen(path, "it exists already", "give another path, or open it instead of creating it") from error
-    except OverflowError as error:  # no file anywhere is that large
-        raise _too_large(path, size) from error
-    except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise _too_large(path, size) from error
-        raise CannotOpen(
-            path, os.strerror(error.errno or 0), "check the path, its permissions and the free space"
-        ) from error
 
 
 class Flat(block_device.BlockDevice):
@@ -143,13 +64,15 @@ class Flat(block_device.BlockDevice):
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         descriptor = self._open()
         self._is_file = stat.S_ISREG(os.fstat(descriptor.fd).st_mode)
-        self.physical_block_size = 0 if self._is_file else _physical_block_size(descriptor.fd)
+        self.physical_block_size = 0 if self._is_file else backing_file.physical_block_size(descriptor.fd)
         actual = os.lseek(descriptor.fd, 0, os.SEEK_END)
         self.size = actual - actual % block_size if size is None else size
         if not self.size:
-            raise CannotOpen(path, f"it is smaller than one block of {block_size} bytes", "give it a size first")
+            raise backing_file.CannotOpen(
+                path, f"it is smaller than one block of {block_size} bytes", "give it a size first"
+            )
         if actual < self.size:
-            raise CannotOpen(path, f"it has {actual} bytes, not {self.size}", "restore what was cut off")
+            raise backing_file.CannotOpen(path, f"it has {actual} bytes, not {self.size}", "restore what was cut off")
         self._descriptor = descriptor
         # The flags of a nowait read; None where there is no way to know that a read will not wait.
         self._nowait_flags = self._probe_nowait()
@@ -157,7 +80,7 @@ class Flat(block_device.BlockDevice):
         self._slow_until = 0.0
         self._suspicion = 0  # writes left in which another slow one counts
         # In memory there is no disk to wait for: a write that took long was waiting for the processor, as a worker would.
-        self._waits = _file_system(descriptor.fd) not in _MEMORY_FILE_SYSTEMS
+        self._waits = backing_file.file_system(descriptor.fd) not in backing_file.MEMORY_FILE_SYSTEMS
         self._io = io
         # The plain call where it can be, for it is called for every write.
         self._pwritev: Callable[[int, Buffers, int, int], int] = (
@@ -165,28 +88,34 @@ class Flat(block_device.BlockDevice):
         )
         self._scratch = [memoryview(bytearray(_PAGE))]
 
-    def _open(self) -> _Descriptor:
+    def _open(self) -> backing_file.Descriptor:
         flags = os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR) | (os.O_DIRECT if self.direct else 0)
         try:
             kind = self.path.stat().st_mode
             if stat.S_ISBLK(kind) and not self.read_only:
                 flags |= os.O_EXCL  # EBUSY if it is mounted or otherwise in use by this kernel
             elif not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-                raise CannotOpen(self.path, "it is neither a file nor a block device", "give the path of one")
-            descriptor = _Descriptor(os.open(self.path, flags))
+                raise backing_file.CannotOpen(
+                    self.path, "it is neither a file nor a block device", "give the path of one"
+                )
+            descriptor = backing_file.Descriptor(os.open(self.path, flags))
         except FileNotFoundError as error:
-            raise CannotOpen(self.path, "it does not exist", "create it, or correct the path") from error
+            raise backing_file.CannotOpen(self.path, "it does not exist", "create it, or correct the path") from error
         except PermissionError as error:
-            raise CannotOpen(self.path, "permission denied", "run as a user who may read and write it") from error
+            raise backing_file.CannotOpen(
+                self.path, "permission denied", "run as a user who may read and write it"
+            ) from error
         except OSError as error:
             remedy = "check what uses it" if error.errno == errno.EBUSY else "check the path and the file system"
             if error.errno == errno.EINVAL and self.direct:
                 remedy = "its file system has no O_DIRECT: use it buffered"
-            raise CannotOpen(self.path, os.strerror(error.errno or 0), remedy) from error
+            raise backing_file.CannotOpen(self.path, os.strerror(error.errno or 0), remedy) from error
         try:
             fcntl.flock(descriptor.fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX))
         except OSError as error:
-            raise CannotOpen(self.path, "another process has it open", "stop the other process first") from error
+            raise backing_file.CannotOpen(
+                self.path, "another process has it open", "stop the other process first"
+            ) from error
         if self.direct:
             self._check_direct(descriptor.fd)
         return descriptor
@@ -198,7 +127,9 @@ class Flat(block_device.BlockDevice):
                 os.preadv(fd, [block], self.block_size)
             except OSError as error:
                 remedy = "use 4096-byte blocks, or the volume buffered"
-                raise CannotOpen(self.path, f"O_DIRECT refuses {self.block_size}-byte blocks", remedy) from error
+                raise backing_file.CannotOpen(
+                    self.path, f"O_DIRECT refuses {self.block_size}-byte blocks", remedy
+                ) from error
 
     def _probe_nowait(self) -> int | None:
         if self.direct:
@@ -208,7 +139,7 @@ class Flat(block_device.BlockDevice):
         except BlockingIOError:
             return os.RWF_NOWAIT
         except OSError:
-            return 0 if _file_system(self._descriptor.fd) in _MEMORY_FILE_SYSTEMS else None
+            return 0 if backing_file.file_system(self._descriptor.fd) in backing_file.MEMORY_FILE_SYSTEMS else None
         return os.RWF_NOWAIT
 
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
@@ -303,7 +234,7 @@ class Flat(block_device.BlockDevice):
         elif self._suspicion:
             self._suspicion -= 1
 
-    def _edges_cached(self, descriptor: _Descriptor, start: int, end: int) -> bool:
+    def _edges_cached(self, descriptor: backing_file.Descriptor, start: int, end: int) -> bool:
         """Whether the pages that a write from `start` to `end` covers in part are cached, so that nothing is read first.
 
         The scratch page is everybody's: nobody looks at what is in it.
@@ -402,15 +333,17 @@ class Flat(block_device.BlockDevice):
         try:
             actual = os.lseek(descriptor.fd, 0, os.SEEK_END)
             if actual < size and not self._is_file:
-                raise CannotOpen(self.path, f"it has {actual} bytes, not {size}", "enlarge the device first")
+                raise backing_file.CannotOpen(
+                    self.path, f"it has {actual} bytes, not {size}", "enlarge the device first"
+                )
             if actual < size:
                 self._io.ftruncate(descriptor.fd, size)
                 self._io.fdatasync(descriptor.fd)
         except OverflowError as error:
-            raise _too_large(self.path, size) from error
+            raise backing_file.too_large(self.path, size) from error
         except OSError as error:
             if error.errno == errno.EFBIG:
-                raise _too_large(self.path, size) from error
+                raise backing_file.too_large(self.path, size) from error
             raise self._error(error, self.size, writing=True) from error
 
     def flush(self) -> None:
@@ -454,7 +387,7 @@ class Flat(block_device.BlockDevice):
             if not self.read_only:
                 self.flush()
         finally:
-            self._descriptor = _Descriptor(-1)
+            self._descriptor = backing_file.Descriptor(-1)
 
     def _out_of_range(self, offset: int) -> block_device.OutOfRange:
         return block_device.OutOfRange(max(offset, self.size) // self.block_size)
@@ -502,14 +435,3 @@ def _copy(views: list[memoryview], flat: memoryview, *, into: bool) -> None:
         at += length
         if length < len(view):
             views.insert(0, view[length:])
-
-
-def _file_system(fd: int) -> str:
-    """The type of the file system that `fd` is on, as /proc/self/mountinfo names it; empty if it is not found."""
-    device = os.fstat(fd).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        mount, _, details = line.partition(" - ")
-        if mount.split()[2] == number:
-            return details.split()[0]
-    return ""

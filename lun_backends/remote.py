@@ -34,6 +34,7 @@ from typing import ClassVar
 
 from lun_backends import block_device, flat
 from lun_backends.block_device import Buffers, Extent, ExtentKind
+from lun_backends.files import backing_file
 
 SG_IO = 0x2285
 SG_DXFER_FROM_DEV = -3
@@ -93,7 +94,7 @@ class _Device(flat.Flat):
 
 
 class RemoteWriteOnce(block_device.BlockDevice):
-    """The write-once LUN behind the block device at `path`.  Raises flat.CannotOpen.
+    """The write-once LUN behind the block device at `path`.  Raises backing_file.CannotOpen.
 
     Calls wait for the network, so everything raises WouldBlock under `nowait`.
     """
@@ -114,10 +115,12 @@ class RemoteWriteOnce(block_device.BlockDevice):
             next(self.extents(0, block_size))
         except OSError as error:
             self._device.close()
-            raise flat.CannotOpen(path, os.strerror(error.errno or 0), "check the device") from error
+            raise backing_file.CannotOpen(path, os.strerror(error.errno or 0), "check the device") from error
         except block_device.BlockDeviceError as error:
             self.close()
-            raise flat.CannotOpen(path, str(error), "give a write-once LUN; it answers GET LBA STATUS") from error
+            raise backing_file.CannotOpen(
+                path, str(error), "give a write-once LUN; it answers GET LBA STATUS"
+            ) from error
 
     def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
         if nowait:

@@ -43,7 +43,7 @@ from pathlib import Path
 
 from lun_backends import block_device, copy_on_write, flat, lost_device, names, snapshot_view, tracking, write_once
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import backing_file, storage_io
 from lun_backends.stores import chunk_map, space, thin
 from lun_backends.volumes import boot, doubt, giving_up, manifest, move_down, pending_chunks, policy, restoring
 from lun_backends.volumes.manifest import SnapshotState
@@ -165,7 +165,7 @@ class Volume:
         """Make a volume in `directory` (made if missing) and open it.  With `size` (bytes) the primary is made, sparse,
         unless there is a file or device of at least that size; without, the primary is taken as it is.
 
-        Raises VolumeError, BadName, flat.CannotOpen, ManifestError.
+        Raises VolumeError, BadName, backing_file.CannotOpen, ManifestError.
         """
         if not names.valid(name):
             raise BadName(name, "this is no name for a volume", f"a name is {names.RULE}")
@@ -178,7 +178,7 @@ class Volume:
                 name, f"cannot make {directory}: {error.strerror}", "check path and permissions"
             ) from error
         if size is not None and not primary.exists():
-            flat.create(primary, size)
+            backing_file.create(primary, size)
         with contextlib.closing(flat.Flat(primary, block_size=block_size, direct=direct)) as device:
             actual = device.size
         if size is not None and actual < size:
@@ -215,7 +215,7 @@ class Volume:
         listener: policy.Listener = policy.nobody,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
-        """Open the volume in `directory`.  Raises ManifestError, flat.CannotOpen, PendingDamaged, VolumeError."""
+        """Open the volume in `directory`.  Raises ManifestError, backing_file.CannotOpen, PendingDamaged, VolumeError."""
         recorded = manifest.load(directory)
         record = manifest.without_groups(directory, recorded)
         if record != recorded:
@@ -884,7 +884,7 @@ class Volume:
             try:
                 self.primary.make_room(size)
                 self._store_or_not(dataclasses.replace(self._manifest, size=size))
-            except flat.CannotOpen as error:
+            except backing_file.CannotOpen as error:
                 raise ResizeRefused(self.name, error.reason, error.remedy) from error
             except (OSError, block_device.BlockDeviceError) as error:
                 why = error.strerror if isinstance(error, OSError) else str(error)

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from lun_backends import block_device, flat
+from lun_backends import block_device
 from lun_backends.backups import differences
+from lun_backends.files import backing_file
 from lun_backends.volumes import manifest, volume
 from target import units
 
@@ -185,7 +186,7 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
         raise Problem(
             code, f"{what}: {error.reason}", remedy or error.remedy, 422 if code in ("bad-name", "bad-label") else 409
         ) from error
-    except (flat.CannotOpen, manifest.ManifestError) as error:
+    except (backing_file.CannotOpen, manifest.ManifestError) as error:
         raise refused(what, error.reason, remedy or error.remedy) from error
     except block_device.BlockDeviceError as error:
         raise refused(what, str(error), remedy or "see the daemon's log") from error

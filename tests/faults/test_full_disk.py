@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, flat
+from lun_backends import block_device
+from lun_backends.files import backing_file
 from lun_backends.volumes import manifest, policy, volume
 
 CHUNK = 65536
@@ -120,7 +121,7 @@ def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path)
 
 def test_a_sparse_primary_gets_the_room_of_a_snapshot_that_is_dropped(disk: Path) -> None:
     """Production goes on: it needs the space that the snapshot took."""
-    flat.create(disk / "sparse", 24 * CHUNK)
+    backing_file.create(disk / "sparse", 24 * CHUNK)
     rules = policy.Policy(on_error=policy.OnError.DROP_SNAPSHOT)
     opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK, rules=rules)
     for chunk in range(12):
@@ -154,7 +155,7 @@ def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path
 
 
 def test_a_sparse_primary_on_a_full_disk(disk: Path) -> None:
-    flat.create(disk / "sparse", CHUNKS * CHUNK)
+    backing_file.create(disk / "sparse", CHUNKS * CHUNK)
     opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK)
     written = 0
     with pytest.raises(block_device.SpaceExhausted):

@@ -17,7 +17,7 @@ import pytest
 
 from lun_backends import block_device, flat
 from lun_backends.block_device import ExtentKind
-from lun_backends.files import storage_io
+from lun_backends.files import backing_file, storage_io
 
 SIZE = 1 << 20
 
@@ -33,10 +33,10 @@ def buffers(data: bytes, *lengths: int) -> list[memoryview]:
 @pytest.fixture(params=["buffered", "direct"])
 def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[flat.Flat]:
     path = tmp_path / "disk"
-    flat.create(path, SIZE)
+    backing_file.create(path, SIZE)
     try:
         opened = flat.Flat(path, direct=request.param == "direct")
-    except flat.CannotOpen as error:
+    except backing_file.CannotOpen as error:
         pytest.skip(str(error))  # the file system of the temporary directory may have no O_DIRECT (tmpfs before 6.5)
     yield opened
     opened.close()
@@ -50,13 +50,13 @@ def read(device: flat.Flat, offset: int, length: int) -> bytes:
 
 @pytest.mark.parametrize("size", [2 * SIZE, 1 << 63, 1 << 90])
 def test_a_file_that_would_be_too_large_is_refused_and_not_left_behind(tmp_path: Path, size: int) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, limits[1]))  # as a file system with such a limit answers
-    refused = pytest.raises(flat.CannotOpen, match=f"no file can have {size} bytes there; give a smaller size")
+    refused = pytest.raises(backing_file.CannotOpen, match=f"no file can have {size} bytes there; give a smaller size")
     try:
         with refused:
-            flat.create(tmp_path / "new", size)
+            backing_file.create(tmp_path / "new", size)
         with contextlib.closing(flat.Flat(tmp_path / "disk")) as device, refused:
             device.make_room(size)
     finally:
@@ -160,7 +160,7 @@ def test_errors_are_typed(tmp_path: Path, code: int, expected: type[Exception]) 
         def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
             raise OSError(code, os.strerror(code))
 
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk", io=Failing())
     for nowait in (False, True):
         with pytest.raises(expected):
@@ -169,7 +169,7 @@ def test_errors_are_typed(tmp_path: Path, code: int, expected: type[Exception]) 
 
 
 def test_a_file_cut_short_under_us_is_a_medium_error(tmp_path: Path) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     os.truncate(tmp_path / "disk", 4096)
     with pytest.raises(block_device.MediumError, match="ends before"):
@@ -178,7 +178,7 @@ def test_a_file_cut_short_under_us_is_a_medium_error(tmp_path: Path) -> None:
 
 
 def test_nowait(tmp_path: Path) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     device.writev(0, buffers(b"\x22" * 8192), nowait=True)
     target = bytearray(8192)
@@ -195,7 +195,7 @@ def test_nowait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("writing", [False, True])
 def test_nowait_refuses_what_must_be_read_from_the_disk(tmp_path: Path, writing: bool) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     device.writev(0, buffers(b"\x22" * 8192), nowait=True)
     device.flush()
@@ -212,7 +212,7 @@ def test_nowait_refuses_what_must_be_read_from_the_disk(tmp_path: Path, writing:
 
 
 def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     device._waits = True  # also where the temporary directory is in memory
     now, step = [100.0], [0.003]
@@ -241,10 +241,10 @@ def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, mo
 
 
 def test_direct_always_goes_to_workers(tmp_path: Path) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     try:
         device = flat.Flat(tmp_path / "disk", direct=True)
-    except flat.CannotOpen as error:
+    except backing_file.CannotOpen as error:
         pytest.skip(str(error))  # see `device`
     for operation in (device.readv, device.writev):
         with pytest.raises(block_device.WouldBlock):
@@ -253,7 +253,7 @@ def test_direct_always_goes_to_workers(tmp_path: Path) -> None:
 
 
 def test_read_only(tmp_path: Path) -> None:
-    flat.create(tmp_path / "disk", SIZE)
+    backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk", read_only=True)
     for nowait in (False, True):
         with pytest.raises(block_device.WriteProtected):
@@ -264,22 +264,22 @@ def test_read_only(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(flat.CannotOpen, match="does not exist"):
+    with pytest.raises(backing_file.CannotOpen, match="does not exist"):
         flat.Flat(tmp_path / "none")
-    with pytest.raises(flat.CannotOpen, match="neither"):
+    with pytest.raises(backing_file.CannotOpen, match="neither"):
         flat.Flat(tmp_path)
     (tmp_path / "tiny").write_bytes(b"x" * 511)
-    with pytest.raises(flat.CannotOpen, match="smaller than one block"):
+    with pytest.raises(backing_file.CannotOpen, match="smaller than one block"):
         flat.Flat(tmp_path / "tiny")
-    with pytest.raises(flat.CannotOpen, match="511 bytes"):
+    with pytest.raises(backing_file.CannotOpen, match="511 bytes"):
         flat.Flat(tmp_path / "tiny", size=512)
-    with pytest.raises(flat.CannotOpen, match="exists already"):
-        flat.create(tmp_path / "tiny", 512)
-    with pytest.raises(flat.CannotOpen):
-        flat.create(tmp_path / "no" / "where", 512)
-    flat.create(tmp_path / "disk", SIZE)
+    with pytest.raises(backing_file.CannotOpen, match="exists already"):
+        backing_file.create(tmp_path / "tiny", 512)
+    with pytest.raises(backing_file.CannotOpen):
+        backing_file.create(tmp_path / "no" / "where", 512)
+    backing_file.create(tmp_path / "disk", SIZE)
     first = flat.Flat(tmp_path / "disk")
-    with pytest.raises(flat.CannotOpen, match="another process"):
+    with pytest.raises(backing_file.CannotOpen, match="another process"):
         flat.Flat(tmp_path / "disk")
     first.close()
     flat.Flat(tmp_path / "disk").close()

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device, flat
+from lun_backends import block_device
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import backing_file, storage_io
 from lun_backends.volumes import doubt, manifest, move_down, volume
 from lun_backends.volumes.manifest import SnapshotState
 from tests.faults.storage import FaultyIO
@@ -414,7 +414,7 @@ def test_lost_files_make_a_snapshot_invalid_and_never_a_wrong_view(made: volume.
 
 
 def test_one_owner(made: volume.Volume) -> None:
-    with pytest.raises(flat.CannotOpen, match="another process"):
+    with pytest.raises(backing_file.CannotOpen, match="another process"):
         volume.Volume.open(made.directory)
 
 
@@ -431,7 +431,7 @@ def test_options_are_remembered(tmp_path: Path, durability: Durability) -> None:
 
 def test_create_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    flat.create(disk, 1 << 20)
+    backing_file.create(disk, 1 << 20)
     with pytest.raises(volume.BadName):
         volume.Volume.create(tmp_path / "s", "a b", disk)
     with pytest.raises(volume.VolumeError, match="chunk_size"):

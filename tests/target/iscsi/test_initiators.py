@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from lun_backends import flat
+from lun_backends.files import backing_file
 from target.portal.portal import Portal
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
@@ -27,7 +28,7 @@ SIZE = 64 * MIB
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk"
-    flat.create(path, SIZE)
+    backing_file.create(path, SIZE)
     return path
 
 
