@@ -195,6 +195,24 @@ def total_length(buffers: Buffers) -> int:
     return sum(map(len, buffers))
 
 
+def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]:
+    """Return the part of a scatter list that begins at byte `start` and is `length` bytes long."""
+    if len(buffers) == 1:
+        return [buffers[0][start : start + length]]
+    taken: list[memoryview] = []
+    for buffer in buffers:
+        if length <= 0:
+            break
+        if start >= len(buffer):
+            start -= len(buffer)
+            continue
+        piece = buffer[start : start + length]
+        taken.append(piece)
+        length -= len(piece)
+        start = 0
+    return taken
+
+
 class BlockDevice(abc.ABC):
     """One layer of a LUN; see the module's docstring for what every method promises."""
 

@@ -123,7 +123,7 @@ class SnapshotView(BlockDevice):
             return
         for extent in links[0].extents(offset, length):
             whole = extent.length == length
-            piece = buffers if whole else slice_buffers(buffers, extent.offset - offset, extent.length)
+            piece = buffers if whole else block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
             if extent.kind is ExtentKind.BLANK:
                 self._read(links[1:], extent.offset, extent.length, piece, nowait)
             else:
@@ -134,7 +134,7 @@ class SnapshotView(BlockDevice):
         for link in reversed(self._links()):
             for extent in link.extents(offset, length):
                 if extent.kind is not ExtentKind.BLANK:
-                    piece = slice_buffers(buffers, extent.offset - offset, extent.length)
+                    piece = block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
                     link.readv(extent.offset, piece, nowait=nowait)
 
     def _window(self, offset: int, length: int) -> list[Extent]:
@@ -150,22 +150,6 @@ class SnapshotView(BlockDevice):
             return found
         finally:
             reading.pop()
-
-
-def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]:
-    """The part of a scatter list that begins `start` bytes in and is `length` bytes long."""
-    taken: list[memoryview] = []
-    for buffer in buffers:
-        if length <= 0:
-            break
-        if start >= len(buffer):
-            start -= len(buffer)
-            continue
-        piece = buffer[start : start + length]
-        taken.append(piece)
-        length -= len(piece)
-        start = 0
-    return taken
 
 
 def _overlay(base: Sequence[Extent], data: Sequence[Extent]) -> Iterator[Extent]:

@@ -26,7 +26,8 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_map, contents, space, thin
+from lun_backends.stores import contents, space, thin
+from lun_backends.stores.superblock import State
 
 EXTENTS_AT_ONCE = 512
 """Extents `extents` collects before it hands them on, so that `close` need not wait for a slow consumer."""
@@ -49,7 +50,7 @@ class WriteOnce(block_device.BlockDevice):
         # One entry per call under way: append and pop are atomic, which counting is not.
         self._running: list[None] = []
         self._closed = False
-        self._invalid: str | None = store.reason if store.state is chunk_map.State.INVALID else None
+        self._invalid: str | None = store.reason if store.state is State.INVALID else None
         self.recorded = self._invalid is not None
         """Whether it is on disk that it is invalid; its owner may see to that where `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
@@ -190,11 +191,6 @@ class WriteOnce(block_device.BlockDevice):
     # -- what a snapshot needs beside it
 
     @property
-    def state(self) -> chunk_map.State:
-        """Where it is in its life; kept by the volume."""
-        return self.store.state
-
-    @property
     def reason(self) -> str | None:
         """Why it is invalid, None if it is not."""
         return self._invalid
@@ -203,18 +199,6 @@ class WriteOnce(block_device.BlockDevice):
     def syncs(self) -> thin.Syncs:
         """How often stable storage was waited for."""
         return self.store.syncs
-
-    def set_state(self, state: chunk_map.State) -> None:
-        """Record a state other than INVALID, durable before this returns.  Raises MediumError, SnapshotInvalid, DeviceClosed."""
-        if state is chunk_map.State.INVALID:
-            raise ValueError("an invalid snapshot needs a reason: use invalidate")
-        self._running.append(None)
-        try:
-            if self._stopped:
-                self._refuse()
-            self.store.set_state(state)
-        finally:
-            self._running.pop()
 
     def invalidate(self, reason: str) -> None:
         """Give the snapshot up for ever: durable before this returns, and no read or write that begins later succeeds.
@@ -226,7 +210,7 @@ class WriteOnce(block_device.BlockDevice):
             if self._invalid is None:
                 self._invalid = reason
                 self._stopped = True
-            self.store.set_state(chunk_map.State.INVALID, self._invalid)
+            self.store.set_state(State.INVALID, self._invalid)
             self.recorded = True
         finally:
             self._running.pop()

@@ -24,7 +24,8 @@ import crc32c
 
 from lun_backends import block_device
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_map
+from lun_backends.stores import store_file
+from lun_backends.stores.superblock import Superblock
 
 AHEAD = 4 << 20
 """Bytes at most that are set aside for what will be written next."""
@@ -51,9 +52,9 @@ class ChunkFile:
         self._room = 0  # up to where there is nothing to be set aside
 
     @classmethod
-    def create(cls, path: Path, superblock: chunk_map.Superblock, io: storage_io.StorageIO) -> ChunkFile:
+    def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
         """Make a file with nothing but a header, durable but for its name.  Raises StoreUnavailable, SpaceExhausted."""
-        with chunk_map.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+        with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
                 header += _CRC.pack(crc32c.crc32c(header))
@@ -62,17 +63,17 @@ class ChunkFile:
                 io.fdatasync(fd)
             except OSError as error:
                 io.unlink(path)
-                raise store_error(path, error) from error
+                raise store_file.typed(path, error) from error
             return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
 
     @classmethod
-    def open(cls, path: Path, superblock: chunk_map.Superblock, io: storage_io.StorageIO) -> ChunkFile:
+    def open(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
         """Open the chunk file of the map with `superblock`.  Raises StoreMissing, StoreUnavailable, StoreDamaged."""
-        with chunk_map.opened(io, path, os.O_RDWR) as fd:
+        with store_file.opened(io, path, os.O_RDWR) as fd:
             try:
                 _check_header(io, fd, path, superblock)
             except OSError as error:
-                raise store_error(path, error) from error
+                raise store_file.typed(path, error) from error
             return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
 
     def read(self, place: int, buffers: block_device.Buffers, length: int, lba: int, nowait: bool) -> None:
@@ -126,13 +127,13 @@ class ChunkFile:
         self._io.forget(self._fd, place, length)
         return found
 
-    def check_header(self, superblock: chunk_map.Superblock) -> list[str]:
+    def check_header(self, superblock: Superblock) -> list[str]:
         """Read the header again; what is wrong with it, a phrase each."""
         rest = memoryview(bytearray(self.chunk_size))
         try:
             _check_header(self._io, self._fd, self.path, superblock)
             storage_io.read_all(self._io, self._fd, [rest], 0, self.chunk_size)
-        except chunk_map.StoreDamaged as damage:
+        except store_file.StoreDamaged as damage:
             return [f"the chunk file's header: {damage.field}: {damage.found}"]
         except OSError as error:
             return [f"the chunk file's header cannot be read: {os.strerror(error.errno or 0)}"]
@@ -161,24 +162,6 @@ class ChunkFile:
         self._io.close(self._fd)
 
 
-def sliced(buffers: block_device.Buffers, start: int, length: int) -> list[memoryview]:
-    """The part of a scatter list from byte `start` on, `length` bytes long."""
-    if len(buffers) == 1:
-        return [buffers[0][start : start + length]]
-    parts = []
-    for buffer in buffers:
-        if start < len(buffer):
-            part = buffer[start : start + length]
-            parts.append(part)
-            length -= len(part)
-            start = 0
-            if not length:
-                break
-        else:
-            start -= len(buffer)
-    return parts
-
-
 def checksum(buffers: block_device.Buffers) -> int:
     """CRC32C of a scatter list; 0 means "none" in the map, so it becomes 1."""
     value = 0
@@ -187,34 +170,29 @@ def checksum(buffers: block_device.Buffers) -> int:
     return value or 1
 
 
-def store_error(path: Path, error: OSError) -> block_device.BlockDeviceError:
-    """What a system call on a store's file failed of, typed."""
-    if error.errno in storage_io.NO_SPACE:
-        return block_device.SpaceExhausted(0)
-    return chunk_map.StoreUnavailable(path, os.strerror(error.errno or 0))
-
-
-def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: chunk_map.Superblock) -> None:
+def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Superblock) -> None:
     """Raises StoreDamaged if this is not the chunk file that belongs to the map; OSError."""
     data = memoryview(bytearray(_HEADER.size + _CRC.size))
     if storage_io.read_all(io, fd, [data], 0, len(data)) != len(data):
-        raise chunk_map.StoreDamaged(path, "header", "the file ends within it", chunk_map.RESTORE)
+        raise store_file.StoreDamaged(path, "header", "the file ends within it", store_file.RESTORE)
     magic, version, snapshot, chunk_size = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise chunk_map.StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk file", chunk_map.RESTORE)
+        raise store_file.StoreDamaged(
+            path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk file", store_file.RESTORE
+        )
     if version != _VERSION:
-        raise chunk_map.StoreDamaged(
+        raise store_file.StoreDamaged(
             path,
             "format version",
             f"{version} is not supported, only {_VERSION} is",
             "use the version of wolun that wrote it",
         )
     if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c.crc32c(data[: _HEADER.size]):
-        raise chunk_map.StoreDamaged(path, "header CRC", "does not fit the content", chunk_map.RESTORE)
+        raise store_file.StoreDamaged(path, "header CRC", "does not fit the content", store_file.RESTORE)
     if snapshot != superblock.snapshot.bytes:
         found = f"{uuid.UUID(bytes=snapshot)}, the map belongs to {superblock.snapshot}"
-        raise chunk_map.StoreDamaged(path, "snapshot", found, "put the files that belong together side by side")
+        raise store_file.StoreDamaged(path, "snapshot", found, "put the files that belong together side by side")
     if chunk_size != superblock.chunk_size:
-        raise chunk_map.StoreDamaged(
-            path, "chunk size", f"{chunk_size}, the map says {superblock.chunk_size}", chunk_map.RESTORE
+        raise store_file.StoreDamaged(
+            path, "chunk size", f"{chunk_size}, the map says {superblock.chunk_size}", store_file.RESTORE
         )

@@ -35,145 +35,33 @@ fails to *read* a map page raises SIGBUS, as with any mapped file: the process e
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import errno
 import fcntl
 import os
-import struct
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import crc32c
 import pyroaring
 
 from lun_backends import block_device
 from lun_backends.files import storage_io
+from lun_backends.stores import store_file
+from lun_backends.stores.superblock import (
+    COPIES,
+    PAGE,
+    USED,
+    Layout,
+    State,
+    Superblock,
+    geometry_problem,
+    page_up,
+    read_both,
+    read_copy,
+)
 
-PAGE = 4096
 SLOTS_PER_PAGE = PAGE // 8
-CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
-"""4 KiB to 1 MiB."""
-REASON_MAX = 1024
-"""Bytes of UTF-8 kept of the reason for a state."""
-
-RESTORE = "restore map and chunk file together from a backup, or delete the snapshot"
-"""The remedy for damage."""
-
-_MAGIC = b"WOLUNMAP"
-_VERSION = 2
-# magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
-_SUPERBLOCK = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
-_CRC = struct.Struct("<I")
-_SUPERBLOCKS = (0, PAGE)
 _NO_PAGE = 1 << 62
-
-
-class StoreError(block_device.BlockDeviceError):
-    """A store cannot be created or opened."""
-
-
-@dataclass(eq=False)
-class StoreDamaged(StoreError):
-    """The file at `path` is not what it must be: `field` says in what, `found` how, `remedy` what to do about it."""
-
-    path: Path
-    field: str
-    found: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.field}: {self.found}; {self.remedy}"
-
-
-@dataclass(eq=False)
-class StoreLocked(StoreError):
-    """Another process, or another part of this one, has the store open."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path} is in use by another owner; stop the other daemon, or give this one its own state directory"
-        )
-
-
-@dataclass(eq=False)
-class StoreMissing(StoreError):
-    """There is no file at `path`."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"{self.path} does not exist; restore the file, or delete the snapshot it belongs to"
-
-
-@dataclass(eq=False)
-class StoreUnavailable(StoreError):
-    """The file at `path` cannot be made, opened or mapped, for the reason the system gave."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-class State(enum.IntEnum):
-    """Where a snapshot's write-once LUN is in its life; the volume decides, the map remembers."""
-
-    EMPTY = 0  # created, not yet taken into use
-    ACTIVE = 1  # takes pre-images
-    COMPLETE = 2  # a newer snapshot takes the pre-images now
-    INVALID = 3  # given up; must not be read any more
-
-
-@dataclass(frozen=True, slots=True)
-class Superblock:
-    """What the map is, and its state."""
-
-    snapshot: uuid.UUID
-    volume: uuid.UUID
-    size: int  # bytes of the LUN
-    block_size: int
-    chunk_size: int
-    state: State = State.EMPTY
-    reason: str = ""
-    generation: int = 1
-
-    def pack(self) -> bytes:
-        """The `PAGE` bytes of one copy."""
-        reason = self.reason.encode()[:REASON_MAX].decode(errors="ignore").encode()
-        body = _SUPERBLOCK.pack(
-            _MAGIC, _VERSION, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
-            self.block_size, self.chunk_size, len(reason), reason,
-        )  # fmt: skip
-        return (body + _CRC.pack(crc32c.crc32c(body))).ljust(PAGE, b"\0")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the arrays of a map are; all in bytes but `chunks`."""
-
-    chunks: int
-    slots: int
-    written: int
-    checksums: int
-    confirmed: int
-    length: int
-
-    @classmethod
-    def of(cls, superblock: Superblock) -> Layout:
-        """The layout that follows from the geometry."""
-        chunks = -(-superblock.size // superblock.chunk_size)
-        blocks = chunks * (superblock.chunk_size // superblock.block_size)
-        slots = 2 * PAGE
-        written = _page_up(slots + chunks * 8)
-        checksums = _page_up(written + -(-blocks // 8))
-        confirmed = _page_up(checksums + chunks * 4)
-        return cls(chunks, slots, written, checksums, confirmed, _page_up(confirmed + -(-chunks // 8)))
 
 
 class ChunkMap:
@@ -195,7 +83,7 @@ class ChunkMap:
         try:
             self._map = io.map(fd, layout.length)
         except (OSError, ValueError, OverflowError) as error:
-            raise StoreUnavailable(path, f"cannot be mapped ({layout.length} bytes): {error}") from error
+            raise store_file.StoreUnavailable(path, f"cannot be mapped ({layout.length} bytes): {error}") from error
         view = memoryview(self._map)
         self._slots = view[layout.slots : layout.slots + layout.chunks * 8].cast("Q")
         self._written = view[layout.written : layout.checksums]
@@ -212,15 +100,15 @@ class ChunkMap:
 
     @classmethod
     def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
-        """Make a new, empty map and open it.  Raises StoreUnavailable, SpaceExhausted, ValueError (geometry)."""
-        if problem := _geometry_problem(superblock):
+        """Make a new, empty map and open it.  Raises store_file.StoreUnavailable, SpaceExhausted, ValueError (geometry)."""
+        if problem := geometry_problem(superblock):
             raise ValueError(problem)
         layout = Layout.of(superblock)
-        with opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+        with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 _lock(fd, path)
                 page = superblock.pack()
-                for offset in _SUPERBLOCKS:
+                for offset in COPIES:
                     storage_io.write_all(io, fd, [page], offset, PAGE)
                 io.ftruncate(fd, layout.length)
                 io.fdatasync(fd)
@@ -232,24 +120,24 @@ class ChunkMap:
                     raise
                 if error.errno == errno.EFBIG:
                     text = f"the file system cannot hold a sparse file of {layout.length} bytes; use larger chunks"
-                    raise StoreUnavailable(path, text) from error
+                    raise store_file.StoreUnavailable(path, text) from error
                 if error.errno in storage_io.NO_SPACE:
                     raise block_device.SpaceExhausted(0) from error
-                raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+                raise store_file.StoreUnavailable(path, os.strerror(error.errno or 0)) from error
 
     @classmethod
     def open(cls, path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
-        """Open an existing map.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
-        with opened(io, path, os.O_RDWR) as fd:
+        """Open an existing map.  Raises store_file.StoreMissing, store_file.StoreUnavailable, store_file.StoreLocked, StoreDamaged."""
+        with store_file.opened(io, path, os.O_RDWR) as fd:
             _lock(fd, path)
             try:
-                superblock, damaged = _read_superblocks(io, fd, path)
+                superblock, damaged = read_both(io, fd, path)
                 found = os.fstat(fd).st_size
             except OSError as error:
-                raise StoreUnavailable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+                raise store_file.StoreUnavailable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
             if (want := Layout.of(superblock).length) != found:
                 what = f"is {found} bytes long, must be {want}"
-                raise StoreDamaged(path, "file size", what, RESTORE)
+                raise store_file.StoreDamaged(path, "file size", what, store_file.RESTORE)
             return cls(path, fd, io, superblock, damaged)
 
     # -- lookups
@@ -416,7 +304,7 @@ class ChunkMap:
         new = replace(self.superblock, state=state, reason=reason, generation=self.superblock.generation + 1)
         page = new.pack()
         for copy in (1, 0) if self.damaged_superblock == 1 else (0, 1):
-            storage_io.write_all(self._io, self._fd, [page], _SUPERBLOCKS[copy], PAGE)
+            storage_io.write_all(self._io, self._fd, [page], COPIES[copy], PAGE)
             self._io.fdatasync(self._fd)
         self.superblock = new
         self.damaged_superblock = None
@@ -435,10 +323,10 @@ class ChunkMap:
     def check_superblocks(self) -> list[str]:
         """Read both copies again; what is wrong with them, a phrase each."""
         found = []
-        for number, offset in enumerate(_SUPERBLOCKS, 1):
+        for number, offset in enumerate(COPIES, 1):
             try:
-                copy = _unpack(self._io, self._fd, self.path, offset)
-            except StoreDamaged as damage:
+                copy = read_copy(self._io, self._fd, self.path, offset)
+            except store_file.StoreDamaged as damage:
                 found.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
             except OSError as error:
                 found.append(f"copy {number} of the map's superblock cannot be read: {os.strerror(error.errno or 0)}")
@@ -450,9 +338,8 @@ class ChunkMap:
     def check_gaps(self) -> list[str]:
         """What has to be zeroes and is not, behind the superblocks and the arrays: a phrase each."""
         layout = self.layout
-        used = _SUPERBLOCK.size + _CRC.size
         blocks = self.chunks * self.blocks_per_chunk
-        gaps = [(f"copy {copy} of the superblock", at + used, 0, at + PAGE) for copy, at in enumerate(_SUPERBLOCKS, 1)]
+        gaps = [(f"copy {copy} of the superblock", at + USED, 0, at + PAGE) for copy, at in enumerate(COPIES, 1)]
         for name, at, bits, end in (
             ("the slots", layout.slots, self.chunks * 64, layout.written),
             ("the bits", layout.written, blocks, layout.checksums),
@@ -481,91 +368,12 @@ class ChunkMap:
                 break
             offset = os.lseek(self._fd, data, os.SEEK_HOLE)
             # A file system with larger blocks reports more than was stored: harmless, there are zeroes.
-            found.add_range((data - start) // PAGE, (min(_page_up(offset), end) - start) // PAGE)
+            found.add_range((data - start) // PAGE, (min(page_up(offset), end) - start) // PAGE)
         return found
-
-
-@contextlib.contextmanager
-def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
-    """Open a store's file; closed again if the body raises.  Raises StoreMissing, StoreUnavailable."""
-    try:
-        fd = io.open(path, flags)
-    except FileNotFoundError as error:
-        raise StoreMissing(path) from error
-    except OSError as error:
-        raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
-    try:
-        yield fd
-    except BaseException:
-        io.close(fd)
-        raise
-
-
-def _page_up(offset: int) -> int:
-    return -(-offset // PAGE) * PAGE
 
 
 def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise StoreLocked(path) from error
-
-
-def _geometry_problem(superblock: Superblock) -> str | None:
-    if superblock.block_size not in (512, 4096):
-        return f"block size is {superblock.block_size}, must be 512 or 4096"
-    if superblock.chunk_size not in CHUNK_SIZES:
-        return f"chunk size is {superblock.chunk_size}, must be a power of two from 4096 to 1048576"
-    if superblock.size <= 0 or superblock.size % superblock.block_size:
-        return (
-            f"virtual size is {superblock.size}, must be a positive multiple of the block size {superblock.block_size}"
-        )
-    return None
-
-
-def _read_superblocks(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
-    """The newest good copy, and which copy is damaged or behind, if any."""
-    good: list[tuple[int, Superblock]] = []
-    problems: list[tuple[str, str, str]] = []
-    for copy, offset in enumerate(_SUPERBLOCKS):
-        try:
-            good.append((copy, _unpack(io, fd, path, offset)))
-        except StoreDamaged as damage:
-            problems.append((damage.field, damage.found, damage.remedy))
-    if not good:
-        field, found, remedy = problems[0]
-        raise StoreDamaged(path, field, found + " (in the second copy, too)", remedy)
-    newest = max(good, key=lambda entry: entry[1].generation)
-    for copy in range(2):
-        if (copy, newest[1]) not in good:
-            return newest[1], copy
-    return newest[1], None
-
-
-def _unpack(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
-    """Read and check one copy.  Raises StoreDamaged, OSError."""
-    page = bytearray(PAGE)
-    if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
-        raise StoreDamaged(path, "superblock", "the file ends within it", RESTORE)
-    magic, version, state, generation, snapshot, volume, size, block_size, chunk_size, reason_length, reason = (
-        _SUPERBLOCK.unpack_from(page)
-    )
-    if magic != _MAGIC:
-        raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
-    # A later format may have its CRC elsewhere, so the version is looked at first.
-    if version != _VERSION:
-        upgrade = "use the version of wolun that wrote it"
-        raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
-    (crc,) = _CRC.unpack_from(page, _SUPERBLOCK.size)
-    if crc != crc32c.crc32c(memoryview(page)[: _SUPERBLOCK.size]):
-        raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)
-    if state not in list(State):
-        raise StoreDamaged(path, "state", f"{state} is unknown", RESTORE)
-    superblock = Superblock(
-        uuid.UUID(bytes=snapshot), uuid.UUID(bytes=volume), size, block_size, chunk_size,
-        State(state), reason[:reason_length].decode(errors="replace"), generation,
-    )  # fmt: skip
-    if problem := _geometry_problem(superblock):
-        raise StoreDamaged(path, "geometry", problem, RESTORE)
-    return superblock
+        raise store_file.StoreLocked(path) from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyroaring
 
-from lun_backends.stores import chunk_file, chunk_map
+from lun_backends.stores import chunk_file, chunk_map, store_file
 
 CHECKED_AT_OPEN = 2048
 """Pages of slots that opening a store checks; a million chunks take it 0.1 s.  Larger maps are left to `verify`."""
@@ -180,12 +180,12 @@ def check_slots(map_: chunk_map.ChunkMap, limit: int) -> None:
         if slots and max(slots) >= limit:
             chunk = page * chunk_map.SLOTS_PER_PAGE + map_.page_slots(page).index(max(slots))
             found = f"chunk {chunk} is in slot {max(slots)}, the chunk file ends before slot {limit}"
-            raise chunk_map.StoreDamaged(map_.path, "slots", found, chunk_map.RESTORE)
+            raise store_file.StoreDamaged(map_.path, "slots", found, store_file.RESTORE)
         seen.update(slots)
         count += len(slots)
         if len(seen) != count:
             found = f"two chunks share a slot (within or before chunk {(page + 1) * chunk_map.SLOTS_PER_PAGE - 1})"
-            raise chunk_map.StoreDamaged(map_.path, "slots", found, chunk_map.RESTORE)
+            raise store_file.StoreDamaged(map_.path, "slots", found, store_file.RESTORE)
         page = map_.next_page(page + 1)
 
 

@@ -43,7 +43,8 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_file, chunk_map, contents, group_commit, space
+from lun_backends.stores import chunk_file, chunk_map, contents, group_commit, space, store_file
+from lun_backends.stores.superblock import State, Superblock
 
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
@@ -132,7 +133,7 @@ class ThinStore:
         Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
         """
         map_path, chunks_path = files(path)
-        superblock = chunk_map.Superblock(snapshot, volume, size, block_size, chunk_size)
+        superblock = Superblock(snapshot, volume, size, block_size, chunk_size)
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
         try:
             return cls(chunk_map.ChunkMap.create(map_path, superblock, io), file, durability, space_)
@@ -156,7 +157,7 @@ class ThinStore:
         try:
             file = chunk_file.ChunkFile.open(chunks_path, map_.superblock, io)
             try:
-                if map_.superblock.state is not chunk_map.State.INVALID:  # then they may be gone: `discard`
+                if map_.superblock.state is not State.INVALID:  # then they may be gone: `discard`
                     contents.check_slots(map_, file.slots)
             except BaseException:
                 file.close()
@@ -175,7 +176,7 @@ class ThinStore:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise chunk_file.store_error(file, error) from error
+                raise store_file.typed(file, error) from error
         io.fsync_directory(path.parent)
 
     # -- state
@@ -198,7 +199,7 @@ class ThinStore:
             self._next = 1
 
     @property
-    def state(self) -> chunk_map.State:
+    def state(self) -> State:
         return self._map.superblock.state
 
     @property
@@ -206,7 +207,7 @@ class ThinStore:
         """Why the store is in its state; empty unless given to `set_state`."""
         return self._map.superblock.reason
 
-    def set_state(self, state: chunk_map.State, reason: str = "") -> None:
+    def set_state(self, state: State, reason: str = "") -> None:
         """Record a state, durable before this returns.  Raises MediumError."""
         with self._changed:
             try:
@@ -241,7 +242,7 @@ class ThinStore:
                 runs.append([place, blocks * block_size])
         done = 0
         for place, length in runs:
-            part = buffers if len(runs) == 1 else chunk_file.sliced(buffers, done, length)
+            part = buffers if len(runs) == 1 else block_device.slice_buffers(buffers, done, length)
             self._file.read(place, part, length, first + done // block_size, nowait)
             done += length
 
@@ -392,7 +393,7 @@ class ThinStore:
         for (chunk, start, blocks), (_, mask), slot in zip(pieces, masks, slots, strict=True):
             place = slot * self.chunk_size + start * self.block_size
             length = blocks * self.block_size
-            data = chunk_file.sliced(buffers, done, length) if buffers is not None else [self._zeroes[:length]]
+            data = block_device.slice_buffers(buffers, done, length) if buffers is not None else [self._zeroes[:length]]
             checksums.append(chunk_file.checksum(data) if mask == map_.full_mask(chunk) else 0)
             if place != run_place + run_length:
                 if run_length:

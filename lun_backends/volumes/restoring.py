@@ -38,7 +38,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
-from lun_backends.snapshot_view import slice_buffers
 from lun_backends.volumes import pending_chunks
 
 ROUND = 8 << 20
@@ -56,8 +55,8 @@ class Moment:
         length = block_device.total_length(buffers)
         inside = max(0, min(length, self._view.size - offset))
         if inside:
-            self._view.readv(offset, slice_buffers(buffers, 0, inside), nowait=nowait)
-        for buffer in slice_buffers(buffers, inside, length - inside):
+            self._view.readv(offset, block_device.slice_buffers(buffers, 0, inside), nowait=nowait)
+        for buffer in block_device.slice_buffers(buffers, inside, length - inside):
             buffer[:] = bytes(len(buffer))
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -118,7 +117,7 @@ class Restoring:
             return
         for start, count, waiting in self._runs(offset, length):
             source = self._moment if waiting else self._primary
-            source.readv(start, slice_buffers(buffers, start - offset, count), nowait=nowait)
+            source.readv(start, block_device.slice_buffers(buffers, start - offset, count), nowait=nowait)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As the contract's."""

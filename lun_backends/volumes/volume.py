@@ -44,7 +44,7 @@ from pathlib import Path
 from lun_backends import block_device, copy_on_write, flat, lost_device, names, snapshot_view, tracking, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
-from lun_backends.stores import chunk_map, space, thin
+from lun_backends.stores import space, store_file, thin
 from lun_backends.volumes import boot, doubt, giving_up, manifest, move_down, pending_chunks, policy, restoring
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import (
@@ -986,7 +986,7 @@ class Volume:
                 return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
             durability = Durability.POWER_LOSS if self._synced else self.durability
             device = write_once.WriteOnce.open(path, durability=durability, io=self._io, space_=self.space)
-        except (chunk_map.StoreDamaged, chunk_map.StoreMissing) as error:
+        except (store_file.StoreDamaged, store_file.StoreMissing) as error:
             recorded = giving_up.mark(path, str(error), self._io)
             return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)
         except (block_device.BlockDeviceError, OSError) as error:

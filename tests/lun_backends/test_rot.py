@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
-from lun_backends.stores import chunk_map, contents, thin
+from lun_backends.stores import contents, store_file, thin
+from lun_backends.stores.superblock import PAGE, USED, Layout, Superblock
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 from tests.powercut import replay
@@ -73,7 +74,7 @@ def check(tmp_path: Path) -> str:
     """Open, read, verify; says how the change was met."""
     try:
         lun = store_factory.reopen(tmp_path)
-    except chunk_map.StoreDamaged:
+    except store_file.StoreDamaged:
         return "refused"
     try:
         verdicts = {report.offset // CHUNK: report.verdict for report in lun.verify()}
@@ -97,9 +98,7 @@ def check(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("change", [0xFF, 0x01, 0x80])
 def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[Path, Path], change: int) -> None:
-    layout = chunk_map.Layout.of(
-        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
-    )
+    layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     for start, width in ((layout.slots, 8), (layout.written, 1), (layout.checksums, 4)):
         for offset in range(CHUNKS * width):
             rot(files[0], start + offset, change)
@@ -118,14 +117,11 @@ def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[
 
 
 def test_bytes_of_the_map_that_say_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
-    layout = chunk_map.Layout.of(
-        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
-    )
+    layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     lun = store_factory.reopen(tmp_path)
-    used = chunk_map._SUPERBLOCK.size + chunk_map._CRC.size
     for start, end in (
-        (used, chunk_map.PAGE),
-        (chunk_map.PAGE + used, 2 * chunk_map.PAGE),
+        (USED, PAGE),
+        (PAGE + USED, 2 * PAGE),
         (layout.slots + CHUNKS * 8, layout.written),
         (layout.written + CHUNKS, layout.checksums),
         (layout.checksums + CHUNKS * 4, layout.confirmed),
@@ -141,12 +137,11 @@ def test_bytes_of_the_map_that_say_nothing(files: tuple[Path, Path], tmp_path: P
 
 
 def test_a_superblock_is_survived_through_its_copy_and_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    used = chunk_map._SUPERBLOCK.size + chunk_map._CRC.size
-    for copy, offset in itertools.product((0, chunk_map.PAGE), range(0, used, 7)):
+    for copy, offset in itertools.product((0, PAGE), range(0, USED, 7)):
         rot(files[0], copy + offset, 0x10)
         assert check(tmp_path) == "header"
         rot(files[0], copy + offset, 0x10)
-    for offset in (0, chunk_map.PAGE):
+    for offset in (0, PAGE):
         rot(files[0], offset + 40, 0x10)
     assert check(tmp_path) == "refused"
 
@@ -184,7 +179,7 @@ def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tup
     lun = store_factory.reopen(tmp_path)
     assert lun.check_headers() == []
     rot(files[1], 9, 0x01)
-    rot(files[0], chunk_map.PAGE + 100, 0x01)
+    rot(files[0], PAGE + 100, 0x01)
     found = lun.check_headers()
     assert len(found) == 2
     assert "copy 2 of the map's superblock: superblock CRC" in found[0]
@@ -194,21 +189,17 @@ def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tup
 
 @pytest.mark.parametrize("array", ["slots", "written", "checksums", "confirmed"])
 def test_a_page_of_the_map_that_is_lost(tmp_path: Path, files: tuple[Path, Path], array: str) -> None:
-    layout = chunk_map.Layout.of(
-        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
-    )
+    layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     with files[0].open("r+b") as file:
         file.seek(getattr(layout, array))
-        file.write(bytes(chunk_map.PAGE))
+        file.write(bytes(PAGE))
     met = check(tmp_path)
     # Without confirmations, all words that matter are there.
     assert met == {"slots": "damaged", "written": "damaged", "checksums": "unverifiable", "confirmed": "unseen"}[array]
 
 
 def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    layout = chunk_map.Layout.of(
-        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
-    )
+    layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     rot(files[0], layout.slots + 4 * 8, 3)  # chunk 4 was in slot 3
     lun = store_factory.reopen(tmp_path)
     with pytest.raises(block_device.BlockWritten):  # copy-on-write would put new data for old
@@ -228,9 +219,7 @@ def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files
 
 def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
     lun = store_factory.reopen(tmp_path)  # as long as it is open nobody looks
-    layout = chunk_map.Layout.of(
-        chunk_map.Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK)
-    )
+    layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     rot(files[0], layout.slots + 9 * 8, 4 ^ 2)  # chunk 9 was in slot 4, chunk 1 is in 2
     reports = {report.offset // CHUNK: report for report in lun.verify()}
     assert reports[1].verdict is GOOD

@@ -16,7 +16,8 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
-from lun_backends.stores import chunk_map, contents
+from lun_backends.stores import contents
+from lun_backends.stores.superblock import State
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 
@@ -161,7 +162,6 @@ def assert_invalid(lun: write_once.WriteOnce) -> None:
         lambda: lun.put_many([(BLOCK, data(1))]),
         lambda: list(lun.extents(0, lun.size)),
         lambda: list(lun.verify()),
-        lambda: lun.set_state(chunk_map.State.ACTIVE),
     ):
         with pytest.raises(block_device.SnapshotInvalid, match="no space left"):
             act()
@@ -170,7 +170,6 @@ def assert_invalid(lun: write_once.WriteOnce) -> None:
 def test_invalid_is_for_ever(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1))
-    lun.set_state(chunk_map.State.ACTIVE)
     begun = lun.extents(0, lun.size)
     lun.invalidate("no space left")
     with pytest.raises(block_device.SnapshotInvalid):
@@ -178,7 +177,7 @@ def test_invalid_is_for_ever(tmp_path: Path) -> None:
     assert_invalid(lun)
     lun.close()
     lun = store_factory.reopen(tmp_path)
-    assert lun.state is chunk_map.State.INVALID
+    assert lun.store.state is State.INVALID
     assert_invalid(lun)
     lun.close()
 
@@ -254,6 +253,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from lun_backends.durability import Durability
+from lun_backends.stores.superblock import State
 from tests.lun_backends import store_factory
 path, durability = Path(sys.argv[1]), Durability(sys.argv[2])
 lun = store_factory.create(path, size=1 << 30, durability=durability)

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device
-from lun_backends.stores import chunk_map
+from lun_backends.stores import chunk_map, store_file
+from lun_backends.stores.superblock import PAGE, REASON_MAX, State, Superblock
 from tests.lun_backends.store_factory import SNAPSHOT, VOLUME
-
-PAGE = chunk_map.PAGE
 
 
 def make(path: Path, *, size: int = 1 << 20, block_size: int = 512, chunk_size: int = 4096) -> chunk_map.ChunkMap:
-    return chunk_map.ChunkMap.create(path, chunk_map.Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size))
+    return chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size))
 
 
 def overwrite(path: Path, offset: int, content: bytes) -> None:
@@ -40,7 +39,7 @@ def test_what_was_created_is_opened(path: Path) -> None:
     made.close()
     opened = chunk_map.ChunkMap.open(path)
     assert opened.superblock == made.superblock
-    assert opened.superblock.state is chunk_map.State.EMPTY
+    assert opened.superblock.state is State.EMPTY
     assert opened.damaged_superblock is None
     opened.close()
 
@@ -72,9 +71,10 @@ def test_64_tib_cost_next_to_nothing(path: Path) -> None:
 import sys
 from pathlib import Path
 from lun_backends.stores import chunk_map
+from lun_backends.stores.superblock import Superblock
 from tests.lun_backends.store_factory import SNAPSHOT, VOLUME
 path = Path({str(path)!r})
-chunk_map.ChunkMap.create(path, chunk_map.Superblock(SNAPSHOT, VOLUME, 64 << 40, 512, 65536)).close()
+chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, 64 << 40, 512, 65536)).close()
 m = chunk_map.ChunkMap.open(path)
 step = m.chunks // 100_000
 assert not any(m.written(chunk) for chunk in range(0, m.chunks, step))
@@ -90,7 +90,7 @@ print(peak.split()[1], m.disk_bytes())
 
 def test_only_one_owner(path: Path) -> None:
     made = make(path)
-    with pytest.raises(chunk_map.StoreLocked, match="in use"):
+    with pytest.raises(store_file.StoreLocked, match="in use"):
         chunk_map.ChunkMap.open(path)
     made.close()
     chunk_map.ChunkMap.open(path).close()
@@ -98,13 +98,13 @@ def test_only_one_owner(path: Path) -> None:
 
 def test_creating_over_a_file_leaves_it_alone(path: Path) -> None:
     path.write_bytes(b"precious")
-    with pytest.raises(chunk_map.StoreUnavailable, match="exists"):
+    with pytest.raises(store_file.StoreUnavailable, match="exists"):
         make(path)
     assert path.read_bytes() == b"precious"
 
 
 def test_a_missing_file(path: Path) -> None:
-    with pytest.raises(chunk_map.StoreMissing, match="does not exist"):
+    with pytest.raises(store_file.StoreMissing, match="does not exist"):
         chunk_map.ChunkMap.open(path)
 
 
@@ -127,7 +127,7 @@ def test_a_file_larger_than_allowed_is_refused_and_removed(path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(chunk_map.StoreUnavailable, match="larger chunks"):
+        with pytest.raises(store_file.StoreUnavailable, match="larger chunks"):
             make(path, size=1 << 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -135,7 +135,7 @@ def test_a_file_larger_than_allowed_is_refused_and_removed(path: Path) -> None:
 
 
 def packed(**change: object) -> bytes:
-    superblock = chunk_map.Superblock(SNAPSHOT, VOLUME, 1 << 20, 512, 4096)
+    superblock = Superblock(SNAPSHOT, VOLUME, 1 << 20, 512, 4096)
     return dataclasses.replace(superblock, **change).pack()  # type: ignore[arg-type]  # fields by name, on purpose of any type
 
 
@@ -157,7 +157,7 @@ def test_damage_in_both_superblocks(path: Path, page: bytes, field: str) -> None
     make(path).close()
     overwrite(path, 0, page)
     overwrite(path, PAGE, page)
-    with pytest.raises(chunk_map.StoreDamaged) as caught:
+    with pytest.raises(store_file.StoreDamaged) as caught:
         chunk_map.ChunkMap.open(path)
     assert caught.value.field == field
     assert str(path) in str(caught.value)
@@ -170,7 +170,7 @@ def test_damage_in_both_superblocks(path: Path, page: bytes, field: str) -> None
 def test_a_truncated_file(path: Path, length: int, field: str) -> None:
     make(path).close()
     os.truncate(path, length)
-    with pytest.raises(chunk_map.StoreDamaged) as caught:
+    with pytest.raises(store_file.StoreDamaged) as caught:
         chunk_map.ChunkMap.open(path)
     assert caught.value.field == field
 
@@ -178,25 +178,25 @@ def test_a_truncated_file(path: Path, length: int, field: str) -> None:
 @pytest.mark.parametrize("copy", [0, 1])
 def test_one_damaged_superblock_is_survived_and_repaired(path: Path, copy: int) -> None:
     made = make(path)
-    made.set_state(chunk_map.State.INVALID, "the disk was full " * 200)
+    made.set_state(State.INVALID, "the disk was full " * 200)
     made.close()
     overwrite(path, copy * PAGE + 30, b"rot")
     opened = chunk_map.ChunkMap.open(path)
     assert opened.damaged_superblock == copy
-    assert opened.superblock.state is chunk_map.State.INVALID  # losing a copy never brings a snapshot back to life
-    assert opened.superblock.reason == ("the disk was full " * 200)[: chunk_map.REASON_MAX]
-    opened.set_state(chunk_map.State.INVALID, "é" * 2000)
+    assert opened.superblock.state is State.INVALID  # losing a copy never brings a snapshot back to life
+    assert opened.superblock.reason == ("the disk was full " * 200)[:REASON_MAX]
+    opened.set_state(State.INVALID, "é" * 2000)
     opened.close()
     overwrite(path, (1 - copy) * PAGE, bytes(PAGE))
     again = chunk_map.ChunkMap.open(path)
-    assert again.superblock.reason == "é" * (chunk_map.REASON_MAX // 2)
+    assert again.superblock.reason == "é" * (REASON_MAX // 2)
     again.close()
 
 
 def test_a_state_write_cut_between_the_copies_is_finished_by_the_next(path: Path) -> None:
     made = make(path)
     made.close()
-    newer = dataclasses.replace(made.superblock, state=chunk_map.State.INVALID, reason="r", generation=2)
+    newer = dataclasses.replace(made.superblock, state=State.INVALID, reason="r", generation=2)
     overwrite(path, 0, newer.pack())
     opened = chunk_map.ChunkMap.open(path)
     assert (opened.superblock, opened.damaged_superblock) == (newer, 1)
@@ -220,4 +220,4 @@ def test_what_an_interrupted_commit_left_is_seen_and_cleaned(path: Path) -> None
 
 
 def test_errors_are_block_device_errors() -> None:
-    assert issubclass(chunk_map.StoreError, block_device.BlockDeviceError)
+    assert issubclass(store_file.StoreError, block_device.BlockDeviceError)

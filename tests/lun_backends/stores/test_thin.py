@@ -22,11 +22,11 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_file, chunk_map, contents, thin
+from lun_backends.stores import chunk_file, chunk_map, contents, store_file, thin
+from lun_backends.stores.superblock import PAGE
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
 
-PAGE = chunk_map.PAGE
 FULL = (1 << PER_CHUNK) - 1
 
 
@@ -432,7 +432,7 @@ def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
                 chunk_size=CHUNK,
             ).close()  # fmt: skip
             chunks.write_bytes((tmp_path / "other" / "s.chunks").read_bytes())
-    with pytest.raises(chunk_map.StoreDamaged) as caught:
+    with pytest.raises(store_file.StoreDamaged) as caught:
         store_factory.reopen(tmp_path)
     assert caught.value.field == field
     assert caught.value.remedy in str(caught.value)
@@ -442,7 +442,7 @@ def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
 def test_missing_and_removed(tmp_path: Path) -> None:
     store_factory.create(tmp_path).close()
     thin.files(tmp_path / "s")[1].unlink()
-    with pytest.raises(chunk_map.StoreMissing):
+    with pytest.raises(store_file.StoreMissing):
         store_factory.reopen(tmp_path)
     thin.ThinStore.remove(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
@@ -451,7 +451,7 @@ def test_missing_and_removed(tmp_path: Path) -> None:
 
 def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     thin.files(tmp_path / "s")[0].write_bytes(b"precious")
-    with pytest.raises(chunk_map.StoreUnavailable):
+    with pytest.raises(store_file.StoreUnavailable):
         store_factory.create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["s.map"]
 

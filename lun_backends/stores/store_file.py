@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file of a store: how it is opened, and the typed errors for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lun_backends import block_device
+from lun_backends.files import storage_io
+
+RESTORE = "restore map and chunk file together from a backup, or delete the snapshot"
+"""The remedy for damage."""
+
+
+class StoreError(block_device.BlockDeviceError):
+    """A store cannot be created or opened."""
+
+
+@dataclass(eq=False)
+class StoreDamaged(StoreError):
+    """The file at `path` is not what it must be: `field` says in what, `found` how, `remedy` what to do about it."""
+
+    path: Path
+    field: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.field}: {self.found}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class StoreLocked(StoreError):
+    """Another process, or another part of this one, has the store open."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is in use by another owner; stop the other daemon, or give this one its own state directory"
+        )
+
+
+@dataclass(eq=False)
+class StoreMissing(StoreError):
+    """There is no file at `path`."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.path} does not exist; restore the file, or delete the snapshot it belongs to"
+
+
+@dataclass(eq=False)
+class StoreUnavailable(StoreError):
+    """The file at `path` cannot be made, opened or mapped, for the reason the system gave."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@contextlib.contextmanager
+def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
+    """Open a store's file; closed again if the body raises.  Raises StoreMissing, StoreUnavailable."""
+    try:
+        fd = io.open(path, flags)
+    except FileNotFoundError as error:
+        raise StoreMissing(path) from error
+    except OSError as error:
+        raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+    try:
+        yield fd
+    except BaseException:
+        io.close(fd)
+        raise
+
+
+def typed(path: Path, error: OSError) -> block_device.BlockDeviceError:
+    """What a system call on a store's file failed of, typed."""
+    if error.errno in storage_io.NO_SPACE:
+        return block_device.SpaceExhausted(0)
+    return StoreUnavailable(path, os.strerror(error.errno or 0))

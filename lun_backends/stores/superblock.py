@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The superblock of a chunk map: what the map belongs to, its geometry and its state.
+
+The two copies of it are at bytes 0 and 4096.  Both have the same generation, unless a crash came between their writes.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import crc32c
+
+from lun_backends.files import storage_io
+from lun_backends.stores.store_file import RESTORE, StoreDamaged
+
+PAGE = 4096
+CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
+"""4 KiB to 1 MiB."""
+REASON_MAX = 1024
+"""Bytes of UTF-8 kept of the reason for a state."""
+
+_MAGIC = b"WOLUNMAP"
+_VERSION = 2
+# magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
+_BODY = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
+_CRC = struct.Struct("<I")
+USED = _BODY.size + _CRC.size
+"""The bytes of one copy; the rest of its page is zeroes."""
+COPIES = (0, PAGE)
+
+
+class State(enum.IntEnum):
+    """Where a snapshot's write-once LUN is in its life; the volume decides, the map remembers."""
+
+    EMPTY = 0  # created, not yet taken into use
+    ACTIVE = 1  # takes pre-images
+    COMPLETE = 2  # a newer snapshot takes the pre-images now
+    INVALID = 3  # given up; must not be read any more
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """What the map is, and its state."""
+
+    snapshot: uuid.UUID
+    volume: uuid.UUID
+    size: int  # bytes of the LUN
+    block_size: int
+    chunk_size: int
+    state: State = State.EMPTY
+    reason: str = ""
+    generation: int = 1
+
+    def pack(self) -> bytes:
+        """The `PAGE` bytes of one copy."""
+        reason = self.reason.encode()[:REASON_MAX].decode(errors="ignore").encode()
+        body = _BODY.pack(
+            _MAGIC, _VERSION, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
+            self.block_size, self.chunk_size, len(reason), reason,
+        )  # fmt: skip
+        return (body + _CRC.pack(crc32c.crc32c(body))).ljust(PAGE, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the arrays of a map are; all in bytes but `chunks`."""
+
+    chunks: int
+    slots: int
+    written: int
+    checksums: int
+    confirmed: int
+    length: int
+
+    @classmethod
+    def of(cls, superblock: Superblock) -> Layout:
+        """The layout that follows from the geometry."""
+        chunks = -(-superblock.size // superblock.chunk_size)
+        blocks = chunks * (superblock.chunk_size // superblock.block_size)
+        slots = 2 * PAGE
+        written = page_up(slots + chunks * 8)
+        checksums = page_up(written + -(-blocks // 8))
+        confirmed = page_up(checksums + chunks * 4)
+        return cls(chunks, slots, written, checksums, confirmed, page_up(confirmed + -(-chunks // 8)))
+
+
+def page_up(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
+
+
+def geometry_problem(superblock: Superblock) -> str | None:
+    if superblock.block_size not in (512, 4096):
+        return f"block size is {superblock.block_size}, must be 512 or 4096"
+    if superblock.chunk_size not in CHUNK_SIZES:
+        return f"chunk size is {superblock.chunk_size}, must be a power of two from 4096 to 1048576"
+    if superblock.size <= 0 or superblock.size % superblock.block_size:
+        return (
+            f"virtual size is {superblock.size}, must be a positive multiple of the block size {superblock.block_size}"
+        )
+    return None
+
+
+def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
+    """The newest good copy, and which copy is damaged or behind, if any."""
+    good: list[tuple[int, Superblock]] = []
+    problems: list[tuple[str, str, str]] = []
+    for copy, offset in enumerate(COPIES):
+        try:
+            good.append((copy, read_copy(io, fd, path, offset)))
+        except StoreDamaged as damage:
+            problems.append((damage.field, damage.found, damage.remedy))
+    if not good:
+        field, found, remedy = problems[0]
+        raise StoreDamaged(path, field, found + " (in the second copy, too)", remedy)
+    newest = max(good, key=lambda entry: entry[1].generation)
+    for copy in range(2):
+        if (copy, newest[1]) not in good:
+            return newest[1], copy
+    return newest[1], None
+
+
+def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
+    """Read and check one copy.  Raises StoreDamaged, OSError."""
+    page = bytearray(PAGE)
+    if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
+        raise StoreDamaged(path, "superblock", "the file ends within it", RESTORE)
+    magic, version, state, generation, snapshot, volume, size, block_size, chunk_size, reason_length, reason = (
+        _BODY.unpack_from(page)
+    )
+    if magic != _MAGIC:
+        raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
+    # A later format may have its CRC elsewhere, so the version is looked at first.
+    if version != _VERSION:
+        upgrade = "use the version of wolun that wrote it"
+        raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
+    (crc,) = _CRC.unpack_from(page, _BODY.size)
+    if crc != crc32c.crc32c(memoryview(page)[: _BODY.size]):
+        raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)
+    if state not in list(State):
+        raise StoreDamaged(path, "state", f"{state} is unknown", RESTORE)
+    superblock = Superblock(
+        uuid.UUID(bytes=snapshot), uuid.UUID(bytes=volume), size, block_size, chunk_size,
+        State(state), reason[:reason_length].decode(errors="replace"), generation,
+    )  # fmt: skip
+    if problem := geometry_problem(superblock):
+        raise StoreDamaged(path, "geometry", problem, RESTORE)
+    return superblock
