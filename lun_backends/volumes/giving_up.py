@@ -20,9 +20,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lun_backends import block_device, copy_on_write, lost_device
-from lun_backends.copy_on_write import Decision
+from lun_backends import block_device, lost_device, preserving
 from lun_backends.files import storage_io
+from lun_backends.preserving import Decision
 from lun_backends.volumes import policy, snapshot
 
 _PATIENCE = 5.0  # seconds for reads of a dropped snapshot to end; without it the space comes back at the next start
@@ -48,7 +48,7 @@ class Enforcer:
         self._made_room = float("-inf")  # when, by `time.monotonic`
 
     def copy_failed(
-        self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
+        self, side: preserving.WriteOnceSide, error: block_device.BlockDeviceError, began: float
     ) -> Decision:
         """A copy into `side`, which began at `time.monotonic()` `began`, met `error`: what now?"""
         if self.rules.on_error is policy.OnError.FAIL_WRITES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from lun_backends import block_device, copy_on_write
+from lun_backends import block_device, preserving
 from lun_backends.block_device import Buffers, ExtentKind
 
 _BATCH = 8 << 20  # bytes per commit
@@ -37,7 +37,7 @@ def chunks(device: block_device.BlockDevice, chunk_size: int) -> Iterator[tuple[
 
 def move_down(
     source: block_device.BlockDevice,
-    target: copy_on_write.WriteOnceSide,
+    target: preserving.WriteOnceSide,
     chunk_size: int,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -94,7 +94,7 @@ def _batches(pieces: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]
 
 def _put(
     source: block_device.BlockDevice,
-    target: copy_on_write.WriteOnceSide,
+    target: preserving.WriteOnceSide,
     pieces: list[tuple[int, int]],
     buffer: memoryview,
 ) -> list[tuple[int, int]]:

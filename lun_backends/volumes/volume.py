@@ -41,7 +41,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lun_backends import block_device, copy_on_write, flat, lost_device, names, snapshot_view, tracking, write_once
+from lun_backends import (
+    block_device,
+    copy_on_write,
+    flat,
+    lost_device,
+    names,
+    preserving,
+    snapshot_view,
+    tracking,
+    write_once,
+)
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
 from lun_backends.stores import space, store_file, thin
@@ -894,14 +904,14 @@ class Volume:
                 self.device.resized()
 
     def _copy_failed(
-        self, side: copy_on_write.WriteOnceSide, error: block_device.BlockDeviceError, began: float
-    ) -> copy_on_write.Decision:
+        self, side: preserving.WriteOnceSide, error: block_device.BlockDeviceError, began: float
+    ) -> preserving.Decision:
         """The policy, except that nothing is given up that the volume itself is made of."""
         with self._deciding:
             if self._restoring is None and not self._doubt.reason:
                 return self._enforcer.copy_failed(side, error, began)
         self._listener(policy.WriteRefused(error))
-        return copy_on_write.Decision.REFUSE
+        return preserving.Decision.REFUSE
 
     def _check_not_restoring(self) -> None:
         if self._manifest.restoring is not None:

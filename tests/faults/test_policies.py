@@ -381,7 +381,7 @@ class TestSlowDisk:
         assert isinstance(refused.value.cause, block_device.CopyTimedOut)
         assert bench.data() == BEFORE
         go_on.set()
-        bench.volume.device.copy_timeout = 60
+        bench.volume.device.preserver.copy_timeout = 60
         bench.write(0, 201)
         assert bench.data("a") == BEFORE
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device, copy_on_write
-from lun_backends.copy_on_write import CopyOnWrite, Decision
+from lun_backends import block_device, preserving
+from lun_backends.copy_on_write import CopyOnWrite
+from lun_backends.preserving import Decision
 from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MemoryDevice
 
@@ -165,7 +166,7 @@ def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_whil
     primary.before = wait
     cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
     primary.before = None
-    for _ in range(copy_on_write._SUSPICION):  # so many that the slow one is forgotten
+    for _ in range(preserving._SUSPICION):  # so many that the slow one is forgotten
         cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
     primary.before = wait
     cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
@@ -185,7 +186,7 @@ def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWr
 def test_a_large_write_is_copied_in_rounds(
     primary: MemoryDevice, side: MemorySide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lun_backends.copy_on_write._ROUND", 4 * CHUNK)
+    monkeypatch.setattr("lun_backends.preserving._ROUND", 4 * CHUNK)
     cow = CopyOnWrite(primary, CHUNK)
     cow.arm(side)
     before = bytes(primary.data)
@@ -289,7 +290,7 @@ def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, 
     assert read(primary, CHUNK, CHUNK) == before
     side.on_commit = None
     go_on.set()
-    device.copy_timeout = 60
+    device.preserver.copy_timeout = 60
     device.writev(CHUNK, block(9))  # the late copy has ended well meanwhile, or will
     assert read(side, CHUNK, CHUNK) == before
     assert len(side.commits) == 1
@@ -445,18 +446,18 @@ def test_a_copy_that_a_new_snapshot_overtook_before_its_claim_is_not_made(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would read what was written after the new snapshot, and take it for the old one's pre-image."""
-    original = cow._preserve_round
+    original = cow.preserver._preserve_round
     newer = MemorySide(SIZE)
     before = read(primary, 0, 512)
 
     def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(cow, "_preserve_round", original)
+        monkeypatch.setattr(cow.preserver, "_preserve_round", original)
         with cow.hold():
             cow.arm(newer)
         cow.writev(0, block(7))
         return original(*arguments)
 
-    monkeypatch.setattr(cow, "_preserve_round", overtaken)
+    monkeypatch.setattr(cow.preserver, "_preserve_round", overtaken)
     cow.writev(0, block(8))
     assert side.commits == []
     assert read(newer, 0, 512) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lun_backends import block_device, copy_on_write, flat, tracking
+from lun_backends import block_device, copy_on_write, flat, preserving, tracking
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import storage_io
 from lun_backends.stores import chunk_map, thin
@@ -24,7 +24,7 @@ def write_before_commit() -> Iterator[None]:
     saved: list[tuple[Any, int, bytes]] = []
     preserve_and = copy_on_write.CopyOnWrite._preserve_and
 
-    def copy(self: copy_on_write.CopyOnWrite, side: Any, chunks: list[int]) -> bool:
+    def copy(self: preserving.Preserver, side: Any, chunks: list[int]) -> bool:
         for chunk in chunks:
             offset, length = self._range(chunk, side)
             data = bytearray(length)
@@ -47,7 +47,7 @@ def write_before_commit() -> Iterator[None]:
         saved.clear()
 
     with (
-        mock.patch.object(copy_on_write.CopyOnWrite, "_copy", copy),
+        mock.patch.object(preserving.Preserver, "_copy", copy),
         mock.patch.object(copy_on_write.CopyOnWrite, "_preserve_and", write_first),
     ):
         yield

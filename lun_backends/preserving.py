@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies chunks of a primary into the current write-once device: the slow half of copy-on-write.
+
+`copy_on_write` decides when a chunk needs a copy; this module makes it.  The argument why it is right is one for both halves
+and stands there; this is the part about the claims:
+
+* A claim is taken before the primary is read for the copy and released after the commit, so no write of this node can change
+  a chunk while it is read.
+* Claims are the volume's, not the snapshot's.  `side` is checked under the lock of the claims: nothing is claimed for a
+  snapshot that is no longer current.
+* No thread waits for a claim while it holds one.  A write that meets claims of others first copies and commits the chunks that
+  it could claim itself, and only then waits.
+
+With a `copy_timeout` another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
+copy: they last until it has ended, however late, so that what it still reads cannot have changed.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import mmap
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lun_backends import block_device, in_time, tracking
+from lun_backends.block_device import Buffers, Extent, ExtentKind
+
+_ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
+_ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: so long others may have to wait for their turn
+_RUN = 1 << 20  # bytes copied with one system call each way: page cache in larger folios costs half as much per byte
+# Seconds for such a round.  It takes a tenth of that; so if it gave up the processor meanwhile, it waited for the disk.
+_SLOW_ROUND = 0.01
+_SUSPICION = (
+    16  # rounds in which another slow one counts: a single one may have met a commit of the file system's journal
+)
+_SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers, which takes three times as long
+
+
+class WriteOnceSide(Protocol):
+    """What copy-on-write needs of the write-once device it copies into."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def commits_in_memory(self) -> bool:
+        """Whether `put_many` waits for no disk, so that an event loop may call it."""
+        ...
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
+
+    def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
+        """Write each (offset, buffers), or say why its blocks were taken; all is committed when it returns."""
+        ...
+
+
+@dataclass
+class Counters:
+    """What copy-on-write has done since it was made, for the metrics."""
+
+    copies: int = 0  # chunks preserved
+    futile_copies: int = 0  # chunks that turned out to be preserved already
+    copied_bytes: int = 0
+    commits: int = 0
+    failures: int = 0
+    waits: int = 0  # writes that waited for another's copy
+
+
+class Decision(enum.Enum):
+    """What becomes of a write whose copy failed."""
+
+    REFUSE = enum.auto()  # it is refused (PreserveFailed)
+    AGAIN = enum.auto()  # the copy is tried again: room was made meanwhile
+    GIVE_UP = enum.auto()  # the snapshot is given up *and marked so on disk*: copy-on-write disarms, the write goes on
+
+
+ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError, float], Decision]
+"""Asked when a copy failed that began at that `time.monotonic()`.  May be called by several threads at once, and again for
+a side that was given up a moment ago."""
+
+
+def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError, _began: float) -> Decision:
+    """`on_error: fail-writes`: the snapshot is safe, the write is refused."""
+    return Decision.REFUSE
+
+
+class _Run:
+    """Pieces of chunks, (chunk, (offset, length)) each, one behind the other."""
+
+    __slots__ = ("length", "offset", "pieces")
+
+    def __init__(self, pieces: list[tuple[int, tuple[int, int]]]) -> None:
+        self.pieces = pieces
+        self.offset = pieces[0][1][0]
+        self.length = pieces[-1][1][0] + pieces[-1][1][1] - self.offset
+
+    @property
+    def chunks(self) -> list[int]:
+        """The chunk of every piece."""
+        return [chunk for chunk, _ in self.pieces]
+
+    def parts(self) -> list[_Run]:
+        """Its pieces, each by itself."""
+        return [_Run([piece]) for piece in self.pieces]
+
+
+class Side:
+    """The current write-once device with all that is known about it; replaced as a whole by the next snapshot."""
+
+    __slots__ = ("device", "tracker")
+
+    def __init__(self, device: WriteOnceSide, tracker: tracking.Tracker) -> None:
+        self.device = device
+        self.tracker = tracker
+
+
+class Preserver:
+    """Preserves chunks of `chunk_size` bytes of `primary` in the device of the current `side`; thread-safe.
+
+    `disarm` is called when `on_error` gave the snapshot up.
+    """
+
+    def __init__(
+        self,
+        primary: block_device.BlockDevice,
+        chunk_size: int,
+        on_error: ErrorPolicy,
+        copy_timeout: float | None,
+        disarm: Callable[[], None],
+    ) -> None:
+        self.primary = primary
+        self.size = primary.size
+        self.on_error = on_error
+        self.copy_timeout = copy_timeout
+        self.counters = Counters()
+        self.side: Side | None = None
+        self._closed = False
+        self._block_size = primary.block_size
+        self._chunk_size = chunk_size
+        self._disarm = disarm
+        self._helpers = in_time.Helpers("copy-on-write")
+        self._shift = chunk_size.bit_length() - 1
+        self._run_length = max(chunk_size, _RUN)
+        self._round = max(1, _ROUND >> self._shift)
+        self._round_now = max(1, _ROUND_NOW >> self._shift)
+        self._slow_until = 0.0
+        self._suspicion = 0  # rounds left in which another slow one counts
+        self._claims: set[int] = set()
+        self._claiming = threading.Lock()
+        self._released = threading.Condition(self._claiming)
+        self._buffers = threading.local()
+
+    def close(self) -> None:
+        """Preserve nothing more; later calls raise DeviceClosed."""
+        self._closed = True
+        self.side = None
+        self._disarm = (
+            _nothing  # the method named our owner: no circle is left for a garbage collector that seldom runs
+        )
+
+    def preserve(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Return when all chunks of `spans` were preserved in the snapshot that is current now, or a moment ago."""
+        side = self.side
+        if self._closed:
+            raise block_device.DeviceClosed
+        done = False
+        while not done and side is not None and side is self.side:
+            done, busy = self._preserve_round(side, spans)
+            if done and busy:
+                self._wait(side, busy)
+                done = False
+
+    def preserve_now(self, ranges: Sequence[tuple[int, int]]) -> None:
+        side = self.side
+        began = time.monotonic()
+        if (
+            side is None
+            or not side.device.commits_in_memory
+            or self.copy_timeout is not None
+            or began < self._slow_until
+        ):
+            raise block_device.WouldBlock
+        waits = _waits()
+        self._preserve_round(side, self.spans(ranges), nowait=True)
+        ended = time.monotonic()
+        if ended - began > _SLOW_ROUND and _waits() != waits:
+            if self._suspicion:
+                self._slow_until = ended + _SLOW_PERIOD
+            self._suspicion = _SUSPICION
+        elif self._suspicion:
+            self._suspicion -= 1
+
+    def spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
+        shift = self._shift
+        return [
+            (offset >> shift, (offset + length - 1) >> shift)
+            for offset, length in ranges
+            if length and offset + length <= self.size
+        ]
+
+    def _preserve_round(
+        self, side: Side, spans: Sequence[tuple[int, int]], *, nowait: bool = False
+    ) -> tuple[bool, set[int]]:
+        """Claim and preserve what is missing, at most a round of it.
+
+        Gives whether all that nobody else had claimed is preserved, and what others had claimed.
+        """
+        mine: list[int] = []
+        busy: set[int] = set()
+        known = side.tracker.known
+        limit = self._round_now if nowait else self._round
+        done = True
+        with self._claiming:
+            if side is not self.side:
+                return True, busy  # overtaken before anything was claimed: by now the chunks may have changed
+            for first, last in spans:
+                if last > first and side.tracker.covers(first, last):
+                    continue
+                for chunk in range(first, last + 1):
+                    if chunk in known:
+                        continue
+                    if chunk in self._claims:
+                        busy.add(chunk)
+                    elif len(mine) < limit:
+                        self._claims.add(chunk)
+                        mine.append(chunk)
+                    else:
+                        done = False
+                        break
+        busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
+        if mine:
+            mine.sort()
+            if nowait:
+                self._copy_now(side, mine)
+            else:
+                done = self._copy(side, mine) and done
+        return done, busy
+
+    def _wait(self, side: Side, busy: set[int]) -> None:
+        """Return when none of `busy` is claimed; without claims of our own."""
+        began = time.monotonic()
+        with self._claiming:
+            self.counters.waits += 1
+            free = self._released.wait_for(lambda: self._claims.isdisjoint(busy), self.copy_timeout)
+        if not free:
+            chunk = min(busy)
+            self._decide(side, block_device.CopyTimedOut(self._first_lba(chunk), self.copy_timeout or 0), began, chunk)
+
+    def _copy(self, side: Side, chunks: list[int]) -> bool:
+        """Copy claimed chunks; gives whether that needs not be tried again.  Raises PreserveFailed."""
+        began = time.monotonic()
+        try:
+            if self.copy_timeout is None:
+                self._copy_claimed(side, chunks)
+            else:
+                self._helpers.run(lambda: self._copy_claimed(side, chunks), self.copy_timeout)
+        except in_time.TimedOut:
+            late = block_device.CopyTimedOut(self._first_lba(chunks[0]), self.copy_timeout or 0)
+            return self._decide(side, late, began, chunks[0])
+        except block_device.BlockDeviceError as error:
+            return self._decide(side, error, began, chunks[0])
+        return True
+
+    def _decide(self, side: Side, error: block_device.BlockDeviceError, began: float, chunk: int) -> bool:
+        """Let the policy decide; gives whether the copy needs not be tried again.  Raises PreserveFailed."""
+        if side is not self.side:
+            return True  # overtaken by a new snapshot, and perhaps closed; the caller looks again
+        self.counters.failures += 1
+        match self.on_error(side.device, error, began):
+            case Decision.AGAIN:
+                return False
+            case Decision.GIVE_UP:
+                if side is self.side:
+                    self._disarm()
+                return True
+        if side is not self.side:
+            return True  # overtaken meanwhile, perhaps deleted
+        raise block_device.PreserveFailed(_lba(error, self._first_lba(chunk)), error) from error
+
+    def _copy_claimed(self, side: Side, chunks: list[int]) -> None:
+        """Copy claimed chunks with one commit and note them in the tracker; in any case release the claims."""
+        try:
+            _, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks))
+            # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
+            # back, so this comes to an end: each turn finds blocks that the turn before did not.
+            partial = futile
+            while partial:
+                pieces = [
+                    (chunk, (extent.offset, extent.length))
+                    for chunk in partial
+                    for extent in side.device.extents(*self._range(chunk, side))
+                    if extent.kind is ExtentKind.BLANK
+                ]
+                partial = self._put(side.device, pieces)[1] if pieces else []
+            side.tracker.add_many(chunks)
+            self.counters.copies += len(chunks) - len(futile)
+            self.counters.futile_copies += len(futile)
+        finally:
+            self._release(chunks)
+
+    def _copy_now(self, side: Side, chunks: list[int]) -> None:
+        """Copy those of the claimed chunks that need no waiting; failures are for `_copy` to meet, and to decide about."""
+        try:
+            tried, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks), nowait=True)
+            side.tracker.add_many(sorted(set(tried).difference(futile)) if futile else tried)
+            self.counters.copies += len(tried) - len(futile)
+        except block_device.BlockDeviceError:
+            return
+        finally:
+            self._release(chunks)
+
+    def _release(self, chunks: Sequence[int]) -> None:
+        with self._claiming:
+            self._claims.difference_update(chunks)
+            self._released.notify_all()
+
+    def _put(
+        self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]], *, nowait: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that were put, and those of
+        them that met written blocks.  With `nowait` stops at the first that the page cache does not have.
+
+        Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so what it refuses is put again,
+        chunk by chunk.
+        """
+        waiting = collections.deque(self._runs(pieces))
+        order: list[_Run] = []
+        buffer = self._buffer()
+
+        def requests() -> Iterator[tuple[int, Buffers]]:
+            while waiting:
+                run = waiting.popleft()
+                view = [buffer[: run.length]]
+                try:
+                    self.primary.readv(run.offset, view, nowait=nowait)
+                except block_device.WouldBlock:
+                    if len(run.pieces) > 1:
+                        waiting.clear()
+                        waiting.extend(run.parts())
+                        continue
+                    return
+                order.append(run)
+                self.counters.copied_bytes += run.length
+                yield run.offset, view
+
+        tried: list[int] = []
+        refused: list[int] = []
+        while waiting:
+            order.clear()
+            results = device.put_many(requests())
+            self.counters.commits += 1
+            again: list[_Run] = []
+            for run, result in zip(order, results, strict=True):
+                if result is not None and len(run.pieces) > 1:
+                    again += run.parts()
+                    continue
+                tried += run.chunks
+                if result is not None:
+                    refused += run.chunks
+            waiting = collections.deque(again)
+        return tried, sorted(set(refused))
+
+    def _runs(self, pieces: Iterable[tuple[int, tuple[int, int]]]) -> Iterator[_Run]:
+        """`pieces` with neighbours joined, as far as the buffer goes."""
+        run: list[tuple[int, tuple[int, int]]] = []
+        end = length = 0
+        for piece in pieces:
+            _, (offset, size) = piece
+            if run and (offset != end or length + size > self._run_length):
+                yield _Run(run)
+                run, length = [], 0
+            run.append(piece)
+            end = offset + size
+            length += size
+        if run:
+            yield _Run(run)
+
+    def _first_lba(self, chunk: int) -> int:
+        return (chunk << self._shift) // self._block_size
+
+    def _range(self, chunk: int, side: Side) -> tuple[int, int]:
+        """(offset, length) in bytes of what a snapshot has of a chunk; its last one may be shorter."""
+        offset = chunk << self._shift
+        return offset, min(self._chunk_size, min(self.size, side.device.size) - offset)
+
+    def _buffer(self) -> memoryview:
+        """This thread's buffer of one run, page-aligned so that O_DIRECT takes it."""
+        view: memoryview | None = getattr(self._buffers, "view", None)
+        if view is None:
+            view = memoryview(mmap.mmap(-1, self._run_length))
+            self._buffers.view = view
+        return view
+
+
+def _nothing() -> None:
+    """Do nothing: a closed device has nothing to disarm."""
+
+
+def _waits() -> int:
+    """How often this thread gave up the processor to wait; being put aside for others (a busy machine) does not count."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _lba(error: block_device.BlockDeviceError, otherwise: int) -> int:
+    """The block an error names, if it is of a kind that names one."""
+    match error:
+        case (
+            block_device.SpaceExhausted()
+            | block_device.MediumError()
+            | block_device.OutOfRange()
+            | block_device.CopyTimedOut()
+        ):
+            return error.lba
+    return otherwise
