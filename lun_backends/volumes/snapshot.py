@@ -10,14 +10,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lun_backends import block_device, lost_device, snapshot_view, write_once
-from lun_backends.block_device import Extent, ExtentKind
 from lun_backends.volumes.manifest import SnapshotState
-
-_EXPORT_STEP = 1 << 20  # bytes read at a time by an export
 
 
 @dataclass(eq=False)
@@ -125,30 +122,3 @@ class Snapshot:
     def preserved_bytes(self) -> int:
         """How much of the volume is preserved in it."""
         return self.write_once.written_bytes()
-
-
-@dataclass(frozen=True, slots=True)
-class ExportPiece:
-    """`length` bytes from `offset` on: `data`, or None for a hole.  The data is valid until the next piece is asked for."""
-
-    offset: int
-    length: int
-    data: memoryview | None
-
-
-def export(view: block_device.BlockDevice) -> Iterator[ExportPiece]:
-    """All of a device in pieces of at most 1 MiB of data; holes in one piece however long."""
-    whole = memoryview(bytearray(_EXPORT_STEP))
-    for extent in view.extents(0, view.size):
-        yield from _export_extent(view, extent, whole)
-
-
-def _export_extent(view: block_device.BlockDevice, extent: Extent, whole: memoryview) -> Iterator[ExportPiece]:
-    if extent.kind is ExtentKind.HOLE:
-        yield ExportPiece(extent.offset, extent.length, None)
-        return
-    end = extent.offset + extent.length
-    for offset in range(extent.offset, end, _EXPORT_STEP):
-        piece = whole[: min(_EXPORT_STEP, end - offset)]
-        view.readv(offset, [piece])
-        yield ExportPiece(offset, len(piece), piece)

@@ -38,7 +38,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lun_backends import (
@@ -61,7 +61,6 @@ from lun_backends.volumes.snapshot import (
     BadLabel,
     BadName,
     DeletionStopped,
-    ExportPiece,
     NoSpaceLeft,
     NoSuchSnapshot,
     ResizeRefused,
@@ -73,7 +72,6 @@ from lun_backends.volumes.snapshot import (
     SnapshotFailed,
     TooManySnapshots,
     VolumeError,
-    export,
 )
 
 __all__ = [
@@ -82,7 +80,6 @@ __all__ = [
     "BadName",
     "DeletionStopped",
     "Durability",
-    "ExportPiece",
     "NoSpaceLeft",
     "NoSuchSnapshot",
     "ResizeRefused",
@@ -95,7 +92,6 @@ __all__ = [
     "TooManySnapshots",
     "Volume",
     "VolumeError",
-    "export",
 ]
 
 DEFAULT_CHUNK_SIZE = 65536
@@ -935,10 +931,6 @@ class Volume:
             end = max(first + 1, (bucket + 1) * chunks // buckets)
             fractions.append(tracker.count(first, end) / (end - first))
         return fractions
-
-    def export(self, name: str) -> Iterator[ExportPiece]:
-        """The whole content of the snapshot's moment, in order, holes apart.  Raises NoSuchSnapshot and what reads raise."""
-        return export(self.snapshot(name).view)
 
     # Opening and the manifest -----------------------------------------------------------------------------------------
 

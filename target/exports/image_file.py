@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from lun_backends import block_device
+from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import small_file
 from lun_backends.volumes import volume
 from target.service import jobs, problems
@@ -40,7 +41,7 @@ class Image(Protocol):
 
 
 def export(
-    pieces: Iterable[volume.ExportPiece],
+    pieces: Iterable[ExportPiece],
     size: int,
     path: Path,
     *,

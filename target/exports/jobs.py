@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.backups import differences, verification
+from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contents
 from lun_backends.volumes import volume
 from target import messages
@@ -220,9 +221,7 @@ def _data(view: block_device.BlockDevice) -> Iterator[differences.Range]:
             yield extent.offset, extent.length
 
 
-def pieces(
-    view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int
-) -> Iterator[volume.ExportPiece]:
+def pieces(view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int) -> Iterator[ExportPiece]:
     """The content of `ranges`, widened to whole `grain`s but at the end of the view, none twice.  The data is valid until the
     next piece is asked for.
     """
@@ -234,6 +233,6 @@ def pieces(
         while offset < end:
             piece = whole[: min(_STEP, end - offset)]
             view.readv(offset, [piece])
-            yield volume.ExportPiece(offset, len(piece), piece)
+            yield ExportPiece(offset, len(piece), piece)
             offset += len(piece)
         done = max(done, end)

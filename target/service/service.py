@@ -22,6 +22,7 @@ from pathlib import Path
 
 import target
 from lun_backends import block_device
+from lun_backends.backups import pieces
 from lun_backends.volumes import group, volume
 from target import messages
 from target.configuration import settings
@@ -411,7 +412,7 @@ class Service:
                 if not anyway:
                     image_file.check_room(path, image_file.data_bytes(snapshot.view))
                 image_file.export(
-                    volume.export(snapshot.view),
+                    pieces.export(snapshot.view),
                     snapshot.view.size,
                     path,
                     overwrite=overwrite,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device
+from lun_backends.backups import pieces
 from lun_backends.durability import Durability
 from lun_backends.volumes import volume
 from tests.powercut import promises, replay
@@ -79,7 +80,7 @@ class Races:
         before = self.known.get(name)
         whole = bytearray(SECTORS * SECTOR)
         try:
-            for piece in self.volume.export(name):
+            for piece in pieces.export(self.volume.snapshot(name).view):
                 if piece.data is not None:
                     whole[piece.offset : piece.offset + piece.length] = piece.data
         except (block_device.DeviceClosed, volume.NoSuchSnapshot):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lun_backends import block_device
-from lun_backends.backups import differences, verification
+from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.stores import contents
@@ -308,7 +308,10 @@ class History(RuleBasedStateMachine):
         for name, moment in self.moments.items():
             assert active[name].view.size == len(moment) * BLOCK
             assert read(active[name].view, 0, len(moment) * BLOCK) == content(moment), name
-            exported = b"".join(bytes(p.length) if p.data is None else bytes(p.data) for p in self.volume.export(name))
+            exported = b"".join(
+                bytes(p.length) if p.data is None else bytes(p.data)
+                for p in pieces.export(self.volume.snapshot(name).view)
+            )
             assert exported == content(moment)
             labels = {key: value for key, value in self.labels.get(name, {}).items() if value is not None}
             assert active[name].labels == labels

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device
+from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import thin
-from lun_backends.volumes import snapshot
 from target.exports import jobs
 from tests import daemon
 from tests.memory_device import MemoryDevice
@@ -174,7 +174,7 @@ def test_an_incremental_export_is_refused_where_it_would_be_wrong(served: daemon
 def test_pieces_are_whole_grains_and_none_comes_twice() -> None:
     device: block_device.BlockDevice = MemoryDevice(10 * 4096 + 512)
     ranges = [(512, 512), (3072, 1024), (4096, 512), (5 * 4096 - 512, 1024), (10 * 4096, 512)]
-    found: list[snapshot.ExportPiece] = list(jobs.pieces(device, ranges, 4096))
+    found: list[ExportPiece] = list(jobs.pieces(device, ranges, 4096))
     assert [(piece.offset, piece.length) for piece in found] == [
         (0, 4096), (4096, 4096), (4 * 4096, 8192), (10 * 4096, 512),
     ]  # fmt: skip

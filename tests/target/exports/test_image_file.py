@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device
-from lun_backends.volumes import volume
+from lun_backends.backups.pieces import ExportPiece
 from target.exports import image_file
 from target.service import jobs, problems
 from tests.powercut import replay
@@ -20,17 +20,17 @@ MIB = 1 << 20
 DATA = os.urandom(MIB)
 
 
-def pieces(*parts: bytes | int) -> Iterator[volume.ExportPiece]:
+def pieces(*parts: bytes | int) -> Iterator[ExportPiece]:
     """Pieces of data (bytes) and holes (their lengths)."""
     offset = 0
     for part in parts:
         length = part if isinstance(part, int) else len(part)
-        yield volume.ExportPiece(offset, length, None if isinstance(part, int) else memoryview(part))
+        yield ExportPiece(offset, length, None if isinstance(part, int) else memoryview(part))
         offset += length
 
 
 def export(
-    path: Path, parts: Iterable[volume.ExportPiece], size: int, *, overwrite: bool = False, stop_after: int = 1 << 60
+    path: Path, parts: Iterable[ExportPiece], size: int, *, overwrite: bool = False, stop_after: int = 1 << 60
 ) -> list[tuple[int, int]]:
     """Export, and return the progress that was reported; cancelled when `stop_after` reports have come."""
     seen: list[tuple[int, int]] = []
@@ -74,7 +74,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_that_comes_into_being_meanwhile_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
 
-    def slow() -> Iterator[volume.ExportPiece]:
+    def slow() -> Iterator[ExportPiece]:
         path.write_bytes(b"precious")
         yield from pieces(DATA)
 
@@ -98,7 +98,7 @@ def test_a_daemon_that_is_killed_leaves_nothing(overwrite: bool) -> None:
     with replay.scratch() as directory:  # in memory, where files need no name
         path = directory / "out.img"
 
-        def watched() -> Iterator[volume.ExportPiece]:
+        def watched() -> Iterator[ExportPiece]:
             for piece in pieces(DATA, DATA):
                 yield piece
                 assert list(directory.iterdir()) == []
@@ -137,7 +137,7 @@ def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_failing_read_leaves_nothing(tmp_path: Path) -> None:
-    def failing() -> Iterator[volume.ExportPiece]:
+    def failing() -> Iterator[ExportPiece]:
         yield from pieces(DATA)
         raise block_device.MediumError(2048, writing=False, reason="rot")
 

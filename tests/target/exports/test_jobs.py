@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lun_backends.backups import differences, verification
+from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contents, thin
 from lun_backends.volumes import volume
 from target import messages
@@ -53,7 +54,7 @@ def test_cancelled_on_the_way(
         "export": (
             backups,
             "pieces",
-            lambda *_: itertools.repeat(volume.ExportPiece(0, 4096, memoryview(bytes(4096)))),
+            lambda *_: itertools.repeat(ExportPiece(0, 4096, memoryview(bytes(4096)))),
         ),
     }
     monkeypatch.setattr(*endless[what])
