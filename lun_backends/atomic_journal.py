@@ -31,6 +31,7 @@ from pathlib import Path
 import crc32c
 
 from lun_backends import block_device
+from lun_backends.files import small_file
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,7 @@ class AtomicJournal:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if new:
-                directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(directory)
-                finally:
-                    os.close(directory)
+                small_file.sync_directory(self._path.parent)
             yield fd
         finally:
             os.close(fd)

@@ -32,7 +32,7 @@ from time import monotonic
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers, Extent, ExtentKind
-from lun_backends.files import backing_file, storage_io
+from lun_backends.files import backing_file, os_error, storage_io
 
 _PAGE = mmap.PAGESIZE
 _SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk
@@ -109,7 +109,7 @@ class Flat(block_device.BlockDevice):
             remedy = "check what uses it" if error.errno == errno.EBUSY else "check the path and the file system"
             if error.errno == errno.EINVAL and self.direct:
                 remedy = "its file system has no O_DIRECT: use it buffered"
-            raise backing_file.CannotOpen(self.path, os.strerror(error.errno or 0), remedy) from error
+            raise backing_file.CannotOpen(self.path, os_error.reason(error), remedy) from error
         try:
             fcntl.flock(descriptor.fd, fcntl.LOCK_NB | (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX))
         except OSError as error:
@@ -404,7 +404,7 @@ class Flat(block_device.BlockDevice):
                 return block_device.WriteProtected()
             case errno.EBADE:  # what Linux makes of RESERVATION CONFLICT
                 return block_device.ReservationConflict()
-        return block_device.MediumError(lba, writing, os.strerror(error.errno or 0))
+        return block_device.MediumError(lba, writing, os_error.reason(error))
 
 
 class _Recorded:

@@ -34,7 +34,7 @@ from typing import ClassVar
 
 from lun_backends import block_device, flat
 from lun_backends.block_device import Buffers, Extent, ExtentKind
-from lun_backends.files import backing_file
+from lun_backends.files import backing_file, os_error
 
 SG_IO = 0x2285
 SG_DXFER_FROM_DEV = -3
@@ -115,7 +115,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             next(self.extents(0, block_size))
         except OSError as error:
             self._device.close()
-            raise backing_file.CannotOpen(path, os.strerror(error.errno or 0), "check the device") from error
+            raise backing_file.CannotOpen(path, os_error.reason(error), "check the device") from error
         except block_device.BlockDeviceError as error:
             self.close()
             raise backing_file.CannotOpen(
@@ -247,7 +247,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             except OSError as error:
                 if self._control < 0:
                     raise block_device.DeviceClosed from error
-                raise block_device.MediumError(lba, False, os.strerror(error.errno or 0)) from error
+                raise block_device.MediumError(lba, False, os_error.reason(error)) from error
             if header.status == 0x18:
                 raise block_device.ReservationConflict
             if not header.status and not header.host_status:

@@ -14,7 +14,6 @@ waits for the running ones.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -25,7 +24,7 @@ import pyroaring
 
 from lun_backends import block_device
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 from lun_backends.stores import contents, space, thin
 from lun_backends.stores.superblock import State
 
@@ -231,7 +230,7 @@ class WriteOnce(block_device.BlockDevice):
             self._refuse_if_closed()
             self.store.discard()
         except OSError as error:
-            raise block_device.MediumError(0, True, os.strerror(error.errno or 0)) from error
+            raise block_device.MediumError(0, True, os_error.reason(error)) from error
         finally:
             self._running.pop()
         return True

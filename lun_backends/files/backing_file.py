@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device
+from lun_backends.files import os_error, small_file
 
 _BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
 
@@ -71,11 +72,7 @@ def create(path: Path, size: int) -> None:
             raise
         finally:
             os.close(fd)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        small_file.sync_directory(path.parent)
     except FileExistsError as error:
         raise CannotOpen(path, "it exists already", "give another path, or open it instead of creating it") from error
     except OverflowError as error:  # no file anywhere is that large
@@ -83,9 +80,7 @@ def create(path: Path, size: int) -> None:
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise too_large(path, size) from error
-        raise CannotOpen(
-            path, os.strerror(error.errno or 0), "check the path, its permissions and the free space"
-        ) from error
+        raise CannotOpen(path, os_error.reason(error), "check the path, its permissions and the free space") from error
 
 
 def file_system(fd: int) -> str:

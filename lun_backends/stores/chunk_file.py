@@ -23,7 +23,7 @@ from pathlib import Path
 import crc32c
 
 from lun_backends import block_device
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 from lun_backends.stores import store_file
 from lun_backends.stores.superblock import Superblock
 
@@ -85,7 +85,7 @@ class ChunkFile:
         except OSError as error:
             if nowait and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                 raise block_device.WouldBlock from error
-            raise block_device.MediumError(lba, False, f"{self.path}: {os.strerror(error.errno or 0)}") from error
+            raise block_device.MediumError(lba, False, f"{self.path}: {os_error.reason(error)}") from error
         if got != length:
             if nowait:
                 raise block_device.WouldBlock
@@ -136,7 +136,7 @@ class ChunkFile:
         except store_file.StoreDamaged as damage:
             return [f"the chunk file's header: {damage.field}: {damage.found}"]
         except OSError as error:
-            return [f"the chunk file's header cannot be read: {os.strerror(error.errno or 0)}"]
+            return [f"the chunk file's header cannot be read: {os_error.reason(error)}"]
         if any(rest[_HEADER.size + _CRC.size :]):
             return ["behind its header the chunk file is not zeroes"]
         return []

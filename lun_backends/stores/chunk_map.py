@@ -45,7 +45,7 @@ from pathlib import Path
 import pyroaring
 
 from lun_backends import block_device
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 from lun_backends.stores import store_file
 from lun_backends.stores.superblock import (
     COPIES,
@@ -123,7 +123,7 @@ class ChunkMap:
                     raise store_file.StoreUnavailable(path, text) from error
                 if error.errno in storage_io.NO_SPACE:
                     raise block_device.SpaceExhausted(0) from error
-                raise store_file.StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+                raise store_file.StoreUnavailable(path, os_error.reason(error)) from error
 
     @classmethod
     def open(cls, path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
@@ -134,7 +134,7 @@ class ChunkMap:
                 superblock, damaged = read_both(io, fd, path)
                 found = os.fstat(fd).st_size
             except OSError as error:
-                raise store_file.StoreUnavailable(path, f"cannot be read: {os.strerror(error.errno or 0)}") from error
+                raise store_file.StoreUnavailable(path, f"cannot be read: {os_error.reason(error)}") from error
             if (want := Layout.of(superblock).length) != found:
                 what = f"is {found} bytes long, must be {want}"
                 raise store_file.StoreDamaged(path, "file size", what, store_file.RESTORE)
@@ -329,7 +329,7 @@ class ChunkMap:
             except store_file.StoreDamaged as damage:
                 found.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
             except OSError as error:
-                found.append(f"copy {number} of the map's superblock cannot be read: {os.strerror(error.errno or 0)}")
+                found.append(f"copy {number} of the map's superblock cannot be read: {os_error.reason(error)}")
             else:
                 if copy != self.superblock:
                     found.append(f"copy {number} of the map's superblock is not the one in force")

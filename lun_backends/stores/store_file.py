@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 
 RESTORE = "restore map and chunk file together from a backup, or delete the snapshot"
 """The remedy for damage."""
@@ -74,7 +73,7 @@ def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
     except FileNotFoundError as error:
         raise StoreMissing(path) from error
     except OSError as error:
-        raise StoreUnavailable(path, os.strerror(error.errno or 0)) from error
+        raise StoreUnavailable(path, os_error.reason(error)) from error
     try:
         yield fd
     except BaseException:
@@ -86,4 +85,4 @@ def typed(path: Path, error: OSError) -> block_device.BlockDeviceError:
     """What a system call on a store's file failed of, typed."""
     if error.errno in storage_io.NO_SPACE:
         return block_device.SpaceExhausted(0)
-    return StoreUnavailable(path, os.strerror(error.errno or 0))
+    return StoreUnavailable(path, os_error.reason(error))

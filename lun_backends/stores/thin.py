@@ -31,7 +31,6 @@ again: the store refuses every further write with MediumError, and goes on readi
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -42,7 +41,7 @@ import pyroaring
 
 from lun_backends import block_device
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 from lun_backends.stores import chunk_file, chunk_map, contents, group_commit, space, store_file
 from lun_backends.stores.superblock import State, Superblock
 
@@ -213,7 +212,7 @@ class ThinStore:
             try:
                 self._map.set_state(state, reason)
             except OSError as error:
-                raise block_device.MediumError(0, True, f"{self._map.path}: {os.strerror(error.errno or 0)}") from error
+                raise block_device.MediumError(0, True, f"{self._map.path}: {os_error.reason(error)}") from error
 
     # -- reading
 
@@ -497,7 +496,7 @@ class ThinStore:
     def _break(self, error: BaseException, lba: int) -> block_device.MediumError:
         """Take no more writes."""
         if not self._broken:
-            self._broken = os.strerror(error.errno or 0) if isinstance(error, OSError) else repr(error)
+            self._broken = os_error.reason(error) if isinstance(error, OSError) else repr(error)
         return block_device.MediumError(
             lba, True, f"{self._file.path}: syncing failed ({self._broken}); no more writes are taken"
         )
@@ -510,7 +509,7 @@ class ThinStore:
     def _write_error(self, error: OSError, lba: int) -> block_device.BlockDeviceError:
         if error.errno in storage_io.NO_SPACE:
             return block_device.SpaceExhausted(lba)
-        return block_device.MediumError(lba, True, f"{self._file.path}: {os.strerror(error.errno or 0)}")
+        return block_device.MediumError(lba, True, f"{self._file.path}: {os_error.reason(error)}")
 
     # -- what is there
 

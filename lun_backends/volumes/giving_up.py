@@ -13,7 +13,6 @@ would need a copy in them are what the policy makes of them.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 import uuid
@@ -21,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lun_backends import block_device, lost_device, preserving
-from lun_backends.files import storage_io
+from lun_backends.files import small_file, storage_io
 from lun_backends.preserving import Decision
 from lun_backends.volumes import policy, snapshot
 
@@ -131,11 +130,4 @@ def unmark(path: Path, io: storage_io.StorageIO) -> None:
 
 
 def _mark(path: Path, reason: str, io: storage_io.StorageIO) -> None:
-    fd = io.open(mark_path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        text = reason.encode()
-        storage_io.write_all(io, fd, [text], 0, len(text))
-        io.fdatasync(fd)
-    finally:
-        io.close(fd)
-    io.fsync_directory(path.parent)
+    small_file.replace(mark_path(path), reason.encode(), io=io)

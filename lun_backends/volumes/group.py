@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lun_backends import block_device
-from lun_backends.files import storage_io
+from lun_backends.files import small_file, storage_io
 from lun_backends.volumes import manifest, snapshot, volume
 
 
@@ -109,21 +108,12 @@ def _commit(ordered: Sequence[volume.Volume], identity: uuid.UUID, io: storage_i
     if not path.parent.is_dir():
         path.parent.mkdir(mode=0o700, exist_ok=True)
         io.fsync_directory(parent)
-    new = path.with_suffix(".new")
-    fd = io.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        text = memoryview(json.dumps([each.directory.name for each in ordered]).encode())
-        storage_io.write_all(io, fd, [text], 0, len(text))
-        io.fdatasync(fd)
-    finally:
-        io.close(fd)
-    io.rename(new, path)
-    io.fsync_directory(path.parent)
+    small_file.replace(path, json.dumps([each.directory.name for each in ordered]).encode(), io=io)
 
 
 def _uncommit(parent: Path, identity: uuid.UUID, io: storage_io.StorageIO) -> None:
     path = manifest.group_path(parent / "any", identity)
-    for each in (path, path.with_suffix(".new")):
+    for each in (path, small_file.beside(path)):
         with contextlib.suppress(OSError):
             io.unlink(each)
             io.fsync_directory(path.parent)

@@ -26,10 +26,9 @@ import pydantic
 
 from lun_backends import block_device, names
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, small_file, storage_io
 
 _FILE = "volume.json"
-_NEW = "volume.json.new"
 _SPARE = "volume.json.spare"
 _SPARE_BYTES = 16384  # forty snapshots
 
@@ -172,7 +171,7 @@ def load(directory: Path) -> Manifest:
     except FileNotFoundError as error:
         raise ManifestError(path, "", "there is no volume here", "create it, or correct the state directory") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
+        reason = os_error.reason(error)
         raise ManifestError(path, "", reason, "check the permissions and the file system") from error
     try:
         return _TYPE.validate_json(text, strict=False)
@@ -223,16 +222,8 @@ def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = stor
 
     It goes into a spare file that has its space already: on a full disk it must be possible to delete a snapshot.
     """
-    text = memoryview(_TYPE.dump_json(manifest, indent=2) + b"\n")
-    with contextlib.suppress(FileNotFoundError):
-        io.rename(directory / _SPARE, directory / _NEW)
-    fd = io.open(directory / _NEW, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        storage_io.write_all(io, fd, [text], 0, len(text))
-        io.ftruncate(fd, len(text))
-        io.fdatasync(fd)
-    finally:
-        io.close(fd)
+    text = _TYPE.dump_json(manifest, indent=2) + b"\n"
+    small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
     _keep_spare(directory, 2 * len(text), io)
 
 
@@ -250,8 +241,7 @@ def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
 
 def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
     """Put the prepared manifest in force, durably.  Raises OSError, and then either may be in force after a crash."""
-    io.rename(directory / _NEW, directory / _FILE)
-    io.fsync_directory(directory)
+    small_file.commit(directory / _FILE, io)
 
 
 def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import crc32c
 
 from lun_backends import block_device, tracking
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 
 _SECTOR = 512
 _BITS = 508 * 8  # chunks in a sector
@@ -67,13 +67,13 @@ class PendingChunks:
         try:
             fd = io.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise PendingDamaged(path, os.strerror(error.errno or 0)) from error
+            raise PendingDamaged(path, os_error.reason(error)) from error
         opened = cls(path, fd, tracking.BitMap(), io)
         try:
             opened._read(total)
         except OSError as error:
             opened.close()
-            raise PendingDamaged(path, os.strerror(error.errno or 0)) from error
+            raise PendingDamaged(path, os_error.reason(error)) from error
         except PendingDamaged:
             opened.close()
             raise

@@ -32,12 +32,12 @@ from __future__ import annotations
 
 import itertools
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
+from lun_backends.files import os_error
 from lun_backends.volumes import pending_chunks
 
 ROUND = 8 << 20
@@ -219,7 +219,7 @@ class Restoring:
                 self.record.remove(chunks)
             except OSError as error:
                 lba = places[0][0] // self._primary.block_size
-                raise block_device.MediumError(lba, True, os.strerror(error.errno or 0)) from error
+                raise block_device.MediumError(lba, True, os_error.reason(error)) from error
 
     def _piece(self, index: int, length: int) -> memoryview:
         """The place of a round's chunk in the buffer."""

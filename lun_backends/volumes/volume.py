@@ -98,7 +98,7 @@ DEFAULT_CHUNK_SIZE = 65536
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds; what a barrier may well take
 _PENDING = ".pending"
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid|pending)")
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid|invalid\.new|pending)")
 
 
 @dataclasses.dataclass

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import shutil
 import threading
 import urllib.parse
@@ -30,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lun_backends.files import small_file
+from lun_backends.files import os_error, small_file
 from target import messages
 from target.administration import portals
 from target.configuration import reader, settings, writer
@@ -390,14 +389,14 @@ class Administration:
             except writer.CannotSave as error:
                 raise problems.file_failed(path, str(error)) from error
             except OSError as error:
-                raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+                raise problems.file_failed(path, os_error.reason(error)) from error
             changes = writer.difference(old, new, str(path))
             backup: Path | None = None
             if not dry_run and new != old:
                 try:
                     backup = writer.write(path, new)
                 except OSError as error:
-                    raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+                    raise problems.file_failed(path, os_error.reason(error)) from error
             return messages.Saved(str(path), changes, str(backup or ""))
 
     def restore(self, request: messages.ConfigurationFile, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
@@ -408,7 +407,7 @@ class Administration:
         except reader.ConfigurationError as error:
             raise problems.invalid(str(path), str(error)) from error
         except OSError as error:
-            raise problems.refused(f"{path} cannot be read", os.strerror(error.errno or 0), "name another") from error
+            raise problems.refused(f"{path} cannot be read", os_error.reason(error), "name another") from error
         with self._lock:
             return self._become(wanted, force=force, dry_run=dry_run)
 

@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
-from lun_backends.files import small_file
+from lun_backends.files import os_error, small_file
 from lun_backends.volumes import volume
 from target.service import jobs, problems
 
@@ -74,7 +74,7 @@ def export(
     except FileExistsError:
         raise problems.file_exists(path) from None
     except OSError as error:
-        raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+        raise problems.file_failed(path, os_error.reason(error)) from error
 
 
 class _Raw:
@@ -112,7 +112,7 @@ def check_room(path: Path, needed: int) -> None:
     try:
         space = os.statvfs(path.parent)
     except OSError as error:
-        raise problems.file_failed(path, os.strerror(error.errno or 0)) from error
+        raise problems.file_failed(path, os_error.reason(error)) from error
     free = space.f_bavail * space.f_frsize
     if needed > free:
         raise problems.no_room(path, needed, free)

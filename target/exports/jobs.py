@@ -17,6 +17,7 @@ from pathlib import Path
 from lun_backends import block_device
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
+from lun_backends.files import os_error
 from lun_backends.stores import contents
 from lun_backends.volumes import volume
 from target import messages
@@ -194,7 +195,7 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
         found, kind = size, request.backing_format
     except OSError as error:
         raise problems.refused(
-            f"{path} was not written", f"{below} cannot be read: {os.strerror(error.errno or 0)}", "check the file"
+            f"{path} was not written", f"{below} cannot be read: {os_error.reason(error)}", "check the file"
         ) from error
     kind = request.backing_format or kind
     if found != size:

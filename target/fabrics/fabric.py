@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from lun_backends.files import os_error
 from target.configuration import fabric_kind, settings
 from target.fabrics import access
 from target.iscsi import chap, errors
@@ -231,7 +231,7 @@ def _explained(address: str) -> Iterator[None]:
             remedy = f"stop what uses it (`ss -tlnp` lists who listens), or {remedy}"
         elif error.errno == errno.EADDRNOTAVAIL:
             remedy = f"`ip address` lists those that this machine has; {remedy}"
-        reason = os.strerror(error.errno or 0)  # without the address once more, which `error.strerror` may have
+        reason = os_error.reason(error)  # without the address once more, which `error.strerror` may have
         raise CannotListen(f"initiators cannot be listened for on {address} ({reason})", remedy) from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ import pydantic
 
 from lun_backends import block_device
 from lun_backends.backups import differences
-from lun_backends.files import backing_file
+from lun_backends.files import backing_file, os_error
 from lun_backends.volumes import manifest, volume
 from target import units
 
@@ -191,7 +190,7 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
     except block_device.BlockDeviceError as error:
         raise refused(what, str(error), remedy or "see the daemon's log") from error
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
+        reason = os_error.reason(error)
         raise refused(what, reason, remedy or "check the disk and the permissions") from error
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import target
 from lun_backends import block_device
 from lun_backends.backups import pieces
+from lun_backends.files import os_error
 from lun_backends.volumes import group, volume
 from target import messages
 from target.configuration import settings
@@ -297,7 +298,7 @@ class Service:
                     owner.delete_snapshot(snapshot.name)
                 self._after_deletion(owner, snapshot)
             if isinstance(error, OSError):
-                raise problems.file_failed(self.state_dir / "luns.json", os.strerror(error.errno or 0)) from error
+                raise problems.file_failed(self.state_dir / "luns.json", os_error.reason(error)) from error
             raise
 
     def _taken(self, owner: volume.Volume, snapshot: volume.Snapshot) -> messages.Taken:

@@ -254,7 +254,7 @@ class TestFailingDisk:
         bench.open(on_error=DROP).create_snapshot("a")
         bench.io.fail("*", path="*.map")
         bench.io.fail("*", path="*.chunks")
-        bench.io.fail("*", path="*.invalid")
+        bench.io.fail("*", path="*.invalid*")
         with pytest.raises(block_device.PreserveFailed):
             bench.write(1, 200)
         assert bench.data() == BEFORE
@@ -349,7 +349,7 @@ class TestOutOfReach:
         bench.volume.close()
         bench.io.fail("open", errno.EACCES, path=f"{bench.volume.snapshot('a').uuid}.map")
         bench.open()
-        bench.io.fail("open", errno.EROFS, path="*.invalid")
+        bench.io.fail("open", errno.EROFS, path="*.invalid*")
         with pytest.raises(volume.VolumeError):
             bench.volume.delete_snapshot("b")
         bench.reopen()
@@ -461,7 +461,7 @@ class TestLostOnTheWayDown:
         for rule in policy.OnError:
             bench.io.heal()
             bench.io.fail("open", errno.ENOENT, path=name)
-            bench.io.fail("open", errno.EROFS, path="*.invalid")
+            bench.io.fail("open", errno.EROFS, path="*.invalid*")
             bench.open(on_error=rule)
             with pytest.raises(block_device.PreserveFailed):
                 bench.write(2, 201)

@@ -11,7 +11,7 @@ from unittest import mock
 
 from lun_backends import block_device, copy_on_write, flat, preserving, tracking
 from lun_backends.block_device import ExtentKind
-from lun_backends.files import storage_io
+from lun_backends.files import small_file, storage_io
 from lun_backends.stores import chunk_map, thin
 from lun_backends.volumes import manifest, restoring, volume
 
@@ -125,9 +125,14 @@ def manifest_renamed_unsynced() -> Iterator[None]:
         yield
 
 
+def _rename(at: Path, io: storage_io.StorageIO) -> None:
+    path = at / manifest._FILE
+    io.rename(small_file.beside(path), path)
+
+
 def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
     """The new manifest's name is not made durable."""
-    return mock.patch.object(manifest, "commit", lambda at, io: io.rename(at / manifest._NEW, at / manifest._FILE))
+    return mock.patch.object(manifest, "commit", _rename)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,13 @@ unit from being served: a reservation forgotten would let in whom it was made to
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import pydantic
 
+from lun_backends.files import small_file
 from target.scsi.reservations.persistent_reservation import Port, Reservation, State, Type
 
 
@@ -78,19 +78,6 @@ def store(path: Path, state: State) -> None:
             None if held is None else _Reservation(held.type, held.holder.initiator, held.holder.isid),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(path.name + ".new")
-        with new.open("wb") as file:
-            file.write(_TYPE.dump_json(content, indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        small_file.replace(path, _TYPE.dump_json(content, indent=2) + b"\n")
     else:
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        small_file.remove(path)
