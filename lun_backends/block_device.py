@@ -5,9 +5,10 @@ A block device is an array of `size` bytes addressed in bytes; every offset and 
 `block_size`.  Data travels as scatter lists (`Buffers`): sequences of memoryviews of bytes whose lengths add up to the
 length of the transfer.  The views belong to the caller and are only used until the call returns.
 
-Calls block until done, on the caller's thread; every method may be called from any number of threads at once.  A
-caller that must not wait for a disk (an event loop) passes `nowait=True`: the call is then either done at once, in
-full, or raises `WouldBlock` having changed nothing, and the caller runs it again on a worker thread without `nowait`.
+Every method may be called from any number of threads at once, and returns when it is done, on the caller's thread.  A caller
+that must not wait for a disk (an event loop) uses `read_now`, `write_now` and `prepare_now` instead.  They never wait: they
+return True if all is done, or False, having changed nothing that matters.  The caller then lets a worker thread do the same
+with `readv`, `writev` or `prepare_writes`.
 
 | method           | blank blocks          | written blocks of a write-once device | read-only device   |
 | ---------------- | --------------------- | ------------------------------------- | ------------------ |
@@ -170,7 +171,10 @@ class DeviceClosed(BlockDeviceError):
 
 
 class WouldBlock(Exception):
-    """The call cannot be done without waiting; nothing was changed.  Run it again where waiting is allowed."""
+    """A command cannot be done without waiting, and changed nothing that matters.  Run it again where waiting is allowed.
+
+    Block devices do not raise it: they answer False.  The device server (`target.scsi`) raises it for whole commands.
+    """
 
 
 class ExtentKind(enum.Enum):
@@ -228,19 +232,19 @@ class BlockDevice(abc.ABC):
     write_once: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         """Fill `buffers` from byte `offset` on.
 
-        Raises BlankBlock, OutOfRange, MediumError, SnapshotInvalid, DeviceClosed; WouldBlock only with `nowait`.
+        Raises BlankBlock, OutOfRange, MediumError, SnapshotInvalid, DeviceClosed.
         On an error the content of the buffers is undefined.
         """
 
     @abc.abstractmethod
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         """Write `buffers` at byte `offset`; with `fua` return only when they are on stable storage.
 
         Raises BlockWritten, WriteProtected, OutOfRange, SpaceExhausted, MediumError, PreserveFailed, StateInDoubt,
-        ReservationConflict, DeviceClosed; WouldBlock only with `nowait`.
+        ReservationConflict, DeviceClosed.
         """
 
     @abc.abstractmethod
@@ -263,36 +267,39 @@ class BlockDevice(abc.ABC):
         """Flush and release; later calls raise DeviceClosed.  Closing twice is allowed."""
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        """`readv` with `nowait` for whoever knows the `length` of the buffers and wants an answer, not an exception, if it would
-        wait: whether it is done.  Raises what `readv` raises, WouldBlock where that is known no sooner (a gate that is held).
+        """Read without waiting.  Return True if done, False if that would wait; the content of the buffers is then undefined.
+
+        `length` is the total length of `buffers` in bytes, which the caller knows.  Raises what `readv` raises.
         """
-        try:
-            self.readv(offset, buffers, nowait=True)
-        except WouldBlock:
-            return False
-        return True
+        return False
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        """The same for `writev`."""
-        try:
-            self.writev(offset, buffers, nowait=True)
-        except WouldBlock:
-            return False
-        return True
+        """Write without waiting.  Return True if done, False if that would wait; some of the data may be written then.
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
-        """Do ahead, for many coming writes at once, what they would each have to wait for (preserve pre-images with one
-        commit).  `ranges` are (offset, length) in bytes.  Only a hint: errors are left for the writes to meet.
-
-        Raises WouldBlock only with `nowait`, if there is nothing to do or it would have to wait.
+        `length` is the total length of `buffers` in bytes, which the caller knows.  Raises what `writev` raises.
         """
-        if nowait:
-            raise WouldBlock
+        return False
+
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:  # noqa: B027 - most devices have nothing to do
+        """Do ahead, for many coming writes at once, the work that each of them would wait for.
+
+        Copy-on-write preserves pre-images so, with one commit.  `ranges` are (offset, length) in bytes.  This is only a hint:
+        errors are left for the writes to meet.
+        """
+
+    def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Prepare as many of the writes as is possible without waiting.
+
+        Return False if there is nothing to do or all of it would wait, so that the writes are not worth another try.
+        """
+        return False
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[BlockDevice]:
-        """Hold all other writes to this device while the context is open, running ones drained; yields a device that the
-        holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no write can be atomic.
+        """Hold all other writes to this device while the context is open, running ones drained.
+
+        Yields a device that the holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no
+        write can be atomic.
         """
         raise NotSupported("atomic read-modify-write")
-        yield self
+        yield self  # never reached: it makes this function a generator, as contextmanager needs

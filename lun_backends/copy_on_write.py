@@ -53,7 +53,9 @@ class Overlay(Protocol):
 
     pending: tracking.BitMap
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None: ...
+    def readv(self, offset: int, buffers: Buffers) -> None: ...
+
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool: ...
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
 
@@ -183,20 +185,14 @@ class CopyOnWrite(block_device.BlockDevice):
 
     # The block device -----------------------------------------------------------------------------------------------
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        self._source.readv(offset, buffers, nowait=nowait)
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        self._source.readv(offset, buffers)
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        if self._overlay is not None:
-            return super().read_now(offset, length, buffers)
-        return self.primary.read_now(offset, length, buffers)
+        return self._source.read_now(offset, length, buffers)
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        if nowait:
-            if fua or not self.write_now(offset, length, buffers):
-                raise block_device.WouldBlock
-            return
         first = offset >> self._shift
         last = (offset + length - 1) >> self._shift
         gate = self.gate
@@ -213,7 +209,8 @@ class CopyOnWrite(block_device.BlockDevice):
         first = offset >> self._shift
         last = (offset + length - 1) >> self._shift
         gate = self.gate
-        gate.enter(True)
+        if not gate.enter_now():
+            return False
         try:
             if (first in self._known) if first == last else self._covers(first, last):
                 return self.primary.write_now(offset, length, buffers)
@@ -226,16 +223,17 @@ class CopyOnWrite(block_device.BlockDevice):
             [(offset, length)], lambda: self.primary.write_zeroes(offset, length, discard=discard, fua=fua)
         )
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
-        """With `nowait` copies what it can from page cache to page cache, on the caller's thread: handing each copy to a
-        worker costs more than the copy.  What it leaves over (a chunk that must be read from the disk, one written in
-        part, one that fails) the writes find missing, and wait for where waiting is allowed.
-        """
-        if nowait:
-            self.preserver.preserve_now(ranges)
-            return
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
         with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
             self._prepare(self.preserver.spans(ranges))
+
+    def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Copy what can be copied from page cache to page cache, on the caller's thread.
+
+        Handing each copy to a worker would cost more than the copy.  Left over are chunks that must be read from the disk,
+        chunks written in part, and copies that fail.  The writes find them missing, and wait where waiting is allowed.
+        """
+        return self.preserver.preserve_now(ranges)
 
     def flush(self) -> None:
         self.primary.flush()
@@ -317,12 +315,10 @@ class _Held(block_device.BlockDevice):
         self.size = device.size
         self.block_size = device.block_size
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        self._device.readv(offset, buffers, nowait=nowait)
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        self._device.readv(offset, buffers)
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
-        if nowait:
-            raise block_device.WouldBlock
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         self._device.prepare_held(offset, block_device.total_length(buffers))
         self._device.primary.writev(offset, buffers, fua=fua)
 

@@ -4,13 +4,13 @@
 Every byte of the device is the byte at the same offset of the file.  Buffered (the default), or with `O_DIRECT`: then
 the caller's buffers go straight to the device if their addresses allow it, else through an aligned one of ours.
 
-What `nowait` does:
+What is done without waiting:
 
-| operation | buffered                                                                             | O_DIRECT   |
-| --------- | ------------------------------------------------------------------------------------ | ---------- |
-| `readv`   | `preadv2(RWF_NOWAIT)`: done if the page cache has all of it                          | WouldBlock |
-| `writev`  | in place, into the page cache, if no page has to be read first and the device is not | WouldBlock |
-|           | known slow; with `fua` WouldBlock                                                    |            |
+| operation   | buffered                                                                        | O_DIRECT |
+| ----------- | ------------------------------------------------------------------------------- | -------- |
+| `read_now`  | `preadv2(RWF_NOWAIT)`: done if the page cache has all of it                     | nothing  |
+| `write_now` | a write into the page cache, if no page has to be read first and the device is  | nothing  |
+|             | not known to be slow                                                            |          |
 
 An in-place write can still wait (dirty-page throttling, a journal commit).  So each is timed, and a second one that took
 longer than 2 ms within 32 writes sends all writes of the next second to the workers, where waiting hurts nobody else.  A
@@ -142,12 +142,8 @@ class Flat(block_device.BlockDevice):
             return 0 if backing_file.file_system(self._descriptor.fd) in backing_file.MEMORY_FILE_SYSTEMS else None
         return os.RWF_NOWAIT
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        if nowait:
-            if not self.read_now(offset, length, buffers):
-                raise block_device.WouldBlock
-            return
         if offset + length > self.size:
             raise self._out_of_range(offset)
         descriptor = self._descriptor
@@ -173,16 +169,12 @@ class Flat(block_device.BlockDevice):
                 raise self._error(error, offset, writing=False) from error
             return False
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         if offset + length > self.size:
             raise self._out_of_range(offset)
         if self.read_only:
             raise block_device.WriteProtected
-        if nowait:
-            if fua or not self.write_now(offset, length, buffers):
-                raise block_device.WouldBlock
-            return
         descriptor = self._descriptor
         try:
             if self._pwritev(descriptor.fd, buffers, offset, os.RWF_DSYNC if fua else 0) == length:

@@ -40,10 +40,16 @@ class LostDevice(block_device.BlockDevice):
     def _refuse(self) -> NoReturn:
         raise block_device.SnapshotInvalid(self.reason)
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         self._refuse()
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        self._refuse()
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
+        self._refuse()
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         self._refuse()
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:

@@ -175,7 +175,11 @@ class Preserver:
                 self._wait(side, busy)
                 done = False
 
-    def preserve_now(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def preserve_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        """Copy chunks of the ranges from page cache to page cache, without waiting; return False if none may be.
+
+        Those that cannot be copied so, or whose copy fails, are left for the writes to meet.
+        """
         side = self.side
         began = time.monotonic()
         if (
@@ -184,9 +188,9 @@ class Preserver:
             or self.copy_timeout is not None
             or began < self._slow_until
         ):
-            raise block_device.WouldBlock
+            return False
         waits = _waits()
-        self._preserve_round(side, self.spans(ranges), nowait=True)
+        self._preserve_round(side, self.spans(ranges), now=True)
         ended = time.monotonic()
         if ended - began > _SLOW_ROUND and _waits() != waits:
             if self._suspicion:
@@ -194,6 +198,7 @@ class Preserver:
             self._suspicion = _SUSPICION
         elif self._suspicion:
             self._suspicion -= 1
+        return True
 
     def spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
@@ -205,7 +210,7 @@ class Preserver:
         ]
 
     def _preserve_round(
-        self, side: Side, spans: Sequence[tuple[int, int]], *, nowait: bool = False
+        self, side: Side, spans: Sequence[tuple[int, int]], *, now: bool = False
     ) -> tuple[bool, set[int]]:
         """Claim and preserve what is missing, at most a round of it.
 
@@ -214,7 +219,7 @@ class Preserver:
         mine: list[int] = []
         busy: set[int] = set()
         known = side.tracker.known
-        limit = self._round_now if nowait else self._round
+        limit = self._round_now if now else self._round
         done = True
         with self._claiming:
             if side is not self.side:
@@ -236,7 +241,7 @@ class Preserver:
         busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
         if mine:
             mine.sort()
-            if nowait:
+            if now:
                 self._copy_now(side, mine)
             else:
                 done = self._copy(side, mine) and done
@@ -307,7 +312,7 @@ class Preserver:
     def _copy_now(self, side: Side, chunks: list[int]) -> None:
         """Copy those of the claimed chunks that need no waiting; failures are for `_copy` to meet, and to decide about."""
         try:
-            tried, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks), nowait=True)
+            tried, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks), now=True)
             side.tracker.add_many(sorted(set(tried).difference(futile)) if futile else tried)
             self.counters.copies += len(tried) - len(futile)
         except block_device.BlockDeviceError:
@@ -321,10 +326,10 @@ class Preserver:
             self._released.notify_all()
 
     def _put(
-        self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]], *, nowait: bool = False
+        self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]], *, now: bool = False
     ) -> tuple[list[int], list[int]]:
         """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that were put, and those of
-        them that met written blocks.  With `nowait` stops at the first that the page cache does not have.
+        them that met written blocks.  With `now` stops at the first that the page cache does not have.
 
         Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so what it refuses is put again,
         chunk by chunk.
@@ -337,9 +342,9 @@ class Preserver:
             while waiting:
                 run = waiting.popleft()
                 view = [buffer[: run.length]]
-                try:
-                    self.primary.readv(run.offset, view, nowait=nowait)
-                except block_device.WouldBlock:
+                if not now:
+                    self.primary.readv(run.offset, view)
+                elif not self.primary.read_now(run.offset, run.length, view):
                     if len(run.pieces) > 1:
                         waiting.clear()
                         waiting.extend(run.parts())

@@ -96,7 +96,7 @@ class _Device(flat.Flat):
 class RemoteWriteOnce(block_device.BlockDevice):
     """The write-once LUN behind the block device at `path`.  Raises backing_file.CannotOpen.
 
-    Calls wait for the network, so everything raises WouldBlock under `nowait`.
+    Every call waits for the network, so nothing is ever done without waiting.
     """
 
     write_once: ClassVar[bool] = True
@@ -122,9 +122,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
                 path, str(error), "give a write-once LUN; it answers GET LBA STATUS"
             ) from error
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        if nowait:
-            raise block_device.WouldBlock
+    def readv(self, offset: int, buffers: Buffers) -> None:
         for last_try in (False, True):
             try:
                 self._device.readv(offset, buffers)
@@ -136,9 +134,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
                 if last_try:
                     raise self._unexplained(offset, writing=False) from failure
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
-        if nowait:
-            raise block_device.WouldBlock
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         try:
             self._device.writev(offset, buffers, fua=fua)
         except _TargetFailure as failure:

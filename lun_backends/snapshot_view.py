@@ -66,17 +66,29 @@ class SnapshotView(BlockDevice):
         self._own = own
         self._closed = False
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         self._check(offset, length)
         reading = self._chain.reading
         reading.append(None)
         try:
-            self._read(self._links(), offset, length, buffers, nowait)
+            self._read(self._links(), offset, length, buffers, now=False)
         finally:
             reading.pop()
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        self._check(offset, length)
+        reading = self._chain.reading
+        reading.append(None)
+        try:
+            return self._read(self._links(), offset, length, buffers, now=True)
+        finally:
+            reading.pop()
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
+        raise block_device.WriteProtected
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         raise block_device.WriteProtected
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
@@ -116,26 +128,40 @@ class SnapshotView(BlockDevice):
             raise block_device.DeviceClosed
         return links[links.index(self._own) :]
 
-    def _read(self, links: Sequence[BlockDevice], offset: int, length: int, buffers: Buffers, nowait: bool) -> None:
+    def _read(self, links: Sequence[BlockDevice], offset: int, length: int, buffers: Buffers, *, now: bool) -> bool:
+        """Read through `links` and the primary; with `now` return False where that would wait."""
         if not links:
-            self._primary.readv(offset, buffers, nowait=nowait)
-            self._look_again(offset, length, buffers, nowait)
-            return
+            if not now:
+                self._primary.readv(offset, buffers)
+            elif not self._primary.read_now(offset, length, buffers):
+                return False
+            return self._look_again(offset, length, buffers, now=now)
         for extent in links[0].extents(offset, length):
             whole = extent.length == length
             piece = buffers if whole else block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
             if extent.kind is ExtentKind.BLANK:
-                self._read(links[1:], extent.offset, extent.length, piece, nowait)
-            else:
-                links[0].readv(extent.offset, piece, nowait=nowait)
+                if not self._read(links[1:], extent.offset, extent.length, piece, now=now):
+                    return False
+            elif not now:
+                links[0].readv(extent.offset, piece)
+            elif not links[0].read_now(extent.offset, extent.length, piece):
+                return False
+        return True
 
-    def _look_again(self, offset: int, length: int, buffers: Buffers, nowait: bool) -> None:
-        """Rule 3: what was preserved while the primary was read comes from its copy; the oldest copy is ours, so last."""
+    def _look_again(self, offset: int, length: int, buffers: Buffers, *, now: bool) -> bool:
+        """Replace what was preserved while the primary was read by its copy (rule 3); with `now` as `_read`.
+
+        The oldest copy is the one to show, so it comes last.
+        """
         for link in reversed(self._links()):
             for extent in link.extents(offset, length):
                 if extent.kind is not ExtentKind.BLANK:
                     piece = block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
-                    link.readv(extent.offset, piece, nowait=nowait)
+                    if not now:
+                        link.readv(extent.offset, piece)
+                    elif not link.read_now(extent.offset, extent.length, piece):
+                        return False
+        return True
 
     def _window(self, offset: int, length: int) -> list[Extent]:
         reading = self._chain.reading

@@ -6,10 +6,10 @@ The barrier is that of rule 7 (lun_backends/README.md).
 An ordinary write enters, does its work, and leaves.  A holder stops new entries and waits until the running ones have
 left.  What it guarantees: between the moment `hold` yields and the moment it ends, no write is inside the gate.
 
-| gate | enter()          | enter(nowait=True) | hold()                  |
+| gate | enter()          | enter_now()        | hold()                  |
 | ---- | ---------------- | ------------------ | ----------------------- |
-| open | inside           | inside             | held, once drained      |
-| held | waits until open | WouldBlock         | waits until it is open  |
+| open | inside           | inside, True       | held, once drained      |
+| held | waits until open | outside, False     | waits until it is open  |
 
 Entering must cost next to nothing (it is on the way of every write), so there is no lock on that path: an entry is an
 element of a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets
@@ -26,8 +26,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lun_backends import block_device
-
 
 class WriteGate:
     """Counts the writes that are running and lets one holder at a time have none of them."""
@@ -42,17 +40,23 @@ class WriteGate:
         self._holder = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
 
-    def enter(self, nowait: bool = False) -> None:
-        """Come in; waits while the gate is held, or raises WouldBlock with `nowait`."""
+    def enter(self) -> None:
+        """Enter the gate.  Block while it is held."""
         self._inside.append(None)
         while self.held:
             self.leave()
-            if nowait:
-                raise block_device.WouldBlock
             with self._changed:
                 while self.held:
                     self._changed.wait()
             self._inside.append(None)
+
+    def enter_now(self) -> bool:
+        """Enter the gate without waiting.  Return False, and stay outside, if it is held."""
+        self._inside.append(None)
+        if self.held:
+            self.leave()
+            return False
+        return True
 
     def leave(self) -> None:
         """Undo one `enter`."""

@@ -90,7 +90,7 @@ class WriteOnce(block_device.BlockDevice):
 
     # -- the contract
 
-    def readv(self, offset: int, buffers: block_device.Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: block_device.Buffers) -> None:
         first = offset >> self._shift
         count = (len(buffers[0]) if len(buffers) == 1 else block_device.total_length(buffers)) >> self._shift
         self._running.append(None)
@@ -100,13 +100,24 @@ class WriteOnce(block_device.BlockDevice):
             if first + count > self._blocks:
                 raise block_device.OutOfRange(max(first, self._blocks))
             if count:
-                self.store.read(first, count, buffers, nowait=nowait)
+                self.store.read(first, count, buffers)
         finally:
             self._running.pop()
 
-    def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False, nowait: bool = False) -> None:
-        if nowait:
-            raise block_device.WouldBlock
+    def read_now(self, offset: int, length: int, buffers: block_device.Buffers) -> bool:
+        first = offset >> self._shift
+        count = length >> self._shift
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            if first + count > self._blocks:
+                raise block_device.OutOfRange(max(first, self._blocks))
+            return not count or self.store.read(first, count, buffers, now=True)
+        finally:
+            self._running.pop()
+
+    def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False) -> None:
         self._write(offset, block_device.total_length(buffers), buffers, fua)
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:

@@ -4,9 +4,10 @@
 It guarantees what `lun_backends.block_device` asks of a primary or (`write_once=True`) of a write-once device, checks that
 its callers keep their side (alignment, lengths), and can be told to misbehave:
 
-* `blocking=True`: whatever is asked with `nowait` raises WouldBlock;
+* `blocking=True`: nothing is done without waiting;
 * `inject(method, error, times)`: the next calls of that method raise the error, nothing changed;
-* `before`: called with (method, offset, length) before every operation, without the lock held; it may wait, or raise.
+* `before`: called with (method, offset, length) before every operation, without the lock held; it may wait, raise,
+  or return False to say that the operation would wait for the disk.
 
 `calls` counts the calls of each method that got as far as doing something; `prepared` lists what `prepare_writes` was told.
 """
@@ -45,7 +46,7 @@ class MemoryDevice(block_device.BlockDevice):
         self.blocking = blocking
         self.data = bytearray(size)
         self.written = bytearray(size // block_size)  # 1: the block holds data
-        self.before: Callable[[str, int, int], None] | None = None
+        self.before: Callable[[str, int, int], object] | None = None
         self.calls: collections.Counter[str] = collections.Counter()
         self.prepared: list[list[tuple[int, int]]] = []
         self.closed = False
@@ -61,9 +62,19 @@ class MemoryDevice(block_device.BlockDevice):
         self.data[offset : offset + len(data)] = data
         self._mark(offset, len(data), 1)
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        self._enter("readv", offset, block_device.total_length(buffers))
+        self._read(offset, buffers)
+
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        assert length == block_device.total_length(buffers)
+        if self.blocking or not self._enter("readv", offset, length):
+            return False
+        self._read(offset, buffers)
+        return True
+
+    def _read(self, offset: int, buffers: Buffers) -> None:
         length = block_device.total_length(buffers)
-        self._enter("readv", offset, length, nowait)
         with self._lock:
             if self.write_once:
                 blank = self._find(offset, length, 0)
@@ -73,11 +84,19 @@ class MemoryDevice(block_device.BlockDevice):
                 buffer[:] = self.data[offset : offset + len(buffer)]
                 offset += len(buffer)
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
+        self._enter("writev", offset, block_device.total_length(buffers))
+        self._write(offset, buffers, fua=fua)
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        assert length == block_device.total_length(buffers)
+        if self.blocking or not self._enter("writev", offset, length):
+            return False
+        self._write(offset, buffers)
+        return True
+
+    def _write(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         length = block_device.total_length(buffers)
-        self._enter("writev", offset, length, nowait)
-        if nowait and fua:
-            raise block_device.WouldBlock
         with self._lock:
             self._check_write(offset, length)
             self._mark(offset, length, 1)
@@ -88,7 +107,7 @@ class MemoryDevice(block_device.BlockDevice):
                 self.calls["fua"] += 1
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
-        self._enter("write_zeroes", offset, length, nowait=False)
+        self._enter("write_zeroes", offset, length)
         with self._lock:
             if discard and self.write_once and not self.read_only:
                 raise block_device.NotSupported("deallocating")
@@ -99,10 +118,10 @@ class MemoryDevice(block_device.BlockDevice):
                 self.calls["fua"] += 1
 
     def flush(self) -> None:
-        self._enter("flush", 0, 0, nowait=False)
+        self._enter("flush", 0, 0)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        self._enter("extents", offset, length, nowait=False)
+        self._enter("extents", offset, length)
         unwritten = ExtentKind.BLANK if self.write_once else ExtentKind.HOLE
         end = offset + length
         while offset < end:
@@ -116,10 +135,14 @@ class MemoryDevice(block_device.BlockDevice):
     def close(self) -> None:
         self.closed = True
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
-        if nowait and self.blocking:
-            raise block_device.WouldBlock
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
         self.prepared.append(list(ranges))
+
+    def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        if self.blocking:
+            return False
+        self.prepared.append(list(ranges))
+        return True
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[block_device.BlockDevice]:
@@ -131,15 +154,16 @@ class MemoryDevice(block_device.BlockDevice):
             self.calls["exclusive"] += 1
             yield self
 
-    def _enter(self, method: str, offset: int, length: int, nowait: bool) -> None:
-        """What every operation begins with: the caller's side of the contract, then the errors a test asked for."""
+    def _enter(self, method: str, offset: int, length: int) -> bool:
+        """Begin an operation: check the caller's side of the contract, then raise the error that a test injected.
+
+        Return False if `before` said that the operation would wait.
+        """
         assert offset >= 0
         assert offset % self.block_size == 0
         assert length % self.block_size == 0
-        if nowait and self.blocking:
-            raise block_device.WouldBlock
-        if self.before is not None:
-            self.before(method, offset, length)
+        if self.before is not None and self.before(method, offset, length) is False:
+            return False
         if self._errors[method]:
             raise self._errors[method].pop(0)
         if self.closed:
@@ -147,6 +171,7 @@ class MemoryDevice(block_device.BlockDevice):
         if offset + length > self.size:
             raise block_device.OutOfRange(max(offset, self.size) // self.block_size)
         self.calls[method] += 1
+        return True
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.read_only:

@@ -76,20 +76,22 @@ class ChunkFile:
                 raise store_file.typed(path, error) from error
             return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
 
-    def read(self, place: int, buffers: block_device.Buffers, length: int, lba: int, nowait: bool) -> None:
-        """Fill `buffers`; `lba` is the block at `place`, for errors.  Raises MediumError; WouldBlock with `nowait`."""
+    def read(self, place: int, buffers: block_device.Buffers, length: int, lba: int, now: bool) -> bool:
+        """Fill `buffers` with `length` bytes from byte `place` on; with `now` return False if that would wait.
+
+        `lba` is the block at `place`, for errors.  Raises MediumError.
+        """
         try:
-            got = storage_io.read_all(self._io, self._fd, buffers, place, length, os.RWF_NOWAIT if nowait else 0)
+            got = storage_io.read_all(self._io, self._fd, buffers, place, length, os.RWF_NOWAIT if now else 0)
         except OverflowError as error:  # a slot that is none: the map has rotted
             raise block_device.MediumError(lba, False, f"{self.path} ends before the block") from error
         except OSError as error:
-            if nowait and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise block_device.WouldBlock from error
+            if now and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return False
             raise block_device.MediumError(lba, False, f"{self.path}: {os_error.reason(error)}") from error
-        if got != length:
-            if nowait:
-                raise block_device.WouldBlock
+        if got != length and not now:
             raise block_device.MediumError(lba + got // self._block_size, False, f"{self.path} ends before the block")
+        return got == length
 
     def write(self, place: int, data: block_device.Buffers, length: int) -> None:
         """Write a scatter list.  Raises OSError."""

@@ -216,8 +216,11 @@ class ThinStore:
 
     # -- reading
 
-    def read(self, first: int, count: int, buffers: block_device.Buffers, *, nowait: bool = False) -> None:
-        """Fill `buffers` with `count` blocks from block `first` on.  Raises BlankBlock, MediumError, WouldBlock."""
+    def read(self, first: int, count: int, buffers: block_device.Buffers, *, now: bool = False) -> bool:
+        """Fill `buffers` with `count` blocks from block `first` on; with `now` return False if that would wait.
+
+        Raises BlankBlock, MediumError.
+        """
         map_ = self._map
         per_chunk = self.blocks_per_chunk
         block_size = self.block_size
@@ -227,8 +230,7 @@ class ThinStore:
             if missing := mask & ~map_.written(chunk):
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
             place = self._place(chunk, start)
-            self._file.read(place, buffers, count * block_size, first, nowait)
-            return
+            return self._file.read(place, buffers, count * block_size, first, now)
         runs: list[list[int]] = []  # [place in the chunk file, bytes], neighbours there joined
         for chunk, start, blocks in self._pieces(first, count):
             mask = ((1 << blocks) - 1) << start
@@ -242,8 +244,10 @@ class ThinStore:
         done = 0
         for place, length in runs:
             part = buffers if len(runs) == 1 else block_device.slice_buffers(buffers, done, length)
-            self._file.read(place, part, length, first + done // block_size, nowait)
+            if not self._file.read(place, part, length, first + done // block_size, now):
+                return False
             done += length
+        return True
 
     def _place(self, chunk: int, start: int) -> int:
         """Where written blocks are in the chunk file, in bytes.  Raises MediumError."""

@@ -51,20 +51,35 @@ class Moment:
         self._view = view
         self._size = size
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         length = block_device.total_length(buffers)
-        inside = max(0, min(length, self._view.size - offset))
+        inside = self._inside(offset, length)
         if inside:
-            self._view.readv(offset, block_device.slice_buffers(buffers, 0, inside), nowait=nowait)
-        for buffer in block_device.slice_buffers(buffers, inside, length - inside):
-            buffer[:] = bytes(len(buffer))
+            self._view.readv(offset, block_device.slice_buffers(buffers, 0, inside))
+        _zero(block_device.slice_buffers(buffers, inside, length - inside))
+
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        inside = self._inside(offset, length)
+        if inside and not self._view.read_now(offset, inside, block_device.slice_buffers(buffers, 0, inside)):
+            return False
+        _zero(block_device.slice_buffers(buffers, inside, length - inside))
+        return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        inside = max(0, min(length, self._view.size - offset))
+        inside = self._inside(offset, length)
         if inside:
             yield from self._view.extents(offset, inside)
         if inside < length:
             yield Extent(offset + inside, length - inside, ExtentKind.HOLE)
+
+    def _inside(self, offset: int, length: int) -> int:
+        """Return how many bytes of the range the view has."""
+        return max(0, min(length, self._view.size - offset))
+
+
+def _zero(buffers: Buffers) -> None:
+    for buffer in buffers:
+        buffer[:] = bytes(len(buffer))
 
 
 def to_settle(
@@ -109,15 +124,25 @@ class Restoring:
         self._buffer = memoryview(mmap.mmap(-1, self._round * chunk_size))  # page-aligned, for O_DIRECT
         self._there = memoryview(mmap.mmap(-1, chunk_size))
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         """As the contract's."""
         length = block_device.total_length(buffers)
         if offset + length > self._primary.size or self._is_settled(offset, length):
-            self._primary.readv(offset, buffers, nowait=nowait)
+            self._primary.readv(offset, buffers)
             return
         for start, count, waiting in self._runs(offset, length):
             source = self._moment if waiting else self._primary
-            source.readv(start, block_device.slice_buffers(buffers, start - offset, count), nowait=nowait)
+            source.readv(start, block_device.slice_buffers(buffers, start - offset, count))
+
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        """As the contract's."""
+        if offset + length > self._primary.size or self._is_settled(offset, length):
+            return self._primary.read_now(offset, length, buffers)
+        for start, count, waiting in self._runs(offset, length):
+            source = self._moment if waiting else self._primary
+            if not source.read_now(start, count, block_device.slice_buffers(buffers, start - offset, count)):
+                return False
+        return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As the contract's."""

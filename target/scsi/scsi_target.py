@@ -295,11 +295,11 @@ class Nexus:
                 ranges.setdefault(unit, []).append((lba << unit.shift, count << unit.shift))
         prepared = False
         for unit, wanted in ranges.items():
-            try:
-                unit.device.prepare_writes(wanted, nowait=nowait)
+            if not nowait:
+                unit.device.prepare_writes(wanted)
                 prepared = True
-            except WouldBlock:
-                continue
+            elif unit.device.prepare_now(wanted):
+                prepared = True
         return prepared
 
     def begins(self) -> None:

@@ -35,10 +35,8 @@ _NAMES = uuid.UUID("6f0e8f8c-5a5b-5b1f-9d55-3f5d1c1d0a11")
 class _RemoteView(snapshot_view.SnapshotView):
     """A view whose every step waits for the network, also asking what is blank."""
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
-        if nowait:
-            raise block_device.WouldBlock
-        super().readv(offset, buffers)
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        return False
 
 
 class Sharing:

@@ -56,13 +56,21 @@ class FaultyDevice(block_device.BlockDevice):
                 rule.times -= 1
                 raise rule.error
 
-    def readv(self, offset: int, buffers: Buffers, *, nowait: bool = False) -> None:
+    def readv(self, offset: int, buffers: Buffers) -> None:
         self._meet("readv", offset, block_device.total_length(buffers))
-        self.under.readv(offset, buffers, nowait=nowait)
+        self.under.readv(offset, buffers)
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        self._meet("readv", offset, length)
+        return self.under.read_now(offset, length, buffers)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         self._meet("writev", offset, block_device.total_length(buffers))
-        self.under.writev(offset, buffers, fua=fua, nowait=nowait)
+        self.under.writev(offset, buffers, fua=fua)
+
+    def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
+        self._meet("writev", offset, length)
+        return self.under.write_now(offset, length, buffers)
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
         self._meet("write_zeroes", offset, length)
@@ -79,8 +87,11 @@ class FaultyDevice(block_device.BlockDevice):
     def close(self) -> None:
         self.under.close()
 
-    def prepare_writes(self, ranges: Sequence[tuple[int, int]], *, nowait: bool = False) -> None:
-        self.under.prepare_writes(ranges, nowait=nowait)
+    def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.under.prepare_writes(ranges)
+
+    def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
+        return self.under.prepare_now(ranges)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[block_device.BlockDevice]:

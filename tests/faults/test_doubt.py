@@ -47,8 +47,7 @@ def refused(device: block_device.BlockDevice) -> None:
             write(device)
         with device.exclusive() as held, pytest.raises(block_device.StateInDoubt):
             write(held)
-    with pytest.raises(block_device.WouldBlock):
-        device.writev(CHUNK, [memoryview(bytes(512))], nowait=True)
+    assert not device.write_now(CHUNK, 512, [memoryview(bytes(512))])
 
 
 def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:

@@ -54,8 +54,8 @@ def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
 
 def test_without_a_snapshot_writes_go_through(primary: MemoryDevice) -> None:
     cow = CopyOnWrite(primary, CHUNK)
-    cow.writev(512, block(9), nowait=True)
-    cow.writev(CHUNK - 512, block(9, 1024), nowait=True)
+    assert cow.write_now(512, 512, block(9))
+    assert cow.write_now(CHUNK - 512, 1024, block(9, 1024))
     assert read(primary, 512, 512) == bytes([9]) * 512
     assert cow.tracker is None
 
@@ -75,16 +75,16 @@ def test_the_chunk_is_preserved_before_the_primary_changes(
     assert list(cow.tracker) == [1]
 
 
-def test_nowait_refuses_a_copy_and_takes_a_preserved_chunk(cow: CopyOnWrite, primary: MemoryDevice) -> None:
+def test_a_write_that_must_not_wait_makes_no_copy_and_goes_to_a_preserved_chunk(
+    cow: CopyOnWrite, primary: MemoryDevice
+) -> None:
     before = bytes(primary.data)
-    with pytest.raises(block_device.WouldBlock):
-        cow.writev(0, block(9), nowait=True)
+    assert not cow.write_now(0, 512, block(9))
     assert primary.data == before
     cow.writev(0, block(9))
-    cow.writev(512, block(8), nowait=True)
+    assert cow.write_now(512, 512, block(8))
     assert read(primary, 0, 1024) == bytes([9]) * 512 + bytes([8]) * 512
-    with pytest.raises(block_device.WouldBlock):  # chunk 0 is preserved, chunk 1 is not
-        cow.writev(CHUNK - 512, block(9, 1024), nowait=True)
+    assert not cow.write_now(CHUNK - 512, 1024, block(9, 1024))  # chunk 0 is preserved, chunk 1 is not
 
 
 def test_the_second_write_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> None:
@@ -102,21 +102,20 @@ def test_prepare_copies_a_batch_with_one_commit(cow: CopyOnWrite, side: MemorySi
     assert primary.data == before
     assert read(side, 16 * CHUNK, 512) == before[-512:]
     assert cow.counters.copies == 4
-    cow.writev(CHUNK * 3, block(1, CHUNK * 2), nowait=True)
+    assert cow.write_now(CHUNK * 3, CHUNK * 2, block(1, CHUNK * 2))
 
 
 def test_prepare_without_waiting_copies_where_commits_stay_in_memory(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
     before = bytes(primary.data)
-    with pytest.raises(block_device.WouldBlock):  # each commit would wait for the disk
-        cow.prepare_writes([(0, 512)], nowait=True)
+    assert not cow.prepare_now([(0, 512)])  # each commit would wait for the disk
     assert side.commits == []
     side.commits_in_memory = True
-    cow.prepare_writes([(0, 512), (CHUNK * 3, CHUNK * 2)], nowait=True)
+    assert cow.prepare_now([(0, 512), (CHUNK * 3, CHUNK * 2)])
     assert side.commits == [[0, 3 * CHUNK]]
     assert read(side, 3 * CHUNK, CHUNK) == before[3 * CHUNK : 4 * CHUNK]
-    cow.writev(CHUNK * 3, block(1, CHUNK * 2), nowait=True)
+    assert cow.write_now(CHUNK * 3, CHUNK * 2, block(1, CHUNK * 2))
     assert cow.counters.copies == 3
 
 
@@ -127,20 +126,19 @@ def test_prepare_without_waiting_leaves_what_it_cannot_do(
     side.writev(CHUNK, block(7))  # chunk 1 is written in part
     read: list[tuple[int, int]] = []
 
-    def uncached(method: str, offset: int, length: int) -> None:
+    def uncached(method: str, offset: int, length: int) -> bool:
         read.append((offset, length))
-        if method == "readv" and offset <= 2 * CHUNK < offset + length:
-            raise block_device.WouldBlock
+        return method != "readv" or not offset <= 2 * CHUNK < offset + length
 
     primary.before = uncached
-    cow.prepare_writes([(0, 4 * CHUNK)], nowait=True)
+    assert cow.prepare_now([(0, 4 * CHUNK)])
     primary.before = None
     # All at once, then by themselves those that the page cache has; chunk 3 was not tried.
     assert read == [(0, 4 * CHUNK), (0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK)]
     assert cow.tracker is not None
     assert list(cow.tracker) == [0]
     side.inject("writev", block_device.SpaceExhausted(24))
-    cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
+    assert cow.prepare_now([(3 * CHUNK, 512)])
     assert list(cow.tracker) == [0]
     cow.writev(0, block(9, 4 * CHUNK))  # nothing is left claimed
     assert list(cow.tracker) == [0, 1, 2, 3]
@@ -157,22 +155,21 @@ def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_whil
             pass
 
     primary.before = compute  # slow, as when the processor is wanted by others, but not for waiting
-    cow.prepare_writes([(0, 512)], nowait=True)
-    cow.prepare_writes([(CHUNK, 512)], nowait=True)
+    assert cow.prepare_now([(0, 512)])
+    assert cow.prepare_now([(CHUNK, 512)])
 
     def wait(_method: str, _offset: int, _length: int) -> None:
         time.sleep(0.02)
 
     primary.before = wait
-    cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
+    assert cow.prepare_now([(2 * CHUNK, 512)])
     primary.before = None
     for _ in range(preserving._SUSPICION):  # so many that the slow one is forgotten
-        cow.prepare_writes([(2 * CHUNK, 512)], nowait=True)
+        assert cow.prepare_now([(2 * CHUNK, 512)])
     primary.before = wait
-    cow.prepare_writes([(3 * CHUNK, 512)], nowait=True)
-    cow.prepare_writes([(4 * CHUNK, 512)], nowait=True)
-    with pytest.raises(block_device.WouldBlock):
-        cow.prepare_writes([(5 * CHUNK, 512)], nowait=True)
+    assert cow.prepare_now([(3 * CHUNK, 512)])
+    assert cow.prepare_now([(4 * CHUNK, 512)])
+    assert not cow.prepare_now([(5 * CHUNK, 512)])
     assert side.commits == [[n * CHUNK] for n in range(5)]
 
 
@@ -201,7 +198,7 @@ def test_a_chunk_preserved_by_someone_else_is_no_error(cow: CopyOnWrite, side: M
     cow.writev(CHUNK, block(9))
     assert read(side, CHUNK, CHUNK) == b"\x55" * CHUNK
     assert (cow.counters.copies, cow.counters.futile_copies) == (0, 1)
-    cow.writev(CHUNK, block(8), nowait=True)
+    assert cow.write_now(CHUNK, 512, block(8))
 
 
 def test_only_the_blank_blocks_of_a_partly_written_chunk_are_copied(
@@ -251,7 +248,7 @@ def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySi
     device.arm(side)
     side.inject("writev", block_device.SpaceExhausted(8))
     device.writev(CHUNK, block(9))
-    device.writev(2 * CHUNK, block(9), nowait=True)
+    assert device.write_now(2 * CHUNK, 512, block(9))
     assert read(primary, CHUNK, 512) == bytes([9]) * 512
     assert side.commits == []
 
@@ -404,8 +401,7 @@ def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, pr
     holder.start()
     while not cow.gate.held:
         holder.join(0.01)
-    with pytest.raises(block_device.WouldBlock):
-        cow.writev(512, block(1), nowait=True)
+    assert not cow.write_now(512, 512, block(1))
     assert not held.is_set()
     go_on.set()
     assert held.wait(60)
@@ -426,8 +422,7 @@ def test_exclusive_preserves_and_excludes(cow: CopyOnWrite, side: MemorySide, pr
         assert read(device, 0, 512) == before[:512]
         device.writev(0, block(9))
         device.write_zeroes(CHUNK, 512, discard=False)
-        with pytest.raises(block_device.WouldBlock):
-            cow.writev(0, block(1), nowait=True)
+        assert not cow.write_now(0, 512, block(1))
     assert read(side, 0, 2 * CHUNK) == before[: 2 * CHUNK]
     assert read(primary, 0, 512) == bytes([9]) * 512
 
@@ -474,8 +469,7 @@ def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
         side.on_commit = None
         with cow.hold():
             cow.arm(newer)
-        with pytest.raises(block_device.WouldBlock):
-            cow.writev(0, block(7), nowait=True)
+        assert not cow.write_now(0, 512, block(7))
 
     side.on_commit = overtake
     cow.writev(0, block(8))

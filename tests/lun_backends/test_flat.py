@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primary on real files: contents, holes, limits, errors, `nowait`, O_DIRECT and closing under way."""
+"""The primary on real files: contents, holes, limits, errors, calls that must not wait, O_DIRECT and closing under way."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_out_of_range(device: flat.Flat) -> None:
         with pytest.raises(block_device.OutOfRange):
             device.writev(offset, buffers(bytes(length)))
         with pytest.raises(block_device.OutOfRange):
-            device.writev(offset, buffers(bytes(length)), nowait=True)
+            device.write_now(offset, length, buffers(bytes(length)))
         with pytest.raises(block_device.OutOfRange):
             device.write_zeroes(offset, length, discard=True)
         with pytest.raises(block_device.OutOfRange):
@@ -162,9 +162,10 @@ def test_errors_are_typed(tmp_path: Path, code: int, expected: type[Exception]) 
 
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk", io=Failing())
-    for nowait in (False, True):
-        with pytest.raises(expected):
-            device.writev(0, buffers(bytes(4096)), nowait=nowait)
+    with pytest.raises(expected):
+        device.writev(0, buffers(bytes(4096)))
+    with pytest.raises(expected):
+        device.write_now(0, 4096, buffers(bytes(4096)))
     device.close()
 
 
@@ -177,41 +178,38 @@ def test_a_file_cut_short_under_us_is_a_medium_error(tmp_path: Path) -> None:
     device.close()
 
 
-def test_nowait(tmp_path: Path) -> None:
+def test_the_page_cache_is_read_and_written_without_waiting(tmp_path: Path) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
-    device.writev(0, buffers(b"\x22" * 8192), nowait=True)
+    assert device.write_now(0, 8192, buffers(b"\x22" * 8192))
     target = bytearray(8192)
-    device.readv(0, [memoryview(target)], nowait=True)
+    assert device.read_now(0, 8192, [memoryview(target)])
     assert target == b"\x22" * 8192
-    device.writev(512, buffers(b"\x33" * 512), nowait=True)  # its page is cached: nothing has to be read first
+    assert device.write_now(512, 512, buffers(b"\x33" * 512))  # its page is cached: nothing has to be read first
     assert read(device, 0, 1536) == b"\x22" * 512 + b"\x33" * 512 + b"\x22" * 512
-    with pytest.raises(block_device.WouldBlock):
-        device.writev(0, buffers(bytes(4096)), fua=True, nowait=True)
-    device.writev(4096, buffers(b"\x44" * 4096), nowait=True)  # whole pages need no reading
+    assert device.write_now(4096, 4096, buffers(b"\x44" * 4096))  # whole pages need no reading
     assert read(device, 4096, 4096) == b"\x44" * 4096
     device.close()
 
 
 @pytest.mark.parametrize("writing", [False, True])
-def test_nowait_refuses_what_must_be_read_from_the_disk(tmp_path: Path, writing: bool) -> None:
+def test_nothing_that_must_be_read_from_the_disk_is_done_without_waiting(tmp_path: Path, writing: bool) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
-    device.writev(0, buffers(b"\x22" * 8192), nowait=True)
+    assert device.write_now(0, 8192, buffers(b"\x22" * 8192))
     device.flush()
     with open(tmp_path / "disk", "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if device._nowait_flags:  # not on a file system in memory, which has nothing to wait for
         # only one try: refusing it, the kernel begins to read, and would have it the next time
-        with pytest.raises(block_device.WouldBlock):
-            if writing:
-                device.writev(512, buffers(bytes(512)), nowait=True)
-            else:
-                device.readv(0, [memoryview(bytearray(8192))], nowait=True)
+        if writing:
+            assert not device.write_now(512, 512, buffers(bytes(512)))
+        else:
+            assert not device.read_now(0, 8192, [memoryview(bytearray(8192))])
     device.close()
 
 
-def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_slow_writes_workers_write_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     device._waits = True  # also where the temporary directory is in memory
@@ -221,22 +219,21 @@ def test_nowait_goes_to_workers_for_a_while_after_slow_writes(tmp_path: Path, mo
         now[0] += step[0]  # so much later at every look
         return now[0]
 
-    def write() -> None:
-        device.writev(0, buffers(bytes(4096)), nowait=True)
+    def write() -> bool:
+        return device.write_now(0, 4096, buffers(bytes(4096)))
 
     monkeypatch.setattr(flat, "monotonic", clock)
-    write()
+    assert write()
     step[0] = 0.0
     for _ in range(32):  # so many that the slow one is forgotten
-        write()
+        assert write()
     step[0] = 0.003
-    write()
-    write()
-    with pytest.raises(block_device.WouldBlock):
-        write()
+    assert write()
+    assert write()
+    assert not write()
     device.writev(0, buffers(bytes(4096)))
     now[0] += 1.0
-    write()
+    assert write()
     device.close()
 
 
@@ -246,18 +243,18 @@ def test_direct_always_goes_to_workers(tmp_path: Path) -> None:
         device = flat.Flat(tmp_path / "disk", direct=True)
     except backing_file.CannotOpen as error:
         pytest.skip(str(error))  # see `device`
-    for operation in (device.readv, device.writev):
-        with pytest.raises(block_device.WouldBlock):
-            operation(0, buffers(bytes(4096)), nowait=True)
+    for operation in (device.read_now, device.write_now):
+        assert not operation(0, 4096, buffers(bytes(4096)))
     device.close()
 
 
 def test_read_only(tmp_path: Path) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk", read_only=True)
-    for nowait in (False, True):
-        with pytest.raises(block_device.WriteProtected):
-            device.writev(0, buffers(bytes(512)), nowait=nowait)
+    with pytest.raises(block_device.WriteProtected):
+        device.writev(0, buffers(bytes(512)))
+    with pytest.raises(block_device.WriteProtected):
+        device.write_now(0, 512, buffers(bytes(512)))
     with pytest.raises(block_device.WriteProtected):
         device.write_zeroes(0, 512, discard=False)
     device.close()

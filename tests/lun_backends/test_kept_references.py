@@ -44,7 +44,7 @@ class RefusedByItsHost(remote.RemoteWriteOnce):
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False, nowait: bool = False) -> None:
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         try:
             raise OSError(121, "Remote I/O error")
         except OSError:

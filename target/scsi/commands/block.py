@@ -73,7 +73,10 @@ def blank_read(
     if blank.lba > lba:
         leading = transfer.trim(buffers, (blank.lba - lba) << unit.shift)
         try:
-            unit.device.readv(lba << unit.shift, leading, nowait=nowait)
+            if not nowait:
+                unit.device.readv(lba << unit.shift, leading)
+            elif not unit.device.read_now(lba << unit.shift, (blank.lba - lba) << unit.shift, leading):
+                raise WouldBlock
         except block_device.BlockDeviceError:
             leading = ()  # the sense data says what matters
     return CheckCondition(sense.from_error(blank), leading)
@@ -153,7 +156,10 @@ def read(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if count:
         buffers = task.allocate(count << unit.shift)
         try:
-            unit.device.readv(lba << unit.shift, buffers, nowait=nowait)
+            if not nowait:
+                unit.device.readv(lba << unit.shift, buffers)
+            elif not unit.device.read_now(lba << unit.shift, count << unit.shift, buffers):
+                raise WouldBlock
         except BlankBlock as blank:
             raise blank_read(unit, blank, lba, buffers, nowait) from None
         unit.counters.bytes_read += count << unit.shift
@@ -168,10 +174,12 @@ def write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     data = transfer.blocks_out(task, count << unit.shift, unit.block_size)
     if data:
         fua = has_fua(cdb)
-        if fua and nowait:
+        length = block_device.total_length(data)
+        if not nowait:
+            unit.device.writev(lba << unit.shift, data, fua=fua)
+        elif fua or not unit.device.write_now(lba << unit.shift, length, data):
             raise WouldBlock
-        unit.device.writev(lba << unit.shift, data, fua=fua, nowait=nowait)
-        unit.counters.bytes_written += block_device.total_length(data)
+        unit.counters.bytes_written += length
     transfer.good(task)
 
 

@@ -34,7 +34,10 @@ def test_unit_ready(itl: ItlNexus, task: Task, nowait: bool) -> None:
         with contextlib.suppress(
             block_device.BlankBlock, block_device.MediumError
         ):  # one block does not make a unit unready
-            unit.device.readv(0, [block], nowait=nowait)
+            if not nowait:
+                unit.device.readv(0, [block])
+            elif not unit.device.read_now(0, unit.block_size, [block]):
+                raise block_device.WouldBlock
     transfer.good(task)
 
 

@@ -35,9 +35,9 @@ def block(fill: int, length: int = 512) -> list[memoryview]:
     return [memoryview(bytes([fill]) * length)]
 
 
-def read(device: block_device.BlockDevice, offset: int = 0, length: int = SIZE, nowait: bool = False) -> bytes:
+def read(device: block_device.BlockDevice, offset: int = 0, length: int = SIZE) -> bytes:
     data = bytearray(length)
-    device.readv(offset, [memoryview(data)], nowait=nowait)
+    device.readv(offset, [memoryview(data)])
     return bytes(data)
 
 
@@ -65,7 +65,9 @@ def test_a_view_shows_the_moment(made: volume.Volume) -> None:
     made.device.write_zeroes(5 * CHUNK, 3 * CHUNK, discard=True)
     made.device.writev(SIZE - 512, block(8))
     assert read(snapshot.view) == before
-    assert read(snapshot.view, nowait=True) == before
+    at_once = bytearray(SIZE)
+    assert snapshot.view.read_now(0, SIZE, [memoryview(at_once)])
+    assert at_once == before
     assert read(made.device) != before
     assert snapshot.preserved_bytes == 5 * CHUNK + 512
     assert snapshot.used_bytes > 0
@@ -285,7 +287,7 @@ def test_a_deleted_view_is_closed(made: volume.Volume) -> None:
     made.delete_snapshot("a")
     with pytest.raises(block_device.DeviceClosed):
         read(view)
-    made.device.writev(0, block(1), nowait=True)
+    assert made.device.write_now(0, 512, block(1))
 
 
 @pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "open"])

@@ -84,11 +84,10 @@ class History(RuleBasedStateMachine):
         first %= self.blocks
         count = min(count, self.blocks - first)
         data = [memoryview(bytes([fill]) * (count * BLOCK))]
-        try:
-            if prepare:
-                self.volume.device.prepare_writes([(first * BLOCK, count * BLOCK)])
-            self.volume.device.writev(first * BLOCK, data, nowait=prepare)
-        except block_device.WouldBlock:  # the disk was slow lately, or a page is not cached
+        if prepare:
+            self.volume.device.prepare_writes([(first * BLOCK, count * BLOCK)])
+        # Not done at once if the disk was slow lately, or a page is not cached.
+        if not prepare or not self.volume.device.write_now(first * BLOCK, count * BLOCK, data):
             self.volume.device.writev(first * BLOCK, data)
         self.now[first : first + count] = [fill] * count
 

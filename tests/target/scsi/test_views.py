@@ -122,7 +122,7 @@ def test_a_reader_has_nothing_prepared(target: ScsiTarget) -> None:
     prepared: list[object] = []
 
     class Device(MemoryDevice):
-        def prepare_writes(self, ranges: object, *, nowait: bool = False) -> None:
+        def prepare_writes(self, ranges: object) -> None:
             prepared.append(ranges)
 
     target.add_lun(9, LogicalUnit(Device(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="d"))

@@ -230,7 +230,7 @@ def test_an_lba_beyond_32_bits_is_told_in_descriptor_format() -> None:
     class Sparse(MemoryDevice):
         """16 TiB on paper."""
 
-        def readv(self, offset: int, buffers: block_device.Buffers, *, nowait: bool = False) -> None:
+        def readv(self, offset: int, buffers: block_device.Buffers) -> None:
             raise block_device.BlankBlock(offset // 512)
 
     device = Sparse(write_once=True)

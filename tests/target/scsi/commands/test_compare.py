@@ -118,9 +118,7 @@ def test_write_and_verify(primary: Bench, opcode: int, flags: int) -> None:
 @pytest.mark.parametrize("opcode", WRITE_AND_VERIFIES)
 def test_write_and_verify_of_a_medium_that_lies(opcode: int) -> None:
     class Lying(MemoryDevice):
-        def writev(
-            self, offset: int, buffers: block_device.Buffers, *, fua: bool = False, nowait: bool = False
-        ) -> None:
+        def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False) -> None:
             pass
 
     bench = Bench(device=Lying())
