@@ -9,22 +9,10 @@ right, and so is the union of the trackers of several nodes, as long as all are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import pyroaring
 
 BitMap = pyroaring.BitMap64
-_SERIALISATION_LIMIT = 1 << 30  # bytes; 2^30 chunks in the worst layout of a roaring bitmap stay well below
-
-
-@dataclass(eq=False)
-class TrackerDamaged(ValueError):
-    """A serialised tracker from elsewhere cannot be read; `reason` says why.  Going on without it is right."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return f"the tracker cannot be read: {self.reason}"
 
 
 class Tracker:
@@ -67,21 +55,3 @@ class Tracker:
     def add_range(self, first: int, last: int) -> None:
         """The chunks from `first` to `last`, both included, are preserved."""
         self.known.add_range(first, last + 1)
-
-    def serialise(self) -> bytes:
-        """In the portable format of roaring bitmaps (64 bit)."""
-        return bytes(self.known.serialize())
-
-    def merge(self, serialised: bytes) -> int:
-        """Take in another node's tracker of the same snapshot; gives how many chunks were news.  Raises TrackerDamaged."""
-        if len(serialised) > _SERIALISATION_LIMIT:
-            raise TrackerDamaged(f"{len(serialised)} bytes are too many")
-        try:
-            other = pyroaring.BitMap64.deserialize(serialised)
-        except (ValueError, IndexError, MemoryError) as error:
-            raise TrackerDamaged(str(error)) from error
-        if other and other.max() >= self.chunks:
-            raise TrackerDamaged(f"chunk {other.max()} is beyond the volume's {self.chunks} chunks")
-        before = len(self.known)
-        self.known.update(other)
-        return len(self.known) - before

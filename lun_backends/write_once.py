@@ -14,18 +14,17 @@ waits for the running ones.
 
 from __future__ import annotations
 
+import contextlib
 import time
-import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import pyroaring
 
 from lun_backends import block_device
 from lun_backends.durability import Durability
-from lun_backends.files import os_error, storage_io
-from lun_backends.stores import contents, space, thin
+from lun_backends.files import os_error
+from lun_backends.stores import contents, thin
 from lun_backends.stores.superblock import State
 
 EXTENTS_AT_ONCE = 512
@@ -33,7 +32,7 @@ EXTENTS_AT_ONCE = 512
 
 
 class WriteOnce(block_device.BlockDevice):
-    """The write-once rule over a thin store, which it owns; made by `create` and `open`, or around an open store."""
+    """The write-once rule over a thin store, which it owns."""
 
     write_once: ClassVar[bool] = True
 
@@ -53,40 +52,6 @@ class WriteOnce(block_device.BlockDevice):
         self.recorded = self._invalid is not None
         """Whether it is on disk that it is invalid; its owner may see to that where `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
-
-    @classmethod
-    def create(
-        cls,
-        path: Path,
-        *,
-        snapshot: uuid.UUID,
-        volume: uuid.UUID,
-        size: int,
-        block_size: int,
-        chunk_size: int = 65536,
-        durability: Durability = Durability.POWER_LOSS,
-        io: storage_io.StorageIO = storage_io.SYSTEM,
-        space_: space.Space | None = None,
-    ) -> WriteOnce:
-        """Make an empty write-once LUN in the files `path`.map and `path`.chunks.  Raises as `ThinStore.create`."""
-        return cls(
-            thin.ThinStore.create(
-                path, snapshot=snapshot, volume=volume, size=size, block_size=block_size, chunk_size=chunk_size,
-                durability=durability, io=io, space_=space_,
-            )
-        )  # fmt: skip
-
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        durability: Durability = Durability.POWER_LOSS,
-        io: storage_io.StorageIO = storage_io.SYSTEM,
-        space_: space.Space | None = None,
-    ) -> WriteOnce:
-        """Open an existing one.  Raises as `ThinStore.open`; an invalid one opens, to say so on every read and write."""
-        return cls(thin.ThinStore.open(path, durability=durability, io=io, space_=space_))
 
     # -- the contract
 
@@ -161,12 +126,8 @@ class WriteOnce(block_device.BlockDevice):
         return results
 
     def flush(self) -> None:
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             self.store.flush()
-        finally:
-            self._running.pop()
 
     def extents(self, offset: int, length: int) -> Iterator[block_device.Extent]:
         first, count = offset >> self._shift, length >> self._shift
@@ -214,16 +175,12 @@ class WriteOnce(block_device.BlockDevice):
         """Give the snapshot up for ever: durable before this returns, and no read or write that begins later succeeds.
         Raises MediumError if it cannot be recorded; it is refused in this process all the same.  DeviceClosed.
         """
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             if self._invalid is None:
                 self._invalid = reason
                 self._stopped = True
             self.store.set_state(State.INVALID, self._invalid)
             self.recorded = True
-        finally:
-            self._running.pop()
 
     def discard(self, patience: float) -> bool:
         """Give the space of an invalid snapshot back, unless calls that began before it was are still running after
@@ -236,54 +193,35 @@ class WriteOnce(block_device.BlockDevice):
             if time.monotonic() > end:
                 return False
             time.sleep(0.0005)
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
-            self.store.discard()
-        except OSError as error:
-            raise block_device.MediumError(0, True, os_error.reason(error)) from error
-        finally:
-            self._running.pop()
+        with self._call():
+            try:
+                self.store.discard()
+            except OSError as error:
+                raise block_device.MediumError(0, True, os_error.reason(error)) from error
         return True
 
     def chunks_on_their_way(self) -> list[int]:
         """The chunks with blocks that are being committed: `extents` may show them as written before they are durable.
         Raises DeviceClosed.
         """
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             return self.store.chunks_on_their_way()
-        finally:
-            self._running.pop()
 
     def set_durability(self, durability: Durability) -> None:
         """As `ThinStore.set_durability`; also DeviceClosed."""
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             self.store.set_durability(durability)
             self.commits_in_memory = durability is Durability.PROCESS_CRASH
-        finally:
-            self._running.pop()
 
     def used_bytes(self) -> int:
         """What it takes on disk, map included.  Raises DeviceClosed."""
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             return self.store.used_bytes()
-        finally:
-            self._running.pop()
 
     def written_bytes(self) -> int:
         """How much of it is written.  Raises DeviceClosed."""
-        self._running.append(None)
-        try:
-            self._refuse_if_closed()
+        with self._call():
             return self.store.written_bytes()
-        finally:
-            self._running.pop()
 
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read all that is written, but the chunks `passed_over`, and compare it with the checksums recorded; one report
@@ -291,27 +229,33 @@ class WriteOnce(block_device.BlockDevice):
         """
         reports = self.store.verify(passed_over)
         while True:
-            self._running.append(None)
-            try:
+            with self._call():
                 if self._stopped:
                     self._refuse()
                 report = next(reports, None)
-            finally:
-                self._running.pop()
             if report is None:
                 return
             yield report
 
     def check_headers(self) -> list[str]:
         """What is wrong with the superblocks and the header as they are on the disk, a phrase each.  Raises DeviceClosed."""
+        with self._call():
+            return self.store.check_headers()
+
+    # -- inside
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        """Keep the device open for a call: `close` waits for it.  Raises DeviceClosed.
+
+        Reads, writes and `extents` do the same in place, because every command pays for it.
+        """
         self._running.append(None)
         try:
             self._refuse_if_closed()
-            return self.store.check_headers()
+            yield
         finally:
             self._running.pop()
-
-    # -- inside
 
     def _write(self, offset: int, length: int, buffers: block_device.Buffers | None, fua: bool) -> None:
         batch = thin.Batch()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pyroaring
 
-from lun_backends.stores import chunk_file, chunk_map, store_file
+from lun_backends.stores import chunk_file, store_file
+from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
 
 CHECKED_AT_OPEN = 2048
 """Pages of slots that opening a store checks; a million chunks take it 0.1 s.  Larger maps are left to `verify`."""
@@ -40,10 +41,10 @@ class ChunkReport:
     reason: str = ""
 
 
-def extents(map_: chunk_map.ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
     """(first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
     at = first
-    for begin, end in _written_runs(map_, first, first + count):
+    for begin, end in _written_runs(chunk_map, first, first + count):
         if begin > at:
             yield at, begin - at, False
         yield begin, end - begin, True
@@ -52,11 +53,11 @@ def extents(map_: chunk_map.ChunkMap, first: int, count: int) -> Iterator[tuple[
         yield at, first + count - at, False
 
 
-def _written_runs(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
+def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
     """[begin, end) of written blocks, in order, neighbours merged."""
-    per_chunk = map_.blocks_per_chunk
+    per_chunk = chunk_map.blocks_per_chunk
     run_begin = run_end = first
-    for chunk, bits in chunks_written(map_, first // per_chunk, -(-end // per_chunk)):
+    for chunk, bits in chunks_written(chunk_map, first // per_chunk, -(-end // per_chunk)):
         base = chunk * per_chunk
         if base < first:
             bits &= -1 << (first - base)
@@ -75,28 +76,28 @@ def _written_runs(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[tu
         yield run_begin, run_end
 
 
-def chunks_written(map_: chunk_map.ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
+def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
     """(chunk, mask of its written blocks) for chunks of [first, end) that have any, in order.  Regions never written
     to are skipped without being read.
     """
-    page = first // chunk_map.SLOTS_PER_PAGE
-    while (found := map_.next_page(page)) is not None:
-        base = found * chunk_map.SLOTS_PER_PAGE
+    page = first // SLOTS_PER_PAGE
+    while (found := chunk_map.next_page(page)) is not None:
+        base = found * SLOTS_PER_PAGE
         if base >= end:
             return
         low = max(first, base)  # a lookup of one chunk must not cost the whole page
-        high = min(end, base + chunk_map.SLOTS_PER_PAGE)
-        confirmed = map_.confirmed_range(low, high)
-        for index, slot in enumerate(map_.slot_range(low, high), low):
+        high = min(end, base + SLOTS_PER_PAGE)
+        confirmed = chunk_map.confirmed_range(low, high)
+        for index, slot in enumerate(chunk_map.slot_range(low, high), low):
             if confirmed >> (index - low) & 1:
-                yield index, map_.full_mask(index)
-            elif slot and (bits := map_.bits(index)):
+                yield index, chunk_map.full_mask(index)
+            elif slot and (bits := chunk_map.bits(index)):
                 yield index, bits
         page = found + 1
 
 
 def verify(
-    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
+    chunk_map: ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
 ) -> Iterator[ChunkReport]:
     """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order.
 
@@ -111,23 +112,23 @@ def verify(
     | no        | a word but not both of these | - | unverifiable: reads as blank; an interrupted commit left it, or rot |
     """
     slots = pyroaring.BitMap64()
-    for page in map_.pages_with_words():
-        base = page * chunk_map.SLOTS_PER_PAGE
-        end = min(base + chunk_map.SLOTS_PER_PAGE, map_.chunks)
-        if map_.has_words(base, end):
+    for page in chunk_map.pages_with_words():
+        base = page * SLOTS_PER_PAGE
+        end = min(base + SLOTS_PER_PAGE, chunk_map.chunks)
+        if chunk_map.has_words(base, end):
             for chunk in range(base, end):
-                if chunk not in passed_over and (report := _verify(map_, file, chunk, slots)) is not None:
+                if chunk not in passed_over and (report := _verify(chunk_map, file, chunk, slots)) is not None:
                     yield report
 
 
 def _verify(
-    map_: chunk_map.ChunkMap, file: chunk_file.ChunkFile, chunk: int, slots: pyroaring.BitMap64
+    chunk_map: ChunkMap, file: chunk_file.ChunkFile, chunk: int, slots: pyroaring.BitMap64
 ) -> ChunkReport | None:
-    confirmed = map_.confirmed(chunk)  # first: a chunk that is being committed must not look incomplete
-    slot, bits, expected = map_.slot_range(chunk, chunk + 1)[0], map_.bits(chunk), map_.checksum(chunk)
+    confirmed = chunk_map.confirmed(chunk)  # first: a chunk that is being committed must not look incomplete
+    slot, bits, expected = chunk_map.slot_range(chunk, chunk + 1)[0], chunk_map.bits(chunk), chunk_map.checksum(chunk)
     if not (confirmed or slot or bits or expected):
         return None
-    offset, length = chunk * file.chunk_size, map_.chunk_length(chunk)
+    offset, length = chunk * file.chunk_size, chunk_map.chunk_length(chunk)
 
     def report(verdict: Verdict, reason: str) -> ChunkReport:
         return ChunkReport(offset, length, verdict, reason)
@@ -135,12 +136,12 @@ def _verify(
     if confirmed and not slot:
         return report(Verdict.DAMAGED, "the map has lost where it is; reads of it fail")
     if slot in slots:
-        return report(Verdict.DAMAGED, f"it shares slot {slot} with chunk {_chunk_in(map_, slot)}")
+        return report(Verdict.DAMAGED, f"it shares slot {slot} with chunk {_chunk_in(chunk_map, slot)}")
     if slot:
         slots.add(slot)
     if not slot or not (bits or confirmed):
         return report(Verdict.UNVERIFIABLE, "it reads as blank, and words of it are in the map")
-    whole = bits == map_.full_mask(chunk)
+    whole = bits == chunk_map.full_mask(chunk)
     if not whole and not confirmed:
         return report(Verdict.UNVERIFIABLE, "it is written in part")
     if not expected:
@@ -156,37 +157,37 @@ def _verify(
     return ChunkReport(offset, length, Verdict.GOOD)
 
 
-def _chunk_in(map_: chunk_map.ChunkMap, slot: int) -> int:
+def _chunk_in(chunk_map: ChunkMap, slot: int) -> int:
     """The first chunk in a slot; there is one."""
-    for page in map_.pages_with_words():
-        slots = map_.page_slots(page)
+    for page in chunk_map.pages_with_words():
+        slots = chunk_map.page_slots(page)
         if slot in slots:
-            return page * chunk_map.SLOTS_PER_PAGE + slots.index(slot)
+            return page * SLOTS_PER_PAGE + slots.index(slot)
     raise LookupError(slot)
 
 
-def check_slots(map_: chunk_map.ChunkMap, limit: int) -> None:
+def check_slots(chunk_map: ChunkMap, limit: int) -> None:
     """Raises StoreDamaged if a slot lies beyond the chunk file or two chunks share one, as far as that
     is cheap to know; the chunk file ends before slot `limit`.
     """
-    pages = len(map_.present)
+    pages = len(chunk_map.present)
     if pages > CHECKED_AT_OPEN:
         return
     seen = pyroaring.BitMap64()
     count = 0
-    page = map_.next_page(0)
+    page = chunk_map.next_page(0)
     while page is not None:
-        slots = [slot for slot in map_.page_slots(page) if slot]
+        slots = [slot for slot in chunk_map.page_slots(page) if slot]
         if slots and max(slots) >= limit:
-            chunk = page * chunk_map.SLOTS_PER_PAGE + map_.page_slots(page).index(max(slots))
+            chunk = page * SLOTS_PER_PAGE + chunk_map.page_slots(page).index(max(slots))
             found = f"chunk {chunk} is in slot {max(slots)}, the chunk file ends before slot {limit}"
-            raise store_file.StoreDamaged(map_.path, "slots", found, store_file.RESTORE)
+            raise store_file.StoreDamaged(chunk_map.path, "slots", found, store_file.RESTORE)
         seen.update(slots)
         count += len(slots)
         if len(seen) != count:
-            found = f"two chunks share a slot (within or before chunk {(page + 1) * chunk_map.SLOTS_PER_PAGE - 1})"
-            raise store_file.StoreDamaged(map_.path, "slots", found, store_file.RESTORE)
-        page = map_.next_page(page + 1)
+            found = f"two chunks share a slot (within or before chunk {(page + 1) * SLOTS_PER_PAGE - 1})"
+            raise store_file.StoreDamaged(chunk_map.path, "slots", found, store_file.RESTORE)
+        page = chunk_map.next_page(page + 1)
 
 
 def lowest(mask: int) -> int:

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,9 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, chunk_map, contents, group_commit, space, store_file
+from lun_backends.stores import chunk_file, contents, group_commit, store_file
+from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
+from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
 
 Piece = tuple[int, int, int]
@@ -81,12 +82,12 @@ class ThinStore:
 
     def __init__(
         self,
-        chunk_map_: chunk_map.ChunkMap,
+        chunk_map: ChunkMap,
         file: chunk_file.ChunkFile,
         durability: Durability,
-        space_: space.Space | None = None,
+        space: Space | None = None,
     ) -> None:
-        superblock = chunk_map_.superblock
+        superblock = chunk_map.superblock
         self.durability = durability
         self.snapshot = superblock.snapshot
         self.volume = superblock.volume
@@ -95,7 +96,7 @@ class ThinStore:
         self.chunk_size = superblock.chunk_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.syncs = Syncs()
-        self._map = chunk_map_
+        self._map = chunk_map
         self._file = file
         self._synced = durability is Durability.POWER_LOSS
         self._changed = threading.Condition(threading.Lock())
@@ -104,7 +105,7 @@ class ThinStore:
         self._fresh: dict[int, int] = {}  # chunk without a slot in the map -> the slot its pending blocks are in
         self._free: list[int] = []  # slots of writes that failed
         self._next = file.slots
-        self._space = space_ or space.Space()
+        self._space = space or Space()
         self._space.add(self.allocated_bytes)
         self._broken: str | None = None  # why no sync can be trusted any more
         self._counted = (
@@ -117,25 +118,20 @@ class ThinStore:
     def create(
         cls,
         path: Path,
+        superblock: Superblock,
         *,
-        snapshot: uuid.UUID,
-        volume: uuid.UUID,
-        size: int,
-        block_size: int,
-        chunk_size: int,
-        durability: Durability,
+        durability: Durability = Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
-        space_: space.Space | None = None,
+        space: Space | None = None,
     ) -> ThinStore:
-        """Make an empty store of `size` bytes, the files `path`.map and `path`.chunks, both durable, and open it.
+        """Make an empty store, the files `path`.map and `path`.chunks, both durable, and open it.
 
-        Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
+        `superblock` says whose store it is and how large.  Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
         """
         map_path, chunks_path = files(path)
-        superblock = Superblock(snapshot, volume, size, block_size, chunk_size)
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
         try:
-            return cls(chunk_map.ChunkMap.create(map_path, superblock, io), file, durability, space_)
+            return cls(ChunkMap.create(map_path, superblock, io), file, durability, space)
         except BaseException:
             file.close()
             io.unlink(chunks_path)
@@ -146,25 +142,25 @@ class ThinStore:
         cls,
         path: Path,
         *,
-        durability: Durability,
+        durability: Durability = Durability.POWER_LOSS,
         io: storage_io.StorageIO = storage_io.SYSTEM,
-        space_: space.Space | None = None,
+        space: Space | None = None,
     ) -> ThinStore:
         """Open an existing store.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
         map_path, chunks_path = files(path)
-        map_ = chunk_map.ChunkMap.open(map_path, io)
+        chunk_map = ChunkMap.open(map_path, io)
         try:
-            file = chunk_file.ChunkFile.open(chunks_path, map_.superblock, io)
+            file = chunk_file.ChunkFile.open(chunks_path, chunk_map.superblock, io)
             try:
-                if map_.superblock.state is not State.INVALID:  # then they may be gone: `discard`
-                    contents.check_slots(map_, file.slots)
+                if chunk_map.superblock.state is not State.INVALID:  # then they may be gone: `discard`
+                    contents.check_slots(chunk_map, file.slots)
             except BaseException:
                 file.close()
                 raise
         except BaseException:
-            map_.close()
+            chunk_map.close()
             raise
-        return cls(map_, file, durability, space_)
+        return cls(chunk_map, file, durability, space)
 
     @staticmethod
     def remove(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
@@ -187,7 +183,7 @@ class ThinStore:
 
     @property
     def allocated_bytes(self) -> int:
-        """The chunks handed out, in bytes; what `space_` was charged with."""
+        """The chunks handed out, in bytes; what `space` was charged with."""
         return (self._next - 1) * self.chunk_size
 
     def discard(self) -> None:
@@ -221,20 +217,20 @@ class ThinStore:
 
         Raises BlankBlock, MediumError.
         """
-        map_ = self._map
+        chunk_map = self._map
         per_chunk = self.blocks_per_chunk
         block_size = self.block_size
         chunk, start = divmod(first, per_chunk)
         if start + count <= per_chunk:
             mask = ((1 << count) - 1) << start
-            if missing := mask & ~map_.written(chunk):
+            if missing := mask & ~chunk_map.written(chunk):
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
             place = self._place(chunk, start)
             return self._file.read(place, buffers, count * block_size, first, now)
         runs: list[list[int]] = []  # [place in the chunk file, bytes], neighbours there joined
         for chunk, start, blocks in self._pieces(first, count):
             mask = ((1 << blocks) - 1) << start
-            if missing := mask & ~map_.written(chunk):
+            if missing := mask & ~chunk_map.written(chunk):
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
             place = self._place(chunk, start)
             if runs and sum(runs[-1]) == place:
@@ -336,7 +332,7 @@ class ThinStore:
     def _claim(self, masks: list[tuple[int, int]], first: int, wait: bool) -> list[int] | None:
         """Make the blocks pending and return their chunks' slots; None if others must be waited for and `wait` forbids it."""
         pending = self._pending
-        map_ = self._map
+        chunk_map = self._map
         with self._changed:
             while True:
                 self._refuse_if_broken(first)
@@ -346,15 +342,15 @@ class ThinStore:
                     return None
                 self._changed.wait()
             for chunk, mask in masks:
-                if written := map_.written(chunk) & mask:
+                if written := chunk_map.written(chunk) & mask:
                     raise block_device.BlockWritten(chunk * self.blocks_per_chunk + contents.lowest(written))
-            fresh = sum(not (map_.slot(chunk) or chunk in self._fresh) for chunk, _ in masks) - len(self._free)
+            fresh = sum(not (chunk_map.slot(chunk) or chunk in self._fresh) for chunk, _ in masks) - len(self._free)
             if fresh > 0 and not self._space.take(fresh * self.chunk_size):
                 raise block_device.SpaceExhausted(first)
             slots = []
             for chunk, mask in masks:
                 pending[chunk] = pending.get(chunk, 0) | mask
-                slot = map_.slot(chunk) or self._fresh.get(chunk, 0)
+                slot = chunk_map.slot(chunk) or self._fresh.get(chunk, 0)
                 if not slot:
                     if self._free:
                         slot = self._free.pop()
@@ -381,15 +377,15 @@ class ThinStore:
         self, pieces: list[Piece], masks: list[tuple[int, int]], slots: list[int], buffers: block_device.Buffers | None
     ) -> list[int]:
         """Write the data of claimed blocks; the checksums of the chunks that are covered whole, 0 for the others."""
-        map_ = self._map
+        chunk_map = self._map
         for chunk, _ in masks:
-            map_.reserve(chunk)
+            chunk_map.reserve(chunk)
         if len(pieces) == 1:
             _, start, blocks = pieces[0]
             length = blocks * self.block_size
             data = buffers if buffers is not None else [self._zeroes[:length]]
             self._file.write(slots[0] * self.chunk_size + start * self.block_size, data, length)
-            return [chunk_file.checksum(data) if masks[0][1] == map_.full_mask(masks[0][0]) else 0]
+            return [chunk_file.checksum(data) if masks[0][1] == chunk_map.full_mask(masks[0][0]) else 0]
         checksums = []
         run: list[memoryview] = []  # data whose places in the chunk file follow one another, from run_place on
         run_place = run_length = done = 0
@@ -397,7 +393,7 @@ class ThinStore:
             place = slot * self.chunk_size + start * self.block_size
             length = blocks * self.block_size
             data = block_device.slice_buffers(buffers, done, length) if buffers is not None else [self._zeroes[:length]]
-            checksums.append(chunk_file.checksum(data) if mask == map_.full_mask(chunk) else 0)
+            checksums.append(chunk_file.checksum(data) if mask == chunk_map.full_mask(chunk) else 0)
             if place != run_place + run_length:
                 if run_length:
                     self._file.write(run_place, run, run_length)
@@ -423,15 +419,15 @@ class ThinStore:
 
     def _commit_synced(self, group: list[Batch]) -> None:
         """Steps 2 to 6."""
-        map_ = self._map
+        chunk_map = self._map
         if self._broken:
             raise OSError(errno.EIO, self._broken)
         self._sync_data()
-        stale = {claim[0] for batch in group for claim in batch.claims if map_.is_stale(claim[0])}
+        stale = {claim[0] for batch in group for claim in batch.claims if chunk_map.is_stale(claim[0])}
         if stale:
             with self._changed:  # chunks may share a byte of bits, and commits that are not synced store some, too
                 for chunk in stale:
-                    map_.clean(chunk)
+                    chunk_map.clean(chunk)
             self._sync_map()
         full: list[tuple[int, int]] = []
         for batch in group:
@@ -447,16 +443,16 @@ class ThinStore:
             raise
         with self._changed:  # likewise
             for chunk, _ in full:
-                map_.confirm(chunk)
+                chunk_map.confirm(chunk)
         self.syncs.commits += 1
 
     def _publish(self, batch: Batch) -> list[tuple[int, int]]:
         """Step 4; returns the chunks that are full now, with their checksums, 0 for those yet to be computed."""
-        map_ = self._map
+        chunk_map = self._map
         full = []
         for chunk, slot, mask, checksum in batch.claims:
-            bits = map_.publish(chunk, slot, mask, checksum)
-            if checksum or bits == map_.full_mask(chunk):
+            bits = chunk_map.publish(chunk, slot, mask, checksum)
+            if checksum or bits == chunk_map.full_mask(chunk):
                 full.append((chunk, checksum))
             if chunk >> 9 < self._counted:
                 self._blocks += mask.bit_count()
@@ -536,13 +532,13 @@ class ThinStore:
 
     def written_bytes(self) -> int:
         """How much of the LUN is written.  The first call counts what was there at open."""
-        map_ = self._map
-        while (page := map_.next_page(self._counted)) is not None:
+        chunk_map = self._map
+        while (page := chunk_map.next_page(self._counted)) is not None:
             with self._changed:  # for a page at a time, so that writers need not wait for long
                 if page >= self._counted:
-                    base = page * chunk_map.SLOTS_PER_PAGE
-                    slots = enumerate(map_.page_slots(page), base)
-                    self._blocks += sum(map_.bits(chunk).bit_count() for chunk, slot in slots if slot)
+                    base = page * SLOTS_PER_PAGE
+                    slots = enumerate(chunk_map.page_slots(page), base)
+                    self._blocks += sum(chunk_map.bits(chunk).bit_count() for chunk, slot in slots if slot)
                     self._counted = page + 1
         return self._blocks * self.block_size
 

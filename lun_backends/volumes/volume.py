@@ -55,6 +55,7 @@ from lun_backends import (
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
 from lun_backends.stores import space, store_file, thin
+from lun_backends.stores.superblock import Superblock
 from lun_backends.volumes import boot, doubt, giving_up, manifest, move_down, pending_chunks, policy, restoring
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import (
@@ -372,17 +373,10 @@ class Volume:
             group=group,
         )
         try:
-            device = write_once.WriteOnce.create(
-                self._path(record.uuid),
-                snapshot=record.uuid,
-                volume=self.uuid,
-                size=self.device.size,
-                block_size=self.device.block_size,
-                chunk_size=self.chunk_size,
-                durability=self.durability,
-                io=self._io,
-                space_=self.space,
-            )
+            superblock = Superblock(record.uuid, self.uuid, self.device.size, self.device.block_size, self.chunk_size)
+            path = self._path(record.uuid)
+            store = thin.ThinStore.create(path, superblock, durability=self.durability, io=self._io, space=self.space)
+            device = write_once.WriteOnce(store)
         except block_device.BlockDeviceError as error:
             raise SnapshotFailed(self.name, f"no snapshot was taken: {error}", "free space and try again") from error
         return Taking(record, device)
@@ -987,7 +981,8 @@ class Volume:
                 recorded = giving_up.mark(path, boot.LOST, self._io)
                 return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
             durability = Durability.POWER_LOSS if self._synced else self.durability
-            device = write_once.WriteOnce.open(path, durability=durability, io=self._io, space_=self.space)
+            store = thin.ThinStore.open(path, durability=durability, io=self._io, space=self.space)
+            device = write_once.WriteOnce(store)
         except (store_file.StoreDamaged, store_file.StoreMissing) as error:
             recorded = giving_up.mark(path, str(error), self._io)
             return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from lun_backends import block_device, copy_on_write, flat, remote, snapshot_view, write_once
 from lun_backends.block_device import Buffers
+from lun_backends.stores import thin
+from lun_backends.stores.superblock import Superblock
 from target.configuration import settings
 from target.scsi import logical_unit, scsi_target
 from target.scsi.logical_unit import UnitKind
@@ -70,17 +72,13 @@ class Sharing:
         directory.mkdir(exist_ok=True)
         path = directory / name
         if path.with_name(f"{name}.map").exists():
-            device = write_once.WriteOnce.open(path, durability=wanted.durability)
+            store = thin.ThinStore.open(path, durability=wanted.durability)
         else:
-            device = write_once.WriteOnce.create(
-                path,
-                snapshot=uuid.uuid4(),
-                volume=_identity(wanted.volume),
-                size=wanted.size,
-                block_size=wanted.block_size,
-                chunk_size=wanted.chunk_size,
-                durability=wanted.durability,
+            superblock = Superblock(
+                uuid.uuid4(), _identity(wanted.volume), wanted.size, wanted.block_size, wanted.chunk_size
             )
+            store = thin.ThinStore.create(path, superblock, durability=wanted.durability)
+        device = write_once.WriteOnce(store)
         self._closing.callback(device.close)
         self._add(wanted.lun, device, device.uuid, UnitKind.WRITE_ONCE, f"{name}/write-once")
 

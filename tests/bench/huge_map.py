@@ -13,6 +13,8 @@ import uuid
 from pathlib import Path
 
 from lun_backends import write_once
+from lun_backends.stores import thin
+from lun_backends.stores.superblock import Superblock
 
 
 def _resident() -> int:
@@ -23,10 +25,8 @@ def main() -> None:
     """Measure once and print one line of three numbers."""
     path = Path(sys.argv[1]) / "huge"
     before, began = _resident(), time.perf_counter()
-    write_once.WriteOnce.create(
-        path, snapshot=uuid.uuid4(), volume=uuid.uuid4(), size=64 << 40, block_size=512, chunk_size=65536
-    ).close()
-    device = write_once.WriteOnce.open(path)
+    thin.ThinStore.create(path, Superblock(uuid.uuid4(), uuid.uuid4(), 64 << 40, 512, 65536)).close()
+    device = write_once.WriteOnce(thin.ThinStore.open(path))
     seconds, resident = time.perf_counter() - began, _resident() - before
     sys.stdout.write(f"{seconds} {resident} {device.used_bytes()}\n")
     device.close()

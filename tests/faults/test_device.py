@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, copy_on_write, snapshot_view, write_once
+from lun_backends.stores import thin
+from lun_backends.stores.superblock import Superblock
 from tests.faults.device import FaultyDevice
 from tests.memory_device import MemoryDevice
 
@@ -25,9 +27,8 @@ def primary() -> FaultyDevice:
 
 @pytest.fixture
 def side(tmp_path: Path) -> write_once.WriteOnce:
-    return write_once.WriteOnce.create(
-        tmp_path / "side", snapshot=uuid.uuid4(), volume=uuid.uuid4(), size=SIZE, block_size=512, chunk_size=CHUNK
-    )
+    superblock = Superblock(uuid.uuid4(), uuid.uuid4(), SIZE, 512, CHUNK)
+    return write_once.WriteOnce(thin.ThinStore.create(tmp_path / "side", superblock))
 
 
 def data(value: int, length: int = 512) -> list[memoryview]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from lun_backends import write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
+from lun_backends.stores import thin
+from lun_backends.stores.superblock import Superblock
 
 SNAPSHOT = uuid.UUID(int=1)
 VOLUME = uuid.UUID(int=2)
@@ -79,23 +81,15 @@ def create(
     io: storage_io.StorageIO = storage_io.SYSTEM,
 ) -> write_once.WriteOnce:
     """A small write-once LUN."""
-    return write_once.WriteOnce.create(
-        path / "s",
-        snapshot=SNAPSHOT,
-        volume=VOLUME,
-        size=size,
-        block_size=block_size,
-        chunk_size=chunk_size,
-        durability=durability,
-        io=io,
-    )
+    superblock = Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size)
+    return write_once.WriteOnce(thin.ThinStore.create(path / "s", superblock, durability=durability, io=io))
 
 
 def reopen(
     path: Path, durability: Durability = Durability.POWER_LOSS, io: storage_io.StorageIO = storage_io.SYSTEM
 ) -> write_once.WriteOnce:
     """The LUN `create` made, again."""
-    return write_once.WriteOnce.open(path / "s", durability=durability, io=io)
+    return write_once.WriteOnce(thin.ThinStore.open(path / "s", durability=durability, io=io))
 
 
 def data(seed: int, blocks: int = 1, block_size: int = BLOCK) -> list[memoryview]:

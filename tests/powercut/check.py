@@ -118,20 +118,20 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
     worker.run(steps)
 
 
-def stale_chunks(map_: chunk_map.ChunkMap) -> list[int]:
+def stale_chunks(opened: chunk_map.ChunkMap) -> list[int]:
     """Chunks of a map that have bits and no slot: what an interrupted commit left."""
-    return [chunk for chunk in range(map_.chunks) if map_.bits(chunk) and not map_.slot(chunk)]
+    return [chunk for chunk in range(opened.chunks) if opened.bits(chunk) and not opened.slot(chunk)]
 
 
 def has_stale_words(root: Path) -> bool:
     """Whether any map under `root` has such chunks."""
     for path in (root / workload.DIRECTORY / "snapshots").glob("*.map"):
         try:
-            map_ = chunk_map.ChunkMap.open(path)
+            opened = chunk_map.ChunkMap.open(path)
         except block_device.BlockDeviceError:
             continue  # not complete; whether it may be so is for the volume to say
-        with contextlib.closing(map_):
-            if stale_chunks(map_):
+        with contextlib.closing(opened):
+            if stale_chunks(opened):
                 return True
     return False
 

@@ -48,18 +48,18 @@ def test_what_was_created_is_opened(path: Path) -> None:
     ("block_size", "chunk_size"), [(512, 4096), (512, 1 << 20), (4096, 4096), (4096, 8192), (4096, 65536)]
 )
 def test_bits_of_neighbours_do_not_touch(path: Path, block_size: int, chunk_size: int) -> None:
-    map_ = make(path, size=9 * chunk_size + block_size, block_size=block_size, chunk_size=chunk_size)
+    made = make(path, size=9 * chunk_size + block_size, block_size=block_size, chunk_size=chunk_size)
     full = (1 << chunk_size // block_size) - 1
     for chunk in range(10):
-        map_.reserve(chunk)
+        made.reserve(chunk)
     for chunk in (1, 3, 4):
-        assert map_.publish(chunk, chunk + 1, full, 7) == full
-    assert [map_.written(chunk) for chunk in range(6)] == [0, full, 0, full, full, 0]
-    assert map_.full_mask(9) == 1
-    assert map_.publish(9, 20, 1, 0) == 1
-    map_.retract(3, full)
-    assert [map_.written(chunk) for chunk in range(6)] == [0, full, 0, 0, full, 0]
-    map_.close()
+        assert made.publish(chunk, chunk + 1, full, 7) == full
+    assert [made.written(chunk) for chunk in range(6)] == [0, full, 0, full, full, 0]
+    assert made.full_mask(9) == 1
+    assert made.publish(9, 20, 1, 0) == 1
+    made.retract(3, full)
+    assert [made.written(chunk) for chunk in range(6)] == [0, full, 0, 0, full, 0]
+    made.close()
     opened = chunk_map.ChunkMap.open(path)
     assert [opened.slot(chunk) for chunk in range(10)] == [0, 2, 0, 4, 5, 0, 0, 0, 0, 20]
     assert opened.written(4) == full
@@ -204,19 +204,19 @@ def test_a_state_write_cut_between_the_copies_is_finished_by_the_next(path: Path
 
 
 def test_what_an_interrupted_commit_left_is_seen_and_cleaned(path: Path) -> None:
-    map_ = make(path)
+    made = make(path)
     for chunk in range(4):
-        map_.reserve(chunk)
-    map_.publish(0, 0, 0xFF, 5)  # bits and checksum without a slot
-    map_.publish(1, 1, 0x0F, 9)  # a checksum without all bits
-    map_.publish(2, 2, 0xFF, 9)
-    assert [map_.is_stale(chunk) for chunk in range(4)] == [True, True, False, False]
-    assert map_.written(0) == 0
-    map_.clean(0)
-    map_.clean(1)
-    assert [map_.is_stale(chunk) for chunk in range(4)] == [False] * 4
-    assert [map_.bits(0), map_.bits(1), map_.checksum(0), map_.checksum(1)] == [0, 0x0F, 0, 0]
-    map_.close()
+        made.reserve(chunk)
+    made.publish(0, 0, 0xFF, 5)  # bits and checksum without a slot
+    made.publish(1, 1, 0x0F, 9)  # a checksum without all bits
+    made.publish(2, 2, 0xFF, 9)
+    assert [made.is_stale(chunk) for chunk in range(4)] == [True, True, False, False]
+    assert made.written(0) == 0
+    made.clean(0)
+    made.clean(1)
+    assert [made.is_stale(chunk) for chunk in range(4)] == [False] * 4
+    assert [made.bits(0), made.bits(1), made.checksum(0), made.checksum(1)] == [0, 0x0F, 0, 0]
+    made.close()
 
 
 def test_errors_are_block_device_errors() -> None:

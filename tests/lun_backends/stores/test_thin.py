@@ -23,7 +23,7 @@ from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
 from lun_backends.stores import chunk_file, chunk_map, contents, store_file, thin
-from lun_backends.stores.superblock import PAGE
+from lun_backends.stores.superblock import PAGE, Superblock
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
 
@@ -34,9 +34,9 @@ def poke(
     path: Path, chunk: int, *, slot: int | None = None, bits: int | None = None, checksum: int | None = None
 ) -> None:
     """Store words into a closed map, as the kernel might have written them back."""
-    map_ = chunk_map.ChunkMap.open(thin.files(path / "s")[0])
-    layout = map_.layout
-    map_.close()
+    made = chunk_map.ChunkMap.open(thin.files(path / "s")[0])
+    layout = made.layout
+    made.close()
     with thin.files(path / "s")[0].open("r+b") as file:
         for offset, value, width in (
             (layout.slots + chunk * 8, slot, 8),
@@ -427,10 +427,8 @@ def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
             chunks.write_bytes(header)
         case "foreign":
             (tmp_path / "other").mkdir()
-            write_once.WriteOnce.create(
-                tmp_path / "other" / "s", snapshot=store_factory.VOLUME, volume=store_factory.VOLUME, size=64 * CHUNK, block_size=BLOCK,
-                chunk_size=CHUNK,
-            ).close()  # fmt: skip
+            superblock = Superblock(store_factory.VOLUME, store_factory.VOLUME, 64 * CHUNK, BLOCK, CHUNK)
+            thin.ThinStore.create(tmp_path / "other" / "s", superblock).close()
             chunks.write_bytes((tmp_path / "other" / "s.chunks").read_bytes())
     with pytest.raises(store_file.StoreDamaged) as caught:
         store_factory.reopen(tmp_path)
