@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: the options before the verb, refusals for people, parameter types, and waiting for a job."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from target import places, show, units
+
+if TYPE_CHECKING:
+    from click import shell_completion
+
+    from target import messages
+    from target.configuration import settings
+    from target.control import client
+
+
+class Context:
+    """What the options before the verb say."""
+
+    def __init__(self, state_dir: Path, json_wanted: bool) -> None:
+        self.state_dir = state_dir
+        self.json = json_wanted
+
+    def client(self) -> client.Client:
+        """The daemon's control socket."""
+        from target.control import client
+
+        return client.Client(self.state_dir)
+
+    def answer(self, value: object, text: Callable[[], str]) -> None:
+        """Print an answer: `value` (messages) for programs, `text` for people."""
+        if self.json:
+            from target import messages
+
+            plain = [messages.encode(each) for each in value] if isinstance(value, list) else messages.encode(value)
+            click.echo(json.dumps(plain, indent=2))
+        else:
+            click.echo(text())
+
+
+def fail(message: str, remedy: str, code: str, *, json_wanted: bool) -> None:
+    if json_wanted:
+        click.echo(json.dumps({"error": code, "message": message, "remedy": remedy}), err=True)
+    else:
+        click.echo(f"wolun: {message}\n{show.sentence(remedy)}", err=True)
+    sys.exit(1)
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """A verb that talks to the daemon: gets the Context, takes `--json` after the verb too, and explains refusals."""
+
+    @functools.wraps(function)
+    def run(context: Context, /, *arguments: Any, json_here: bool, **options: Any) -> None:
+        from target.control import client
+
+        context.json = context.json or json_here
+        try:
+            function(context, *arguments, **options)
+        except client.Failed as failed:
+            refusal = failed.refusal
+            fail(refusal.message, refusal.remedy, refusal.error, json_wanted=context.json)
+
+    passing: Callable[..., None] = click.pass_obj(run)
+    return click.option("--json", "json_here", is_flag=True, help="Print JSON.")(passing)
+
+
+class _SnapshotName(click.ParamType[tuple[str, str]]):
+    name = "VOLUME@SNAPSHOT"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        volume, at, name = str(value).partition("@")
+        if not (volume and at and name):
+            self.fail(
+                f"{value!r} names no snapshot: write VOLUME@SNAPSHOT, like vol0@before-upgrade", parameter, context
+            )
+        return volume, name
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[shell_completion.CompletionItem]:
+        return _completions(
+            context,
+            lambda asked: [f"{each.volume}@{each.name}" for each in asked.snapshots()],
+            incomplete,
+        )
+
+
+def _completions(
+    context: click.Context, look: Callable[[client.Client], list[str]], incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    """What really is there and begins like that; nothing if the daemon cannot be asked."""
+    from click import shell_completion
+
+    from target.control import client
+
+    chosen = context.find_root().params.get("state_dir") or places.default_state_dir()
+    try:
+        found = look(client.Client(absolute(Path(chosen)), timeout=2))
+    except client.Failed:
+        return []
+    return [shell_completion.CompletionItem(each) for each in found if each.startswith(incomplete)]
+
+
+def volume_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    return _completions(context, lambda asked: [each.name for each in asked.volumes()], incomplete)
+
+
+class _Size(click.ParamType[int]):
+    name = "SIZE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        try:
+            return units.parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
+SNAPSHOT = _SnapshotName()
+SIZE = _Size()
+
+
+class _Label(click.ParamType[tuple[str, str]]):
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is no label: write KEY=VALUE, like purpose=backup", parameter, context)
+        return key, text
+
+
+LABEL = _Label()
+
+
+def absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolving links would write through one that stands there
+
+
+def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
+    """What a configuration file says; with a mistake in it, names all of them and ends with exit status 1."""
+    from target.configuration import reader
+
+    try:
+        return reader.load(file)
+    except reader.ConfigurationError as error:
+        if json_wanted:
+            from target import messages
+
+            click.echo(json.dumps({"problems": [messages.encode(problem) for problem in error.problems]}, indent=2))
+        else:
+            click.echo(str(error), err=True)
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}", "name a file that can", "unreadable", json_wanted=json_wanted)
+    sys.exit(1)
+
+
+def _hold_interrupts(held: bool) -> None:
+    """Make Ctrl-C wait, or let it come."""
+    signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def follow(
+    context: Context,
+    asked: client.Client,
+    begin: Callable[[], messages.Job],
+    doing: str,
+    *,
+    goes_on: bool = False,
+) -> messages.Job:
+    """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
+    were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
+    take back nothing any more.  Raises Failed.
+    """
+    from target import messages
+    from target.control import client
+
+    _hold_interrupts(True)
+    last = job = begin()
+    try:
+        with show.progress(f"{doing} {job.subject}", enabled=not context.json) as update:
+            _hold_interrupts(False)
+            for last in asked.watch(job):
+                update(last.done, last.total)
+            _hold_interrupts(True)
+    except KeyboardInterrupt:
+        asked.close()  # whatever answer was on its way
+        asked.cancel(job)
+        for last in asked.watch(job):
+            if goes_on and last.total and last.state == "running":
+                click.echo(f"wolun: {doing} {job.subject} goes on in the background; see `wolun status`", err=True)
+                sys.exit(130)
+        if last.state == "cancelled":
+            click.echo(f"wolun: {doing} {job.subject} was cancelled", err=True)
+            sys.exit(130)
+    if last.refusal is not None:
+        raise client.Failed(last.refusal)
+    if last.state == "cancelled":
+        raise client.Failed(
+            messages.Refusal(
+                "cancelled", f"{doing} {job.subject} was cancelled", "ask for it again if that was not you"
+            )
+        )
+    return last
