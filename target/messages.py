@@ -2,20 +2,13 @@
 """What goes over the control socket, in both directions: plain frozen dataclasses.
 
 The daemon hands them to FastAPI, which checks requests against them and derives the OpenAPI description; the commands
-read them back with `decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
-
-(Longer than most modules here: it is a list.)
+read them back with `codec.decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,46 +406,3 @@ class Difference:
     size: int
     changed_bytes: int
     extents: tuple[Extent, ...]
-
-
-def decode(cls: type[T], value: object) -> T:
-    """An instance of the dataclass `cls` from decoded JSON; keys that this version does not know are left out.
-
-    Raises TypeError, KeyError or ValueError when `value` does not fit.
-    """
-    return typing.cast(T, _decode(cls, value))
-
-
-def fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, for making a larger one of it."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def encode(value: Any) -> Any:
-    """What `decode` reads: dictionaries, lists and scalars."""
-    return dataclasses.asdict(value)
-
-
-def _decode(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        return hint(
-            **{
-                field.name: _decode(hints[field.name], value[field.name])
-                for field in dataclasses.fields(hint)
-                if field.name in value or field.default is dataclasses.MISSING
-            }
-        )
-    if isinstance(hint, types.UnionType):
-        others = [option for option in typing.get_args(hint) if option is not type(None)]
-        return None if value is None else _decode(others[0], value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_decode(typing.get_args(hint)[0], item) for item in value)
-    if typing.get_origin(hint) is dict:
-        _, each = typing.get_args(hint)
-        return {str(key): _decode(each, item) for key, item in value.items()}
-    if hint is float:
-        return float(value)
-    if not isinstance(value, hint):
-        raise TypeError(f"{value!r} is not of type {hint.__name__}")
-    return value

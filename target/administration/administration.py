@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from lun_backends.files import os_error, small_file
-from target import messages
+from target import codec, messages
 from target.administration import portals
 from target.configuration import reader, settings, writer
 from target.fabrics import access
@@ -87,7 +87,7 @@ class Administration:
 
     def who(self) -> messages.Access:
         """Who may log in."""
-        return messages.decode(messages.Access, self._served.settings.access.model_dump(mode="json"))
+        return codec.decode(messages.Access, self._served.settings.access.model_dump(mode="json"))
 
     def volumes(self) -> list[messages.Volume]:
         """All volumes, as they are served."""
@@ -119,7 +119,7 @@ class Administration:
     def create_volume(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
         """Make a volume, or take up again one whose data is there, and serve it."""
         with self._lock:
-            fields = messages.encode(request)
+            fields = codec.encode(request)
             if fields.pop("hidden"):
                 fields["lun"] = settings.NO_LUN
             elif request.lun is None:
@@ -139,7 +139,7 @@ class Administration:
         """Change a volume; for another LUN or durability it is taken away and comes back."""
         with self._lock:
             before = self._volume(name)
-            given = {key: value for key, value in messages.encode(request).items() if value is not None}
+            given = {key: value for key, value in codec.encode(request).items() if value is not None}
             if given.pop("hidden"):
                 given["lun"] = settings.NO_LUN
             if given.get("limit") == messages.NO_LIMIT:
@@ -248,7 +248,7 @@ class Administration:
     ) -> None:
         """Create an entry, or change one that is there."""
         with self._lock:
-            wanted = problems.validated(settings.Initiator, messages.encode(request), f"initiator {name}")
+            wanted = problems.validated(settings.Initiator, codec.encode(request), f"initiator {name}")
             now = self._served.settings.access
             known = now.initiators or ()
             if create:

@@ -40,9 +40,9 @@ class Context:
     def answer(self, value: object, text: Callable[[], str]) -> None:
         """Print an answer: `value` (messages) for programs, `text` for people."""
         if self.json:
-            from target import messages
+            from target import codec
 
-            plain = [messages.encode(each) for each in value] if isinstance(value, list) else messages.encode(value)
+            plain = [codec.encode(each) for each in value] if isinstance(value, list) else codec.encode(value)
             click.echo(json.dumps(plain, indent=2))
         else:
             click.echo(text())
@@ -156,9 +156,9 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
         return reader.load(file)
     except reader.ConfigurationError as error:
         if json_wanted:
-            from target import messages
+            from target import codec
 
-            click.echo(json.dumps({"problems": [messages.encode(problem) for problem in error.problems]}, indent=2))
+            click.echo(json.dumps({"problems": [codec.encode(problem) for problem in error.problems]}, indent=2))
         else:
             click.echo(str(error), err=True)
     except OSError as error:

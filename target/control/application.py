@@ -21,7 +21,7 @@ from fastapi import exceptions, responses
 from starlette.exceptions import HTTPException
 
 import target
-from target import messages, places
+from target import codec, messages, places
 from target.administration import administration
 from target.control import metrics, routes_administration, routes_snapshots
 from target.exports import jobs as backups
@@ -146,7 +146,7 @@ def application(served: service.Service, admin: administration.Administration) -
 
 def _refusal(problem: problems.Problem) -> responses.JSONResponse:
     body = messages.Refusal(problem.code, problem.message, problem.remedy)
-    return responses.JSONResponse(messages.encode(body), status_code=problem.status)
+    return responses.JSONResponse(codec.encode(body), status_code=problem.status)
 
 
 class ControlSocket:

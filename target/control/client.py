@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from target import messages, places
+from target import codec, messages, places
 
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.25
@@ -50,29 +50,29 @@ class Client:
 
     def status(self) -> messages.Status:
         """Everything at a glance."""
-        return messages.decode(messages.Status, self._ask("GET", "/v1/status"))
+        return codec.decode(messages.Status, self._ask("GET", "/v1/status"))
 
     def snapshots(self, volume: str | None = None) -> list[messages.Snapshot]:
         """The snapshots of one volume, or of all."""
         path = "/v1/snapshots" if volume is None else f"{_volume(volume)}/snapshots"
-        return [messages.decode(messages.Snapshot, each) for each in self._ask("GET", path)]
+        return [codec.decode(messages.Snapshot, each) for each in self._ask("GET", path)]
 
     def snapshot(self, volume: str, name: str) -> messages.SnapshotDetails:
         """One snapshot."""
-        return messages.decode(messages.SnapshotDetails, self._ask("GET", _snapshot(volume, name)))
+        return codec.decode(messages.SnapshotDetails, self._ask("GET", _snapshot(volume, name)))
 
     def changes(self, volume: str, name: str, cells: int) -> messages.Changes:
         """What has changed since a snapshot, in `cells` parts."""
-        return messages.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
+        return codec.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
 
     def create_snapshot(self, volume: str, name: str, labels: Mapping[str, str] | None = None) -> messages.Taken:
         """Take a snapshot."""
         request = messages.CreateSnapshot(name, dict(labels or {}))
-        return messages.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
+        return codec.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
     def delete_snapshot(self, volume: str, name: str) -> messages.Job:
         """Begin to delete a snapshot."""
-        return messages.decode(messages.Job, self._ask("DELETE", _snapshot(volume, name)))
+        return codec.decode(messages.Job, self._ask("DELETE", _snapshot(volume, name)))
 
     def export(
         self,
@@ -90,45 +90,45 @@ class Client:
         """Begin to export a snapshot."""
         below = None if backing is None else str(backing)
         request = messages.Export(str(path), overwrite, image_format, since, below, backing_format, anyway)
-        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:
         """Give a snapshot labels, or take away those that are None."""
         request = messages.ChangeLabels(dict(labels))
-        return messages.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
+        return codec.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
 
     def verify(self, volume: str, name: str) -> messages.Job:
         """Begin to verify a snapshot; its `result` is a Verification."""
-        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify"))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify"))
 
     def diff(self, volume: str, name: str, request: messages.FindChanges) -> messages.Job:
         """Begin to find out what changed since a snapshot; its `result` is a Difference."""
-        return messages.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
 
-    def result(self, kind: type[messages.T], job: messages.Job) -> messages.T:
+    def result(self, kind: type[codec.T], job: messages.Job) -> codec.T:
         """What a job that is done found out."""
-        return messages.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
+        return codec.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
     def create_group(self, name: str, volumes: Sequence[str], labels: Mapping[str, str]) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment."""
         request = messages.CreateGroup(name, tuple(volumes), dict(labels))
-        return [messages.decode(messages.Taken, each) for each in self._ask("POST", "/v1/groups", request)]
+        return [codec.decode(messages.Taken, each) for each in self._ask("POST", "/v1/groups", request)]
 
     def restore_snapshot(self, volume: str, name: str, *, force: bool) -> messages.Job:
         """Begin to roll a volume back to a snapshot."""
         path = f"{_snapshot(volume, name)}/restore?force={force}"
-        return messages.decode(messages.Job, self._ask("POST", path))
+        return codec.decode(messages.Job, self._ask("POST", path))
 
     def resize_volume(self, name: str, size: int) -> messages.Volume:
         """Make a volume larger."""
         request = messages.ResizeVolume(size)
-        return messages.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
+        return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
         """The job as it goes on, until it has ended."""
         yield job
         while job.state == "running":
-            job = messages.decode(messages.Job, self._ask("GET", f"/v1/jobs/{job.id}?wait={POLL_SECONDS}"))
+            job = codec.decode(messages.Job, self._ask("GET", f"/v1/jobs/{job.id}?wait={POLL_SECONDS}"))
             yield job
 
     def cancel(self, job: messages.Job) -> None:
@@ -143,11 +143,11 @@ class Client:
 
     def volumes(self) -> list[messages.Volume]:
         """All volumes, as they are served."""
-        return [messages.decode(messages.Volume, each) for each in self._ask("GET", "/v1/volumes")]
+        return [codec.decode(messages.Volume, each) for each in self._ask("GET", "/v1/volumes")]
 
     def volume(self, name: str) -> messages.Volume:
         """One volume, as it is served."""
-        return messages.decode(messages.Volume, self._ask("GET", _volume(name)))
+        return codec.decode(messages.Volume, self._ask("GET", _volume(name)))
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool) -> None:
         """Change a volume."""
@@ -159,7 +159,7 @@ class Client:
 
     def luns(self) -> list[messages.Lun]:
         """The logical units of the target."""
-        return [messages.decode(messages.Lun, each) for each in self._ask("GET", "/v1/luns")]
+        return [codec.decode(messages.Lun, each) for each in self._ask("GET", "/v1/luns")]
 
     def create_portal(self, address: str) -> None:
         """Let initiators connect there, too."""
@@ -171,15 +171,15 @@ class Client:
 
     def alerts(self) -> list[messages.Alert]:
         """What needs somebody's attention."""
-        return [messages.decode(messages.Alert, each) for each in self._ask("GET", "/v1/alerts")]
+        return [codec.decode(messages.Alert, each) for each in self._ask("GET", "/v1/alerts")]
 
     def jobs(self) -> list[messages.Job]:
         """The jobs that run, and the last ones that ended."""
-        return [messages.decode(messages.Job, each) for each in self._ask("GET", "/v1/jobs")]
+        return [codec.decode(messages.Job, each) for each in self._ask("GET", "/v1/jobs")]
 
     def access(self) -> messages.Access:
         """Who may log in."""
-        return messages.decode(messages.Access, self._ask("GET", "/v1/access"))
+        return codec.decode(messages.Access, self._ask("GET", "/v1/access"))
 
     def change_access(self, request: messages.ChangeAccess, *, force: bool) -> None:
         """Change what holds for all initiators."""
@@ -203,34 +203,34 @@ class Client:
 
     def text_of_volume(self, name: str) -> str:
         """The volume as it would stand in a configuration file."""
-        return messages.decode(messages.Text, self._ask("GET", f"{_volume(name)}/configuration")).text
+        return codec.decode(messages.Text, self._ask("GET", f"{_volume(name)}/configuration")).text
 
     def text_of_initiator(self, name: str) -> str:
         """The initiator's entry as it would stand in a configuration file."""
-        return messages.decode(messages.Text, self._ask("GET", f"{_initiator(name)}/configuration")).text
+        return codec.decode(messages.Text, self._ask("GET", f"{_initiator(name)}/configuration")).text
 
     def save_configuration(self, file: str | None, *, dry_run: bool = False) -> messages.Saved:
         """Write the configuration."""
         path = f"/v1/configuration/save?dry_run={dry_run or self.dry_run}"
-        return messages.decode(messages.Saved, self._ask("POST", path, messages.ConfigurationFile(file)))
+        return codec.decode(messages.Saved, self._ask("POST", path, messages.ConfigurationFile(file)))
 
     def restore_configuration(self, file: str | None, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
         """Make the system what a file says."""
         path = f"/v1/configuration/restore?force={force}&dry_run={dry_run or self.dry_run}"
         answer = self._ask("POST", path, messages.ConfigurationFile(file))
-        return [messages.decode(messages.Outcome, each) for each in answer]
+        return [codec.decode(messages.Outcome, each) for each in answer]
 
     def clear_configuration(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
         """Serve nothing to nobody."""
         path = f"/v1/configuration/clear?force={force}&dry_run={dry_run or self.dry_run}"
-        return [messages.decode(messages.Outcome, each) for each in self._ask("POST", path)]
+        return [codec.decode(messages.Outcome, each) for each in self._ask("POST", path)]
 
     def _change(self, method: str, path: str, request: Any = None, **options: bool) -> None:
         chosen = {**options, "dry_run": self.dry_run}
         self._ask(method, f"{path}?{urllib.parse.urlencode(chosen)}", request)
 
     def _ask(self, method: str, path: str, request: Any = None) -> Any:
-        sent = None if request is None else json.dumps(messages.encode(request))
+        sent = None if request is None else json.dumps(codec.encode(request))
         headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
             self._connection.request(method, path, sent, headers)
@@ -247,7 +247,7 @@ class Client:
             self.close()
             raise Failed(_gone(error)) from error
         if response.status >= 400:
-            raise Failed(messages.decode(messages.Refusal, answer))
+            raise Failed(codec.decode(messages.Refusal, answer))
         return answer
 
 

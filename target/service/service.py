@@ -25,7 +25,7 @@ from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.files import os_error
 from lun_backends.volumes import group, volume
-from target import messages
+from target import codec, messages
 from target.configuration import settings
 from target.exports import image_file
 from target.fabrics import access
@@ -305,7 +305,7 @@ class Service:
         log.info("took %s@%s", owner.name, snapshot.name)
         shown = self._shown(owner, snapshot)
         return messages.Taken(
-            **messages.fields(shown),
+            **codec.fields(shown),
             writes_held_seconds=snapshot.held_seconds or 0.0,
             view_url=self.url(shown.view_lun),
             write_once_url=self.url(shown.write_once_lun),
@@ -323,7 +323,7 @@ class Service:
         owner, snapshot = self.find(volume_name, name)
         shown = self._shown(owner, snapshot)
         return messages.SnapshotDetails(
-            **messages.fields(shown),
+            **codec.fields(shown),
             chunk_size=owner.chunk_size,
             view_url=self.url(shown.view_lun),
             write_once_url=self.url(shown.write_once_lun),

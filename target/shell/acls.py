@@ -7,14 +7,10 @@ import dataclasses
 import getpass
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from target import messages
 from target.shell import console
 from target.shell.node import Leaf, Node, export, files, flag, number, plural
-
-if TYPE_CHECKING:
-    from target.shell.iscsi import PortalGroup
 
 AUTH = ("userid", "password", "mutual_userid", "mutual_password")
 
@@ -22,7 +18,7 @@ AUTH = ("userid", "password", "mutual_userid", "mutual_password")
 class Acls(Node):
     """/iscsi/IQN/tpg1/acls."""
 
-    def __init__(self, parent: PortalGroup) -> None:
+    def __init__(self, parent: Node) -> None:
         super().__init__("acls", parent)
 
     def told(self) -> tuple[messages.Initiator, ...]:

@@ -6,20 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from target import messages, show, units
 from target.shell import console
 from target.shell.node import Node, files, flag
 
-if TYPE_CHECKING:
-    from target.shell.volumes import Volume
-
 
 class Snapshots(Node):
     """/volumes/NAME/snapshots."""
 
-    def __init__(self, parent: Volume) -> None:
+    def __init__(self, parent: Node) -> None:
         super().__init__("snapshots", parent)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client import parser
 
-from target import messages, places
+from target import codec, messages, places
 from tests import daemon
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 16MiB}\n"
@@ -109,7 +109,7 @@ def test_a_refusal_has_a_code_a_message_and_a_remedy(
 ) -> None:
     answered, refusal = request(served, method, path, body)
     assert answered == status
-    found = messages.decode(messages.Refusal, refusal)
+    found = codec.decode(messages.Refusal, refusal)
     assert found.error == code
     assert found.message
     assert found.remedy
