@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import pyroaring
 
 from lun_backends import block_device
-from lun_backends.volumes import snapshot, volume
+from lun_backends.volumes import errors, snapshot, volume
 
 GRAIN = 4096
 """Bytes that `differing` tells apart."""
@@ -25,7 +25,7 @@ Range = tuple[int, int]
 """(offset, length) in bytes."""
 
 
-class WrongOrder(snapshot.VolumeError):
+class WrongOrder(errors.VolumeError):
     """The second snapshot is not younger than the first."""
 
 
@@ -53,7 +53,7 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
             continue
         if last is None and owner.restoring is not None:  # what the primary is still to get was not preserved yet
             reason = f"the volume is being rolled back to {owner.restoring.name!r}"
-            raise snapshot.VolumeError(owner.name, reason, "wait until that is done")
+            raise errors.VolumeError(owner.name, reason, "wait until that is done")
         if last is None:
             chunks.update(owner.unsettled)  # what a rollback has yet to change, and to preserve
         known = first.view.size
@@ -69,7 +69,7 @@ def _between(
     snapshots = owner.snapshots
     for each in (first, last):
         if each is not None and (each not in snapshots or each.deleting):
-            raise snapshot.NoSuchSnapshot(owner.name, f"{each.name!r} is being deleted", "name another one")
+            raise errors.NoSuchSnapshot(owner.name, f"{each.name!r} is being deleted", "name another one")
         if each is not None and each.reason:
             raise block_device.SnapshotInvalid(each.reason)
     start = snapshots.index(first)

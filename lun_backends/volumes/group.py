@@ -26,7 +26,7 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.files import small_file, storage_io
-from lun_backends.volumes import manifest, snapshot, volume
+from lun_backends.volumes import errors, manifest, snapshot, volume
 
 
 def create(
@@ -40,9 +40,9 @@ def create(
     Raises VolumeError as `Volume.create_snapshot`; then none was taken.
     """
     if not volumes or len({each.directory for each in volumes}) < len(volumes):
-        raise snapshot.VolumeError(name, "a group is of one or more volumes, each once", "name each volume once")
+        raise errors.VolumeError(name, "a group is of one or more volumes, each once", "name each volume once")
     if len({each.directory.parent for each in volumes}) > 1:
-        raise snapshot.VolumeError(name, "the volumes are not kept in one place", "take their snapshots one by one")
+        raise errors.VolumeError(name, "the volumes are not kept in one place", "take their snapshots one by one")
     identity = uuid.uuid4()
     begun: dict[str, volume.Taking] = {}
     # Always in the same order, lest two groups wait for each other.
@@ -58,10 +58,10 @@ def create(
             taken = _barrier(ordered, begun, identity, io)
         except (OSError, block_device.BlockDeviceError) as error:
             _take_back(ordered, begun, identity, io)
-            if isinstance(error, snapshot.VolumeError):
+            if isinstance(error, errors.VolumeError):
                 raise
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise snapshot.SnapshotFailed(name, f"no snapshot was taken: {reason}", "check the disk") from error
+            raise errors.SnapshotFailed(name, f"no snapshot was taken: {reason}", "check the disk") from error
         with contextlib.suppress(OSError):  # then the next open does it
             for each in ordered:
                 each.end_group()

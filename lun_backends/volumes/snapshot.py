@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot of an open volume as its users see it: name, time, state, devices; its content piece by piece; and the
-errors of what they ask of it.
+"""A snapshot of an open volume as its users see it: name, time, state and devices.
 
-Names are checked by the manifest; what changes a snapshot is in `volume`.
+The manifest checks names.  `volume` changes snapshots.
 """
 
 from __future__ import annotations
@@ -13,68 +12,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lun_backends import block_device, lost_device, snapshot_view, write_once
+from lun_backends import lost_device, snapshot_view, write_once
 from lun_backends.volumes.manifest import SnapshotState
-
-
-@dataclass(eq=False)
-class VolumeError(block_device.BlockDeviceError):
-    """Something asked of volume `volume` cannot be done; `reason` says why, `remedy` what to do."""
-
-    volume: str
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.volume}: {self.reason}; {self.remedy}"
-
-
-class BadName(VolumeError):
-    """The name may not be used."""
-
-
-class BadLabel(VolumeError):
-    """The labels may not be given."""
-
-
-class SnapshotExists(VolumeError):
-    """There is a snapshot of that name already."""
-
-
-class NoSuchSnapshot(VolumeError):
-    """There is no snapshot of that name."""
-
-
-class SnapshotFailed(VolumeError):
-    """The snapshot was not taken; the volume is as before."""
-
-
-class TooManySnapshots(VolumeError):
-    """There are as many snapshots as the policy allows."""
-
-
-class NoSpaceLeft(VolumeError):
-    """It would certainly run out of space."""
-
-
-class DeletionStopped(VolumeError):
-    """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
-
-
-class RestoreRefused(VolumeError):
-    """The volume was not rolled back; it is as before."""
-
-
-class RestoreStopped(VolumeError):
-    """Rolling back was cancelled before it took effect; the volume is as before."""
-
-
-class RestoreUnderWay(VolumeError):
-    """The volume is being rolled back; what was asked has to wait for its end."""
-
-
-class ResizeRefused(VolumeError):
-    """The volume's size was not changed."""
 
 
 @dataclass(eq=False)

@@ -56,44 +56,9 @@ from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
 from lun_backends.stores import space, store_file, thin
 from lun_backends.stores.superblock import Superblock
-from lun_backends.volumes import boot, doubt, giving_up, manifest, move_down, pending_chunks, policy, restoring
+from lun_backends.volumes import boot, doubt, errors, giving_up, manifest, move_down, pending_chunks, policy, restoring
 from lun_backends.volumes.manifest import SnapshotState
-from lun_backends.volumes.snapshot import (
-    BadLabel,
-    BadName,
-    DeletionStopped,
-    NoSpaceLeft,
-    NoSuchSnapshot,
-    ResizeRefused,
-    RestoreRefused,
-    RestoreStopped,
-    RestoreUnderWay,
-    Snapshot,
-    SnapshotExists,
-    SnapshotFailed,
-    TooManySnapshots,
-    VolumeError,
-)
-
-__all__ = [
-    "DEFAULT_CHUNK_SIZE",
-    "BadLabel",
-    "BadName",
-    "DeletionStopped",
-    "Durability",
-    "NoSpaceLeft",
-    "NoSuchSnapshot",
-    "ResizeRefused",
-    "RestoreRefused",
-    "RestoreStopped",
-    "RestoreUnderWay",
-    "Snapshot",
-    "SnapshotExists",
-    "SnapshotFailed",
-    "TooManySnapshots",
-    "Volume",
-    "VolumeError",
-]
+from lun_backends.volumes.snapshot import Snapshot
 
 DEFAULT_CHUNK_SIZE = 65536
 _FLUSHES_AHEAD = 16
@@ -175,13 +140,15 @@ class Volume:
         Raises VolumeError, BadName, backing_file.CannotOpen, ManifestError.
         """
         if not names.valid(name):
-            raise BadName(name, "this is no name for a volume", f"a name is {names.RULE}")
+            raise errors.BadName(name, "this is no name for a volume", f"a name is {names.RULE}")
         if manifest.exists(directory):
-            raise VolumeError(name, f"there is a volume in {directory} already", "open it, or give another directory")
+            raise errors.VolumeError(
+                name, f"there is a volume in {directory} already", "open it, or give another directory"
+            )
         try:
             (directory / "snapshots").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VolumeError(
+            raise errors.VolumeError(
                 name, f"cannot make {directory}: {error.strerror}", "check path and permissions"
             ) from error
         if size is not None and not primary.exists():
@@ -189,7 +156,7 @@ class Volume:
         with contextlib.closing(flat.Flat(primary, block_size=block_size, direct=direct)) as device:
             actual = device.size
         if size is not None and actual < size:
-            raise VolumeError(name, f"{primary} has {actual} bytes, fewer than {size}", "give the size it has")
+            raise errors.VolumeError(name, f"{primary} has {actual} bytes, fewer than {size}", "give the size it has")
         try:
             record = manifest.Manifest(
                 name=name,
@@ -203,13 +170,17 @@ class Volume:
                 in_use=None if durability is Durability.POWER_LOSS else boot.current(),
             )
         except ValueError as error:  # pydantic's ValidationError is one
-            raise VolumeError(name, manifest.first_problem(error), "correct it and create the volume again") from error
+            raise errors.VolumeError(
+                name, manifest.first_problem(error), "correct it and create the volume again"
+            ) from error
         volume = cls(directory, record, io, rules, listener)
         try:
             volume._store(record)
         except OSError as error:
             volume.close()
-            raise VolumeError(name, f"cannot write the manifest: {error.strerror}", "check the file system") from error
+            raise errors.VolumeError(
+                name, f"cannot write the manifest: {error.strerror}", "check the file system"
+            ) from error
         volume._opened = True
         return volume
 
@@ -269,7 +240,7 @@ class Volume:
             if snapshot.name == name and identity in (None, snapshot.uuid):
                 return snapshot
         known = ", ".join(snapshot.name for snapshot in self.snapshots) or "none"
-        raise NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {known}")
+        raise errors.NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {known}")
 
     def create_snapshot(
         self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
@@ -293,7 +264,7 @@ class Volume:
             except (OSError, block_device.BlockDeviceError) as error:
                 self.abandon_taking(taking)
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise SnapshotFailed(self.name, f"no snapshot was taken: {reason}", "check the disk") from error
+                raise errors.SnapshotFailed(self.name, f"no snapshot was taken: {reason}", "check the disk") from error
             snapshot.held_seconds = time.perf_counter() - began
             return snapshot
 
@@ -313,16 +284,16 @@ class Volume:
                 self._store(dataclasses.replace(self._manifest, snapshots=records))
             except OSError as error:
                 reason = f"cannot write the manifest: {error.strerror}"
-                raise VolumeError(self.name, reason, "check the file system") from error
+                raise errors.VolumeError(self.name, reason, "check the file system") from error
             snapshot.labels = labels
             return snapshot
 
     def _check_labels(self, labels: Mapping[str, str]) -> None:
         problems = (manifest.bad_label(key, value) for key, value in labels.items())
         if problem := next(filter(None, problems), None):
-            raise BadLabel(self.name, problem, "correct the label")
+            raise errors.BadLabel(self.name, problem, "correct the label")
         if len(labels) > manifest.LABELS_MAX:
-            raise BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
+            raise errors.BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
 
     def keep_by(self, rules: policy.Policy) -> None:
         """Keep snapshots by these rules from now on, while the volume is used; `copy_timeout` stays what it is."""
@@ -349,17 +320,19 @@ class Volume:
         self._check_open()
         self._check_labels(labels or {})
         if not names.valid(name):
-            raise BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {names.RULE}")
+            raise errors.BadName(self.name, f"{name!r} is no name for a snapshot", f"a name is {names.RULE}")
         self._check_not_restoring()
         self._check_recorded()
         if any(snapshot.name == name for snapshot in self.snapshots):
-            raise SnapshotExists(self.name, f"there is a snapshot {name!r} already", "use another name, or delete it")
+            raise errors.SnapshotExists(
+                self.name, f"there is a snapshot {name!r} already", "use another name, or delete it"
+            )
         if self.rules.max_snapshots is not None and len(self.snapshots) >= self.rules.max_snapshots:
-            raise TooManySnapshots(
+            raise errors.TooManySnapshots(
                 self.name, f"there are {len(self.snapshots)} snapshots, as many as are allowed", "delete one first"
             )
         if self.space.full:
-            raise NoSpaceLeft(
+            raise errors.NoSpaceLeft(
                 self.name,
                 f"the snapshots take {self.space.used} of {self.space.limit} bytes allowed",
                 "delete snapshots, or raise the limit",
@@ -378,7 +351,9 @@ class Volume:
             store = thin.ThinStore.create(path, superblock, durability=self.durability, io=self._io, space=self.space)
             device = write_once.WriteOnce(store)
         except block_device.BlockDeviceError as error:
-            raise SnapshotFailed(self.name, f"no snapshot was taken: {error}", "free space and try again") from error
+            raise errors.SnapshotFailed(
+                self.name, f"no snapshot was taken: {error}", "free space and try again"
+            ) from error
         return Taking(record, device)
 
     def prepare_taking(self, taking: Taking) -> None:
@@ -488,7 +463,7 @@ class Volume:
         try:
             if index and snapshot.reason:
                 reason = f"{snapshot.name!r} is invalid, and older snapshots must not be read around it"
-                raise VolumeError(self.name, reason, "delete the older ones first")
+                raise errors.VolumeError(self.name, reason, "delete the older ones first")
             if index:
                 older = self.snapshots[index - 1]
                 if not snapshot.deleting:
@@ -499,12 +474,12 @@ class Volume:
                     self._enforcer.give_up(older, older.reason)
                 if not older.reason and not self._move_down(snapshot, older, progress, cancelled):
                     reason = f"deleting {snapshot.name!r} was stopped"
-                    raise DeletionStopped(self.name, reason, "delete it again to go on")
+                    raise errors.DeletionStopped(self.name, reason, "delete it again to go on")
             with self._changing:
                 self._forget(snapshot)
         except OSError as error:
             reason = f"cannot delete {snapshot.name!r}: {error.strerror}"
-            raise VolumeError(self.name, reason, "check the disk and delete it again") from error
+            raise errors.VolumeError(self.name, reason, "check the disk and delete it again") from error
 
     def _move_down(
         self,
@@ -519,7 +494,7 @@ class Volume:
                 return move_down.move_down(snapshot.write_once, older.write_once, self.chunk_size, progress, cancelled)
         except block_device.SpaceExhausted as error:
             reason = f"there is no room to move what {snapshot.name!r} has to {older.name!r}"
-            raise VolumeError(self.name, reason, "free space, or delete the oldest snapshot first") from error
+            raise errors.VolumeError(self.name, reason, "free space, or delete the oldest snapshot first") from error
         except block_device.SnapshotInvalid:
             if not older.gone:
                 raise
@@ -551,7 +526,7 @@ class Volume:
         between = list(itertools.takewhile(lambda each: each.deleting, reversed(older)))
         if lost := next((each for each in between if each.reason), None):
             reason = f"{lost.name!r} was on its way down to an older one and cannot be read: {lost.reason}"
-            raise VolumeError(self.name, reason, "delete the older ones first")
+            raise errors.VolumeError(self.name, reason, "delete the older ones first")
         for each in (snapshot, *between):
             self._complete_partial(each)
         tracker = self._moving_tracker(between)
@@ -680,7 +655,7 @@ class Volume:
                             changed.add(chunk)
                             if cancelled is not None and cancelled():
                                 reason = f"restoring {name!r} was stopped"
-                                raise RestoreStopped(self.name, reason, "the volume is as before")
+                                raise errors.RestoreStopped(self.name, reason, "the volume is as before")
                     looked = needed
                     self._check_room(name, len(changed))
                     record = self._prepare_restoring(snapshot, changed, record)
@@ -699,7 +674,7 @@ class Volume:
                 if not isinstance(error, OSError | block_device.MediumError):
                     raise
                 why = error.strerror if isinstance(error, OSError) else str(error)
-                raise RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
+                raise errors.RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
 
     def _restorable(self, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
         """A snapshot that the volume may be rolled back to, and those that this needs.  Raises as `begin_restore`."""
@@ -710,13 +685,13 @@ class Volume:
         needed = self.snapshots[self.snapshots.index(snapshot) :]
         self._check_readable(name, needed)
         if snapshot.deleting:
-            raise RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
+            raise errors.RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
         return snapshot, needed
 
     def _check_readable(self, name: str, needed: Sequence[Snapshot]) -> None:
         for each in needed:
             if each.reason:
-                raise RestoreRefused(
+                raise errors.RestoreRefused(
                     self.name,
                     f"{name!r} cannot be read: {each.name!r} is invalid: {each.reason}",
                     "restore another snapshot",
@@ -745,7 +720,7 @@ class Volume:
                 try:
                     self._store(dataclasses.replace(self._manifest, restoring=None, in_use=in_use))
                 except OSError as error:
-                    raise VolumeError(
+                    raise errors.VolumeError(
                         self.name, f"cannot write the manifest: {error.strerror}", "check the disk and go on"
                     ) from error
                 with self.device.hold():
@@ -768,7 +743,7 @@ class Volume:
         if limit is not None:
             room = min(room, limit - self.space.used)
         if needed > max(0, room):
-            raise RestoreRefused(
+            raise errors.RestoreRefused(
                 self.name, f"restoring {name!r} needs up to {needed} bytes for newer snapshots", "free space first"
             )
 
@@ -835,7 +810,7 @@ class Volume:
         try:
             self._doubt.resolve()
         except OSError as error:
-            raise VolumeError(self.name, self._doubt.reason, "see to the disk, then try again") from error
+            raise errors.VolumeError(self.name, self._doubt.reason, "see to the disk, then try again") from error
 
     @property
     def in_doubt(self) -> str:
@@ -875,20 +850,20 @@ class Volume:
             before = self.device.size
             if size < before:
                 reason = f"it has {before} bytes, and cannot shrink to {size}: what lies beyond would be lost"
-                raise ResizeRefused(self.name, reason, "give a larger size, or copy it to a smaller volume")
+                raise errors.ResizeRefused(self.name, reason, "give a larger size, or copy it to a smaller volume")
             if size % self.device.block_size:
                 reason = f"{size} bytes are no whole number of blocks of {self.device.block_size} bytes"
-                raise ResizeRefused(self.name, reason, "give a multiple of the block size")
+                raise errors.ResizeRefused(self.name, reason, "give a multiple of the block size")
             if size == before:
                 return
             try:
                 self.primary.make_room(size)
                 self._store_or_not(dataclasses.replace(self._manifest, size=size))
             except backing_file.CannotOpen as error:
-                raise ResizeRefused(self.name, error.reason, error.remedy) from error
+                raise errors.ResizeRefused(self.name, error.reason, error.remedy) from error
             except (OSError, block_device.BlockDeviceError) as error:
                 why = error.strerror if isinstance(error, OSError) else str(error)
-                raise ResizeRefused(self.name, why or "the disk fails", "check the disk") from error
+                raise errors.ResizeRefused(self.name, why or "the disk fails", "check the disk") from error
             with self.device.hold():
                 self.primary.size = size
                 self.device.resized()
@@ -906,7 +881,7 @@ class Volume:
     def _check_not_restoring(self) -> None:
         if self._manifest.restoring is not None:
             name = self.restoring.name if self.restoring else ""
-            raise RestoreUnderWay(self.name, f"it is being rolled back to {name!r}", "wait until that has ended")
+            raise errors.RestoreUnderWay(self.name, f"it is being rolled back to {name!r}", "wait until that has ended")
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -1017,7 +992,7 @@ class Volume:
             self._store(dataclasses.replace(self._manifest, in_use=after))
         except (OSError, block_device.MediumError) as error:
             reason = f"cannot note that it is in use: {error}"
-            raise VolumeError(self.name, reason, "check the disk, or set durability to power-loss") from error
+            raise errors.VolumeError(self.name, reason, "check the disk, or set durability to power-loss") from error
 
     def _remove_leftovers(self) -> None:
         """Files with the name of a snapshot's that no manifest names: a crash came before it or after its end."""

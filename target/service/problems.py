@@ -17,7 +17,7 @@ import pydantic
 from lun_backends import block_device
 from lun_backends.backups import differences
 from lun_backends.files import backing_file, os_error
-from lun_backends.volumes import manifest, volume
+from lun_backends.volumes import errors, manifest
 from target import units
 
 T = TypeVar("T", bound=pydantic.BaseModel)
@@ -157,17 +157,17 @@ def differs(volume_name: str, key: str, is_: str, says: str) -> Problem:
 
 
 _CODES = {
-    volume.BadName: "bad-name",
-    volume.BadLabel: "bad-label",
-    volume.SnapshotExists: "snapshot-exists",
-    volume.NoSuchSnapshot: "no-such-snapshot",
+    errors.BadName: "bad-name",
+    errors.BadLabel: "bad-label",
+    errors.SnapshotExists: "snapshot-exists",
+    errors.NoSuchSnapshot: "no-such-snapshot",
     differences.WrongOrder: "wrong-order",
-    volume.SnapshotFailed: "snapshot-failed",
-    volume.TooManySnapshots: "too-many-snapshots",
-    volume.NoSpaceLeft: "no-space-left",
-    volume.RestoreRefused: "restore-refused",
-    volume.RestoreUnderWay: "being-restored",
-    volume.ResizeRefused: "resize-refused",
+    errors.SnapshotFailed: "snapshot-failed",
+    errors.TooManySnapshots: "too-many-snapshots",
+    errors.NoSpaceLeft: "no-space-left",
+    errors.RestoreRefused: "restore-refused",
+    errors.RestoreUnderWay: "being-restored",
+    errors.ResizeRefused: "resize-refused",
 }
 
 
@@ -178,9 +178,9 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (volume.DeletionStopped, volume.RestoreStopped):
+    except (errors.DeletionStopped, errors.RestoreStopped):
         raise
-    except volume.VolumeError as error:
+    except errors.VolumeError as error:
         code = _CODES.get(type(error), "refused")
         raise Problem(
             code, f"{what}: {error.reason}", remedy or error.remedy, 422 if code in ("bad-name", "bad-label") else 409

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lun_backends.volumes import volume
+from lun_backends.volumes import errors, volume
 from target import units
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import Asc
@@ -46,7 +46,7 @@ class Reshaping:
                 try:
                     with problems.translated(f"{volume_name} was not rolled back to {name}"):
                         owner.begin_restore(name, snapshot.uuid, cancelled=job.cancelled)
-                except volume.RestoreStopped:
+                except errors.RestoreStopped:
                     raise jobs.Cancelled from None
                 log.info("%s is as it was at %s", volume_name, name)
                 for unit in self._units(owner):

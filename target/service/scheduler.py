@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lun_backends.volumes import manifest, volume
+from lun_backends.volumes.snapshot import Snapshot
 from target.configuration import schedule, settings
 from target.service import problems
 
@@ -94,6 +95,6 @@ class Scheduler:
                 job.check()
 
 
-def _scheduled(owner: volume.Volume) -> Iterator[volume.Snapshot]:
+def _scheduled(owner: volume.Volume) -> Iterator[Snapshot]:
     """The schedule's snapshots, oldest first."""
     return (snapshot for snapshot in owner.snapshots if snapshot.scheduled and not snapshot.deleting)

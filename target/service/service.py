@@ -25,6 +25,8 @@ from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.files import os_error
 from lun_backends.volumes import group, volume
+from lun_backends.volumes.errors import DeletionStopped
+from lun_backends.volumes.snapshot import Snapshot
 from target import codec, messages
 from target.configuration import settings
 from target.exports import image_file
@@ -191,7 +193,7 @@ class Service:
 
     # -- LUNs ----------------------------------------------------------------------------------------------------
 
-    def _publish(self, owner: volume.Volume, snapshot: volume.Snapshot) -> lun_numbers.Numbers | None:
+    def _publish(self, owner: volume.Volume, snapshot: Snapshot) -> lun_numbers.Numbers | None:
         """Give a snapshot its two LUNs, those it had before if it had any; none if it is being deleted."""
         if snapshot.deleting:
             return None
@@ -206,7 +208,7 @@ class Service:
             self.scsi.add_lun(number, self._unit_state.unit(owner, device, identity, kind, name))
         return numbers
 
-    def _withdraw(self, snapshot: volume.Snapshot) -> None:
+    def _withdraw(self, snapshot: Snapshot) -> None:
         """Take a snapshot's LUNs away from the initiators; returns when nothing runs on them any more."""
         numbers = self._numbers.all().get(snapshot.uuid)
         for number in (numbers.view, numbers.write_once) if numbers else ():
@@ -236,7 +238,7 @@ class Service:
             raise problems.no_such_volume(name, self._volumes)
         return found
 
-    def find(self, volume_name: str, name: str) -> tuple[volume.Volume, volume.Snapshot]:
+    def find(self, volume_name: str, name: str) -> tuple[volume.Volume, Snapshot]:
         """The snapshot of that name, and its volume.  Raises Problem."""
         owner = self.served(volume_name)
         for snapshot in owner.snapshots:
@@ -286,7 +288,7 @@ class Service:
             self._publish_new(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
 
-    def _publish_new(self, taken: Sequence[tuple[volume.Volume, volume.Snapshot]]) -> None:
+    def _publish_new(self, taken: Sequence[tuple[volume.Volume, Snapshot]]) -> None:
         """Give new snapshots their LUNs, or take all of them back.  Raises Problem."""
         try:
             for owner, snapshot in taken:
@@ -301,7 +303,7 @@ class Service:
                 raise problems.file_failed(self.state_dir / "luns.json", os_error.reason(error)) from error
             raise
 
-    def _taken(self, owner: volume.Volume, snapshot: volume.Snapshot) -> messages.Taken:
+    def _taken(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Taken:
         log.info("took %s@%s", owner.name, snapshot.name)
         shown = self._shown(owner, snapshot)
         return messages.Taken(
@@ -361,7 +363,7 @@ class Service:
             try:
                 with problems.translated(f"{volume_name}@{name} was not deleted"):
                     owner.delete_snapshot(name, snapshot.uuid, progress=job.progress, cancelled=job.cancelled)
-            except volume.DeletionStopped:
+            except DeletionStopped:
                 raise jobs.Cancelled from None
             finally:
                 self._after_deletion(owner, snapshot)
@@ -375,13 +377,13 @@ class Service:
         try:
             with problems.translated(f"deleting snapshots of {owner.name} did not go on"):
                 owner.resume_deletions(progress=job.progress, cancelled=job.cancelled)
-        except volume.DeletionStopped:
+        except DeletionStopped:
             raise jobs.Cancelled from None
         finally:
             for snapshot in before:
                 self._after_deletion(owner, snapshot)
 
-    def _after_deletion(self, owner: volume.Volume, snapshot: volume.Snapshot) -> None:
+    def _after_deletion(self, owner: volume.Volume, snapshot: Snapshot) -> None:
         """Give the LUN numbers of a snapshot back if it is gone, and its LUNs if it is not."""
         if snapshot not in owner.snapshots:
             self._numbers.free({snapshot.uuid})
@@ -392,9 +394,7 @@ class Service:
             if numbers is None or numbers.view not in self.scsi.luns:
                 self._publish(owner, snapshot)
 
-    def exportable(
-        self, volume_name: str, name: str, path: Path, *, overwrite: bool
-    ) -> tuple[volume.Volume, volume.Snapshot]:
+    def exportable(self, volume_name: str, name: str, path: Path, *, overwrite: bool) -> tuple[volume.Volume, Snapshot]:
         """`find`, for what is to be written to `path`.  Raises Problem."""
         owner, snapshot = self.find(volume_name, name)
         if snapshot.unreadable:
@@ -424,7 +424,7 @@ class Service:
 
         return self.jobs.start("export", f"{volume_name}@{name}", work)
 
-    def _shown(self, owner: volume.Volume, snapshot: volume.Snapshot) -> messages.Snapshot:
+    def _shown(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Snapshot:
         numbers = None if snapshot.deleting else self._numbers.all().get(snapshot.uuid)
         preserved = snapshot.preserved_bytes
         return messages.Snapshot(

@@ -10,7 +10,7 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.files import storage_io
-from lun_backends.volumes import doubt, group, manifest, policy, volume
+from lun_backends.volumes import doubt, errors, group, manifest, policy, volume
 from target.configuration import reader
 from target.scsi import sense
 from target.service import alerts, service
@@ -53,15 +53,15 @@ def refused(device: block_device.BlockDevice) -> None:
 def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
     now, before = bench.data(), bytes(range(CHUNKS))
     fail_twice(bench.io)
-    with pytest.raises(volume.RestoreRefused):
+    with pytest.raises(errors.RestoreRefused):
         bench.volume.begin_restore("a")
     assert bench.data() == now
     assert bench.data("a") == before
     refused(bench.volume.device)
     assert [each for each in bench.events if isinstance(each, policy.StateUnknown)]
-    with pytest.raises(volume.VolumeError, match="could neither be recorded nor taken back"):
+    with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.create_snapshot("b")
-    with pytest.raises(volume.VolumeError, match="could neither be recorded nor taken back"):
+    with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.begin_restore("a")
     bench.volume.close()
     opened = volume.Volume.open(bench.directory / "v")  # and indeed
@@ -80,7 +80,7 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
     monkeypatch.setattr(doubt, "PATIENCE", 0.0)
     before, now = bytes(range(CHUNKS)), bytearray(bench.data())
     fail_twice(bench.io)
-    with pytest.raises(volume.RestoreRefused):
+    with pytest.raises(errors.RestoreRefused):
         bench.volume.begin_restore("a")
     refused(bench.volume.device)
     bench.io.heal()
@@ -119,7 +119,7 @@ def test_a_snapshot_that_may_come_up_shows_nothing_that_was_written_later(bench:
     now = bench.data()
     fail_twice(bench.io)
     bench.io.fail("unlink", path="*.map")
-    with pytest.raises(volume.SnapshotFailed):
+    with pytest.raises(errors.SnapshotFailed):
         bench.volume.create_snapshot("b")
     assert [each.name for each in bench.volume.snapshots] == ["a"]
     refused(bench.volume.device)
@@ -134,7 +134,7 @@ def test_a_snapshot_that_may_come_up_shows_nothing_that_was_written_later(bench:
 
 def test_a_snapshot_without_files_is_no_reason_to_refuse_writes(bench: Bench) -> None:
     fail_twice(bench.io)
-    with pytest.raises(volume.SnapshotFailed):
+    with pytest.raises(errors.SnapshotFailed):
         bench.volume.create_snapshot("b")
     bench.write(2, 50)
     opened = bench.reopen()
@@ -147,7 +147,7 @@ def test_a_manifest_that_certainly_was_not_stored_is_no_reason_either(bench: Ben
     bench.io.fail("pwritev", path="volume.json.new")
     bench.io.fail("unlink", path="*.map")
     for change in (lambda: bench.volume.create_snapshot("b"), lambda: bench.volume.resize(CHUNKS * CHUNK * 2)):
-        with pytest.raises(volume.VolumeError):
+        with pytest.raises(errors.VolumeError):
             change()
         bench.write(2, 50)
     bench.volume.close()
@@ -164,7 +164,7 @@ def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: py
 
     monkeypatch.setattr(manifest, "store", watched)
     bench.io.fail("fsync_directory", path="v", times=1)
-    with pytest.raises(volume.VolumeError):
+    with pytest.raises(errors.VolumeError):
         match change:
             case "create":
                 bench.volume.create_snapshot("b")
@@ -193,7 +193,7 @@ def test_everybody_is_told(served: service.Service) -> None:
     owner._io = io
     owner.create_snapshot("a")
     fail_twice(io, "vol0")
-    with pytest.raises(volume.RestoreRefused):
+    with pytest.raises(errors.RestoreRefused):
         owner.begin_restore("a")
     with pytest.raises(block_device.StateInDoubt) as error:
         owner.device.writev(0, [memoryview(bytes(512))])

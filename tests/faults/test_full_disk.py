@@ -12,7 +12,7 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.files import backing_file
-from lun_backends.volumes import manifest, policy, volume
+from lun_backends.volumes import errors, manifest, policy, volume
 
 CHUNK = 65536
 CHUNKS = 64
@@ -84,7 +84,7 @@ def test_fail_writes_and_recover_by_deleting(tmp_path: Path, disk: Path) -> None
     assert overwrite(opened, range(done)) == done  # what is preserved needs no room
     assert overwrite(opened, range(done, CHUNKS)) == 0
     assert read(opened.snapshot("a").view) == BEFORE
-    with pytest.raises(volume.SnapshotFailed):
+    with pytest.raises(errors.SnapshotFailed):
         opened.create_snapshot("b")
     opened.close()
     opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)  # opening needs no room
@@ -143,7 +143,7 @@ def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path
     opened.create_snapshot("c")
     overwrite(opened, range(1, 9))
     filler = fill(disk)
-    with pytest.raises(volume.VolumeError, match="no room"):
+    with pytest.raises(errors.VolumeError, match="no room"):
         opened.delete_snapshot("c")
     assert read(opened.snapshot("a").view) == BEFORE
     assert read(opened.snapshot("b").view) == now
@@ -180,7 +180,7 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: pol
     assert "ead-only" in opened.snapshot("a").reason
     with pytest.raises(block_device.PreserveFailed):
         opened.device.writev(5 * CHUNK, [memoryview(bytes(512))])
-    with pytest.raises(volume.SnapshotFailed):
+    with pytest.raises(errors.SnapshotFailed):
         opened.create_snapshot("b")
     assert read(opened.device) == expected
     opened.close()

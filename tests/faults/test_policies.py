@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lun_backends import block_device
-from lun_backends.volumes import giving_up, manifest, policy, volume
+from lun_backends.volumes import errors, giving_up, manifest, policy, volume
 from tests.faults.storage import FaultyIO
 
 CHUNK = 4096
@@ -174,7 +174,7 @@ class TestLimit:
         bench.volume.create_snapshot("b")
         for chunk in range(1, 4):
             bench.write(chunk, 200)
-        with pytest.raises(volume.NoSpaceLeft, match="allowed"):
+        with pytest.raises(errors.NoSpaceLeft, match="allowed"):
             bench.volume.create_snapshot("c")
         bench.volume.delete_snapshot("b")  # what moves down needs room for a while
         assert bench.data("a") == BEFORE
@@ -184,7 +184,7 @@ class TestLimit:
         bench.open(max_snapshots=2)
         bench.volume.create_snapshot("a")
         bench.volume.create_snapshot("b")
-        with pytest.raises(volume.TooManySnapshots):
+        with pytest.raises(errors.TooManySnapshots):
             bench.volume.create_snapshot("c")
         bench.volume.delete_snapshot("a")
         bench.volume.create_snapshot("c")
@@ -299,7 +299,7 @@ class TestFailingDisk:
         bench.open().create_snapshot("a")
         path = "v" if operation == "fsync_directory" else "volume.json" if operation == "rename" else "volume.json.new"
         bench.io.fail(operation, path=path)
-        with pytest.raises(volume.SnapshotFailed):
+        with pytest.raises(errors.SnapshotFailed):
             bench.volume.create_snapshot("b")
         bench.io.heal()
         bench.write(0, 200)
@@ -350,7 +350,7 @@ class TestOutOfReach:
         bench.io.fail("open", errno.EACCES, path=f"{bench.volume.snapshot('a').uuid}.map")
         bench.open()
         bench.io.fail("open", errno.EROFS, path="*.invalid*")
-        with pytest.raises(volume.VolumeError):
+        with pytest.raises(errors.VolumeError):
             bench.volume.delete_snapshot("b")
         bench.reopen()
         bench.volume.resume_deletions()
@@ -428,7 +428,7 @@ class TestLostOnTheWayDown:
         bench.write(0, 200)
         bench.volume.create_snapshot("b")
         bench.write(1, 200)
-        with pytest.raises(volume.DeletionStopped):
+        with pytest.raises(errors.DeletionStopped):
             bench.volume.delete_snapshot("b", cancelled=lambda: True)
         bench.volume.close()
         return f"{bench.volume.snapshot('b').uuid}.map"

@@ -10,6 +10,7 @@ from pathlib import Path
 from lun_backends import block_device, write_once
 from lun_backends.stores import chunk_map, contents
 from lun_backends.volumes import manifest, volume
+from lun_backends.volumes.snapshot import Snapshot
 from tests.powercut import promises, workload
 from tests.powercut.promises import SECTOR, Phase, Violation
 
@@ -169,7 +170,7 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
     return actual
 
 
-def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
+def _view(snapshot: Snapshot, moment: promises.Moment) -> list[int]:
     """The versions of the snapshot's sectors."""
     if snapshot.view.size != len(moment.versions) * SECTOR:
         raise Violation(
@@ -196,7 +197,7 @@ def _view(snapshot: volume.Snapshot, moment: promises.Moment) -> list[int]:
     return seen
 
 
-def _refuses(snapshot: volume.Snapshot) -> None:
+def _refuses(snapshot: Snapshot) -> None:
     try:
         snapshot.view.readv(0, [memoryview(bytearray(snapshot.view.block_size))])
     except block_device.SnapshotInvalid:
@@ -204,7 +205,7 @@ def _refuses(snapshot: volume.Snapshot) -> None:
     raise Violation(f"snapshot {snapshot.name} is invalid and can be read")
 
 
-def _write_once(snapshot: volume.Snapshot, moment: promises.Moment) -> None:
+def _write_once(snapshot: Snapshot, moment: promises.Moment) -> None:
     """What is acknowledged is written, what nobody touched is blank, and every checksum fits."""
     device = snapshot.write_once
     assert isinstance(device, write_once.WriteOnce)

@@ -14,6 +14,7 @@ from lun_backends.block_device import ExtentKind
 from lun_backends.files import small_file, storage_io
 from lun_backends.stores import chunk_map, thin
 from lun_backends.volumes import manifest, restoring, volume
+from lun_backends.volumes.snapshot import Snapshot
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -199,8 +200,8 @@ def second_deletion_forgets_the_first() -> Iterator[None]:
     """
     mark, moving = volume.Volume._mark_deleting, volume.Volume._moving_tracker
 
-    def forget(self: volume.Volume, snapshot: volume.Snapshot) -> None:
-        def only_its_own(_self: volume.Volume, snapshots: Sequence[volume.Snapshot]) -> tracking.Tracker:
+    def forget(self: volume.Volume, snapshot: Snapshot) -> None:
+        def only_its_own(_self: volume.Volume, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
             return moving(self, [each for each in snapshots if each is snapshot])
 
         with mock.patch.object(volume.Volume, "_moving_tracker", only_its_own):

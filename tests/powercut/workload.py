@@ -16,7 +16,8 @@ from pathlib import Path
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import manifest, move_down, volume
+from lun_backends.volumes import errors, manifest, move_down, volume
+from lun_backends.volumes.snapshot import Snapshot
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
 
@@ -162,7 +163,7 @@ class Worker:
             view = self.rng.choice(self._good()).view
             self._write_as_in(view, self.rng.randrange(view.size // view.block_size))
 
-    def _good(self) -> list[volume.Snapshot]:
+    def _good(self) -> list[Snapshot]:
         return [each for each in self.volume.snapshots if each.state is manifest.SnapshotState.ACTIVE]
 
     def _write_as_in(self, view: block_device.BlockDevice, block: int) -> None:
@@ -263,7 +264,7 @@ class Worker:
         self.take(promises.DeleteBegins(name))
         try:
             self.volume.delete_snapshot(name, cancelled=lambda: stop)
-        except volume.DeletionStopped:
+        except errors.DeletionStopped:
             return
         self.take(promises.DeleteEnds(name))
         for other in [other for other in before if other not in {each.name for each in self.volume.snapshots}]:

@@ -12,7 +12,7 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.backups import differences
-from lun_backends.volumes import snapshot, volume
+from lun_backends.volumes import errors, volume
 
 CHUNK = 8192
 SIZE = 40 * CHUNK + 512
@@ -52,7 +52,7 @@ def test_what_changed_between_two_and_to_now(made: volume.Volume) -> None:
     assert differences.changed(made, "b", "b") == []
     with pytest.raises(differences.WrongOrder, match="'a' is older than 'b'"):
         differences.changed(made, "b", "a")
-    with pytest.raises(snapshot.NoSuchSnapshot):
+    with pytest.raises(errors.NoSuchSnapshot):
         differences.changed(made, "a", "z")
 
 

@@ -11,7 +11,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.backups import verification
 from lun_backends.stores import contents, thin
-from lun_backends.volumes import snapshot, volume
+from lun_backends.volumes import errors, volume
 
 CHUNK = 4096
 SIZE = 32 * CHUNK + 512
@@ -91,7 +91,7 @@ def test_a_snapshot_deleted_while_it_is_verified(made: volume.Volume) -> None:
     made.delete_snapshot("a")
     with pytest.raises(block_device.DeviceClosed):
         next(checking)
-    with pytest.raises(snapshot.NoSuchSnapshot):
+    with pytest.raises(errors.NoSuchSnapshot):
         next(verification.verify(made, "a"))
 
 

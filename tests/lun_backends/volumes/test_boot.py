@@ -12,7 +12,7 @@ import pytest
 from lun_backends import block_device, flat
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import boot, manifest, volume
+from lun_backends.volumes import boot, errors, manifest, volume
 from lun_backends.volumes.manifest import SnapshotState
 from tests.lun_backends.store_factory import FaultyIO
 
@@ -179,7 +179,7 @@ def test_a_volume_that_cannot_say_that_it_is_in_use_is_not_opened(tmp_path: Path
     used(tmp_path).close()
     io = FaultyIO()
     io.fail("pwritev", errno.ENOSPC)
-    with pytest.raises(volume.VolumeError, match="cannot note that it is in use"):
+    with pytest.raises(errors.VolumeError, match="cannot note that it is in use"):
         volume.Volume.open(tmp_path / "state", io=io)
     flat.Flat(tmp_path / "disk.img").close()  # unlocked again
     assert in_use(tmp_path) is None

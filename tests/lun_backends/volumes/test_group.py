@@ -16,7 +16,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import group, manifest, snapshot, volume
+from lun_backends.volumes import errors, group, manifest, volume
 
 CHUNK = 4096
 SIZE = 16 * CHUNK
@@ -165,7 +165,7 @@ def test_a_step_that_fails_leaves_none(tmp_path: Path) -> None:
         io.left = at
         try:
             taken = group.create(made, "tonight", io=io)
-        except snapshot.VolumeError:
+        except errors.VolumeError:
             taken = []
         done = io.left is not None
         io.left = None
@@ -219,14 +219,14 @@ def test_a_group_is_one_moment(tmp_path: Path) -> None:
 def test_a_name_that_one_of_them_has_is_refused_for_all(tmp_path: Path) -> None:
     made = create(tmp_path)
     made[1].create_snapshot("tonight")
-    with pytest.raises(snapshot.SnapshotExists):
+    with pytest.raises(errors.SnapshotExists):
         group.create(made, "tonight")
     assert [len(each.snapshots) for each in made] == [1, 2]
     for wrong in ([], [made[0], made[0]]):
-        with pytest.raises(snapshot.VolumeError):
+        with pytest.raises(errors.VolumeError):
             group.create(wrong, "x")
     elsewhere = volume.Volume.create(tmp_path / "d" / "v", "v", tmp_path / "v.img", size=SIZE, chunk_size=CHUNK)
-    with pytest.raises(snapshot.VolumeError, match="one place"):
+    with pytest.raises(errors.VolumeError, match="one place"):
         group.create([made[0], elsewhere], "x")
     for each in (*made, elsewhere):
         each.close()

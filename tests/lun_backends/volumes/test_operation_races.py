@@ -17,7 +17,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.durability import Durability
-from lun_backends.volumes import volume
+from lun_backends.volumes import errors, volume
 from tests.powercut import promises, replay
 from tests.powercut.promises import SECTOR
 
@@ -83,7 +83,7 @@ class Races:
             for piece in pieces.export(self.volume.snapshot(name).view):
                 if piece.data is not None:
                     whole[piece.offset : piece.offset + piece.length] = piece.data
-        except (block_device.DeviceClosed, volume.NoSuchSnapshot):
+        except (block_device.DeviceClosed, errors.NoSuchSnapshot):
             assert name not in self.known
             return
         assert before is None or bytes(whole) == before, f"an export of {name} is not that moment"
@@ -99,7 +99,7 @@ class Races:
         data = bytearray(count * SECTOR)
         try:
             self.volume.snapshot(name).view.readv(first * SECTOR, [memoryview(data)])
-        except (block_device.DeviceClosed, volume.NoSuchSnapshot):
+        except (block_device.DeviceClosed, errors.NoSuchSnapshot):
             assert name not in self.known
             return
         assert before is None or data == before[first * SECTOR : (first + count) * SECTOR], f"{name} has changed"
@@ -138,7 +138,7 @@ class Races:
         content = self.known.pop(name)
         try:
             self.volume.delete_snapshot(name)  # done, if the rollback has ended already
-        except volume.RestoreUnderWay:
+        except errors.RestoreUnderWay:
             self.known[name] = content
         going_on.join()
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, tracking
+from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import pending_chunks, restoring, volume
+from lun_backends.volumes import errors, pending_chunks, restoring, volume
 from tests.lun_backends import store_factory
 
 CHUNK = 4096
@@ -136,7 +137,7 @@ def test_only_what_changed_is_written_and_only_what_differs_is_preserved(tmp_pat
 
 def test_cancelling_before_it_takes_effect_leaves_everything(made: Made) -> None:
     now = read(made.volume.device)
-    with pytest.raises(volume.RestoreStopped):
+    with pytest.raises(errors.RestoreStopped):
         made.volume.begin_restore("a", cancelled=lambda: True)
     made.check(now)
     assert made.volume.restoring is None
@@ -160,7 +161,7 @@ def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_
     made = Made(tmp_path, io)
     now = read(made.volume.device)
     io.armed = 1000 if for_ever else 1
-    with pytest.raises(volume.RestoreRefused):
+    with pytest.raises(errors.RestoreRefused):
         made.volume.begin_restore("a")
     io.armed = 0
     made.check(now)
@@ -195,11 +196,11 @@ def test_a_copy_that_fails_leaves_the_volume_at_that_moment(tmp_path: Path) -> N
 
 
 def test_refusals(made: Made) -> None:
-    with pytest.raises(volume.NoSuchSnapshot):
+    with pytest.raises(errors.NoSuchSnapshot):
         made.volume.begin_restore("x")
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.volume.delete_snapshot("b", cancelled=lambda: True)
-    with pytest.raises(volume.RestoreRefused, match="deleted"):
+    with pytest.raises(errors.RestoreRefused, match="deleted"):
         made.volume.begin_restore("b")
     made.volume.begin_restore("a")  # through what b still has
     del made.moments["b"]
@@ -212,7 +213,7 @@ def test_refusals(made: Made) -> None:
     made.volume.close()
     (made.volume.directory / "snapshots" / f"{lost}.map").unlink()
     made.volume = volume.Volume.open(made.volume.directory)
-    with pytest.raises(volume.RestoreRefused, match="'c' is invalid"):
+    with pytest.raises(errors.RestoreRefused, match="'c' is invalid"):
         made.volume.begin_restore("a")
 
 
@@ -249,7 +250,7 @@ def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
     now = read(made.volume.device)
     lost = made.volume.snapshot("c")
     monkeypatch.setattr(made.volume, "_check_room", lambda *_: made.volume._enforcer.give_up(lost, "the disk failed"))
-    with pytest.raises(volume.RestoreRefused, match="'c' is invalid: the disk failed"):
+    with pytest.raises(errors.RestoreRefused, match="'c' is invalid: the disk failed"):
         made.volume.begin_restore("b")
     assert read(made.volume.device) == now
     assert made.volume.restoring is None
@@ -313,9 +314,9 @@ def test_growing_then_rolling_back_zeroes_what_came_later(made: Made) -> None:
 
 def test_resizing(made: Made) -> None:
     now = read(made.volume.device)
-    with pytest.raises(volume.ResizeRefused, match="shrink"):
+    with pytest.raises(errors.ResizeRefused, match="shrink"):
         made.volume.resize(SIZE - BLOCK)
-    with pytest.raises(volume.ResizeRefused, match="whole number"):
+    with pytest.raises(errors.ResizeRefused, match="whole number"):
         made.volume.resize(SIZE + 1)
     made.volume.resize(SIZE)
     made.volume.resize(SIZE + 100 * CHUNK)
@@ -334,7 +335,7 @@ def test_resizing(made: Made) -> None:
 
 def test_a_device_that_is_too_small_is_not_grown(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made.volume.primary, "_is_file", False)
-    with pytest.raises(volume.ResizeRefused, match="enlarge the device first"):
+    with pytest.raises(errors.ResizeRefused, match="enlarge the device first"):
         made.volume.resize(SIZE + CHUNK)
     assert made.volume.device.size == SIZE
 
@@ -344,7 +345,7 @@ def test_a_size_that_cannot_be_recorded_is_not_used(tmp_path: Path) -> None:
     made = Made(tmp_path, io)
     now = read(made.volume.device)
     io.fail("pwritev", errno.ENOSPC)
-    with pytest.raises(volume.ResizeRefused):
+    with pytest.raises(errors.ResizeRefused):
         made.volume.resize(SIZE + CHUNK)
     io.before.clear()
     assert made.volume.device.size == SIZE
@@ -390,7 +391,7 @@ def test_a_rollback_survives_a_power_cut_even_where_snapshots_do_not(
 ) -> None:
     """While it goes on the volume is made of its snapshots; when it has ended they are as little safe as before."""
     made = volume.Volume.create(
-        tmp_path / "v", "v", tmp_path / "p", size=1 << 20, chunk_size=4096, durability=volume.Durability.PROCESS_CRASH
+        tmp_path / "v", "v", tmp_path / "p", size=1 << 20, chunk_size=4096, durability=Durability.PROCESS_CRASH
     )
     made.device.writev(0, [memoryview(bytes([1]) * 65536)])
     made.create_snapshot("a")

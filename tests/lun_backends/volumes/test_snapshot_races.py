@@ -18,6 +18,7 @@ import pytest
 from lun_backends import block_device, snapshot_view
 from lun_backends.durability import Durability
 from lun_backends.volumes import volume
+from lun_backends.volumes.snapshot import Snapshot
 from tests.memory_device import MemoryDevice
 
 CHUNK = 4096
@@ -87,7 +88,7 @@ def test_rule_3_a_block_preserved_while_the_primary_was_read_comes_from_the_copy
 def test_views_never_change_while_writers_race_them(made: volume.Volume) -> None:
     made.device.writev(0, [memoryview(random.Random(1).randbytes(made.device.size))])
     stop = threading.Event()
-    moments: list[tuple[volume.Snapshot, bytes]] = []
+    moments: list[tuple[Snapshot, bytes]] = []
 
     def write(seed: int) -> None:
         rng = random.Random(seed)

@@ -23,8 +23,9 @@ from lun_backends.backups import pieces
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
-from lun_backends.volumes import doubt, manifest, move_down, volume
+from lun_backends.volumes import doubt, errors, manifest, move_down, volume
 from lun_backends.volumes.manifest import SnapshotState
+from lun_backends.volumes.snapshot import Snapshot
 from tests.faults.storage import FaultyIO
 
 CHUNK = 4096
@@ -126,7 +127,7 @@ def test_a_deletion_that_was_stopped_goes_on_after_reopening(made: volume.Volume
     made.device.writev(0, block(1, 4 * CHUNK))
     made.create_snapshot("new")
     made.device.writev(2 * CHUNK, block(2, 8 * CHUNK))
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.delete_snapshot("new", cancelled=lambda: True)
     assert made.snapshot("new").state is SnapshotState.DELETING
     made.device.writev(10 * CHUNK, block(3, 2 * CHUNK))  # into the older one now
@@ -153,10 +154,10 @@ def test_deleting_the_newest_behind_a_stopped_deletion(made: volume.Volume, reop
     made.device.writev(0, block(1, 2 * CHUNK))
     made.create_snapshot("new")
     made.device.writev(4 * CHUNK, block(1))
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.delete_snapshot("middle", cancelled=lambda: True)
     opened = reopen(made) if reopened else made
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         opened.delete_snapshot("new", cancelled=lambda: True)
     opened.device.writev(CHUNK - 512, block(2, CHUNK))
     assert read(opened.snapshot("old").view) == before
@@ -182,7 +183,7 @@ def test_what_is_not_durable_yet_is_not_taken_for_preserved(tmp_path: Path) -> N
     try:
         while next(iter(new.write_once.extents(0, CHUNK))).kind is ExtentKind.BLANK:
             assert writer.is_alive()
-        with pytest.raises(volume.DeletionStopped):
+        with pytest.raises(errors.DeletionStopped):
             made.delete_snapshot("new", cancelled=lambda: True)
         tracker = made.device.tracker
         assert tracker is not None
@@ -202,7 +203,7 @@ def test_what_a_crash_left_in_part_is_still_to_be_preserved(made: volume.Volume)
     made.create_snapshot("old")
     new = made.create_snapshot("new")
     made.device.writev(8 * CHUNK, block(1))
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.delete_snapshot("new", cancelled=lambda: True)
     new.write_once.writev(CHUNK, [memoryview(before)[CHUNK : CHUNK + 1024]])
     opened = reopen(made)
@@ -229,7 +230,7 @@ def test_a_snapshot_in_deletion_cannot_be_read_after_reopening_either(made: volu
     made.create_snapshot("old")
     made.create_snapshot("new")
     made.device.writev(0, block(1))
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.delete_snapshot("new", cancelled=lambda: True)
     opened = reopen(made)
     opened.device.writev(4 * CHUNK, block(2))  # its old content goes to the older one only
@@ -249,7 +250,7 @@ def test_a_deletion_that_cannot_be_recorded_leaves_the_snapshot_as_it_was(tmp_pa
         made.create_snapshot(each)
     before = read(made.device)
     io.fail("rename", errno.EIO, path="volume.json")
-    with pytest.raises(volume.VolumeError):
+    with pytest.raises(errors.VolumeError):
         made.delete_snapshot(name)
     io.heal()
     made.device.writev(CHUNK, block(9, 2 * CHUNK))
@@ -264,7 +265,7 @@ def test_deleting_the_oldest_takes_stopped_deletions_along(made: volume.Volume) 
     made.create_snapshot("old")
     made.create_snapshot("new")
     made.device.writev(0, block(1, CHUNK))
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         made.delete_snapshot("new", cancelled=lambda: True)
     made.delete_snapshot("old")
     assert made.snapshots == ()
@@ -325,7 +326,7 @@ def test_a_snapshot_that_could_not_be_recorded_was_never_taken(
     made.device.hold = hold  # type: ignore[method-assign]
     try:
         if step in ("rename", "fsync_directory", "fdatasync"):
-            with pytest.raises(volume.SnapshotFailed):
+            with pytest.raises(errors.SnapshotFailed):
                 made.create_snapshot("bad")
         else:
             made.create_snapshot("fine")  # nothing is opened inside the barrier
@@ -341,12 +342,12 @@ def test_a_snapshot_that_could_not_be_recorded_was_never_taken(
 
 def test_names(made: volume.Volume) -> None:
     made.create_snapshot("a")
-    with pytest.raises(volume.SnapshotExists, match="a"):
+    with pytest.raises(errors.SnapshotExists, match="a"):
         made.create_snapshot("a")
     for bad in ("", "-a", "a b", "a@b", "a/b", "..", "é", "x" * 65, "a\n"):
-        with pytest.raises(volume.BadName):
+        with pytest.raises(errors.BadName):
             made.create_snapshot(bad)
-    with pytest.raises(volume.NoSuchSnapshot, match="there are: a"):
+    with pytest.raises(errors.NoSuchSnapshot, match="there are: a"):
         made.delete_snapshot("b")
 
 
@@ -408,7 +409,7 @@ def test_lost_files_make_a_snapshot_invalid_and_never_a_wrong_view(made: volume.
     now = read(opened.device)
     opened.device.writev(0, block(4, 4 * CHUNK))
     assert read(fresh.view) == now
-    with pytest.raises(volume.VolumeError, match="older"):
+    with pytest.raises(errors.VolumeError, match="older"):
         opened.delete_snapshot("b")
     opened.delete_snapshot("a")
     opened.delete_snapshot("b")
@@ -435,14 +436,14 @@ def test_options_are_remembered(tmp_path: Path, durability: Durability) -> None:
 def test_create_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     backing_file.create(disk, 1 << 20)
-    with pytest.raises(volume.BadName):
+    with pytest.raises(errors.BadName):
         volume.Volume.create(tmp_path / "s", "a b", disk)
-    with pytest.raises(volume.VolumeError, match="chunk_size"):
+    with pytest.raises(errors.VolumeError, match="chunk_size"):
         volume.Volume.create(tmp_path / "s", "v", disk, chunk_size=5000)
-    with pytest.raises(volume.VolumeError, match="fewer"):
+    with pytest.raises(errors.VolumeError, match="fewer"):
         volume.Volume.create(tmp_path / "s", "v", disk, size=2 << 20)
     volume.Volume.create(tmp_path / "s", "v", disk).close()
-    with pytest.raises(volume.VolumeError, match="already"):
+    with pytest.raises(errors.VolumeError, match="already"):
         volume.Volume.create(tmp_path / "s", "v", disk)
 
 
@@ -502,11 +503,11 @@ def test_labels(made: volume.Volume) -> None:
     "labels", [{"": "x"}, {"a b": "x"}, {"a": "x" * 257}, {"a": "x\ny"}, {f"k{n}": "" for n in range(65)}]
 )
 def test_labels_that_may_not_be(made: volume.Volume, labels: dict[str, str]) -> None:
-    with pytest.raises(volume.BadLabel):
+    with pytest.raises(errors.BadLabel):
         made.create_snapshot("a", labels)
     assert made.snapshots == ()
     made.create_snapshot("a")
-    with pytest.raises(volume.BadLabel):
+    with pytest.raises(errors.BadLabel):
         made.label_snapshot("a", labels)
     assert made.snapshot("a").labels == {}
 
@@ -524,7 +525,7 @@ def test_a_snapshot_taken_while_a_deletion_looks_for_chunks_stays_true(
 
     looked = volume.Volume._known_below
 
-    def take_another(self: volume.Volume, snapshot: volume.Snapshot) -> object:
+    def take_another(self: volume.Volume, snapshot: Snapshot) -> object:
         known = looked(self, snapshot)
         take("c")  # looking for chunks is outside of the locks
         return known

@@ -21,7 +21,7 @@ from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.stores import contents
-from lun_backends.volumes import group, restoring, volume
+from lun_backends.volumes import errors, group, restoring, volume
 from target.exports import jobs, qcow2
 
 CHUNK = 4096
@@ -131,13 +131,13 @@ class History(RuleBasedStateMachine):
         self.names += 1
         name = f"s{self.names}"
         if self.busy:
-            with pytest.raises(volume.RestoreUnderWay):
+            with pytest.raises(errors.RestoreUnderWay):
                 group.create([self.other, self.volume], name)
             return
         group.create([self.volume, self.other], name)
         self.moments[name], self.other_moments[name] = list(self.now), list(self.other_now)
         if twice:
-            with pytest.raises(volume.SnapshotExists):
+            with pytest.raises(errors.SnapshotExists):
                 group.create([self.other, self.volume], name)
 
     @precondition(lambda self: self.other_moments)
@@ -160,7 +160,7 @@ class History(RuleBasedStateMachine):
         """All that differs is named, and with a comparison of the content nothing else is."""
         since, to = self.two(data)
         if to is None and self.busy:
-            with pytest.raises(volume.VolumeError):
+            with pytest.raises(errors.VolumeError):
                 differences.changed(self.volume, since, to)
             return
         ranges = differences.changed(self.volume, since, to)
@@ -222,7 +222,7 @@ class History(RuleBasedStateMachine):
             stop = data.draw(st.booleans())
             try:
                 self.volume.delete_snapshot(name, cancelled=functools.partial(bool, stop))
-            except volume.DeletionStopped:
+            except errors.DeletionStopped:
                 assert stop
                 self.stopped.add(name)
             del self.moments[name]
@@ -247,7 +247,7 @@ class History(RuleBasedStateMachine):
             lambda: self.volume.begin_restore(name),
             lambda: self.volume.resize((self.blocks + 1) * BLOCK),
         ):
-            with pytest.raises(volume.RestoreUnderWay):
+            with pytest.raises(errors.RestoreUnderWay):
                 attempt()
 
     @precondition(lambda self: self.busy)

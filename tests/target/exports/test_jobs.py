@@ -13,7 +13,7 @@ import pytest
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contents, thin
-from lun_backends.volumes import volume
+from lun_backends.volumes import errors, volume
 from target import messages
 from target.configuration import reader
 from target.exports import jobs as backups
@@ -163,7 +163,7 @@ def test_what_a_volume_is_made_of_is_not_replaced(served: service.Service, tmp_p
 def test_a_snapshot_in_deletion_is_not_exported(served: service.Service, tmp_path: Path) -> None:
     owner = served.served("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])
-    with pytest.raises(volume.DeletionStopped):
+    with pytest.raises(errors.DeletionStopped):
         owner.delete_snapshot("b", cancelled=lambda: True)
     with pytest.raises(problems.Problem, match="is being deleted"):
         export(served, "b", tmp_path / "b.qcow2")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of requests to a volume.  Each names the volume, the reason and the remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lun_backends import block_device
+
+
+@dataclass(eq=False)
+class VolumeError(block_device.BlockDeviceError):
+    """Something asked of volume `volume` cannot be done; `reason` says why, `remedy` what to do."""
+
+    volume: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.volume}: {self.reason}; {self.remedy}"
+
+
+class BadName(VolumeError):
+    """The name may not be used."""
+
+
+class BadLabel(VolumeError):
+    """The labels may not be given."""
+
+
+class SnapshotExists(VolumeError):
+    """There is a snapshot of that name already."""
+
+
+class NoSuchSnapshot(VolumeError):
+    """There is no snapshot of that name."""
+
+
+class SnapshotFailed(VolumeError):
+    """The snapshot was not taken; the volume is as before."""
+
+
+class TooManySnapshots(VolumeError):
+    """There are as many snapshots as the policy allows."""
+
+
+class NoSpaceLeft(VolumeError):
+    """It would certainly run out of space."""
+
+
+class DeletionStopped(VolumeError):
+    """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
+
+
+class RestoreRefused(VolumeError):
+    """The volume was not rolled back; it is as before."""
+
+
+class RestoreStopped(VolumeError):
+    """Rolling back was cancelled before it took effect; the volume is as before."""
+
+
+class RestoreUnderWay(VolumeError):
+    """The volume is being rolled back; what was asked has to wait for its end."""
+
+
+class ResizeRefused(VolumeError):
+    """The volume's size was not changed."""
