@@ -31,7 +31,7 @@ copy: they last until it has ended, however late, so that what it still reads ca
 
 Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
 
-While the volume is being rolled back (see `restoring`) an overlay answers reads, and a chunk that it has not settled yet is
+While the volume is being rolled back (see `volumes.rollback_overlay`) an overlay answers reads, and a chunk that it has not settled yet is
 not known: a write to it takes the long way and settles it first.
 """
 

@@ -51,8 +51,8 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
             if all(each in owner.snapshots for each in links):
                 raise
             continue
-        if last is None and owner.restoring is not None:  # what the primary is still to get was not preserved yet
-            reason = f"the volume is being rolled back to {owner.restoring.name!r}"
+        if last is None and owner.rolling_back_to is not None:  # what the primary is still to get was not preserved yet
+            reason = f"the volume is being rolled back to {owner.rolling_back_to.name!r}"
             raise errors.VolumeError(owner.name, reason, "wait until that is done")
         if last is None:
             chunks.update(owner.unsettled)  # what a rollback has yet to change, and to preserve
@@ -70,8 +70,8 @@ def _between(
     for each in (first, last):
         if each is not None and (each not in snapshots or each.deleting):
             raise errors.NoSuchSnapshot(owner.name, f"{each.name!r} is being deleted", "name another one")
-        if each is not None and each.reason:
-            raise block_device.SnapshotInvalid(each.reason)
+        if each is not None and each.invalid_reason:
+            raise block_device.SnapshotInvalid(each.invalid_reason)
     start = snapshots.index(first)
     end = len(snapshots) if last is None else snapshots.index(last)
     if last is not None and end < start:

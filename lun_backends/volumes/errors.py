@@ -52,15 +52,15 @@ class DeletionStopped(VolumeError):
     """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
 
 
-class RestoreRefused(VolumeError):
+class RollbackRefused(VolumeError):
     """The volume was not rolled back; it is as before."""
 
 
-class RestoreStopped(VolumeError):
+class RollbackStopped(VolumeError):
     """Rolling back was cancelled before it took effect; the volume is as before."""
 
 
-class RestoreUnderWay(VolumeError):
+class RollbackUnderWay(VolumeError):
     """The volume is being rolled back; what was asked has to wait for its end."""
 
 

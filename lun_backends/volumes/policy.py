@@ -49,7 +49,7 @@ class SpaceLow:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotDropped:
+class SnapshotInvalidated:
     """Snapshot `name` was given up because of `reason`."""
 
     name: str
@@ -70,7 +70,7 @@ class StateUnknown:
     reason: str
 
 
-Event = SpaceLow | SnapshotDropped | WriteRefused | StateUnknown
+Event = SpaceLow | SnapshotInvalidated | WriteRefused | StateUnknown
 Listener = Callable[[Event], None]
 """Called on the thread of a write: has to return at once."""
 

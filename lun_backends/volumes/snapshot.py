@@ -35,21 +35,26 @@ class Snapshot:
         """`active`, `deleting` or `invalid`."""
         if self.deleting:
             return SnapshotState.DELETING
-        return SnapshotState.INVALID if self.reason else SnapshotState.ACTIVE
+        return SnapshotState.INVALID if self.is_invalid else SnapshotState.ACTIVE
 
     @property
-    def reason(self) -> str:
-        """Why it is invalid; empty if it is not."""
+    def is_invalid(self) -> bool:
+        """Return whether the snapshot is lost, or cannot be reached at present."""
+        return bool(self.write_once.reason)
+
+    @property
+    def invalid_reason(self) -> str:
+        """Return why it is invalid; empty if it is not."""
         return self.write_once.reason or ""
 
     @property
     def unreadable(self) -> str:
         """Why its view cannot be read; empty if it can."""
-        return "it is being deleted" if self.deleting else self.reason
+        return "it is being deleted" if self.deleting else self.invalid_reason
 
     @property
-    def gone(self) -> bool:
-        """Whether it is invalid for ever: that is on disk."""
+    def invalid_on_disk(self) -> bool:
+        """Return whether it is invalid for good, because that is recorded on disk."""
         return self.write_once.recorded
 
     @property

@@ -56,7 +56,17 @@ from lun_backends.durability import Durability
 from lun_backends.files import backing_file, storage_io
 from lun_backends.stores import space, store_file, thin
 from lun_backends.stores.superblock import Superblock
-from lun_backends.volumes import boot, doubt, errors, giving_up, manifest, move_down, pending_chunks, policy, restoring
+from lun_backends.volumes import (
+    boot,
+    doubt,
+    errors,
+    invalidation,
+    manifest,
+    move_down,
+    pending_chunks,
+    policy,
+    rollback_overlay,
+)
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -102,14 +112,14 @@ class Volume:
         self.space = space.Space(
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
         )
-        self._enforcer = giving_up.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
+        self._enforcer = invalidation.Enforcer(rules, listener, lambda: self.snapshots, self._path, io)
         self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size, self._copy_failed, rules.copy_timeout)
         self.leftovers_removed: tuple[Path, ...] = ()
         self._manifest = record
         self._listener = listener
         self._io = io
         self._chain = snapshot_view.Chain()
-        self._restoring: restoring.Restoring | None = None
+        self._restoring: rollback_overlay.RollbackOverlay | None = None
         # Both for what changes the volume: `_reshaping`, taken first, for as long as chunks are moved; `_changing` briefly.
         self._reshaping = threading.Lock()
         self._changing = threading.Lock()
@@ -461,7 +471,7 @@ class Volume:
     ) -> None:
         index = self.snapshots.index(snapshot)
         try:
-            if index and snapshot.reason:
+            if index and snapshot.invalid_reason:
                 reason = f"{snapshot.name!r} is invalid, and older snapshots must not be read around it"
                 raise errors.VolumeError(self.name, reason, "delete the older ones first")
             if index:
@@ -470,9 +480,9 @@ class Volume:
                     self._mark_deleting(snapshot)
                 # Nothing can be read past an invalid snapshot, so nobody would miss what does not go down to it; but it must
                 # stay invalid.
-                if older.reason and not older.gone:
-                    self._enforcer.give_up(older, older.reason)
-                if not older.reason and not self._move_down(snapshot, older, progress, cancelled):
+                if older.invalid_reason and not older.invalid_on_disk:
+                    self._enforcer.invalidate(older, older.invalid_reason)
+                if not older.invalid_reason and not self._move_down(snapshot, older, progress, cancelled):
                     reason = f"deleting {snapshot.name!r} was stopped"
                     raise errors.DeletionStopped(self.name, reason, "delete it again to go on")
             with self._changing:
@@ -496,7 +506,7 @@ class Volume:
             reason = f"there is no room to move what {snapshot.name!r} has to {older.name!r}"
             raise errors.VolumeError(self.name, reason, "free space, or delete the oldest snapshot first") from error
         except block_device.SnapshotInvalid:
-            if not older.gone:
+            if not older.invalid_on_disk:
                 raise
             return True  # it was given up meanwhile
 
@@ -524,8 +534,8 @@ class Volume:
         """
         older = self.snapshots[: self.snapshots.index(snapshot)]
         between = list(itertools.takewhile(lambda each: each.deleting, reversed(older)))
-        if lost := next((each for each in between if each.reason), None):
-            reason = f"{lost.name!r} was on its way down to an older one and cannot be read: {lost.reason}"
+        if lost := next((each for each in between if each.invalid_reason), None):
+            reason = f"{lost.name!r} was on its way down to an older one and cannot be read: {lost.invalid_reason}"
             raise errors.VolumeError(self.name, reason, "delete the older ones first")
         for each in (snapshot, *between):
             self._complete_partial(each)
@@ -573,7 +583,7 @@ class Volume:
             if isinstance(other.write_once, write_once.WriteOnce):
                 self.space.add(-other.write_once.store.allocated_bytes)
             thin.ThinStore.remove(self._path(other.uuid), self._io)
-            giving_up.unmark(self._path(other.uuid), self._io)
+            invalidation.unmark(self._path(other.uuid), self._io)
 
     def _complete_partial(self, snapshot: Snapshot) -> None:
         """Preserve, in the newest one, all of every chunk that a snapshot has in part (someone wrote to its LUN directly)."""
@@ -606,7 +616,7 @@ class Volume:
         """The snapshot that pre-images go to, or would have to go to if it could be reached."""
         for snapshot in reversed(self.snapshots):
             if not snapshot.deleting:
-                return None if snapshot.gone else snapshot
+                return None if snapshot.invalid_on_disk else snapshot
         return None
 
     def _arm(self, tracker: tracking.Tracker) -> None:
@@ -614,7 +624,7 @@ class Volume:
         newest = self._newest_active()
         if newest is None:
             self.device.disarm()
-        elif newest.reason:
+        elif newest.invalid_reason:
             self.device.arm(newest.write_once)  # it refuses every copy, and the policy says what then
         else:
             self.device.arm(newest.write_once, tracker)
@@ -622,7 +632,7 @@ class Volume:
     # Rolling back and resizing --------------------------------------------------------------------------------------
 
     @property
-    def restoring(self) -> Snapshot | None:
+    def rolling_back_to(self) -> Snapshot | None:
         """The snapshot that the volume is being rolled back to, until the primary has caught up."""
         if self._manifest.restoring is None:
             return None
@@ -633,13 +643,13 @@ class Volume:
         """The chunks of a rollback under way that differ from what the primary and the newest snapshot know."""
         return tracking.BitMap() if self._restoring is None else self._restoring.pending.copy()
 
-    def begin_restore(
+    def begin_rollback(
         self, name: str, identity: uuid.UUID | None = None, *, cancelled: Callable[[], bool] | None = None
     ) -> None:
-        """Roll the volume back to a snapshot: when this returns it is at that moment, for good, and `continue_restore` has
+        """Roll the volume back to a snapshot: when this returns it is at that moment, for good, and `continue_rollback` has
         to bring the primary there.  What it has grown by since is zeroes.
 
-        Raises NoSuchSnapshot, RestoreRefused, RestoreUnderWay; RestoreStopped when `cancelled` says so.
+        Raises NoSuchSnapshot, RollbackRefused, RollbackUnderWay; RollbackStopped when `cancelled` says so.
         """
         with self._reshaping:
             with self._changing:
@@ -655,7 +665,7 @@ class Volume:
                             changed.add(chunk)
                             if cancelled is not None and cancelled():
                                 reason = f"restoring {name!r} was stopped"
-                                raise errors.RestoreStopped(self.name, reason, "the volume is as before")
+                                raise errors.RollbackStopped(self.name, reason, "the volume is as before")
                     looked = needed
                     self._check_room(name, len(changed))
                     record = self._prepare_restoring(snapshot, changed, record)
@@ -674,10 +684,12 @@ class Volume:
                 if not isinstance(error, OSError | block_device.MediumError):
                     raise
                 why = error.strerror if isinstance(error, OSError) else str(error)
-                raise errors.RestoreRefused(self.name, f"{name!r} was not restored: {why}", "check the disk") from error
+                raise errors.RollbackRefused(
+                    self.name, f"{name!r} was not restored: {why}", "check the disk"
+                ) from error
 
     def _restorable(self, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
-        """A snapshot that the volume may be rolled back to, and those that this needs.  Raises as `begin_restore`."""
+        """A snapshot that the volume may be rolled back to, and those that this needs.  Raises as `begin_rollback`."""
         self._check_open()
         self._check_not_restoring()
         self._check_recorded()
@@ -685,19 +697,19 @@ class Volume:
         needed = self.snapshots[self.snapshots.index(snapshot) :]
         self._check_readable(name, needed)
         if snapshot.deleting:
-            raise errors.RestoreRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
+            raise errors.RollbackRefused(self.name, f"{name!r} is being deleted", "restore another snapshot")
         return snapshot, needed
 
     def _check_readable(self, name: str, needed: Sequence[Snapshot]) -> None:
         for each in needed:
-            if each.reason:
-                raise errors.RestoreRefused(
+            if each.invalid_reason:
+                raise errors.RollbackRefused(
                     self.name,
-                    f"{name!r} cannot be read: {each.name!r} is invalid: {each.reason}",
+                    f"{name!r} cannot be read: {each.name!r} is invalid: {each.invalid_reason}",
                     "restore another snapshot",
                 )
 
-    def continue_restore(
+    def continue_rollback(
         self,
         *,
         progress: Callable[[int, int], None] | None = None,
@@ -743,7 +755,7 @@ class Volume:
         if limit is not None:
             room = min(room, limit - self.space.used)
         if needed > max(0, room):
-            raise errors.RestoreRefused(
+            raise errors.RollbackRefused(
                 self.name, f"restoring {name!r} needs up to {needed} bytes for newer snapshots", "free space first"
             )
 
@@ -766,12 +778,12 @@ class Volume:
 
     def _to_settle(self, snapshot: Snapshot, changed: tracking.BitMap) -> tracking.BitMap:
         newest = self._newest_active() or snapshot
-        return restoring.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
+        return rollback_overlay.to_settle(changed, snapshot.view, newest.write_once, self.primary, self.chunk_size)
 
     def _mark_restoring(
         self, snapshot: Snapshot, needed: Sequence[Snapshot], record: pending_chunks.PendingChunks
     ) -> None:
-        """The barrier of a rollback.  Raises OSError, MediumError, RestoreRefused."""
+        """The barrier of a rollback.  Raises OSError, MediumError, RollbackRefused."""
         with self.device.hold(), self._deciding:
             self._check_readable(snapshot.name, needed)
             self.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
@@ -822,11 +834,13 @@ class Volume:
         it goes on.  Raises MediumError.
         """
         for snapshot in self.snapshots:
-            if isinstance(snapshot.write_once, write_once.WriteOnce) and not snapshot.reason:
+            if isinstance(snapshot.write_once, write_once.WriteOnce) and not snapshot.invalid_reason:
                 snapshot.write_once.set_durability(durability)
 
     def _cover(self, snapshot: Snapshot, record: pending_chunks.PendingChunks) -> None:
-        self._restoring = restoring.Restoring(self.primary, snapshot.view, record, self.chunk_size, self._preserve)
+        self._restoring = rollback_overlay.RollbackOverlay(
+            self.primary, snapshot.view, record, self.chunk_size, self._preserve
+        )
         self.device.cover(self._restoring)
 
     def _preserve(self, chunks: Sequence[int]) -> None:
@@ -842,7 +856,7 @@ class Volume:
     def resize(self, size: int) -> None:
         """Make the volume `size` bytes large; it can only grow.  Snapshots keep the size they were taken with.
 
-        Raises ResizeRefused, RestoreUnderWay.
+        Raises ResizeRefused, RollbackUnderWay.
         """
         with self._reshaping, self._changing:
             self._check_open()
@@ -880,8 +894,10 @@ class Volume:
 
     def _check_not_restoring(self) -> None:
         if self._manifest.restoring is not None:
-            name = self.restoring.name if self.restoring else ""
-            raise errors.RestoreUnderWay(self.name, f"it is being rolled back to {name!r}", "wait until that has ended")
+            name = self.rolling_back_to.name if self.rolling_back_to else ""
+            raise errors.RollbackUnderWay(
+                self.name, f"it is being rolled back to {name!r}", "wait until that has ended"
+            )
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -921,24 +937,24 @@ class Volume:
             if not snapshot.deleting:
                 break
             moving.append(snapshot)
-        if any(each.reason for each in moving):
+        if any(each.invalid_reason for each in moving):
             self._arm_past_lost(moving)
         else:
             self._arm(self._moving_tracker(moving))
-        if self.restoring is not None:
-            path = self._pending_path(self.restoring.uuid)
-            self._cover(self.restoring, pending_chunks.PendingChunks.open(path, self.device.chunks, self._io))
+        if self.rolling_back_to is not None:
+            path = self._pending_path(self.rolling_back_to.uuid)
+            self._cover(self.rolling_back_to, pending_chunks.PendingChunks.open(path, self.device.chunks, self._io))
 
     def _arm_past_lost(self, moving: Sequence[Snapshot]) -> None:
         """Some of those that were moving down to the newest active one cannot be read, so nobody knows which chunks it must
         not get from the primary any more.  Lost for good, they take it with them; else no copy is made for now.
         """
         newest = self._newest_active()
-        lost = [each for each in moving if each.reason]
-        back = next((each for each in lost if not each.gone), None)
+        lost = [each for each in moving if each.invalid_reason]
+        back = next((each for each in lost if not each.invalid_on_disk), None)
         if newest is not None and back is None:
             try:
-                self._enforcer.give_up(newest, f"what {lost[0].name!r} had was lost before it was moved down to it")
+                self._enforcer.invalidate(newest, f"what {lost[0].name!r} had was lost before it was moved down to it")
             except (OSError, block_device.BlockDeviceError):
                 back = lost[0]
         if back is not None and self._newest_active() is not None:
@@ -950,16 +966,16 @@ class Volume:
         path = self._path(identity)
         size, block_size = self.device.size, self.device.block_size
         try:
-            if reason := giving_up.marked(path):
+            if reason := invalidation.marked(path):
                 return lost_device.LostDevice(size, block_size, reason, recorded=True)
             if self._manifest.in_use not in (None, boot.current()):
-                recorded = giving_up.mark(path, boot.LOST, self._io)
+                recorded = invalidation.mark(path, boot.LOST, self._io)
                 return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
             durability = Durability.POWER_LOSS if self._synced else self.durability
             store = thin.ThinStore.open(path, durability=durability, io=self._io, space=self.space)
             device = write_once.WriteOnce(store)
         except (store_file.StoreDamaged, store_file.StoreMissing) as error:
-            recorded = giving_up.mark(path, str(error), self._io)
+            recorded = invalidation.mark(path, str(error), self._io)
             return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)
         except (block_device.BlockDeviceError, OSError) as error:
             return lost_device.LostDevice(size, block_size, str(error), recorded=False)

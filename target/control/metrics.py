@@ -100,7 +100,7 @@ class Collector(registry.Collector):
                 key = [name, snapshot.name]
                 used.add_metric(key, snapshot.used_bytes)
                 preserved.add_metric(key, snapshot.preserved_bytes)
-                valid.add_metric(key, 0 if snapshot.reason else 1)
+                valid.add_metric(key, 0 if snapshot.is_invalid else 1)
                 if snapshot.held_seconds is not None:
                     held.add_metric(key, snapshot.held_seconds)
                 if isinstance(snapshot.write_once, write_once.WriteOnce):

@@ -84,13 +84,13 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
         yield messages.Alert("volume-failed", name, f"volume {name} is not served: {why}", "repair it, then restore it")
     for owner in list(served.open_volumes.values()):
         for snapshot in owner.snapshots:
-            if snapshot.reason:
+            if snapshot.is_invalid:
                 subject = f"{owner.name}@{snapshot.name}"
-                if snapshot.gone:
-                    text = f"snapshot {subject} is invalid: {snapshot.reason}"
+                if snapshot.invalid_on_disk:
+                    text = f"snapshot {subject} is invalid: {snapshot.invalid_reason}"
                     yield messages.Alert("snapshot-invalid", subject, text, f"delete {subject} and take another")
                 else:
-                    text = f"snapshot {subject} cannot be reached: {snapshot.reason}"
+                    text = f"snapshot {subject} cannot be reached: {snapshot.invalid_reason}"
                     yield messages.Alert(
                         "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
                     )

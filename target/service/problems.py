@@ -165,8 +165,8 @@ _CODES = {
     errors.SnapshotFailed: "snapshot-failed",
     errors.TooManySnapshots: "too-many-snapshots",
     errors.NoSpaceLeft: "no-space-left",
-    errors.RestoreRefused: "restore-refused",
-    errors.RestoreUnderWay: "being-restored",
+    errors.RollbackRefused: "restore-refused",
+    errors.RollbackUnderWay: "being-restored",
     errors.ResizeRefused: "resize-refused",
 }
 
@@ -178,7 +178,7 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (errors.DeletionStopped, errors.RestoreStopped):
+    except (errors.DeletionStopped, errors.RollbackStopped):
         raise
     except errors.VolumeError as error:
         code = _CODES.get(type(error), "refused")

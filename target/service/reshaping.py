@@ -37,16 +37,16 @@ class Reshaping:
         """Begin to roll a volume back, or go on with it if that stopped.  Raises Problem."""
         owner, snapshot = self._served.find(volume_name, name)
         users = self._served.users(lambda unit: unit.device is owner.device)
-        if users and not force and owner.restoring is None:
+        if users and not force and owner.rolling_back_to is None:
             remedy = f"unmount {volume_name} and log out there first, for what they have cached would be written over it; or say --force"
             raise problems.in_use(f"volume {volume_name}", users, remedy)
 
         def work(job: jobs.Job) -> None:
-            if owner.restoring is not snapshot:
+            if owner.rolling_back_to is not snapshot:
                 try:
                     with problems.translated(f"{volume_name} was not rolled back to {name}"):
-                        owner.begin_restore(name, snapshot.uuid, cancelled=job.cancelled)
-                except errors.RestoreStopped:
+                        owner.begin_rollback(name, snapshot.uuid, cancelled=job.cancelled)
+                except errors.RollbackStopped:
                     raise jobs.Cancelled from None
                 log.info("%s is as it was at %s", volume_name, name)
                 for unit in self._units(owner):
@@ -57,7 +57,7 @@ class Reshaping:
 
     def go_on(self, owner: volume.Volume, job: jobs.Job) -> None:
         """Bring a volume's primary to the moment that it was rolled back to; for jobs.  Raises Problem, Cancelled."""
-        snapshot = owner.restoring
+        snapshot = owner.rolling_back_to
         if snapshot is None:
             return
         with problems.translated(
@@ -65,7 +65,7 @@ class Reshaping:
             f"see to it and say `wolun snapshot restore {owner.name}@{snapshot.name}` again; until then no snapshots "
             "can be taken or deleted",
         ):
-            if not owner.continue_restore(progress=job.progress, cancelled=lambda: self._served.stopping):
+            if not owner.continue_rollback(progress=job.progress, cancelled=lambda: self._served.stopping):
                 raise jobs.Cancelled
         log.info("the primary of %s is as at %s", owner.name, snapshot.name)
 

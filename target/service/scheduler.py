@@ -86,10 +86,10 @@ class Scheduler:
         if each.keep is None:
             return
         snapshots = list(_scheduled(owner))
-        kept = schedule.kept((snapshot.taken_at for snapshot in snapshots if not snapshot.reason), each.keep.counts)
+        kept = schedule.kept((snapshot.taken_at for snapshot in snapshots if not snapshot.is_invalid), each.keep.counts)
         shown = schedule.kept((snapshot.taken_at for snapshot in snapshots), each.keep.counts)
         for snapshot in snapshots:
-            if snapshot.taken_at not in (shown if snapshot.reason else kept) and not self._stopping.is_set():
+            if snapshot.taken_at not in (shown if snapshot.is_invalid else kept) and not self._stopping.is_set():
                 job = self._served.delete_snapshot(each.name, snapshot.name)
                 job.wait()
                 job.check()

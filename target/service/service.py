@@ -146,8 +146,10 @@ class Service:
             opened.close()
             raise
         self._volumes = {**self._volumes, each.name: opened}  # others may be looking through the old one
-        if opened.restoring is not None:
-            self.jobs.start("restore", f"{each.name}@{opened.restoring.name}", lambda job: self._resume(opened, job))
+        if opened.rolling_back_to is not None:
+            self.jobs.start(
+                "restore", f"{each.name}@{opened.rolling_back_to.name}", lambda job: self._resume(opened, job)
+            )
         elif any(snapshot.deleting for snapshot in opened.snapshots):
             self.jobs.start("delete", each.name, lambda job: self._resume(opened, job))
 
@@ -433,7 +435,7 @@ class Service:
             uuid=str(snapshot.uuid),
             taken=_utc(snapshot.taken_at),
             state=snapshot.state.value,
-            reason=snapshot.reason,
+            reason=snapshot.invalid_reason,
             size=snapshot.view.size,
             used_bytes=snapshot.used_bytes,
             preserved_bytes=preserved,
@@ -501,7 +503,7 @@ class Service:
             lun=each.lun,
             state="online" if opened else "failed",
             trouble=opened.in_doubt if opened else self.failed.get(each.name, ""),
-            restoring=opened.restoring.name if opened and opened.restoring else None,
+            restoring=opened.rolling_back_to.name if opened and opened.rolling_back_to else None,
             size=opened.device.size if opened else each.size or 0,
             block_size=each.block_size,
             chunk_size=each.chunk_size,

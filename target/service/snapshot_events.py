@@ -43,7 +43,7 @@ class Watch:
                 if unit is not None:
                     asc = Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED
                     unit.attention(asc >> 8, asc & 0xFF)
-            case policy.SnapshotDropped(name, reason):
+            case policy.SnapshotInvalidated(name, reason):
                 log.error("%s@%s is invalid: %s", self._name, name, reason)
             case policy.StateUnknown(reason):
                 log.error("writes to %s are refused until its state can be recorded: %s", self._name, reason)

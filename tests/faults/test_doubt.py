@@ -53,8 +53,8 @@ def refused(device: block_device.BlockDevice) -> None:
 def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
     now, before = bench.data(), bytes(range(CHUNKS))
     fail_twice(bench.io)
-    with pytest.raises(errors.RestoreRefused):
-        bench.volume.begin_restore("a")
+    with pytest.raises(errors.RollbackRefused):
+        bench.volume.begin_rollback("a")
     assert bench.data() == now
     assert bench.data("a") == before
     refused(bench.volume.device)
@@ -62,11 +62,11 @@ def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
     with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.create_snapshot("b")
     with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
-        bench.volume.begin_restore("a")
+        bench.volume.begin_rollback("a")
     bench.volume.close()
     opened = volume.Volume.open(bench.directory / "v")  # and indeed
-    assert opened.restoring is not None
-    opened.continue_restore()
+    assert opened.rolling_back_to is not None
+    opened.continue_rollback()
     data = bytearray(opened.device.size)
     opened.device.readv(0, [memoryview(data)])
     assert bytes(data[::CHUNK]) == before
@@ -80,8 +80,8 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
     monkeypatch.setattr(doubt, "PATIENCE", 0.0)
     before, now = bytes(range(CHUNKS)), bytearray(bench.data())
     fail_twice(bench.io)
-    with pytest.raises(errors.RestoreRefused):
-        bench.volume.begin_restore("a")
+    with pytest.raises(errors.RollbackRefused):
+        bench.volume.begin_rollback("a")
     refused(bench.volume.device)
     bench.io.heal()
     match by:
@@ -95,8 +95,8 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
         case "delete":
             bench.volume.delete_snapshot("a")
         case "restore":
-            bench.volume.begin_restore("a")
-            bench.volume.continue_restore()
+            bench.volume.begin_rollback("a")
+            bench.volume.continue_rollback()
             now[:] = before
         case "close":
             bench.volume.close()
@@ -108,7 +108,7 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
     files = {path.suffix for path in (bench.directory / "v" / "snapshots").iterdir()}
     assert files <= {".map", ".chunks"}
     opened = bench.reopen()
-    assert opened.restoring is None
+    assert opened.rolling_back_to is None
     assert bench.data() == now
     for each in opened.snapshots:
         assert bench.data(each.name) == (before if each.name == "a" else bytes([*before[:1], 100, *before[2:]]))
@@ -138,7 +138,7 @@ def test_a_snapshot_without_files_is_no_reason_to_refuse_writes(bench: Bench) ->
         bench.volume.create_snapshot("b")
     bench.write(2, 50)
     opened = bench.reopen()
-    assert [(each.name, bool(each.reason)) for each in opened.snapshots] == [("a", False), ("b", True)]
+    assert [(each.name, bool(each.invalid_reason)) for each in opened.snapshots] == [("a", False), ("b", True)]
     opened.close()
 
 
@@ -171,7 +171,7 @@ def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: py
             case "group":
                 group.create([bench.volume], "b")
             case "restore":
-                bench.volume.begin_restore("a")
+                bench.volume.begin_rollback("a")
     assert held
     assert all(held)
     bench.write(2, 50)
@@ -193,8 +193,8 @@ def test_everybody_is_told(served: service.Service) -> None:
     owner._io = io
     owner.create_snapshot("a")
     fail_twice(io, "vol0")
-    with pytest.raises(errors.RestoreRefused):
-        owner.begin_restore("a")
+    with pytest.raises(errors.RollbackRefused):
+        owner.begin_rollback("a")
     with pytest.raises(block_device.StateInDoubt) as error:
         owner.device.writev(0, [memoryview(bytes(512))])
     told = sense.from_error(error.value)

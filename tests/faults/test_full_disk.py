@@ -105,11 +105,11 @@ def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path)
     now = read(opened.device)
     opened.create_snapshot("b")
     assert overwrite(opened, range(30, 46)) == 16
-    assert opened.snapshot("a").reason
+    assert opened.snapshot("a").invalid_reason
     assert read(opened.snapshot("b").view) == now
     fill(disk)
     assert overwrite(opened, range(CHUNKS)) == CHUNKS
-    assert opened.snapshot("b").reason
+    assert opened.snapshot("b").invalid_reason
     opened.close()
     opened = open_volume(tmp_path, disk, policy.OnError.DROP_SNAPSHOT)
     for name in "ab":
@@ -129,7 +129,7 @@ def test_a_sparse_primary_gets_the_room_of_a_snapshot_that_is_dropped(disk: Path
     opened.create_snapshot("a")
     for chunk in range(20):
         opened.device.writev(chunk * CHUNK, [memoryview(bytes([2]) * CHUNK)])
-    assert opened.snapshot("a").reason
+    assert opened.snapshot("a").invalid_reason
     assert read(opened.device) == bytes([2]) * 20 * CHUNK + bytes(4 * CHUNK)
     opened.close()
 
@@ -177,7 +177,7 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: pol
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     opened = open_volume(tmp_path, disk, on_error)
     expected = read(opened.device)
-    assert "ead-only" in opened.snapshot("a").reason
+    assert "ead-only" in opened.snapshot("a").invalid_reason
     with pytest.raises(block_device.PreserveFailed):
         opened.device.writev(5 * CHUNK, [memoryview(bytes(512))])
     with pytest.raises(errors.SnapshotFailed):
@@ -187,7 +187,7 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: pol
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     opened = open_volume(tmp_path, disk, on_error)
     assert read(opened.snapshot("a").view) == BEFORE
-    assert not opened.snapshot("a").reason
+    assert not opened.snapshot("a").invalid_reason
     opened.close()
 
 

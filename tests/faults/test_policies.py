@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lun_backends import block_device
-from lun_backends.volumes import errors, giving_up, manifest, policy, volume
+from lun_backends.volumes import errors, invalidation, manifest, policy, volume
 from tests.faults.storage import FaultyIO
 
 CHUNK = 4096
@@ -66,8 +66,8 @@ class Bench:
         device.readv(0, [memoryview(whole)])
         return bytes(whole[::CHUNK])
 
-    def dropped(self) -> list[str]:
-        return [event.name for event in self.events if isinstance(event, policy.SnapshotDropped)]
+    def invalidated(self) -> list[str]:
+        return [event.name for event in self.events if isinstance(event, policy.SnapshotInvalidated)]
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ class TestLimit:
         before_b, before_c = bench.data("b"), bench.data("c")
         for chunk in range(10, 14):
             bench.write(chunk, 200)
-        assert bench.dropped() == ["a"]
+        assert bench.invalidated() == ["a"]
         assert bench.data("b") == before_b
         assert bench.data("c") == before_c
         for again in range(2):
-            with pytest.raises(block_device.SnapshotInvalid, match="dropped to make room"):
+            with pytest.raises(block_device.SnapshotInvalid, match="invalidated to make room"):
                 bench.data("a")
             assert bench.volume.snapshot("a").state is manifest.SnapshotState.INVALID
             assert bench.data("c") == before_c
@@ -121,7 +121,7 @@ class TestLimit:
         for chunk in range(3):
             bench.write(chunk, 200)
         assert bench.data() == bytes([200] * 3) + BEFORE[3:]
-        assert bench.dropped() == ["a"]
+        assert bench.invalidated() == ["a"]
         with pytest.raises(block_device.SnapshotInvalid):
             bench.data("a")
         bench.reopen()
@@ -197,7 +197,7 @@ class TestLimit:
                 bench.write(chunk, ord(name))
         expected = bench.data("c")
         _together([functools.partial(bench.write_each, range(first, 16, 4), 250) for first in range(8, 12)])
-        assert bench.dropped() == ["a"]
+        assert bench.invalidated() == ["a"]
         assert bench.data("c") == expected
         assert bench.data()[8:16] == bytes([250] * 8)
 
@@ -227,7 +227,7 @@ class TestFailingDisk:
         bench.io.fail(operation, path="*.chunks" if operation in ("pwritev", "fdatasync") else "*.map", times=1)
         bench.write(1, 200)
         assert bench.data() == bytes([200, 200]) + BEFORE[2:]
-        assert bench.dropped() == ["a", "b"]
+        assert bench.invalidated() == ["a", "b"]
         for _ in range(2):
             for name in "ab":
                 with pytest.raises(block_device.SnapshotInvalid, match="could not be preserved"):
@@ -242,7 +242,7 @@ class TestFailingDisk:
         bench.io.fail("fdatasync", path="*.chunks")
         bench.io.fail("*", path="*.map")
         bench.write(1, 200)
-        assert bench.dropped() == ["a"]
+        assert bench.invalidated() == ["a"]
         bench.reopen()
         assert bench.volume.snapshot("a").state is manifest.SnapshotState.INVALID
         with pytest.raises(block_device.SnapshotInvalid, match="could not be preserved"):
@@ -271,9 +271,9 @@ class TestFailingDisk:
         bench.volume.device.flush()
         bench.io.heal()
         bench.write(2, 200)
-        assert bench.dropped() == ["a"]
+        assert bench.invalidated() == ["a"]
         bench.reopen()
-        assert bench.volume.snapshot("a").gone
+        assert bench.volume.snapshot("a").invalid_on_disk
         assert bench.data() == BEFORE[:2] + bytes([200]) + BEFORE[3:]
 
     def test_short_writes_are_finished(self, bench: Bench) -> None:
@@ -307,7 +307,7 @@ class TestFailingDisk:
         assert bench.data("a") == BEFORE
         bench.reopen()
         assert bench.data("a") == BEFORE
-        assert [snapshot.name for snapshot in bench.volume.snapshots if not snapshot.reason] == ["a"]
+        assert [snapshot.name for snapshot in bench.volume.snapshots if not snapshot.invalid_reason] == ["a"]
 
 
 class TestOutOfReach:
@@ -337,7 +337,7 @@ class TestOutOfReach:
         bench.open(on_error=DROP)
         bench.write(1, 201)
         assert bench.data()[1] == 201
-        assert bench.dropped() == ["b", "a"]
+        assert bench.invalidated() == ["b", "a"]
         bench.reopen()
         assert [snapshot.state.value for snapshot in bench.volume.snapshots] == ["invalid", "invalid"]
 
@@ -390,7 +390,7 @@ class TestSlowDisk:
         bench.open(on_error=DROP, copy_timeout=0.05).create_snapshot("a")
         go_on = threading.Event()
         bench.io.delay("fdatasync", go_on, path="*.chunks", times=1)
-        monkeypatch.setattr(giving_up, "_PATIENCE", 60)  # nobody waits for the disk that was too slow
+        monkeypatch.setattr(invalidation, "_PATIENCE", 60)  # nobody waits for the disk that was too slow
         bench.write(0, 200)
         assert bench.data() == bytes([200]) + BEFORE[1:]
         with pytest.raises(block_device.SnapshotInvalid, match=r"within 0\.05 s"):
@@ -436,7 +436,7 @@ class TestLostOnTheWayDown:
     def test_lost_for_good(self, bench: Bench) -> None:
         (bench.directory / "v" / "snapshots" / self.stopped(bench)).unlink()
         bench.open()
-        assert bench.volume.snapshot("a").gone
+        assert bench.volume.snapshot("a").invalid_on_disk
         bench.write(1, 201)
         bench.write(2, 201)
         with pytest.raises(block_device.SnapshotInvalid):

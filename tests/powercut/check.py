@@ -40,7 +40,7 @@ def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bo
             case manifest.SnapshotState.INVALID if may_be_lost:
                 _refuses(snapshot)
             case manifest.SnapshotState.INVALID:
-                raise Violation(f"snapshot {name} is invalid: {snapshot.reason}")
+                raise Violation(f"snapshot {name} is invalid: {snapshot.invalid_reason}")
             case manifest.SnapshotState.DELETING:
                 if moment.phase is not Phase.DELETING:
                     raise Violation(f"snapshot {name} is being deleted, nobody asked for that")
@@ -86,7 +86,7 @@ def check_lost(root: Path, promised: promises.Promises) -> None:
         opened = open_volume(root)
         try:
             check(opened, promised, may_be_lost=True)
-            now = {each.name for each in opened.snapshots if each.reason}
+            now = {each.name for each in opened.snapshots if each.invalid_reason}
             if invalid - now:
                 raise Violation(f"snapshots {sorted(invalid - now)} were invalid and are good again")
             invalid = now
@@ -104,13 +104,13 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
     """What `go_on` does, with whatever the worker's notes go to."""
     if any(snapshot.deleting for snapshot in worker.volume.snapshots):
         worker.resume()
-    if worker.volume.restoring is not None and rng.random() < 0.5:
+    if worker.volume.rolling_back_to is not None and rng.random() < 0.5:
         worker.restore()
     per_chunk = worker.volume.chunk_size // worker.volume.device.block_size
     if worker.volume.snapshots:
         device = worker.volume.snapshots[0].write_once
         assert isinstance(device, write_once.WriteOnce)
-        for chunk in stale_chunks(device.store._map)[:3] if worker.volume.restoring is None else ():
+        for chunk in stale_chunks(device.store._map)[:3] if worker.volume.rolling_back_to is None else ():
             worker.put_at(chunk * per_chunk + rng.randrange(per_chunk), 1)
     for _ in range(3):
         worker.put()
@@ -226,8 +226,8 @@ def _files(opened: volume.Volume) -> None:
     """No file is left over."""
     directory = opened.directory / "snapshots"
     named = {f"{snapshot.uuid}.{kind}" for snapshot in opened.snapshots for kind in ("map", "chunks")}
-    if opened.restoring is not None:
-        named.add(f"{opened.restoring.uuid}.pending")
+    if opened.rolling_back_to is not None:
+        named.add(f"{opened.rolling_back_to.uuid}.pending")
     if (there := {path.name for path in directory.iterdir()}) != named:
         raise Violation(f"files of snapshots are {sorted(there)}, must be {sorted(named)}")
 

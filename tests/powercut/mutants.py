@@ -13,7 +13,7 @@ from lun_backends import block_device, copy_on_write, flat, preserving, tracking
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import small_file, storage_io
 from lun_backends.stores import chunk_map, thin
-from lun_backends.volumes import manifest, restoring, volume
+from lun_backends.volumes import manifest, rollback_overlay, volume
 from lun_backends.volumes.snapshot import Snapshot
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
@@ -171,13 +171,13 @@ def restored_without_flush() -> Iterator[None]:
 @contextlib.contextmanager
 def settled_without_flush() -> Iterator[None]:
     """A rollback forgets that a chunk is pending before the chunk is durable."""
-    settle = restoring.Restoring._settle_round
+    settle = rollback_overlay.RollbackOverlay._settle_round
 
-    def hasty(self: restoring.Restoring, *arguments: Any) -> None:
+    def hasty(self: rollback_overlay.RollbackOverlay, *arguments: Any) -> None:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
             settle(self, *arguments)
 
-    with mock.patch.object(restoring.Restoring, "_settle_round", hasty):
+    with mock.patch.object(rollback_overlay.RollbackOverlay, "_settle_round", hasty):
         yield
 
 

@@ -150,7 +150,7 @@ class Worker:
 
     def there_and_back(self) -> None:
         """Write a block, for good; write what was there before; then go back to a snapshot."""
-        if self._good() and self.volume.restoring is None:
+        if self._good() and self.volume.rolling_back_to is None:
             view = self.rng.choice(self._good()).view
             block = self.rng.randrange(view.size // view.block_size)
             self.write_at(block, 1, fua=True)
@@ -195,7 +195,7 @@ class Worker:
     def put(self) -> None:
         """Write to the write-once LUN of the oldest snapshot (of no other: what is put there the older ones show, too)."""
         # (Not while the volume goes back to it, for it would go to something else.)
-        if self.volume.snapshots and not self.volume.snapshots[0].deleting and self.volume.restoring is None:
+        if self.volume.snapshots and not self.volume.snapshots[0].deleting and self.volume.rolling_back_to is None:
             first = self.rng.randrange(self.blocks)
             self.put_at(first, min(self.rng.choice((1, 1, 2, 5)), self.blocks - first))
 
@@ -220,7 +220,7 @@ class Worker:
 
     def create(self) -> None:
         """Take a snapshot, unless there are many."""
-        if len(self.volume.snapshots) >= MOST_SNAPSHOTS or self.volume.restoring is not None:
+        if len(self.volume.snapshots) >= MOST_SNAPSHOTS or self.volume.rolling_back_to is not None:
             return
         name = f"s{next(self._names)}"
         self.take(promises.CreateBegins(name))
@@ -235,13 +235,13 @@ class Worker:
             self.resume()
             return
         names = [snapshot.name for snapshot in self.volume.snapshots if not snapshot.deleting]
-        if not names or self.volume.restoring is not None:
+        if not names or self.volume.rolling_back_to is not None:
             return
         self._delete(self.rng.choice(names), stop=self.rng.random() < 0.3)
 
     def delete_two(self) -> None:
         """Delete the newest snapshot behind a stopped deletion of the next older one, then write to what that one has."""
-        if self.volume.restoring is not None or any(snapshot.deleting for snapshot in self.volume.snapshots):
+        if self.volume.rolling_back_to is not None or any(snapshot.deleting for snapshot in self.volume.snapshots):
             return
         while len(self.volume.snapshots) < 3:
             self.create()
@@ -272,7 +272,7 @@ class Worker:
 
     def resume(self) -> None:
         """Go on with what was stopped; a rollback has to end first."""
-        self.volume.continue_restore()
+        self.volume.continue_rollback()
         names = [snapshot.name for snapshot in self.volume.snapshots if snapshot.deleting]
         self.volume.resume_deletions()
         for name in names:
@@ -280,20 +280,20 @@ class Worker:
 
     def restore(self) -> None:
         """Go back to a snapshot, or go on with that."""
-        if self.volume.restoring is None:
+        if self.volume.rolling_back_to is None:
             if not self._good():
                 return
             name = self.rng.choice(self._good()).name
             self.take(promises.RestoreBegins(name))
-            self.volume.begin_restore(name)
+            self.volume.begin_rollback(name)
             self.take(promises.RestoreEnds(name))
         stop = self.rng.random() < 0.4
-        self.volume.continue_restore(cancelled=lambda: stop)
+        self.volume.continue_rollback(cancelled=lambda: stop)
 
     def resize(self) -> None:
         """Let the volume grow a little."""
         blocks = self.blocks + self.rng.randint(1, 2 * self.volume.chunk_size // self.volume.device.block_size)
-        if blocks <= self.most_blocks and self.volume.restoring is None:
+        if blocks <= self.most_blocks and self.volume.rolling_back_to is None:
             self.take(promises.ResizeBegins(blocks * self.per_block))
             self.volume.resize(blocks * self.volume.device.block_size)
             self.take(promises.ResizeEnds(blocks * self.per_block))

@@ -79,7 +79,7 @@ def test_a_power_cut_makes_snapshots_invalid_for_good(tmp_path: Path, boot_id: P
     boot_id.write_text("second\n")
     again = volume.Volume.open(tmp_path / "state")
     assert again.snapshot("a").state is SnapshotState.INVALID
-    assert "the machine went down" in again.snapshot("a").reason
+    assert "the machine went down" in again.snapshot("a").invalid_reason
     with pytest.raises(block_device.SnapshotInvalid, match="process-crash"):
         content(again)
     assert in_use(tmp_path) == "second"

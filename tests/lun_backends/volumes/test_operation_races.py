@@ -132,13 +132,13 @@ class Races:
         name = self.pick(dice)
         if name is None:
             return
-        self.volume.begin_restore(name)
-        going_on = threading.Thread(target=self.guard_once, args=(self.volume.continue_restore,))
+        self.volume.begin_rollback(name)
+        going_on = threading.Thread(target=self.guard_once, args=(self.volume.continue_rollback,))
         going_on.start()
         content = self.known.pop(name)
         try:
             self.volume.delete_snapshot(name)  # done, if the rollback has ended already
-        except errors.RestoreUnderWay:
+        except errors.RollbackUnderWay:
             self.known[name] = content
         going_on.join()
 

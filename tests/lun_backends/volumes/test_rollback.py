@@ -19,7 +19,7 @@ import pytest
 from lun_backends import block_device, tracking
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import errors, pending_chunks, restoring, volume
+from lun_backends.volumes import errors, pending_chunks, rollback_overlay, volume
 from tests.lun_backends import store_factory
 
 CHUNK = 4096
@@ -65,7 +65,7 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
-    monkeypatch.setattr(restoring, "ROUND", 2 * CHUNK)
+    monkeypatch.setattr(rollback_overlay, "ROUND", 2 * CHUNK)
     opened = Made(tmp_path)
     yield opened
     opened.volume.close()
@@ -73,10 +73,10 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 def test_the_volume_goes_back_at_once_and_all_snapshots_stay_true(made: Made, name: str) -> None:
-    made.volume.begin_restore(name)
+    made.volume.begin_rollback(name)
     made.check(made.moments[name])
     calls: list[tuple[int, int]] = []
-    assert made.volume.continue_restore(progress=lambda done, total: calls.append((done, total)))
+    assert made.volume.continue_rollback(progress=lambda done, total: calls.append((done, total)))
     assert len(calls) > 3
     assert calls == sorted(calls)
     assert calls[-1][0] == calls[-1][1]
@@ -92,8 +92,8 @@ def test_the_volume_goes_back_at_once_and_all_snapshots_stay_true(made: Made, na
 @pytest.mark.parametrize("rounds", range(7))
 def test_stopped_anywhere_and_written_to_it_goes_on_after_reopening(made: Made, rounds: int) -> None:
     left = iter(range(rounds))
-    made.volume.begin_restore("a")
-    assert not made.volume.continue_restore(cancelled=lambda: next(left, None) is None)
+    made.volume.begin_rollback("a")
+    assert not made.volume.continue_rollback(cancelled=lambda: next(left, None) is None)
     # In a settled chunk, in a pending one, across both, in one that never changed; of pending ones only a part.
     now = bytearray(made.moments["a"])
     for turn, offset in enumerate((CHUNK, 14 * CHUNK + BLOCK, 9 * CHUNK - BLOCK, 25 * CHUNK)):
@@ -102,7 +102,7 @@ def test_stopped_anywhere_and_written_to_it_goes_on_after_reopening(made: Made, 
         made.volume.device.writev(offset, [memoryview(data)])
     made.check(bytes(now))
     made.reopen()
-    restored = made.volume.restoring
+    restored = made.volume.rolling_back_to
     assert restored is not None
     assert restored.name == "a"
     made.check(bytes(now))
@@ -113,7 +113,7 @@ def test_stopped_anywhere_and_written_to_it_goes_on_after_reopening(made: Made, 
         held.writev(10 * CHUNK, [memoryview(b"\x77" * BLOCK)])
     now[10 * CHUNK : 10 * CHUNK + BLOCK] = b"\x77" * BLOCK
     made.check(bytes(now))
-    assert made.volume.continue_restore()
+    assert made.volume.continue_rollback()
     made.check(bytes(now))
     made.reopen()
     made.check(bytes(now))
@@ -128,8 +128,8 @@ def test_only_what_changed_is_written_and_only_what_differs_is_preserved(tmp_pat
     opened.device.writev(20 * CHUNK, [memoryview(made.moments["a"])[20 * CHUNK : 21 * CHUNK]])  # the same as before
     preserved = opened.snapshot("d").preserved_bytes
     io.calls.clear()
-    opened.begin_restore("d")
-    assert opened.continue_restore()
+    opened.begin_rollback("d")
+    assert opened.continue_rollback()
     assert opened.snapshot("d").preserved_bytes == preserved
     assert io.calls.count("pwritev") < 12  # one chunk; the rest are manifests and what is pending
     opened.close()
@@ -137,10 +137,10 @@ def test_only_what_changed_is_written_and_only_what_differs_is_preserved(tmp_pat
 
 def test_cancelling_before_it_takes_effect_leaves_everything(made: Made) -> None:
     now = read(made.volume.device)
-    with pytest.raises(errors.RestoreStopped):
-        made.volume.begin_restore("a", cancelled=lambda: True)
+    with pytest.raises(errors.RollbackStopped):
+        made.volume.begin_rollback("a", cancelled=lambda: True)
     made.check(now)
-    assert made.volume.restoring is None
+    assert made.volume.rolling_back_to is None
     made.volume.create_snapshot("d")
 
 
@@ -161,14 +161,14 @@ def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_
     made = Made(tmp_path, io)
     now = read(made.volume.device)
     io.armed = 1000 if for_ever else 1
-    with pytest.raises(errors.RestoreRefused):
-        made.volume.begin_restore("a")
+    with pytest.raises(errors.RollbackRefused):
+        made.volume.begin_rollback("a")
     io.armed = 0
     made.check(now)
     made.volume.device.flush()
     with contextlib.suppress(pending_chunks.PendingDamaged):  # a disk that failed for ever may have either manifest
         made.reopen()
-        made.check(now if made.volume.restoring is None else made.moments["a"])
+        made.check(now if made.volume.rolling_back_to is None else made.moments["a"])
     made.volume.close()
 
 
@@ -176,7 +176,7 @@ def test_a_copy_that_fails_leaves_the_volume_at_that_moment(tmp_path: Path) -> N
     made = Made(tmp_path)
     made.volume.create_snapshot("d")
     made.moments["d"] = read(made.volume.device)
-    made.volume.begin_restore("a")
+    made.volume.begin_rollback("a")
     device = made.volume.snapshot("d").write_once
     original = device.put_many
 
@@ -185,27 +185,27 @@ def test_a_copy_that_fails_leaves_the_volume_at_that_moment(tmp_path: Path) -> N
 
     device.put_many = fail  # type: ignore[method-assign,assignment]
     with pytest.raises(block_device.PreserveFailed):
-        made.volume.continue_restore()
+        made.volume.continue_rollback()
     with pytest.raises(block_device.PreserveFailed):
         fill(made.volume.device, 3, 5 * CHUNK, BLOCK)
     made.check(made.moments["a"])
     device.put_many = original  # type: ignore[method-assign]
-    assert made.volume.continue_restore()
+    assert made.volume.continue_rollback()
     made.check(made.moments["a"])
     made.volume.close()
 
 
 def test_refusals(made: Made) -> None:
     with pytest.raises(errors.NoSuchSnapshot):
-        made.volume.begin_restore("x")
+        made.volume.begin_rollback("x")
     with pytest.raises(errors.DeletionStopped):
         made.volume.delete_snapshot("b", cancelled=lambda: True)
-    with pytest.raises(errors.RestoreRefused, match="deleted"):
-        made.volume.begin_restore("b")
-    made.volume.begin_restore("a")  # through what b still has
+    with pytest.raises(errors.RollbackRefused, match="deleted"):
+        made.volume.begin_rollback("b")
+    made.volume.begin_rollback("a")  # through what b still has
     del made.moments["b"]
     made.check(made.moments["a"])
-    made.volume.continue_restore()
+    made.volume.continue_rollback()
     made.check(made.moments["a"])
     made.volume.resume_deletions()
     made.check(made.moments["a"])
@@ -213,15 +213,15 @@ def test_refusals(made: Made) -> None:
     made.volume.close()
     (made.volume.directory / "snapshots" / f"{lost}.map").unlink()
     made.volume = volume.Volume.open(made.volume.directory)
-    with pytest.raises(errors.RestoreRefused, match="'c' is invalid"):
-        made.volume.begin_restore("a")
+    with pytest.raises(errors.RollbackRefused, match="'c' is invalid"):
+        made.volume.begin_rollback("a")
 
 
 def test_what_is_written_while_it_looks_for_changes_is_rolled_back_too(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(made.volume, "_check_room", lambda *_: fill(made.volume.device, 3, 27 * CHUNK, BLOCK))
-    made.volume.begin_restore("a")
+    made.volume.begin_rollback("a")
     made.check(made.moments["a"])
 
 
@@ -236,9 +236,9 @@ def test_snapshots_taken_while_it_looks_for_changes_stay_true(made: Made, monkey
             fill(made.volume.device, 4, 28 * CHUNK, BLOCK)
 
     monkeypatch.setattr(made.volume, "_check_room", take_another)
-    made.volume.begin_restore("a")
+    made.volume.begin_rollback("a")
     made.check(made.moments["a"])
-    assert made.volume.continue_restore()
+    assert made.volume.continue_rollback()
     made.check(made.moments["a"])
     made.reopen()
     made.check(made.moments["a"])
@@ -249,11 +249,13 @@ def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
 ) -> None:
     now = read(made.volume.device)
     lost = made.volume.snapshot("c")
-    monkeypatch.setattr(made.volume, "_check_room", lambda *_: made.volume._enforcer.give_up(lost, "the disk failed"))
-    with pytest.raises(errors.RestoreRefused, match="'c' is invalid: the disk failed"):
-        made.volume.begin_restore("b")
+    monkeypatch.setattr(
+        made.volume, "_check_room", lambda *_: made.volume._enforcer.invalidate(lost, "the disk failed")
+    )
+    with pytest.raises(errors.RollbackRefused, match="'c' is invalid: the disk failed"):
+        made.volume.begin_rollback("b")
     assert read(made.volume.device) == now
-    assert made.volume.restoring is None
+    assert made.volume.rolling_back_to is None
     assert {path.suffix for path in (made.volume.directory / "snapshots").iterdir()} == {".map", ".chunks"}
 
 
@@ -261,7 +263,7 @@ def test_readers_and_writers_race_a_rollback(made: Made) -> None:
     """Each writer owns every third block; whatever it wrote last is what it reads, and what nobody wrote is the moment's."""
     opened = made.volume
     expected = bytearray(made.moments["a"])
-    opened.begin_restore("a")
+    opened.begin_rollback("a")
     stop = threading.Event()
     errors: list[BaseException] = []
 
@@ -282,7 +284,7 @@ def test_readers_and_writers_race_a_rollback(made: Made) -> None:
     threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
-    while not opened.continue_restore(cancelled=lambda: stop.wait(0.01)):
+    while not opened.continue_rollback(cancelled=lambda: stop.wait(0.01)):
         pass
     stop.set()
     for thread in threads:
@@ -300,12 +302,12 @@ def test_growing_then_rolling_back_zeroes_what_came_later(made: Made) -> None:
     made.moments["d"] = read(made.volume.device)
     made.volume.create_snapshot("d")
     made.check()
-    made.volume.begin_restore("b")
+    made.volume.begin_rollback("b")
     expected = made.moments["b"] + bytes(9 * CHUNK)
     made.check(expected)
     made.reopen()
     made.check(expected)
-    assert made.volume.continue_restore()
+    assert made.volume.continue_rollback()
     made.check(expected)
     made.volume.delete_snapshot("d")  # larger than the one its chunks move down to
     del made.moments["d"]
@@ -396,11 +398,11 @@ def test_a_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     made.device.writev(0, [memoryview(bytes([1]) * 65536)])
     made.create_snapshot("a")
     made.device.writev(0, [memoryview(bytes([2]) * 65536)])
-    made.begin_restore("a")
+    made.begin_rollback("a")
     copy = tmp_path / "cut"
     shutil.copytree(made.directory, copy / "v")  # as the power cut leaves it
     shutil.copy(tmp_path / "p", copy / "p")
-    assert made.continue_restore()
+    assert made.continue_rollback()
     made.device.writev(0, [memoryview(bytes([3]) * 512)])
     after = tmp_path / "later"
     shutil.copytree(made.directory, after / "v")
@@ -408,15 +410,15 @@ def test_a_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     shutil.copy(copy / "p", tmp_path / "p")
     monkeypatch.setattr("lun_backends.volumes.boot.current", lambda: "another boot")
     opened = volume.Volume.open(copy / "v")
-    assert opened.restoring is not None
+    assert opened.rolling_back_to is not None
     data = bytearray(65536)
     opened.device.readv(0, [memoryview(data)])
     assert data == bytes([1]) * 65536
-    assert opened.continue_restore()
+    assert opened.continue_rollback()
     opened.device.readv(0, [memoryview(data)])
     assert data == bytes([1]) * 65536
-    assert not opened.snapshot("a").reason
+    assert not opened.snapshot("a").invalid_reason
     opened.close()
     opened = volume.Volume.open(after / "v")
-    assert opened.snapshot("a").reason
+    assert opened.snapshot("a").invalid_reason
     opened.close()

@@ -221,9 +221,9 @@ def test_a_snapshot_that_is_given_up_while_another_moves_down_to_it(
     old = made.create_snapshot("old")
     made.create_snapshot("new")
     made.device.writev(0, block(1, 3 * CHUNK))
-    made.delete_snapshot("new", progress=lambda _done, _all: made._enforcer.give_up(old, "no room"))
+    made.delete_snapshot("new", progress=lambda _done, _all: made._enforcer.invalidate(old, "no room"))
     assert [snapshot.name for snapshot in made.snapshots] == ["old"]
-    assert made.snapshot("old").gone
+    assert made.snapshot("old").invalid_on_disk
 
 
 def test_a_snapshot_in_deletion_cannot_be_read_after_reopening_either(made: volume.Volume) -> None:

@@ -21,7 +21,7 @@ from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.stores import contents
-from lun_backends.volumes import errors, group, restoring, volume
+from lun_backends.volumes import errors, group, rollback_overlay, volume
 from target.exports import jobs, qcow2
 
 CHUNK = 4096
@@ -65,12 +65,12 @@ class History(RuleBasedStateMachine):
     @property
     def busy(self) -> bool:
         """Whether a rollback is under way."""
-        return self.volume.restoring is not None
+        return self.volume.rolling_back_to is not None
 
     @initialize(chunks_at_once=st.integers(1, 3), durability=st.sampled_from(Durability))
     def create(self, chunks_at_once: int, durability: Durability) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(restoring, "ROUND", chunks_at_once * CHUNK)
+        self.patch.setattr(rollback_overlay, "ROUND", chunks_at_once * CHUNK)
         root = Path(self.directory.name)
         self.volume = volume.Volume.create(
             root / "v", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
@@ -131,7 +131,7 @@ class History(RuleBasedStateMachine):
         self.names += 1
         name = f"s{self.names}"
         if self.busy:
-            with pytest.raises(errors.RestoreUnderWay):
+            with pytest.raises(errors.RollbackUnderWay):
                 group.create([self.other, self.volume], name)
             return
         group.create([self.volume, self.other], name)
@@ -232,7 +232,7 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.moments)))
-        self.volume.begin_restore(name)
+        self.volume.begin_rollback(name)
         moment = self.moments[name]
         self.now = [*moment, *[0] * (self.blocks - len(moment))]
 
@@ -244,18 +244,18 @@ class History(RuleBasedStateMachine):
             lambda: self.volume.create_snapshot("another"),
             lambda: self.volume.delete_snapshot(name),
             lambda: self.volume.resume_deletions(),
-            lambda: self.volume.begin_restore(name),
+            lambda: self.volume.begin_rollback(name),
             lambda: self.volume.resize((self.blocks + 1) * BLOCK),
         ):
-            with pytest.raises(errors.RestoreUnderWay):
+            with pytest.raises(errors.RollbackUnderWay):
                 attempt()
 
     @precondition(lambda self: self.busy)
     @rule(rounds=st.integers(0, 4))
     def restore_goes_on(self, rounds: int) -> None:
         left = iter(range(rounds))
-        ended = self.volume.continue_restore(cancelled=lambda: next(left, None) is None)
-        assert ended is (self.volume.restoring is None)
+        ended = self.volume.continue_rollback(cancelled=lambda: next(left, None) is None)
+        assert ended is (self.volume.rolling_back_to is None)
 
     @precondition(lambda self: self.blocks < MOST_BLOCKS and not self.busy)
     @rule(more=st.integers(1, 12))

@@ -185,7 +185,7 @@ def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(served: se
         served.create_snapshot("vol0", "b")
     assert [ended(job).state for job in asked] == ["failed"] * 3
     assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
-    assert owner.restoring is None
+    assert owner.rolling_back_to is None
 
 
 def test_jobs_without_a_result(served: service.Service) -> None:

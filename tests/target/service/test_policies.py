@@ -118,9 +118,9 @@ def test_drop_snapshot(served: Served) -> None:
         assert read(session, b["view_lun"]).status == 0
     dropped, kept = running.json("snapshot", "list")
     assert (dropped["name"], dropped["state"], kept["state"]) == ("a", "invalid", "active")
-    assert "dropped to make room" in dropped["reason"]
+    assert "invalidated to make room" in dropped["reason"]
     assert "snapshot-invalid" in codes(running)
-    assert "dropped to make room" in running.run("status").stdout
+    assert "invalidated to make room" in running.run("status").stdout
     refusal = running.run("--json", "snapshot", "export", "vol0@a", str(running.directory / "out"), check=False)
     assert json.loads(refusal.stderr)["error"] == "refused"
     running.kill()

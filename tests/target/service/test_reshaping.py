@@ -156,7 +156,7 @@ def test_a_daemon_killed_while_rolling_back_goes_on_where_it_was(served: daemon.
     expected[SIZE - 3 * MIB : SIZE - 3 * MIB + 4096] = b"\x77" * 4096
     expected[MIB : MIB + 512] = b"\x78" * 512
     opened = volume.Volume.open(served.state / "volumes" / "vol0")
-    restored = opened.restoring
+    restored = opened.rolling_back_to
     opened.close()
     assert restored is None or restored.name == "a"
     served.start()

@@ -98,7 +98,7 @@ def to_settle(
     return pending
 
 
-class Restoring:
+class RollbackOverlay:
     """A rollback under way: the overlay over a volume's primary, and what brings the primary to it."""
 
     def __init__(

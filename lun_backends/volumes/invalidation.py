@@ -61,17 +61,17 @@ class Enforcer:
             if current is None:
                 return Decision.REFUSE
             # (If it is gone, and all that need it, then somebody else gave them up a moment ago.)
-            there = [each for each in every[: every.index(current) + 1] if not each.gone]
-            older = [each for each in there if each is not current and not each.deleting and not each.reason]
+            there = [each for each in every[: every.index(current) + 1] if not each.invalid_on_disk]
+            older = [each for each in there if each is not current and not each.deleting and not each.is_invalid]
             try:
                 if isinstance(error, block_device.SpaceExhausted) and older:
-                    self.give_up(older[0], f"it was dropped to make room: {error}")
+                    self.invalidate(older[0], f"it was invalidated to make room: {error}")
                     self._make_room(older[0])
                     self._made_room = time.monotonic()
                     return Decision.AGAIN
                 # Those first that are the hardest to mark: if that fails, the others were not given up for nothing.
-                for each in sorted(there, key=lambda each: not each.reason):
-                    self.give_up(each, f"it was dropped, for a pre-image could not be preserved: {error}")
+                for each in sorted(there, key=lambda each: not each.is_invalid):
+                    self.invalidate(each, f"it was invalidated because a pre-image could not be preserved: {error}")
                 if isinstance(error, block_device.SpaceExhausted):
                     for each in there:
                         self._make_room(each)  # a sparse primary beside it may need that now
@@ -80,7 +80,7 @@ class Enforcer:
                 return Decision.REFUSE
             return Decision.GIVE_UP
 
-    def give_up(self, dropped: snapshot.Snapshot, reason: str) -> None:
+    def invalidate(self, dropped: snapshot.Snapshot, reason: str) -> None:
         """Mark it invalid, durably.  Raises MediumError, OSError."""
         device = dropped.write_once
         if isinstance(device, lost_device.LostDevice):
@@ -92,7 +92,7 @@ class Enforcer:
             except block_device.MediumError:
                 _mark(self._path(dropped.uuid), device.reason or reason, self._io)
                 device.recorded = True
-        self.listener(policy.SnapshotDropped(dropped.name, dropped.reason))
+        self.listener(policy.SnapshotInvalidated(dropped.name, dropped.invalid_reason))
 
     @staticmethod
     def _make_room(dropped: snapshot.Snapshot) -> None:
@@ -109,7 +109,7 @@ def mark_path(path: Path) -> Path:
 def marked(path: Path) -> str | None:
     """Why the snapshot with the files `path` is marked invalid; None if it is not.  Raises OSError."""
     try:
-        return mark_path(path).read_text(encoding="utf-8", errors="replace") or "it was dropped"
+        return mark_path(path).read_text(encoding="utf-8", errors="replace") or "it was invalidated"
     except FileNotFoundError:
         return None
 
