@@ -9,12 +9,13 @@
 # make lab     vagrant/ with a box made here: brought up, walked through, taken down; as root, many minutes
 # make lint    style and types
 # make man     the manual pages, in build/man, from what --help says
-# make setup   .venv with .venv/bin/wolun; all of the above begin with it
+# make setup   .venv with .venv/bin/wolun, from the releases in .ci/requirements.txt; all of the above begin with it
+# make lock    move .ci/requirements.txt to the newest releases that setup.cfg allows
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts soak lab lint man peers
+.PHONY: help setup serve test bench conformance fuzz powercuts soak lab lint man peers lock
 
 BIN := .venv/bin
 
@@ -42,7 +43,6 @@ conformance: peers
 
 fuzz: SECONDS = 600
 fuzz: setup
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 powercuts: STATES = 1000000
@@ -64,3 +64,6 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+lock: setup
+	@.ci/lock
