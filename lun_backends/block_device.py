@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract that every layer below a LUN implements and stacks on, and its errors.
 
-A block device is an array of `size` bytes addressed in bytes; every offset and length handed to it is a multiple of
-`block_size`.  Data travels as scatter lists (`Buffers`): sequences of memoryviews of bytes whose lengths add up to the
-length of the transfer.  The views belong to the caller and are only used until the call returns.
+A block device is an array of `size` bytes, addressed in bytes.  Every offset and length handed to it is a multiple of
+`block_size`.  Data travels as scatter lists (`Buffers`): sequences of memoryviews of bytes, whose lengths add up to the
+length of the transfer.  The views belong to the caller; a device uses them only until the call returns.
 
 Every method may be called from any number of threads at once, and returns when it is done, on the caller's thread.  A caller
 that must not wait for a disk (an event loop) uses `read_now`, `write_now` and `prepare_now` instead.  They never wait: they
@@ -19,9 +19,9 @@ with `readv`, `writev` or `prepare_writes`.
 
 (Blank blocks exist on write-once devices only; a hole in a sparse primary reads as zeroes and is `ExtentKind.HOLE`.)
 
-Durability: `writev` returns when the data is in the device's volatile cache; `flush` returns when all writes that had
-returned before it began are on stable storage.  A device may give more (a write-once LUN with `durability: power-loss`
-commits before `writev` returns); `fua=True` asks for stable storage for that one write.
+Durability: `writev` returns when the data is in the device's volatile cache.  `flush` returns when all writes that had
+returned before it began are on stable storage.  A device may promise more: a write-once LUN with `durability: power-loss`
+commits before `writev` returns.  `fua=True` asks for stable storage for that one write.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Buffers = Sequence[memoryview]
 
 
 class BlockDeviceError(Exception):
-    """Something a block device refuses or fails to do; subclasses say what, callers map them to sense data or prose."""
+    """A block device refuses or fails to do something; subclasses say what, callers map them to sense data or prose."""
 
 
 @dataclass(eq=False)
 class BlankBlock(BlockDeviceError):
-    """A read met a block never written; `lba` is the first such block of the range, in logical blocks."""
+    """A read met a block that was never written; `lba` is the first such block of the range."""
 
     lba: int
 
@@ -53,7 +53,7 @@ class BlankBlock(BlockDeviceError):
 
 @dataclass(eq=False)
 class BlockWritten(BlockDeviceError):
-    """A write met a block already written; `lba` is the first such block of the range.  Nothing was stored."""
+    """A write met a block that is already written; `lba` is the first such block of the range.  Nothing was stored."""
 
     lba: int
 
@@ -73,7 +73,7 @@ class SpaceExhausted(BlockDeviceError):
 
 @dataclass(eq=False)
 class OutOfRange(BlockDeviceError):
-    """The range reaches beyond the device; `lba` is the first block beyond its end that was asked for."""
+    """The range reaches beyond the device; `lba` is the first block of the range that lies beyond its end."""
 
     lba: int
 
@@ -83,7 +83,7 @@ class OutOfRange(BlockDeviceError):
 
 @dataclass(eq=False)
 class WriteProtected(BlockDeviceError):
-    """The device takes no writes."""
+    """The device accepts no writes."""
 
     def __str__(self) -> str:
         return "the device is write-protected"
@@ -91,7 +91,7 @@ class WriteProtected(BlockDeviceError):
 
 @dataclass(eq=False)
 class NotSupported(BlockDeviceError):
-    """The device cannot do `operation` by its nature (deallocating on a write-once LUN, say)."""
+    """The device cannot do `operation` by its nature, like deallocating on a write-once LUN."""
 
     operation: str
 
@@ -101,7 +101,7 @@ class NotSupported(BlockDeviceError):
 
 @dataclass(eq=False)
 class MediumError(BlockDeviceError):
-    """The medium failed (an I/O error, a checksum that does not fit) at `lba`; `writing` tells the direction."""
+    """The medium failed at `lba`: an I/O error, or a checksum that does not fit; `writing` is the direction."""
 
     lba: int
     writing: bool
@@ -113,7 +113,7 @@ class MediumError(BlockDeviceError):
 
 @dataclass(eq=False)
 class CopyTimedOut(BlockDeviceError):
-    """A pre-image, of the block at `lba`, was not preserved within `seconds`."""
+    """The pre-image of the block at `lba` was not preserved within `seconds`."""
 
     lba: int
     seconds: float
@@ -124,7 +124,7 @@ class CopyTimedOut(BlockDeviceError):
 
 @dataclass(eq=False)
 class SnapshotInvalid(BlockDeviceError):
-    """The snapshot was given up (`on_error: drop-snapshot`) and must not be read any more; `reason` says why."""
+    """The snapshot was invalidated (`on_error: drop-snapshot`) and must no longer be read; `reason` says why."""
 
     reason: str
 
@@ -134,7 +134,7 @@ class SnapshotInvalid(BlockDeviceError):
 
 @dataclass(eq=False)
 class PreserveFailed(BlockDeviceError):
-    """A write was refused because the pre-image at `lba` could not be preserved; `cause` says why (`on_error: fail-writes`)."""
+    """A write was refused because the pre-image at `lba` could not be preserved (`on_error: fail-writes`); `cause` says why."""
 
     lba: int
     cause: BlockDeviceError
@@ -145,8 +145,9 @@ class PreserveFailed(BlockDeviceError):
 
 @dataclass(eq=False)
 class StateInDoubt(BlockDeviceError):
-    """A write was refused because the next start could undo it: a change of the volume could neither be recorded nor taken
-    back; `reason` says which and why.
+    """A write was refused because the next start could undo it.
+
+    A change of the volume could neither be recorded nor taken back; `reason` says which change, and why.
     """
 
     reason: str
@@ -157,14 +158,14 @@ class StateInDoubt(BlockDeviceError):
 
 @dataclass(eq=False)
 class ReservationConflict(BlockDeviceError):
-    """The device is reserved for others; the write was refused and nothing was changed."""
+    """Another initiator reserved the device; the write was refused, and nothing was changed."""
 
     def __str__(self) -> str:
         return "the device is reserved by another initiator"
 
 
 class DeviceClosed(BlockDeviceError):
-    """The device was closed while, or before, the call ran."""
+    """The device was closed before the call, or while it ran."""
 
     def __str__(self) -> str:
         return "the device is closed"
@@ -178,7 +179,7 @@ class WouldBlock(Exception):
 
 
 class ExtentKind(enum.Enum):
-    """What an extent holds."""
+    """The content of an extent."""
 
     DATA = "data"
     HOLE = "hole"  # reads as zeroes, takes no space
@@ -195,7 +196,7 @@ class Extent:
 
 
 def total_length(buffers: Buffers) -> int:
-    """The bytes in a scatter list."""
+    """Return the number of bytes in a scatter list."""
     return sum(map(len, buffers))
 
 
@@ -218,16 +219,16 @@ def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]
 
 
 class BlockDevice(abc.ABC):
-    """One layer of a LUN; see the module's docstring for what every method promises."""
+    """One layer of a LUN; the module's docstring says what every method promises."""
 
     size: int
     """Bytes; a multiple of `block_size`."""
     block_size: int
     """Bytes per logical block: 512 or 4096."""
     physical_block_size: int = 0
-    """Bytes per block of the disk below, where one is known to have larger ones than `block_size`; else 0."""
+    """Bytes per block of the disk below, if that is known to be more than `block_size`; else 0."""
     commits_in_memory: bool = False
-    """A write-once device whose commits wait for no disk (`durability: process-crash`)."""
+    """Whether a write-once device commits without waiting for a disk (`durability: process-crash`)."""
     read_only: ClassVar[bool] = False
     write_once: ClassVar[bool] = False
 
@@ -249,22 +250,25 @@ class BlockDevice(abc.ABC):
 
     @abc.abstractmethod
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
-        """Make `length` bytes from `offset` on read as zeroes; with `discard` give their space back where possible.
+        """Make `length` bytes from `offset` on read as zeroes; with `discard` free their space where possible.
 
         Raises what `writev` raises, and NotSupported where the device's nature forbids it (discard on write-once).
         """
 
     @abc.abstractmethod
     def flush(self) -> None:
-        """Return when every write that returned before this call is on stable storage.  Raises MediumError, DeviceClosed."""
+        """Return when every write that returned before this call is on stable storage.
+
+        Raises MediumError, DeviceClosed.
+        """
 
     @abc.abstractmethod
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """What the range holds, in order, without gaps, neighbours of one kind merged as far as is cheap."""
+        """Yield the extents of the range, in order and without gaps; neighbours of one kind are merged as far as is cheap."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Flush and release; later calls raise DeviceClosed.  Closing twice is allowed."""
+        """Flush and release the device; later calls raise DeviceClosed.  Closing twice is allowed."""
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """Read without waiting.  Return True if done, False if that would wait; the content of the buffers is then undefined.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file or a block device as it is: the primary of a volume.
 
-Every byte of the device is the byte at the same offset of the file.  Buffered (the default), or with `O_DIRECT`: then
-the caller's buffers go straight to the device if their addresses allow it, else through an aligned one of ours.
+Every byte of the device is the byte at the same offset of the file.  I/O is buffered (the default) or uses `O_DIRECT`.  Then
+the caller's buffers go straight to the device if their addresses allow it, else through an aligned buffer of this module.
 
 What is done without waiting:
 
@@ -12,9 +12,9 @@ What is done without waiting:
 | `write_now` | a write into the page cache, if no page has to be read first and the device is  | nothing  |
 |             | not known to be slow                                                            |          |
 
-An in-place write can still wait (dirty-page throttling, a journal commit).  So each is timed, and a second one that took
-longer than 2 ms within 32 writes sends all writes of the next second to the workers, where waiting hurts nobody else.  A
-single one says nothing: on a busy machine it is the scheduler that took the time.
+A write into the page cache can still wait (dirty-page throttling, a journal commit).  So each is timed.  If two within 32
+writes took longer than 2 ms, workers do all writes of the next second: there, waiting holds up no other command.  A single
+slow write proves nothing, because on a busy machine the scheduler may have taken the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
 """
@@ -35,7 +35,7 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.files import backing_file, os_error, storage_io
 
 _PAGE = mmap.PAGESIZE
-_SLOW_WRITE = 0.002  # seconds; a page-cache copy takes microseconds, so this one has waited for the disk
+_SLOW_WRITE = 0.002  # seconds; a copy into the page cache takes microseconds, so a slower one has waited for the disk
 _SUSPICION = 32  # writes for which a slow one is remembered
 _SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
 _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
@@ -43,9 +43,9 @@ _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
 
 
 class Flat(block_device.BlockDevice):
-    """The file or block device at `path`; `direct` goes past the page cache, `size` (bytes) leaves the rest unused.
+    """The file or block device at `path`; `direct` bypasses the page cache, `size` (bytes) leaves the rest unused.
 
-    One owner: the file is locked.  Raises CannotOpen.
+    The file is locked, so it has one owner.  Raises CannotOpen.
     """
 
     def __init__(
@@ -69,20 +69,24 @@ class Flat(block_device.BlockDevice):
         self.size = actual - actual % block_size if size is None else size
         if not self.size:
             raise backing_file.CannotOpen(
-                path, f"it is smaller than one block of {block_size} bytes", "give it a size first"
+                path, f"it is smaller than one block of {block_size} bytes", "make it larger first"
             )
         if actual < self.size:
-            raise backing_file.CannotOpen(path, f"it has {actual} bytes, not {self.size}", "restore what was cut off")
+            raise backing_file.CannotOpen(
+                path, f"it has {actual} bytes, not {self.size}", "restore the part that was cut off"
+            )
         self._descriptor = descriptor
-        # The flags of a nowait read; None where there is no way to know that a read will not wait.
+        # The flags of a read that must not wait; None where nothing can tell that a read would not.
         self._nowait_flags = self._probe_nowait()
-        self._write_flags = 0 if direct else os.RWF_NOWAIT  # of a nowait write; 0 once that was refused
+        self._write_flags = (
+            0 if direct else os.RWF_NOWAIT
+        )  # of a write that must not wait; 0 once the kernel refused them
         self._slow_until = 0.0
         self._suspicion = 0  # writes left in which another slow one counts
-        # In memory there is no disk to wait for: a write that took long was waiting for the processor, as a worker would.
+        # In memory there is no disk to wait for: a slow write waited for the processor, as a worker would.
         self._waits = backing_file.file_system(descriptor.fd) not in backing_file.MEMORY_FILE_SYSTEMS
         self._io = io
-        # The plain call where it can be, for it is called for every write.
+        # The plain call where possible, because every write makes it.
         self._pwritev: Callable[[int, Buffers, int, int], int] = (
             os.pwritev if io is storage_io.SYSTEM else _Recorded(io)
         )
@@ -121,7 +125,7 @@ class Flat(block_device.BlockDevice):
         return descriptor
 
     def _check_direct(self, fd: int) -> None:
-        """One block at an odd place tells whether this block size is enough for the device's alignment."""
+        """Raise CannotOpen unless the device takes blocks of this size with O_DIRECT: read one at an odd block's place."""
         with mmap.mmap(-1, _PAGE) as page, memoryview(page) as view, view[: self.block_size] as block:
             try:
                 os.preadv(fd, [block], self.block_size)
@@ -197,7 +201,7 @@ class Flat(block_device.BlockDevice):
         descriptor = self._descriptor
         if self._write_flags:
             try:
-                # where only a part could be written, the rerun writes it again, along with the rest
+                # If only a part could be written, a worker writes it again, along with the rest.
                 return self._pwritev(descriptor.fd, buffers, offset, self._write_flags) == length
             except OSError as error:
                 if error.errno == errno.EAGAIN:
@@ -218,7 +222,7 @@ class Flat(block_device.BlockDevice):
         return done == length
 
     def _judge(self, seconds: float) -> None:
-        """A write that should not have waited took so long."""
+        """Note how many seconds a write took that should not have waited."""
         if seconds > _SLOW_WRITE:
             if self._suspicion:
                 self._slow_until = monotonic() + _SLOW_PERIOD
@@ -227,9 +231,10 @@ class Flat(block_device.BlockDevice):
             self._suspicion -= 1
 
     def _edges_cached(self, descriptor: backing_file.Descriptor, start: int, end: int) -> bool:
-        """Whether the pages that a write from `start` to `end` covers in part are cached, so that nothing is read first.
+        """Return whether the kernel could write from byte `start` to `end` without reading a page from the disk first.
 
-        The scratch page is everybody's: nobody looks at what is in it.
+        It could if the pages that the write covers only in part are cached.  All threads share the scratch page, because no
+        thread looks at its content.
         """
         flags = self._nowait_flags or 0
         for edge in {start - start % _PAGE if start % _PAGE else -1, end - end % _PAGE if end % _PAGE else -1}:
@@ -237,12 +242,12 @@ class Flat(block_device.BlockDevice):
                 try:
                     if os.preadv(descriptor.fd, self._scratch, edge, flags) < min(_PAGE, self.size - edge):
                         return False
-                except OSError:  # EAGAIN; whatever else it is, the write itself will meet and report it
+                except OSError:  # EAGAIN; the write itself will meet and report any other error
                     return False
         return True
 
     def _move(self, fd: int, offset: int, buffers: Buffers, *, writing: bool, flags: int = 0) -> None:
-        """The long way: after a short transfer, for more buffers than a call takes, and for unaligned ones."""
+        """Transfer the long way: after a short transfer, for more buffers than one call takes, and for unaligned ones."""
         views = [view for view in buffers if len(view)]
         while views:
             batch = views[:_IOV_MAX]
@@ -266,7 +271,7 @@ class Flat(block_device.BlockDevice):
                     views[0] = views[0][taken:]
 
     def _bounce(self, fd: int, offset: int, views: list[memoryview], *, writing: bool, flags: int) -> None:
-        """The same through one page-aligned buffer, for O_DIRECT and buffers it does not take."""
+        """Transfer through one page-aligned buffer, for buffers that O_DIRECT does not take."""
         left = block_device.total_length(views)
         with mmap.mmap(-1, min(_BOUNCE, left)) as aligned, memoryview(aligned) as whole:
             while left:
@@ -303,9 +308,9 @@ class Flat(block_device.BlockDevice):
             self.flush()
 
     def _deallocate(self, fd: int, mode: int, offset: int, length: int) -> bool:
-        """Let the file system make zeroes; gives whether it did."""
+        """Let the file system make zeroes; return whether it did."""
         if self._io is not storage_io.SYSTEM:
-            return False  # a recorder or injector sees the zeroes as writes
+            return False  # so that a recorder or injector sees the zeroes as writes
         try:
             storage_io.fallocate(fd, mode, offset, length)
         except OSError as error:
@@ -316,8 +321,9 @@ class Flat(block_device.BlockDevice):
         return True
 
     def make_room(self, size: int) -> None:
-        """See to it that file or device have at least `size` bytes, durably; the device's own size stays as it is until
-        its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed.
+        """Make the file at least `size` bytes long, durably, or check that the block device is.
+
+        `self.size` stays as it is until its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed.
         """
         descriptor = self._descriptor
         if descriptor.fd < 0:
@@ -362,7 +368,7 @@ class Flat(block_device.BlockDevice):
                 if error.errno != errno.ENXIO:  # ENXIO: no data from here to the end of the file
                     raise self._error(error, offset, writing=False) from error
                 data = stop = end
-            # A file system may answer in smaller units than our blocks: a block with any data in it is data.
+            # A file system may answer in smaller units than logical blocks: a block with any data in it is data.
             data = max(offset, data - data % self.block_size)
             if data > offset:
                 yield Extent(offset, min(data, end) - offset, ExtentKind.HOLE)
@@ -385,7 +391,10 @@ class Flat(block_device.BlockDevice):
         return block_device.OutOfRange(max(offset, self.size) // self.block_size)
 
     def _error(self, error: OSError, offset: int, *, writing: bool) -> block_device.BlockDeviceError:
-        """What the kernel said, in the contract's words.  It does not tell where in the range: the range's first block."""
+        """Return the contract's error for one of the kernel.
+
+        The kernel does not say where in the range it failed, so the error names the range's first block.
+        """
         lba = offset // self.block_size
         match error.errno:
             case errno.EBADF if self._descriptor.fd < 0:
@@ -394,13 +403,13 @@ class Flat(block_device.BlockDevice):
                 return block_device.SpaceExhausted(lba)
             case errno.EROFS | errno.EPERM if writing:
                 return block_device.WriteProtected()
-            case errno.EBADE:  # what Linux makes of RESERVATION CONFLICT
+            case errno.EBADE:  # Linux turns RESERVATION CONFLICT into this
                 return block_device.ReservationConflict()
         return block_device.MediumError(lba, writing, os_error.reason(error))
 
 
 class _Recorded:
-    """`pwritev` with flags through a `StorageIO`, whose own takes none."""
+    """A `pwritev` with flags, made from the one of a `StorageIO`, which takes none."""
 
     def __init__(self, io: storage_io.StorageIO) -> None:
         self._io = io
@@ -415,7 +424,7 @@ class _Recorded:
 
 
 def _copy(views: list[memoryview], flat: memoryview, *, into: bool) -> None:
-    """Move the next `len(flat)` bytes of the scatter list into `flat`, or out of it; what is done leaves the list."""
+    """Move the next `len(flat)` bytes of the scatter list into `flat`, or out of it, and drop them from the list."""
     at = 0
     while at < len(flat):
         view = views.pop(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and block devices that serve as primaries: how they are made and held open, and what the kernel says of them."""
+"""Files and block devices that serve as primaries: how they are made and held open, and their properties."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lun_backends.files import os_error, small_file
 
 _BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
 
-# Files in memory: they refuse RWF_NOWAIT (tmpfs on Linux 6.18: EOPNOTSUPP) and have nothing to wait for.
+# Files in memory refuse RWF_NOWAIT (tmpfs on Linux 6.18: EOPNOTSUPP), and there is no disk to wait for.
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 
@@ -32,8 +32,9 @@ class CannotOpen(block_device.BlockDeviceError):
 
 
 class Descriptor:
-    """A file descriptor that is closed when nobody refers to it any more: a running call holds a reference, so the
-    number cannot be given to another file under its hands.
+    """A file descriptor that is closed with its last reference.
+
+    A running call holds a reference, so the kernel cannot give the number to another file meanwhile.
     """
 
     __slots__ = ("fd",)
@@ -47,7 +48,7 @@ class Descriptor:
 
 
 def physical_block_size(fd: int) -> int:
-    """Bytes per physical block of a block device, 0 if it does not say."""
+    """Return the bytes per physical block of a block device, 0 if the device does not say."""
     try:
         return int.from_bytes(fcntl.ioctl(fd, _BLKPBSZGET, bytes(4)), sys.byteorder)
     except OSError:
@@ -55,12 +56,14 @@ def physical_block_size(fd: int) -> int:
 
 
 def too_large(path: Path, size: int) -> CannotOpen:
+    """Return the error for a size that no file can have there."""
     return CannotOpen(path, f"no file can have {size} bytes there", "give a smaller size")
 
 
 def create(path: Path, size: int) -> None:
-    """Make a sparse file of `size` bytes.  Raises CannotOpen if there is something already or it cannot be made; then no
-    file is left behind.
+    """Make a sparse file of `size` bytes, durably.
+
+    Raises CannotOpen if the path exists already or the file cannot be made; no part of it is left behind then.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -75,7 +78,7 @@ def create(path: Path, size: int) -> None:
         small_file.sync_directory(path.parent)
     except FileExistsError as error:
         raise CannotOpen(path, "it exists already", "give another path, or open it instead of creating it") from error
-    except OverflowError as error:  # no file anywhere is that large
+    except OverflowError as error:  # no file system has files that large
         raise too_large(path, size) from error
     except OSError as error:
         if error.errno == errno.EFBIG:
@@ -84,7 +87,7 @@ def create(path: Path, size: int) -> None:
 
 
 def file_system(fd: int) -> str:
-    """The type of the file system that `fd` is on, as /proc/self/mountinfo names it; empty if it is not found."""
+    """Return the type of the file system of `fd`, as /proc/self/mountinfo names it; empty if it is not listed."""
     device = os.fstat(fd).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system calls through which stores touch files, gathered in one object that can be replaced.
+"""The system calls by which stores change files, gathered in one object that can be replaced.
 
-Every change a store makes to a file goes through a `StorageIO`, so that a layer put in its place can inject errors, or
-record the calls in order and replay what a power cut could have left.  `SYSTEM` makes the plain calls.
+Every change that a store makes to a file goes through a `StorageIO`.  So a layer in its place can inject errors, or record
+the calls in order and replay the files that a power cut could have left.  `SYSTEM` makes the plain calls.
 
-Stores into a memory-mapped file are the one change that is not a call.  Whoever maps a file says which pages it is about
-to store into with `reserve` and makes the stores durable with `sync_map`, so a recorder finds them between the two.
+Stores into a memory-mapped file are the one change that is not a call.  The owner of the mapping calls `reserve` for the
+pages that it is about to store into, and `sync_map` to make the stores durable.  A recorder finds the stores between the two.
 
 Python's `mmap.flush` keeps the interpreter lock while `msync` waits for the disk, which stops every thread (measured:
-1 tick of another thread's 1 ms clock in 144 ms).  On Linux `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and a
-page dirtied through a shared mapping is found by `fdatasync` just the same, so `sync_map` is an `fdatasync`: it releases
-the lock, and it covers all touched pages with one flush of the disk's cache however far apart they are.
+1 tick of another thread's 1 ms clock in 144 ms).  On Linux, `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and
+`fdatasync` finds pages that were dirtied through a shared mapping just the same.  So `sync_map` is an `fdatasync`: it
+releases the lock, and it covers all touched pages with one flush of the disk's cache, however far apart they are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-"""What a file system says when there is no room: full, over quota, or over its (or the process's) largest file size."""
+"""The errors of a file system without room: full, over quota, or beyond the largest file of file system or process."""
 
 FALLOC_KEEP_SIZE = 0x01  # linux/falloc.h
 FALLOC_PUNCH_HOLE = 0x02
@@ -35,17 +35,17 @@ _libc.fallocate64.restype = ctypes.c_int
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """fallocate(2), of which Python's os has only the mode that makes files longer.  Raises OSError."""
+    """Call fallocate(2) with any mode; Python's `os` has only the one that makes files longer.  Raises OSError."""
     if _libc.fallocate64(fd, mode, offset, length):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 class StorageIO:
-    """The plain system calls; all raise OSError.  Offsets and lengths are bytes."""
+    """The plain system calls; all raise OSError.  Offsets and lengths are in bytes."""
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
-        """`open(2)`, creating included; the descriptor is not inherited by child processes."""
+        """Open or create a file (open(2)); child processes do not inherit the descriptor."""
         return os.open(path, flags, mode)
 
     def close(self, fd: int) -> None:
@@ -61,14 +61,16 @@ class StorageIO:
         os.ftruncate(fd, length)
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
-        """Give the range its space on disk, its content unchanged: a store into a mapped hole of a full file system would
-        end the process with SIGBUS.
+        """Give the range its space on disk; its content stays.
+
+        Without it, a store into a mapped hole would end the process with SIGBUS if the file system is full.
         """
         os.posix_fallocate(fd, offset, length)
 
     def set_aside(self, fd: int, offset: int, length: int) -> None:
-        """Give the range its space on disk for what will be written there; length and content of the file stay as they are.
-        `ftruncate` to the file's own length gives back what lies behind its end.
+        """Give the range its space on disk for later writes; length and content of the file stay.
+
+        `ftruncate` to the file's own length frees the space behind its end.
         """
         fallocate(fd, FALLOC_KEEP_SIZE, offset, length)
 
@@ -77,14 +79,14 @@ class StorageIO:
         return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def forget(self, fd: int, offset: int, length: int) -> None:
-        """Drop the range from the page cache, as far as it is on the disk, so that the next read is one of the disk."""
+        """Drop the clean pages of the range from the page cache, so that the next read is one from the disk."""
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
 
     def sync_map(self, fd: int) -> None:
-        """Make every store into the mapped file durable; see the module's docstring."""
+        """Make every store into the mapped file durable; the module's docstring says how."""
         os.fdatasync(fd)
 
     def rename(self, old: Path, new: Path) -> None:
@@ -117,8 +119,10 @@ def write_all(io: StorageIO, fd: int, buffers: Sequence[memoryview | bytes], off
 
 
 def read_all(io: StorageIO, fd: int, buffers: Sequence[memoryview], offset: int, length: int, flags: int = 0) -> int:
-    """Fill a scatter list of `length` bytes from `offset`; returns the bytes read, fewer only at the end of the file, or
-    where `flags` has RWF_NOWAIT and the rest would have to be waited for.  Raises OSError.
+    """Fill a scatter list of `length` bytes from `offset` and return the number of bytes read.
+
+    It is smaller than `length` only at the end of the file, or if `flags` has RWF_NOWAIT and the rest would have to be waited
+    for.  Raises OSError.
     """
     done = io.preadv(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset, flags)
     total = done
@@ -131,7 +135,7 @@ def read_all(io: StorageIO, fd: int, buffers: Sequence[memoryview], offset: int,
 
 
 def _after(buffers: list[memoryview], skip: int) -> list[memoryview]:
-    """The scatter list without its first `skip` bytes."""
+    """Return the scatter list without its first `skip` bytes."""
     index = 0
     while skip >= len(buffers[index]):
         skip -= len(buffers[index])
