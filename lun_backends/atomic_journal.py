@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a write to a block device atomic against crashes and power cuts: after one, it was done as a whole or not at all.
+"""Makes a write to a block device atomic against crashes and power cuts: after one, all of it was done or nothing.
 
-The data goes to a journal file first, then to the device, and then the journal is made invalid; each of the three steps is
-on stable storage before the next begins.  What a crash left valid in the journal is written to the device when the journal
-is opened, before the device is served.  It cannot be old: while it is valid no other write is let in, and before the next
-is, it is invalid for good.
+The data goes to a journal file first, then to the device, and then the journal is invalidated.  Each of the three steps is on
+stable storage before the next begins.  If a crash leaves a valid journal, its data is written to the device when the journal is
+opened, before the device is served.  That data cannot be old: while the journal is valid, no other write may begin, and before
+the next one does, the journal is invalid for good.
 
 | byte of the file | |
 | --- | --- |
@@ -15,7 +15,7 @@ is, it is invalid for good.
 | 24-27  | CRC32C of bytes 0 to 23 |
 | 4096-  | the data |
 
-Against readers it is no more atomic than any other write: one that reads at the same time may see a part of it.
+Against readers it is no more atomic than any other write: a concurrent read may see a part of it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _MAGIC = b"WOLUNATM"
 _DATA_OFFSET = 4096
 
 MAX_BYTES = 1 << 20
-"""The longest write; every one is written twice, and held in memory when it is found again."""
+"""The longest atomic write in bytes; each is written twice, and held in memory after a crash."""
 
 
 class AtomicJournal:
-    """The journal of one device in the file at `path`.  Thread-safe."""
+    """The journal of one device in the file at `path`; thread-safe."""
 
     def __init__(self, path: Path, device: block_device.BlockDevice) -> None:
-        """Finish what a crash interrupted.  Raises OSError, BlockDeviceError."""
+        """Finish the write that a crash interrupted.  Raises OSError, BlockDeviceError."""
         self._path = path
         self._device = device
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class AtomicJournal:
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[int]:
-        """The journal, open; made durably if there was none."""
+        """Open the journal; if there was none, its new name is durable."""
         new = not self._path.exists()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -78,13 +78,13 @@ class AtomicJournal:
             return
         data = os.pread(fd, length, _DATA_OFFSET)
         if len(data) < length or crc32c.crc32c(data) != checksum:
-            return  # the crash came while the journal was written: nothing of it is on the device
+            return  # the crash came while the journal was written, so the device has nothing of it
         self._device.writev(offset, [memoryview(data)], fua=True)
         _invalidate(fd)
         log.warning("%s: finished a write of %d bytes at %d that was interrupted", self._path, length, offset)
 
     def writev(self, offset: int, buffers: block_device.Buffers) -> None:
-        """Write as a whole or not at all; on stable storage on return.
+        """Write all of `buffers` or nothing; it is on stable storage on return.
 
         Raises what `BlockDevice.writev` raises, and MediumError when the journal fails.
         """
@@ -103,15 +103,14 @@ class AtomicJournal:
                     os.fdatasync(fd)
                     held.writev(offset, buffers, fua=True)
                 finally:
-                    self._forget(
-                        fd
-                    )  # whatever became of it: the next write must not be undone by this one after a crash
+                    # In any case: after a crash, this write must not undo the next one.
+                    self._forget(fd)
         except OSError as error:
             reason = f"{self._path}: {error}"
             raise block_device.MediumError(offset // self._device.block_size, True, reason) from error
 
     def _forget(self, fd: int) -> None:
-        """Make the journal invalid, at worst by taking it away.  Raises OSError."""
+        """Invalidate the journal, at worst by removing it.  Raises OSError."""
         try:
             _invalidate(fd)
         except OSError:

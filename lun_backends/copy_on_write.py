@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preserves every chunk of the primary before its first overwrite.
 
-The design: before new data touches a chunk that is not known preserved, the chunk is copied from the primary to the
-same address of the current write-once device and committed there; only then the write goes to the primary
-(rule 1, lun_backends/README.md).
-`BlockWritten` from that copy means that somebody else - another node, or this one before it was restarted - was first:
-what is there is the pre-image, so the write goes on.
+Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the same address
+of the current write-once device and committed there.  Only then does the write go to the primary (rule 1,
+lun_backends/README.md).  `BlockWritten` from that copy means that another writer was first: another node, or this one before
+a restart.  The block then holds the pre-image, so the write goes on.
 
 | chunk          | in the tracker | in claims | a write to it                                                  |
 | -------------- | -------------- | --------- | -------------------------------------------------------------- |
@@ -13,26 +12,27 @@ what is there is the pre-image, so the write goes on.
 | being copied   | no             | yes       | waits for the claim to end, then looks again                   |
 | preserved      | yes            | no        | writes                                                         |
 
-What keeps it right:
+Why this is right:
 
-* From the last look at the tracker to the end of the write to the primary a write is inside the gate, all of it in one
-  entry.  A barrier holds the gate, so no write can have looked at the old snapshot and change data under the new one.
-* A claim is taken before the primary is read for the copy and released after the commit, so no write of this node can
-  change a chunk while it is read.
+* A write is inside the gate from its last look at the tracker to the end of its write to the primary, all of it in one
+  entry.  A barrier holds the gate, so no write can look at the old snapshot and then change data under the new one.
+* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of this
+  node can change a chunk while it is read.
 * Copying is outside the gate, so a barrier does not wait for commits.  If a new snapshot overtakes a copy, the copy still
-  goes to the snapshot it was begun for, and rightly: claims are the volume's, not the snapshot's, so the chunk cannot have
-  changed.  Its writer then finds the chunk missing in the new snapshot and copies it there too.  For this, what is current
-  is checked under the lock of the claims: nothing is claimed any more for a snapshot that is not.
-* Nobody waits for a claim while holding one, nor inside the gate.  A write that meets claims of others first copies and
-  commits what it could claim itself, and only then waits.  (The holder of the gate may wait: copying needs no gate.)
+  goes to the snapshot that it was begun for.  This is right: claims belong to the volume, not to the snapshot, so the chunk
+  cannot have changed.  Its writer then finds the chunk missing in the new snapshot and copies it there, too.  For this, the
+  current snapshot is checked under the lock of the claims: nothing is claimed for a snapshot that is no longer current.
+* No thread waits for a claim while it holds one, nor inside the gate.  A write that meets claims of other threads first
+  copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait, because
+  copying needs no gate.)
 
-With a `copy_timeout` another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
-copy: they last until it has ended, however late, so that what it still reads cannot have changed.
+The claims and the copying are in `preserving`.
 
-Without a snapshot `known` is a range that contains every chunk: the same fast path, no question asked.
+Without a snapshot, `_known` is a range that contains every chunk: the same fast path, with the same look.
 
-While the volume is being rolled back (see `volumes.rollback_overlay`) an overlay answers reads, and a chunk that it has not settled yet is
-not known: a write to it takes the long way and settles it first.
+While the volume is being rolled back (see `volumes.rollback_overlay`), an
+overlay answers reads.  A chunk that it has not settled yet is not
+known: a write to it takes the long way and settles it first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _EVERYTHING = range(1 << 63)
 
 
 class Overlay(Protocol):
-    """What a volume reads as while its primary is behind: `pending` are the chunks that lie there with another content."""
+    """The content of a volume while its primary is behind: the chunks `pending` still have another content there."""
 
     pending: tracking.BitMap
 
@@ -65,7 +65,7 @@ class Overlay(Protocol):
 
 
 class _Settled:
-    """The chunks a write may go to at once while there is an overlay."""
+    """The chunks that a write may go to at once while there is an overlay."""
 
     __slots__ = ("_known", "_pending")
 
@@ -78,9 +78,9 @@ class _Settled:
 
 
 class CopyOnWrite(block_device.BlockDevice):
-    """`primary`, with chunks of `chunk_size` bytes preserved on the armed write-once device before they change.
+    """`primary`, whose chunks of `chunk_size` bytes are preserved in the armed write-once device before they change.
 
-    Owns neither the primary nor the write-once device; `close` does not close them.
+    It owns neither the primary nor the write-once device; `close` does not close them.
     """
 
     def __init__(
@@ -102,19 +102,19 @@ class CopyOnWrite(block_device.BlockDevice):
         self.preserver = Preserver(primary, chunk_size, on_error, copy_timeout, self.disarm)
         self.counters = self.preserver.counters
         self._shift = chunk_size.bit_length() - 1
-        self._side: Side | None = None  # as the preserver's, for one look-up less in `_covers`
-        # The chunks that need no copy: the tracker's bitmap, or everything.  Changes together with `_side`, under `hold`.
+        self._side: Side | None = None  # the preserver's, kept here for one look-up less in `_covers`
+        # The chunks that need no copy: the tracker's bitmap, or all.  It changes together with `_side`, within `hold`.
         self._known: range | tracking.BitMap | _Settled = _EVERYTHING
         self._overlay: Overlay | None = None
         self._bar: Callable[[], None] | None = None  # see `bar`
-        self._source: block_device.BlockDevice | Overlay = primary  # what reads are answered from
+        self._source: block_device.BlockDevice | Overlay = primary  # the device or overlay that answers reads
         self._closed = False
 
     # Arming ---------------------------------------------------------------------------------------------------------
 
     @property
     def tracker(self) -> tracking.Tracker | None:
-        """What is known preserved in the current snapshot; None without one."""
+        """The chunks known to be preserved in the current snapshot; None without a snapshot."""
         return None if self._side is None else self._side.tracker
 
     @property
@@ -123,12 +123,13 @@ class CopyOnWrite(block_device.BlockDevice):
         return None if self._side is None else self._side.device
 
     def hold(self) -> contextlib.AbstractContextManager[None]:
-        """The barrier: no write is running while the context is open (rule 7).  `arm` and `disarm` belong inside."""
+        """Return the barrier of rule 7: no write is running while the context is open; `arm` and `disarm` belong inside."""
         return self.gate.hold()
 
     def arm(self, device: WriteOnceSide, tracker: tracking.Tracker | None = None) -> None:
-        """Preserve into `device` from now on, starting from `tracker` (None: nothing is known).  Only within `hold`,
-        or before the first write.
+        """Preserve into `device` from now on, starting from `tracker` (None: no chunk is known).
+
+        Call it only within `hold`, or before the first write.
         """
         side = Side(device, tracking.Tracker(self.chunks) if tracker is None else tracker)
         self._leave_out_what_is_beyond(side)
@@ -136,33 +137,35 @@ class CopyOnWrite(block_device.BlockDevice):
         self._look()
 
     def disarm(self) -> None:
-        """Preserve no more.  Only within `hold`, or from an `on_error` that gave the snapshot up."""
+        """Preserve no longer.  Call it only within `hold`, or from an `on_error` that invalidated the snapshot."""
         self._side = self.preserver.side = None
         self._look()
 
     def cover(self, overlay: Overlay) -> None:
-        """Read from `overlay`, and let it settle chunks before they are written to, until `uncover`.  Only within `hold`,
-        or before the first read.
+        """Read from `overlay`, and let it settle chunks before they are written to, until `uncover`.
+
+        Call it only within `hold`, or before the first read.
         """
         self._overlay = overlay
         self._source = overlay
         self._look()
 
     def uncover(self) -> None:
-        """The primary has caught up with the overlay.  Only within `hold`."""
+        """Read from the primary again, which has caught up with the overlay.  Call it only within `hold`."""
         self._overlay = None
         self._source = self.primary
         self._look()
 
     def bar(self, refuse: Callable[[], None] | None) -> None:
-        """Call `refuse`, which raises, before every write, until `bar(None)`.  Only within `hold` will it meet
-        every write that is answered later.
+        """Call `refuse`, which raises, before every write, until `bar(None)`.
+
+        Only if called within `hold` does it meet every write that is answered later.
         """
         self._bar = refuse
         self._look()
 
     def resized(self) -> None:
-        """The primary has grown.  Only within `hold`."""
+        """Take over the size of the primary, which has grown.  Call it only within `hold`."""
         self.chunks = -(-self.primary.size // self.chunk_size)
         if self._side is not None:
             self._side.tracker.chunks = self.chunks
@@ -170,13 +173,13 @@ class CopyOnWrite(block_device.BlockDevice):
         self.size = self.preserver.size = self.primary.size
 
     def _leave_out_what_is_beyond(self, side: Side) -> None:
-        """Of a snapshot taken when the volume was smaller, what came later needs no copy."""
+        """Mark chunks beyond the snapshot's size as preserved: the volume has grown since it was taken."""
         first = -(-side.device.size // self.chunk_size)
         if first < self.chunks:
             side.tracker.add_range(first, self.chunks - 1)
 
     def _look(self) -> None:
-        """Set `_known` from everything it stands for."""
+        """Set `_known` from bar, tracker and overlay."""
         if self._bar is not None:
             self._known = range(0)  # every write takes the long way
             return
@@ -224,7 +227,7 @@ class CopyOnWrite(block_device.BlockDevice):
         )
 
     def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
-        with contextlib.suppress(block_device.BlockDeviceError):  # a hint: the write itself meets the error again
+        with contextlib.suppress(block_device.BlockDeviceError):  # only a hint: the write itself meets the error again
             self._prepare(self.preserver.spans(ranges))
 
     def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
@@ -262,11 +265,11 @@ class CopyOnWrite(block_device.BlockDevice):
         self.preserver.preserve(self.preserver.spans([(offset, length)]))
 
     def preserve_many(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """The same for many ranges, with one commit."""
+        """Preserve the chunks of many ranges, with one commit.  Raises PreserveFailed, DeviceClosed."""
         self.preserver.preserve(self.preserver.spans(ranges))
 
     def prepare_held(self, offset: int, length: int) -> None:
-        """Do for the holder of the gate what a write to the range has to do first."""
+        """Prepare a write to the range for the holder of the gate.  Raises what the write would raise before it begins."""
         if (refuse := self._bar) is not None:
             refuse()
         self._prepare(self.preserver.spans([(offset, length)]))
@@ -290,7 +293,7 @@ class CopyOnWrite(block_device.BlockDevice):
         return side.tracker.covers(first, last)
 
     def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None]) -> None:
-        """Preserve all chunks of `ranges`, then `write` in the same stay inside the gate as the last look."""
+        """Preserve all chunks of `ranges`, then call `write` in the same stay inside the gate as the last look."""
         spans = self.preserver.spans(ranges)
         while True:
             if (refuse := self._bar) is not None:
@@ -308,7 +311,7 @@ class CopyOnWrite(block_device.BlockDevice):
 
 
 class _Held(block_device.BlockDevice):
-    """The device as the holder of its gate sees it: writes preserve, but do not pass the gate they hold."""
+    """The device as the holder of its gate sees it: writes preserve, but do not enter the gate again."""
 
     def __init__(self, device: CopyOnWrite) -> None:
         self._device = device
@@ -333,4 +336,4 @@ class _Held(block_device.BlockDevice):
         return self._device.extents(offset, length)
 
     def close(self) -> None:
-        """The device stays open; its owner closes it."""
+        """Do nothing: the owner of the device closes it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an acknowledged write survives.  A module of its own because settings need the word and not the store."""
+"""The failures that an acknowledged write survives; a module of its own because settings need no store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 
 
 class Durability(enum.Enum):
-    """What an acknowledged write survives."""
+    """The failures that an acknowledged write survives."""
 
     POWER_LOSS = "power-loss"
     PROCESS_CRASH = "process-crash"

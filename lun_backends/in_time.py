@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that are given up after a time.
+"""Calls with a time limit.
 
-A thread that waits for a disk cannot be called back.  So the work is done by a helper thread, and the caller stops waiting
-for it; the work goes on, and ends when it can.
+A thread that waits for a disk cannot be interrupted.  So a helper thread does the work, and the caller stops waiting for it.
+The work goes on, and ends when it can.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 class TimedOut(Exception):
-    """The work has not ended; it goes on."""
+    """The work has not ended in time; it goes on."""
 
 
 class _Call:
@@ -26,14 +26,14 @@ class _Call:
 
 
 class Helpers:
-    """As many threads as there were calls at once; they stay for the next ones."""
+    """A pool of threads that grows to the peak number of concurrent calls."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: list[queue.SimpleQueue[_Call]] = []  # append and pop are atomic
 
     def run(self, work: Callable[[], None], seconds: float) -> None:
-        """Return when `work` has ended, or raise what it raised; TimedOut if it takes longer than `seconds`."""
+        """Return when `work` has ended, or raise its error; raise TimedOut if it takes longer than `seconds`."""
         call = _Call(work)
         try:
             calls = self._idle.pop()
@@ -47,7 +47,7 @@ class Helpers:
         if error is not None:
             try:
                 raise error
-            finally:  # or the frames of its traceback, buffers and all, would live until the garbage collector comes by
+            finally:  # or the frames of its traceback, with all buffers, would live until the garbage collector runs
                 del error
 
     def _serve(self, calls: queue.SimpleQueue[_Call]) -> None:
@@ -55,8 +55,8 @@ class Helpers:
             call = calls.get()
             try:
                 call.work()
-            except BaseException as error:  # noqa: BLE001 - raised where the work was asked for, unless nobody waits any more
+            except BaseException as error:  # noqa: BLE001 - `run` raises it, unless it no longer waits
                 call.error = error
             call.done.set()
-            del call  # the work, with all it refers to, is not kept until the next one
+            del call  # so that the work, and all it refers to, is not kept until the next call
             self._idle.append(calls)

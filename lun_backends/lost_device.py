@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in a volume's chain for a snapshot whose files are missing or damaged.
+"""The stand-in, in a volume's chain, for a snapshot whose files are missing or damaged.
 
-Everything asked of it answers SnapshotInvalid.  So do the views of all older snapshots where they need it - what it
-held is lost to them too - and nothing ever reads around it.
+Every read and write of it raises SnapshotInvalid.  So do the views of all older snapshots where they need it, because its
+pre-images are lost to them, too.  Nothing ever reads around it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lun_backends.block_device import Buffers, Extent
 
 
 class LostDevice(block_device.BlockDevice):
-    """A write-once device of which only size and `reason` are known.
+    """A write-once device with only a size and the `reason` of its loss.
 
-    `recorded` tells whether the loss is on disk, too: if not, the files may be good again at the next open, so nothing may
-    be done until then that the snapshot would have had to know of.
+    `recorded` says whether the loss is on disk, too.  If it is not, the files may be good again at the next open.  Until then,
+    no change may be made that the snapshot would have had to preserve.
     """
 
     write_once: ClassVar[bool] = True
@@ -30,11 +30,11 @@ class LostDevice(block_device.BlockDevice):
         self.recorded = recorded
 
     def used_bytes(self) -> int:
-        """Nothing that anyone could count."""
+        """Return 0: the files cannot be looked at."""
         return 0
 
     def written_bytes(self) -> int:
-        """Nothing that could be read."""
+        """Return 0: no block can be read."""
         return 0
 
     def _refuse(self) -> NoReturn:
@@ -56,14 +56,14 @@ class LostDevice(block_device.BlockDevice):
         self._refuse()
 
     def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
-        """As `WriteOnce.put_many`."""
+        """Refuse, as every write."""
         self._refuse()
 
     def flush(self) -> None:
-        """Nothing is ever waiting."""
+        """Do nothing: there are no writes to wait for."""
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         self._refuse()
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What volumes and snapshots may be called: a name becomes part of file names, URLs and `volume@snapshot`."""
+"""The names of volumes and snapshots: a name becomes part of file names, URLs and `volume@snapshot`."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ _NAME = re.compile(PATTERN)
 
 
 def valid(name: str) -> bool:
-    """Whether a volume or a snapshot may be called so."""
+    """Return whether a volume or a snapshot may have the name."""
     return _NAME.fullmatch(name) is not None

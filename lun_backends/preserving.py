@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies chunks of a primary into the current write-once device: the slow half of copy-on-write.
 
-`copy_on_write` decides when a chunk needs a copy; this module makes it.  The argument why it is right is one for both halves
-and stands there; this is the part about the claims:
+`copy_on_write` decides when a chunk needs a copy; this module makes it.  The argument why that is right is one for both halves
+and stands there.  This is the part about the claims:
 
-* A claim is taken before the primary is read for the copy and released after the commit, so no write of this node can change
-  a chunk while it is read.
-* Claims are the volume's, not the snapshot's.  `side` is checked under the lock of the claims: nothing is claimed for a
+* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of this
+  node can change a chunk while it is read.
+* Claims belong to the volume, not to the snapshot.  `side` is checked under the lock of the claims: nothing is claimed for a
   snapshot that is no longer current.
-* No thread waits for a claim while it holds one.  A write that meets claims of others first copies and commits the chunks that
-  it could claim itself, and only then waits.
+* No thread waits for a claim while it holds one.  A write that meets claims of other threads first copies and commits the
+  chunks that it could claim itself, and only then waits.
 
-With a `copy_timeout` another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
-copy: they last until it has ended, however late, so that what it still reads cannot have changed.
+With a `copy_timeout`, another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
+copy: they last until it has ended, however late, so that the chunks which it still reads cannot change.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from typing import Protocol
 from lun_backends import block_device, in_time, tracking
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 
-_ROUND = 8 << 20  # bytes claimed and committed at a time: so long others may have to wait for a huge write
-_ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: so long others may have to wait for their turn
-_RUN = 1 << 20  # bytes copied with one system call each way: page cache in larger folios costs half as much per byte
-# Seconds for such a round.  It takes a tenth of that; so if it gave up the processor meanwhile, it waited for the disk.
+_ROUND = 8 << 20  # bytes claimed and committed at a time: other writers may have to wait that long for a huge write
+_ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: other commands may have to wait that long
+_RUN = 1 << 20  # bytes copied per system call: page cache in larger folios costs half as much per byte
+# Seconds for a round on an event loop.  It takes a tenth of that, so one that takes longer and gave up the processor
+# meanwhile waited for the disk.
 _SLOW_ROUND = 0.01
-_SUSPICION = (
-    16  # rounds in which another slow one counts: a single one may have met a commit of the file system's journal
-)
-_SLOW_PERIOD = 1.0  # seconds for which copying is then left to workers, which takes three times as long
+# Rounds in which a second slow one counts: a single one may have met a commit of the file system's journal.
+_SUSPICION = 16
+_SLOW_PERIOD = 1.0  # seconds for which workers then make the copies, which takes three times as long
 
 
 class WriteOnceSide(Protocol):
-    """What copy-on-write needs of the write-once device it copies into."""
+    """The part of a write-once device that copy-on-write needs."""
 
     @property
     def size(self) -> int: ...
@@ -55,42 +55,43 @@ class WriteOnceSide(Protocol):
     def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
 
     def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
-        """Write each (offset, buffers), or say why its blocks were taken; all is committed when it returns."""
+        """Write each (offset, buffers), or return the BlockWritten that refused it; all is committed when it returns."""
         ...
 
 
 @dataclass
 class Counters:
-    """What copy-on-write has done since it was made, for the metrics."""
+    """Counts of the work of copy-on-write, for the metrics."""
 
     copies: int = 0  # chunks preserved
     futile_copies: int = 0  # chunks that turned out to be preserved already
     copied_bytes: int = 0
     commits: int = 0
     failures: int = 0
-    waits: int = 0  # writes that waited for another's copy
+    waits: int = 0  # writes that waited for another write's copy
 
 
 class Decision(enum.Enum):
-    """What becomes of a write whose copy failed."""
+    """The fate of a write whose copy failed."""
 
-    REFUSE = enum.auto()  # it is refused (PreserveFailed)
-    AGAIN = enum.auto()  # the copy is tried again: room was made meanwhile
-    GIVE_UP = enum.auto()  # the snapshot is given up *and marked so on disk*: copy-on-write disarms, the write goes on
+    REFUSE = enum.auto()  # refuse it (PreserveFailed)
+    AGAIN = enum.auto()  # try the copy again: room was made meanwhile
+    GIVE_UP = enum.auto()  # the snapshot is invalid *and marked so on disk*: copy-on-write disarms, the write goes on
 
 
 ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError, float], Decision]
-"""Asked when a copy failed that began at that `time.monotonic()`.  May be called by several threads at once, and again for
-a side that was given up a moment ago."""
+"""Decides about a copy that failed; the last argument is the `time.monotonic()` at which it began.
+
+Several threads may call it at once, also for a side that was given up a moment ago."""
 
 
 def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError, _began: float) -> Decision:
-    """`on_error: fail-writes`: the snapshot is safe, the write is refused."""
+    """Refuse the write (`on_error: fail-writes`): the snapshot is safe."""
     return Decision.REFUSE
 
 
 class _Run:
-    """Pieces of chunks, (chunk, (offset, length)) each, one behind the other."""
+    """Adjacent pieces of chunks, (chunk, (offset, length)) each."""
 
     __slots__ = ("length", "offset", "pieces")
 
@@ -105,12 +106,12 @@ class _Run:
         return [chunk for chunk, _ in self.pieces]
 
     def parts(self) -> list[_Run]:
-        """Its pieces, each by itself."""
+        """Return the pieces as runs of one piece each."""
         return [_Run([piece]) for piece in self.pieces]
 
 
 class Side:
-    """The current write-once device with all that is known about it; replaced as a whole by the next snapshot."""
+    """The current write-once device and its tracker; the next snapshot replaces both together."""
 
     __slots__ = ("device", "tracker")
 
@@ -122,7 +123,7 @@ class Side:
 class Preserver:
     """Preserves chunks of `chunk_size` bytes of `primary` in the device of the current `side`; thread-safe.
 
-    `disarm` is called when `on_error` gave the snapshot up.
+    `disarm` is called when `on_error` decided to give the snapshot up.
     """
 
     def __init__(
@@ -159,12 +160,13 @@ class Preserver:
         """Preserve nothing more; later calls raise DeviceClosed."""
         self._closed = True
         self.side = None
-        self._disarm = (
-            _nothing  # the method named our owner: no circle is left for a garbage collector that seldom runs
-        )
+        self._disarm = _nothing  # it referred to the owner: no circle is left for a garbage collector that seldom runs
 
     def preserve(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Return when all chunks of `spans` were preserved in the snapshot that is current now, or a moment ago."""
+        """Return when all chunks of `spans` are preserved in the current snapshot, or in one that was current a moment ago.
+
+        Raises PreserveFailed, DeviceClosed.
+        """
         side = self.side
         if self._closed:
             raise block_device.DeviceClosed
@@ -201,7 +203,7 @@ class Preserver:
         return True
 
     def spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """(first, last) chunk of every range that lies on the device; one that does not fails at the write itself."""
+        """Return the (first, last) chunk of every range that lies on the device; others fail at the write itself."""
         shift = self._shift
         return [
             (offset >> shift, (offset + length - 1) >> shift)
@@ -212,9 +214,9 @@ class Preserver:
     def _preserve_round(
         self, side: Side, spans: Sequence[tuple[int, int]], *, now: bool = False
     ) -> tuple[bool, set[int]]:
-        """Claim and preserve what is missing, at most a round of it.
+        """Claim and preserve missing chunks, at most one round of them.
 
-        Gives whether all that nobody else had claimed is preserved, and what others had claimed.
+        Return whether all chunks are preserved that no other thread had claimed, and the chunks that others had claimed.
         """
         mine: list[int] = []
         busy: set[int] = set()
@@ -223,7 +225,7 @@ class Preserver:
         done = True
         with self._claiming:
             if side is not self.side:
-                return True, busy  # overtaken before anything was claimed: by now the chunks may have changed
+                return True, busy  # overtaken before a claim: by now the chunks may have changed
             for first, last in spans:
                 if last > first and side.tracker.covers(first, last):
                     continue
@@ -238,7 +240,7 @@ class Preserver:
                     else:
                         done = False
                         break
-        busy.difference_update(mine)  # ranges may share a chunk, which the first of them claimed
+        busy.difference_update(mine)  # ranges may share a chunk, and the first of them claimed it
         if mine:
             mine.sort()
             if now:
@@ -248,7 +250,7 @@ class Preserver:
         return done, busy
 
     def _wait(self, side: Side, busy: set[int]) -> None:
-        """Return when none of `busy` is claimed; without claims of our own."""
+        """Return when no chunk of `busy` is claimed.  The caller holds no claims.  Raises PreserveFailed."""
         began = time.monotonic()
         with self._claiming:
             self.counters.waits += 1
@@ -258,7 +260,7 @@ class Preserver:
             self._decide(side, block_device.CopyTimedOut(self._first_lba(chunk), self.copy_timeout or 0), began, chunk)
 
     def _copy(self, side: Side, chunks: list[int]) -> bool:
-        """Copy claimed chunks; gives whether that needs not be tried again.  Raises PreserveFailed."""
+        """Copy claimed chunks; return False if the copy has to be tried again.  Raises PreserveFailed."""
         began = time.monotonic()
         try:
             if self.copy_timeout is None:
@@ -273,7 +275,7 @@ class Preserver:
         return True
 
     def _decide(self, side: Side, error: block_device.BlockDeviceError, began: float, chunk: int) -> bool:
-        """Let the policy decide; gives whether the copy needs not be tried again.  Raises PreserveFailed."""
+        """Let the policy decide; return False if the copy has to be tried again.  Raises PreserveFailed."""
         if side is not self.side:
             return True  # overtaken by a new snapshot, and perhaps closed; the caller looks again
         self.counters.failures += 1
@@ -289,11 +291,11 @@ class Preserver:
         raise block_device.PreserveFailed(_lba(error, self._first_lba(chunk)), error) from error
 
     def _copy_claimed(self, side: Side, chunks: list[int]) -> None:
-        """Copy claimed chunks with one commit and note them in the tracker; in any case release the claims."""
+        """Copy claimed chunks with one commit and add them to the tracker; release the claims in any case."""
         try:
             _, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks))
-            # Some of the blocks were taken: of a chunk written in part, put what is blank.  Nobody takes a written block
-            # back, so this comes to an end: each turn finds blocks that the turn before did not.
+            # Some of the blocks were taken: put the blank blocks of chunks that are written in part.  A written block stays
+            # written, so this ends: each turn finds written blocks that the turn before did not find.
             partial = futile
             while partial:
                 pieces = [
@@ -310,7 +312,7 @@ class Preserver:
             self._release(chunks)
 
     def _copy_now(self, side: Side, chunks: list[int]) -> None:
-        """Copy those of the claimed chunks that need no waiting; failures are for `_copy` to meet, and to decide about."""
+        """Copy the claimed chunks that need no waiting; `_copy` meets failures again, and decides about them."""
         try:
             tried, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks), now=True)
             side.tracker.add_many(sorted(set(tried).difference(futile)) if futile else tried)
@@ -328,11 +330,11 @@ class Preserver:
     def _put(
         self, device: WriteOnceSide, pieces: Iterable[tuple[int, tuple[int, int]]], *, now: bool = False
     ) -> tuple[list[int], list[int]]:
-        """Read each (chunk, (offset, length)) from the primary and put it; gives the chunks that were put, and those of
-        them that met written blocks.  With `now` stops at the first that the page cache does not have.
+        """Read each (chunk, (offset, length)) from the primary and put it.
 
-        Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so what it refuses is put again,
-        chunk by chunk.
+        Return the chunks that were put, and those of them that met written blocks.  With `now`, stop at the first chunk that
+        the page cache does not have.  Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so a
+        refused one is put again, chunk by chunk.
         """
         waiting = collections.deque(self._runs(pieces))
         order: list[_Run] = []
@@ -372,7 +374,7 @@ class Preserver:
         return tried, sorted(set(refused))
 
     def _runs(self, pieces: Iterable[tuple[int, tuple[int, int]]]) -> Iterator[_Run]:
-        """`pieces` with neighbours joined, as far as the buffer goes."""
+        """Yield `pieces` with neighbours joined, up to the length of the buffer."""
         run: list[tuple[int, tuple[int, int]]] = []
         end = length = 0
         for piece in pieces:
@@ -390,12 +392,12 @@ class Preserver:
         return (chunk << self._shift) // self._block_size
 
     def _range(self, chunk: int, side: Side) -> tuple[int, int]:
-        """(offset, length) in bytes of what a snapshot has of a chunk; its last one may be shorter."""
+        """Return (offset, length) in bytes of a chunk in a snapshot; the snapshot's last chunk may be shorter."""
         offset = chunk << self._shift
         return offset, min(self._chunk_size, min(self.size, side.device.size) - offset)
 
     def _buffer(self) -> memoryview:
-        """This thread's buffer of one run, page-aligned so that O_DIRECT takes it."""
+        """Return this thread's buffer for one run, page-aligned so that O_DIRECT takes it."""
         view: memoryview | None = getattr(self._buffers, "view", None)
         if view is None:
             view = memoryview(mmap.mmap(-1, self._run_length))
@@ -408,12 +410,12 @@ def _nothing() -> None:
 
 
 def _waits() -> int:
-    """How often this thread gave up the processor to wait; being put aside for others (a busy machine) does not count."""
+    """Return how often this thread gave up the processor to wait; preemption on a busy machine does not count."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def _lba(error: block_device.BlockDeviceError, otherwise: int) -> int:
-    """The block an error names, if it is of a kind that names one."""
+    """Return the block that an error names, or `otherwise` if it names none."""
     match error:
         case (
             block_device.SpaceExhausted()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A write-once LUN of another host, reached through a local block device (`/dev/disk/by-id/…`), always past the page cache.
+"""A write-once LUN of another host, reached through a local block device (`/dev/disk/by-id/…`) without the page cache.
 
-Linux hands a block-device reader an errno, not sense data, and not every errno says one thing:
+Linux gives the reader of a block device an errno, not sense data, and some errnos have several causes:
 
 | the device answers                     | errno       | becomes                                                   |
 | -------------------------------------- | ----------- | --------------------------------------------------------- |
@@ -13,12 +13,12 @@ Linux hands a block-device reader an errno, not sense data, and not every errno 
 | nothing, the path is gone              | EIO         | `MediumError`                                             |
 
 A broken device must never look blank: a reader would go on to the primary and show new data as old.  So EREMOTEIO alone
-proves nothing, and blank is what the device itself *says* is blank (GET LBA STATUS, SBC-4 5.6, sent through SG_IO).
+proves nothing.  A block is blank only if the device itself *says* so (GET LBA STATUS, SBC-4 5.6, sent through SG_IO).
 
-All or nothing holds per SCSI command, so for a range of up to `queue/max_sectors_kb`; a larger write may be refused with
-some of it stored, which copy-on-write, whose data is the pre-image either way, takes as it is.
+All or nothing holds per SCSI command, so for a range of up to `queue/max_sectors_kb`.  A larger write may be refused with some
+of it stored.  Copy-on-write accepts that, because its data is the pre-image either way.
 
-The write-once rule and durability are the device's: a write has returned when the host that owns the LUN has committed it.
+The device keeps the write-once rule and durability: a write has returned when the host that owns the LUN has committed it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from lun_backends.files import backing_file, os_error
 
 SG_IO = 0x2285
 SG_DXFER_FROM_DEV = -3
-_TIMEOUT = 30_000  # milliseconds; what Linux gives other commands, too
-_DESCRIPTORS = 256  # of GET LBA STATUS asked for at a time
+_TIMEOUT = 30_000  # milliseconds; Linux gives other commands as much
+_DESCRIPTORS = 256  # of GET LBA STATUS per command
 _ANSWER = 8 + 16 * _DESCRIPTORS
 _CDB = struct.Struct(">BBQIBB")
 _DESCRIPTOR = struct.Struct(">QIBB2x")
@@ -47,7 +47,7 @@ _DEALLOCATED = 1
 
 
 class _SgIoHeader(ctypes.Structure):
-    """include/scsi/sg.h, struct sg_io_hdr."""
+    """The struct sg_io_hdr of include/scsi/sg.h."""
 
     _fields_ = (
         ("interface_id", ctypes.c_int),
@@ -76,14 +76,14 @@ class _SgIoHeader(ctypes.Structure):
 
 
 class _TargetFailure(block_device.BlockDeviceError):
-    """EREMOTEIO: the device refused for a reason that only it can tell."""
+    """EREMOTEIO: the device refused for a reason that only the device knows."""
 
 
 class _Device(flat.Flat):
-    """The block device as it is, with EREMOTEIO told apart from other errors."""
+    """The block device as it is, with EREMOTEIO as an error of its own."""
 
     def _check_direct(self, fd: int) -> None:
-        """Nothing: reading a block to try it would meet a blank one."""
+        """Do nothing: the block that would be read for the check may be blank."""
 
     def _error(self, error: OSError, offset: int, *, writing: bool) -> block_device.BlockDeviceError:
         if error.errno == errno.EREMOTEIO:
@@ -109,7 +109,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         self.reason: str | None = None
         self._shift = block_size.bit_length() - 1
-        # Flat keeps its descriptor to itself, and SG_IO needs one
+        # SG_IO needs a descriptor, and that of Flat is private.
         try:
             self._control = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             next(self.extents(0, block_size))
@@ -130,7 +130,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             except _TargetFailure as failure:
                 length = block_device.total_length(buffers)
                 self._raise_if(ExtentKind.BLANK, offset, length)
-                # all written now: it may have been written since, so a second try must succeed
+                # All is written now.  It may have been blank at the first try, so a second try must succeed.
                 if last_try:
                     raise self._unexplained(offset, writing=False) from failure
 
@@ -142,14 +142,14 @@ class RemoteWriteOnce(block_device.BlockDevice):
             raise self._unexplained(offset, writing=True) from failure
 
     def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
-        """As `WriteOnce.put_many`, one command after another: each is committed when it returns."""
+        """Write as `WriteOnce.put_many`, one command after another: each is committed when it returns."""
         results: list[block_device.BlockWritten | None] = []
         for offset, buffers in requests:
             try:
                 self.writev(offset, buffers)
             except block_device.BlockWritten as written:
-                # one that was never raised: a traceback in the results, which its frames know, would be a cycle that keeps
-                # everybody's buffers up to the initiator's, until the garbage collector comes by
+                # A new one: the raised one in the results would be a cycle through its traceback and frames, and keep all
+                # buffers, up to the initiator's, until the garbage collector runs.
                 results.append(block_device.BlockWritten(written.lba))
             else:
                 results.append(None)
@@ -184,7 +184,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             yield waiting
 
     def used_bytes(self) -> int:
-        """What it takes on disk here: nothing."""
+        """Return the space that it takes on this host's disk: none."""
         return 0
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             self._control = -1
 
     def _raise_if(self, kind: ExtentKind, offset: int, length: int) -> None:
-        """Raise the error of the first block of that kind, if there is one in the range."""
+        """Raise BlankBlock or BlockWritten for the first block of that kind in the range, if there is one."""
         for extent in self.extents(offset, length):
             if extent.kind is kind:
                 lba = extent.offset >> self._shift
@@ -204,17 +204,20 @@ class RemoteWriteOnce(block_device.BlockDevice):
         return block_device.MediumError(offset >> self._shift, writing, "the device refused for a reason of its own")
 
     def _status(self, position: int, end: int) -> Iterator[Extent]:
-        """What one GET LBA STATUS tells about the range; at least one extent.  Raises MediumError, ReservationConflict."""
+        """Yield the extents that one GET LBA STATUS reports for the range, at least one.
+
+        Raises MediumError, ReservationConflict, DeviceClosed.
+        """
         lba = position >> self._shift
         answer = self._command(_CDB.pack(0x9E, 0x12, lba, _ANSWER, 0, 0), lba)
         length = min(int.from_bytes(answer[:4]) + 4, _ANSWER)
         if length < 24:
-            raise block_device.MediumError(lba, False, "GET LBA STATUS told nothing")
+            raise block_device.MediumError(lba, False, "GET LBA STATUS returned no descriptor")
         for start, blocks, status, _ in _DESCRIPTOR.iter_unpack(answer[8 : length - (length - 8) % 16]):
-            # a descriptor may begin before the block that was asked for
+            # A descriptor may begin before the block that was asked for.
             stop = min((start + blocks) << self._shift, end)
             if start << self._shift > position or stop <= position:
-                raise block_device.MediumError(lba, False, "GET LBA STATUS told of other blocks")
+                raise block_device.MediumError(lba, False, "GET LBA STATUS returned other blocks")
             kind = ExtentKind.BLANK if status & 0x0F == _DEALLOCATED else ExtentKind.DATA
             yield Extent(position, stop - position, kind)
             position = stop
@@ -222,7 +225,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
                 return
 
     def _command(self, cdb: bytes, lba: int) -> bytes:
-        """Run a SCSI command that brings `_ANSWER` bytes; unit attentions are its business, not ours."""
+        """Run a SCSI command that returns up to `_ANSWER` bytes, again after every unit attention."""
         for _ in range(8):
             command = ctypes.create_string_buffer(cdb, len(cdb))
             answer = ctypes.create_string_buffer(_ANSWER)
@@ -255,5 +258,5 @@ class RemoteWriteOnce(block_device.BlockDevice):
 
 
 def _sense_key(sense: bytes) -> int:
-    """The SENSE KEY, in fixed and descriptor format (SPC-4 4.5)."""
+    """Return the SENSE KEY of fixed or descriptor format sense data (SPC-4 4.5)."""
     return sense[1 if sense[0] & 0x7F in (0x72, 0x73) else 2] & 0x0F

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A volume as it was when a snapshot was taken, for reading only.
 
-Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it, and from the primary
-if none has (rule 8, lun_backends/README.md): the block did not change since.  What it guarantees: every read gives the bytes of the snapshot's
-moment, whatever is written, snapshotted or deleted meanwhile.
+Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it.  If none has it, the block
+did not change since, and comes from the primary (rule 8, lun_backends/README.md).  The guarantee: every read returns the bytes
+of the snapshot's moment, whatever is written, snapshotted or deleted meanwhile.
 
-Reading the primary races with a write that preserves the block and then changes it.  So what came from the primary is
-looked up again afterwards, in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found
-there wins (rule 3).  This is enough, because a copy is committed before the first byte of the new data reaches the
-primary (rule 1): a read that saw new data finds the copy.
+    k  ->  k+1  ->  ...  ->  newest  ->  primary        a block is blank: ask the next one
+                                            |
+    k  <-  k+1  <-  ...  <-  newest  <------+           look again: a copy made meanwhile wins, the oldest of all
 
-A snapshot leaves the chain while reads may still be using it.  `Chain.replace` publishes the new chain and returns when
-every read that began with an older one has ended; only then may the caller close what left.
+Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is looked up
+again in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found there wins (rule 3).  This is
+enough, because a copy is committed before the first byte of the new data reaches the primary (rule 1): a read that saw new
+data finds the copy.
+
+A snapshot leaves the chain while reads may still use it.  `Chain.replace` publishes the new chain, and returns when every read
+that began with an older one has ended.  Only then may the caller close the device that left.
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ from typing import ClassVar
 from lun_backends import block_device
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
 
-_WINDOW = 64 << 20  # bytes whose extents are found at a time: a lazy caller must not keep a snapshot from being deleted
-_POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for waking anyone
+_WINDOW = 64 << 20  # bytes whose extents are found at a time: a slow caller must not keep a snapshot from being deleted
+_POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for a wake-up
 
 
 class Chain:
     """The write-once devices of a volume, oldest first, as an immutable tuple that is replaced as a whole.
 
     A reader puts a mark into `reading` before it looks at `links`.  `replace` sets `links`, then a fresh `reading`, then
-    waits for the old one to empty: who marked it later than that look has seen the new links, all others are waited for.
+    waits until the old one is empty.  A reader that marks the old one later than that has seen the new links; `replace` waits
+    for all others.
     """
 
     __slots__ = ("links", "reading")
@@ -42,7 +47,7 @@ class Chain:
         self.reading: collections.deque[None] = collections.deque()
 
     def append(self, link: BlockDevice) -> None:
-        """A newer snapshot; nobody has to be waited for."""
+        """Add the device of a newer snapshot; no read has to be waited for."""
         self.links = (*self.links, link)
 
     def replace(self, links: Sequence[BlockDevice]) -> None:
@@ -54,7 +59,7 @@ class Chain:
 
 
 class SnapshotView(BlockDevice):
-    """The view of the snapshot whose own write-once device is `own`; ends when `own` leaves the chain."""
+    """The view of the snapshot whose own write-once device is `own`; it ends when `own` leaves the chain."""
 
     read_only: ClassVar[bool] = True
 
@@ -95,12 +100,12 @@ class SnapshotView(BlockDevice):
         raise block_device.WriteProtected
 
     def flush(self) -> None:
-        """Nothing is ever waiting."""
+        """Do nothing: there are no writes to wait for.  Raises DeviceClosed."""
         if self._closed:
             raise block_device.DeviceClosed
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """DATA and HOLE: what an export has to read and what it may leave out."""
+        """Yield DATA and HOLE: the extents that an export has to read, and those that it may leave out."""
         self._check(offset, length)
         waiting: Extent | None = None
         for start in range(offset, offset + length, _WINDOW):
@@ -122,7 +127,7 @@ class SnapshotView(BlockDevice):
             raise block_device.OutOfRange(max(offset, self.size) // self.block_size)
 
     def _links(self) -> tuple[BlockDevice, ...]:
-        """The devices to ask, in order; from ours to the newest."""
+        """Return the devices to ask, in order: from the view's own to the newest.  Raises DeviceClosed."""
         links = self._chain.links
         if self._closed or self._own not in links:
             raise block_device.DeviceClosed
@@ -168,18 +173,18 @@ class SnapshotView(BlockDevice):
         reading.append(None)
         try:
             self._links()
-            # In this order, as in a read: what the links have wins over what the primary said before.
-            found = list(self._primary.extents(offset, length))
+            # In this order, as in a read: the links win over the earlier answer of the primary.
+            extents = list(self._primary.extents(offset, length))
             for link in self._links():
                 data = [extent for extent in link.extents(offset, length) if extent.kind is not ExtentKind.BLANK]
-                found = list(_overlay(found, data))
-            return found
+                extents = list(_overlay(extents, data))
+            return extents
         finally:
             reading.pop()
 
 
 def _overlay(base: Sequence[Extent], data: Sequence[Extent]) -> Iterator[Extent]:
-    """`base` with every range of `data` turned into data; both are in order, `base` without gaps."""
+    """Yield `base` with every range of `data` turned into data; both are in order, `base` without gaps."""
     position = base[0].offset if base else 0
     upcoming = iter(data)
     over = next(upcoming, None)

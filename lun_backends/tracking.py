@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which chunks a node knows to be preserved in the newest snapshot.
+"""The chunks that a node knows to be preserved in the newest snapshot.
 
-A tracker only saves work.  A chunk in it *is* preserved (so nothing but a commit may add it); a chunk not in it may
-be preserved all the same, and trying to copy it then costs one refused write.  An empty tracker is therefore always
-right, and so is the union of the trackers of several nodes, as long as all are about the same snapshot.
+A tracker only saves work.  A chunk in it *is* preserved, so only a commit may add it.  A chunk not in it may be preserved all
+the same; an attempt to copy it then costs one refused write.  So an empty tracker is always right.  The union of the trackers
+of several nodes would be right, too, if all are about the same snapshot.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BitMap = pyroaring.BitMap64
 class Tracker:
     """A set of chunk numbers below `chunks`.
 
-    `known` is the bitmap itself, for the one place where a method call would be too dear: `chunk in tracker.known`.
+    `known` is the bitmap itself, for the one place where a method call would cost too much: `chunk in tracker.known`.
     """
 
     __slots__ = ("chunks", "known")
@@ -37,21 +37,21 @@ class Tracker:
         return iter(self.known)
 
     def covers(self, first: int, last: int) -> bool:
-        """Whether every chunk from `first` to `last`, both included, is known preserved."""
+        """Return whether every chunk from `first` to `last`, both included, is known to be preserved."""
         return bool(self.known.contains_range(first, last + 1))
 
     def count(self, first: int, end: int) -> int:
-        """How many of the chunks from `first` up to but without `end` are known preserved."""
+        """Return how many of the chunks of [first, end) are known to be preserved."""
         return int(self.known.range_cardinality(first, end))
 
     def add(self, chunk: int) -> None:
-        """One more chunk is preserved."""
+        """Add a chunk that is preserved."""
         self.known.add(chunk)
 
     def add_many(self, chunks: Iterable[int]) -> None:
-        """These chunks are preserved."""
+        """Add chunks that are preserved."""
         self.known.update(chunks)
 
     def add_range(self, first: int, last: int) -> None:
-        """The chunks from `first` to `last`, both included, are preserved."""
+        """Add the chunks from `first` to `last`, both included, which are preserved."""
         self.known.add_range(first, last + 1)

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate every ordinary write passes, so that a barrier or a read-modify-write can have the device alone.
+"""The gate that every ordinary write passes, so that a barrier or a read-modify-write can have the device alone.
 
-The barrier is that of rule 7 (lun_backends/README.md).
-
-An ordinary write enters, does its work, and leaves.  A holder stops new entries and waits until the running ones have
-left.  What it guarantees: between the moment `hold` yields and the moment it ends, no write is inside the gate.
+The barrier is that of rule 7 (lun_backends/README.md).  An ordinary write enters, does its work, and leaves.  A holder stops
+new entries and waits until the running writes have left.  The guarantee: from the moment `hold` yields until it ends, no write
+is inside the gate.
 
 | gate | enter()          | enter_now()        | hold()                  |
 | ---- | ---------------- | ------------------ | ----------------------- |
 | open | inside           | inside, True       | held, once drained      |
 | held | waits until open | outside, False     | waits until it is open  |
 
-Entering must cost next to nothing (it is on the way of every write), so there is no lock on that path: an entry is an
-element of a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets
-`held` and then looks at the deque.  Whatever the order of the four steps, one of the two sees the other (Dekker).
-A thread inside the gate must not enter again, nor hold: a holder that came in between would wait for it, and it for the
-holder.
+Entering must cost next to nothing, because every write does it.  So there is no lock on that path: an entry is an element of
+a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets `held` and then looks at
+the deque.  Whatever the order of the four steps, one of the two sees the other (Dekker).  A thread inside the gate must not
+enter again, nor hold: if a holder came in between, the two would wait for each other.
 """
 
 from __future__ import annotations
@@ -28,14 +26,14 @@ from collections.abc import Iterator
 
 
 class WriteGate:
-    """Counts the writes that are running and lets one holder at a time have none of them."""
+    """A gate that counts the writes inside, and lets one holder at a time keep all writes out."""
 
     __slots__ = ("_changed", "_holder", "_inside", "held", "held_seconds", "holds")
 
     def __init__(self) -> None:
         self.held = False
         self.holds = 0  # how often the gate was held, for the metrics
-        self.held_seconds = 0.0  # how long in sum, from the stop of new writes to their release
+        self.held_seconds = 0.0  # the sum of the times from the stop of new writes to their release
         self._inside: collections.deque[None] = collections.deque()
         self._holder = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
@@ -59,7 +57,7 @@ class WriteGate:
         return True
 
     def leave(self) -> None:
-        """Undo one `enter`."""
+        """Leave the gate, once per entry."""
         self._inside.pop()
         if self.held:
             with self._changed:
@@ -67,7 +65,7 @@ class WriteGate:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Have no write inside while the context is open; holders queue behind each other."""
+        """Keep all writes out while the context is open, running ones drained; holders queue behind each other."""
         with self._holder:
             began = time.perf_counter()
             self.held = True

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A write-once LUN: every block takes one write; a second one is refused, and so is a read of a block never written.
 
-* All or nothing per command: if any block of a write's range is written, nothing of the range is stored, and BlockWritten
-  names the first such block.  BlankBlock likewise for reads.
-* BlockWritten promises that the earlier data is as durable as the store makes it (`Durability`): a write that meets one still
-  being committed waits for the end of that commit, and then is refused or, had it failed, stored.
+* A write is all or nothing per command.  If any block of its range is written, nothing of the range is stored, and
+  BlockWritten names the first such block.  For reads, BlankBlock names the first blank block.
+* BlockWritten promises that the earlier data is as durable as the store makes it (`Durability`).  A write that meets a block
+  that is still being committed waits for the end of that commit.  Then it is refused or, if the commit failed, stored.
 * A reader never sees a block as written before its data can be read.
-* Once `invalidate` returned, now and after every restart, reads and writes raise SnapshotInvalid.
+* Once `invalidate` returned, reads and writes raise SnapshotInvalid, now and after every restart.
 
-`put_many` and `prepare_writes`-like callers get one commit for many ranges; every call is safe from any thread, and `close`
-waits for the running ones.
+`put_many` makes one commit for many ranges.  Every method may be called from any thread, and `close` waits for the running
+calls.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lun_backends.stores import contents, thin
 from lun_backends.stores.superblock import State
 
 EXTENTS_AT_ONCE = 512
-"""Extents `extents` collects before it hands them on, so that `close` need not wait for a slow consumer."""
+"""The extents that `extents` collects before it yields them, so that `close` does not wait for a slow consumer."""
 
 
 class WriteOnce(block_device.BlockDevice):
@@ -45,12 +45,12 @@ class WriteOnce(block_device.BlockDevice):
         self.commits_in_memory = store.durability is Durability.PROCESS_CRASH
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
-        # One entry per call under way: append and pop are atomic, which counting is not.
+        # One entry per running call: append and pop are atomic, counting is not.
         self._running: list[None] = []
         self._closed = False
         self._invalid: str | None = store.reason if store.state is State.INVALID else None
         self.recorded = self._invalid is not None
-        """Whether it is on disk that it is invalid; its owner may see to that where `invalidate` could not."""
+        """Whether the disk says that it is invalid; its owner may record that where `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
 
     # -- the contract
@@ -91,15 +91,17 @@ class WriteOnce(block_device.BlockDevice):
         self._write(offset, length, None, fua)
 
     def put_many(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> list[block_device.BlockWritten | None]:
-        """Write each (byte offset, buffers) of `requests`, all with one commit; one result per request, in order: None if it
-        is stored and as durable as `writev` makes it, or the BlockWritten that refused it (also durable).
+        """Write each (byte offset, buffers) of `requests`, all with one commit.
 
-        A request is pulled only when the data of those before it is stored, so its buffers may be used again.  (A request
-        that meets blocks being committed, by others or by this call, costs a commit of its own.)
+        Return one result per request, in order: None if it is stored and as durable as `writev` makes it, or the BlockWritten
+        that refused it (the earlier data is as durable).
 
-        Raises OutOfRange, SpaceExhausted, MediumError, SnapshotInvalid, and whatever pulling a request raises, always after
-        the requests before it were committed: they stay written, and a second attempt is told so.  A MediumError of a commit
-        itself means that nothing since the commit before it is written.
+        The next request is pulled only when the data of those before it is stored, so that they may share buffers.  (A request
+        that meets blocks being committed, by this call or another, costs a commit of its own.)
+
+        Raises OutOfRange, SpaceExhausted, MediumError, SnapshotInvalid, and the errors of pulling a request.  The requests
+        before the failed one are committed first: they stay written, and a second attempt gets BlockWritten for them.  A
+        MediumError of a commit itself means that nothing since the previous commit is written.
         """
         store = self.store
         results: list[block_device.BlockWritten | None] = []
@@ -115,7 +117,7 @@ class WriteOnce(block_device.BlockDevice):
                     try:
                         self._put(batch, offset, block_device.total_length(buffers), buffers)
                     except block_device.BlockWritten as written:
-                        # one that was never raised: what raising leaves on it would keep the frames, and the frames it
+                        # A new one: the raised one refers to its traceback, that to the frames, and these to the error.
                         results.append(block_device.BlockWritten(written.lba))
                     else:
                         results.append(None)
@@ -135,45 +137,46 @@ class WriteOnce(block_device.BlockDevice):
         if end > self._blocks:
             raise block_device.OutOfRange(max(first, self._blocks))
         while first < end:
-            found = []
+            extents = []
             self._running.append(None)
             try:
                 if self._stopped:
                     self._refuse()
                 for start, blocks, written in self.store.extents(first, end - first):
                     kind = block_device.ExtentKind.DATA if written else block_device.ExtentKind.BLANK
-                    found.append(block_device.Extent(start << self._shift, blocks << self._shift, kind))
+                    extents.append(block_device.Extent(start << self._shift, blocks << self._shift, kind))
                     first = start + blocks
-                    if len(found) == EXTENTS_AT_ONCE:
+                    if len(extents) == EXTENTS_AT_ONCE:
                         break
             finally:
                 self._running.pop()
-            yield from found
+            yield from extents
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = self._stopped = True
-        # For calls that began before: rare and short, so looking is cheaper than being told after every call.
+        # For calls that began before: closing is rare and short, so polling costs less than a signal after every call.
         while self._running:
             time.sleep(0.0005)
         self.store.close()
 
-    # -- what a snapshot needs beside it
+    # -- beyond the contract: for the snapshot
 
     @property
     def reason(self) -> str | None:
-        """Why it is invalid, None if it is not."""
+        """The reason why it is invalid, None if it is not."""
         return self._invalid
 
     @property
     def syncs(self) -> thin.Syncs:
-        """How often stable storage was waited for."""
+        """The counts of the waits for stable storage."""
         return self.store.syncs
 
     def invalidate(self, reason: str) -> None:
-        """Give the snapshot up for ever: durable before this returns, and no read or write that begins later succeeds.
-        Raises MediumError if it cannot be recorded; it is refused in this process all the same.  DeviceClosed.
+        """Invalidate the snapshot for ever, durably; no read or write that begins later succeeds.
+
+        Raises DeviceClosed, and MediumError if this cannot be recorded; this process then refuses reads and writes all the same.
         """
         with self._call():
             if self._invalid is None:
@@ -183,11 +186,12 @@ class WriteOnce(block_device.BlockDevice):
             self.recorded = True
 
     def discard(self, patience: float) -> bool:
-        """Give the space of an invalid snapshot back, unless calls that began before it was are still running after
-        `patience` seconds; gives whether it did.  Raises MediumError.
+        """Free the space of an invalid snapshot and return True.
+
+        Return False if calls that began before `invalidate` are still running after `patience` seconds.  Raises MediumError.
         """
         if self._invalid is None:
-            raise ValueError("only the space of an invalid snapshot can be given back")
+            raise ValueError("only the space of an invalid snapshot can be freed")
         end = time.monotonic() + patience
         while self._running:
             if time.monotonic() > end:
@@ -201,31 +205,33 @@ class WriteOnce(block_device.BlockDevice):
         return True
 
     def chunks_on_their_way(self) -> list[int]:
-        """The chunks with blocks that are being committed: `extents` may show them as written before they are durable.
-        Raises DeviceClosed.
+        """Return the chunks with blocks that are being committed.  Raises DeviceClosed.
+
+        `extents` may show those blocks as written before they are durable.
         """
         with self._call():
             return self.store.chunks_on_their_way()
 
     def set_durability(self, durability: Durability) -> None:
-        """As `ThinStore.set_durability`; also DeviceClosed."""
+        """Set what commits survive, as `ThinStore.set_durability`.  Raises MediumError, DeviceClosed."""
         with self._call():
             self.store.set_durability(durability)
             self.commits_in_memory = durability is Durability.PROCESS_CRASH
 
     def used_bytes(self) -> int:
-        """What it takes on disk, map included.  Raises DeviceClosed."""
+        """Return the space that it takes on disk, map included, in bytes.  Raises DeviceClosed."""
         with self._call():
             return self.store.used_bytes()
 
     def written_bytes(self) -> int:
-        """How much of it is written.  Raises DeviceClosed."""
+        """Return how many bytes of it are written.  Raises DeviceClosed."""
         with self._call():
             return self.store.written_bytes()
 
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
-        """Read all that is written, but the chunks `passed_over`, and compare it with the checksums recorded; one report
-        per chunk, in order of address.  Raises SnapshotInvalid, DeviceClosed between two of them.
+        """Read all written chunks, except those `passed_over`, and compare them with the recorded checksums.
+
+        Yields one report per chunk, in order of address.  Raises SnapshotInvalid or DeviceClosed between two of them.
         """
         reports = self.store.verify(passed_over)
         while True:
@@ -238,7 +244,7 @@ class WriteOnce(block_device.BlockDevice):
             yield report
 
     def check_headers(self) -> list[str]:
-        """What is wrong with the superblocks and the header as they are on the disk, a phrase each.  Raises DeviceClosed."""
+        """Return the faults of superblocks and header on the disk, a phrase each.  Raises DeviceClosed."""
         with self._call():
             return self.store.check_headers()
 

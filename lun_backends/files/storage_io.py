@@ -35,7 +35,7 @@ _libc.fallocate64.restype = ctypes.c_int
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Call fallocate(2) with any mode; Python's `os` has only the one that makes files longer.  Raises OSError."""
+    """Allocate or free space of a file, in any mode of the system call; Python's `os` has only the one that makes files longer.  Raises OSError."""
     if _libc.fallocate64(fd, mode, offset, length):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk file: the data of a thin store, in slots of one chunk each.
 
-Slot 0 is the header (`_HEADER`, its CRC32C, zeroes); the chunk in slot n is at byte n * chunk_size.  Slots are handed out
+Slot 0 is the header (`_HEADER`, its CRC32C, zeroes).  The chunk in slot n is at byte n * chunk_size.  Slots are handed out
 upwards and never moved.  The next free slot at open is the end of the file: every slot in use lies before it, so no map has
-to be searched.  What a crash leaves between the highest slot in use and the end, at most the writes then under way, stays
-unused.
+to be searched.  A crash may leave slots between the highest one in use and the end, at most those of the writes then under
+way.  They stay unused.
 
-Behind the end of the file lies space that is set aside for the next slots, as much as is in use but `AHEAD` at most: where a file
-system has its blocks already, writing 64 KiB takes 15 us instead of 19 (ext4, Linux 6.18).  Closing gives it back; after a
-crash the next closing does.
+Behind the end of the file lies space that is set aside for the next slots: as much as is in use, but at most `AHEAD`.  Where
+the file system has the blocks already, writing 64 KiB takes 15 us instead of 19 (ext4, Linux 6.18).  Closing frees the space;
+after a crash, the next closing does.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from lun_backends.stores import store_file
 from lun_backends.stores.superblock import Superblock
 
 AHEAD = 4 << 20
-"""Bytes at most that are set aside for what will be written next."""
+"""The largest space in bytes that is set aside for later writes."""
 
 PLENTY = 64 << 20
-"""Bytes of free space from which on any are set aside: the last of it is for those who have something to write."""
+"""The free space in bytes below which none is set aside: the last of it is for real writes."""
 
 _HEADER = struct.Struct("<8sI16sI")  # magic, version, snapshot, chunk size
 _CRC = struct.Struct("<I")
@@ -40,20 +40,20 @@ _VERSION = 1
 
 
 class ChunkFile:
-    """An open chunk file; made by `create` and `open`.  Places and lengths are bytes of the file."""
+    """An open chunk file, made by `create` and `open`; places and lengths are in bytes of the file."""
 
     def __init__(self, path: Path, fd: int, chunk_size: int, block_size: int, io: storage_io.StorageIO) -> None:
         self.path = path
         self.chunk_size = chunk_size
-        self.slots = max(1, -(-os.fstat(fd).st_size // chunk_size))  # at open, the header's included
+        self.slots = max(1, -(-os.fstat(fd).st_size // chunk_size))  # at open; the header's slot counts
         self._block_size = block_size
         self._fd = fd
         self._io = io
-        self._room = 0  # up to where there is nothing to be set aside
+        self._room = 0  # the byte up to which no space has to be set aside
 
     @classmethod
     def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
-        """Make a file with nothing but a header, durable but for its name.  Raises StoreUnavailable, SpaceExhausted."""
+        """Make a file that has only a header, durable but for its name.  Raises StoreUnavailable, SpaceExhausted."""
         with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
@@ -83,7 +83,7 @@ class ChunkFile:
         """
         try:
             got = storage_io.read_all(self._io, self._fd, buffers, place, length, os.RWF_NOWAIT if now else 0)
-        except OverflowError as error:  # a slot that is none: the map has rotted
+        except OverflowError as error:  # no such slot can exist: the map has rotted
             raise block_device.MediumError(lba, False, f"{self.path} ends before the block") from error
         except OSError as error:
             if now and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
@@ -100,10 +100,10 @@ class ChunkFile:
         storage_io.write_all(self._io, self._fd, data, place, length)
 
     def _set_aside(self, place: int, length: int) -> None:
-        """Have space for this write and for some behind it, if that costs nobody else any; called by any number at once."""
+        """Set space aside for this write and for some behind it, if there is plenty; any number of threads may call it."""
         end = place + length
         self._room = end
-        with contextlib.suppress(OSError):  # the write itself meets what is wrong, if anything is
+        with contextlib.suppress(OSError):  # the write itself meets the error, if it is one
             file_system = os.fstatvfs(self._fd)
             if file_system.f_bavail * file_system.f_frsize >= PLENTY:
                 ahead = min(end, AHEAD)
@@ -111,26 +111,27 @@ class ChunkFile:
                 self._room = end + ahead
 
     def checksum_of(self, slot: int, length: int) -> int:
-        """The checksum of the first `length` bytes of a slot.  Raises OSError."""
+        """Return the checksum of the first `length` bytes of a slot.  Raises OSError."""
         data = memoryview(bytearray(length))
         if storage_io.read_all(self._io, self._fd, [data], slot * self.chunk_size, length) != length:
             raise OSError(errno.ENODATA, "the chunk file ends before the slot")
         return checksum([data])
 
     def check(self, slot: int, length: int) -> int:
-        """As `checksum_of`, but of what is on the disk rather than in the page cache, which is left as it was but for this
-        slot.  Raises OSError.
+        """Return the same checksum, but of the data on the disk rather than in the page cache.
+
+        The page cache stays as it is, but for this slot.  Raises OSError.
         """
         place = slot * self.chunk_size
         if place >= os.fstat(self._fd).st_size:
             raise OSError(errno.ENODATA, f"the chunk file ends before slot {slot}")
         self._io.forget(self._fd, place, length)
-        found = self.checksum_of(slot, length)
+        value = self.checksum_of(slot, length)
         self._io.forget(self._fd, place, length)
-        return found
+        return value
 
     def check_header(self, superblock: Superblock) -> list[str]:
-        """Read the header again; what is wrong with it, a phrase each."""
+        """Read the header again and return its faults, a phrase each."""
         rest = memoryview(bytearray(self.chunk_size))
         try:
             _check_header(self._io, self._fd, self.path, superblock)
@@ -144,7 +145,7 @@ class ChunkFile:
         return []
 
     def sync(self) -> None:
-        """Make what was written durable.  Raises OSError; what is durable is then unknown."""
+        """Make all writes durable.  Raises OSError; nobody knows then how much is durable."""
         self._io.fdatasync(self._fd)
 
     def truncate(self) -> None:
@@ -153,19 +154,19 @@ class ChunkFile:
         self._room = 0
 
     def disk_bytes(self) -> int:
-        """What the file takes on disk; without what is set aside behind its end, which nobody asked for."""
+        """Return the space that the file takes on disk, without the space that is set aside behind its end."""
         status = os.fstat(self._fd)
         return min(status.st_blocks * 512, status.st_size)
 
     def close(self) -> None:
-        """Close, without syncing.  Nothing may be writing."""
-        with contextlib.suppress(OSError):  # then it stays set aside
+        """Close the file without syncing it.  No thread may be writing."""
+        with contextlib.suppress(OSError):  # then the space stays set aside
             self._io.ftruncate(self._fd, os.fstat(self._fd).st_size)
         self._io.close(self._fd)
 
 
 def checksum(buffers: block_device.Buffers) -> int:
-    """CRC32C of a scatter list; 0 means "none" in the map, so it becomes 1."""
+    """Return the CRC32C of a scatter list; 0 means "none" in the map, so it becomes 1."""
     value = 0
     for buffer in buffers:
         value = crc32c.crc32c(buffer, value)
@@ -173,7 +174,7 @@ def checksum(buffers: block_device.Buffers) -> int:
 
 
 def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Superblock) -> None:
-    """Raises StoreDamaged if this is not the chunk file that belongs to the map; OSError."""
+    """Raise StoreDamaged unless this is the chunk file that belongs to the map.  Raises OSError."""
     data = memoryview(bytearray(_HEADER.size + _CRC.size))
     if storage_io.read_all(io, fd, [data], 0, len(data)) != len(data):
         raise store_file.StoreDamaged(path, "header", "the file ends within it", store_file.RESTORE)

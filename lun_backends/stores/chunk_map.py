@@ -1,36 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk map: which blocks of a write-once LUN are written and where they are, in a memory-mapped sparse file.
 
-| bytes                      | what                                                                                      |
+| bytes                      | content                                                                                   |
 | -------------------------- | ----------------------------------------------------------------------------------------- |
-| 0 and 4096                 | two copies of the superblock: `_SUPERBLOCK`, its CRC32C, zeroes up to 4096                |
+| 0 and 4096                 | two copies of the superblock (`superblock`), zeroes up to 4096                            |
 | 8192                       | `slots`: a little-endian u64 per chunk, the chunk's place in the chunk file; 0 = none     |
 | then, page-aligned         | `written`: one bit per block, bit `n & 7` of byte `n >> 3`                                |
 | then, page-aligned         | `checksums`: a little-endian u32 per chunk, CRC32C of a fully written chunk; 0 = none     |
 | then, page-aligned         | `confirmed`: one bit per chunk, bit `n & 7` of byte `n >> 3`                              |
 
-A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  What the map guarantees, and what it asks of its owner:
+A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  The map's guarantees, and the
+duties of its owner:
 
-* Any mixture of old and new map pages reads as blocks that are blank or were stored whole, *if* the owner stores words only
-  after the data they speak of is durable, and calls `clean` and `sync` before the first `publish` of a chunk that `is_stale`.
-  Such a chunk carries what an interrupted commit left: bits or a checksum without a slot (which would come to life with
-  the slot), or a checksum without all its bits (which would accuse the data that fills them later).
-* A chunk is to be confirmed once it is fully written and all its other words are durable, never before.  So a confirmed
-  chunk that lacks its slot or bits was not interrupted: the map has rotted.  It stays written; reading it without its slot
-  is an error, where a view would else take the primary's new data for the old.  A power cut may lose the newest
-  confirmations, and with them nothing but this check.  A chunk written in part has none.
+* The owner stores words only after the data they speak of is durable.  It calls `clean` and `sync` before the first `publish`
+  of a chunk that `is_stale`.  *If* it does, any mixture of old and new map pages reads as blocks that are blank or were stored
+  whole.  A stale chunk carries the rest of an interrupted commit: bits or a checksum without a slot, which would come to life
+  with the slot, or a checksum without all its bits, which would accuse the data that fills them later.
+* The owner confirms a chunk once it is fully written and all its other words are durable, never before.  So if a confirmed
+  chunk lacks its slot or bits, no commit was interrupted: the map has rotted.  The chunk stays written.  Reading it without
+  its slot is an error; otherwise a view would take the primary's new data for the old.  A power cut may lose the newest
+  confirmations, and with them only this check.  A chunk written in part is not confirmed.
 * A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not, so
   "none recorded" means unverifiable, never damaged.
-* A page is stored into only after `reserve` gave it disk space (SIGBUS otherwise), and read only if `present` has its page of
-  slots: lookups in untouched regions cost no memory, however large the map.
-* Superblocks are written one after the other with the same generation, the damaged or older one first, each made durable, so
-  that the loss of either never takes the map back to an earlier state (an invalid snapshot must stay invalid).
-* One owner: the file is locked (`flock`) while open.
+* A page is stored into only after `reserve` gave it disk space (otherwise SIGBUS).  It is read only if `present` has its page
+  of slots, so lookups in untouched regions cost no memory, however large the map.
+* The superblocks are written one after the other with the same generation, the damaged or older one first, and each is made
+  durable.  So the loss of either never takes the map back to an earlier state: an invalid snapshot must stay invalid.
+* The map has one owner: the file is locked (`flock`) while it is open.
 
-Reads need no lock: words are stored whole and the slot before the bits.  Stores come from one thread at a time.  A disk that
-fails to *read* a map page raises SIGBUS, as with any mapped file: the process ends, and the map is as it was.
-
-(Longer than most modules here: all that knows the file's format is in it.)
+Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.  If the disk
+fails to *read* a map page, the kernel raises SIGBUS, as with any mapped file: the process ends, and the map stays as it was.
 """
 
 from __future__ import annotations
@@ -65,8 +64,9 @@ _NO_PAGE = 1 << 62
 
 
 class ChunkMap:
-    """An open map; made by `create` and `open`.  Offsets into the LUN are chunk numbers, blocks are bits of a chunk's mask
-    (bit 0 is the chunk's first block).
+    """An open map, made by `create` and `open`.
+
+    Places in the LUN are chunk numbers.  Blocks are bits of a chunk's mask; bit 0 is the chunk's first block.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ChunkMap:
         self.layout = layout = Layout.of(superblock)
         self.chunks = layout.chunks
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
-        self.damaged_superblock = damaged  # 0 or 1 while that copy is unreadable; the next state write repairs it
+        self.damaged_superblock = damaged  # 0 or 1 while that copy is damaged or older; `set_state` repairs it
         self._io = io
         self._fd = fd
         try:
@@ -143,28 +143,31 @@ class ChunkMap:
     # -- lookups
 
     def slot(self, chunk: int) -> int:
-        """The chunk's slot, 0 if it has none."""
+        """Return the chunk's slot, 0 if it has none."""
         return self._slots[chunk] if chunk >> 9 in self.present else 0
 
     def written(self, chunk: int) -> int:
-        """The mask of the chunk's written blocks; 0 if it has no slot and is not confirmed."""
+        """Return the mask of the chunk's written blocks; 0 if it has no slot and is not confirmed."""
         bits = self.bits(chunk) if chunk >> 9 in self.present and self._slots[chunk] else 0
         if bits != self._low and self.confirmed(chunk):
             return self.full_mask(chunk)
         return bits
 
     def confirmed(self, chunk: int) -> bool:
-        """Whether the chunk is fully written for certain.  (Look at it before the other words to find these incomplete.)"""
+        """Return whether the chunk is fully written for certain.
+
+        To find its other words incomplete, look at this one first.
+        """
         return chunk >> 15 in self._confirmable and bool(self._confirmed[chunk >> 3] >> (chunk & 7) & 1)
 
     def confirmed_range(self, first: int, end: int) -> int:
-        """The mask of the confirmed chunks of [first, end), which should be in one page of slots."""
+        """Return the mask of the confirmed chunks of [first, end), which should be in one page of slots."""
         if first >> 15 not in self._confirmable:
             return 0
         return int.from_bytes(self._confirmed[first >> 3 : -(-end // 8)], "little") >> (first & 7)
 
     def bits(self, chunk: int) -> int:
-        """The mask of the chunk's bits, slot or not."""
+        """Return the mask of the chunk's bits, whether it has a slot or not."""
         if width := self._width:
             start = chunk * width
             return int.from_bytes(self._written[start : start + width], "little")
@@ -172,22 +175,25 @@ class ChunkMap:
         return self._written[bit >> 3] >> (bit & 7) & self._low
 
     def checksum(self, chunk: int) -> int:
-        """The recorded checksum, 0 if none."""
+        """Return the recorded checksum, 0 if there is none."""
         return self._checksums[chunk]
 
     def full_mask(self, chunk: int) -> int:
-        """The mask of a fully written chunk (the LUN's last chunk may be short)."""
+        """Return the mask of a fully written chunk (the LUN's last chunk may be short)."""
         if chunk < self.chunks - 1:
             return self._low
         blocks = self.superblock.size // self.superblock.block_size
         return (1 << (blocks - chunk * self.blocks_per_chunk)) - 1
 
     def chunk_length(self, chunk: int) -> int:
-        """The chunk's bytes (the LUN's last chunk may be short)."""
+        """Return the chunk's length in bytes (the LUN's last chunk may be short)."""
         return min(self.superblock.chunk_size, self.superblock.size - chunk * self.superblock.chunk_size)
 
     def pages_with_words(self) -> Iterator[int]:
-        """The pages of slots, in order, whose chunks may have words of any kind: more than `present` if slots were lost."""
+        """Yield the pages of slots, in order, whose chunks may have words of any kind.
+
+        They are more than `present` if slots were lost.
+        """
         per_page = PAGE * 8 // SLOTS_PER_PAGE
         after = 0
         while (page := min(self._from(self.present, after), self._from(self._confirmable, after, per_page))) < _NO_PAGE:
@@ -195,7 +201,10 @@ class ChunkMap:
             after = page + 1
 
     def _from(self, pages: pyroaring.BitMap, after: int, each: int = 1) -> int:
-        """The first page of slots not before `after` of those in `pages`, which hold words for `each` such pages."""
+        """Return the first page of slots, at or after `after`, whose words a page of `pages` holds.
+
+        Every page of `pages` holds the words of `each` pages of slots.
+        """
         try:
             page = pages.next_set_bit(after // each)
         except ValueError:
@@ -204,7 +213,7 @@ class ChunkMap:
         return first if first * SLOTS_PER_PAGE < self.chunks else _NO_PAGE
 
     def has_words(self, first: int, end: int) -> bool:
-        """Whether there are any words for chunks [first, end), `first` being the first of a page of slots."""
+        """Return whether there are any words for chunks [first, end); `first` is the first chunk of a page of slots."""
         words = (
             self._slots[first:end].cast("B"),
             self._written[(first << self._shift) >> 3 : -(-(end << self._shift) // 8)],
@@ -214,18 +223,18 @@ class ChunkMap:
         return any(array.tobytes().strip(b"\0") for array in words)
 
     def next_page(self, page: int) -> int | None:
-        """The first page of slots at or after `page` that may hold any, found without touching the map."""
+        """Return the first page at or after `page` that may hold slots, without touching the map; None if there is none."""
         try:
             return self.present.next_set_bit(page)
         except ValueError:  # none from there on
             return None
 
     def page_slots(self, page: int) -> list[int]:
-        """The slots of the up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
+        """Return the slots of a page: those of up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
         return self._slots[page * SLOTS_PER_PAGE : (page + 1) * SLOTS_PER_PAGE].tolist()
 
     def slot_range(self, first: int, end: int) -> list[int]:
-        """The slots of chunks [first, end), as far as there are that many; they should be in one page that is present."""
+        """Return the slots of the chunks of [first, end) that exist; they should be in one page that is present."""
         return self._slots[first:end].tolist()
 
     # -- stores
@@ -248,20 +257,22 @@ class ChunkMap:
         self.present.add(chunk >> 9)
 
     def is_stale(self, chunk: int) -> bool:
-        """An interrupted commit left words of this chunk that must be cleaned before it is published to."""
+        """Return whether an interrupted commit left words of this chunk, to be cleaned before it is published to."""
         if self._slots[chunk]:
             return self._checksums[chunk] != 0 and self.bits(chunk) != self.full_mask(chunk)
         return self._checksums[chunk] != 0 or self.bits(chunk) != 0
 
     def clean(self, chunk: int) -> None:
-        """Zero what `is_stale` found; `sync` before the next `publish` of the chunk."""
+        """Zero the words that `is_stale` found; `sync` before the next `publish` of the chunk."""
         self._checksums[chunk] = 0
         if not self._slots[chunk]:
             self._store_bits(chunk, 0)
 
     def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
-        """Make the blocks of `mask` written at `slot`; their data is already as durable as it must be.  `checksum` (as
-        computed) is that of the whole chunk, and only given when `mask` is all of it.  Returns all bits now set.
+        """Mark the blocks of `mask` as written, at `slot`, and return all bits that are set now.
+
+        Their data is already as durable as it must be.  `checksum`, as computed, is that of the whole chunk; it is 0 unless
+        `mask` is all of the chunk.
         """
         if mask == self._low and self._width:  # the common case, a whole chunk at once
             bits = mask
@@ -274,11 +285,11 @@ class ChunkMap:
         return bits
 
     def confirm(self, chunk: int) -> None:
-        """Say that the chunk is fully written for certain; all its other words are durable."""
+        """Mark the chunk as fully written for certain; all its other words are durable."""
         self._confirmed[chunk >> 3] |= 1 << (chunk & 7)
 
     def retract(self, chunk: int, mask: int) -> None:
-        """Take blocks back whose publication could not be made durable; the slot stays and is not used again."""
+        """Take blocks back whose publication could not be made durable; the slot stays, and is not used again."""
         self._checksums[chunk] = 0
         self._store_bits(chunk, self.bits(chunk) & ~mask)
 
@@ -296,7 +307,7 @@ class ChunkMap:
         self._written[bit >> 3] = self._written[bit >> 3] & ~(self._low << shift) | mask << shift
 
     def sync(self) -> None:
-        """Make all stores durable.  Raises OSError; what is durable is then unknown."""
+        """Make all stores durable.  Raises OSError; nobody knows then how much is durable."""
         self._io.sync_map(self._fd)
 
     def set_state(self, state: State, reason: str = "") -> None:
@@ -310,33 +321,33 @@ class ChunkMap:
         self.damaged_superblock = None
 
     def disk_bytes(self) -> int:
-        """What the file takes on disk."""
+        """Return the space that the file takes on disk, in bytes."""
         return os.fstat(self._fd).st_blocks * 512
 
     def close(self) -> None:
-        """Unmap, unlock and close; nothing may use the map any more."""
+        """Unmap, unlock and close the file; no thread may use the map any longer."""
         for view in self._views:
             view.release()
         self._map.close()
         self._io.close(self._fd)
 
     def check_superblocks(self) -> list[str]:
-        """Read both copies again; what is wrong with them, a phrase each."""
-        found = []
+        """Read both copies again and return their faults, a phrase each."""
+        faults = []
         for number, offset in enumerate(COPIES, 1):
             try:
                 copy = read_copy(self._io, self._fd, self.path, offset)
             except store_file.StoreDamaged as damage:
-                found.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
+                faults.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
             except OSError as error:
-                found.append(f"copy {number} of the map's superblock cannot be read: {os_error.reason(error)}")
+                faults.append(f"copy {number} of the map's superblock cannot be read: {os_error.reason(error)}")
             else:
                 if copy != self.superblock:
-                    found.append(f"copy {number} of the map's superblock is not the one in force")
-        return found
+                    faults.append(f"copy {number} of the map's superblock is not the one in force")
+        return faults
 
     def check_gaps(self) -> list[str]:
-        """What has to be zeroes and is not, behind the superblocks and the arrays: a phrase each."""
+        """Return the places behind superblocks and arrays that are not zeroes and have to be, a phrase each."""
         layout = self.layout
         blocks = self.chunks * self.blocks_per_chunk
         gaps = [(f"copy {copy} of the superblock", at + USED, 0, at + PAGE) for copy, at in enumerate(COPIES, 1)]
@@ -354,8 +365,8 @@ class ChunkMap:
         ]
 
     def _find_present(self, start: int, end: int) -> pyroaring.BitMap:
-        """The pages from `start` to `end` (page-aligned) that are not holes, asked of the file system: no page is read."""
-        found = pyroaring.BitMap()
+        """Return the pages from `start` to `end` (page-aligned) that are not holes; the file system says so, no page is read."""
+        pages = pyroaring.BitMap()
         offset = start
         while offset < end:
             try:
@@ -368,8 +379,8 @@ class ChunkMap:
                 break
             offset = os.lseek(self._fd, data, os.SEEK_HOLE)
             # A file system with larger blocks reports more than was stored: harmless, there are zeroes.
-            found.add_range((data - start) // PAGE, (min(page_up(offset), end) - start) // PAGE)
-        return found
+            pages.add_range((data - start) // PAGE, (min(page_up(offset), end) - start) // PAGE)
+        return pages
 
 
 def _lock(fd: int, path: Path) -> None:

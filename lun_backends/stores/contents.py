@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a thin store holds: which blocks are written, in order of address, and whether they are still what was written.
+"""The contents of a thin store: which blocks are written, in order of address, and whether they are still intact.
 
-Regions never written to are skipped without their map being read, so all of this costs what is written, not what the LUN
-could hold.  Nothing here needs a lock: blocks that become written meanwhile are seen or not.
+Regions that were never written to are skipped without reading their map.  So the cost grows with the written blocks, not with
+the size of the LUN.  Nothing here needs a lock: blocks that become written meanwhile are seen or not.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from lun_backends.stores import chunk_file, store_file
 from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
 
 CHECKED_AT_OPEN = 2048
-"""Pages of slots that opening a store checks; a million chunks take it 0.1 s.  Larger maps are left to `verify`."""
+"""The pages of slots that opening a store checks; a million chunks take 0.1 s.  Larger maps are left to `verify`."""
 
 NOTHING = pyroaring.BitMap()
-"""No chunks; not to be changed."""
+"""No chunks; must not be changed."""
 
 
 class Verdict(enum.Enum):
-    """What `verify` found of a chunk."""
+    """The result of `verify` for a chunk."""
 
     GOOD = "good"
     UNVERIFIABLE = "unverifiable"  # no checksum is recorded: written in part, or by a commit that was interrupted
@@ -33,7 +33,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """One chunk of a scrub; `offset` and `length` are bytes of the LUN."""
+    """The result for one chunk; `offset` and `length` are bytes of the LUN."""
 
     offset: int
     length: int
@@ -42,7 +42,7 @@ class ChunkReport:
 
 
 def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
-    """(first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
+    """Yield (first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
     at = first
     for begin, end in _written_runs(chunk_map, first, first + count):
         if begin > at:
@@ -54,7 +54,7 @@ def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, 
 
 
 def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """[begin, end) of written blocks, in order, neighbours merged."""
+    """Yield [begin, end) of written blocks, in order, neighbours merged."""
     per_chunk = chunk_map.blocks_per_chunk
     run_begin = run_end = first
     for chunk, bits in chunks_written(chunk_map, first // per_chunk, -(-end // per_chunk)):
@@ -77,8 +77,9 @@ def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[i
 
 
 def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """(chunk, mask of its written blocks) for chunks of [first, end) that have any, in order.  Regions never written
-    to are skipped without being read.
+    """Yield (chunk, mask of its written blocks) for the chunks of [first, end) that have any, in order.
+
+    Regions never written to are skipped without being read.
     """
     page = first // SLOTS_PER_PAGE
     while (found := chunk_map.next_page(page)) is not None:
@@ -99,7 +100,7 @@ def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[
 def verify(
     chunk_map: ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
 ) -> Iterator[ChunkReport]:
-    """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order.
+    """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order.
 
     | confirmed | slot | bits | checksum | data      | verdict                                                             |
     | --------- | ---- | ---- | -------- | --------- | ------------------------------------------------------------------- |
@@ -124,7 +125,9 @@ def verify(
 def _verify(
     chunk_map: ChunkMap, file: chunk_file.ChunkFile, chunk: int, slots: pyroaring.BitMap64
 ) -> ChunkReport | None:
-    confirmed = chunk_map.confirmed(chunk)  # first: a chunk that is being committed must not look incomplete
+    confirmed = chunk_map.confirmed(
+        chunk
+    )  # before the others: a chunk that is being committed must not look incomplete
     slot, bits, expected = chunk_map.slot_range(chunk, chunk + 1)[0], chunk_map.bits(chunk), chunk_map.checksum(chunk)
     if not (confirmed or slot or bits or expected):
         return None
@@ -140,7 +143,7 @@ def _verify(
     if slot:
         slots.add(slot)
     if not slot or not (bits or confirmed):
-        return report(Verdict.UNVERIFIABLE, "it reads as blank, and words of it are in the map")
+        return report(Verdict.UNVERIFIABLE, "it reads as blank, but the map has words of it")
     whole = bits == chunk_map.full_mask(chunk)
     if not whole and not confirmed:
         return report(Verdict.UNVERIFIABLE, "it is written in part")
@@ -158,7 +161,7 @@ def _verify(
 
 
 def _chunk_in(chunk_map: ChunkMap, slot: int) -> int:
-    """The first chunk in a slot; there is one."""
+    """Return the first chunk with that slot.  Raises LookupError if there is none."""
     for page in chunk_map.pages_with_words():
         slots = chunk_map.page_slots(page)
         if slot in slots:
@@ -167,8 +170,9 @@ def _chunk_in(chunk_map: ChunkMap, slot: int) -> int:
 
 
 def check_slots(chunk_map: ChunkMap, limit: int) -> None:
-    """Raises StoreDamaged if a slot lies beyond the chunk file or two chunks share one, as far as that
-    is cheap to know; the chunk file ends before slot `limit`.
+    """Raise StoreDamaged if a slot lies beyond the chunk file, or if two chunks share one.
+
+    The chunk file ends before slot `limit`.  Maps of more than `CHECKED_AT_OPEN` pages are not checked.
     """
     pages = len(chunk_map.present)
     if pages > CHECKED_AT_OPEN:
@@ -191,5 +195,5 @@ def check_slots(chunk_map: ChunkMap, limit: int) -> None:
 
 
 def lowest(mask: int) -> int:
-    """The number of the lowest bit set."""
+    """Return the number of the lowest bit that is set."""
     return (mask & -mask).bit_length() - 1

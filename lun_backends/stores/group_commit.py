@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group commit: many threads wait for stable storage, one of them makes it so for all that came meanwhile.
+"""Group commit: many threads wait for stable storage, and one of them syncs for all that came meanwhile.
 
-A thread that wants its batch committed queues it.  If nobody is committing it leads: it takes the whole queue, commits it
-without the lock, and wakes everyone.  Threads that come while a leader works queue up, and one of them leads the next group.
-So the longer a sync takes the more batches share the next one.
+A thread that wants its batch committed queues it.  If no other thread is committing, it leads: it takes the whole queue,
+commits it without the lock, and wakes all others.  Threads that come while a leader works queue up, and one of them leads the
+next group.  So the longer a sync takes, the more batches share the next one.
 
-Writers that shared a commit come again at about the same time, but one is the first of them, and would have a commit for itself
-while all others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than that group's
-commit took.  A lone writer never waits: its last group was itself.
+Writers that shared a commit come again at about the same time.  The first of them would have a commit for itself, while all
+others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than that group's commit
+took.  A lone writer never waits, because its last group was itself.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Batch(Protocol):
-    """What is committed: `done` once it was, `error` if that failed."""
+    """A unit of commit: `done` once it was committed or failed, `error` if it failed."""
 
     done: bool
     error: Exception | None
 
 
 _PATIENCE = 1.0
-"""How many times as long as the last commit took a leader waits for company at most.  A wait in vain happens once, for then the
-company is smaller; 32 writers took 0.13 syncs a write with this and 0.16 with a quarter of it, at the same speed."""
+"""The longest wait of a leader for company, as a multiple of the time that the last commit took.
+
+A wait in vain happens once, because then the company is smaller.  32 writers took 0.13 syncs a write with this value and 0.16
+with a quarter of it, at the same speed."""
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
@@ -35,7 +37,8 @@ BatchT = TypeVar("BatchT", bound=Batch)
 class GroupCommit(Generic[BatchT]):
     """Runs `commit(group)` for groups of batches, one group at a time, and then, under the lock, `ended(group)`.
 
-    `commit` sets the `error` of batches that fail; should it raise, every batch of the group gets what `failed` makes of that error.
+    `commit` sets the `error` of batches that fail.  If it raises, every batch of the group gets `failed(error, batch)` as its
+    error.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class GroupCommit(Generic[BatchT]):
         self._queue: list[BatchT] = []
         self._leading = False
         self._company = 1  # batches in the last group
-        self._took = 0.0  # seconds, its commit
+        self._took = 0.0  # seconds that its commit took
         self._gathering = False
 
     def run(self, batch: BatchT) -> None:
@@ -75,7 +78,7 @@ class GroupCommit(Generic[BatchT]):
             raise batch.error
 
     def _gather(self) -> None:
-        """Wait a moment for those that the last group was committed for (lock held)."""
+        """Wait a moment for the writers of the last group (lock held)."""
         end = time.monotonic() + self._took * _PATIENCE
         self._gathering = True
         while len(self._queue) < self._company and (left := end - time.monotonic()) > 0:

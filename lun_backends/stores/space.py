@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much space a volume's snapshots have taken for pre-images, and may take.
+"""The space that a volume's snapshots have taken for pre-images, and may take.
 
-Counted is what stores hand out, a chunk at a time, whether or not the file system has found room for it already.  What
-only moves from one snapshot to another (a deletion) frees as much as it takes, so it is let through: see `unlimited`.
+The chunks that stores hand out are counted, whether or not the file system has found room for them already.  A deletion only
+moves chunks from one snapshot to another, and frees as much as it takes, so it is let through: see `unlimited`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 
 
 class Space:
-    """Bytes taken, of `limit` (None: as many as there are); `on_warning` is called with (used, limit) whenever `warn_percent` of
-    it is passed upwards, on the thread that did it, which holds locks: it must return at once.
+    """A count of the bytes taken, of `limit` bytes (None: no limit).
+
+    Whenever the count passes `warn_percent` of the limit upwards, `on_warning` is called with (used, limit), on the thread that
+    took the bytes.  That thread holds locks, so `on_warning` must return at once.
     """
 
     def __init__(
@@ -37,12 +39,12 @@ class Space:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more may be taken."""
-        limit = self.limit  # which another thread may change
+        """Whether no more may be taken."""
+        limit = self.limit  # another thread may change it
         return limit is not None and self.used >= limit
 
     def take(self, amount: int) -> bool:
-        """Count `amount` more bytes, unless that would pass the limit; gives whether it did not."""
+        """Count `amount` more bytes and return True; return False, and count none, if that would pass the limit."""
         with self._lock:
             limit = self.limit
             if limit is not None and self.used + amount > limit and not getattr(self._free_of_limits, "now", False):
@@ -55,18 +57,18 @@ class Space:
         return True
 
     def allow(self, limit: int | None, warn_percent: int) -> None:
-        """Have other bounds from now on; what is taken stays."""
+        """Set other bounds from now on; the bytes taken stay."""
         with self._lock:
             self.limit, self.warn_percent = limit, warn_percent
 
     def add(self, amount: int) -> None:
-        """Count bytes that are taken already; negative: bytes given back."""
+        """Count bytes that are taken already, or freed (negative)."""
         with self._lock:
             self.used += amount
 
     @contextlib.contextmanager
     def unlimited(self) -> Iterator[None]:
-        """Let this thread take what it needs."""
+        """Let this thread take bytes beyond the limit while the context is open."""
         self._free_of_limits.now = True
         try:
             yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of a store: how it is opened, and the typed errors for everything that can be wrong with it."""
+"""A file of a store: how it is opened, and the typed errors for all its faults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StoreError(block_device.BlockDeviceError):
 
 @dataclass(eq=False)
 class StoreDamaged(StoreError):
-    """The file at `path` is not what it must be: `field` says in what, `found` how, `remedy` what to do about it."""
+    """The file at `path` is damaged: `field` is the faulty part, `found` the fault, `remedy` what to do about it."""
 
     path: Path
     field: str
@@ -56,7 +56,7 @@ class StoreMissing(StoreError):
 
 @dataclass(eq=False)
 class StoreUnavailable(StoreError):
-    """The file at `path` cannot be made, opened or mapped, for the reason the system gave."""
+    """The file at `path` cannot be made, opened or mapped; `reason` is the system's."""
 
     path: Path
     reason: str
@@ -67,7 +67,7 @@ class StoreUnavailable(StoreError):
 
 @contextlib.contextmanager
 def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
-    """Open a store's file; closed again if the body raises.  Raises StoreMissing, StoreUnavailable."""
+    """Open a store's file, and close it again if the body raises.  Raises StoreMissing, StoreUnavailable."""
     try:
         fd = io.open(path, flags)
     except FileNotFoundError as error:
@@ -82,7 +82,7 @@ def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
 
 
 def typed(path: Path, error: OSError) -> block_device.BlockDeviceError:
-    """What a system call on a store's file failed of, typed."""
+    """Return the typed error for a system call on a store's file that failed."""
     if error.errno in storage_io.NO_SPACE:
         return block_device.SpaceExhausted(0)
     return StoreUnavailable(path, os_error.reason(error))

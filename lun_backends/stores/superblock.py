@@ -19,9 +19,9 @@ from lun_backends.stores.store_file import RESTORE, StoreDamaged
 
 PAGE = 4096
 CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
-"""4 KiB to 1 MiB."""
+"""The chunk sizes of the format: 4 KiB to 1 MiB."""
 REASON_MAX = 1024
-"""Bytes of UTF-8 kept of the reason for a state."""
+"""The bytes of UTF-8 that are kept of the reason for a state."""
 
 _MAGIC = b"WOLUNMAP"
 _VERSION = 2
@@ -34,17 +34,20 @@ COPIES = (0, PAGE)
 
 
 class State(enum.IntEnum):
-    """Where a snapshot's write-once LUN is in its life; the volume decides, the map remembers."""
+    """The state of a write-once LUN, as the map records it.
 
-    EMPTY = 0  # created, not yet taken into use
+    A new map is EMPTY, and later it can only become INVALID.  ACTIVE and COMPLETE are part of the format; nothing sets them.
+    """
+
+    EMPTY = 0  # created, and not invalidated
     ACTIVE = 1  # takes pre-images
     COMPLETE = 2  # a newer snapshot takes the pre-images now
-    INVALID = 3  # given up; must not be read any more
+    INVALID = 3  # invalidated; must no longer be read
 
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What the map is, and its state."""
+    """The identity, the geometry and the state of a map."""
 
     snapshot: uuid.UUID
     volume: uuid.UUID
@@ -56,7 +59,7 @@ class Superblock:
     generation: int = 1
 
     def pack(self) -> bytes:
-        """The `PAGE` bytes of one copy."""
+        """Return the `PAGE` bytes of one copy."""
         reason = self.reason.encode()[:REASON_MAX].decode(errors="ignore").encode()
         body = _BODY.pack(
             _MAGIC, _VERSION, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
@@ -67,7 +70,7 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the arrays of a map are; all in bytes but `chunks`."""
+    """The places of a map's arrays; all in bytes but `chunks`."""
 
     chunks: int
     slots: int
@@ -78,7 +81,7 @@ class Layout:
 
     @classmethod
     def of(cls, superblock: Superblock) -> Layout:
-        """The layout that follows from the geometry."""
+        """Return the layout that follows from the geometry."""
         chunks = -(-superblock.size // superblock.chunk_size)
         blocks = chunks * (superblock.chunk_size // superblock.block_size)
         slots = 2 * PAGE
@@ -89,10 +92,12 @@ class Layout:
 
 
 def page_up(offset: int) -> int:
+    """Return the first multiple of `PAGE` that is not below `offset`."""
     return -(-offset // PAGE) * PAGE
 
 
 def geometry_problem(superblock: Superblock) -> str | None:
+    """Return the reason why no map may have this geometry, None if one may."""
     if superblock.block_size not in (512, 4096):
         return f"block size is {superblock.block_size}, must be 512 or 4096"
     if superblock.chunk_size not in CHUNK_SIZES:
@@ -105,7 +110,10 @@ def geometry_problem(superblock: Superblock) -> str | None:
 
 
 def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
-    """The newest good copy, and which copy is damaged or behind, if any."""
+    """Return the newest good copy, and the number of the copy that is damaged or older, if one is.
+
+    Raises StoreDamaged, OSError.
+    """
     good: list[tuple[int, Superblock]] = []
     problems: list[tuple[str, str, str]] = []
     for copy, offset in enumerate(COPIES):
@@ -124,7 +132,7 @@ def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock
 
 
 def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
-    """Read and check one copy.  Raises StoreDamaged, OSError."""
+    """Read one copy and check it.  Raises StoreDamaged, OSError."""
     page = bytearray(PAGE)
     if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
         raise StoreDamaged(path, "superblock", "the file ends within it", RESTORE)
@@ -133,7 +141,7 @@ def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Sup
     )
     if magic != _MAGIC:
         raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
-    # A later format may have its CRC elsewhere, so the version is looked at first.
+    # A later format may have its CRC elsewhere, so the version is checked first.
     if version != _VERSION:
         upgrade = "use the version of wolun that wrote it"
         raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thin store: a chunk map, and a chunk file that holds what was written; a chunk written in part owns a whole slot.
+"""The thin store: a chunk map, and a chunk file with the data; a chunk written in part owns a whole slot.
 
-A block of a store that is open is in one of three states:
+A block of an open store is in one of three states:
 
 | state     | is                                            | a read     | a write of it                                    |
 | --------- | --------------------------------------------- | ---------- | ------------------------------------------------ |
@@ -9,23 +9,21 @@ A block of a store that is open is in one of three states:
 | pending   | a bit in `_pending`, until its commit ended   | BlankBlock | waits for the end of that commit, decides again  |
 | written   | a bit in the map (and no longer pending)      | its data   | BlockWritten                                     |
 
-A commit of a store with `Durability.POWER_LOSS`, one at a time for all who wait (`group_commit`):
+A commit of a store with `Durability.POWER_LOSS`, one at a time for all waiting writers (`group_commit`):
 
-1. the data was written to the chunk file by each writer, the map's pages have disk space (`reserve`);
-2. `fdatasync` of the chunk file;
-3. chunks with words left by an interrupted commit are cleaned and the map synced (rare: `ChunkMap.is_stale`);
-4. slots, checksums and bits are stored into the map; readers see the blocks from here on;
-5. the map is synced; only now the claims end, so that whoever is told BlockWritten may rely on durable data;
-6. chunks that are full now are confirmed in the map, which becomes durable with a later sync: that order makes a lost word
-   of a confirmed chunk damage for certain (`chunk_map`).
+1. Each writer has written its data to the chunk file, and the map's pages have disk space (`reserve`).
+2. `fdatasync` of the chunk file.
+3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).
+4. Slots, checksums and bits are stored into the map.  Readers see the blocks from here on.
+5. The map is synced.  Only now the claims end, so that a writer that gets BlockWritten may rely on durable data.
+6. Chunks that are full now are confirmed in the map, which becomes durable with a later sync.  Because of that order, a lost
+   word of a confirmed chunk is damage for certain (`chunk_map`).
 
-With `Durability.PROCESS_CRASH` steps 2, 3's sync and 5 fall away; the order stays, so a killed process loses nothing it
-acknowledged, and a power cut may lose anything since the last `flush`.
+With `Durability.PROCESS_CRASH` there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays, so a
+killed process loses no write that it acknowledged.  A power cut may lose any write since the last `flush`.
 
-After a failed sync the kernel may have dropped the dirty pages and will report success next time.  So a sync is never tried
-again: the store refuses every further write with MediumError, and goes on reading.
-
-(Longer than most modules here: claims, slots and the steps of a commit are under one lock and one argument.)
+After a failed sync, the kernel may have dropped the dirty pages, and reports success the next time.  So the store never tries
+a sync again: it refuses every further write with MediumError, and goes on reading.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ Piece = tuple[int, int, int]
 
 @dataclass(slots=True)
 class Syncs:
-    """How often stable storage was waited for, and for how much."""
+    """Counts of the waits for stable storage."""
 
     data: int = 0  # fdatasync of the chunk file
     map: int = 0  # sync of the map
@@ -60,7 +58,7 @@ class Syncs:
 
 
 class Batch:
-    """Writes of one thread that will be committed together: (chunk, slot, mask, checksum or 0) each."""
+    """Writes of one thread that are committed together: (chunk, slot, mask, checksum or 0) each."""
 
     __slots__ = ("claims", "done", "error")
 
@@ -70,14 +68,15 @@ class Batch:
         self.error: Exception | None = None
 
     def reset(self) -> None:
-        """Make it empty again."""
+        """Make the batch empty again."""
         self.claims, self.done, self.error = [], False, None
 
 
 class ThinStore:
-    """An open thin store; made by `create` and `open`.  Thread-safe but for `close`, which is the last call.
+    """An open thin store, made by `create` and `open`.
 
-    Ranges are in blocks and within the store: the caller checks.
+    All methods are thread-safe except `close`, which is the last call.  Ranges are in blocks; the caller has checked that they
+    lie within the store.
     """
 
     def __init__(
@@ -107,10 +106,9 @@ class ThinStore:
         self._next = file.slots
         self._space = space or Space()
         self._space.add(self.allocated_bytes)
-        self._broken: str | None = None  # why no sync can be trusted any more
-        self._counted = (
-            0  # pages of slots that `_blocks` covers; publishing counts in those, `written_bytes` the others
-        )
+        self._broken: str | None = None  # why no sync can be trusted any longer
+        # Pages of slots that `_blocks` covers: publishing counts in those, `written_bytes` counts the others.
+        self._counted = 0
         self._blocks = 0
         self._zeroes = memoryview(bytes(self.chunk_size))
 
@@ -152,7 +150,7 @@ class ThinStore:
         try:
             file = chunk_file.ChunkFile.open(chunks_path, chunk_map.superblock, io)
             try:
-                if chunk_map.superblock.state is not State.INVALID:  # then they may be gone: `discard`
+                if chunk_map.superblock.state is not State.INVALID:  # after `discard` the slots are gone
                     contents.check_slots(chunk_map, file.slots)
             except BaseException:
                 file.close()
@@ -164,7 +162,7 @@ class ThinStore:
 
     @staticmethod
     def remove(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        """Delete the store's files, as far as they exist, durably.  The store must be closed.  Raises StoreUnavailable."""
+        """Delete the files of a closed store that exist, durably.  Raises StoreUnavailable."""
         for file in files(path):
             try:
                 io.unlink(file)
@@ -178,16 +176,19 @@ class ThinStore:
 
     @property
     def broken(self) -> bool:
-        """Whether a sync failed, so that nobody knows what is durable."""
+        """Whether a sync failed, so that nobody knows how much is durable."""
         return self._broken is not None
 
     @property
     def allocated_bytes(self) -> int:
-        """The chunks handed out, in bytes; what `space` was charged with."""
+        """The bytes of the chunks handed out, which `space` counts."""
         return (self._next - 1) * self.chunk_size
 
     def discard(self) -> None:
-        """Give the space of all chunks back, for good.  The state must be INVALID, and no call be running.  Raises OSError."""
+        """Free the space of all chunks, for good.  Raises OSError.
+
+        The state must be INVALID, and no call may be running.
+        """
         with self._changed:
             self._file.truncate()
             self._space.add(-self.allocated_bytes)
@@ -195,15 +196,16 @@ class ThinStore:
 
     @property
     def state(self) -> State:
+        """The state of the store; an invalid one must not be read."""
         return self._map.superblock.state
 
     @property
     def reason(self) -> str:
-        """Why the store is in its state; empty unless given to `set_state`."""
+        """The reason of the state, as given to `set_state`; else empty."""
         return self._map.superblock.reason
 
     def set_state(self, state: State, reason: str = "") -> None:
-        """Record a state, durable before this returns.  Raises MediumError."""
+        """Record a state, durably.  Raises MediumError."""
         with self._changed:
             try:
                 self._map.set_state(state, reason)
@@ -227,7 +229,7 @@ class ThinStore:
                 raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
             place = self._place(chunk, start)
             return self._file.read(place, buffers, count * block_size, first, now)
-        runs: list[list[int]] = []  # [place in the chunk file, bytes], neighbours there joined
+        runs: list[list[int]] = []  # [place in the chunk file, bytes]; neighbours there are joined
         for chunk, start, blocks in self._pieces(first, count):
             mask = ((1 << blocks) - 1) << start
             if missing := mask & ~chunk_map.written(chunk):
@@ -246,7 +248,7 @@ class ThinStore:
         return True
 
     def _place(self, chunk: int, start: int) -> int:
-        """Where written blocks are in the chunk file, in bytes.  Raises MediumError."""
+        """Return the place of written blocks in the chunk file, in bytes.  Raises MediumError."""
         slot = self._map.slot(chunk)
         if not slot:
             why = f"{self._map.path}: the map has lost where the chunk is"
@@ -258,8 +260,8 @@ class ThinStore:
     def put(self, batch: Batch, first: int, count: int, buffers: block_device.Buffers | None) -> None:
         """Store `count` blocks from block `first` on and claim them for `batch`; `buffers` None stands for zeroes.
 
-        Waits for commits of others that touch a block of the range, having first committed what `batch` holds.
-        Raises BlockWritten, SpaceExhausted, MediumError, having stored nothing of this range; `batch` is as it was.
+        If a commit of another batch touches a block of the range, wait for its end; before waiting, commit `batch`.
+        Raises BlockWritten, SpaceExhausted, MediumError: then nothing of this range is stored, and `batch` is as before.
         """
         chunk, start = divmod(first, self.blocks_per_chunk)
         pieces = [(chunk, start, count)] if start + count <= self.blocks_per_chunk else list(self._pieces(first, count))
@@ -280,8 +282,9 @@ class ThinStore:
         )
 
     def commit(self, batch: Batch) -> None:
-        """Return when all of the batch is written (see the module's docstring); `batch` is empty then, to be used again.
-        Raises MediumError, with nothing of the batch written.
+        """Commit the batch (the module's docstring says how); it is empty afterwards and can be used again.
+
+        Raises MediumError: then nothing of the batch is written.
         """
         if not batch.claims:
             return
@@ -296,8 +299,9 @@ class ThinStore:
         batch.reset()
 
     def set_durability(self, durability: Durability) -> None:
-        """Change what commits survive from now on.  With POWER_LOSS all that was committed before is durable when this returns.
-        Raises MediumError.
+        """Set what commits survive from now on.  Raises MediumError.
+
+        With POWER_LOSS, all earlier commits are durable when this returns.
         """
         with self._changed:
             synced = self._synced
@@ -309,7 +313,7 @@ class ThinStore:
     def flush(self) -> None:
         """Make all committed writes durable.  Raises MediumError."""
         if self._synced:
-            return  # they are
+            return  # they are durable
         self._sync()
 
     def _sync(self) -> None:
@@ -330,7 +334,10 @@ class ThinStore:
             first += blocks
 
     def _claim(self, masks: list[tuple[int, int]], first: int, wait: bool) -> list[int] | None:
-        """Make the blocks pending and return their chunks' slots; None if others must be waited for and `wait` forbids it."""
+        """Make the blocks pending and return their chunks' slots.
+
+        Without `wait`, return None if that would wait for another commit.
+        """
         pending = self._pending
         chunk_map = self._map
         with self._changed:
@@ -362,7 +369,7 @@ class ThinStore:
             return slots
 
     def _release(self, masks: Iterable[tuple[int, int]]) -> None:
-        """End claims (lock held); slots that nothing was published in are free again."""
+        """End claims (lock held); slots without a published block are free again."""
         pending = self._pending
         for chunk, mask in masks:
             if rest := pending[chunk] & ~mask:
@@ -376,7 +383,10 @@ class ThinStore:
     def _store(
         self, pieces: list[Piece], masks: list[tuple[int, int]], slots: list[int], buffers: block_device.Buffers | None
     ) -> list[int]:
-        """Write the data of claimed blocks; the checksums of the chunks that are covered whole, 0 for the others."""
+        """Write the data of claimed blocks.
+
+        Return a checksum per chunk: 0 for chunks that are not covered as a whole.
+        """
         chunk_map = self._map
         for chunk, _ in masks:
             chunk_map.reserve(chunk)
@@ -387,7 +397,7 @@ class ThinStore:
             self._file.write(slots[0] * self.chunk_size + start * self.block_size, data, length)
             return [chunk_file.checksum(data) if masks[0][1] == chunk_map.full_mask(masks[0][0]) else 0]
         checksums = []
-        run: list[memoryview] = []  # data whose places in the chunk file follow one another, from run_place on
+        run: list[memoryview] = []  # data with adjacent places in the chunk file, from run_place on
         run_place = run_length = done = 0
         for (chunk, start, blocks), (_, mask), slot in zip(pieces, masks, slots, strict=True):
             place = slot * self.chunk_size + start * self.block_size
@@ -418,20 +428,20 @@ class ThinStore:
         self._record_checksums(full)
 
     def _commit_synced(self, group: list[Batch]) -> None:
-        """Steps 2 to 6."""
+        """Do steps 2 to 6 of a commit (see the module's docstring)."""
         chunk_map = self._map
         if self._broken:
             raise OSError(errno.EIO, self._broken)
         self._sync_data()
         stale = {claim[0] for batch in group for claim in batch.claims if chunk_map.is_stale(claim[0])}
         if stale:
-            with self._changed:  # chunks may share a byte of bits, and commits that are not synced store some, too
+            with self._changed:  # chunks may share a byte of bits, and unsynced commits store bits, too
                 for chunk in stale:
                     chunk_map.clean(chunk)
             self._sync_map()
         full: list[tuple[int, int]] = []
         for batch in group:
-            with self._changed:  # `written_bytes` counts under it
+            with self._changed:  # `written_bytes` counts under this lock
                 full += self._publish(batch)
         self._record_checksums(full)
         try:
@@ -441,13 +451,13 @@ class ThinStore:
                 for batch in group:
                     self._retract(batch)
             raise
-        with self._changed:  # likewise
+        with self._changed:  # chunks share a byte of confirmations, too
             for chunk, _ in full:
                 chunk_map.confirm(chunk)
         self.syncs.commits += 1
 
     def _publish(self, batch: Batch) -> list[tuple[int, int]]:
-        """Step 4; returns the chunks that are full now, with their checksums, 0 for those yet to be computed."""
+        """Do step 4; return the chunks that are full now, with their checksums, 0 for those that are yet to be computed."""
         chunk_map = self._map
         full = []
         for chunk, slot, mask, checksum in batch.claims:
@@ -466,7 +476,10 @@ class ThinStore:
                 self._blocks -= mask.bit_count()
 
     def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
-        """Read the chunks back that have no checksum yet.  One that cannot be read stays without: it is written all the same."""
+        """Read the full chunks back that have no checksum yet, and record it.
+
+        A chunk that cannot be read stays without one: it is written all the same.
+        """
         for chunk in (chunk for chunk, checksum in full if not checksum):
             try:
                 self._map.record_checksum(
@@ -480,7 +493,7 @@ class ThinStore:
             self._release((chunk, mask) for chunk, _, mask, _ in batch.claims)
 
     def _failed(self, error: BaseException, batch: Batch) -> Exception:
-        """What the writer of `batch` is told, whose group's commit raised `error`."""
+        """Return the error for the writer of `batch`, after the commit of its group raised `error`."""
         chunk, _, mask, _ = batch.claims[0]
         lba = chunk * self.blocks_per_chunk + contents.lowest(mask)
         return self._break(error, lba)
@@ -494,16 +507,16 @@ class ThinStore:
         self._map.sync()
 
     def _break(self, error: BaseException, lba: int) -> block_device.MediumError:
-        """Take no more writes."""
+        """Take no more writes, and return the error for the one at `lba`."""
         if not self._broken:
             self._broken = os_error.reason(error) if isinstance(error, OSError) else repr(error)
         return block_device.MediumError(
-            lba, True, f"{self._file.path}: syncing failed ({self._broken}); no more writes are taken"
+            lba, True, f"{self._file.path}: syncing failed ({self._broken}); it takes no more writes"
         )
 
     def _refuse_if_broken(self, lba: int) -> None:
         if self._broken:
-            why = f"{self._file.path}: an earlier sync failed ({self._broken}); no more writes are taken"
+            why = f"{self._file.path}: an earlier sync failed ({self._broken}); it takes no more writes"
             raise block_device.MediumError(lba, True, why)
 
     def _write_error(self, error: OSError, lba: int) -> block_device.BlockDeviceError:
@@ -514,27 +527,30 @@ class ThinStore:
     # -- what is there
 
     def extents(self, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
-        """(first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
+        """Yield (first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
         return contents.extents(self._map, first, count)
 
     def chunks_written(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """(chunk, mask of its written blocks) for chunks of [first, end) that have any, in order."""
+        """Yield (chunk, mask of its written blocks) for the chunks of [first, end) that have any, in order."""
         return contents.chunks_written(self._map, first, end)
 
     def chunks_on_their_way(self) -> list[int]:
-        """The chunks with pending blocks; those are visible from step 4 of their commit on, and durable at its end."""
+        """Return the chunks with pending blocks.
+
+        Those blocks are visible from step 4 of their commit on, and durable at its end.
+        """
         with self._changed:
             return list(self._pending)
 
     def used_bytes(self) -> int:
-        """What the store takes on disk: the chunk file and the map."""
+        """Return the space that chunk file and map take on disk, in bytes."""
         return self._file.disk_bytes() + self._map.disk_bytes()
 
     def written_bytes(self) -> int:
-        """How much of the LUN is written.  The first call counts what was there at open."""
+        """Return how many bytes of the LUN are written.  The first call counts the blocks that were written at open."""
         chunk_map = self._map
         while (page := chunk_map.next_page(self._counted)) is not None:
-            with self._changed:  # for a page at a time, so that writers need not wait for long
+            with self._changed:  # one page at a time, so that writers wait only a short time
                 if page >= self._counted:
                     base = page * SLOTS_PER_PAGE
                     slots = enumerate(chunk_map.page_slots(page), base)
@@ -543,27 +559,25 @@ class ThinStore:
         return self._blocks * self.block_size
 
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
-        """Read every chunk that has data, but those `passed_over`, and compare; one report per chunk, in order."""
+        """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
         return contents.verify(self._map, self._file, passed_over)
 
     def check_headers(self) -> list[str]:
-        """What is wrong with the superblocks and the header as they are on the disk, and with what has to be zeroes; a phrase
-        each.
-        """
-        wrong = self._map.check_superblocks() + self._map.check_gaps()
-        return wrong + self._file.check_header(self._map.superblock)
+        """Return the faults of superblocks and header on the disk, and of the places that have to be zeroes, a phrase each."""
+        faults = self._map.check_superblocks() + self._map.check_gaps()
+        return faults + self._file.check_header(self._map.superblock)
 
     def close(self) -> None:
-        """Flush and close.  No call may be running, none may follow.  Raises MediumError, closed all the same."""
+        """Flush and close; no call may be running or follow.  Raises MediumError, but is closed all the same."""
         try:
             if self._broken is None:
                 self.flush()
         finally:
-            del self._group  # which names us: no circle is left for a garbage collector that seldom runs
-            self._file.close()  # which may cut it: the map's lock keeps the next owner out until then
+            del self._group  # it refers to the store: no circle is left for a garbage collector that seldom runs
+            self._file.close()  # it may shorten the file, and the map's lock keeps the next owner out until then
             self._map.close()
 
 
 def files(path: Path) -> tuple[Path, Path]:
-    """The map and the chunk file of the store `path`."""
+    """Return the paths of the map and the chunk file of the store `path`."""
     return path.with_name(path.name + ".map"), path.with_name(path.name + ".chunks")
