@@ -7,7 +7,7 @@
 # make powercuts  a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
 # make lab     vagrant/ with a box made here: brought up, walked through, taken down; as root, many minutes
-# make lint    style and types
+# make lint    style, types, and that no import runs upward
 # make man     the manual pages, in build/man, from what --help says
 # make setup   .venv with .venv/bin/wolun, from the releases in .ci/requirements.txt; all of the above begin with it
 # make lock    move .ci/requirements.txt to the newest releases that setup.cfg allows
@@ -64,6 +64,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 lock: setup
 	@.ci/lock
