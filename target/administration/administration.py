@@ -32,7 +32,7 @@ from typing import Any
 from lun_backends.files import os_error, small_file
 from target import codec, messages
 from target.administration import portals
-from target.configuration import reader, settings, writer
+from target.configuration import reader, settings, values, writer
 from target.fabrics import access
 from target.fabrics import fabric as fabrics
 from target.scsi import scsi_target
@@ -121,7 +121,7 @@ class Administration:
         with self._lock:
             fields = codec.encode(request)
             if fields.pop("hidden"):
-                fields["lun"] = settings.NO_LUN
+                fields["lun"] = values.NO_LUN
             elif request.lun is None:
                 fields["lun"] = self._served.lowest_free_lun()
             wanted = problems.validated(settings.Volume, fields, f"volume {request.name}")
@@ -131,9 +131,7 @@ class Administration:
                 return
             self._served.add_volume(wanted)
             self._served.settings = changed
-            log.info(
-                "volume %s is served as LUN %s", wanted.name, settings.NO_LUN if wanted.lun is None else wanted.lun
-            )
+            log.info("volume %s is served as LUN %s", wanted.name, values.NO_LUN if wanted.lun is None else wanted.lun)
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
         """Change a volume; for another LUN or durability it is taken away and comes back."""
@@ -141,7 +139,7 @@ class Administration:
             before = self._volume(name)
             given = {key: value for key, value in codec.encode(request).items() if value is not None}
             if given.pop("hidden"):
-                given["lun"] = settings.NO_LUN
+                given["lun"] = values.NO_LUN
             if given.get("limit") == messages.NO_LIMIT:
                 given["limit"] = None
             wanted = problems.validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")

@@ -30,6 +30,6 @@ def config_check(context: common.Context, file: Path, json_here: bool) -> None:
 @config.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of configuration files."""
-    from target.configuration import settings
+    from target.configuration import schema
 
-    click.echo(json.dumps(settings.json_schema(), indent=2))
+    click.echo(json.dumps(schema.json_schema(), indent=2))

@@ -24,9 +24,7 @@ import pydantic
 import yaml
 
 from target.configuration import settings
-
-Where = tuple[str | int, ...]
-"""The path to a value: keys and indices."""
+from target.configuration.values import Where
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from target.configuration import settings
+from target.configuration import settings, values
+from target.configuration.access import within
 from target.iscsi import login
 from target.iscsi.chap import Algorithm, ChapAuthenticator, Credentials, Secret, SecretRefused
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.scsi import logical_unit, scsi_target
 
-_ALGORITHMS = {settings.ChapAlgorithm.SHA256: Algorithm.SHA_256, settings.ChapAlgorithm.MD5: Algorithm.MD5}
+_ALGORITHMS = {values.ChapAlgorithm.SHA256: Algorithm.SHA_256, values.ChapAlgorithm.MD5: Algorithm.MD5}
 _SECRET_FILE_MAXIMUM = 4096
 
 
@@ -119,7 +120,7 @@ class Rule:
     """One entry of `access.initiators`, ready to use; `broken` says why it lets nobody in."""
 
     name: str
-    networks: Sequence[settings.Network] = ()
+    networks: Sequence[values.Network] = ()
     credentials: Credentials | None = None
     read_only: bool = False
     luns: Mapping[str, tuple[scsi_target.Reach, ...]] | None = None  # by the unit's name; None: all as they are
@@ -127,7 +128,7 @@ class Rule:
 
     def admits(self, address: str) -> bool:
         """Whether initiators that this rule is for may log in from there."""
-        return not self.broken and (not self.networks or settings.within(address, self.networks))
+        return not self.broken and (not self.networks or within(address, self.networks))
 
     def view(self, number: int, unit: logical_unit.LogicalUnit) -> Iterable[scsi_target.Reach]:
         """Under which LUNs the initiator reaches a unit of the target (`scsi_target.View`)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from target.configuration import reader, settings
+from target.configuration import reader, schema
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 
@@ -53,13 +53,13 @@ def test_the_full_example_names_every_key() -> None:
             return set(value) | {key for each in value.values() for key in keys(each)}
         return {key for each in value for key in keys(each)} if isinstance(value, list) else set()
 
-    schema = settings.json_schema()
-    there_are = {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
+    made = schema.json_schema()
+    there_are = {key for part in (made, *made["$defs"].values()) for key in part.get("properties", {})}
     assert keys(yaml.safe_load((CONFIG / "full.yaml").read_text())) == there_are
 
 
 def test_the_schema_is_current() -> None:
-    assert json.loads((CONFIG / "schema.json").read_text()) == settings.json_schema(), (
+    assert json.loads((CONFIG / "schema.json").read_text()) == schema.json_schema(), (
         "run `wolun config schema > config/schema.json`"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from target.configuration import reader, settings
+from target.configuration import reader, settings, values
 from target.fabrics import access
 from target.fabrics.access import Rules, SecretFileRefused
 from target.iscsi import login
@@ -195,7 +195,7 @@ class TestProof:
             secret_file=Path("a"),
             target_name="wolun",
             target_secret_file=Path("b"),
-            algorithms=(settings.ChapAlgorithm.SHA256,),
+            algorithms=(values.ChapAlgorithm.SHA256,),
         )
         found = access.credentials(chap, tmp_path)
         assert (found.name, found.target_name, found.algorithms) == ("ann", "wolun", (Algorithm.SHA_256,))

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from target import units
-from target.configuration import reader, settings, writer
+from target.configuration import reader, settings, values, writer
 
 ROOT = Path(__file__).parents[3]
 FILE = "wolun.yaml"
@@ -214,7 +214,7 @@ VOLUMES = st.lists(
     st.builds(
         settings.Volume,
         name=NAMES,
-        lun=LUNS | st.none().map(lambda _: settings.NO_LUN),
+        lun=LUNS | st.none().map(lambda _: values.NO_LUN),
         size=st.none() | st.integers(1, 1 << 30).map(lambda blocks: blocks * 4096),
         block_size=st.sampled_from([512, 4096]),
         chunk_size=st.sampled_from([4096, 65536, 1 << 20]),

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that keys of the configuration may have: sizes, names, LUNs, addresses."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from lun_backends import names
+from target import units
+
+CHUNK_MINIMUM = 4 << 10
+CHUNK_MAXIMUM = 1 << 20
+PHYSICAL_MINIMUM = 4 << 10
+PHYSICAL_MAXIMUM = 1 << 20
+LUN_MAXIMUM = 16383
+"""SAM-5 4.7.7.4: flat space addressing has 14 bits."""
+
+LARGEST = (1 << 63) - 1
+"""Bytes of any file: an off_t holds no more."""
+
+NO_LUN = "none"
+
+NAME_PATTERN = f"^{names.PATTERN}$"
+"""Names of volumes and snapshots: they become file names, and `@` separates the two."""
+
+# RFC 3720 3.2.6.3 as far as it is in use: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>, naa.<16 or 32 hex>.
+IQN_PATTERN = (
+    r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9.-]*(:[a-z0-9.:_-]+)?"
+    r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
+)
+IQN_MAXIMUM = 223
+INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,3}[*?\[])[A-Za-z0-9.:_*?\[\]!-]*$"
+"""A name, or a pattern of names as in file names: `*`, `?` and `[...]`."""
+UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
+"""`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
+LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
+
+
+Where = tuple[str | int, ...]
+"""The path to a value: keys and indices."""
+
+Problems = Mapping[Where, str]
+"""The path of each value that does not fit its neighbours, and why."""
+
+
+class ChapAlgorithm(enum.Enum):
+    """How CHAP's answers are computed."""
+
+    SHA256 = "sha256"
+    MD5 = "md5"
+
+
+def _size(value: object) -> object:
+    return units.parse_size(value) if isinstance(value, str) else value
+
+
+def _allowed_size(value: int) -> int:
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{value} bytes are no size: from 0 to {units.exact_size(LARGEST + 1)}, less one byte")
+    return value
+
+
+def _network(value: object) -> object:
+    if not isinstance(value, str):  # ipaddress would take the number 5 for 0.0.0.5
+        raise ValueError(f"{value!r} is no network: write one like 127.0.0.0/8 or 10.1.2.3/32")
+    try:
+        return ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: write a network like 127.0.0.0/8 or 10.1.2.3/32") from None
+
+
+def _listen(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not re.match(LISTEN_PATTERN, value) or int(port) > 65535:
+        raise ValueError(f"{value!r} is no address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260")
+    if host.startswith("["):
+        ipaddress.IPv6Address(host[1:-1])
+    return value
+
+
+def _matching(pattern: str, what: str) -> pydantic.AfterValidator:
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.match(value):
+            raise ValueError(f"{value!r} is no {what}")
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
+def _schema(**extra: Any) -> Any:
+    return pydantic.Field(json_schema_extra=extra)
+
+
+Size = Annotated[
+    int,
+    pydantic.BeforeValidator(_size),
+    pydantic.AfterValidator(_allowed_size),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "pattern": units.SIZE_PATTERN}, {"type": "integer", "minimum": 0}],
+            "examples": ["64KiB", "1GiB"],
+        }
+    ),
+]
+Percent = Annotated[int, pydantic.Field(ge=1, le=100)]
+Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[
+    str,
+    _matching(NAME_PATTERN, f"name: {names.RULE}"),
+    _schema(pattern=NAME_PATTERN),
+]
+TargetName = Annotated[
+    str,
+    _matching(IQN_PATTERN, "iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
+    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
+]
+InitiatorName = Annotated[
+    str,
+    _matching(
+        INITIATOR_PATTERN,
+        "initiator's name: write an iSCSI name, like iqn.2026-11.org.example:host, or a pattern of them with * and ?",
+    ),
+    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
+]
+UnitName = Annotated[
+    str,
+    _matching(UNIT_PATTERN, "unit: write VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once"),
+    _schema(pattern=UNIT_PATTERN),
+]
+
+
+def _lun_or_none(value: object) -> object:
+    if value is None:
+        raise ValueError(f"write a number, or {NO_LUN}")
+    return None if value == NO_LUN else value
+
+
+ChapName = Annotated[str, pydantic.Field(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
+Lun = Annotated[int, pydantic.Field(ge=0, le=LUN_MAXIMUM)]
+LunOrNone = Annotated[
+    Lun | None,
+    pydantic.BeforeValidator(_lun_or_none),
+    pydantic.PlainSerializer(lambda value: NO_LUN if value is None else value),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": LUN_MAXIMUM}, {"const": NO_LUN}],
+            "examples": [0, NO_LUN],
+        }
+    ),
+]
+Listen = Annotated[str, pydantic.AfterValidator(_listen), _schema(pattern=LISTEN_PATTERN)]
+Listens = Annotated[
+    tuple[Listen, ...],
+    pydantic.Field(min_length=1),
+    pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    pydantic.PlainSerializer(lambda value: value[0] if len(value) == 1 else value),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": LISTEN_PATTERN},
+                {"type": "array", "items": {"type": "string", "pattern": LISTEN_PATTERN}, "minItems": 1},
+            ]
+        }
+    ),
+]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, pydantic.BeforeValidator(_network)]
+Kept = Annotated[int, pydantic.Field(ge=0, le=10_000)]
+
+
+def _allowed_block_size(value: int) -> int:
+    if value not in (512, 4096):
+        raise ValueError(f"{value} is no block size: 512 or 4096")
+    return value
+
+
+def _allowed_chunk_size(value: int) -> int:
+    if value & (value - 1) or not CHUNK_MINIMUM <= value <= CHUNK_MAXIMUM:
+        raise ValueError(f"{units.exact_size(value)} is no chunk size: a power of two from 4KiB to 1MiB")
+    return value
+
+
+def _allowed_physical_block_size(value: int) -> int:
+    if value & (value - 1) or not PHYSICAL_MINIMUM <= value <= PHYSICAL_MAXIMUM:
+        raise ValueError(f"{units.exact_size(value)} is no physical block size: a power of two from 4KiB to 1MiB")
+    return value
+
+
+BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
+ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
+PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_block_size)]
+
+
+class Group(pydantic.BaseModel):
+    """What all parts of the configuration share."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+def below(where: Where, problems: Problems) -> Problems:
+    """Return the problems of the group at `where`, with whole paths."""
+    return {(*where, *inside): what for inside, what in problems.items()}
