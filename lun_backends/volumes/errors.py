@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lun_backends import block_device
+from lun_backends.files import os_error
 
 
 @dataclass(eq=False)
@@ -66,3 +67,8 @@ class RollbackUnderWay(VolumeError):
 
 class ResizeRefused(VolumeError):
     """The volume's size was not changed."""
+
+
+def why(error: OSError | block_device.BlockDeviceError) -> str:
+    """Return the reason of an error of the system or of a device, as a phrase for people."""
+    return os_error.reason(error) if isinstance(error, OSError) else str(error)

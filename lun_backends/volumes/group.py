@@ -26,7 +26,9 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.files import small_file, storage_io
-from lun_backends.volumes import errors, manifest, snapshot, volume
+from lun_backends.volumes import errors, manifest, taking, volume
+from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes.state import State
 
 
 def create(
@@ -34,98 +36,103 @@ def create(
     name: str,
     labels: Mapping[str, str] | None = None,
     io: storage_io.StorageIO = storage_io.SYSTEM,
-) -> list[snapshot.Snapshot]:
-    """Take a snapshot called `name` of each volume, all at one moment; in the order of `volumes`.
+) -> list[Snapshot]:
+    """Take a snapshot called `name` of each volume, all at one moment.  Return them in the order of `volumes`.
 
     Raises VolumeError as `Volume.create_snapshot`; then none was taken.
     """
-    if not volumes or len({each.directory for each in volumes}) < len(volumes):
+    if not volumes or len({member.directory for member in volumes}) < len(volumes):
         raise errors.VolumeError(name, "a group is of one or more volumes, each once", "name each volume once")
-    if len({each.directory.parent for each in volumes}) > 1:
+    if len({member.directory.parent for member in volumes}) > 1:
         raise errors.VolumeError(name, "the volumes are not kept in one place", "take their snapshots one by one")
-    identity = uuid.uuid4()
-    begun: dict[str, volume.Taking] = {}
     # Always in the same order, lest two groups wait for each other.
-    ordered = sorted(volumes, key=lambda each: str(each.directory))
+    states = sorted((member.state for member in volumes), key=lambda state: str(state.directory))
+    group = _Group(uuid.uuid4(), states, io)
     with contextlib.ExitStack() as locks:
-        for each in ordered:
-            locks.enter_context(each.changing())
+        for state in states:
+            locks.enter_context(state.changing)
         try:
-            for each in ordered:
-                begun[each.name] = each.begin_taking(name, labels, group=identity)
-            for each in ordered:
-                each.prepare_taking(begun[each.name])
-            taken = _barrier(ordered, begun, identity, io)
+            for state in states:
+                group.begun[state.name] = taking.begin(state, name, labels, group=group.identity)
+            for state in states:
+                taking.prepare(state, group.begun[state.name])
+            taken = group.barrier()
         except (OSError, block_device.BlockDeviceError) as error:
-            _take_back(ordered, begun, identity, io)
+            group.take_back()
             if isinstance(error, errors.VolumeError):
                 raise
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise errors.SnapshotFailed(name, f"no snapshot was taken: {reason}", "check the disk") from error
+            reason = f"no snapshot was taken: {errors.why(error)}"
+            raise errors.SnapshotFailed(name, reason, "check the disk") from error
         with contextlib.suppress(OSError):  # then the next open does it
-            for each in ordered:
-                each.end_group()
-            _uncommit(ordered[0].directory.parent, identity, io)
-    return [taken[each.name] for each in volumes]
+            for state in states:
+                taking.end_group(state)
+            group.uncommit()
+    return [taken[member.name] for member in volumes]
 
 
-def _barrier(
-    ordered: Sequence[volume.Volume], begun: Mapping[str, volume.Taking], identity: uuid.UUID, io: storage_io.StorageIO
-) -> dict[str, snapshot.Snapshot]:
-    """Raises OSError, MediumError."""
-    began = time.perf_counter()
-    with contextlib.ExitStack() as gates:
-        for each in ordered:
-            gates.enter_context(each.device.hold())
-        try:
-            for each in ordered:
-                each.commit_taking(begun[each.name])
-            _commit(ordered, identity, io)
-        except BaseException:
-            _take_back(ordered, begun, identity, io)  # before any write goes on
-            raise
-        taken = {each.name: each.end_taking(begun[each.name]) for each in ordered}
-    held = time.perf_counter() - began
-    for made in taken.values():
-        made.held_seconds = held
-    return taken
+class _Group:
+    """A group on its way; `begun` has the snapshot of each volume that has come so far."""
 
+    def __init__(self, identity: uuid.UUID, states: Sequence[State], io: storage_io.StorageIO) -> None:
+        self.identity = identity
+        self.begun: dict[str, taking.Taking] = {}
+        self._states = states
+        self._io = io
+        self._path = manifest.group_path(states[0].directory, identity)
 
-def _take_back(
-    ordered: Sequence[volume.Volume], begun: Mapping[str, volume.Taking], identity: uuid.UUID, io: storage_io.StorageIO
-) -> None:
-    """Make sure that none of them comes up at the next open."""
-    _uncommit(ordered[0].directory.parent, identity, io)
-    for each in ordered:
-        if each.name in begun:
-            each.abandon_taking(begun[each.name])
+    def barrier(self) -> dict[str, Snapshot]:
+        """Take all snapshots while the writes of all volumes are held.  Raises OSError, MediumError."""
+        began = time.perf_counter()
+        with contextlib.ExitStack() as gates:
+            for state in self._states:
+                gates.enter_context(state.device.hold())
+            try:
+                for state in self._states:
+                    taking.commit(state, self.begun[state.name])
+                self._commit()
+            except BaseException:
+                self.take_back()  # before any write goes on
+                raise
+            taken = {state.name: taking.end(state, self.begun[state.name]) for state in self._states}
+        held = time.perf_counter() - began
+        for snapshot in taken.values():
+            snapshot.held_seconds = held
+        return taken
 
+    def take_back(self) -> None:
+        """Make sure that none of the snapshots comes up at the next open."""
+        self.uncommit()
+        for state in self._states:
+            if state.name in self.begun:
+                taking.abandon(state, self.begun[state.name])
 
-def _commit(ordered: Sequence[volume.Volume], identity: uuid.UUID, io: storage_io.StorageIO) -> None:
-    """Make the group's file, durably.  Raises OSError."""
-    parent = ordered[0].directory.parent
-    path = manifest.group_path(parent / "any", identity)
-    if not path.parent.is_dir():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        io.fsync_directory(parent)
-    small_file.replace(path, json.dumps([each.directory.name for each in ordered]).encode(), io=io)
+    def _commit(self) -> None:
+        """Make the group's file, durably.  Raises OSError."""
+        directory = self._path.parent
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._io.fsync_directory(directory.parent)
+        names = json.dumps([state.directory.name for state in self._states]).encode()
+        small_file.replace(self._path, names, io=self._io)
 
-
-def _uncommit(parent: Path, identity: uuid.UUID, io: storage_io.StorageIO) -> None:
-    path = manifest.group_path(parent / "any", identity)
-    for each in (path, small_file.beside(path)):
-        with contextlib.suppress(OSError):
-            io.unlink(each)
-            io.fsync_directory(path.parent)
+    def uncommit(self) -> None:
+        """Remove the group's file, if it is there and can be removed."""
+        for path in (self._path, small_file.beside(self._path)):
+            with contextlib.suppress(OSError):
+                self._io.unlink(path)
+                self._io.fsync_directory(path.parent)
 
 
 def sweep(parent: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Remove the files of groups that no manifest names any more, after a crash; `parent` has the volumes' directories."""
+    """Remove the files of groups that no manifest names any longer, after a crash.
+
+    `parent` is the directory that holds the volumes' directories.
+    """
     for path in sorted(manifest.group_path(parent / "any", uuid.UUID(int=0)).parent.glob("*")):
         with contextlib.suppress(OSError, ValueError, manifest.ManifestError):
             if path.suffix != ".new":
                 names = json.loads(path.read_text())
                 records = [manifest.load(parent / name) for name in names if manifest.exists(parent / name)]
-                if any(each.group == uuid.UUID(path.name) for record in records for each in record.snapshots):
+                if any(snapshot.group == uuid.UUID(path.name) for record in records for snapshot in record.snapshots):
                     continue
             io.unlink(path)

@@ -190,7 +190,7 @@ def served(tmp_path: Path) -> Iterator[service.Service]:
 def test_everybody_is_told(served: service.Service) -> None:
     owner = served.open_volumes["vol0"]
     io = FaultyIO()
-    owner._io = io
+    owner.state.io = io
     owner.create_snapshot("a")
     fail_twice(io, "vol0")
     with pytest.raises(errors.RollbackRefused):

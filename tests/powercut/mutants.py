@@ -13,7 +13,7 @@ from lun_backends import block_device, copy_on_write, flat, preserving, tracking
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import small_file, storage_io
 from lun_backends.stores import chunk_map, thin
-from lun_backends.volumes import manifest, rollback_overlay, volume
+from lun_backends.volumes import deleting, manifest, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
@@ -139,15 +139,15 @@ def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
 @contextlib.contextmanager
 def taken_without_flush() -> Iterator[None]:
     """Rule 7: a snapshot is taken without flushing the primary."""
-    prepare, commit = volume.Volume.prepare_taking, volume.Volume.commit_taking
+    prepare, commit = taking.prepare, taking.commit
 
     def hasty(step: Any, *arguments: Any) -> None:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
             step(*arguments)
 
     with (
-        mock.patch.object(volume.Volume, "prepare_taking", lambda *arguments: hasty(prepare, *arguments)),
-        mock.patch.object(volume.Volume, "commit_taking", lambda *arguments: hasty(commit, *arguments)),
+        mock.patch.object(taking, "prepare", lambda *arguments: hasty(prepare, *arguments)),
+        mock.patch.object(taking, "commit", lambda *arguments: hasty(commit, *arguments)),
     ):
         yield
 
@@ -155,15 +155,15 @@ def taken_without_flush() -> Iterator[None]:
 @contextlib.contextmanager
 def restored_without_flush() -> Iterator[None]:
     """A rollback leaves out chunks that equal the snapshot's in memory, though not on the disk."""
-    prepare, mark = volume.Volume._prepare_restoring, volume.Volume._mark_restoring
+    prepare, commit = rollback.prepare, rollback.commit
 
     def hasty(step: Any, *arguments: Any) -> Any:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
             return step(*arguments)
 
     with (
-        mock.patch.object(volume.Volume, "_prepare_restoring", lambda *arguments: hasty(prepare, *arguments)),
-        mock.patch.object(volume.Volume, "_mark_restoring", lambda *arguments: hasty(mark, *arguments)),
+        mock.patch.object(rollback, "prepare", lambda *arguments: hasty(prepare, *arguments)),
+        mock.patch.object(rollback, "commit", lambda *arguments: hasty(commit, *arguments)),
     ):
         yield
 
@@ -184,12 +184,12 @@ def settled_without_flush() -> Iterator[None]:
 @contextlib.contextmanager
 def forgotten_move() -> Iterator[None]:
     """Rule 8: after a restart nobody knows that chunks are still moving down, so changed ones are copied over them."""
-    arm = volume.Volume._arm
+    arm = state.State.arm
 
-    def forget(self: volume.Volume, _tracker: tracking.Tracker) -> None:
+    def forget(self: state.State, _tracker: tracking.Tracker) -> None:
         arm(self, tracking.Tracker(self.device.chunks))
 
-    with mock.patch.object(volume.Volume, "_arm", forget):
+    with mock.patch.object(state.State, "arm", forget):
         yield
 
 
@@ -198,16 +198,16 @@ def second_deletion_forgets_the_first() -> Iterator[None]:
     """Rule 8: the newest snapshot is deleted while a deletion of the next older one is stopped, and nobody thinks of the
     chunks of that one, which are still moving down, too.
     """
-    mark, moving = volume.Volume._mark_deleting, volume.Volume._moving_tracker
+    mark, moving = deleting.mark_deleting, state.State.moving_tracker
 
-    def forget(self: volume.Volume, snapshot: Snapshot) -> None:
-        def only_its_own(_self: volume.Volume, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
-            return moving(self, [each for each in snapshots if each is snapshot])
+    def forget(changed: state.State, snapshot: Snapshot) -> None:
+        def only_its_own(self: state.State, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
+            return moving(self, [other for other in snapshots if other is snapshot])
 
-        with mock.patch.object(volume.Volume, "_moving_tracker", only_its_own):
-            mark(self, snapshot)
+        with mock.patch.object(state.State, "moving_tracker", only_its_own):
+            mark(changed, snapshot)
 
-    with mock.patch.object(volume.Volume, "_mark_deleting", forget):
+    with mock.patch.object(deleting, "mark_deleting", forget):
         yield
 
 

@@ -19,7 +19,7 @@ import pytest
 from lun_backends import block_device, tracking
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import errors, pending_chunks, rollback_overlay, volume
+from lun_backends.volumes import errors, pending_chunks, rollback, rollback_overlay, volume
 from tests.lun_backends import store_factory
 
 CHUNK = 4096
@@ -220,7 +220,7 @@ def test_refusals(made: Made) -> None:
 def test_what_is_written_while_it_looks_for_changes_is_rolled_back_too(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(made.volume, "_check_room", lambda *_: fill(made.volume.device, 3, 27 * CHUNK, BLOCK))
+    monkeypatch.setattr(rollback, "check_room", lambda *_: fill(made.volume.device, 3, 27 * CHUNK, BLOCK))
     made.volume.begin_rollback("a")
     made.check(made.moments["a"])
 
@@ -235,7 +235,7 @@ def test_snapshots_taken_while_it_looks_for_changes_stay_true(made: Made, monkey
             made.moments[name] = read(made.volume.device)
             fill(made.volume.device, 4, 28 * CHUNK, BLOCK)
 
-    monkeypatch.setattr(made.volume, "_check_room", take_another)
+    monkeypatch.setattr(rollback, "check_room", take_another)
     made.volume.begin_rollback("a")
     made.check(made.moments["a"])
     assert made.volume.continue_rollback()
@@ -250,7 +250,7 @@ def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
     now = read(made.volume.device)
     lost = made.volume.snapshot("c")
     monkeypatch.setattr(
-        made.volume, "_check_room", lambda *_: made.volume._enforcer.invalidate(lost, "the disk failed")
+        rollback, "check_room", lambda *_: made.volume.state.enforcer.invalidate(lost, "the disk failed")
     )
     with pytest.raises(errors.RollbackRefused, match="'c' is invalid: the disk failed"):
         made.volume.begin_rollback("b")

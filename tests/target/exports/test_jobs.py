@@ -13,7 +13,7 @@ import pytest
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contents, thin
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import deleting, errors, volume
 from target import messages
 from target.configuration import reader
 from target.exports import jobs as backups
@@ -174,14 +174,14 @@ def test_a_snapshot_in_deletion_is_not_exported(served: service.Service, tmp_pat
 def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(served: service.Service) -> None:
     """Two deletions and a rollback wait for each other's end; meanwhile the name is given to a new snapshot."""
     owner = served.served("vol0")
-    with owner._reshaping:
+    with owner.state.reshaping:
         asked = [
             served.delete_snapshot("vol0", "b"),
             served.reshaping.restore("vol0", "b", force=True),
             served.delete_snapshot("vol0", "b"),
         ]
-        with owner._changing:
-            owner._forget(owner.snapshot("b"))
+        with owner.state.changing:
+            deleting.forget(owner.state, owner.snapshot("b"))
         served.create_snapshot("vol0", "b")
     assert [ended(job).state for job in asked] == ["failed"] * 3
     assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]

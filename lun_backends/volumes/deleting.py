@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deleting a snapshot (rule 8, lun_backends/README.md).
+
+The oldest goes at once.  Any other is marked `deleting`, its chunks move down to the next older one, and then it goes.  A
+deletion that was stopped or interrupted simply starts again: chunks that went down already are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+from lun_backends import block_device, tracking, write_once
+from lun_backends.files import os_error
+from lun_backends.stores import thin
+from lun_backends.volumes import errors, invalidation, move_down
+from lun_backends.volumes.manifest import SnapshotState
+from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes.state import State
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+Cancelled = Callable[[], bool]
+
+
+def delete(state: State, snapshot: Snapshot, progress: Progress | None, cancelled: Cancelled | None) -> None:
+    """Delete a snapshot.  The caller holds `State.reshaping`.  Raises VolumeError, DeletionStopped."""
+    index = state.snapshots.index(snapshot)
+    try:
+        if index and snapshot.is_invalid:
+            reason = f"{snapshot.name!r} is invalid, and older snapshots must not be read around it"
+            raise errors.VolumeError(state.name, reason, "delete the older ones first")
+        if index:
+            older = state.snapshots[index - 1]
+            if not snapshot.deleting:
+                mark_deleting(state, snapshot)
+            # No read goes past an invalid snapshot, so it may lack the chunks.  But then it must stay invalid.
+            if older.is_invalid and not older.invalid_on_disk:
+                state.enforcer.invalidate(older, older.invalid_reason)
+            if not older.is_invalid and not _move_down(state, snapshot, older, progress, cancelled):
+                reason = f"deleting {snapshot.name!r} was stopped"
+                raise errors.DeletionStopped(state.name, reason, "delete it again to go on")
+        with state.changing:
+            forget(state, snapshot)
+    except OSError as error:
+        reason = f"cannot delete {snapshot.name!r}: {os_error.reason(error)}"
+        raise errors.VolumeError(state.name, reason, "check the disk and delete it again") from error
+
+
+def _move_down(
+    state: State, snapshot: Snapshot, older: Snapshot, progress: Progress | None, cancelled: Cancelled | None
+) -> bool:
+    """Move the chunks of `snapshot` to `older`.  Return False if it was cancelled.  Raises VolumeError."""
+    try:
+        with state.space.unlimited():
+            return move_down.move_down(snapshot.write_once, older.write_once, state.chunk_size, progress, cancelled)
+    except block_device.SpaceExhausted as error:
+        reason = f"there is no room to move the chunks of {snapshot.name!r} to {older.name!r}"
+        raise errors.VolumeError(state.name, reason, "free space, or delete the oldest snapshot first") from error
+    except block_device.SnapshotInvalid:
+        if not older.invalid_on_disk:
+            raise
+        return True  # it was invalidated meanwhile
+
+
+def mark_deleting(state: State, snapshot: Snapshot) -> None:
+    """Let nothing go into `snapshot` any longer, durably.
+
+    From here on it is read-only.  If it was the newest, copies go to the next older active one.  That one must not copy
+    a chunk from the primary that `snapshot` has, because such chunks have changed since.  So all of them are put into its
+    tracker, and a chunk that `snapshot` has in part is completed first.  The same goes for snapshots in deletion between
+    the two.
+    """
+    tracker = known_below(state, snapshot) if snapshot is state.newest_active() else None
+    with state.changing:
+        if tracker is None or snapshot is not state.newest_active():
+            _begin_deleting(state, snapshot)
+            return
+        with state.device.hold():
+            if state.device.tracker is not None:
+                tracker.known |= state.device.tracker.known
+            _begin_deleting(state, snapshot)
+            state.arm(tracker)
+
+
+def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
+    """Return the chunks that the next older active snapshot must not copy from the primary once `snapshot` is deleted.
+
+    `snapshot` is the newest.  This takes long, and another snapshot may be taken meanwhile.  Raises VolumeError, and as
+    preserving does.
+    """
+    older = state.snapshots[: state.snapshots.index(snapshot)]
+    between = list(itertools.takewhile(lambda other: other.deleting, reversed(older)))
+    if lost := next((other for other in between if other.is_invalid), None):
+        reason = f"{lost.name!r} was on its way down to an older one and cannot be read: {lost.invalid_reason}"
+        raise errors.VolumeError(state.name, reason, "delete the older ones first")
+    for source in (snapshot, *between):
+        _complete_partial(state, source)
+    tracker = state.moving_tracker(between)
+    # A chunk that is visible and not durable yet must not count: its writer still waits, and another writer would not.
+    own = state.moving_tracker([snapshot])
+    if isinstance(snapshot.write_once, write_once.WriteOnce):
+        on_their_way = snapshot.write_once.chunks_on_their_way()
+        if snapshot.write_once.store.broken:  # and has taken back the chunks that it could not make durable
+            own = state.moving_tracker([snapshot])
+        own.known.difference_update(tracking.BitMap(on_their_way))
+    tracker.known |= own.known
+    return tracker
+
+
+def _begin_deleting(state: State, snapshot: Snapshot) -> None:
+    """Record that `snapshot` is in deletion.  Raises OSError; then nothing has changed."""
+    state.store_or_not(state.with_record(dataclasses.replace(state.record_of(snapshot), state=SnapshotState.DELETING)))
+    snapshot.deleting = True
+    snapshot.view.close()  # while writes are held: changes from here on are not preserved for it
+
+
+def forget(state: State, snapshot: Snapshot) -> None:
+    """Take a snapshot off the list, durably; off the chain, once its last reader has ended; then remove its files.
+
+    The caller holds `State.changing`.  Raises OSError.
+    """
+    left = tuple(other for other in state.snapshots if other is not snapshot)
+    # Snapshots in deletion that are the oldest now have none below to move their chunks to.
+    while left and left[0].deleting:
+        left = left[1:]
+    removed = [other for other in state.snapshots if other not in left]
+    kept = {other.uuid for other in left}
+    records = tuple(record for record in state.manifest.snapshots if record.uuid in kept)
+    shorter = dataclasses.replace(state.manifest, snapshots=records)
+    newest = state.newest_active()
+    if newest in left or (newest is None and state.device.write_once_side is None):
+        state.store_or_not(shorter)
+        state.snapshots = left
+    else:
+        with state.device.hold():
+            state.store_or_not(shorter)
+            state.snapshots = left
+            state.arm(tracking.Tracker(state.device.chunks))
+    state.chain.replace([other.write_once for other in left])
+    for other in removed:
+        other.view.close()
+        other.write_once.close()
+        if isinstance(other.write_once, write_once.WriteOnce):
+            state.space.add(-other.write_once.store.allocated_bytes)
+        thin.ThinStore.remove(state.path(other.uuid), state.io)
+        invalidation.unmark(state.path(other.uuid), state.io)
+
+
+def _complete_partial(state: State, snapshot: Snapshot) -> None:
+    """Preserve, in the newest snapshot, all of every chunk that `snapshot` has in part.
+
+    A snapshot has a chunk in part if an initiator wrote to its write-once LUN directly.
+    """
+    for chunk, written in move_down.chunks(snapshot.write_once, state.chunk_size):
+        length = min(state.chunk_size, snapshot.write_once.size - chunk * state.chunk_size)
+        if written < length:
+            state.device.preserve(chunk * state.chunk_size, length)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating, opening and closing a volume: from its files to a `State`, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from lun_backends import block_device, flat, lost_device, names, write_once
+from lun_backends.durability import Durability
+from lun_backends.files import backing_file, os_error, storage_io
+from lun_backends.stores import store_file, thin
+from lun_backends.volumes import boot, errors, invalidation, manifest, pending_chunks, policy, rollback
+from lun_backends.volumes.manifest import SnapshotState
+from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes.state import State
+
+DEFAULT_CHUNK_SIZE = 65536
+
+
+def create(
+    directory: Path,
+    name: str,
+    primary: Path,
+    *,
+    size: int | None,
+    block_size: int,
+    chunk_size: int,
+    direct: bool,
+    durability: Durability,
+    rules: policy.Policy,
+    listener: policy.Listener,
+    io: storage_io.StorageIO,
+) -> State:
+    """Make a volume and open it.  See `Volume.create`."""
+    if not names.valid(name):
+        raise errors.BadName(name, "this is no name for a volume", f"a name is {names.RULE}")
+    if manifest.exists(directory):
+        reason = f"there is a volume in {directory} already"
+        raise errors.VolumeError(name, reason, "open it, or give another directory")
+    try:
+        (directory / "snapshots").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot make {directory}: {os_error.reason(error)}"
+        raise errors.VolumeError(name, reason, "check path and permissions") from error
+    actual = _primary_size(name, primary, size, block_size=block_size, direct=direct)
+    try:
+        record = manifest.Manifest(
+            name=name,
+            uuid=uuid.uuid4(),
+            created_at=manifest.now(),
+            primary=manifest.PrimaryRecord(path=primary.absolute(), direct=direct),
+            size=actual if size is None else size,
+            block_size=block_size,
+            chunk_size=chunk_size,
+            durability=durability,
+            in_use=None if durability is Durability.POWER_LOSS else boot.current(),
+        )
+    except ValueError as error:  # pydantic's ValidationError is one
+        reason = manifest.first_problem(error)
+        raise errors.VolumeError(name, reason, "correct it and create the volume again") from error
+    state = State(directory, record, io, rules, listener)
+    try:
+        state.store(record)
+    except OSError as error:
+        close(state)
+        reason = f"cannot write the manifest: {os_error.reason(error)}"
+        raise errors.VolumeError(name, reason, "check the file system") from error
+    state.opened = True
+    return state
+
+
+def _primary_size(name: str, primary: Path, size: int | None, *, block_size: int, direct: bool) -> int:
+    """Return the size of the primary in bytes, and make it first if `size` says how large.
+
+    Raises CannotOpen; VolumeError if it is smaller than `size`.
+    """
+    if size is not None and not primary.exists():
+        backing_file.create(primary, size)
+    with contextlib.closing(flat.Flat(primary, block_size=block_size, direct=direct)) as device:
+        actual = device.size
+    if size is not None and actual < size:
+        raise errors.VolumeError(name, f"{primary} has {actual} bytes, fewer than {size}", "give the size it has")
+    return actual
+
+
+def open_state(directory: Path, rules: policy.Policy, listener: policy.Listener, io: storage_io.StorageIO) -> State:
+    """Open the volume in `directory`.  See `Volume.open`."""
+    recorded = manifest.load(directory)
+    record = manifest.without_groups(directory, recorded)
+    if record != recorded:
+        with contextlib.suppress(OSError):  # the next open reads the same, and tries again
+            manifest.store(directory, record, io)
+    state = State(directory, record, io, rules, listener)
+    try:
+        _open_snapshots(state)
+        _note_boot(state)
+        state.opened = True
+    except BaseException:
+        close(state)
+        raise
+    return state
+
+
+def close(state: State) -> None:
+    """Drain, flush and release everything.  Closing twice is allowed."""
+    with state.reshaping, state.changing:
+        if state.closed:
+            return
+        state.closed = True
+        with contextlib.suppress(OSError):  # no write is let through any longer, so either manifest may come up
+            state.doubt.resolve()
+        try:
+            state.device.close()
+            state.chain.replace(())
+            state.primary.close()
+        finally:
+            if state.overlay is not None:
+                state.overlay.record.close()
+            devices = [snapshot.write_once for snapshot in state.snapshots]
+            broken = any(isinstance(device, write_once.WriteOnce) and device.store.broken for device in devices)
+            for device in devices:
+                device.close()
+        if state.opened and state.manifest.in_use == boot.current() and not broken:
+            with contextlib.suppress(OSError):  # the next open takes the volume for unclean then, which is safe
+                manifest.store(state.directory, dataclasses.replace(state.manifest, in_use=None), state.io)
+
+
+def _open_snapshots(state: State) -> None:
+    """Open all snapshots, arm the newest active one, and go on with a rollback.  Raises PendingDamaged."""
+    state.remove_leftovers()
+    snapshots: list[Snapshot] = []
+    for record in state.manifest.snapshots:
+        device = _open_device(state, record.uuid)
+        state.chain.append(device)
+        snapshot = state.make_snapshot(record, device)
+        snapshot.deleting = record.state is SnapshotState.DELETING
+        if snapshot.deleting:
+            snapshot.view.close()
+        snapshots.append(snapshot)
+        state.snapshots = tuple(snapshots)
+    # Chunks that move down from newer snapshots count as being in the armed one already; see `deleting`.
+    moving: list[Snapshot] = []
+    for snapshot in reversed(snapshots):
+        if not snapshot.deleting:
+            break
+        moving.append(snapshot)
+    if any(snapshot.is_invalid for snapshot in moving):
+        _arm_past_lost(state, moving)
+    else:
+        state.arm(state.moving_tracker(moving))
+    if (target := state.rolling_back_to) is not None:
+        path = state.pending_path(target.uuid)
+        rollback.cover(state, target, pending_chunks.PendingChunks.open(path, state.device.chunks, state.io))
+
+
+def _arm_past_lost(state: State, moving: Sequence[Snapshot]) -> None:
+    """Arm the newest active snapshot although some of those that were moving down to it cannot be read.
+
+    The chunks that it must no longer copy from the primary are not known then.  If one that was moving is lost for good,
+    the newest active snapshot is lost with it.  If one is only unreachable, no copy is made for now.
+    """
+    newest = state.newest_active()
+    invalid = [snapshot for snapshot in moving if snapshot.is_invalid]
+    unreachable = next((snapshot for snapshot in invalid if not snapshot.invalid_on_disk), None)
+    if newest is not None and unreachable is None:
+        reason = f"the chunks of {invalid[0].name!r} were lost before they were moved down to it"
+        try:
+            state.enforcer.invalidate(newest, reason)
+        except (OSError, block_device.BlockDeviceError):
+            unreachable = invalid[0]
+    if unreachable is not None and state.newest_active() is not None:
+        state.device.arm(unreachable.write_once)  # it refuses every copy; then the policy decides
+    else:
+        state.device.disarm()
+
+
+def _open_device(state: State, identity: uuid.UUID) -> write_once.WriteOnce | lost_device.LostDevice:
+    """Return the write-once device of a snapshot; a LostDevice if it cannot be opened."""
+    path = state.path(identity)
+    size, block_size = state.device.size, state.device.block_size
+    try:
+        if reason := invalidation.marked(path):
+            return lost_device.LostDevice(size, block_size, reason, recorded=True)
+        if state.manifest.in_use not in (None, boot.current()):
+            recorded = invalidation.mark(path, boot.LOST, state.io)
+            return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
+        durability = Durability.POWER_LOSS if state.synced else state.durability
+        store = thin.ThinStore.open(path, durability=durability, io=state.io, space=state.space)
+        device = write_once.WriteOnce(store)
+    except (store_file.StoreDamaged, store_file.StoreMissing) as error:
+        recorded = invalidation.mark(path, str(error), state.io)
+        return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)
+    except (block_device.BlockDeviceError, OSError) as error:
+        return lost_device.LostDevice(size, block_size, str(error), recorded=False)
+    if device.reason:
+        with contextlib.suppress(block_device.BlockDeviceError):  # the chunks only cost space
+            device.discard(0)
+    return device
+
+
+def _note_boot(state: State) -> None:
+    """Record before the first write whether pre-images would be lost with this boot; see `boot`.  Raises VolumeError."""
+    now = boot.current()
+    before, after = state.manifest.in_use, None if state.synced else now
+    if before == after:
+        return
+    devices = [snapshot.write_once for snapshot in state.snapshots]
+    if before not in (None, now) and any(
+        isinstance(device, lost_device.LostDevice) and not device.recorded for device in devices
+    ):
+        return  # the next open has to mark them
+    try:
+        if before == now:  # data that is not synced by now would never be
+            _sync_all(state)
+        state.store(dataclasses.replace(state.manifest, in_use=after))
+    except (OSError, block_device.MediumError) as error:
+        reason = f"cannot note that it is in use: {error}"
+        raise errors.VolumeError(state.name, reason, "check the disk, or set durability to power-loss") from error
+
+
+def _sync_all(state: State) -> None:
+    """Sync the primary and the files of all snapshots.  Raises OSError, MediumError."""
+    state.primary.flush()
+    for snapshot in state.snapshots:
+        for path in thin.files(state.path(snapshot.uuid)):
+            with contextlib.suppress(FileNotFoundError):
+                fd = state.io.open(path, os.O_RDWR)
+                try:
+                    state.io.fdatasync(fd)
+                finally:
+                    state.io.close(fd)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which says what happens to each chunk.
+
+`begin` finds the chunks that changed, writes them to a file, and puts the manifest in force that names the snapshot.  From
+then on the volume has the snapshot's content.  `go_on` brings the primary there, and ends the rollback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable, Sequence
+
+from lun_backends import block_device, tracking
+from lun_backends.durability import Durability
+from lun_backends.files import os_error
+from lun_backends.volumes import boot, errors, move_down, pending_chunks, rollback_overlay
+from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes.state import State
+
+
+def begin(state: State, name: str, identity: uuid.UUID | None, cancelled: Callable[[], bool] | None) -> None:
+    """Roll the volume back to a snapshot.  See `Volume.begin_rollback`."""
+    with state.reshaping:
+        with state.changing:
+            snapshot, needed = _candidate(state, name, identity)
+        changed = tracking.BitMap()
+        looked: tuple[Snapshot, ...] = ()
+        record: pending_chunks.PendingChunks | None = None
+        try:
+            while True:
+                # All that takes long.  Snapshots may be taken meanwhile, and then the last one may have got more, too.
+                _find_changed(state, name, needed[max(0, len(looked) - 1) :], changed, cancelled)
+                looked = needed
+                check_room(state, name, len(changed))
+                record = prepare(state, snapshot, changed, record)
+                with state.changing:
+                    snapshot, needed = _candidate(state, name, identity)
+                    if needed == looked:
+                        commit(state, snapshot, needed, record)
+                        return
+        except BaseException as error:
+            if record is not None:
+                record.close()
+            with state.changing:
+                state.preparing = None
+                if not state.doubt.reason:
+                    state.forget_rollback()
+            if not isinstance(error, OSError | block_device.MediumError):
+                raise
+            reason = f"{name!r} was not restored: {errors.why(error)}"
+            raise errors.RollbackRefused(state.name, reason, "check the disk") from error
+
+
+def _find_changed(
+    state: State,
+    name: str,
+    snapshots: Sequence[Snapshot],
+    changed: tracking.BitMap,
+    cancelled: Callable[[], bool] | None,
+) -> None:
+    """Add to `changed` all chunks that some snapshots have.  Raises RollbackStopped."""
+    for snapshot in snapshots:
+        for chunk, _ in move_down.chunks(snapshot.write_once, state.chunk_size):
+            changed.add(chunk)
+            if cancelled is not None and cancelled():
+                raise errors.RollbackStopped(state.name, f"restoring {name!r} was stopped", "the volume is as before")
+
+
+def _candidate(state: State, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
+    """Return the snapshot to roll back to, and all snapshots that are needed to read it.  Raises as `begin`."""
+    state.check_open()
+    state.check_not_rolling_back()
+    state.check_recorded()
+    snapshot = state.snapshot(name, identity)
+    needed = state.snapshots[state.snapshots.index(snapshot) :]
+    _check_readable(state, name, needed)
+    if snapshot.deleting:
+        raise errors.RollbackRefused(state.name, f"{name!r} is being deleted", "restore another snapshot")
+    return snapshot, needed
+
+
+def _check_readable(state: State, name: str, needed: Sequence[Snapshot]) -> None:
+    """Raise RollbackRefused if one of the snapshots that are needed is invalid."""
+    for snapshot in needed:
+        if snapshot.is_invalid:
+            reason = f"{name!r} cannot be read: {snapshot.name!r} is invalid: {snapshot.invalid_reason}"
+            raise errors.RollbackRefused(state.name, reason, "restore another snapshot")
+
+
+def check_room(state: State, name: str, changed: int) -> None:
+    """Refuse a rollback that is sure to fill the disk.  Raises RollbackRefused.
+
+    All `changed` chunks are copied, unless the newest snapshot has them already.
+    """
+    newest = state.newest_active()
+    preserved = 0 if newest is None else newest.preserved_bytes
+    needed = changed * state.chunk_size - preserved
+    disk = os.statvfs(state.directory)
+    room = disk.f_bavail * disk.f_frsize
+    limit = state.space.limit
+    if limit is not None:
+        room = min(room, limit - state.space.used)
+    if needed > max(0, room):
+        reason = f"restoring {name!r} needs up to {needed} bytes for newer snapshots"
+        raise errors.RollbackRefused(state.name, reason, "free space first")
+
+
+def prepare(
+    state: State, snapshot: Snapshot, changed: tracking.BitMap, record: pending_chunks.PendingChunks | None
+) -> pending_chunks.PendingChunks:
+    """Do all that can be done before the barrier.  With `record`, add to it.  Raises OSError, MediumError."""
+    state.set_durability(Durability.POWER_LOSS)
+    pending = _to_settle(state, snapshot, changed)
+    if record is None:
+        path = state.preparing = state.pending_path(snapshot.uuid)
+        record = pending_chunks.PendingChunks.create(path, pending, state.device.chunks, state.io)
+        state.io.fsync_directory(path.parent)
+    else:
+        record.add(pending)
+    if state.device.tracker is not None:  # writes went on meanwhile
+        record.add(_to_settle(state, snapshot, state.device.tracker.known))
+    state.flush_ahead()
+    return record
+
+
+def _to_settle(state: State, snapshot: Snapshot, changed: tracking.BitMap) -> tracking.BitMap:
+    newest = state.newest_active() or snapshot
+    return rollback_overlay.to_settle(changed, snapshot.view, newest.write_once, state.primary, state.chunk_size)
+
+
+def commit(state: State, snapshot: Snapshot, needed: Sequence[Snapshot], record: pending_chunks.PendingChunks) -> None:
+    """Pass the barrier of a rollback.  Raises OSError, MediumError, RollbackRefused."""
+    with state.device.hold(), state.deciding:
+        _check_readable(state, snapshot.name, needed)
+        state.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
+        known = tracking.BitMap() if state.device.tracker is None else state.device.tracker.known
+        record.add(_to_settle(state, snapshot, known))
+        try:
+            state.store(dataclasses.replace(state.manifest, restoring=snapshot.uuid, in_use=None))
+        except BaseException:
+            _take_back(state, snapshot)  # before any write goes on
+            raise
+        cover(state, snapshot, record)
+        state.preparing = None
+
+
+def _take_back(state: State, snapshot: Snapshot) -> None:
+    """Make sure that a rollback that failed cannot come up at the next open.
+
+    Its manifest may be durable although storing it failed.  If putting the old one back fails, too, writes are refused
+    from now on; see `doubt`.
+    """
+    try:
+        state.put_back()
+    except OSError as error:
+        why = os_error.reason(error)
+        state.doubt.begin(f"rolling back to {snapshot.name!r} could neither be recorded nor taken back: {why}")
+
+
+def cover(state: State, snapshot: Snapshot, record: pending_chunks.PendingChunks) -> None:
+    """Put the snapshot's content over the primary."""
+
+    def preserve(chunks: Sequence[int]) -> None:
+        size, end = state.chunk_size, state.device.size
+        state.device.preserve_many((chunk * size, min(size, end - chunk * size)) for chunk in chunks)
+
+    state.overlay = rollback_overlay.RollbackOverlay(state.primary, snapshot.view, record, state.chunk_size, preserve)
+    state.device.cover(state.overlay)
+
+
+def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None) -> bool:
+    """Bring the primary to the snapshot's content.  See `Volume.continue_rollback`."""
+    with state.reshaping:
+        state.check_open()
+        overlay = state.overlay
+        if overlay is None:
+            return True
+        if not overlay.settle_all(progress, cancelled):
+            return False
+        with state.changing:
+            in_use = None if state.durability is Durability.POWER_LOSS else boot.current()
+            try:
+                state.store(dataclasses.replace(state.manifest, restoring=None, in_use=in_use))
+            except OSError as error:
+                reason = f"cannot write the manifest: {os_error.reason(error)}"
+                raise errors.VolumeError(state.name, reason, "check the disk and go on") from error
+            with state.device.hold():
+                state.device.uncover()
+            state.overlay = None
+            state.set_durability(state.durability)
+        overlay.record.close()
+        with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
+            state.io.unlink(overlay.record.path)
+        return True
