@@ -121,10 +121,10 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         served.fabric_started(fabric.addresses, fabric.sessions, fabric.failed_logins)
         # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
         from target.administration import administration
-        from target.control import application
+        from target.control import control_socket
 
         admin = administration.Administration(served, fabric, config, on_file)
-        control = application.ControlSocket(served, admin, state_dir)
+        control = control_socket.ControlSocket(served, admin, state_dir)
         try:
             control.start()
         except OSError as error:

@@ -1,44 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's requests for backups: label a snapshot; verify one, find what changed, as jobs with a result."""
+"""The requests for snapshots: take, show, label, export, verify, compare, roll back to, delete."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import fastapi
 
 from target import messages
 from target.exports import jobs as backups
-from target.service import problems, service
-
-REFUSALS: dict[int | str, dict[str, object]] = {"default": {"model": messages.Refusal}}
+from target.service import service
 
 
 def routes(served: service.Service) -> fastapi.APIRouter:
-    """The requests there are."""
-    router = fastapi.APIRouter(prefix="/v1", responses=REFUSALS)
+    """Return the requests."""
+    router = fastapi.APIRouter(prefix="/v1")
+
+    @router.get("/snapshots")
+    def all_snapshots() -> list[messages.Snapshot]:
+        """List the snapshots of all volumes, oldest first."""
+        return list(served.snapshots())
+
+    @router.get("/volumes/{volume}/snapshots")
+    def snapshots(volume: str) -> list[messages.Snapshot]:
+        """List the snapshots of a volume, oldest first."""
+        return list(served.snapshots(volume))
+
+    @router.post("/volumes/{volume}/snapshots", status_code=201)
+    def create_snapshot(volume: str, request: messages.CreateSnapshot) -> messages.Taken:
+        """Take a snapshot. Its LUNs are there when the answer comes."""
+        return served.create_snapshot(volume, request.name, request.labels)
+
+    @router.get("/volumes/{volume}/snapshots/{name}")
+    def snapshot(volume: str, name: str) -> messages.SnapshotDetails:
+        """Show one snapshot."""
+        return served.snapshot(volume, name)
+
+    @router.get("/volumes/{volume}/snapshots/{name}/changes")
+    def changes(
+        volume: str, name: str, cells: Annotated[int, fastapi.Query(ge=1, le=service.MAX_CELLS)] = 1024
+    ) -> messages.Changes:
+        """Show the parts of the volume that have changed since the snapshot."""
+        return served.changes(volume, name, cells)
+
+    @router.post("/volumes/{volume}/snapshots/{name}/export", status_code=202)
+    def export(volume: str, name: str, request: messages.Export) -> messages.Job:
+        """Begin a job that writes the snapshot's content into a file on the daemon's machine."""
+        return backups.export(served, volume, name, request).message()
+
+    @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
+    def delete_snapshot(volume: str, name: str) -> messages.Job:
+        """Begin a job that deletes the snapshot; often it has ended when the answer comes."""
+        job = served.delete_snapshot(volume, name)
+        job.wait(0.2)
+        return job.message()
+
+    @router.post("/groups", status_code=201)
+    def create_group(request: messages.CreateGroup) -> list[messages.Taken]:
+        """Take snapshots of several volumes at one moment: all of them, or none."""
+        return served.create_group(request.name, request.volumes, request.labels)
+
+    @router.post("/volumes/{volume}/snapshots/{name}/restore", status_code=202)
+    def restore_snapshot(volume: str, name: str, force: bool = False) -> messages.Job:
+        """Begin a job that rolls the volume back to the snapshot.
+
+        Once its `total` is not 0, the job has taken effect and cannot be cancelled.  The request is refused while
+        initiators reach the volume, unless `force` is set.
+        """
+        job = served.reshaping.restore(volume, name, force=force)
+        job.wait(0.2)
+        return job.message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/verify", status_code=202)
     def verify(volume: str, name: str) -> messages.Job:
-        """Compare all that the snapshot needs with its checksums: a job whose result is a Verification."""
+        """Begin a job that compares all the data the snapshot needs with its checksums; its result is a Verification."""
         return backups.verify(served, volume, name).message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/diff", status_code=202)
     def diff(volume: str, name: str, request: messages.FindChanges) -> messages.Job:
-        """What changed since the snapshot: a job whose result is a Difference."""
+        """Begin a job that finds the changes since the snapshot; its result is a Difference."""
         job = backups.diff(served, volume, name, request)
         job.wait(0.2)
         return job.message()
 
     @router.patch("/volumes/{volume}/snapshots/{name}/labels")
     def label(volume: str, name: str, request: messages.ChangeLabels) -> messages.Snapshot:
-        """Give a snapshot labels, or take some away."""
+        """Set labels of a snapshot, or remove some."""
         return served.label_snapshot(volume, name, request.labels)
-
-    @router.get("/jobs/{number}/result")
-    def result(number: int) -> messages.Verification | messages.Difference:
-        """What a job found out."""
-        found = served.jobs.job(number).result
-        if not isinstance(found, messages.Verification | messages.Difference):
-            raise problems.no_result(number)
-        return found
 
     return router

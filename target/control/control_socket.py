@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Unix socket that the application answers on; only the daemon's own user can connect.
+
+It has a thread and an event loop of its own and shares neither with the data path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from target import places
+from target.administration import administration
+from target.control import application
+from target.service import service
+
+STOP_SECONDS = 5
+
+
+class ControlSocket:
+    """The application on its socket, from `start` to `close`.
+
+    The caller holds the state directory's lock, so a socket that lies there was left behind by a killed daemon.
+    """
+
+    def __init__(self, served: service.Service, admin: administration.Administration, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application.application(served, admin),
+                http="h11",
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name="control-socket", daemon=True)
+
+    def start(self) -> None:
+        """Listen, and answer from a thread.  Raise OSError if the socket cannot be made."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The mode of a socket's file is that of the socket when it is bound, so no other user can ever connect.
+        os.fchmod(listener.fileno(), 0o600)
+        new = f"{places.SOCKET}.new"
+        (self._state_dir / new).unlink(missing_ok=True)
+        try:
+            with places.short_name(self._state_dir, new) as path:
+                listener.bind(path)
+            listener.listen(64)
+            (self._state_dir / new).replace(self._state_dir / places.SOCKET)
+        except OSError:
+            listener.close()
+            raise
+        self._socket = listener
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer the requests that have come, then stop."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._state_dir / places.SOCKET).unlink()
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._socket is not None:
+            self._socket.close()
+
+    def _run(self) -> None:
+        if self._socket is not None:
+            self._server.run(sockets=[self._socket])
