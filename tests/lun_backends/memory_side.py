@@ -9,6 +9,21 @@ from lun_backends import block_device
 from lun_backends.block_device import Buffers
 from tests.memory_device import MemoryDevice
 
+CHUNK = 4096
+SIZE = 16 * CHUNK + 512  # the last chunk is one block
+
+
+def block(fill: int, length: int = 512) -> list[memoryview]:
+    """Return a scatter list of `length` bytes, all of them `fill`."""
+    return [memoryview(bytes([fill]) * length)]
+
+
+def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
+    """Read a range of a device."""
+    data = bytearray(length)
+    device.readv(offset, [memoryview(data)])
+    return bytes(data)
+
 
 class MemorySide(MemoryDevice):
     """`MemoryDevice(write_once=True)`; `commits` lists the offsets of every `put_many`, `on_commit` is called before each."""

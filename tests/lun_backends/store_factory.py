@@ -12,7 +12,7 @@ from pathlib import Path
 from lun_backends import write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import thin
+from lun_backends.stores import chunk_map, thin
 from lun_backends.stores.superblock import Superblock
 
 SNAPSHOT = uuid.UUID(int=1)
@@ -106,3 +106,15 @@ def read(device: write_once.WriteOnce, lba: int, blocks: int = 1) -> bytes:
     view = memoryview(buffer)
     device.readv(lba * block_size, [view[: block_size // 2], view[block_size // 2 :]])
     return bytes(buffer)
+
+
+def make_map(path: Path, *, size: int = 1 << 20, block_size: int = 512, chunk_size: int = 4096) -> chunk_map.ChunkMap:
+    """Make a small chunk map."""
+    return chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size))
+
+
+def overwrite(path: Path, offset: int, content: bytes) -> None:
+    """Change bytes of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)

@@ -1,55 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy-on-write over devices in memory: what is preserved when, with how many commits, and who waits for whom.
-
-(Longer than most modules here: every case is a race arranged with the same devices in memory.)
-"""
+"""Copy-on-write over devices in memory: which chunks it preserves, and how barrier, holder and writes meet."""
 
 from __future__ import annotations
 
 import threading
-import time
-from typing import Any
 
 import pytest
 
-from lun_backends import block_device, preserving
+from lun_backends import block_device
 from lun_backends.copy_on_write import CopyOnWrite
-from lun_backends.preserving import Decision
-from tests.lun_backends.memory_side import MemorySide
+from tests.lun_backends.memory_side import CHUNK, SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
-
-CHUNK = 4096
-SIZE = 16 * CHUNK + 512  # the last chunk is one block
-
-
-def block(fill: int, length: int = 512) -> list[memoryview]:
-    return [memoryview(bytes([fill]) * length)]
-
-
-@pytest.fixture
-def primary() -> MemoryDevice:
-    device = MemoryDevice(SIZE)
-    device.fill(bytes(i // 512 % 251 for i in range(SIZE)))
-    return device
-
-
-@pytest.fixture
-def side() -> MemorySide:
-    return MemorySide(SIZE)
-
-
-@pytest.fixture
-def cow(primary: MemoryDevice, side: MemorySide) -> CopyOnWrite:
-    device = CopyOnWrite(primary, CHUNK)
-    with device.hold():
-        device.arm(side)
-    return device
-
-
-def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
-    data = bytearray(length)
-    device.readv(offset, [memoryview(data)])
-    return bytes(data)
 
 
 def test_without_a_snapshot_writes_go_through(primary: MemoryDevice) -> None:
@@ -94,286 +55,12 @@ def test_the_second_write_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> 
     assert read(side, 0, 512) == bytes(512)
 
 
-def test_prepare_copies_a_batch_with_one_commit(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
-    before = bytes(primary.data)
-    cow.prepare_writes([(0, 512), (512, 512), (CHUNK * 3, CHUNK * 2), (SIZE - 512, 512)])
-    assert side.commits == [[0, 3 * CHUNK, 16 * CHUNK]]  # neighbours go as one
-    assert read(side, 3 * CHUNK, 2 * CHUNK) == before[3 * CHUNK : 5 * CHUNK]
-    assert primary.data == before
-    assert read(side, 16 * CHUNK, 512) == before[-512:]
-    assert cow.counters.copies == 4
-    assert cow.write_now(CHUNK * 3, CHUNK * 2, block(1, CHUNK * 2))
-
-
-def test_prepare_without_waiting_copies_where_commits_stay_in_memory(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    before = bytes(primary.data)
-    assert not cow.prepare_now([(0, 512)])  # each commit would wait for the disk
-    assert side.commits == []
-    side.commits_in_memory = True
-    assert cow.prepare_now([(0, 512), (CHUNK * 3, CHUNK * 2)])
-    assert side.commits == [[0, 3 * CHUNK]]
-    assert read(side, 3 * CHUNK, CHUNK) == before[3 * CHUNK : 4 * CHUNK]
-    assert cow.write_now(CHUNK * 3, CHUNK * 2, block(1, CHUNK * 2))
-    assert cow.counters.copies == 3
-
-
-def test_prepare_without_waiting_leaves_what_it_cannot_do(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    side.commits_in_memory = True
-    side.writev(CHUNK, block(7))  # chunk 1 is written in part
-    read: list[tuple[int, int]] = []
-
-    def uncached(method: str, offset: int, length: int) -> bool:
-        read.append((offset, length))
-        return method != "readv" or not offset <= 2 * CHUNK < offset + length
-
-    primary.before = uncached
-    assert cow.prepare_now([(0, 4 * CHUNK)])
-    primary.before = None
-    # All at once, then by themselves those that the page cache has; chunk 3 was not tried.
-    assert read == [(0, 4 * CHUNK), (0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK)]
-    assert cow.tracker is not None
-    assert list(cow.tracker) == [0]
-    side.inject("writev", block_device.SpaceExhausted(24))
-    assert cow.prepare_now([(3 * CHUNK, 512)])
-    assert list(cow.tracker) == [0]
-    cow.writev(0, block(9, 4 * CHUNK))  # nothing is left claimed
-    assert list(cow.tracker) == [0, 1, 2, 3]
-
-
-def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_while(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    side.commits_in_memory = True
-
-    def compute(_method: str, _offset: int, _length: int) -> None:
-        end = time.thread_time() + 0.02
-        while time.thread_time() < end:
-            pass
-
-    primary.before = compute  # slow, as when the processor is wanted by others, but not for waiting
-    assert cow.prepare_now([(0, 512)])
-    assert cow.prepare_now([(CHUNK, 512)])
-
-    def wait(_method: str, _offset: int, _length: int) -> None:
-        time.sleep(0.02)
-
-    primary.before = wait
-    assert cow.prepare_now([(2 * CHUNK, 512)])
-    primary.before = None
-    for _ in range(preserving._SUSPICION):  # so many that the slow one is forgotten
-        assert cow.prepare_now([(2 * CHUNK, 512)])
-    primary.before = wait
-    assert cow.prepare_now([(3 * CHUNK, 512)])
-    assert cow.prepare_now([(4 * CHUNK, 512)])
-    assert not cow.prepare_now([(5 * CHUNK, 512)])
-    assert side.commits == [[n * CHUNK] for n in range(5)]
-
-
-def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWrite, side: MemorySide) -> None:
-    cow.prepare_writes([(SIZE, 512), (0, 512)])
-    assert side.commits == [[0]]
-    with pytest.raises(block_device.OutOfRange):
-        cow.writev(SIZE, block(9))
-
-
-def test_a_large_write_is_copied_in_rounds(
-    primary: MemoryDevice, side: MemorySide, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lun_backends.preserving._ROUND", 4 * CHUNK)
-    cow = CopyOnWrite(primary, CHUNK)
-    cow.arm(side)
-    before = bytes(primary.data)
-    cow.writev(0, block(9, 10 * CHUNK))
-    assert side.commits == [[0], [4 * CHUNK], [8 * CHUNK]]
-    assert cow.counters.copies == 10
-    assert read(side, 0, 10 * CHUNK) == before[: 10 * CHUNK]
-
-
-def test_a_chunk_preserved_by_someone_else_is_no_error(cow: CopyOnWrite, side: MemorySide) -> None:
-    side.fill(b"\x55" * CHUNK, CHUNK)
-    cow.writev(CHUNK, block(9))
-    assert read(side, CHUNK, CHUNK) == b"\x55" * CHUNK
-    assert (cow.counters.copies, cow.counters.futile_copies) == (0, 1)
-    assert cow.write_now(CHUNK, 512, block(8))
-
-
-def test_only_the_blank_blocks_of_a_partly_written_chunk_are_copied(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    before = bytes(primary.data)
-    side.fill(b"\x55" * 512, CHUNK + 1024)
-    cow.writev(CHUNK, block(9, CHUNK))
-    expected = bytearray(before[CHUNK : 2 * CHUNK])
-    expected[1024:1536] = b"\x55" * 512
-    assert read(side, CHUNK, CHUNK) == expected
-
-
 @pytest.mark.parametrize("discard", [False, True])
 def test_zeroes_are_writes_too(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, discard: bool) -> None:
     before = bytes(primary.data)
     cow.write_zeroes(CHUNK + 512, CHUNK, discard=discard)
     assert read(side, CHUNK, 2 * CHUNK) == before[CHUNK : 3 * CHUNK]
     assert read(primary, CHUNK + 512, CHUNK) == bytes(CHUNK)
-
-
-def test_a_failed_copy_refuses_the_write_and_releases_the_claim(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    before = bytes(primary.data)
-    side.inject("writev", block_device.SpaceExhausted(8))
-    with pytest.raises(block_device.PreserveFailed) as caught:
-        cow.writev(CHUNK, block(9))
-    assert caught.value.lba == 8
-    assert primary.data == before
-    cow.writev(CHUNK, block(9))
-    assert read(side, CHUNK, CHUNK) == before[CHUNK : 2 * CHUNK]
-
-
-def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, primary: MemoryDevice) -> None:
-    primary.inject("readv", block_device.MediumError(8, False, "rot"))
-    with pytest.raises(block_device.PreserveFailed, match="rot"):
-        cow.writev(CHUNK, block(9))
-
-
-def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySide) -> None:
-    def give_up(_side: object, error: block_device.BlockDeviceError, _began: float) -> Decision:
-        assert isinstance(error, block_device.SpaceExhausted)
-        return Decision.GIVE_UP
-
-    device = CopyOnWrite(primary, CHUNK, give_up)
-    device.arm(side)
-    side.inject("writev", block_device.SpaceExhausted(8))
-    device.writev(CHUNK, block(9))
-    assert device.write_now(2 * CHUNK, 512, block(9))
-    assert read(primary, CHUNK, 512) == bytes([9]) * 512
-    assert side.commits == []
-
-
-def test_a_policy_may_make_room_and_have_the_copy_tried_again(primary: MemoryDevice, side: MemorySide) -> None:
-    asked = []
-
-    def again(_side: object, _error: block_device.BlockDeviceError, began: float) -> Decision:
-        asked.append(began)
-        return Decision.AGAIN if len(asked) < 3 else Decision.REFUSE
-
-    device = CopyOnWrite(primary, CHUNK, again)
-    device.arm(side)
-    side.inject("writev", block_device.SpaceExhausted(8), 2)
-    before = read(primary, CHUNK, CHUNK)
-    device.writev(CHUNK, block(9))
-    assert read(side, CHUNK, CHUNK) == before
-    assert asked == sorted(asked)
-    side.inject("writev", block_device.SpaceExhausted(8), 3)
-    with pytest.raises(block_device.PreserveFailed):
-        device.writev(2 * CHUNK, block(9))
-
-
-def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, side: MemorySide) -> None:
-    """While the copy goes on nobody may change the chunk, so whatever it still reads is the pre-image."""
-    go_on = threading.Event()
-    device = CopyOnWrite(primary, CHUNK, copy_timeout=0.05)
-    device.arm(side)
-    before = read(primary, CHUNK, CHUNK)
-    side.on_commit = lambda: assert_(go_on.wait(60))
-    with pytest.raises(block_device.PreserveFailed) as refused:
-        device.writev(CHUNK, block(9))
-    assert isinstance(refused.value.cause, block_device.CopyTimedOut)
-    with pytest.raises(block_device.PreserveFailed, match=r"within 0\.05 s"):
-        device.writev(CHUNK + 512, block(9))  # waits for the claim, in vain
-    assert read(primary, CHUNK, CHUNK) == before
-    side.on_commit = None
-    go_on.set()
-    device.preserver.copy_timeout = 60
-    device.writev(CHUNK, block(9))  # the late copy has ended well meanwhile, or will
-    assert read(side, CHUNK, CHUNK) == before
-    assert len(side.commits) == 1
-    assert read(primary, CHUNK, 512) == bytes([9]) * 512
-
-
-def test_copies_that_are_in_time_are_as_without_a_limit(primary: MemoryDevice, side: MemorySide) -> None:
-    device = CopyOnWrite(primary, CHUNK, copy_timeout=60)
-    device.arm(side)
-    before = bytes(primary.data)
-    device.writev(0, block(9, 3 * CHUNK))
-    assert read(side, 0, 3 * CHUNK) == before[: 3 * CHUNK]
-    side.inject("writev", block_device.SpaceExhausted(8))
-    with pytest.raises(block_device.PreserveFailed, match="no space"):
-        device.writev(8 * CHUNK, block(9))
-
-
-def assert_(condition: bool) -> None:
-    """For lambdas."""
-    assert condition
-
-
-def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    copying, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        side.on_commit = None
-        copying.set()
-        assert go_on.wait(60)
-
-    side.on_commit = stop
-    before = bytes(primary.data)
-    first = threading.Thread(target=cow.writev, args=(0, block(1)))
-    first.start()
-    assert copying.wait(60)
-    second = threading.Thread(target=cow.writev, args=(0, block(2, 2 * CHUNK)))  # chunk 0 is busy, chunk 1 is not
-    second.start()
-    cow.writev(4 * CHUNK, block(3))
-    while cow.counters.waits == 0:
-        second.join(0.01)
-    assert read(primary, 0, 2 * CHUNK) == before[: 2 * CHUNK]
-    assert cow.tracker is not None
-    assert 1 in cow.tracker  # what it could claim was preserved before it waited
-    go_on.set()
-    first.join()
-    second.join()
-    assert read(primary, 0, 2 * CHUNK) in (bytes([2]) * 2 * CHUNK, bytes([1]) * 512 + bytes([2]) * (2 * CHUNK - 512))
-    assert read(side, 0, 2 * CHUNK) == before[: 2 * CHUNK]
-
-
-def test_a_waiter_tries_itself_when_the_copy_it_waited_for_failed(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    copying, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        side.on_commit = None
-        copying.set()
-        assert go_on.wait(60)
-        raise block_device.SpaceExhausted(0)
-
-    side.on_commit = stop
-    before = bytes(primary.data)
-    failures: list[BaseException] = []
-
-    def fails() -> None:
-        try:
-            cow.writev(0, block(1))
-        except block_device.PreserveFailed as error:
-            failures.append(error)
-
-    first = threading.Thread(target=fails)
-    first.start()
-    assert copying.wait(60)
-    second = threading.Thread(target=cow.writev, args=(0, block(2)))
-    second.start()
-    while cow.counters.waits == 0:
-        second.join(0.01)
-    go_on.set()
-    first.join()
-    second.join()
-    assert len(failures) == 1
-    assert read(side, 0, CHUNK) == before[:CHUNK]
-    assert read(primary, 0, 512) == bytes([2]) * 512
 
 
 def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, primary: MemoryDevice) -> None:
@@ -437,28 +124,6 @@ def test_a_new_snapshot_begins_with_an_empty_tracker(cow: CopyOnWrite, side: Mem
     assert read(side, 0, 512) == bytes(512)
 
 
-def test_a_copy_that_a_new_snapshot_overtook_before_its_claim_is_not_made(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would read what was written after the new snapshot, and take it for the old one's pre-image."""
-    original = cow.preserver._preserve_round
-    newer = MemorySide(SIZE)
-    before = read(primary, 0, 512)
-
-    def overtaken(*arguments: Any) -> Any:
-        monkeypatch.setattr(cow.preserver, "_preserve_round", original)
-        with cow.hold():
-            cow.arm(newer)
-        cow.writev(0, block(7))
-        return original(*arguments)
-
-    monkeypatch.setattr(cow.preserver, "_preserve_round", overtaken)
-    cow.writev(0, block(8))
-    assert side.commits == []
-    assert read(newer, 0, 512) == before
-    assert read(primary, 0, 512) == bytes([8]) * 512
-
-
 def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
@@ -475,22 +140,6 @@ def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
     cow.writev(0, block(8))
     assert read(side, 0, CHUNK) == before
     assert read(newer, 0, CHUNK) == before
-
-
-def test_a_copy_into_a_snapshot_deleted_meanwhile_is_made_again_in_the_current_one(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
-    before = read(primary, 0, CHUNK)
-    older = MemorySide(SIZE)
-
-    def overtake() -> None:
-        with cow.hold():
-            cow.arm(older)
-        raise block_device.DeviceClosed
-
-    side.on_commit = overtake
-    cow.writev(0, block(8))
-    assert read(older, 0, CHUNK) == before
 
 
 def test_closed(cow: CopyOnWrite) -> None:

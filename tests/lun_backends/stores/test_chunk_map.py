@@ -1,32 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chunk map as a file: its cost, its lock, its damage, its two superblocks."""
+"""The chunk map as a file: its cost, its lock, its words, its length."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device
 from lun_backends.stores import chunk_map, store_file
-from lun_backends.stores.superblock import PAGE, REASON_MAX, State, Superblock
-from tests.lun_backends.store_factory import SNAPSHOT, VOLUME
-
-
-def make(path: Path, *, size: int = 1 << 20, block_size: int = 512, chunk_size: int = 4096) -> chunk_map.ChunkMap:
-    return chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size))
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
+from lun_backends.stores.superblock import PAGE, State
+from tests.lun_backends.store_factory import make_map
 
 
 @pytest.fixture
@@ -35,7 +22,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_created_is_opened(path: Path) -> None:
-    made = make(path)
+    made = make_map(path)
     made.close()
     opened = chunk_map.ChunkMap.open(path)
     assert opened.superblock == made.superblock
@@ -48,7 +35,7 @@ def test_what_was_created_is_opened(path: Path) -> None:
     ("block_size", "chunk_size"), [(512, 4096), (512, 1 << 20), (4096, 4096), (4096, 8192), (4096, 65536)]
 )
 def test_bits_of_neighbours_do_not_touch(path: Path, block_size: int, chunk_size: int) -> None:
-    made = make(path, size=9 * chunk_size + block_size, block_size=block_size, chunk_size=chunk_size)
+    made = make_map(path, size=9 * chunk_size + block_size, block_size=block_size, chunk_size=chunk_size)
     full = (1 << chunk_size // block_size) - 1
     for chunk in range(10):
         made.reserve(chunk)
@@ -89,7 +76,7 @@ print(peak.split()[1], m.disk_bytes())
 
 
 def test_only_one_owner(path: Path) -> None:
-    made = make(path)
+    made = make_map(path)
     with pytest.raises(store_file.StoreLocked, match="in use"):
         chunk_map.ChunkMap.open(path)
     made.close()
@@ -99,7 +86,7 @@ def test_only_one_owner(path: Path) -> None:
 def test_creating_over_a_file_leaves_it_alone(path: Path) -> None:
     path.write_bytes(b"precious")
     with pytest.raises(store_file.StoreUnavailable, match="exists"):
-        make(path)
+        make_map(path)
     assert path.read_bytes() == b"precious"
 
 
@@ -108,103 +95,30 @@ def test_a_missing_file(path: Path) -> None:
         chunk_map.ChunkMap.open(path)
 
 
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"block_size": 1024}, "block size"),
-        ({"chunk_size": 5000}, "chunk size"),
-        ({"size": 700}, "virtual size"),
-        ({"size": 0}, "size"),
-    ],
-)
-def test_a_geometry_that_cannot_be(path: Path, change: dict[str, int], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        make(path, **change)
-    assert not path.exists()
-
-
 def test_a_file_larger_than_allowed_is_refused_and_removed(path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(store_file.StoreUnavailable, match="larger chunks"):
-            make(path, size=1 << 40)
+            make_map(path, size=1 << 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not path.exists()
-
-
-def packed(**change: object) -> bytes:
-    superblock = Superblock(SNAPSHOT, VOLUME, 1 << 20, 512, 4096)
-    return dataclasses.replace(superblock, **change).pack()  # type: ignore[arg-type]  # fields by name, on purpose of any type
-
-
-@pytest.mark.parametrize(
-    ("page", "field"),
-    [
-        (b"garbage!".ljust(PAGE, b"\0"), "magic"),
-        (bytes(PAGE), "magic"),
-        (packed()[:8] + struct.pack("<I", 99) + packed()[12:], "format version"),
-        (packed()[:20] + b"\xff" + packed()[21:], "superblock CRC"),
-        (packed(state=17), "state"),
-        (packed(block_size=513), "geometry"),
-        (packed(chunk_size=3), "geometry"),
-        (packed(size=1), "geometry"),
-        (packed(size=1 << 30), "file size"),
-    ],
-)
-def test_damage_in_both_superblocks(path: Path, page: bytes, field: str) -> None:
-    make(path).close()
-    overwrite(path, 0, page)
-    overwrite(path, PAGE, page)
-    with pytest.raises(store_file.StoreDamaged) as caught:
-        chunk_map.ChunkMap.open(path)
-    assert caught.value.field == field
-    assert str(path) in str(caught.value)
-    assert caught.value.remedy in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("length", "field"), [(0, "superblock"), (100, "superblock"), (PAGE + 8, "file size"), (3 * PAGE, "file size")]
 )
 def test_a_truncated_file(path: Path, length: int, field: str) -> None:
-    make(path).close()
+    make_map(path).close()
     os.truncate(path, length)
     with pytest.raises(store_file.StoreDamaged) as caught:
         chunk_map.ChunkMap.open(path)
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("copy", [0, 1])
-def test_one_damaged_superblock_is_survived_and_repaired(path: Path, copy: int) -> None:
-    made = make(path)
-    made.set_state(State.INVALID, "the disk was full " * 200)
-    made.close()
-    overwrite(path, copy * PAGE + 30, b"rot")
-    opened = chunk_map.ChunkMap.open(path)
-    assert opened.damaged_superblock == copy
-    assert opened.superblock.state is State.INVALID  # losing a copy never brings a snapshot back to life
-    assert opened.superblock.reason == ("the disk was full " * 200)[:REASON_MAX]
-    opened.set_state(State.INVALID, "é" * 2000)
-    opened.close()
-    overwrite(path, (1 - copy) * PAGE, bytes(PAGE))
-    again = chunk_map.ChunkMap.open(path)
-    assert again.superblock.reason == "é" * (REASON_MAX // 2)
-    again.close()
-
-
-def test_a_state_write_cut_between_the_copies_is_finished_by_the_next(path: Path) -> None:
-    made = make(path)
-    made.close()
-    newer = dataclasses.replace(made.superblock, state=State.INVALID, reason="r", generation=2)
-    overwrite(path, 0, newer.pack())
-    opened = chunk_map.ChunkMap.open(path)
-    assert (opened.superblock, opened.damaged_superblock) == (newer, 1)
-    opened.close()
-
-
 def test_what_an_interrupted_commit_left_is_seen_and_cleaned(path: Path) -> None:
-    made = make(path)
+    made = make_map(path)
     for chunk in range(4):
         made.reserve(chunk)
     made.publish(0, 0, 0xFF, 5)  # bits and checksum without a slot
@@ -217,7 +131,3 @@ def test_what_an_interrupted_commit_left_is_seen_and_cleaned(path: Path) -> None
     assert [made.is_stale(chunk) for chunk in range(4)] == [False] * 4
     assert [made.bits(0), made.bits(1), made.checksum(0), made.checksum(1)] == [0, 0x0F, 0, 0]
     made.close()
-
-
-def test_errors_are_block_device_errors() -> None:
-    assert issubclass(store_file.StoreError, block_device.BlockDeviceError)

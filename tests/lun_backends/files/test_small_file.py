@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replacing a small file: whatever fails or is cut, the old content or the new one is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from lun_backends.files import small_file
+from tests.faults.storage import FaultyIO
+
+OLD, NEW = b"old\n", b"the new content\n"
+ORDER = ["open", "pwritev", "ftruncate", "fdatasync", "rename", "fsync_directory"]
+
+
+class Ordered(FaultyIO):
+    """Lists the operations in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def _meet(self, operation: str, name: str) -> None:
+        self.order.append(operation)
+        super()._meet(operation, name)
+
+    def _meet_fd(self, operation: str, fd: int) -> None:
+        self._meet(operation, str(fd))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    return path
+
+
+def test_the_content_is_synced_before_the_name_and_the_name_before_the_return(path: Path) -> None:
+    io = Ordered()
+    small_file.replace(path, NEW, io=io)
+    assert path.read_bytes() == NEW
+    assert [operation for operation in io.order if operation != "unlink"] == ORDER
+    assert not small_file.beside(path).exists()
+
+
+@pytest.mark.parametrize("operation", ORDER)
+def test_a_failure_leaves_one_of_the_two(path: Path, operation: str) -> None:
+    io = Ordered()
+    io.fail(operation, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        small_file.replace(path, NEW, io=io)
+    assert path.read_bytes() == (NEW if operation == "fsync_directory" else OLD)
+    io.heal()
+    small_file.replace(path, NEW, io=io)  # over the rest of the first attempt
+    assert path.read_bytes() == NEW
+
+
+def test_prepare_leaves_the_file_alone_until_commit(path: Path) -> None:
+    small_file.prepare(path, NEW)
+    assert path.read_bytes() == OLD
+    assert small_file.beside(path).read_bytes() == NEW
+    small_file.commit(path)
+    assert path.read_bytes() == NEW
+
+
+def test_room_that_is_there_already_is_used_and_cut_to_length(path: Path) -> None:
+    room = path.with_name("room")
+    room.write_bytes(bytes(100_000))
+    inode = room.stat().st_ino
+    small_file.prepare(path, NEW, room=room)
+    small_file.commit(path)
+    assert path.stat().st_ino == inode
+    assert path.read_bytes() == NEW
+    assert not room.exists()
+    small_file.prepare(path, OLD, room=room)  # and without it the file is made
+    small_file.commit(path)
+    assert path.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_the_mode_is_the_one_asked_for(path: Path, mode: int) -> None:
+    mask = os.umask(0o077)
+    try:
+        small_file.replace(path, NEW, mode)
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_file_beside_that_is_linked_elsewhere_is_not_written_to(path: Path) -> None:
+    victim = path.with_name("victim")
+    victim.write_bytes(b"precious")
+    small_file.beside(path).symlink_to(victim)
+    small_file.replace(path, NEW)
+    assert victim.read_bytes() == b"precious"
+    assert path.read_bytes() == NEW
+
+
+def test_remove_is_durable_and_needs_no_file(path: Path) -> None:
+    io = Ordered()
+    small_file.remove(path, io)
+    assert not path.exists()
+    assert io.order == ["unlink", "fsync_directory"]
+    small_file.remove(path, io)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A view over a chain of devices in memory: which one answers, the second look, and snapshots that leave the chain."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+
+from lun_backends import block_device
+from lun_backends.block_device import ExtentKind
+from lun_backends.snapshot_view import Chain, SnapshotView
+from tests.lun_backends.memory_side import SIZE, MemorySide, block, read
+from tests.memory_device import MemoryDevice
+
+
+@pytest.fixture
+def links() -> list[MemorySide]:
+    return [MemorySide(SIZE) for _ in range(3)]
+
+
+@pytest.fixture
+def chain(links: list[MemorySide]) -> Chain:
+    return Chain(links)
+
+
+def views(primary: MemoryDevice, chain: Chain) -> list[SnapshotView]:
+    return [SnapshotView(primary, chain, link) for link in chain.links]
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_the_oldest_copy_from_the_snapshot_on_answers(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain, now: bool
+) -> None:
+    dice = random.Random(5)
+    blocks = SIZE // 512
+    expected = [[-1] * blocks for _ in links]
+    for number, link in enumerate(links):
+        for lba in dice.sample(range(blocks), blocks // 3):
+            link.fill(bytes([100 + number]) * 512, lba * 512)
+            for older in expected[: number + 1]:
+                if older[lba] < 0:
+                    older[lba] = 100 + number
+    for view, content in zip(views(primary, chain), expected, strict=True):
+        wanted = b"".join(
+            primary.data[lba * 512 : (lba + 1) * 512] if fill < 0 else bytes([fill]) * 512
+            for lba, fill in enumerate(content)
+        )
+        data = bytearray(SIZE)
+        pieces = [memoryview(data)[:700], memoryview(data)[700:701], memoryview(data)[701:]]
+        if now:
+            assert view.read_now(0, SIZE, pieces)
+        else:
+            view.readv(0, pieces)
+        assert data == wanted
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_copy_made_while_the_primary_was_read_wins(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain, now: bool
+) -> None:
+    """Rule 3: without the second look, the view would show the new data."""
+    before = bytes(primary.data[:1024])
+    view = SnapshotView(primary, chain, links[0])
+
+    def write(method: str, _offset: int, _length: int) -> None:
+        if method == "readv":
+            primary.before = None
+            links[2].fill(before[:512], 0)
+            newest = MemorySide(SIZE)  # a snapshot taken meanwhile got copies, too, one of a later moment
+            newest.fill(b"\xdd" * 512, 0)
+            newest.fill(before[512:], 512)
+            chain.append(newest)
+            primary.fill(b"\xee" * 1024, 0)
+
+    primary.before = write
+    data = bytearray(1024)
+    if now:
+        assert view.read_now(0, 1024, [memoryview(data)])
+    else:
+        view.readv(0, [memoryview(data)])
+    assert data == before
+
+
+@pytest.mark.parametrize("slow", ["primary", "link"])
+def test_a_read_that_would_wait_anywhere_is_not_done(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain, slow: str
+) -> None:
+    links[1].fill(b"\x11" * 512, 512)
+    view = SnapshotView(primary, chain, links[0])
+    (primary if slow == "primary" else links[1]).blocking = True
+    data = bytearray(1536)
+    assert not view.read_now(0, 1536, [memoryview(data)])
+    view.readv(0, [memoryview(data)])
+    assert data[512:1024] == b"\x11" * 512
+
+
+def test_extents_are_data_where_a_link_or_the_primary_has_data(links: list[MemorySide]) -> None:
+    primary = MemoryDevice(SIZE)
+    primary.fill(b"\x22" * 1024, 0)
+    links[1].fill(b"\x11" * 512, 512)
+    links[2].fill(b"\x11" * 512, 4096)
+    view = SnapshotView(primary, Chain(links), links[0])
+    kinds = [(extent.offset, extent.length, extent.kind) for extent in view.extents(0, SIZE)]
+    assert kinds == [
+        (0, 1024, ExtentKind.DATA),
+        (1024, 3072, ExtentKind.HOLE),
+        (4096, 512, ExtentKind.DATA),
+        (4608, SIZE - 4608, ExtentKind.HOLE),
+    ]
+
+
+def test_a_view_takes_no_writes_and_has_an_end(primary: MemoryDevice, links: list[MemorySide], chain: Chain) -> None:
+    view = SnapshotView(primary, chain, links[0])
+    for write in (
+        lambda: view.writev(0, block(1)),
+        lambda: view.write_now(0, 512, block(1)),
+        lambda: view.write_zeroes(0, 512, discard=True),
+    ):
+        with pytest.raises(block_device.WriteProtected):
+            write()
+    with pytest.raises(block_device.OutOfRange):
+        read(view, SIZE, 512)
+    with pytest.raises(block_device.OutOfRange):
+        view.read_now(SIZE, 512, block(0))
+
+
+def test_a_view_whose_snapshot_left_the_chain_is_closed(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain
+) -> None:
+    first, second, _ = views(primary, chain)
+    chain.replace(links[1:])
+    with pytest.raises(block_device.DeviceClosed):
+        read(first, 0, 512)
+    read(second, 0, 512)
+    second.close()
+    with pytest.raises(block_device.DeviceClosed):
+        second.flush()
+    with pytest.raises(block_device.DeviceClosed):
+        second.read_now(0, 512, block(0))
+
+
+def test_replace_waits_for_reads_that_began_before(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    view, newer, _ = views(primary, chain)
+
+    def stop(_method: str, _offset: int, _length: int) -> None:
+        primary.before = None
+        reading.set()
+        assert go_on.wait(60)
+
+    primary.before = stop
+    outcome: list[object] = []
+    reader = threading.Thread(target=lambda: outcome.append(read(newer, 0, 512)))
+    reader.start()
+    assert reading.wait(60)
+
+    def delete() -> None:
+        chain.replace(links[1:])
+        outcome.append("replaced")
+
+    deleting = threading.Thread(target=delete)
+    deleting.start()
+    while chain.links != tuple(links[1:]):
+        deleting.join(0.001)
+    read(newer, 0, 512)  # a read that begins now is not waited for, and does not wait
+    with pytest.raises(block_device.DeviceClosed):
+        read(view, 0, 512)
+    assert outcome == []
+    go_on.set()
+    reader.join()
+    deleting.join()
+    assert outcome == [bytes(primary.data[:512]), "replaced"]
