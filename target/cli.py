@@ -3,9 +3,9 @@
 
 Exit status: 0 done, 1 not done (a sentence and a remedy on standard error), 2 the command line is wrong, 130 interrupted.
 
-Every verb but `serve` and `config` is a client of the control socket.  All but `serve` answer within a blink: what a verb
-needs is imported where it needs it, and nothing else is, neither HTTP for those that look at a file nor the types of a file for
-those that talk.
+Each verb except `serve`, `doctor`, `explain`, `version`, `completion` and `config` is a client of the control socket.  A command
+must start fast: each verb imports what it needs inside its function.  A verb that reads a file does not import HTTP, and
+a verb that talks to the daemon does not import the types of the configuration.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from target.commands import common, config, daemon, snapshot, volume
     type=click.Path(file_okay=False, path_type=Path),
     envvar="WOLUN_STATE_DIR",
     show_envvar=True,
-    help="Where the daemon keeps its state and its control socket.",
+    help="The directory that holds the daemon's state and its control socket.",
 )
 @click.option("--json", "json_wanted", is_flag=True, help="Print JSON.")
 @click.version_option(target.VERSION, prog_name="wolun", message="%(prog)s %(version)s")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the control socket, in both directions: plain frozen dataclasses.
+"""The requests and answers of the control socket: plain frozen dataclasses.
 
-The daemon hands them to FastAPI, which checks requests against them and derives the OpenAPI description; the commands
-read them back with `codec.decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
+The daemon passes them to FastAPI, which checks requests against them and derives the OpenAPI description.  The commands
+read answers with `codec.decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
+
+Several classes share their names with classes of the domain (Snapshot, Volume, Job).  Import the module, not the names, and
+write `messages.Snapshot`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request was not done: a stable code for programs, a sentence and a remedy for people."""
+    """The reason why a request was not done: a stable code for programs, a sentence and a remedy for people."""
 
     error: str
     message: str
@@ -22,9 +25,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A moment of a volume.  `used_bytes` is what it takes on disk; `preserved_bytes` how much of the volume is in it,
-    `preserved_percent` the same of the volume's size.  A `scheduled` one was made by
-    the volume's schedule, which deletes it when it is not to be kept any longer.
+    """A snapshot of a volume.
+
+    `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
+    `preserved_percent` relates that to the volume's size.  The volume's schedule took a `scheduled` snapshot, and deletes it
+    when the `keep` rule no longer covers it.
     """
 
     volume: str
@@ -45,7 +50,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Taken(Snapshot):
-    """A snapshot just taken: how long writes were held for it, and how an initiator reads it."""
+    """A snapshot that was just taken: how long writes were held, and the URLs under which initiators read it."""
 
     writes_held_seconds: float
     view_url: str
@@ -54,8 +59,10 @@ class Taken(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Which parts of a volume differ from a snapshot's moment (were written since): one number from 0 to 1 per cell, the
-    cells being equal parts of the volume in order of address.
+    """The parts of a volume that have been written since a snapshot.
+
+    `cells` are equal parts of the volume in order of address.  Each number, from 0 to 1, is the part of the cell that has
+    changed.
     """
 
     snapshot: Snapshot
@@ -66,7 +73,7 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDetails(Snapshot):
-    """A snapshot with what `show` prints beside it."""
+    """A snapshot with the details that `snapshot show` prints."""
 
     chunk_size: int
     view_url: str
@@ -75,9 +82,11 @@ class SnapshotDetails(Snapshot):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as it is being served, `lun` None: not to initiators; `state` is `online` or `failed`, and then
-    `trouble` says why; of one that is online, why it takes no writes.  `restoring` names the snapshot that it was rolled back
-    to, until its primary has caught up.
+    """A volume as it is served.
+
+    `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is not
+    served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back to, until
+    all of its data is in the primary.
     """
 
     name: str
@@ -103,7 +112,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An initiator that is logged in.  Of one that is logged in to the kernel's target less is known: None."""
+    """A session of an initiator.  Fields are None if the kernel's target does not report them."""
 
     initiator: str
     address: str
@@ -116,7 +125,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The daemon at a glance; `trouble` is everything that needs somebody's attention, a sentence each."""
+    """The state of the daemon.  `trouble` has one sentence for each alert."""
 
     version: str
     pid: int
@@ -137,7 +146,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Something that takes long.  `state`: running, done, failed, cancelled; `done` of `total` bytes are through."""
+    """A long operation.  `state` is running, done, failed or cancelled; `done` of `total` bytes are processed."""
 
     id: int
     kind: str
@@ -150,7 +159,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that needs somebody's attention; `code` is for programs and for `explain`."""
+    """A condition that an administrator should look at; `code` is for programs and for `explain`."""
 
     code: str
     subject: str
@@ -160,7 +169,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Lun:
-    """A logical unit of the target: `unit` is what the configuration calls it, `kind` what it is."""
+    """A logical unit of the target: `unit` is its name in the configuration, `kind` its type."""
 
     lun: int
     unit: str
@@ -170,7 +179,7 @@ class Lun:
 
 @dataclass(frozen=True, slots=True)
 class MappedLun:
-    """What an initiator sees under one number."""
+    """A unit that an initiator sees under a LUN of its own."""
 
     lun: int
     unit: str
@@ -179,7 +188,7 @@ class MappedLun:
 
 @dataclass(frozen=True, slots=True)
 class Chap:
-    """How an initiator proves itself: names and files, never secrets."""
+    """The CHAP parameters of an initiator: names and files, never secrets."""
 
     name: str
     secret_file: str
@@ -190,7 +199,7 @@ class Chap:
 
 @dataclass(frozen=True, slots=True)
 class Initiator:
-    """Initiators that may log in (a name, or a pattern of names) and what they see; `luns` None: everything."""
+    """An entry for initiators that may log in: a name or a pattern of names.  With `luns` None they see all LUNs."""
 
     name: str
     networks: tuple[str, ...] = ()
@@ -201,7 +210,7 @@ class Initiator:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may log in; `initiators` None: any that comes from one of `networks`."""
+    """The rules of access.  With `initiators` None, any initiator from one of `networks` may log in."""
 
     networks: tuple[str, ...]
     initiators: tuple[Initiator, ...] | None
@@ -210,7 +219,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class ChangeAccess:
-    """Request: what is not None is changed; `anybody` says whether initiators need not be named."""
+    """Request: change the fields that are not None.  With `anybody`, initiators need no entry."""
 
     networks: tuple[str, ...] | None = None
     discovery_chap: bool | None = None
@@ -219,8 +228,10 @@ class ChangeAccess:
 
 @dataclass(frozen=True, slots=True)
 class SetAuth:
-    """Request: how an initiator proves itself from now on, and with `target_name` and `target_secret` the target to it.
-    The daemon keeps the secrets in files of its own.
+    """Request: set the CHAP name and secret of an initiator.
+
+    With `target_name` and `target_secret`, the target authenticates to the initiator, too.  The daemon stores the secrets
+    in files of its own.
     """
 
     name: str
@@ -231,8 +242,10 @@ class SetAuth:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Request: serve a volume; `lun` None: the lowest number that is free, unless it is to be `hidden`, under none.  Sizes as
-    the configuration writes them.
+    """Request: serve a volume.
+
+    With `lun` None it gets the lowest free LUN; with `hidden` it gets none.  Sizes are written as in the configuration.
+    A field that is None takes the default of the configuration.
     """
 
     name: str
@@ -240,11 +253,11 @@ class CreateVolume:
     lun: int | None = None
     hidden: bool = False
     primary: str | None = None
-    block_size: int = 512
-    chunk_size: str = "64KiB"
-    durability: str = "power-loss"
+    block_size: int | None = None
+    chunk_size: str | None = None
+    durability: str | None = None
     limit: str | None = None
-    on_error: str = "fail-writes"
+    on_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +272,7 @@ NO_LIMIT = "none"
 
 @dataclass(frozen=True, slots=True)
 class ChangeVolume:
-    """Request: what is not None is changed.  `limit` may be NO_LIMIT; `hidden`: under no LUN."""
+    """Request: change the fields that are not None.  `limit` may be NO_LIMIT; with `hidden` the volume loses its LUN."""
 
     lun: int | None = None
     hidden: bool = False
@@ -270,7 +283,7 @@ class ChangeVolume:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one object when a configuration was restored or cleared; `refusal` None: it was done."""
+    """The result for one object when a configuration is restored or cleared; `refusal` is None if it was done."""
 
     subject: str
     action: str
@@ -279,7 +292,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What was written, or would be: the file, how it changed (a unified diff), and where the old one is kept."""
+    """The result of saving: the file, its changes (a unified diff), and the path of the backup."""
 
     file: str
     changes: str
@@ -295,7 +308,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationFile:
-    """Request: the file to save to or to restore from, an absolute path; None: the one the daemon was started with."""
+    """Request: save to or restore from `file`, an absolute path.  With None, use the file that the daemon was started with."""
 
     file: str | None = None
 
@@ -310,14 +323,14 @@ class CreateSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ChangeLabels:
-    """Request: give a snapshot these labels, and take away those that are None."""
+    """Request: set these labels of a snapshot, and remove those that are None."""
 
     labels: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class CreateGroup:
-    """Request: take snapshots called `name` of these volumes, all at one moment."""
+    """Request: take a snapshot called `name` of each of these volumes, all at one moment."""
 
     name: str
     volumes: tuple[str, ...]
@@ -326,7 +339,7 @@ class CreateGroup:
 
 @dataclass(frozen=True, slots=True)
 class ResizeVolume:
-    """Request: make a volume `size` bytes large."""
+    """Request: enlarge a volume to `size` bytes."""
 
     size: int
 
@@ -335,9 +348,9 @@ class ResizeVolume:
 class Export:
     """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine.
 
-    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of what changed since,
-    on top of that snapshot's image at `backing` (absolute), whose format is found out if that file is there.  Refused if there is
-    no room for all of it, unless `anyway`.
+    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes since
+    then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if the file
+    exists.  The daemon refuses if there is too little space for all data, unless `anyway` is set.
     """
 
     path: str
@@ -351,7 +364,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Blocks of a snapshot that are not what was preserved; their pre-images are kept in snapshot `kept_in`."""
+    """Damaged blocks of a snapshot: they differ from the preserved data, which is stored in snapshot `kept_in`."""
 
     kept_in: str
     lba: int
@@ -363,8 +376,10 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What verifying a snapshot found.  `damage` names the first of it in order, `damaged_bytes` counts all; `headers` says
-    what is wrong with its files' headers.  `unverifiable_bytes` have no checksum to be compared with.
+    """The result of verifying a snapshot.
+
+    `damage` lists the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a
+    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.
     """
 
     volume: str
@@ -379,7 +394,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """`length` bytes from byte `offset` on."""
+    """A range of `length` bytes that begins at byte `offset`."""
 
     offset: int
     length: int
@@ -387,7 +402,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class FindChanges:
-    """Request: what changed up to the snapshot `to`, None: to now; `exact`: compare the content, too."""
+    """Request: find the changes up to the snapshot `to`, or up to now if None; with `exact`, compare the content, too."""
 
     to: str | None = None
     exact: bool = False
@@ -395,8 +410,10 @@ class FindChanges:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What changed in a volume from snapshot `since` to snapshot `to` (None: to now), in order of address, neighbours
-    joined.  Not `exact`: some of it may be the same after all.  Nothing that changed is left out.
+    """The changes of a volume from snapshot `since` to snapshot `to` (None: to now).
+
+    Extents are in order of address, and neighbours are joined.  All changes are included.  Unless `exact`, some extents may
+    have equal content after all.
     """
 
     volume: str

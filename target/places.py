@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are: the checkout, the default state directory and configuration, the control socket.
+"""The paths of the checkout, the default state directory, the default configuration and the control socket.
 
-In a checkout, state is kept in its `var/` and the quickstart is the default configuration, whatever the current
-directory is.  Installed elsewhere, it is /var/lib/wolun and /etc/wolun/wolun.yaml.
+| wolun runs from       | state directory  | configuration             |
+| --------------------- | ---------------- | ------------------------- |
+| a checkout            | its `var/`       | `config/quickstart.yaml`  |
+| anywhere else         | `/var/lib/wolun` | `/etc/wolun/wolun.yaml`   |
 
-Used by the commands, so it imports next to nothing.
+The current directory makes no difference.  The commands use this module, so it imports almost nothing.
 """
 
 from __future__ import annotations
@@ -23,19 +25,21 @@ CHECKOUT: Path | None = _ABOVE if (_ABOVE / "config" / "quickstart.yaml").exists
 
 
 def default_state_dir() -> Path:
-    """Where state is kept unless `--state-dir` or WOLUN_STATE_DIR says otherwise."""
+    """Return the state directory to use without `--state-dir` and WOLUN_STATE_DIR."""
     return CHECKOUT / "var" if CHECKOUT else Path("/var/lib/wolun")
 
 
 def default_configuration() -> Path:
-    """What is served unless `--config` says otherwise."""
+    """Return the configuration file to use without `--config`."""
     return CHECKOUT / "config" / "quickstart.yaml" if CHECKOUT else Path("/etc/wolun/wolun.yaml")
 
 
 @contextlib.contextmanager
 def short_name(directory: Path, name: str) -> Iterator[str]:
-    """A path to `name` in `directory` that fits in a socket address, which holds no more than 107 bytes, however long the
-    directory's own path is.  Raises OSError if there is no such directory.
+    """Yield a path to `name` in `directory` that is short enough for a socket address.
+
+    A socket address holds at most 107 bytes, and the directory's own path may be longer.  Raises OSError if the directory
+    does not exist.
     """
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -45,7 +49,7 @@ def short_name(directory: Path, name: str) -> Iterator[str]:
 
 
 def connect(state_dir: Path, timeout: float | None) -> socket.socket:
-    """A connection to the control socket of the daemon that serves `state_dir`.  Raises OSError."""
+    """Return a connection to the control socket of the daemon that serves `state_dir`.  Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout)
     try:

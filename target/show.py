@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How answers look in a terminal, in a pipe, and where there is neither colour nor UTF-8.
+"""Answers as text for people: on a terminal, in a pipe, with or without colour and UTF-8.
 
-Columns are separated by two spaces and never wrapped, on a terminal and in a pipe alike, so that `grep` and `awk` work.
+Two spaces separate columns, and lines are never wrapped, on a terminal and in a pipe alike, so that `grep` and `awk` work.
 """
 
 from __future__ import annotations
@@ -23,48 +23,49 @@ MAP_ROWS = 16
 PIPE_WIDTH = 80
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#@"
+_RESCAN = "logged-in initiators are notified; on Linux, `iscsiadm -m session --rescan` makes them look again"
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop, unless it is code."""
+    """Return `text` with a capital and a full stop, unless it begins with code."""
     if not text or text[0] in "`/":
         return text
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
 
 
 def taken(answer: messages.Taken) -> str:
-    """A snapshot just taken: the LUNs that appeared, and how to use them."""
+    """Return the text for a new snapshot: its LUNs, and how to use them."""
     held = units.human_seconds(answer.writes_held_seconds)
     return "\n".join(
         [
             f"took {answer.volume}@{answer.name}; writes were held for {held}",
             f"  LUN {answer.view_lun}: the volume as it is now, read-only",
-            f"  LUN {answer.write_once_lun}: its write-once LUN, where old data goes before it is overwritten",
-            "initiators that are logged in are told; on Linux, `iscsiadm -m session --rescan` makes them look",
-            f"without the kernel: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
+            f"  LUN {answer.write_once_lun}: its write-once LUN, which preserves old data before it is overwritten",
+            _RESCAN,
+            f"without the kernel's initiator: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
         ]
     )
 
 
 def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
-    """A volume that has grown, and what has to grow with it."""
+    """Return the text for an enlarged volume, and the next steps."""
     size = units.exact_size(answer.size)
     return "\n".join(
         [
-            f"{answer.name} has {size} now; its snapshots keep the size they were taken with",
-            "initiators that are logged in are told; on Linux, `iscsiadm -m session --rescan` makes them look",
+            f"{answer.name} now has {size}; its snapshots keep their size",
+            _RESCAN,
             "`saveconfig` writes the new size into the configuration file"
             if in_shell
-            else f"if the configuration file gives a size for {answer.name}, write `size: {size}` there",
+            else f"if the configuration file has a size for {answer.name}, change it to `size: {size}`",
         ]
     )
 
 
 def snapshots(answer: Sequence[messages.Snapshot]) -> str:
-    """The table of snapshots; with their labels, if there are any."""
+    """Return the table of snapshots, with a column of labels if any snapshot has one."""
     if not answer:
         return "no snapshots"
-    labelled = any(each.labels for each in answer)
+    labelled = any(snapshot.labels for snapshot in answer)
     return table(
         (
             "NAME",
@@ -78,23 +79,23 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
         ),
         [
             (
-                f"{each.volume}@{each.name}",
-                moment(each.taken),
-                units.human_size(each.used_bytes),
-                units.human_percent(each.preserved_bytes, each.size),
-                each.state,
-                _lun(each.view_lun),
-                _lun(each.write_once_lun),
-                *([labels(each.labels)] if labelled else []),
+                f"{snapshot.volume}@{snapshot.name}",
+                moment(snapshot.taken),
+                units.human_size(snapshot.used_bytes),
+                units.human_percent(snapshot.preserved_bytes, snapshot.size),
+                snapshot.state,
+                _lun(snapshot.view_lun),
+                _lun(snapshot.write_once_lun),
+                *([labels(snapshot.labels)] if labelled else []),
             )
-            for each in answer
+            for snapshot in answer
         ],
         right={2, 3, 5, 6},
     )
 
 
 def snapshot(answer: messages.SnapshotDetails) -> str:
-    """One snapshot, a line for each thing known."""
+    """Return the details of a snapshot, one per line."""
     preserved = units.human_percent(answer.preserved_bytes, answer.size)
     lines = [
         ("snapshot", f"{answer.volume}@{answer.name}"),
@@ -113,45 +114,43 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
 
 
 def labels(answer: Mapping[str, str]) -> str:
-    """`key=value`, with commas between, in order; empty if there are none."""
+    """Return the labels in order as `key=value`, separated by commas; empty if there are none."""
     return ",".join(f"{key}={value}" for key, value in sorted(answer.items()))
 
 
 def verification(answer: messages.Verification) -> str:
-    """What verifying found; the damage, extent by extent."""
+    """Return the result of a verification, with each damaged extent."""
     name = f"{answer.volume}@{answer.name}"
     lines = [
-        f"{name} is {'as it was preserved' if answer.sound else 'DAMAGED'}: {units.human_size(answer.good_bytes)} good, "
+        f"{name} is {'intact' if answer.sound else 'DAMAGED'}: {units.human_size(answer.good_bytes)} good, "
         f"{units.human_size(answer.unverifiable_bytes)} unverifiable, {units.human_size(answer.damaged_bytes)} damaged"
     ]
     lines += answer.headers
     if answer.damage:
-        heads = ("LBA", "BLOCKS", "KEPT IN", "WHAT")
-        rows = [(str(each.lba), str(each.blocks), each.kept_in, each.reason) for each in answer.damage]
+        heads = ("LBA", "BLOCKS", "KEPT IN", "DAMAGE")
+        rows = [(str(damage.lba), str(damage.blocks), damage.kept_in, damage.reason) for damage in answer.damage]
         lines.append(table(heads, rows, right={0, 1}))
-        named = sum(each.length for each in answer.damage)
-        if named < answer.damaged_bytes:
-            lines.append(f"and {units.human_size(answer.damaged_bytes - named)} more")
-        lines.append(
-            "what else is read from this snapshot is right; the damaged blocks may be in a backup, or in an export"
-        )
+        listed = sum(damage.length for damage in answer.damage)
+        if listed < answer.damaged_bytes:
+            lines.append(f"and {units.human_size(answer.damaged_bytes - listed)} more")
+        lines.append("all other data of this snapshot is correct; look for the damaged blocks in a backup or an export")
     return "\n".join(lines)
 
 
 def difference(answer: messages.Difference) -> str:
-    """What changed, extent by extent, in bytes."""
+    """Return the list of changed extents, in bytes."""
     to = "now" if answer.to is None else f"{answer.volume}@{answer.to}"
     size = units.human_size(answer.changed_bytes)
     part = units.human_percent(answer.changed_bytes, answer.size)
     head = f"{size} ({part}) {'differ' if answer.exact else 'may differ'} from {answer.volume}@{answer.since} to {to}"
     if not answer.extents:
         return head
-    rows = [(str(each.offset), str(each.length)) for each in answer.extents]
+    rows = [(str(extent.offset), str(extent.length)) for extent in answer.extents]
     return f"{head}\n{table(('OFFSET', 'LENGTH'), rows, right={0, 1})}"
 
 
 def map_cells() -> int:
-    """How many cells a picture has that fits the terminal."""
+    """Return the number of cells of a map that fits the terminal."""
     return _map_width() * MAP_ROWS
 
 
@@ -161,7 +160,7 @@ def _map_width() -> int:
 
 
 def change_map(answer: messages.Changes) -> str:
-    """A picture of the volume, address by address, row by row: the fuller a cell, the more of it has changed."""
+    """Return a map of the volume in order of address: the fuller a cell, the more of it has changed."""
     marks = map_marks()
     cells, width = answer.cells, _map_width()
     size = answer.snapshot.size
@@ -176,17 +175,19 @@ def change_map(answer: messages.Changes) -> str:
         row = f"\x1b[33m{row}\x1b[0m" if colour and row.strip() else row
         lines.append(f"{units.human_size(size * start // len(cells)):>9} |{row}|")
     cell = units.human_size(size / len(cells))
-    lines.append(f"each cell: {cell}; unchanged '{marks[0]}', changed a little '{marks[1]}' to all of it '{marks[-1]}'")
+    lines.append(
+        f"each cell: {cell}; '{marks[0]}' is unchanged, '{marks[1]}' changed a little, '{marks[-1]}' changed completely"
+    )
     return "\n".join(lines)
 
 
 def map_marks() -> str:
-    """What cells are drawn with, from unchanged to all changed, as far as the terminal's character set goes."""
+    """Return the characters for cells, from unchanged to completely changed, in the terminal's character set."""
     return _BLOCKS if _speaks_utf8() else _ASCII
 
 
 def _mark(fraction: float, marks: str) -> str:
-    """Full and empty mean exactly that; everything else is in between."""
+    """Return the character of a cell.  Only 0 is empty and only 1 is full; every other fraction is in between."""
     if fraction <= 0:
         return marks[0]
     if fraction >= 1:
@@ -195,7 +196,7 @@ def _mark(fraction: float, marks: str) -> str:
 
 
 def status(answer: messages.Status) -> str:
-    """The daemon at a glance."""
+    """Return the state of the daemon: volumes, sessions, jobs and alerts."""
     parts = [
         f"wolun {answer.version}, process {answer.pid}, up {_since(answer.started)}\n"
         f"target {answer.target} on {', '.join(answer.portals) or answer.portal} ({answer.fabric})\n"
@@ -205,18 +206,18 @@ def status(answer: messages.Status) -> str:
             ("VOLUME", "LUN", "STATE", "SIZE", "USED", "SNAPSHOTS", "THEY USE", "READ/S", "WRITTEN/S", "COMMANDS/S"),
             [
                 (
-                    each.name,
-                    _lun(each.lun),
-                    each.state,
-                    units.human_size(each.size),
-                    units.human_size(each.primary_used_bytes),
-                    str(each.snapshots),
-                    units.human_size(each.snapshot_bytes),
-                    units.human_size(each.read_bytes_per_second),
-                    units.human_size(each.written_bytes_per_second),
-                    f"{each.commands_per_second:.0f}",
+                    volume.name,
+                    _lun(volume.lun),
+                    volume.state,
+                    units.human_size(volume.size),
+                    units.human_size(volume.primary_used_bytes),
+                    str(volume.snapshots),
+                    units.human_size(volume.snapshot_bytes),
+                    units.human_size(volume.read_bytes_per_second),
+                    units.human_size(volume.written_bytes_per_second),
+                    f"{volume.commands_per_second:.0f}",
                 )
-                for each in answer.volumes
+                for volume in answer.volumes
             ],
             right={1, 3, 4, 5, 6, 7, 8, 9},
         ),
@@ -227,14 +228,14 @@ def status(answer: messages.Status) -> str:
                 ("INITIATOR", "ADDRESS", "SINCE", "READ", "WRITTEN", "COMMANDS"),
                 [
                     (
-                        each.initiator + ("" if each.target else " (discovery)"),
-                        each.address,
-                        "-" if each.since is None else moment(each.since),
-                        "-" if each.bytes_read is None else units.human_size(each.bytes_read),
-                        "-" if each.bytes_written is None else units.human_size(each.bytes_written),
-                        "-" if each.commands is None else str(each.commands),
+                        session.initiator + ("" if session.target else " (discovery)"),
+                        session.address,
+                        "-" if session.since is None else moment(session.since),
+                        "-" if session.bytes_read is None else units.human_size(session.bytes_read),
+                        "-" if session.bytes_written is None else units.human_size(session.bytes_written),
+                        "-" if session.commands is None else str(session.commands),
                     )
-                    for each in answer.sessions
+                    for session in answer.sessions
                 ],
                 right={3, 4, 5},
             )
@@ -249,12 +250,12 @@ def status(answer: messages.Status) -> str:
 
 
 def alert(answer: messages.Alert) -> str:
-    """Something that needs attention, and what tells more of it."""
-    return f"TROUBLE: {answer.message}\n  {answer.remedy}; `wolun explain {answer.code}` says more"
+    """Return the text of an alert, and the command that explains it."""
+    return f"TROUBLE: {answer.message}\n  {answer.remedy}; `wolun explain {answer.code}` explains it"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) -> str:
-    """Columns, as wide as they need to be; those in `right` are numbers and end at the same place."""
+    """Return aligned columns; the columns in `right` hold numbers and are right-aligned."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -266,7 +267,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) 
 
 
 def moment(stamp: str) -> str:
-    """A time of the daemon's in the time zone of whoever looks, to the second."""
+    """Return a timestamp of the daemon in the local time zone, to the second."""
     return datetime.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -285,7 +286,7 @@ def _speaks_utf8() -> bool:
 
 @contextlib.contextmanager
 def progress(title: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, if that is a terminal; yields what to call with (bytes done, bytes in all)."""
+    """Show a progress bar on standard error, if that is a terminal.  Yield a function of (bytes done, bytes in total)."""
     if not enabled or not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes, times and rates between people and numbers: `64KiB` to 65536 and back.
+"""Conversion of sizes, times and rates between text and numbers: `64KiB` to 65536 and back.
 
-Used by the settings (reading) and by the commands (writing), so it imports next to nothing.
+The settings use it for reading, the commands for writing.  It imports almost nothing, so that commands start fast.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _SIZE = re.compile(r"([0-9]+) ?([A-Za-z]*)", re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `1GiB`, `64 KiB` or `4096`.  Raises ValueError that says what was probably meant."""
+    """Return the bytes in `1GiB`, `64 KiB` or `4096`.  Raises ValueError with a suggestion."""
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no size: write a whole number and a unit, like 1GiB or 64KiB")
+        raise ValueError(f"{text!r} is not a size: write a whole number and a unit, like 1GiB or 64KiB")
     number, unit = match.groups()
     factor = SIZE_UNITS.get(unit or "B")
     if factor is None:
-        meant = next((name for name in SIZE_UNITS if unit and name[0] == unit[0].upper()), None)
-        hint = f"did you mean {number}{meant}? " if meant else ""
-        raise ValueError(f"{unit!r} is no unit of size; {hint}units are {', '.join(SIZE_UNITS)}")
+        suggestion = next((name for name in SIZE_UNITS if unit and name[0] == unit[0].upper()), None)
+        hint = f"did you mean {number}{suggestion}? " if suggestion else ""
+        raise ValueError(f"{unit!r} is not a unit of size; {hint}units are {', '.join(SIZE_UNITS)}")
     return int(number) * factor
 
 
 def exact_size(count: int) -> str:
-    """The shortest text that `parse_size` reads back as `count`."""
+    """Return the shortest text that `parse_size` reads back as `count`."""
     for name, factor in reversed(list(SIZE_UNITS.items())):
         if count and count % factor == 0:
             return f"{count // factor}{name}"
@@ -45,7 +45,7 @@ def exact_size(count: int) -> str:
 
 
 def human_size(count: float) -> str:
-    """Three significant digits for the eye: `1.25 GiB`."""
+    """Return a size in three significant digits: `1.25 GiB`."""
     value = float(count)
     for name in SIZE_UNITS:
         if abs(value) < 999.5 or name == "PiB":
@@ -58,7 +58,7 @@ def human_size(count: float) -> str:
 
 
 def human_percent(part: float, whole: float) -> str:
-    """`12.5 %`; never rounds something to nothing."""
+    """Return a part in percent: `12.5 %`.  A part above zero is never rounded to zero, nor a part below all to 100 %."""
     if not whole or not part:
         return "0 %"
     percent = 100 * part / whole
@@ -68,7 +68,7 @@ def human_percent(part: float, whole: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`850 us`, `3.2 ms`, `12 s`, `4 min`, `3 h`, `5 d`: a duration for the eye."""
+    """Return a duration for people: `850 us`, `3.2 ms`, `12 s`, `4 min`, `3 h`, `5 d`."""
     if seconds < 1:
         milliseconds = seconds * 1000
         return f"{milliseconds * 1000:.0f} us" if milliseconds < 1 else f"{milliseconds:.1f} ms"

@@ -119,7 +119,7 @@ class Administration:
     def create_volume(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
         """Make a volume, or take up again one whose data is there, and serve it."""
         with self._lock:
-            fields = codec.encode(request)
+            fields = {key: value for key, value in codec.encode(request).items() if value is not None}
             if fields.pop("hidden"):
                 fields["lun"] = values.NO_LUN
             elif request.lun is None:

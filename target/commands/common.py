@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: the options before the verb, refusals for people, parameter types, and waiting for a job."""
+"""The parts that commands share: the options before the verb, refusals, parameter types, and waiting for a job."""
 
 from __future__ import annotations
 
@@ -25,30 +25,31 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """What the options before the verb say."""
+    """The values of the options before the verb."""
 
     def __init__(self, state_dir: Path, json_wanted: bool) -> None:
         self.state_dir = state_dir
         self.json = json_wanted
 
     def client(self) -> client.Client:
-        """The daemon's control socket."""
+        """Return a client of the daemon's control socket."""
         from target.control import client
 
         return client.Client(self.state_dir)
 
     def answer(self, value: object, text: Callable[[], str]) -> None:
-        """Print an answer: `value` (messages) for programs, `text` for people."""
+        """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`."""
         if self.json:
             from target import codec
 
-            plain = [codec.encode(each) for each in value] if isinstance(value, list) else codec.encode(value)
+            plain = [codec.encode(message) for message in value] if isinstance(value, list) else codec.encode(value)
             click.echo(json.dumps(plain, indent=2))
         else:
             click.echo(text())
 
 
 def fail(message: str, remedy: str, code: str, *, json_wanted: bool) -> None:
+    """Print a refusal on standard error and exit with status 1."""
     if json_wanted:
         click.echo(json.dumps({"error": code, "message": message, "remedy": remedy}), err=True)
     else:
@@ -57,7 +58,7 @@ def fail(message: str, remedy: str, code: str, *, json_wanted: bool) -> None:
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """A verb that talks to the daemon: gets the Context, takes `--json` after the verb too, and explains refusals."""
+    """Decorate a verb that talks to the daemon: pass the Context, accept `--json` after the verb too, print refusals."""
 
     @functools.wraps(function)
     def run(context: Context, /, *arguments: Any, json_here: bool, **options: Any) -> None:
@@ -81,7 +82,9 @@ class _SnapshotName(click.ParamType[tuple[str, str]]):
         volume, at, name = str(value).partition("@")
         if not (volume and at and name):
             self.fail(
-                f"{value!r} names no snapshot: write VOLUME@SNAPSHOT, like vol0@before-upgrade", parameter, context
+                f"{value!r} is not the name of a snapshot: write VOLUME@SNAPSHOT, like vol0@before-upgrade",
+                parameter,
+                context,
             )
         return volume, name
 
@@ -90,7 +93,7 @@ class _SnapshotName(click.ParamType[tuple[str, str]]):
     ) -> list[shell_completion.CompletionItem]:
         return _completions(
             context,
-            lambda asked: [f"{each.volume}@{each.name}" for each in asked.snapshots()],
+            lambda asked: [f"{snapshot.volume}@{snapshot.name}" for snapshot in asked.snapshots()],
             incomplete,
         )
 
@@ -98,23 +101,23 @@ class _SnapshotName(click.ParamType[tuple[str, str]]):
 def _completions(
     context: click.Context, look: Callable[[client.Client], list[str]], incomplete: str
 ) -> list[shell_completion.CompletionItem]:
-    """What really is there and begins like that; nothing if the daemon cannot be asked."""
+    """Return the names from `look` that begin with `incomplete`; none if the daemon does not answer."""
     from click import shell_completion
 
     from target.control import client
 
     chosen = context.find_root().params.get("state_dir") or places.default_state_dir()
     try:
-        found = look(client.Client(absolute(Path(chosen)), timeout=2))
+        names = look(client.Client(absolute(Path(chosen)), timeout=2))
     except client.Failed:
         return []
-    return [shell_completion.CompletionItem(each) for each in found if each.startswith(incomplete)]
+    return [shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 def volume_names(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[shell_completion.CompletionItem]:
-    return _completions(context, lambda asked: [each.name for each in asked.volumes()], incomplete)
+    return _completions(context, lambda asked: [volume.name for volume in asked.volumes()], incomplete)
 
 
 class _Size(click.ParamType[int]):
@@ -137,7 +140,7 @@ class _Label(click.ParamType[tuple[str, str]]):
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
         key, equals, text = str(value).partition("=")
         if not (key and equals):
-            self.fail(f"{value!r} is no label: write KEY=VALUE, like purpose=backup", parameter, context)
+            self.fail(f"{value!r} is not a label: write KEY=VALUE, like purpose=backup", parameter, context)
         return key, text
 
 
@@ -149,7 +152,7 @@ def absolute(path: Path) -> Path:
 
 
 def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
-    """What a configuration file says; with a mistake in it, names all of them and ends with exit status 1."""
+    """Return the settings of a configuration file; if it has mistakes, print all of them and exit with status 1."""
     from target.configuration import reader
 
     try:
@@ -162,12 +165,12 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
         else:
             click.echo(str(error), err=True)
     except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror}", "name a file that can", "unreadable", json_wanted=json_wanted)
+        fail(f"{file} cannot be read: {error.strerror}", "name a readable file", "unreadable", json_wanted=json_wanted)
     sys.exit(1)
 
 
 def _hold_interrupts(held: bool) -> None:
-    """Make Ctrl-C wait, or let it come."""
+    """Block SIGINT (Ctrl-C), or unblock it."""
     signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
@@ -179,9 +182,11 @@ def follow(
     *,
     goes_on: bool = False,
 ) -> messages.Job:
-    """Begin a job and wait for it, showing its progress on a terminal; Ctrl-C cancels it, unless it `goes_on` once bytes
-    were counted.  While the job is asked for, and once it ended, Ctrl-C waits: it would leave the job without a word, or
-    take back nothing any more.  Raises Failed.
+    """Begin a job and wait until it ends, with its progress on a terminal.  Return the job as it ended.  Raises Failed.
+
+    Ctrl-C cancels the job, unless it `goes_on`: such a job continues in the background once its first bytes are done.
+    SIGINT is blocked while the job is requested, because the job would go on without a message.  SIGINT is blocked again
+    after the job has ended, because nothing is left to cancel.
     """
     from target import messages
     from target.control import client
@@ -195,11 +200,11 @@ def follow(
                 update(last.done, last.total)
             _hold_interrupts(True)
     except KeyboardInterrupt:
-        asked.close()  # whatever answer was on its way
+        asked.close()  # an answer may be half read
         asked.cancel(job)
         for last in asked.watch(job):
             if goes_on and last.total and last.state == "running":
-                click.echo(f"wolun: {doing} {job.subject} goes on in the background; see `wolun status`", err=True)
+                click.echo(f"wolun: {doing} {job.subject} continues in the background; see `wolun status`", err=True)
                 sys.exit(130)
         if last.state == "cancelled":
             click.echo(f"wolun: {doing} {job.subject} was cancelled", err=True)
@@ -209,7 +214,7 @@ def follow(
     if last.state == "cancelled":
         raise client.Failed(
             messages.Refusal(
-                "cancelled", f"{doing} {job.subject} was cancelled", "ask for it again if that was not you"
+                "cancelled", f"{doing} {job.subject} was cancelled", "run the command again if you did not cancel it"
             )
         )
     return last

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun config`."""
+"""`wolun config`: check configuration files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config() -> None:
 @click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def config_check(context: common.Context, file: Path, json_here: bool) -> None:
-    """Say what is wrong with FILE, line by line."""
+    """Check FILE and list its mistakes, each with its line."""
     json_wanted = context.json or json_here
     common.load_configuration(file, json_wanted=json_wanted)
     click.echo(json.dumps({"problems": []}) if json_wanted else f"{file}: good")

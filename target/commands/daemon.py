@@ -16,11 +16,13 @@ from target.commands import common
 
 @click.command()
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file.")
-@click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path), help="Where to keep state.")
-@click.option("--portal", metavar="HOST:PORT", help="Listen here instead of where the configuration says.")
+@click.option(
+    "--state-dir", type=click.Path(file_okay=False, path_type=Path), help="The directory that holds the state."
+)
+@click.option("--portal", metavar="HOST:PORT", help="Listen at this address instead of the configured one.")
 @click.pass_obj
 def serve(context: common.Context, config: Path | None, state_dir: Path | None, portal: str | None) -> None:
-    """Serve the volumes of a configuration, in the foreground."""
+    """Serve the volumes of a configuration file, in the foreground."""
     from target import daemon
     from target.configuration import reader
 
@@ -37,7 +39,7 @@ def serve(context: common.Context, config: Path | None, state_dir: Path | None, 
 @click.command()
 @common.verb
 def status(context: common.Context) -> None:
-    """Volumes, sessions, throughput, space, trouble."""
+    """Show volumes, sessions, throughput, free space and alerts."""
     answer = context.client().status()
     context.answer(answer, lambda: show.status(answer))
 
@@ -47,34 +49,40 @@ def status(context: common.Context) -> None:
 @click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def explain(context: common.Context, code: str | None, json_here: bool) -> None:
-    """What an alert's CODE means for the data, and what to do; without CODE, all there are."""
+    """Explain an alert CODE, or all of them.
+
+    The text says what the alert means, what state the data is in, and what to do.
+    """
     from target.service import alerts
 
     json_wanted = context.json or json_here
     if code is not None and code not in alerts.EXPLANATIONS:
         remedy = f"the codes are: {', '.join(alerts.EXPLANATIONS)}"
-        common.fail(f"there is no code {code}", remedy, "no-such-code", json_wanted=json_wanted)
-    wanted = alerts.EXPLANATIONS if code is None else {code: alerts.EXPLANATIONS[code]}
+        common.fail(f"there is no alert code {code}", remedy, "no-such-code", json_wanted=json_wanted)
+    chosen = alerts.EXPLANATIONS if code is None else {code: alerts.EXPLANATIONS[code]}
     if json_wanted:
-        click.echo(json.dumps(wanted, indent=2))
+        click.echo(json.dumps(chosen, indent=2))
     else:
-        click.echo("\n\n".join(f"{name}\n\n{text}" for name, text in wanted.items()))
+        click.echo("\n\n".join(f"{name}\n\n{text}" for name, text in chosen.items()))
 
 
 @click.command()
 @click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def version(context: common.Context, json_here: bool) -> None:
-    """The version of this program."""
+    """Print the version of this program."""
     click.echo(json.dumps({"version": target.VERSION}) if context.json or json_here else f"wolun {target.VERSION}")
 
 
 @click.command()
-@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration to look at.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file to check.")
 @click.option("--json", "json_here", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def doctor(context: common.Context, config: Path | None, json_here: bool) -> None:
-    """What this machine can run, and what to do about what is missing; exit status 1 if the fabric asked for cannot."""
+    """Check what this machine can run.
+
+    For each part that is missing, print how to add it.  The exit status is 1 if the fabric of the configuration (without one: the portal) cannot run.
+    """
     import dataclasses
 
     from target import doctor as examination
@@ -86,11 +94,13 @@ def doctor(context: common.Context, config: Path | None, json_here: bool) -> Non
     report = examination.examine(context.state_dir, listen)
     if json_wanted:
         plain = [
-            dataclasses.asdict(each) | {"fabric": each.fabric.value if each.fabric else None}
-            for each in report.findings
+            dataclasses.asdict(finding) | {"fabric": finding.fabric.value if finding.fabric else None}
+            for finding in report.findings
         ]
         click.echo(
-            json.dumps({"findings": plain, "runs": {each.value: report.can_run(each) for each in fabric_kind.Fabric}})
+            json.dumps(
+                {"findings": plain, "runs": {fabric.value: report.can_run(fabric) for fabric in fabric_kind.Fabric}}
+            )
         )
     else:
         click.echo(examination.show(report))
@@ -100,14 +110,17 @@ def doctor(context: common.Context, config: Path | None, json_here: bool) -> Non
 
 @click.command()
 @click.argument("command", nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Check every change, and make none.")
-@click.option("--keep-going", is_flag=True, help="Run a script to its end even if a line fails.")
+@click.option("--dry-run", is_flag=True, help="Check each change, but make none.")
+@click.option("--keep-going", is_flag=True, help="Continue a script after a line fails.")
 @click.pass_obj
 def shell(context: common.Context, command: tuple[str, ...], dry_run: bool, keep_going: bool) -> None:
-    """Look at and change everything, in the manner of targetcli.
+    """Show and change everything in a shell.
 
-    COMMAND is run if there is one, like '/volumes/vol0/snapshots create nightly'.  Otherwise commands are read: from a
-    person, with completion, if standard input is a terminal, and else as a script, up to the first line that fails.
+    The shell works like targetcli, on the tree of all served objects.
+
+    With COMMAND, like '/volumes/vol0/snapshots create nightly', run it and exit.  Without COMMAND, read commands from
+    standard input.  On a terminal, the shell is interactive and completes names.  Otherwise it runs the input as a script
+    and stops at the first line that fails.
     """
     from target.shell import main as shell_main
 
@@ -118,10 +131,10 @@ def shell(context: common.Context, command: tuple[str, ...], dry_run: bool, keep
 @click.argument("shell", type=click.Choice(["bash", "zsh"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete this command's line: eval "$(wolun completion bash)"."""
+    """Print the completion script for SHELL.  Use it like this: eval "$(wolun completion bash)"."""
     from click import shell_completion
 
     kind = shell_completion.get_completion_class(shell)
     if kind is None:
-        raise click.UsageError(f"{shell} is not known")
+        raise click.UsageError(f"there is no completion for {shell}")
     click.echo(kind(context.find_root().command, {}, "wolun", "_WOLUN_COMPLETE").source())

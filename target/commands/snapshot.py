@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun snapshot`."""
+"""`wolun snapshot`: take, list, export, verify, roll back to and delete snapshots."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from target.commands import common
 
 @click.group()
 def snapshot() -> None:
-    """Take, look at, export, go back to and delete snapshots."""
+    """Take, show, export, verify, restore and delete snapshots."""
 
 
 @snapshot.command("create")
 @click.argument("volume", shell_complete=common.volume_names)
 @click.argument("name")
 @click.option(
-    "--label", "labels", type=common.LABEL, multiple=True, metavar="KEY=VALUE", help="Give it a label; repeatable."
+    "--label",
+    "labels",
+    type=common.LABEL,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Add a label to the snapshot; repeatable.",
 )
 @common.verb
 def snapshot_create(context: common.Context, volume: str, name: str, labels: tuple[tuple[str, str], ...]) -> None:
-    """Take a snapshot of VOLUME called NAME."""
+    """Take a snapshot of VOLUME and call it NAME."""
     answer = context.client().create_snapshot(volume, name, dict(labels))
     context.answer(answer, lambda: show.taken(answer))
 
@@ -35,19 +40,24 @@ def snapshot_create(context: common.Context, volume: str, name: str, labels: tup
 @click.argument("name")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=common.volume_names)
 @click.option(
-    "--label", "labels", type=common.LABEL, multiple=True, metavar="KEY=VALUE", help="Give it a label; repeatable."
+    "--label",
+    "labels",
+    type=common.LABEL,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Add a label to the snapshot; repeatable.",
 )
 @common.verb
 def snapshot_create_group(
     context: common.Context, name: str, volumes: tuple[str, ...], labels: tuple[tuple[str, str], ...]
 ) -> None:
-    """Take a snapshot called NAME of every VOLUME, all at one moment.
+    """Take snapshots of volumes at one moment.
 
-    Writes to all of them are held meanwhile.  There are snapshots of all of them afterwards, or of none, even after a
-    crash on the way.  From then on each is a snapshot like any other.
+    Each VOLUME gets a snapshot called NAME.  wolun holds writes to all the volumes for that moment.  Afterwards either
+    every volume has the snapshot or none has, even if the daemon crashes on the way.  Once taken, each snapshot is independent of the others.
     """
     answer = context.client().create_group(name, volumes, dict(labels))
-    context.answer(answer, lambda: "\n".join(show.taken(each) for each in answer))
+    context.answer(answer, lambda: "\n".join(show.taken(snapshot) for snapshot in answer))
 
 
 @snapshot.command("label")
@@ -55,7 +65,7 @@ def snapshot_create_group(
 @click.argument("labels", type=common.LABEL, nargs=-1, required=True, metavar="KEY=VALUE...")
 @common.verb
 def snapshot_label(context: common.Context, which: tuple[str, str], labels: tuple[tuple[str, str], ...]) -> None:
-    """Give a snapshot labels; KEY= takes one away."""
+    """Add labels to a snapshot; KEY= removes one."""
     answer = context.client().label_snapshot(*which, {key: value or None for key, value in labels})
     context.answer(answer, lambda: show.labels(answer.labels) or "no labels")
 
@@ -64,17 +74,20 @@ def snapshot_label(context: common.Context, which: tuple[str, str], labels: tupl
 @click.argument("volume", required=False, shell_complete=common.volume_names)
 @common.verb
 def snapshot_list(context: common.Context, volume: str | None) -> None:
-    """The snapshots of VOLUME, or of all volumes, oldest first."""
+    """List snapshots, oldest first.
+
+    Without VOLUME, list the snapshots of all volumes.
+    """
     answer = context.client().snapshots(volume)
     context.answer(answer, lambda: show.snapshots(answer))
 
 
 @snapshot.command("show")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
-@click.option("--map", "with_map", is_flag=True, help="Picture which parts of the volume have changed since.")
+@click.option("--map", "with_map", is_flag=True, help="Draw a map of the parts of the volume that have changed since.")
 @common.verb
 def snapshot_show(context: common.Context, which: tuple[str, str], with_map: bool) -> None:
-    """One snapshot in detail."""
+    """Show one snapshot in detail."""
     asked = context.client()
     if not with_map:
         details = asked.snapshot(*which)
@@ -87,29 +100,31 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
 @snapshot.command("export")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["raw", "qcow2"]),
-    help="What FILE is to be. Left out: qcow2 if its name ends so, or with --since; else raw.",
+    help="The format of FILE. Default: qcow2 if its name ends in .qcow2 or with --since, otherwise raw.",
 )
 @click.option(
     "--since",
     type=common.SNAPSHOT,
     metavar="VOLUME@SNAPSHOT",
-    help="Write only what changed since this older snapshot, as a qcow2 image on top of that one's.",
+    help="Write only the changes since this older snapshot, as a qcow2 image on top of its image.",
 )
 @click.option(
     "--backing",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The older snapshot's image. Left out: beside FILE, called SNAPSHOT.qcow2, .img or .raw.",
+    help="The image of the older snapshot. Default: SNAPSHOT.qcow2, .img or .raw beside FILE.",
 )
 @click.option(
-    "--backing-format", type=click.Choice(["raw", "qcow2"]), help="What that image is, if it is not on this machine."
+    "--backing-format",
+    type=click.Choice(["raw", "qcow2"]),
+    help="The format of the older image, if that image is not on this machine.",
 )
-@click.option("--anyway", is_flag=True, help="Try even if there seems to be no room: zeroes take none.")
+@click.option("--anyway", is_flag=True, help="Export even if there seems to be too little space; zeroes take none.")
 @common.verb
 def snapshot_export(
     context: common.Context,
@@ -122,14 +137,17 @@ def snapshot_export(
     backing_format: str | None,
     anyway: bool,
 ) -> None:
-    """Write the volume as it was at that moment to FILE: all of it, or what changed since an older snapshot."""
+    """Write a snapshot to an image file.
+
+    FILE gets the whole content, or with --since only the changes since an older snapshot.
+    """
     path = common.absolute(file)
     if since is None and (backing or backing_format):
-        raise click.UsageError("--backing and --backing-format belong to --since")
+        raise click.UsageError("--backing and --backing-format need --since")
     if since is not None:
         _same_volume(since, which)
         if format_ == "raw":
-            raise click.UsageError("what changed --since can only be written as qcow2")
+            raise click.UsageError("with --since the format must be qcow2")
         names = [path.with_name(f"{since[1]}{suffix}") for suffix in (".qcow2", ".img", ".raw")]
         backing = (
             next((name for name in names if name.exists()), names[0]) if backing is None else common.absolute(backing)
@@ -157,33 +175,39 @@ def snapshot_export(
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @common.verb
 def snapshot_verify(context: common.Context, which: tuple[str, str]) -> None:
-    """Read all that a snapshot needs, and compare it with its checksums; exit status 1 if something is damaged."""
+    """Compare a snapshot with its checksums.
+
+    This reads all data that the snapshot needs.  The exit status is 1 if some of it is damaged.
+    """
     from target import messages
 
     asked = context.client()
     job = common.follow(context, asked, lambda: asked.verify(*which), "verifying")
-    found = asked.result(messages.Verification, job)
-    context.answer(found, lambda: show.verification(found))
-    if not found.sound:
+    verification = asked.result(messages.Verification, job)
+    context.answer(verification, lambda: show.verification(verification))
+    if not verification.sound:
         sys.exit(1)
 
 
 @snapshot.command("diff")
 @click.argument("since", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("to", type=common.SNAPSHOT, metavar="[VOLUME@SNAPSHOT]", required=False)
-@click.option("--exact", is_flag=True, help="Compare the content, and leave out what is the same after all.")
+@click.option("--exact", is_flag=True, help="Compare the content, and omit chunks with equal content.")
 @common.verb
 def snapshot_diff(context: common.Context, since: tuple[str, str], to: tuple[str, str] | None, exact: bool) -> None:
-    """What changed from the first snapshot to the second, or to now: what an incremental backup reads."""
+    """List the extents that changed.
+
+    They are the changes from the first snapshot to the second, or to now: the extents that an incremental backup reads.
+    """
     from target import messages
 
     if to is not None:
         _same_volume(since, to)
     asked = context.client()
-    wanted = messages.FindChanges(None if to is None else to[1], exact)
-    job = common.follow(context, asked, lambda: asked.diff(*since, wanted), "comparing")
-    found = asked.result(messages.Difference, job)
-    context.answer(found, lambda: show.difference(found))
+    request = messages.FindChanges(None if to is None else to[1], exact)
+    job = common.follow(context, asked, lambda: asked.diff(*since, request), "comparing")
+    difference = asked.result(messages.Difference, job)
+    context.answer(difference, lambda: show.difference(difference))
 
 
 @snapshot.command("delete")
@@ -198,19 +222,20 @@ def snapshot_delete(context: common.Context, which: tuple[str, str]) -> None:
 
 @snapshot.command("restore")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
-@click.option("--force", is_flag=True, help="Even if initiators reach the volume.")
+@click.option("--force", is_flag=True, help="Roll back even if initiators can access the volume.")
 @common.verb
 def snapshot_restore(context: common.Context, which: tuple[str, str], force: bool) -> None:
-    """Roll the volume back to that moment.
+    """Roll the volume back to the moment of a snapshot.
 
-    The volume is at that moment at once, and can be used while its data is brought there; this goes on in the background
-    if you press Ctrl-C, and after a crash.  All snapshots stay as they are, newer ones too; what is in none of them - the
-    volume as it is now - is gone, so take one first if you may want it back.  Unmount the volume before: refused while
-    initiators reach it, unless --force.
+    The volume has its old content at once and can be used immediately, while wolun copies the data in the background.
+    Ctrl-C does not stop the copying, and it continues after a crash.  All snapshots stay as they are, newer ones too.
+    The current content of the volume is lost unless a snapshot has it, so take a snapshot first if you may want it back.
+
+    Unmount the volume first.  The command refuses to run while initiators can access it, unless --force is given.
     """
     asked = context.client()
     job = common.follow(context, asked, lambda: asked.restore_snapshot(*which, force=force), "restoring", goes_on=True)
-    context.answer(job, lambda: f"{which[0]} is as it was at {'@'.join(which)}")
+    context.answer(job, lambda: f"{which[0]} is rolled back to {'@'.join(which)}")
 
 
 def _same_volume(since: tuple[str, str], to: tuple[str, str]) -> None:

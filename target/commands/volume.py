@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun volume`."""
+"""`wolun volume`: change volumes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def volume() -> None:
 @click.argument("size", type=common.SIZE)
 @common.verb
 def volume_resize(context: common.Context, name: str, size: int) -> None:
-    """Make VOLUME larger, to SIZE (like 2GiB), while it is used.  Its snapshots keep the size they were taken with."""
+    """Make VOLUME larger, to SIZE (like 2GiB), while it is in use.  Its snapshots keep their size."""
     answer = context.client().resize_volume(name, size)
     context.answer(answer, lambda: show.resized(answer))

@@ -77,7 +77,7 @@ class Volume(values.Group):
     warn_at: values.Percent = 80
     """Of `limit`, in percent: when it is passed, `wolun status` and the initiators are told."""
 
-    on_error: policy.OnError = policy.OnError.FAIL_WRITES
+    on_error: policy.OnError = policy.DEFAULT.on_error
     """When old data cannot be kept (no room, a failing disk, `copy_timeout`): `fail-writes` refuses the writes that would
     overwrite it; `drop-snapshot` lets them go on and gives snapshots up: the oldest, if that makes room, else all."""
 

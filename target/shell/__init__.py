@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell in the manner of targetcli: a tree of what is served, a client of the daemon's control socket.
+"""A shell like targetcli: a tree of the served objects, and a client of the daemon's control socket.
 
-Nothing is done here: every command is one request or a few (`client.Client`), and what the tree shows is asked for when
-it is looked at, once per command line.
+The shell has no state of its own.  Each command is one request to the daemon or a few (`client.Client`), and the tree
+requests its content when it is shown, at most once per command line.
 
     console.py   the command line: grammar, completion, scripts, exit status
-    node.py      what all nodes have in common
+    node.py      the parts that all nodes share
     root.py      /, /jobs, /alerts and the configuration file
     volumes.py   /volumes
     snapshots.py /volumes/NAME/snapshots

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of the shell: configshell's, with what it lacks.
+"""The command line of the shell: configshell's command line with additions.
 
-* Names may hold `+`, and paths `*` and `?` inside a name (initiator patterns).  A path that ends with `/*` means all children.
-* Errors go to standard error as a sentence and a remedy, and the exit status says whether there was one.
-* `--dry-run` in a line holds for that line; `--force` and the like are another way to say `force=true`.
-* Nothing is logged to a file, and a line with a secret in it is not remembered.
-* Completions are listed without asking the terminal where its cursor is, so any terminal will do.
+* Names may contain `+`, and paths `*` and `?` inside a name (initiator patterns).  A path that ends with `/*` means all
+  children.
+* Errors go to standard error as a sentence and a remedy, and the exit status reports them.
+* `--dry-run` in a line applies to that line; `--force` and the like are another spelling of `force=true`.
+* Nothing is logged to a file, and a line with a secret is not stored in the history.
+* Completions are listed without querying the terminal for its cursor position, so any terminal works.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from target.control import client
 T = TypeVar("T")
 SECRET_WORDS = ("password=", "mutual_password=")
 _OPTION = re.compile(r"(?<!\S)--([a-z][a-z-]*)(?:=(\S*))?(?!\S)")
-_HERE = "`help` lists what can be said here"
-_LOOK = "`ls` shows what there is, and TAB completes it"
+_HERE = "`help` lists the commands of this node"
+_LOOK = "`ls` lists the existing nodes, and TAB completes their names"
 _ELSEWHERE = {
-    "backstores": "what targetcli has in /backstores is in /volumes here",
-    "loopback": "this host gets the LUNs as disks with `lio: {loopback: true}` in the configuration file",
+    "backstores": "use /volumes, which takes the place of /backstores in targetcli",
+    "loopback": "set `lio: {loopback: true}` in the configuration file to see the LUNs as disks of this host",
 }
-"""Paths of targetcli."""
+"""Remedies for paths that only targetcli has."""
 
 
 class Refused(node.ExecutionError):
-    """A command was not done: a sentence and a remedy."""
+    """The refusal of a command: a sentence and a remedy."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message)
@@ -50,7 +51,7 @@ class Refused(node.ExecutionError):
 
 
 class _Log(log.Log):
-    """Messages for people on standard error; no file, and none of the debugging that configshell does at every step."""
+    """A log that writes messages to standard error, never to a file, and drops the debug messages of configshell."""
 
     def _log(self, level: str, message: object) -> None:
         if level in ("info", "warning", "error", "critical"):
@@ -65,31 +66,31 @@ class _Log(log.Log):
 
 
 class Facts:
-    """What the daemon says, asked at most once per command line."""
+    """The daemon's answers: each question is asked at most once per command line."""
 
     def __init__(self, asked: client.Client) -> None:
         self.client = asked
         self._known: dict[str, Any] = {}
 
     def forget(self) -> None:
-        """The next look asks anew, over a new connection: a person thinks longer than a daemon keeps one open."""
+        """Forget all answers and close the connection, because the daemon closes idle connections anyway."""
         self._known.clear()
         self.client.close()
 
     def get(self, what: str, ask: Callable[[], T]) -> T:
-        """The answer to a question that is told from others by `what`."""
+        """Return the answer to the question called `what`, and call `ask` if it is not known yet."""
         if what not in self._known:
             self._known[what] = ask()
         answer: T = self._known[what]
         return answer
 
     def has(self, what: str) -> bool:
-        """Whether it is known already."""
+        """Return whether the answer to `what` is known."""
         return what in self._known
 
 
 class Shell(configshell_fb.ConfigShell):
-    """A shell on the daemon that `asked` talks to.  Preferences and history are kept in `directory`, if one is given."""
+    """A shell for the daemon of client `asked`.  It keeps preferences and history in `directory`, if given."""
 
     _current_node: Any
     _current_completions: list[str]
@@ -100,8 +101,8 @@ class Shell(configshell_fb.ConfigShell):
         self.client = asked
         self.generation = 0
         self.log = _Log()
-        self.con = console.Console(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)  # as they are now
-        # What a line looks like; the original has no `+`, and no patterns in paths.
+        self.con = console.Console(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)  # the current streams
+        # The grammar of a line; the original has no `+` and no patterns in paths.
         word = pyparsing.Word(pyparsing.alphanums + "_")
         value = pyparsing.Word(pyparsing.alphanums + r"?;&*$!#,=_\+/.<>()~@:-%[]")
         keyword = pyparsing.Word(pyparsing.alphanums + r"_\-")
@@ -120,13 +121,13 @@ class Shell(configshell_fb.ConfigShell):
     # -- running -------------------------------------------------------------------------------------------------
 
     def run_cmdline(self, cmdline: str) -> None:
-        """Run one line.  Raises ExecutionError, which Refused is one of."""
+        """Run one line.  Raises ExecutionError, often its subclass Refused."""
         self._renew()
         always_dry = self.client.dry_run
         try:
             if cmdline and not cmdline.startswith("#"):
                 cmdline = self._without_options(cmdline)
-                # What configshell's own parsing does not understand it would leave out in silence.
+                # Check the whole line, because configshell's own parser silently ignores the part that it cannot read.
                 (self._parser + pyparsing.StringEnd()).parse_string(cmdline)
                 _, _, command, *parameters = self._parse_cmdline(cmdline)
                 if any(parameters) and not command:
@@ -135,7 +136,7 @@ class Shell(configshell_fb.ConfigShell):
         except client.Failed as failed:
             raise Refused(failed.refusal.message, failed.refusal.remedy) from failed
         except pyparsing.ParseException as error:
-            what = f"this cannot be read from {cmdline[error.loc :].split()[0]} on"
+            what = f"the line cannot be parsed from {cmdline[error.loc :].split()[0]} on"
             raise Refused(what, "write [PATH] COMMAND [PARAMETER...], words without quotes") from None
         finally:
             self.client.dry_run = always_dry
@@ -145,7 +146,7 @@ class Shell(configshell_fb.ConfigShell):
                     readline.remove_history_item(readline.get_current_history_length() - 1)
 
     def _without_options(self, line: str) -> str:
-        """The line with `--NAME` spelt as a parameter; a `--dry-run` is done what it says of instead."""
+        """Return the line with `--NAME` written as a parameter; `--dry-run` is removed and takes effect here."""
 
         def parameter(option: re.Match[str]) -> str:
             name, value = option[1].replace("-", "_"), option[2]
@@ -166,7 +167,7 @@ class Shell(configshell_fb.ConfigShell):
                 remedy = "" if path.endswith("*") else self._remedy(path or ".", command, pparams, kparams)
                 raise Refused(_lower(str(error)), remedy) from None
             return
-        # An initiator's pattern that ends with a star, not "all children".
+        # The path is an initiator's pattern that ends with a star; it does not mean "all children".
         try:
             target = self._current_node.get_node(path)
         except ValueError as error:
@@ -176,7 +177,7 @@ class Shell(configshell_fb.ConfigShell):
             self._current_node = result
 
     def _remedy(self, path: str, command: str, pparams: list[str], kparams: dict[str, str]) -> str:
-        """What to do about a command that configshell itself refused."""
+        """Return the remedy for a command that configshell itself refused."""
         try:
             here = self._current_node.get_node(path)
         except ValueError:
@@ -193,14 +194,14 @@ class Shell(configshell_fb.ConfigShell):
             group = kparams.get("group") or next(iter(pparams), "")
             groups = here.list_config_groups()
             what = f"`{command} {group}`" if group in groups else f"`{command}`"
-            return f"{what} lists what there is"
+            return f"{what} lists the possible values"
         names = list(inspect.signature(here.get_command_method(command)).parameters)
         close = [known for name in kparams if name not in names for known in difflib.get_close_matches(name, names, 1)]
         syntax = here.get_command_syntax(command)[0].strip()
         return (f"did you mean {close[0]}? " if close else "") + f"write `{syntax}`; `help {command}` explains it"
 
     def run_line(self, line: str) -> bool:
-        """Run one line and explain what goes wrong; whether nothing did."""
+        """Run one line and explain any error.  Return True if there was none."""
         try:
             self.run_cmdline(line.strip())
         except node.ExecutionError as error:
@@ -209,11 +210,11 @@ class Shell(configshell_fb.ConfigShell):
         return True
 
     def run_lines(self, lines: Iterable[str], *, keep_going: bool) -> bool:
-        """Run a script, up to the first line that fails unless `keep_going`; whether none did."""
+        """Run a script up to the first line that fails, or with `keep_going` all of it.  Return True if no line failed."""
         good = True
         for number, line in enumerate(lines, 1):
             if not self.run_line(line):
-                sys.stderr.write(f"wolun: that was line {number}: {_without_secrets(line.strip())}\n")
+                sys.stderr.write(f"wolun: the failed line is line {number}: {_without_secrets(line.strip())}\n")
                 good = False
                 if not keep_going:
                     break
@@ -222,7 +223,7 @@ class Shell(configshell_fb.ConfigShell):
         return good
 
     def run_terminal(self) -> None:
-        """Talk to a person until they leave."""
+        """Run an interactive session until the user leaves it."""
         while not self._exit:
             try:
                 self.run_interactive()
@@ -240,25 +241,25 @@ class Shell(configshell_fb.ConfigShell):
             if state == 0:
                 self._renew()
                 self._current_completions = []
-            found: str | None = super()._complete(text, state)
+            completion: str | None = super()._complete(text, state)
         except (client.Failed, ValueError, AttributeError, IndexError, pyparsing.ParseException):
-            return None  # half a line need not make sense
-        return found
+            return None  # an incomplete line may be invalid
+        return completion
 
     def _complete_token_command(self, text: str, path: str, command: str) -> list[str]:
-        found: list[str] = super()._complete_token_command(text, path, command)
-        return sorted(set(found))
+        commands: list[str] = super()._complete_token_command(text, path, command)
+        return sorted(set(commands))
 
     def _display_completions(self, substitution: str, matches: list[str], max_length: int) -> None:
         width, longest = self.con.get_width(), 2 + max(map(len, matches), default=0)
         columns = max(1, width // longest)
         rows = [matches[start : start + columns] for start in range(0, len(matches), columns)]
-        lines = ["".join(each.ljust(longest) for each in row).rstrip() for row in rows]
+        lines = ["".join(match.ljust(longest) for match in row).rstrip() for row in rows]
         self.con.raw_write("\n" + "\n".join(lines) + f"\n{self._get_prompt()}{readline.get_line_buffer()}")
 
 
 def explain(error: node.ExecutionError) -> None:
-    """Tell a person what was not done, and what to do."""
+    """Print an error and its remedy on standard error."""
     if isinstance(error, Refused):
         remedy = f"\n{show.sentence(error.remedy)}" if error.remedy else ""
         sys.stderr.write(f"wolun: {error.message}{remedy}\n")
@@ -274,8 +275,9 @@ def say(text: str) -> None:
 
 
 def _located(expression: pyparsing.ParserElement) -> pyparsing.ParserElement:
-    """What configshell wants to know of a word: where it begins and ends, and its value, which pyparsing's own `Located` has
-    in a list.
+    """Return an expression that yields a word's start, end and value, as configshell expects them.
+
+    pyparsing's own `Located` wraps the value in a list.
     """
     here = pyparsing.Empty().set_parse_action(lambda _text, place, _tokens: place)
     return pyparsing.Group(here("locn_start") + expression("value") + here.copy().leave_whitespace()("locn_end"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/iscsi: the target, its LUNs, its portal, and who is logged in."""
+"""/iscsi: the target, its LUNs, portals and sessions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ISCSI_PORT = "3260"
 
 
 class Iscsi(Node):
-    """/iscsi."""
+    """The node /iscsi."""
 
     def __init__(self, parent: Node) -> None:
         super().__init__("iscsi", parent)
@@ -23,39 +23,47 @@ class Iscsi(Node):
         Target(self.status().target, self)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         status = self.status()
         return f"{status.fabric}, {plural(len(status.sessions), 'session')}", None
 
 
 class Target(Node):
-    """/iscsi/IQN."""
+    """The node /iscsi/IQN."""
 
     def list_children(self) -> None:
         PortalGroup(self)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         status = self.status()
         return f"on {', '.join(status.portals) or status.portal}", None
 
 
 class PortalGroup(Node):
-    """/iscsi/IQN/tpg1."""
+    """The node /iscsi/IQN/tpg1."""
 
     forced_group = "access"
 
     def __init__(self, parent: Target) -> None:
         super().__init__("tpg1", parent)
-        for name, kind, what in (
-            ("networks", "string", "Networks that initiators may come from, with commas between: 10.1.2.0/24,::1/128."),
-            ("anybody", "bool", "Whether any initiator from these networks may log in, named in acls or not."),
-            ("discovery_chap", "bool", "Whether initiators that have CHAP must use it for discovery, too."),
+        for name, kind, description in (
+            (
+                "networks",
+                "string",
+                "The networks that initiators may come from, separated by commas: 10.1.2.0/24,::1/128.",
+            ),
+            (
+                "anybody",
+                "bool",
+                "Whether any initiator from these networks may log in, with or without an entry in acls.",
+            ),
+            ("discovery_chap", "bool", "Whether initiators with CHAP must use it for discovery, too."),
         ):
-            self.define_config_group_param("access", name, kind, what)
+            self.define_config_group_param("access", name, kind, description)
 
     def access(self) -> messages.Access:
-        """Who may log in."""
+        """Return the rules of access."""
         return self.facts.get("access", self.asked.access)
 
     def list_children(self) -> None:
@@ -65,18 +73,18 @@ class PortalGroup(Node):
         Sessions(self)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         access = self.access()
         if access.initiators is None:
             return (
-                (f"anybody from {', '.join(access.networks)}", None)
+                (f"any initiator from {', '.join(access.networks)}", None)
                 if access.networks
-                else ("nobody may log in", False)
+                else ("no initiator may log in", False)
             )
-        return ("initiators in acls", None) if access.initiators else ("nobody may log in", False)
+        return ("initiators in acls", None) if access.initiators else ("no initiator may log in", False)
 
     def ui_getgroup_access(self, parameter: str) -> object:
-        """For `get access`."""
+        """Return a value for `get access`."""
         access = self.access()
         return {
             "networks": ",".join(access.networks),
@@ -85,10 +93,10 @@ class PortalGroup(Node):
         }[parameter]
 
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
-        """Changes a group of parameters: access or global.  Without parameters, explains them.
+        """Change a group of parameters: access or global.  Without parameters, explain them.
 
-        group      access, with networks, anybody, discovery_chap; all that are given change together, or none does.
-                   Refused while somebody is logged in who no longer may, unless `force=true` is among them.
+        group      access, with networks, anybody, discovery_chap.  All given parameters change together, or none does.
+                   The command refuses while an initiator is logged in that no longer may, unless `force=true` is given.
         parameter  NAME=VALUE, any number of them
         """
         if self.explained("access", group, parameter):
@@ -97,7 +105,7 @@ class PortalGroup(Node):
         networks = parameter.get("networks")
         flags = {name: flag(value, name) for name, value in parameter.items() if name != "networks"}
         request = messages.ChangeAccess(
-            networks=None if networks is None else tuple(each for each in networks.split(",") if each),
+            networks=None if networks is None else tuple(network for network in networks.split(",") if network),
             anybody=flags.get("anybody"),
             discovery_chap=flags.get("discovery_chap"),
         )
@@ -108,102 +116,107 @@ class PortalGroup(Node):
             self.done(f"{name} is {str(now).lower() or 'empty'}")
 
     def ui_setgroup_access(self, parameter: str, value: str) -> None:
-        """Configshell wants it; `ui_command_set` sets all that are given at once."""
+        """Satisfy configshell; `ui_command_set` sets all parameters of a line at once."""
         raise NotImplementedError
 
 
 class Luns(Node):
-    """/iscsi/IQN/tpg1/luns."""
+    """The node /iscsi/IQN/tpg1/luns."""
 
     def __init__(self, parent: PortalGroup) -> None:
         super().__init__("luns", parent)
 
-    def told(self) -> list[messages.Lun]:
-        """All of them."""
+    def all_luns(self) -> list[messages.Lun]:
+        """Return all LUNs of the target."""
         return self.facts.get("luns", self.asked.luns)
 
     def list_children(self) -> None:
-        for each in self.told():
-            Lun(each, self)
+        for lun in self.all_luns():
+            Lun(lun, self)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
-        return plural(len(self.told()), "LUN"), None
+        """Return the text and the health for `ls`."""
+        return plural(len(self.all_luns()), "LUN"), None
 
     def ui_command_create(self, volume: str, lun: str | None = None) -> None:
-        """Shows initiators a volume that has no LUN.
+        """Give a volume a LUN, so that initiators see it.
 
-        volume  which; its path, /volumes/NAME, will do
-        lun     under which number; left out, the lowest one that is free
+        volume  the volume's name, or its path, /volumes/NAME
+        lun     the LUN; default: the lowest free one
         """
         volume = volume.removeprefix("/volumes/").rstrip("/")
-        found = self.facts.get(f"volume {volume}", lambda: self.asked.volume(volume))
-        if found.lun is not None:
+        before = self.facts.get(f"volume {volume}", lambda: self.asked.volume(volume))
+        if before.lun is not None:
             raise console.Refused(
-                f"{volume} is LUN {found.lun} already",
-                f"delete that first, or `/volumes/{volume} set attribute lun=NUMBER`",
+                f"{volume} is already LUN {before.lun}",
+                f"delete that LUN first, or use `/volumes/{volume} set attribute lun=NUMBER`",
             )
-        wanted = number(lun, "lun")
-        if wanted is None:
-            wanted = self.lowest_free()
-        self.asked.change_volume(volume, messages.ChangeVolume(lun=wanted), force=False)
-        self.done(f"{volume} is LUN {wanted}")
+        lun_number = number(lun, "lun")
+        if lun_number is None:
+            lun_number = self.lowest_free()
+        self.asked.change_volume(volume, messages.ChangeVolume(lun=lun_number), force=False)
+        self.done(f"{volume} is LUN {lun_number}")
 
     def ui_command_delete(self, lun: str, force: str = "false") -> None:
-        """Shows a volume to initiators no more; it stays, with its snapshots and their LUNs.  Refused while somebody uses it.
+        """Remove a volume's LUN, so that initiators no longer see the volume.
 
-        lun    its number
-        force  true: even if it is in use; mappings of it to initiators go, too
+        The volume stays, with its snapshots and their LUNs.  The command refuses while the volume is in use, unless
+        force is true.
+
+        lun    the LUN
+        force  true: remove it even if it is in use, together with its mappings to initiators
         """
-        wanted = number(lun.removeprefix("lun"), "lun")
-        found = next((each for each in self.told() if each.lun == wanted), None)
-        if found is None:
-            known = ", ".join(str(each.lun) for each in self.told()) or "none"
-            raise console.Refused(f"there is no LUN {lun}", f"there are: {known}")
-        if all(each.name != found.unit for each in self.volumes()):
-            owner, _, name = found.unit.partition("@")
+        lun_number = number(lun.removeprefix("lun"), "lun")
+        unit = next((known.unit for known in self.all_luns() if known.lun == lun_number), None)
+        if unit is None:
+            luns = ", ".join(str(known.lun) for known in self.all_luns()) or "none"
+            raise console.Refused(f"there is no LUN {lun}", f"the LUNs are: {luns}")
+        volumes = {volume.name for volume in self.volumes()}
+        if unit not in volumes:
+            owner, _, name = unit.partition("@")
             name = name.removesuffix("/write-once")
-            remedy = f"`/volumes/{owner}/snapshots delete {name}`, or map to each initiator in acls what it is to see"
-            if all(each.name != owner for each in self.volumes()):
-                remedy = (
-                    "it is one of `shared` or `write_once` in the configuration file, which hold from the next start on"
-                )
-            raise console.Refused(f"LUN {wanted} is {found.unit}, which always has one", remedy)
-        self.asked.change_volume(found.unit, messages.ChangeVolume(hidden=True), force=flag(force, "force"))
-        self.done(f"{found.unit} has no LUN")
+            remedy = f"use `/volumes/{owner}/snapshots delete {name}`, or map the LUNs for each initiator in acls"
+            if owner not in volumes:
+                remedy = "change `shared` or `write_once` in the configuration file, and start the daemon again"
+            raise console.Refused(f"LUN {lun_number} is {unit}, which always has a LUN", remedy)
+        self.asked.change_volume(unit, messages.ChangeVolume(hidden=True), force=flag(force, "force"))
+        self.done(f"{unit} has no LUN")
 
     def lowest_free(self) -> int:
-        """The lowest number that no unit has."""
-        used = {each.lun for each in self.told()} | {each.lun for each in self.volumes()}  # one may be out of service
-        return next(each for each in range(len(used) + 1) if each not in used)
+        """Return the lowest LUN that no unit has."""
+        # A volume that is not served keeps its LUN.
+        used = {lun.lun for lun in self.all_luns()} | {volume.lun for volume in self.volumes()}
+        return next(lun for lun in range(len(used) + 1) if lun not in used)
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
-        """For completion."""
+        """Return the possible values for completion."""
         if (command, parameter) == ("create", "volume"):
-            return [each.name for each in self.volumes() if each.lun is None]
+            return [volume.name for volume in self.volumes() if volume.lun is None]
         if (command, parameter) == ("create", "lun"):
             return [str(self.lowest_free())]
         if (command, parameter) == ("delete", "lun"):
-            return [str(each.lun) for each in self.volumes() if each.lun is not None]
+            return [str(volume.lun) for volume in self.volumes() if volume.lun is not None]
         return None
 
 
 class Lun(Node):
-    """/iscsi/IQN/tpg1/luns/lunN."""
+    """The node /iscsi/IQN/tpg1/luns/lunN."""
 
     def __init__(self, lun: messages.Lun, parent: Luns) -> None:
         super().__init__(f"lun{lun.lun}", parent)
         self._lun = lun
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         return f"{self._lun.unit} ({self._lun.kind}), {units.human_size(self._lun.size)}", True
 
     def ui_command_info(self) -> None:
-        """Shows what is under this number, and who sees it."""
+        """Show the unit of this LUN, and the initiators that it is mapped to."""
         lun = self._lun
         acls = self.parent.parent.access().initiators or ()
-        mapped = [f"{acl.name} as LUN {each.lun}" for acl in acls for each in acl.luns or () if each.unit == lun.unit]
+        mapped = [
+            f"{acl.name} as LUN {mapping.lun}" for acl in acls for mapping in acl.luns or () if mapping.unit == lun.unit
+        ]
         console.say(
             table(
                 [
@@ -211,14 +224,14 @@ class Lun(Node):
                     ("unit", lun.unit),
                     ("kind", lun.kind),
                     ("size", units.human_size(lun.size)),
-                    ("mapped to", ", ".join(mapped) or "nobody in particular"),
+                    ("mapped to", ", ".join(mapped) or "no initiator in particular"),
                 ]
             )
         )
 
 
 class Portals(Node):
-    """/iscsi/IQN/tpg1/portals."""
+    """The node /iscsi/IQN/tpg1/portals."""
 
     def __init__(self, parent: PortalGroup) -> None:
         super().__init__("portals", parent)
@@ -228,33 +241,35 @@ class Portals(Node):
             Leaf(address, self, "listens", healthy=True)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         return plural(len(self.children), "portal"), None
 
     def ui_command_create(self, ip_address: str, ip_port: str = ISCSI_PORT) -> None:
-        """Lets initiators connect at one more address of this machine.
+        """Let initiators connect at one more address of this machine.
 
-        ip_address  which; 0.0.0.0 or :: for all of them
-        ip_port     the TCP port, 3260 if left out
+        ip_address  the IP address; 0.0.0.0 or :: for all addresses
+        ip_port     the TCP port; default: 3260
         """
         address = _address(ip_address, ip_port)
         self.asked.create_portal(address)
         self.done(f"initiators can connect to {address}")
 
     def ui_command_delete(self, ip_address: str, ip_port: str = ISCSI_PORT, force: str = "false") -> None:
-        """Lets initiators connect there no more.  Refused while somebody is logged in there, and for the last one.
+        """Delete a portal, so that initiators can no longer connect there.
 
-        ip_address  which
-        ip_port     its TCP port, 3260 if left out
-        force       true: even if somebody is logged in; those sessions are ended
+        The command refuses while initiators are logged in there, unless force is true.  The last portal cannot be deleted.
+
+        ip_address  the IP address
+        ip_port     the TCP port; default: 3260
+        force       true: delete it even if initiators are logged in there, and end their sessions
         """
         address = _address(ip_address, ip_port)
         self.asked.delete_portal(address, force=flag(force, "force"))
-        self.done(f"initiators cannot connect to {address} any more")
+        self.done(f"initiators can no longer connect to {address}")
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
-        """For completion."""
-        there = [each.rpartition(":") for each in self.status().portals]
+        """Return the possible values for completion."""
+        there = [portal.rpartition(":") for portal in self.status().portals]
         if parameter == "ip_address":
             hosts = (
                 [host.strip("[]") for host, _, _ in there] if command == "delete" else ["0.0.0.0", "127.0.0.1", "::"]
@@ -267,28 +282,32 @@ class Portals(Node):
 
 
 class Sessions(Node):
-    """/iscsi/IQN/tpg1/sessions."""
+    """The node /iscsi/IQN/tpg1/sessions."""
 
     def __init__(self, parent: PortalGroup) -> None:
         super().__init__("sessions", parent)
 
     def list_children(self) -> None:
         seen: dict[str, int] = {}
-        for each in self.status().sessions:
-            seen[each.initiator] = seen.get(each.initiator, 0) + 1
-            name = each.initiator if seen[each.initiator] == 1 else f"{each.initiator}:{seen[each.initiator]}"
-            text = f"{'' if each.target else 'discovery, '}from {each.address or 'an unknown address'}"
-            if each.since is not None:
-                text += f" since {show.moment(each.since)}"
-            if each.bytes_read is not None and each.bytes_written is not None:
-                text += f", {units.human_size(each.bytes_read)} read, {units.human_size(each.bytes_written)} written"
+        for session in self.status().sessions:
+            seen[session.initiator] = seen.get(session.initiator, 0) + 1
+            name = (
+                session.initiator if seen[session.initiator] == 1 else f"{session.initiator}:{seen[session.initiator]}"
+            )
+            text = f"{'' if session.target else 'discovery, '}from {session.address or 'an unknown address'}"
+            if session.since is not None:
+                text += f" since {show.moment(session.since)}"
+            if session.bytes_read is not None and session.bytes_written is not None:
+                text += (
+                    f", {units.human_size(session.bytes_read)} read, {units.human_size(session.bytes_written)} written"
+                )
             Leaf(name, self, text)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         return plural(len(self.status().sessions), "session"), None
 
 
 def _address(host: str, port: str) -> str:
-    """HOST:PORT as the configuration has it."""
+    """Return HOST:PORT as the configuration writes it."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun shell`: one command, a script, or a person at a terminal."""
+"""`wolun shell`: run one command, a script, or an interactive session."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from target.shell import console, root
 
 
 def run(asked: client.Client, command: str, *, dry_run: bool, keep_going: bool) -> int:
-    """Run what is asked for; the exit status: 0 if everything was done."""
+    """Run the command, the script or the session.  Return the exit status: 0 if everything was done."""
     asked.dry_run = dry_run
-    person = not command and sys.stdin.isatty()
-    shell = console.Shell(asked, _preferences(person))
+    interactive = not command and sys.stdin.isatty()
+    shell = console.Shell(asked, _preferences(interactive))
     root.Root(shell)
     if command:
         return 0 if shell.run_line(command) else 1
-    if not person:
+    if not interactive:
         return 0 if shell.run_lines(sys.stdin, keep_going=keep_going) else 1
     try:
         status = asked.status()
@@ -33,7 +33,7 @@ def run(asked: client.Client, command: str, *, dry_run: bool, keep_going: bool) 
     return 0
 
 
-def _preferences(person: bool) -> Path | None:
-    """Where bookmarks and history are; made only for a person."""
+def _preferences(interactive: bool) -> Path | None:
+    """Return the directory for bookmarks and history; it is only created for an interactive session."""
     directory = Path(os.environ.get("WOLUN_SHELL_DIR") or "~/.wolun").expanduser()
-    return directory if person or directory.is_dir() else None
+    return directory if interactive or directory.is_dir() else None

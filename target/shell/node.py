@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all nodes of the tree have in common.
+"""The base class of all nodes of the tree, and functions that nodes share.
 
-A node's children are listed when somebody looks, and again after each command line.  A command is a method
-`ui_command_NAME`, whose docstring is its help and names every parameter; what a parameter may be is said by `choices`,
-which completion asks.
+A node lists its children when the tree is shown, and again after each command line.  A command is a method
+`ui_command_NAME`.  Its docstring is its help and names each parameter.  `choices` returns the possible values of a
+parameter for completion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BOOLEANS = ("true", "false")
 
 
 class Node(node.ConfigNode):
-    """A node; `list_children` makes its children."""
+    """A node of the tree; `list_children` makes its children."""
 
     def __init__(self, name: str, parent: Node | None, shell: console.Shell | None = None) -> None:
         self._kids: set[node.ConfigNode] = set()
@@ -33,12 +33,12 @@ class Node(node.ConfigNode):
     # -- children ------------------------------------------------------------------------------------------------
 
     def list_children(self) -> None:
-        """Make the children, by `Child(name, self, …)`."""
+        """Make the children: each call of `Child(name, self, …)` adds one."""
 
     @property
     def _children(self) -> set[node.ConfigNode]:
         if self._listed != self.shell.generation:
-            self._listed = self.shell.generation  # before, because the children enter themselves here
+            self._listed = self.shell.generation  # first, because each new child adds itself to this set
             self._kids = set()
             self.list_children()
         return self._kids
@@ -51,34 +51,34 @@ class Node(node.ConfigNode):
 
     @property
     def asked(self) -> client.Client:
-        """The daemon."""
-        found: client.Client = self.shell.client
-        return found
+        """Return the client of the daemon."""
+        daemon: client.Client = self.shell.client
+        return daemon
 
     @property
     def facts(self) -> console.Facts:
-        """What it said already."""
-        found: console.Facts = self.shell.facts
-        return found
+        """Return the daemon's answers to this command line."""
+        facts: console.Facts = self.shell.facts
+        return facts
 
     def volumes(self) -> list[messages.Volume]:
-        """All volumes."""
+        """Return all volumes."""
         return self.facts.get("volumes", self.asked.volumes)
 
     def snapshots(self) -> list[messages.Snapshot]:
-        """All snapshots."""
+        """Return all snapshots."""
         return self.facts.get("snapshots", self.asked.snapshots)
 
     def status(self) -> messages.Status:
-        """The daemon at a glance."""
+        """Return the daemon's status."""
         return self.facts.get("status", self.asked.status)
 
     def units(self) -> list[str]:
-        """The names of all logical units."""
-        return [each.unit for each in self.facts.get("luns", self.asked.luns)]
+        """Return the names of all logical units."""
+        return [lun.unit for lun in self.facts.get("luns", self.asked.luns)]
 
     def follow(self, job: messages.Job, doing: str, *, cancel: bool = True) -> None:
-        """Wait for a job, with a bar on a terminal; Ctrl-C cancels it, if that may be.  Raises Refused."""
+        """Wait for a job, with a progress bar on a terminal.  With `cancel`, Ctrl-C cancels the job.  Raises Refused."""
         last = job
         try:
             with show.progress(f"{doing} {job.subject}", enabled=True) as update:
@@ -93,25 +93,29 @@ class Node(node.ConfigNode):
         if last.refusal is not None:
             raise console.Refused(last.refusal.message, last.refusal.remedy)
         if last.state == "cancelled":
-            raise console.Refused(f"{doing} {job.subject} was cancelled", "say it again if that was not you")
+            raise console.Refused(
+                f"{doing} {job.subject} was cancelled", "run the command again if you did not cancel it"
+            )
 
     def done(self, text: str) -> None:
-        """Tell what was done - or would be."""
+        """Print what was done, or with `--dry-run` what was checked."""
         console.say(f"checked, not done: {text}" if self.asked.dry_run else text)
 
     def explained(self, mine: str, group: str | None, parameter: dict[str, str]) -> bool:
-        """Leave `set` to configshell unless it sets parameters (`force` aside) of the group `mine`, all of which there are;
-        of some that there are not it hears of those alone, and refuses them.  Gives whether it was left to it.
+        """Pass `set` to configshell, unless it sets only existing parameters of the group `mine`.
+
+        `force` does not count as a parameter.  If some parameters of `mine` do not exist, configshell gets only those, and
+        refuses them.  Return True if configshell handled the command.
         """
         names = self.list_group_params(mine, writable=True)
-        strange = {name: value for name, value in parameter.items() if name not in (*names, "force")}
-        if group == mine and not strange and set(parameter) - {"force"}:
+        unknown = {name: value for name, value in parameter.items() if name not in (*names, "force")}
+        if group == mine and not unknown and set(parameter) - {"force"}:
             return False
-        super().ui_command_set(group, **(strange if group == mine and strange else parameter))
+        super().ui_command_set(group, **(unknown if group == mine and unknown else parameter))
         return True
 
     def only_checks(self, what: str) -> bool:
-        """With `--dry-run`, tell what would be done, for a request that the daemon cannot check without doing it."""
+        """Return True with `--dry-run`, after printing the action.  For requests that the daemon cannot only check."""
         if self.asked.dry_run:
             console.say(f"not done: {what}")
         return self.asked.dry_run
@@ -119,11 +123,11 @@ class Node(node.ConfigNode):
     # -- completion ----------------------------------------------------------------------------------------------
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
-        """What `parameter` of `command` may be, `given` the others; None if it can be anything."""
+        """Return the possible values of `parameter` of `command`, `given` the others; None if any value is possible."""
         return None
 
     def get_completion_method(self, command: str) -> Callable[[dict[str, str], str, str], list[str]] | None:
-        """For configshell: completes the parameters of `command`."""
+        """Return the function with which configshell completes the parameters of `command`."""
         own: Callable[[dict[str, str], str, str], list[str]] | None = super().get_completion_method(command)
         if own is not None:
             return own
@@ -138,35 +142,35 @@ class Node(node.ConfigNode):
         return complete
 
     forced_group = ""
-    """The group of parameters in which `set` takes `force=true`, too."""
+    """The group of parameters for which `set` also accepts `force=true`."""
 
     def ui_complete_set(self, parameters: dict[str, str], text: str, current_param: str) -> list[str]:
-        """For completion of `set`."""
-        found: list[str] = super().ui_complete_set(parameters, text, current_param)
+        """Return the completions of `set`."""
+        completions: list[str] = super().ui_complete_set(parameters, text, current_param)
         if not self.forced_group or parameters.get("group") != self.forced_group:
-            return found
+            return completions
         if current_param == "force":
             return one_of(BOOLEANS, text)
         known = self.list_group_params(self.forced_group, writable=True)
         if current_param not in ("group", *known) and "force" not in parameters and "force".startswith(text):
-            found.append("force=")
-        return found
+            completions.append("force=")
+        return completions
 
     # -- help ----------------------------------------------------------------------------------------------------
 
     help_intro = """
-                 This is the tree of what wolun serves.  A line is
+                 This is the tree of all objects that wolun serves.  A command line is
 
                      [PATH] COMMAND [PARAMETER...]
 
-                 with parameters in order or as NAME=VALUE.  `ls` shows the tree from here on, `cd PATH` goes there,
-                 TAB completes everything, `help COMMAND` explains a command.  Changes act at once; `/ saveconfig`
-                 writes them into the configuration file.
+                 Parameters are given in order or as NAME=VALUE.  `ls` shows the tree from the current node down,
+                 `cd PATH` changes the current node, TAB completes names, and `help COMMAND` explains a command.
+                 Changes take effect at once; `/ saveconfig` saves them to the configuration file.
                  """
 
 
 class Leaf(Node):
-    """Something to be looked at."""
+    """A node without children and commands of its own."""
 
     def __init__(self, name: str, parent: Node, text: str, *, healthy: bool | None = None) -> None:
         super().__init__(name, parent)
@@ -174,53 +178,53 @@ class Leaf(Node):
         self._healthy = healthy
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
+        """Return the text and the health for `ls`."""
         return self._text, self._healthy
 
 
 def one_of(possible: Iterable[str], text: str) -> list[str]:
-    """Those that begin like `text`; a space behind the only one says that it is complete."""
-    found = [each for each in possible if each.startswith(text)]
-    return [f"{found[0]} "] if len(found) == 1 and not found[0].endswith("/") else found
+    """Return the values that begin with `text`.  A space behind a single value marks it as complete."""
+    matching = [value for value in possible if value.startswith(text)]
+    return [f"{matching[0]} "] if len(matching) == 1 and not matching[0].endswith("/") else matching
 
 
 def flag(value: str, name: str) -> bool:
-    """True or false, also said as targetcli's users do.  Raises Refused."""
+    """Parse a boolean, also in the spellings of targetcli (1, yes, 0, no).  Raises Refused."""
     word = {"1": "true", "yes": "true", "0": "false", "no": "false"}.get(value.lower(), value.lower())
     if word not in BOOLEANS:
-        raise console.Refused(f"{name}={value} is neither true nor false")
+        raise console.Refused(f"{name}={value} is not true or false")
     return word == "true"
 
 
 def number(value: str | None, name: str) -> int | None:
-    """A whole number.  Raises Refused."""
+    """Parse a whole number.  Raises Refused."""
     if value is None:
         return None
     if not (value.isascii() and value.isdigit()):
-        raise console.Refused(f"{name}={value} is no number")
+        raise console.Refused(f"{name}={value} is not a number")
     return int(value)
 
 
 def files(text: str = "") -> list[str]:
-    """Files on this machine whose path begins like `text`."""
+    """Return the files on this machine whose path begins with `text`."""
     directory, _, start = text.rpartition("/")
     place = Path(directory or ("/" if text.startswith("/") else ".")).expanduser()
     if not place.is_dir():
         return []
     prefix = f"{directory}/" if "/" in text else ""
     return sorted(
-        f"{prefix}{each.name}{'/' if each.is_dir() else ''}" for each in place.iterdir() if each.name.startswith(start)
+        f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in place.iterdir() if path.name.startswith(start)
     )
 
 
 def table(rows: Sequence[tuple[str, Any]]) -> str:
-    """A line for each thing known."""
+    """Return a line per row, with the values aligned."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def export(text: str, file: str | None) -> None:
-    """Print a piece of configuration, or write it into a new file.  Raises Refused."""
+    """Print a piece of configuration, or write it to a new file.  Raises Refused."""
     if file is None:
         console.say(text)
         return
@@ -228,9 +232,12 @@ def export(text: str, file: str | None) -> None:
         with Path(file).open("x", encoding="utf-8") as out:
             out.write(text)
     except OSError as error:
-        raise console.Refused(f"{file} cannot be written: {error.strerror}", "name a file that is not there") from error
+        raise console.Refused(
+            f"{file} cannot be written: {error.strerror}", "name a file that does not exist"
+        ) from error
     console.say(f"wrote {file}")
 
 
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str) -> str:
+    """Return `count` and the noun, in the plural unless `count` is 1."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

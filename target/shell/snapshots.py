@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/volumes/NAME/snapshots and a snapshot."""
+"""/volumes/NAME/snapshots and the nodes of snapshots."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from target.shell.node import Node, files, flag
 
 
 class Snapshots(Node):
-    """/volumes/NAME/snapshots."""
+    """The node /volumes/NAME/snapshots."""
 
     def __init__(self, parent: Node) -> None:
         super().__init__("snapshots", parent)
 
     @property
     def volume(self) -> str:
-        """Whose they are."""
+        """Return the name of their volume."""
         return str(self.parent.name)
 
     def of_volume(self) -> list[messages.Snapshot]:
-        """The volume's snapshots."""
+        """Return the volume's snapshots."""
         if self.facts.has("snapshots"):
-            return [each for each in self.snapshots() if each.volume == self.volume]
+            return [snapshot for snapshot in self.snapshots() if snapshot.volume == self.volume]
         return self.facts.get(f"snapshots of {self.volume}", lambda: self.asked.snapshots(self.volume))
 
     def list_children(self) -> None:
-        if self.facts.has("volumes") and self.parent.told().state != "online":
+        if self.facts.has("volumes") and self.parent.message().state != "online":
             return
         if self.facts.has("volumes"):
-            self.snapshots()  # the whole tree is being looked at: one question for all volumes
-        for each in self.of_volume():
-            Snapshot(each.name, self)
+            self.snapshots()  # `ls` shows the whole tree: one request serves all volumes
+        for snapshot in self.of_volume():
+            Snapshot(snapshot.name, self)
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
-        found = [child.told() for child in self.children]
-        used = units.human_size(sum(each.used_bytes for each in found))
-        bad = sum(each.state == "invalid" for each in found)
-        return f"{len(found)}, {used} used" + (f", {bad} invalid" if bad else ""), False if bad else None
+        """Return the text and the health for `ls`."""
+        snapshots = [child.message() for child in self.children]
+        used = units.human_size(sum(snapshot.used_bytes for snapshot in snapshots))
+        bad = sum(snapshot.state == "invalid" for snapshot in snapshots)
+        return f"{len(snapshots)}, {used} used" + (f", {bad} invalid" if bad else ""), False if bad else None
 
     def ui_command_create(self, name: str) -> None:
-        """Takes a snapshot, in milliseconds; two LUNs appear, one that shows the volume as it is now, and the write-once LUN.
+        """Take a snapshot, in milliseconds.  Two LUNs appear: the view of the volume as it is now, and the write-once LUN.
 
-        name  what to call it
+        name  the snapshot's name
         """
         if not self.only_checks(f"took {self.volume}@{name}"):
             console.say(show.taken(self.asked.create_snapshot(self.volume, name)))
 
     def ui_command_delete(self, name: str) -> None:
-        """Deletes a snapshot and frees its space.
+        """Delete a snapshot and free its space.
 
-        name  which snapshot
+        name  the snapshot
         """
         self.asked.snapshot(self.volume, name)
         if not self.only_checks(f"deleted {self.volume}@{name}"):
@@ -63,11 +63,11 @@ class Snapshots(Node):
             console.say(f"deleted {self.volume}@{name}")
 
     def ui_command_export(self, name: str, file: str, force: str = "false") -> None:
-        """Writes the volume as it was at that moment into a file, as a raw sparse image; writes to the volume go on.
+        """Write the content of a snapshot to a file, as a raw sparse image.  Writes to the volume continue meanwhile.
 
-        name   which snapshot
+        name   the snapshot
         file   the file to write
-        force  true: replace the file if it exists
+        force  true: overwrite the file if it exists
         """
         self.asked.snapshot(self.volume, name)
         if self.only_checks(f"exported {self.volume}@{name} to {file}"):
@@ -78,10 +78,10 @@ class Snapshots(Node):
         console.say(f"{self.volume}@{name} is in {file}")
 
     def ui_command_show(self, name: str, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
-        """Shows a snapshot in detail.
+        """Show a snapshot in detail.
 
-        name  which snapshot
-        map   true: picture which parts of the volume have changed since
+        name  the snapshot
+        map   true: draw a map of the parts of the volume that have changed since
         """
         if flag(map, "map"):
             console.say(show.change_map(self.asked.changes(self.volume, name, show.map_cells())))
@@ -89,22 +89,24 @@ class Snapshots(Node):
             console.say(show.snapshot(self.asked.snapshot(self.volume, name)))
 
     def ui_command_diff(self, name: str, to: str | None = None, exact: str = "false") -> None:
-        """Tells what changed since a snapshot, extent by extent: what an incremental backup has to read.
+        """List the extents that changed since a snapshot: the extents that an incremental backup reads.
 
-        name   which snapshot
-        to     up to this newer snapshot; left out, up to now
-        exact  true: compare the content, and leave out what is the same after all
+        name   the snapshot
+        to     a newer snapshot: list the changes up to it; default: up to now
+        exact  true: compare the content, and omit chunks with equal content
         """
         job = self.asked.diff(self.volume, name, messages.FindChanges(to, flag(exact, "exact")))
         self.follow(job, "comparing")
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
     def ui_command_restore(self, name: str, force: str = "false") -> None:
-        """Rolls the volume back to that moment.  It is there at once; its data is brought there in the background, which
-        Ctrl-C does not end.  All snapshots stay as they are; the volume as it is now is gone.
+        """Roll the volume back to the moment of a snapshot.
 
-        name   which snapshot
-        force  true: even if initiators reach the volume
+        The volume has its old content at once, and wolun copies the data in the background; Ctrl-C does not stop that.
+        All snapshots stay as they are.  The volume's current content is lost unless a snapshot has it.
+
+        name   the snapshot
+        force  true: roll back even if initiators can access the volume
         """
         self.asked.snapshot(self.volume, name)
         if self.only_checks(f"restored {self.volume}@{name}"):
@@ -113,80 +115,80 @@ class Snapshots(Node):
         try:
             self.follow(job, "restoring", cancel=False)
         except KeyboardInterrupt:
-            console.say(f"restoring {self.volume}@{name} goes on: see /jobs")
+            console.say(f"restoring {self.volume}@{name} continues in the background: see /jobs")
         else:
-            console.say(f"{self.volume} is as it was at {self.volume}@{name}")
+            console.say(f"{self.volume} is rolled back to {self.volume}@{name}")
 
     def ui_command_verify(self, name: str) -> None:
-        """Reads all that a snapshot needs, and compares it with its checksums.
+        """Read all data that a snapshot needs, and compare it with its checksums.
 
-        name  which snapshot
+        name  the snapshot
         """
         job = self.asked.verify(self.volume, name)
         self.follow(job, "verifying")
-        found = self.asked.result(messages.Verification, job)
-        console.say(show.verification(found))
-        if not found.sound:
+        verification = self.asked.result(messages.Verification, job)
+        console.say(show.verification(verification))
+        if not verification.sound:
             raise console.Refused(f"{self.volume}@{name} is damaged", "restore it from a backup, or delete it")
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
-        """For completion."""
+        """Return the possible values for completion."""
         if parameter in ("name", "to") and command != "create":
-            return [each.name for each in self.of_volume()]
+            return [snapshot.name for snapshot in self.of_volume()]
         return files(given.get("file", "")) if parameter == "file" else None
 
 
 class Snapshot(Node):
-    """/volumes/NAME/snapshots/NAME."""
+    """The node /volumes/NAME/snapshots/NAME."""
 
-    def told(self) -> messages.Snapshot:
-        """What the daemon says of it."""
-        for each in self.parent.of_volume():
-            if each.name == self.name:
-                found: messages.Snapshot = each
-                return found
-        raise console.Refused(f"{self.parent.volume}@{self.name} is gone")
+    def message(self) -> messages.Snapshot:
+        """Return the daemon's message about this snapshot."""
+        snapshot: messages.Snapshot
+        for snapshot in self.parent.of_volume():
+            if snapshot.name == self.name:
+                return snapshot
+        raise console.Refused(f"{self.parent.volume}@{self.name} no longer exists")
 
     def summary(self) -> tuple[str, bool | None]:
-        """For ls."""
-        each = self.told()
-        luns = "" if each.view_lun is None else f"LUNs {each.view_lun} and {each.write_once_lun}, "
-        return f"{luns}{units.human_size(each.used_bytes)} used, {each.state}", each.state == "active"
+        """Return the text and the health for `ls`."""
+        snapshot = self.message()
+        luns = "" if snapshot.view_lun is None else f"LUNs {snapshot.view_lun} and {snapshot.write_once_lun}, "
+        return f"{luns}{units.human_size(snapshot.used_bytes)} used, {snapshot.state}", snapshot.state == "active"
 
     def ui_command_show(self, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
-        """Shows the snapshot in detail.
+        """Show the snapshot in detail.
 
-        map  true: picture which parts of the volume have changed since
+        map  true: draw a map of the parts of the volume that have changed since
         """
         self.parent.ui_command_show(self.name, map)
 
     def ui_command_diff(self, to: str | None = None, exact: str = "false") -> None:
-        """Tells what changed since, extent by extent.
+        """List the extents that changed since the snapshot.
 
-        to     up to this newer snapshot; left out, up to now
-        exact  true: compare the content, and leave out what is the same after all
+        to     a newer snapshot: list the changes up to it; default: up to now
+        exact  true: compare the content, and omit chunks with equal content
         """
         self.parent.ui_command_diff(self.name, to, exact)
 
     def ui_command_restore(self, force: str = "false") -> None:
-        """Rolls the volume back to this moment; what it is now is gone.
+        """Roll the volume back to the moment of this snapshot.  The volume's current content is lost.
 
-        force  true: even if initiators reach the volume
+        force  true: roll back even if initiators can access the volume
         """
         self.parent.ui_command_restore(self.name, force)
 
     def ui_command_verify(self) -> None:
-        """Reads all that the snapshot needs, and compares it with its checksums."""
+        """Read all data that the snapshot needs, and compare it with its checksums."""
         self.parent.ui_command_verify(self.name)
 
     def ui_command_export(self, file: str, force: str = "false") -> None:
-        """Writes the volume as it was at that moment into a file, as a raw sparse image.
+        """Write the content of the snapshot to a file, as a raw sparse image.
 
         file   the file to write
-        force  true: replace the file if it exists
+        force  true: overwrite the file if it exists
         """
         self.parent.ui_command_export(self.name, file, force)
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
-        """For completion."""
+        """Return the possible values for completion."""
         return files(given.get("file", "")) if parameter == "file" else None

@@ -53,7 +53,7 @@ def test_a_configuration_that_cannot_be_used_is_told_in_the_form_asked_for(tmp_p
         done = CliRunner().invoke(cli.main, [*words, str(tmp_path / "none")])
         assert (
             done.stderr
-            == f"wolun: {tmp_path / 'none'} cannot be read: No such file or directory\nName a file that can.\n"
+            == f"wolun: {tmp_path / 'none'} cannot be read: No such file or directory\nName a readable file.\n"
         )
 
 

@@ -68,7 +68,7 @@ def test_verify_counts_what_is_good_and_names_what_is_damaged(served: daemon.Dae
         "volume": "vol0", "name": "a", "sound": True, "good_bytes": 2 * MIB, "unverifiable_bytes": 0, "damaged_bytes": 0,
         "damage": [], "headers": [],
     }  # fmt: skip
-    assert "vol0@a is as it was preserved: 2 MiB good" in served.run("snapshot", "verify", "vol0@a").stdout
+    assert "vol0@a is intact: 2 MiB good" in served.run("snapshot", "verify", "vol0@a").stdout
     rot(served, "b", 3 * CHUNK + 99)  # the third chunk of the second MiB
     rot(served, "b", 4 * CHUNK + 100)
     rot(served, "a", CHUNK + 99)
@@ -159,7 +159,7 @@ def test_an_incremental_export_is_refused_where_it_would_be_wrong(served: daemon
     assert "it shows 512 bytes, not 16777216" in refusal("vol0@b", out, "--since", "vol0@a", *backing)
     assert "'b' is older" not in refusal("vol0@b", out, "--since", "vol0@z")
     assert "'a' is older than 'b'" in refusal("vol0@a", out, "--since", "vol0@b")
-    assert "only be written as qcow2" in refusal("vol0@b", out, "--since", "vol0@a", "--format", "raw", status=2)
+    assert "the format must be qcow2" in refusal("vol0@b", out, "--since", "vol0@a", "--format", "raw", status=2)
     assert "belong to --since" in refusal("vol0@b", out, *backing, status=2)
     assert "different volumes" in refusal("vol0@b", out, "--since", "vol1@a", status=2)
     far = ("--backing", str(tmp_path / "x" / "far:away.img"), "--backing-format", "raw")

@@ -124,7 +124,7 @@ def test_the_volume_goes_back_and_who_uses_it_is_asked_and_told(served: daemon.D
         assert attentions(session) == []
         assert read(session) == moments[""]
         said = served.run("snapshot", "restore", "vol0@b", "--force").stdout
-        assert said == "vol0 is as it was at vol0@b\n"
+        assert said == "vol0 is rolled back to vol0@b\n"
         assert attentions(session) == [(0x28, 0x00)]
         assert read(session) == moments["b"]
     check_views(served, moments)
@@ -186,7 +186,7 @@ def test_ctrl_c_leaves_a_rollback_to_the_background(served: daemon.Daemon) -> No
     _, said = command.communicate(timeout=60)
     if command.returncode:  # if not, it was done already
         assert command.returncode == 130
-        assert "restoring vol0@a goes on in the background" in said
+        assert "restoring vol0@a continues in the background" in said
     wait_until_nothing_runs(served)
     with served.session() as session:
         session.settle(0)
@@ -237,7 +237,7 @@ def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> Non
         session.settle(view)
         assert capacity(session) == SIZE
         said = served.run("volume", "resize", "vol0", "36MiB").stdout
-        assert said.startswith("vol0 has 36MiB now")
+        assert said.startswith("vol0 now has 36MiB")
         assert attentions(session) == [(0x2A, 0x09)]
         assert attentions(session, view) == []
         assert (capacity(session), capacity(session, view)) == (36 * MIB, SIZE)

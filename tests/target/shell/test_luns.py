@@ -39,7 +39,7 @@ class TestLuns:
             assert luns(session) == [0, 1]
             session.settle(1)
             session.command(1, write(0), out=b"data" * 128)
-        assert "hidden is LUN 1 already" in refused(served, f"{LUNS} create hidden lun=3")
+        assert "hidden is already LUN 1" in refused(served, f"{LUNS} create hidden lun=3")
 
         good(served, "/volumes/hidden/snapshots create s")
         assert "hidden has no LUN" in good(served, f"{LUNS} delete lun1")
@@ -56,7 +56,7 @@ class TestLuns:
             good(served, f"{LUNS} delete 0 --force")
         assert "there is no LUN 0" in refused(served, f"{LUNS} delete 0")
         good(served, "/volumes/vol0/snapshots create s")
-        assert "LUN 0 is vol0@s, which always has one" in refused(served, f"{LUNS} delete 0")
+        assert "LUN 0 is vol0@s, which always has a LUN" in refused(served, f"{LUNS} delete 0")
 
     def test_it_is_saved_and_comes_back(self, served: daemon.Daemon) -> None:
         good(served, f"{LUNS} delete 0")
@@ -146,11 +146,11 @@ class TestLines:
             ("/volumes create", "Write `create name [size] [lun]"),
             ("/volumes/vol0 set attribute nothing=1", "`set attribute` lists"),
             ("/volumes/vol0 get nothing", "`get` lists"),
-            ("cd /nowhere", "`ls` shows what there is"),
+            ("cd /nowhere", "`ls` lists the existing nodes"),
             ("help nothing", "`help` lists"),
-            ("@nowhere ls", "`ls` shows what there is"),
+            ("@nowhere ls", "`ls` lists the existing nodes"),
             ("/jobs cancel 5", "`ls /jobs` lists them"),
-            ("/backstores/block create a /dev/sda", "What targetcli has in /backstores is in /volumes here"),
+            ("/backstores/block create a /dev/sda", "Use /volumes, which takes the place of /backstores in targetcli"),
             ("/volumes/vol0/snapshots delete a/b", "No name has a slash in it"),
         ],
     )

@@ -78,10 +78,10 @@ def test_they_are_saved_and_restored(served: daemon.Daemon, port: int) -> None:
     good(served, f"{PORTALS} create 127.0.0.2 {port}")
     good(served, "saveconfig")
     assert reader.load(file).portal.listen == ("127.0.0.1:0", other)
-    assert "says what is in force" in good(served, "diff")
+    assert "matches the running configuration" in good(served, "diff")
     served.stop()
     served.start(text=file.read_text())
-    assert "says what is in force" in good(served, "diff")
+    assert "matches the running configuration" in good(served, "diff")
     with reaches(other):
         pass
     file.write_text(file.read_text().replace(f"    - {other}\n", ""))

@@ -129,7 +129,7 @@ def test_a_morning_with_the_shell(served: daemon.Daemon, tmp_path: Path) -> None
     assert "may log in" in shell.run(f"create {ALICE}")
     shell.run(f"cd {ALICE}")
     assert "sees db as LUN 0" in shell.run("create mapped_lun=0 unit=db")
-    assert "proves itself as alice" in shell.asked("set auth userid=alice", "secret of alice: ", SECRET)
+    assert "authenticates as alice" in shell.asked("set auth userid=alice", "secret of alice: ", SECRET)
     with pytest.raises(libiscsi.LibiscsiError):
         served.session(initiator=ALICE)
     shell.run("cd /")
@@ -147,7 +147,7 @@ def test_a_morning_with_the_shell(served: daemon.Daemon, tmp_path: Path) -> None
         assert f"is in use by {ALICE} from 127.0.0.1" in refused
     assert "+  - name: db" in shell.run("diff")
     assert "saved to" in shell.run("saveconfig")
-    assert "says what is in force" in shell.run("diff")
+    assert "matches the running configuration" in shell.run("diff")
     assert shell.leave() == 0
 
     assert "# the one from the quickstart" in (served.directory / "wolun.yaml").read_text()
