@@ -19,6 +19,7 @@ from lun_backends.files import os_error
 from target.configuration import fabric_kind, settings
 from target.fabrics import access
 from target.iscsi import chap, errors
+from target.iscsi.session_info import SessionInfo
 from target.portal import portal
 from target.scsi import scsi_target
 
@@ -56,7 +57,7 @@ class Fabric(Protocol):
     def users(self, address: str) -> Sequence[str]:
         """Who came by way of an address and is logged in, for people."""
 
-    def sessions(self) -> Sequence[portal.SessionInfo]:
+    def sessions(self) -> Sequence[SessionInfo]:
         """Who is logged in."""
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
@@ -112,7 +113,7 @@ class PortalFabric:
     def users(self, address: str) -> Sequence[str]:
         return [f"{each.initiator} from {each.address}" for each in self._portal.sessions() if each.portal == address]
 
-    def sessions(self) -> Sequence[portal.SessionInfo]:
+    def sessions(self) -> Sequence[SessionInfo]:
         return self._portal.sessions()
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
@@ -185,9 +186,9 @@ class KernelFabric:
         except self._errors as error:
             raise CannotStart(str(error)) from error
 
-    def sessions(self) -> Sequence[portal.SessionInfo]:
+    def sessions(self) -> Sequence[SessionInfo]:
         return [
-            portal.SessionInfo(
+            SessionInfo(
                 tsih=0,
                 initiator=initiator,
                 alias="",

@@ -28,10 +28,11 @@ from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
 from target.iscsi.errors import LoginRefused, LoginStatus, PeerError, Rejected
 from target.iscsi.failed_logins import FailedLogins
+from target.iscsi.limits import Limits
 from target.iscsi.output import Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementFunction, TaskManagementResponse
 from target.iscsi.sender import MASK, Sender
-from target.iscsi.task_set import Limits, TaskSet
+from target.iscsi.task_set import TaskSet
 from target.scsi.task import Task
 
 log = logging.getLogger(__name__)

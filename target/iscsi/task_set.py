@@ -16,13 +16,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from typing import Any
 
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, pdu
 from target.iscsi.command import Command, OutOfOrder, ReadyToTransfer, Stage, private_buffers
 from target.iscsi.errors import PeerError, Rejected
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import MASK, Sender, residual_of
 from target.scsi import sense
@@ -40,27 +40,6 @@ next are prepared, so that both sides are busy at the same time."""
 
 DIRECT_LENGTH = 16384
 """Bytes still to come from which on receiving in place beats a copy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a peer may make us spend."""
-
-    login_seconds: float = 15.0  # from the connection to the full feature phase
-    login_pdus: int = 64
-    login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
-    queue_depth: int = 128  # commands a session may have outstanding
-    output_bytes: int = 8 << 20  # answers waiting for a slow reader; no request is read beyond
-    data_bytes: int = 32 << 20  # solicited data-out and blocked reads of one session
-    transfer_bytes: int = 64 << 20  # of one command
-    held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
-    managed: int = 64  # task management functions of a session that wait for commands to end
-    stall_seconds: float = (
-        60.0  # for a PDU that was begun to be whole, the next of a command's data, an answer to be taken
-    )
-    idle_seconds: float = 30.0  # then the initiator is asked whether it lives
-    ping_seconds: float = 15.0  # then it is held for dead
-    linger_seconds: float = 5.0  # for the last answers to be taken
 
 
 class TaskSet:

@@ -29,7 +29,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from target.iscsi import keys, login, pdu
@@ -37,13 +36,14 @@ from target.iscsi.command import Barrier, Command
 from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
+from target.iscsi.limits import Limits
 from target.iscsi.output import ArenaPool, Output
-from target.iscsi.task_set import Limits
-from target.portal.workers import Lane, Workers
+from target.iscsi.session_info import SessionInfo
+from target.portal.channel import Channel, ReceiveBuffer
+from target.portal.workers import Workers
 
 log = logging.getLogger(__name__)
 
-RECEIVE_LENGTH: Final = 1 << 20
 BUFFERS_KEPT: Final = 16
 """Receive buffers kept for the next batch; a burst that needed more gives them back to the system."""
 TICK_SECONDS: Final = 1.0
@@ -56,52 +56,6 @@ SPIN_SECONDS: Final = 0.0001
 a command does: with one command in flight it doubles what an otherwise idle machine does (10 k to 24 k reads/s)."""
 LOGIN_CONNECTIONS: Final = 64
 """Connections that may be logging in at once: they cost memory before anyone knows who they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """One session, for status displays.  `since` is in seconds of time.time().  Of the kernel's sessions it is not known when
-    they began, nor how much they did: None; nor, sometimes, where they came from: an empty address.
-    """
-
-    tsih: int
-    initiator: str
-    alias: str
-    address: str
-    target: str | None  # None: a discovery session
-    since: float | None
-    bytes_read: int | None
-    bytes_written: int | None
-    commands: int | None
-    outstanding: int | None
-    portal: str = ""  # HOST:PORT that was listened on when it came
-
-
-class ReceiveBuffer:
-    """A buffer, and how many blocked commands have data in it."""
-
-    __slots__ = ("holders", "view")
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(RECEIVE_LENGTH))
-        self.holders = 0
-
-
-class Channel:
-    """A socket with its connection, its unhandled bytes and its jobs."""
-
-    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "portal", "sock")
-
-    def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
-        self.sock = sock
-        self.portal = portal
-        self.connection = connection
-        self.output = output
-        self.buffer: ReceiveBuffer | None = None
-        self.fill = 0  # bytes in it that were not handled
-        self.mask = select.EPOLLIN
-        self.lane = Lane(self, connection.tasks)
-        self.opened = time.time()
 
 
 def tune_interpreter() -> None:

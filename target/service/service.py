@@ -32,7 +32,7 @@ from target.configuration import settings
 from target.exports import image_file
 from target.fabrics import access
 from target.iscsi import errors
-from target.portal import portal
+from target.iscsi.session_info import SessionInfo
 from target.scsi import logical_unit, scsi_target
 from target.service import (
     alerts,
@@ -69,7 +69,7 @@ class Service:
         self.jobs = jobs.Jobs()
         self.scsi = scsi_target.ScsiTarget(configured.target)
         self.portal_addresses: Callable[[], Sequence[str]] = lambda: configured.portal.listen
-        self.sessions: Callable[[], Sequence[portal.SessionInfo]] = list
+        self.sessions: Callable[[], Sequence[SessionInfo]] = list
         self.failed: dict[str, str] = {}
         self.access = access.Access(access.Rules.read(configured.access, state_dir))
         self.failed_logins: Callable[[], Mapping[errors.LoginStatus, int]] = dict
@@ -111,7 +111,7 @@ class Service:
     def fabric_started(
         self,
         addresses: Callable[[], Sequence[str]],
-        sessions: Callable[[], Sequence[portal.SessionInfo]],
+        sessions: Callable[[], Sequence[SessionInfo]],
         failed_logins: Callable[[], Mapping[errors.LoginStatus, int]],
     ) -> None:
         """Initiators can connect to `addresses` now."""

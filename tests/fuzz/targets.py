@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 
 from target.iscsi import errors, keys, pdu
 from target.iscsi.connection import State
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode
-from target.iscsi.task_set import Limits
 from target.scsi.logical_unit import UnitKind
 from target.scsi.scsi_target import ScsiTarget
 from target.scsi.task import Status

@@ -13,7 +13,7 @@ from target.administration import administration
 from target.configuration import reader
 from target.fabrics import access, fabric
 from target.iscsi import errors
-from target.portal import portal
+from target.iscsi.session_info import SessionInfo
 from target.service import problems, service
 
 FIRST, SECOND = "0.0.0.0:3260", "10.0.0.1:3270"
@@ -48,7 +48,7 @@ class Kernel:
     def users(self, address: str) -> Sequence[str]:
         return self.came_by.get(address, [])
 
-    def sessions(self) -> Sequence[portal.SessionInfo]:
+    def sessions(self) -> Sequence[SessionInfo]:
         return []
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:

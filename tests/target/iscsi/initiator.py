@@ -15,9 +15,9 @@ from target.iscsi.command import Command
 from target.iscsi.connection import Connection
 from target.iscsi.errors import LoginStatus
 from target.iscsi.failed_logins import FailedLogins
+from target.iscsi.limits import Limits
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
-from target.iscsi.task_set import Limits
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
 

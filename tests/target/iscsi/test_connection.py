@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from lun_backends.copy_on_write import CopyOnWrite
 from target.iscsi import pdu
 from target.iscsi.connection import State
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import piece_of
-from target.iscsi.task_set import AHEAD, Limits
+from target.iscsi.task_set import AHEAD
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import Reach
 from tests.lun_backends.memory_side import MemorySide

@@ -8,8 +8,8 @@ import pytest
 from target.iscsi import login, pdu
 from target.iscsi.connection import State
 from target.iscsi.errors import LoginRefused, LoginStatus
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode
-from target.iscsi.task_set import Limits
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import INITIATOR, TARGET, FakePortal, Initiator, make_target
 

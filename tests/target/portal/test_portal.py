@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from target.iscsi import pdu
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
-from target.iscsi.task_set import Limits
 from target.portal.portal import Portal
 from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice

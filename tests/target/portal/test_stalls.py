@@ -13,8 +13,8 @@ import pytest
 
 from target.iscsi import pdu
 from target.iscsi.connection import State
+from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode
-from target.iscsi.task_set import Limits
 from target.portal.portal import LOGIN_CONNECTIONS, Portal
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import TARGET, FakePortal, Initiator, make_target, read10, write10

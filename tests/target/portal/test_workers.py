@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from target.iscsi.command import Command, private_buffers
+from target.iscsi.limits import Limits
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.sender import Sender
-from target.iscsi.task_set import Limits, TaskSet
+from target.iscsi.task_set import TaskSet
 from target.portal.workers import JOB_WRITES, Job, Lane
 from target.scsi.task import Task
 

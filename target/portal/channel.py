@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A socket with all that the portal keeps for it."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Final
+
+from target.iscsi.connection import Connection
+from target.iscsi.output import Output
+from target.portal.workers import Lane
+
+RECEIVE_LENGTH: Final = 1 << 20
+
+
+class ReceiveBuffer:
+    """A buffer, and how many blocked commands have data in it."""
+
+    __slots__ = ("holders", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(RECEIVE_LENGTH))
+        self.holders = 0
+
+
+class Channel:
+    """A socket with its connection, its unhandled bytes and its jobs."""
+
+    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "portal", "sock")
+
+    def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
+        self.sock = sock
+        self.portal = portal
+        self.connection = connection
+        self.output = output
+        self.buffer: ReceiveBuffer | None = None
+        self.fill = 0  # bytes in it that were not handled
+        self.mask = select.EPOLLIN
+        self.lane = Lane(self, connection.tasks)
+        self.opened = time.time()
