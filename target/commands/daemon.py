@@ -53,13 +53,13 @@ def explain(context: common.Context, code: str | None, json_here: bool) -> None:
 
     The text says what the alert means, what state the data is in, and what to do.
     """
-    from target.service import alerts
+    from target import explanations
 
     json_wanted = context.json or json_here
-    if code is not None and code not in alerts.EXPLANATIONS:
-        remedy = f"the codes are: {', '.join(alerts.EXPLANATIONS)}"
+    if code is not None and code not in explanations.EXPLANATIONS:
+        remedy = f"the codes are: {', '.join(explanations.EXPLANATIONS)}"
         common.fail(f"there is no alert code {code}", remedy, "no-such-code", json_wanted=json_wanted)
-    chosen = alerts.EXPLANATIONS if code is None else {code: alerts.EXPLANATIONS[code]}
+    chosen = explanations.EXPLANATIONS if code is None else {code: explanations.EXPLANATIONS[code]}
     if json_wanted:
         click.echo(json.dumps(chosen, indent=2))
     else:

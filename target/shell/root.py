@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from target import messages, show, units
+from target import explanations, messages, show, units
 from target.shell import console
 from target.shell.iscsi import Iscsi
 from target.shell.node import Leaf, Node, files, flag, number, plural
@@ -183,21 +183,19 @@ class Alerts(Node):
 
         code  the alert's code, with or without the number behind it
         """
-        from target.service import alerts
-
         name = code.partition(":")[0]
-        if name not in alerts.EXPLANATIONS:
-            raise console.Refused(f"there is no alert code {code}", f"the codes are: {', '.join(alerts.EXPLANATIONS)}")
-        console.say(alerts.EXPLANATIONS[name])
+        if name not in explanations.EXPLANATIONS:
+            raise console.Refused(
+                f"there is no alert code {code}", f"the codes are: {', '.join(explanations.EXPLANATIONS)}"
+            )
+        console.say(explanations.EXPLANATIONS[name])
         for alert in self.all_alerts():
             if alert.code == name:
                 console.say(f"\nnow: {alert.message}\n{show.sentence(alert.remedy)}")
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
-        from target.service import alerts
-
-        return list(alerts.EXPLANATIONS) if parameter == "code" else None
+        return list(explanations.EXPLANATIONS) if parameter == "code" else None
 
 
 def _path(file: str | None) -> str | None:

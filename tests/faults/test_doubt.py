@@ -11,6 +11,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.files import storage_io
 from lun_backends.volumes import doubt, errors, group, manifest, policy, volume
+from target import explanations
 from target.configuration import reader
 from target.scsi import sense
 from target.service import alerts, service
@@ -201,7 +202,7 @@ def test_everybody_is_told(served: service.Service) -> None:
     assert (told.key, told.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
     (alert,) = [each for each in alerts.current(served, 1, 1) if each.code == "state-in-doubt"]
     assert "vol0 takes no writes" in alert.message
-    assert alert.code in alerts.EXPLANATIONS
+    assert alert.code in explanations.EXPLANATIONS
     (shown,) = served.status().volumes
     assert "rolling back to 'a'" in shown.trouble
     io.heal()

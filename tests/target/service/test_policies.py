@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from target.service import alerts
+from target import explanations
 from tests import daemon, libiscsi
 
 pytestmark = pytest.mark.interop
@@ -143,7 +143,7 @@ def explain(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([daemon.PROGRAM, *words], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("code", alerts.EXPLANATIONS)
+@pytest.mark.parametrize("code", explanations.EXPLANATIONS)
 def test_every_code_is_explained(code: str) -> None:
     text = explain("explain", code).stdout
     assert text.startswith(code)
@@ -154,4 +154,4 @@ def test_an_unknown_code_lists_those_there_are() -> None:
     refused = explain("--json", "explain", "nonsense")
     assert refused.returncode == 1
     assert json.loads(refused.stderr)["error"] == "no-such-code"
-    assert list(json.loads(explain("--json", "explain").stdout)) == list(alerts.EXPLANATIONS)
+    assert list(json.loads(explain("--json", "explain").stdout)) == list(explanations.EXPLANATIONS)

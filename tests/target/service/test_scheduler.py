@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lun_backends import names as names_of_snapshots
 from lun_backends import write_once
 from lun_backends.volumes import manifest
+from target import explanations
 from target.configuration import reader, schedule
 from target.configuration.schedule import Every
 from target.service import alerts, scheduler, service
@@ -156,7 +157,7 @@ def test_what_cannot_be_done_is_an_alert_until_it_is(served: service.Service, cl
     looking.look()
     (alert,) = [each for each in alerts.current(served, 1, 1) if each.code == "schedule-failed"]
     assert "as many as are allowed" in alert.message
-    assert "schedule-failed" in alerts.EXPLANATIONS
+    assert "schedule-failed" in explanations.EXPLANATIONS
     served.delete_snapshot("vol0", "mine0").wait()
     looking.look()
     assert names(served)[-1] == "auto-2026-11-22T2320Z"

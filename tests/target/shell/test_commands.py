@@ -12,9 +12,9 @@ from typing import ClassVar
 import pytest
 import yaml
 
+from target import explanations
 from target.configuration import reader
 from target.control import client
-from target.service import alerts
 from target.shell import acls, console, iscsi, root, snapshots, volumes
 from target.shell.node import Node
 from tests import daemon, libiscsi
@@ -85,7 +85,7 @@ class TestOneCommand:
         assert "force=maybe is not true or false" in refused(shared, "/volumes delete vol0 force=maybe")
 
     def test_every_alert_is_explained(self, shared: daemon.Daemon) -> None:
-        for code in alerts.EXPLANATIONS:
+        for code in explanations.EXPLANATIONS:
             assert len(good(shared, f"/alerts explain {code}")) > 200
         assert "The codes are: volume-failed" in refused(shared, "/alerts explain nonsense")
 
