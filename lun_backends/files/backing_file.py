@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends import block_device
+from lun_backends import refused
 from lun_backends.files import os_error, small_file
 
 _BLKPBSZGET = 0x127B  # linux/fs.h; an unsigned int
@@ -20,7 +20,7 @@ MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 
 @dataclass(eq=False)
-class CannotOpen(block_device.BlockDeviceError):
+class CannotOpen(refused.Refused):
     """The file or device at `path` cannot serve as a block device; `reason` says why, `remedy` what to do."""
 
     path: Path

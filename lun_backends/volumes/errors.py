@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lun_backends import block_device
+from lun_backends import block_device, refused
 from lun_backends.files import os_error
 
 
 @dataclass(eq=False)
-class VolumeError(block_device.BlockDeviceError):
-    """Something asked of volume `volume` cannot be done; `reason` says why, `remedy` what to do."""
+class VolumeError(refused.Refused):
+    """A request to volume `volume` cannot be carried out; `reason` says why, `remedy` what to do."""
 
     volume: str
     reason: str

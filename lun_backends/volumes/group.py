@@ -57,10 +57,11 @@ def create(
             for state in states:
                 taking.prepare(state, group.begun[state.name])
             taken = group.barrier()
+        except errors.VolumeError:
+            group.take_back()
+            raise
         except (OSError, block_device.BlockDeviceError) as error:
             group.take_back()
-            if isinstance(error, errors.VolumeError):
-                raise
             reason = f"no snapshot was taken: {errors.why(error)}"
             raise errors.SnapshotFailed(name, reason, "check the disk") from error
         with contextlib.suppress(OSError):  # then the next open does it

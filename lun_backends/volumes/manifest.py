@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from lun_backends import block_device, names
+from lun_backends import names, refused
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, small_file, storage_io
 
@@ -47,7 +47,7 @@ class SnapshotState(enum.Enum):
 
 
 @dataclasses.dataclass(eq=False)
-class ManifestError(block_device.BlockDeviceError):
+class ManifestError(refused.Refused):
     """The manifest at `path` cannot be used: `field` (empty: the file as a whole) is wrong in the way `reason` says."""
 
     path: Path

@@ -16,8 +16,9 @@ import pydantic
 
 from lun_backends import block_device
 from lun_backends.backups import differences
-from lun_backends.files import backing_file, os_error
-from lun_backends.volumes import errors, manifest
+from lun_backends.files import os_error
+from lun_backends.refused import Refused
+from lun_backends.volumes import errors
 from target import units
 
 T = TypeVar("T", bound=pydantic.BaseModel)
@@ -185,7 +186,7 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
         raise Problem(
             code, f"{what}: {error.reason}", remedy or error.remedy, 422 if code in ("bad-name", "bad-label") else 409
         ) from error
-    except (backing_file.CannotOpen, manifest.ManifestError) as error:
+    except Refused as error:
         raise refused(what, error.reason, remedy or error.remedy) from error
     except block_device.BlockDeviceError as error:
         raise refused(what, str(error), remedy or "see the daemon's log") from error

@@ -24,6 +24,7 @@ import target
 from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.files import os_error
+from lun_backends.refused import Refused
 from lun_backends.volumes import group, volume
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.snapshot import Snapshot
@@ -84,7 +85,7 @@ class Service:
         for each in configured.volumes:
             try:
                 self._serve(each)
-            except (block_device.BlockDeviceError, problems.Problem, OSError) as error:
+            except (block_device.BlockDeviceError, Refused, problems.Problem, OSError) as error:
                 self.failed[each.name] = str(error)
                 log.error("volume %s is not served: %s", each.name, error)
         gone = {

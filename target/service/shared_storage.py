@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lun_backends import block_device, copy_on_write, flat, remote, snapshot_view, write_once
 from lun_backends.block_device import Buffers
+from lun_backends.refused import Refused
 from lun_backends.stores import thin
 from lun_backends.stores.superblock import Superblock
 from target.configuration import settings
@@ -63,7 +64,7 @@ class Sharing:
     def _noting(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (block_device.BlockDeviceError, OSError) as error:
+        except (block_device.BlockDeviceError, Refused, OSError) as error:
             self.failed[name] = str(error)
             log.error("%s is not served: %s", name, error)
 

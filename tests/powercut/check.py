@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from lun_backends import block_device, write_once
+from lun_backends.refused import Refused
 from lun_backends.stores import chunk_map, contents
 from lun_backends.volumes import manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
@@ -141,7 +142,7 @@ def open_volume(root: Path) -> volume.Volume:
     """Open it; that it cannot be opened is a broken promise."""
     try:
         return workload.open_volume(root)
-    except block_device.BlockDeviceError as error:
+    except (block_device.BlockDeviceError, Refused) as error:
         raise Violation(f"the volume cannot be opened: {error}") from error
 
 

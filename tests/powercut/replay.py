@@ -13,6 +13,7 @@ from unittest import mock
 
 from lun_backends import block_device
 from lun_backends.durability import Durability
+from lun_backends.refused import Refused
 from tests.powercut import check, disk, promises, recorder, workload
 from tests.powercut.promises import Violation
 
@@ -146,7 +147,7 @@ def try_state(root: Path, promised: promises.Promises, rng: random.Random) -> in
             return _cut_again(root, promised, rng)
         check.check_state(root, promised, rng, rng.choice((0, 0, 4)))
         return 0
-    except block_device.BlockDeviceError as error:
+    except (block_device.BlockDeviceError, Refused) as error:
         raise Violation(f"after the cut the volume fails: {error!r}") from error
 
 
