@@ -189,7 +189,7 @@ class Connection:
                     self.close()
             elif now - self._last_heard > limits.idle_seconds:
                 self._pinged = now
-                self.sender.nop_in(NO_TAG, self.tasks.new_ttt())
+                self.sender.nop_in(NO_TAG, self.tasks.data_out.new_ttt())
         elif self._closing_since is None:
             self._closing_since = now
 

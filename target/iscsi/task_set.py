@@ -13,22 +13,19 @@ for takes from a budget of `data_bytes`; a command that would move more than `tr
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Callable, Container
 from typing import Any
 
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, pdu
-from target.iscsi.command import Command, OutOfOrder, ReadyToTransfer, Stage, private_buffers
+from target.iscsi.command import Command, Stage, private_buffers
+from target.iscsi.data_out import DataOut, Place
 from target.iscsi.errors import PeerError, Rejected
 from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import MASK, Sender, residual_of
 from target.scsi import sense
 from target.scsi.task import Status, Task
-
-log = logging.getLogger(__name__)
 
 TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
 LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
@@ -48,7 +45,6 @@ class TaskSet:
     def __init__(self, sender: Sender, limits: Limits) -> None:
         self.sender = sender
         self.output = sender.output
-        self.name = ""  # the initiator's
         self.blocked: list[Command] = []
         self.answering = False
         """Whether commands are answered: from `open` until the session ends or logs out."""
@@ -64,10 +60,7 @@ class TaskSet:
         self.max_immediate = 0
         self._limits = limits
         self._agreed = keys.Parameters()
-        self._waiting: deque[Command] = deque()  # for the data budget
-        self._data_used = 0
-        self._r2ts: dict[int, Command] = {}
-        self._next_ttt = 1
+        self.data_out = DataOut(sender, limits)
         self._after_direct: Callable[[], None] | None = None
         self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
         self._task = Task(sender.output.allocate)
@@ -80,7 +73,7 @@ class TaskSet:
         self._execute = nexus.execute
         self._prepare = nexus.prepare
         self._agreed = agreed
-        self.name = name
+        self.data_out.open(name, agreed)
         self.max_immediate = min(agreed.first_burst_length, max_segment) if agreed.immediate_data else 0
         self.fast = self.sender.digests == pdu.NO_DIGESTS
         self.answering = True
@@ -164,11 +157,6 @@ class TaskSet:
     def free_slot(self) -> None:
         """A request that took a place in the command window is dealt with."""
         self.sender.max_cmd_sn = self.sender.max_cmd_sn + 1 & MASK
-
-    def new_ttt(self) -> int:
-        ttt = self._next_ttt
-        self._next_ttt = ttt + 1 if ttt < NO_TAG - 1 else 1
-        return ttt
 
     # -- the fast path -------------------------------------------------------------------------------------------
 
@@ -372,7 +360,10 @@ class TaskSet:
             raise PeerError("unsolicited data announced although InitialR2T=Yes")
         command.begin_data_out(found.data, agreed.first_burst_length, more=more)
         self.bytes_in += len(found.data)
-        self._proceed(command)
+        if command.stage is Stage.WAITING:
+            self.data_out.solicit(command)
+        elif command.stage is Stage.READY:
+            self._run_with_data(command)
 
     def _refuse_command(self, command: Command, why: bytes) -> None:
         """Answer a command with sense data, without executing it."""
@@ -424,106 +415,35 @@ class TaskSet:
         if command.counted:
             self.free_slot()
             command.counted = False
-        for ttt in command.r2ts:
-            del self._r2ts[ttt]
-        command.r2ts.clear()
-        self._data_used -= command.charged
-        command.charged = 0
-        if command.stage is Stage.WAITING:
-            self._waiting.remove(command)
+        self.data_out.forget(command)
         command.finish()
-        if self._waiting and self.answering:
-            self._admit()
+        if self.answering:
+            self.data_out.admit()
 
     # -- data-out ------------------------------------------------------------------------------------------------
 
-    def _proceed(self, command: Command) -> None:
-        """Do what comes next for a command that is collecting data."""
-        if command.stage is Stage.WAITING:
-            self._waiting.append(command)
-            self._admit()
-        elif command.stage is Stage.READY:
-            command.task.data_out = command.gathered()
-            self._run(command)
-
-    def _admit(self) -> None:
-        """Ask for data as far as the budget goes; one command always has room."""
-        while self._waiting:
-            command = self._waiting[0]
-            if self._data_used and self._data_used + command.budget > self._limits.data_bytes:
-                return
-            self._waiting.popleft()
-            self._charge(command)
-            command.begin_solicited()
-            self._ask(command)
-
-    def _charge(self, command: Command) -> None:
-        command.charged = command.budget
-        self._data_used += command.charged
-
-    def _ask(self, command: Command) -> None:
-        """Keep as many R2Ts out as were agreed."""
-        agreed = self._agreed
-        while len(command.r2ts) < agreed.max_outstanding_r2t:
-            r2t = command.next_r2t(self.new_ttt(), agreed.max_burst_length)
-            if r2t is None:
-                return
-            self._r2ts[r2t.ttt] = command
-            self.sender.r2t(command.itt, command.task.lun, r2t.ttt, command.r2t_sn, r2t.offset, r2t.length)
-            command.r2t_sn += 1
-
-    def _place_data_out(self, bhs: memoryview) -> tuple[Command, ReadyToTransfer | None, memoryview | None] | None:
-        """Where the data of a Data-Out belongs: (its command, its R2T if it has one, the place if it is still wanted);
-        None when nobody knows the command (it was aborted).
-        """
-        _, _, _, lengths, _, itt, ttt, _, _, _, data_sn, offset = pdu.DATA_OUT.unpack(bhs)
-        length = lengths & 0xFFFFFF
-        command = self.commands.get(itt) if ttt == NO_TAG else self._r2ts.get(ttt)
-        if command is None:
-            return None
-        if command.itt != itt:
-            raise PeerError("data of an R2T with another command's tag")
-        r2t = None if ttt == NO_TAG else command.r2ts[ttt]
-        if command.broken:
-            return command, r2t, None
-        try:
-            if r2t is None:
-                return command, r2t, command.unsolicited_place(data_sn, offset, length)
-            return command, r2t, command.solicited_place(r2t, data_sn, offset, length)
-        except OutOfOrder:
-            log.warning("%s: data out of order, its command fails", self.name)
-            command.broken = True
-            return command, r2t, None
-
     def take_data_out(self, bhs: memoryview, data: memoryview) -> None:
-        placed = self._place_data_out(bhs)
-        if placed is None:
+        """Put the data of a whole Data-Out in its place.  Raises PeerError."""
+        place = self.data_out.place(bhs, self.commands)
+        if place is None:
             return
-        command, r2t, place = placed
-        if place is not None:
-            place[:] = data
-        self._took_data(command, r2t, len(data), final=bool(bhs[1] & pdu.FINAL))
+        if place.memory is not None:
+            place.memory[:] = data
+        self._placed(place, len(data), final=bool(bhs[1] & pdu.FINAL))
 
-    def _took_data(self, command: Command, r2t: ReadyToTransfer | None, length: int, *, final: bool) -> None:
-        """The data of one Data-Out is where it belongs."""
+    def _placed(self, place: Place, length: int, *, final: bool) -> None:
         self.bytes_in += length
-        if command.stage is Stage.DONE or not final:  # aborted while its data was on the way, or not all there
+        command = self.data_out.placed(place.command, place.r2t, final=final)
+        if command is None:
             return
-        if r2t is not None:
-            if r2t.received != r2t.length and not command.broken:
-                raise PeerError("less data than the R2T asked for")
-            del command.r2ts[r2t.ttt], self._r2ts[r2t.ttt]
         if command.broken:
-            if not command.r2ts:
-                self._refuse_command(command, LOST_DATA_SENSE)
-        elif r2t is None:
-            command.end_unsolicited()
-            self._proceed(command)
-        elif not command.r2ts and command.next_offset == command.expected:
-            command.stage = Stage.READY
-            self._proceed(command)
+            self._refuse_command(command, LOST_DATA_SENSE)
         else:
-            self._ask(command)
+            self._run_with_data(command)
+
+    def _run_with_data(self, command: Command) -> None:
+        command.task.data_out = command.gathered()
+        self._run(command)
 
     def receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
         """Of a large Data-Out that has only begun: let the rest be received where it belongs, uncopied.
@@ -537,14 +457,13 @@ class TaskSet:
         if lengths >> 24 or lengths & 3 or lengths - present < DIRECT_LENGTH:
             return 0
         bhs = buffer[start : start + pdu.BHS_LENGTH]
-        placed = self._place_data_out(bhs)
-        if placed is None or placed[2] is None:
+        place = self.data_out.place(bhs, self.commands)
+        if place is None or place.memory is None:
             return 0  # to be thrown away: it goes through the buffer
-        command, r2t, place = placed[0], placed[1], placed[2]
         final = bool(bhs[1] & pdu.FINAL)
-        place[:present] = buffer[start + pdu.BHS_LENGTH : end]
-        self.direct = place[present:]
-        self._after_direct = lambda: self._took_data(command, r2t, lengths, final=final)
+        place.memory[:present] = buffer[start + pdu.BHS_LENGTH : end]
+        self.direct = place.memory[present:]
+        self._after_direct = lambda: self._placed(place, lengths, final=final)
         return end - start
 
     def received_direct(self, length: int) -> None:

@@ -194,7 +194,7 @@ def session(data: bytes) -> None:
 def _bounded(peer: iscsi.Initiator) -> None:
     tasks = peer.connection.tasks
     assert tasks.outstanding <= 3 * SMALL.queue_depth
-    assert tasks._data_used <= SMALL.data_bytes + SMALL.transfer_bytes
+    assert tasks.data_out.used <= SMALL.data_bytes + SMALL.transfer_bytes
     assert len(tasks.direct) <= 1 << 20
 
 
