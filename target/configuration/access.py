@@ -16,128 +16,131 @@ from target.configuration.values import ChapAlgorithm, Problems, Where
 
 
 class Chap(values.Group):
-    """How an initiator proves who it is, and the target to it: CHAP, and with the two `target_` keys mutual CHAP."""
+    """CHAP: an initiator proves who it is. With the two `target_` keys the target proves itself, too (mutual CHAP)."""
 
     name: values.ChapName
-    """The CHAP name the initiator gives."""
+    """The CHAP name that the initiator sends."""
 
     secret_file: Path
     """The file that holds the initiator's secret, 12 to 255 bytes on one line. Relative paths start at the state
-    directory. It must belong to the daemon's user or root, and be readable by nobody else (mode 0600 or 0400)."""
+    directory. It must belong to the daemon's user or root, and no other user may read it (mode 0600 or 0400)."""
 
     target_name: values.ChapName | None = None
-    """The CHAP name the target gives, for mutual CHAP."""
+    """The CHAP name that the target sends, for mutual CHAP."""
 
     target_secret_file: Path | None = None
-    """The file that holds the target's secret, which must be another one; for mutual CHAP."""
+    """The file that holds the target's secret, for mutual CHAP. The two secrets must differ."""
 
     algorithms: Annotated[tuple[ChapAlgorithm, ...], pydantic.Field(min_length=1)] = (
         ChapAlgorithm.SHA256,
         ChapAlgorithm.MD5,
     )
-    """What may be used: the first of them that the initiator knows, too."""
+    """The algorithms that may be used. The first that the initiator knows, too, is used."""
 
 
 class MappedLun(values.Group):
-    """What an initiator sees under one number."""
+    """The unit that an initiator sees under one number."""
 
     lun: values.Lun
     """The LUN under which this initiator sees it."""
 
     unit: values.UnitName
-    """What it sees: VOLUME, VOLUME@SNAPSHOT (as it was then), or VOLUME@SNAPSHOT/write-once."""
+    """VOLUME, VOLUME@SNAPSHOT (the volume as it was then), or VOLUME@SNAPSHOT/write-once."""
 
     read_only: bool = False
-    """Whether its writes are refused, whatever others may do."""
+    """Whether this initiator's writes are refused, even if others may write."""
 
 
 class Initiator(values.Group):
-    """Initiators that may log in, and what they see."""
+    """Initiators that may log in, and the LUNs that they see."""
 
     name: values.InitiatorName
-    """The initiator's iSCSI name, or a pattern of names (`*`, `?`, `[...]`). A name that is listed in full goes before
-    the patterns; of those, the first that fits counts."""
+    """The initiator's iSCSI name, or a pattern of names (`*`, `?`, `[...]`). A name that is listed in full
+    goes before the patterns. Among patterns, the first that fits counts."""
 
     networks: tuple[values.Network, ...] = ()
-    """Networks these initiators may come from. Empty: from any that `access.networks` allows."""
+    """The networks that these initiators may come from. Empty: all that `access.networks` allows."""
 
     chap: Chap | None = None
-    """How they prove who they are. Left out: they need not."""
+    """How these initiators prove who they are. Left out: they need no proof."""
 
     read_only: bool = False
     """Whether all their writes are refused."""
 
     luns: tuple[MappedLun, ...] | None = None
-    """What they see, under which numbers. Left out: every LUN, under its own number."""
+    """The units that they see, and under which numbers. Left out: every LUN, under its own number."""
 
     def problems(self) -> Problems:
-        """What is wrong with values beside their neighbours."""
-        found: dict[Where, str] = {}
+        """Return the problems of values beside their neighbours."""
+        problems: dict[Where, str] = {}
         if self.chap is not None:
             if (self.chap.target_name is None) is not (self.chap.target_secret_file is None):
-                found["chap",] = "target_name and target_secret_file belong together: give both or neither"
+                problems["chap",] = "target_name and target_secret_file belong together: write both or neither"
             elif self.chap.target_secret_file == self.chap.secret_file:
-                found["chap", "target_secret_file"] = "both directions must not have the same secret"
+                problems["chap", "target_secret_file"] = "the two directions must not have the same secret"
         seen: dict[int, str] = {}
         for index, mapped in enumerate(self.luns or ()):
             if mapped.lun in seen:
-                found["luns", index, "lun"] = f"LUN {mapped.lun} is {seen[mapped.lun]} already"
+                problems["luns", index, "lun"] = f"LUN {mapped.lun} is {seen[mapped.lun]} already"
             seen.setdefault(mapped.lun, mapped.unit)
-        return found
+        return problems
 
 
 class Access(values.Group):
-    """Who may log in. Everybody else is refused at login, and told nothing."""
+    """The initiators that may log in. All others are refused at login, and learn nothing."""
 
     networks: tuple[values.Network, ...] = ()
-    """Networks that initiators may come from, like 127.0.0.0/8 or 10.1.2.3/32. Empty, and no `initiators`: nobody may
-    log in. Empty, with `initiators`: those may, from anywhere."""
+    """The networks that initiators may come from, like 127.0.0.0/8 or 10.1.2.3/32. Empty, without `initiators`: no
+    initiator may log in. Empty, with `initiators`: those may log in from anywhere."""
 
     initiators: tuple[Initiator, ...] | None = None
-    """Which initiators may log in. Left out: any that comes from one of `networks`. An empty list: none."""
+    """The initiators that may log in. Left out: all that come from one of `networks`. An empty list: none."""
 
     discovery_chap: bool = False
-    """Whether initiators that have CHAP must use it for discovery, too. Discovery tells an initiator only of targets
-    that it may log in to, in any case."""
+    """Whether initiators that have CHAP must use it for discovery, too. With or without it, discovery shows an
+    initiator only the targets that it may log in to."""
 
     def admits(self, address: str) -> bool:
-        """Whether an initiator at this IP address may log in, as far as the address goes."""
+        """Return whether the address alone lets an initiator at this IP address log in."""
         if not self.networks:
             return bool(self.initiators)
         return within(address, self.networks)
 
     def problems(self) -> Problems:
-        """What is wrong with values beside their neighbours."""
-        found: dict[Where, str] = {}
+        """Return the problems of values beside their neighbours."""
+        problems: dict[Where, str] = {}
         names: dict[str, int] = {}
         for index, initiator in enumerate(self.initiators or ()):
             name = initiator.name.lower()
             if name in names:
-                found["initiators", index, "name"] = f"initiators[{names[name]}] has this name already"
+                problems["initiators", index, "name"] = f"initiators[{names[name]}] has this name already"
             names.setdefault(name, index)
-            found.update(values.below(("initiators", index), initiator.problems()))
-        return found
+            problems.update(values.below(("initiators", index), initiator.problems()))
+        return problems
 
     def kernel_problems(self) -> Problems:
-        """What the kernel's target cannot do: it would let in whom this keeps out."""
-        found: dict[Where, str] = {}
+        """Return what the kernel's target cannot do: it would let in initiators that these rules keep out."""
+        problems: dict[Where, str] = {}
         if any(network.prefixlen for network in self.networks):
-            found["networks",] = (
-                "the kernel's target cannot tell networks apart: allow 0.0.0.0/0, listen where only the right "
-                "initiators get to, and name them in access.initiators"
+            problems["networks",] = (
+                "the kernel's target cannot tell networks apart: allow 0.0.0.0/0, listen on an address that only the "
+                "right initiators reach, and name them in access.initiators"
             )
         if self.discovery_chap:
-            found["discovery_chap",] = "discovery belongs to all of the kernel's targets: set it with targetcli"
+            problems["discovery_chap",] = "discovery belongs to all of the kernel's targets: set it with targetcli"
         for index, initiator in enumerate(self.initiators or ()):
             if re.search(r"[*?\[]", initiator.name):
-                found["initiators", index, "name"] = "the kernel's target takes whole names, no patterns"
+                problems["initiators", index, "name"] = "the kernel's target takes whole names only, no patterns"
             if initiator.networks:
-                found["initiators", index, "networks"] = "the kernel's target cannot tell networks apart"
-        return found
+                problems["initiators", index, "networks"] = "the kernel's target cannot tell networks apart"
+        return problems
 
 
 def within(address: str, networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    """Whether an IP address, perhaps with a zone, or an IPv4 address as IPv6 has it, is in one of the networks."""
+    """Return whether an IP address is in one of the networks.
+
+    The address may have a zone, and may be an IPv4 address in IPv6's notation.
+    """
     peer: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
         peer = peer.ipv4_mapped

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What carries SCSI to the daemon, by its name, and where our own portal listens.
+"""The names of the fabrics, and the address that the daemon's own portal listens on by default.
 
-Used by the settings and by `wolun doctor`, so it imports next to nothing.
+The settings and `wolun doctor` use this module, so it imports almost nothing.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import enum
 
 DEFAULT_LISTEN = ("127.0.0.1:3260",)
-"""Where the portal accepts initiators unless the configuration says otherwise, HOST:PORT each."""
+"""The portal's addresses, HOST:PORT each, unless the configuration names others."""
 
 
 class Fabric(enum.Enum):
-    """What carries SCSI to the daemon."""
+    """The way SCSI reaches the daemon."""
 
     PORTAL = "portal"
     LIO = "lio"
 
 
 def host_and_port(listen: str) -> tuple[str, int]:
-    """What to listen on: the host without the brackets of an IPv6 address, and the TCP port, 0 for any free one."""
+    """Split HOST:PORT into the host, without the brackets of an IPv6 address, and the TCP port, 0 for any free one."""
     host, _, port = listen.rpartition(":")
     return host.strip("[]"), int(port)

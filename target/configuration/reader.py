@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads configuration files into `settings.Settings`, and says by file and line what is wrong with them.
+"""The reader of configuration files: it returns `settings.Settings`, or explains each mistake by file and line.
 
-A file is composed into YAML nodes first, because nodes know where they stand; plain values are built from them, and
-pydantic checks those.  Whatever pydantic then finds at a path like `volumes[0].chunk_size` is looked up among the nodes.
-All problems of a file are reported at once, in the order of the lines.
+The reader composes a file into YAML nodes first, because nodes know their line.  It builds plain values from them, and
+pydantic checks these.  For a mistake that pydantic finds at a path like `volumes[0].chunk_size`, the reader looks up
+the node's line.  All problems of a file are reported at once, in the order of the lines.
 
-Scalars follow YAML 1.2's core schema rather than YAML 1.1: `on`, `yes`, `2026-11-22` and `12:30` are strings, which is
-what a name written like that was meant to be.
+Scalars follow YAML 1.2's core schema instead of YAML 1.1: `on`, `yes`, `2026-11-22` and `12:30` are strings, because
+the author of a name like that meant a string.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from target.configuration.values import Where
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, at `file`:`line` (counted from 1)."""
+    """One mistake, at `file`:`line` (counted from 1)."""
 
     file: str
     line: int
@@ -41,7 +41,7 @@ class Problem:
 
 
 class ConfigurationError(Exception):
-    """A configuration file that cannot be used, with everything that is wrong with it."""
+    """A configuration file that cannot be used, with all its mistakes."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -65,23 +65,26 @@ for _tag, _pattern, _first in (
 
 
 def load(path: Path) -> settings.Settings:
-    """The settings in the file at `path`.  Raises ConfigurationError; OSError if it cannot be read."""
+    """Return the settings in the file at `path`.
+
+    Raise ConfigurationError, or OSError if the file cannot be read.
+    """
     return parse(path.read_bytes(), str(path))
 
 
 def parse(text: str | bytes, file: str) -> settings.Settings:
-    """The settings in `text`, which came from `file`.  Raises ConfigurationError."""
+    """Return the settings in `text`, which came from `file`, or raise ConfigurationError."""
     reader = _Reader(file)
     value = reader.read(text)
     try:
-        found = settings.Settings.model_validate(value)
+        read = settings.Settings.model_validate(value)
     except pydantic.ValidationError as error:
         problems = [problem for details in error.errors() for problem in reader.explain(details)]
         raise ConfigurationError(_in_order(problems)) from None
-    neighbours = [reader.problem(where, what) for where, what in found.problems().items()]
+    neighbours = [reader.problem(where, what) for where, what in read.problems().items()]
     if neighbours:
         raise ConfigurationError(_in_order(neighbours))
-    return found
+    return read
 
 
 def _in_order(problems: Sequence[Problem]) -> list[Problem]:
@@ -89,12 +92,12 @@ def _in_order(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def spell(where: Where) -> str:
-    """`volumes[0].chunk_size` for ("volumes", 0, "chunk_size")."""
+    """Return the path as users write it: `volumes[0].chunk_size` for ("volumes", 0, "chunk_size")."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
 
 
 class _Reader:
-    """Turns one YAML text into plain values, remembering the line of everything in it."""
+    """One YAML text as plain values, with the line of each of them."""
 
     def __init__(self, file: str) -> None:
         self._file = file
@@ -102,7 +105,7 @@ class _Reader:
         self._problems: list[Problem] = []
 
     def read(self, text: str | bytes) -> object:
-        """The plain value; an empty text is an empty mapping.  Raises ConfigurationError."""
+        """Return the plain value, or raise ConfigurationError.  An empty text is an empty mapping."""
         try:
             loader = _Loader(text)
             try:
@@ -123,7 +126,7 @@ class _Reader:
         return value
 
     def problem(self, where: Where, what: str) -> Problem:
-        """`what` at the line of `where`, or of the nearest thing around it that is in the file."""
+        """Return the problem `what` at the line of `where`, or of the nearest value around it that is in the file."""
         known = where
         while known not in self._lines:
             known = known[:-1]
@@ -139,7 +142,7 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return dict(self._items(loader, node, where, (*above, node)))
         if not node.tag.startswith("tag:yaml.org,2002:"):
-            self._problems.append(self.problem(where, f"tags like {node.tag} mean nothing here"))
+            self._problems.append(self.problem(where, f"tags like {node.tag} have no meaning here"))
             return None
         return loader.construct_object(node)
 
@@ -163,7 +166,7 @@ class _Reader:
             yield key, self._value(loader, value_node, path, above)
 
     def explain(self, details: Any) -> Iterator[Problem]:
-        """The sentence for one of pydantic's errors."""
+        """Yield a sentence for one of pydantic's errors, or none if other errors explain it."""
         where = self._strip(tuple(details["loc"]))
         kind, context, given = details["type"], details.get("ctx", {}), details["input"]
         if kind == "extra_forbidden":
@@ -184,7 +187,7 @@ class _Reader:
         yield self.problem(where, self._sentence(kind, context, given, details["msg"]))
 
     def _strip(self, loc: Where) -> Where:
-        """Without the names of union members that pydantic puts at the end of a path that stops short of them."""
+        """Remove the names of union members, which pydantic puts at the end of a path and the file does not have."""
         while loc and loc not in self._lines and loc[:-1] in self._lines and _is_scalar(loc[:-1]):
             loc = loc[:-1]
         return loc
@@ -233,7 +236,7 @@ def _meant(given: str, allowed: Sequence[str]) -> str:
 
 
 def _step(annotation: Any, part: str | int) -> Any:
-    """The type at key or index `part` of a value of type `annotation`; None if there is none."""
+    """Return the type at key or index `part` of a value of type `annotation`; None if there is none."""
     for option in typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,):
         if isinstance(part, int) and typing.get_origin(option) is tuple:
             return typing.get_args(option)[0]
@@ -259,7 +262,7 @@ def _is_group(annotation: Any) -> bool:
 def _model_at(where: Where) -> type[pydantic.BaseModel]:
     model = _type_at(where)
     if not (isinstance(model, type) and issubclass(model, pydantic.BaseModel)):
-        raise TypeError(f"{spell(where)} is no group of keys")
+        raise TypeError(f"{spell(where)} is not a group of keys")
     return model
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a schedule takes a snapshot, and which of its snapshots it keeps.  Nothing here looks at a clock; all times are UTC.
+"""The arithmetic of schedules: when one is due, and which of its snapshots it keeps.
 
-A schedule has periods: hours, days, weeks (from Monday), months.  It is due once in each; periods that passed while nobody
-was there to act are past, and the one that is running is caught up once.
+No function here looks at a clock, and all times are UTC.
 
-Of each kind of period, `keep` names how many to keep: of the newest so many periods that have a snapshot at all, the last
-one each.  What is kept for one kind may be what is kept for another.  The newest of all is always kept.  What was not kept
-once would not be kept later either, so it does not matter how often this is applied.
+A schedule has periods: hours, days, weeks (from Monday), months.  It is due once in each.  Periods that passed while no
+daemon ran are skipped; the current one is caught up once.
+
+`keep` has a number for each kind of period.  For the newest so many periods of that kind that have a snapshot at all,
+the last snapshot of each period is kept.  One snapshot may be kept for several kinds, and the newest of all is always
+kept.  A snapshot that was dropped once would not be kept later either, so it does not matter how often this runs.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Every(enum.Enum):
 
 
 def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
-    """The start of the period that `moment` is in."""
+    """Return the start of the period that `moment` is in."""
     moment = moment.astimezone(datetime.UTC).replace(minute=0, second=0, microsecond=0)
     if every is Every.HOURLY:
         return moment
@@ -37,22 +39,23 @@ def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
 
 
 def due(now: datetime.datetime, every: Every, taken: Iterable[datetime.datetime]) -> bool:
-    """Whether a snapshot is to be taken now; `taken` is when the schedule's snapshots were.  (A clock that was set back finds
-    snapshots of the future and waits until it has come up to them.)
+    """Return whether it is time for a snapshot; `taken` holds the moments of the schedule's earlier snapshots.
+
+    After a clock was set back, some of these lie in the future.  The schedule waits until the clock has passed them.
     """
     return all(period(moment, every) < period(now, every) for moment in taken)
 
 
 def kept(taken: Iterable[datetime.datetime], keep: Mapping[Every, int]) -> set[datetime.datetime]:
-    """Which of the moments at which the schedule's snapshots were taken are to be kept."""
+    """Return the moments, out of those at which the schedule took snapshots, whose snapshots are kept."""
     moments = sorted(taken)
-    found = set(moments[-1:])
+    chosen = set(moments[-1:])
     for every, count in keep.items():
         last_of = {period(moment, every): moment for moment in moments}
-        found.update(last_of[start] for start in sorted(last_of, reverse=True)[:count])
-    return found
+        chosen.update(last_of[start] for start in sorted(last_of, reverse=True)[:count])
+    return chosen
 
 
 def name(moment: datetime.datetime) -> str:
-    """What a snapshot that the schedule takes now is called: `auto-2026-11-22T2300Z`."""
+    """Return the name of a snapshot that the schedule takes at this moment, like `auto-2026-11-22T2300Z`."""
     return f"auto-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration: what a file may say, as types, and the JSON schema that follows from them.
+"""The settings: everything that a configuration file may say, as types.
 
-Every value here is checked and immutable.  A key that is not listed is refused, and so is a key that would do nothing:
-what this version cannot do has no key yet.  `configuration.py` reads files into these types and explains what is wrong
-with them, by file and line.
+Each value is checked and immutable.  An unknown key is refused, and so is a key that would do nothing: a feature that
+this version lacks has no key yet.  `reader` reads files into these types and explains mistakes by file and line;
+`writer` writes them back; `schema` describes them to editors.
 
-| key       | what it is                                                                    |
-| --------- | ----------------------------------------------------------------------------- |
-| `target`  | the iSCSI name that initiators log in to; all LUNs of this daemon are in it   |
-| `fabric`  | what carries SCSI to the daemon: `portal`, its own iSCSI portal in user space, or `lio`, the kernel's target |
-| `portal`  | where that portal listens                                                     |
-| `lio`     | where the kernel's target listens, and whether this host attaches the LUNs itself |
-| `access`  | who may log in, how they prove it, what they see; nobody, unless said otherwise |
-| `volumes` | what is served from this host's own storage                                   |
-| `write_once` | write-once LUNs on their own, for nodes that share a volume                |
-| `shared`  | volumes on storage that several nodes share                                   |
+| key          | meaning                                                                                         |
+| ------------ | ----------------------------------------------------------------------------------------------- |
+| `target`     | the iSCSI name that initiators log in to; all LUNs of this daemon are in this one target        |
+| `fabric`     | the way SCSI reaches the daemon: `portal`, its own in user space, or `lio`, the kernel's target |
+| `portal`     | the addresses that the daemon's own portal listens on                                           |
+| `lio`        | the addresses of the kernel's target, and whether this host attaches the LUNs itself            |
+| `access`     | who may log in, how they prove it, and what they see; by default no initiator may log in        |
+| `volumes`    | the volumes on this host's own storage                                                          |
+| `write_once` | write-once LUNs on their own, for nodes that share a volume                                     |
+| `shared`     | volumes on storage that several nodes share                                                     |
 
-(Longer than most modules here: it is the list of all keys, with the text that the schema shows of each.)
+The string below each key is its description in the JSON schema, which users read.
 """
 
 from __future__ import annotations
@@ -45,54 +45,54 @@ class Portal(values.Group):
     """The iSCSI portal in user space."""
 
     listen: values.Listens = DEFAULT_LISTEN
-    """HOST:PORT, or a list of several, to accept initiators on; 3260 is iSCSI's own. Port 0 takes any free one."""
+    """HOST:PORT, or a list of several, to accept initiators on. iSCSI's own port is 3260; port 0 takes any free one."""
 
 
 class Lio(values.Group):
     """The kernel's target, which needs root and the modules target_core_user, iscsi_target_mod and tcm_loop."""
 
     listen: tuple[values.Listen, ...] = ("0.0.0.0:3260",)
-    """ADDRESS:PORT, with numeric addresses, to accept initiators on. Empty: no iSCSI."""
+    """A list of ADDRESS:PORT, with numeric addresses, to accept initiators on. Empty: no iSCSI."""
 
     loopback: bool = False
     """Whether this host itself gets the LUNs as disks, through tcm_loop."""
 
     def problems(self) -> Problems:
-        """What the kernel would not take."""
-        found: dict[Where, str] = {}
+        """Return what the kernel would not take."""
+        problems: dict[Where, str] = {}
         for index, listen in enumerate(self.listen):
             host, _, port = listen.rpartition(":")
             try:
                 ipaddress.ip_address(host.strip("[]"))
             except ValueError:
-                found["listen", index] = f"the kernel's target takes numeric addresses, not {host}"
+                problems["listen", index] = f"the kernel's target takes numeric addresses, not {host}"
             if port == "0":
-                found["listen", index] = "the kernel's target takes no port 0; iSCSI's own is 3260"
+                problems["listen", index] = "the kernel's target takes no port 0; iSCSI's own is 3260"
         if not self.listen and not self.loopback:
-            found["listen",] = "nobody reaches the LUNs: give an address to listen on, or set loopback"
-        return found
+            problems["listen",] = "the LUNs could not be reached: list an address to listen on, or set loopback"
+        return problems
 
 
 class Settings(values.Group):
-    """Everything a configuration file says."""
+    """Everything that a configuration file says."""
 
     target: values.TargetName
     """The iSCSI name that initiators log in to."""
 
     fabric: Fabric = Fabric.PORTAL
-    """What carries SCSI to the daemon."""
+    """The way SCSI reaches the daemon."""
 
     portal: Portal = Portal()
-    """Where initiators connect."""
+    """The addresses that initiators connect to."""
 
     lio: Lio = Lio()
-    """Where initiators connect with `fabric: lio`."""
+    """The addresses that initiators connect to, with `fabric: lio`."""
 
     access: Access = Access()
-    """Who may log in."""
+    """The initiators that may log in."""
 
     volumes: tuple[Volume, ...]
-    """What is served from this host's own storage."""
+    """The volumes on this host's own storage."""
 
     write_once: tuple[WriteOnceLun, ...] = ()
     """Write-once LUNs on their own, for nodes that share a volume."""
@@ -101,7 +101,7 @@ class Settings(values.Group):
     """Volumes on storage that several nodes share."""
 
     def problems(self) -> Problems:
-        """Return what no single value can know: the path of each value that does not fit its neighbours, and why."""
+        """Return the problems that no single value can know: values that do not fit their neighbours, by path."""
         return {
             **values.below(("access",), self.access.problems()),
             **self._kernel_problems(),
@@ -115,11 +115,11 @@ class Settings(values.Group):
 
     @property
     def fixed_luns(self) -> frozenset[int]:
-        """The LUNs that the configuration gives away itself."""
+        """The LUNs that the configuration assigns by itself."""
         return frozenset(lun for _, lun, _ in (*self._volume_luns(), *self._other_luns()))
 
     def _kernel_problems(self) -> Problems:
-        """Return what the kernel's target, if it is the fabric, would not take."""
+        """Return what the kernel's target would not take, if it is the fabric."""
         if self.fabric is not Fabric.LIO:
             return {}
         return {

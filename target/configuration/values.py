@@ -22,21 +22,22 @@ LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
 LARGEST = (1 << 63) - 1
-"""Bytes of any file: an off_t holds no more."""
+"""The most bytes that a file may have: an off_t holds no more."""
 
 NO_LUN = "none"
 
 NAME_PATTERN = f"^{names.PATTERN}$"
-"""Names of volumes and snapshots: they become file names, and `@` separates the two."""
+"""Names of volumes and snapshots. They become file names, and `@` separates the two."""
 
-# RFC 3720 3.2.6.3 as far as it is in use: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>, naa.<16 or 32 hex>.
+# RFC 3720 3.2.6.3, as far as initiators use it: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>,
+# naa.<16 or 32 hex>.
 IQN_PATTERN = (
     r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9.-]*(:[a-z0-9.:_-]+)?"
     r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
 )
 IQN_MAXIMUM = 223
 INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,3}[*?\[])[A-Za-z0-9.:_*?\[\]!-]*$"
-"""A name, or a pattern of names as in file names: `*`, `?` and `[...]`."""
+"""A name, or a pattern as the shell has for file names: `*`, `?` and `[...]`."""
 UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
@@ -50,7 +51,7 @@ Problems = Mapping[Where, str]
 
 
 class ChapAlgorithm(enum.Enum):
-    """How CHAP's answers are computed."""
+    """The way to compute CHAP's answers."""
 
     SHA256 = "sha256"
     MD5 = "md5"
@@ -62,13 +63,15 @@ def _size(value: object) -> object:
 
 def _allowed_size(value: int) -> int:
     if not 0 <= value <= LARGEST:
-        raise ValueError(f"{value} bytes are no size: from 0 to {units.exact_size(LARGEST + 1)}, less one byte")
+        raise ValueError(
+            f"{value} bytes is not a size: write one from 0 to {units.exact_size(LARGEST + 1)}, less one byte"
+        )
     return value
 
 
 def _network(value: object) -> object:
     if not isinstance(value, str):  # ipaddress would take the number 5 for 0.0.0.5
-        raise ValueError(f"{value!r} is no network: write one like 127.0.0.0/8 or 10.1.2.3/32")
+        raise ValueError(f"{value!r} is not a network: write one like 127.0.0.0/8 or 10.1.2.3/32")
     try:
         return ipaddress.ip_network(value)
     except ValueError as error:
@@ -78,7 +81,9 @@ def _network(value: object) -> object:
 def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not re.match(LISTEN_PATTERN, value) or int(port) > 65535:
-        raise ValueError(f"{value!r} is no address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260")
+        raise ValueError(
+            f"{value!r} is not an address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260"
+        )
     if host.startswith("["):
         ipaddress.IPv6Address(host[1:-1])
     return value
@@ -89,7 +94,7 @@ def _matching(pattern: str, what: str) -> pydantic.AfterValidator:
 
     def check(value: str) -> str:
         if not compiled.match(value):
-            raise ValueError(f"{value!r} is no {what}")
+            raise ValueError(f"{value!r} is not {what}")
         return value
 
     return pydantic.AfterValidator(check)
@@ -114,25 +119,25 @@ Percent = Annotated[int, pydantic.Field(ge=1, le=100)]
 Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[
     str,
-    _matching(NAME_PATTERN, f"name: {names.RULE}"),
+    _matching(NAME_PATTERN, f"a name: {names.RULE}"),
     _schema(pattern=NAME_PATTERN),
 ]
 TargetName = Annotated[
     str,
-    _matching(IQN_PATTERN, "iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
+    _matching(IQN_PATTERN, "an iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
     pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
 ]
 InitiatorName = Annotated[
     str,
     _matching(
         INITIATOR_PATTERN,
-        "initiator's name: write an iSCSI name, like iqn.2026-11.org.example:host, or a pattern of them with * and ?",
+        "an initiator's name: write an iSCSI name, like iqn.2026-11.org.example:host, or a pattern with * and ?",
     ),
     pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
 ]
 UnitName = Annotated[
     str,
-    _matching(UNIT_PATTERN, "unit: write VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once"),
+    _matching(UNIT_PATTERN, "a unit: write VOLUME, VOLUME@SNAPSHOT or VOLUME@SNAPSHOT/write-once"),
     _schema(pattern=UNIT_PATTERN),
 ]
 
@@ -177,19 +182,21 @@ Kept = Annotated[int, pydantic.Field(ge=0, le=10_000)]
 
 def _allowed_block_size(value: int) -> int:
     if value not in (512, 4096):
-        raise ValueError(f"{value} is no block size: 512 or 4096")
+        raise ValueError(f"{value} is not a block size: write 512 or 4096")
     return value
 
 
 def _allowed_chunk_size(value: int) -> int:
     if value & (value - 1) or not CHUNK_MINIMUM <= value <= CHUNK_MAXIMUM:
-        raise ValueError(f"{units.exact_size(value)} is no chunk size: a power of two from 4KiB to 1MiB")
+        raise ValueError(f"{units.exact_size(value)} is not a chunk size: write a power of two from 4KiB to 1MiB")
     return value
 
 
 def _allowed_physical_block_size(value: int) -> int:
     if value & (value - 1) or not PHYSICAL_MINIMUM <= value <= PHYSICAL_MAXIMUM:
-        raise ValueError(f"{units.exact_size(value)} is no physical block size: a power of two from 4KiB to 1MiB")
+        raise ValueError(
+            f"{units.exact_size(value)} is not a physical block size: write a power of two from 4KiB to 1MiB"
+        )
     return value
 
 
@@ -199,7 +206,7 @@ PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_bl
 
 
 class Group(pydantic.BaseModel):
-    """What all parts of the configuration share."""
+    """A group of keys: immutable, and without unknown keys."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=False)
 

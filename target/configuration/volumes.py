@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration's groups `volumes`, `write_once` and `shared`: what is served."""
+"""The configuration's groups `volumes`, `write_once` and `shared`: the storage that is served."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from target.configuration.values import Problems, Where
 
 
 class Keep(values.Group):
-    """Which snapshots of a schedule are kept: of the newest so many hours, days, weeks and months that have one, the last."""
+    """The snapshots of a schedule that are kept: the last one of each of the newest hours, days, weeks and months."""
 
     hourly: values.Kept = 0
-    """How many of the hours."""
+    """For how many hours that have a snapshot."""
 
     daily: values.Kept = 0
-    """How many of the days."""
+    """For how many days that have a snapshot."""
 
     weekly: values.Kept = 0
-    """How many of the weeks, which begin on Monday."""
+    """For how many weeks that have a snapshot. Weeks begin on Monday."""
 
     monthly: values.Kept = 0
-    """How many of the months."""
+    """For how many months that have a snapshot."""
 
     @property
     def counts(self) -> Mapping[Every, int]:
-        """The same by kind of period."""
+        """The same numbers by kind of period."""
         return {every: getattr(self, every.value) for every in Every}
 
 
@@ -42,65 +42,66 @@ class Volume(values.Group):
     """A primary and its snapshots."""
 
     name: values.Name
-    """What commands call it. Never change it: snapshots are kept under this name."""
+    """The name that commands use. Never change it: snapshots are kept under this name."""
 
     lun: values.LunOrNone
-    """The LUN under which initiators see the volume; `none`: they do not. Snapshots take the lowest numbers that are free."""
+    """The LUN under which initiators see the volume; `none`: not at all. Snapshots take the lowest free numbers."""
 
     size: values.Size | None = None
-    """Bytes, like 1GiB. Required to make a new volume; one that exists keeps its size."""
+    """Bytes, like 1GiB. A new volume needs it; a volume that exists keeps its size."""
 
     primary: Path | None = None
-    """The file or block device that holds the live data, relative to the state directory. Left out: a sparse file
-    in the state directory, made if it is not there."""
+    """The file or block device that holds the live data. Relative paths start at the state directory. Left out: a
+    sparse file in the state directory, which is made if it is missing."""
 
     block_size: values.BlockSize = 512
     """Bytes per logical block: 512 or 4096."""
 
     physical_block_size: values.PhysicalBlockSize | None = None
-    """Bytes of what lies below that are written as a whole, as initiators are told, who then align to it: a power of two
-    from 4KiB to 1MiB, like the record size of the file system that holds the primary. Left out: what the disk says."""
+    """Bytes that the storage below writes as a whole: a power of two from 4KiB to 1MiB, like the record size of the
+    file system that holds the primary. Initiators learn it and align to it. Left out: the disk's own value."""
 
     chunk_size: values.ChunkSize = 64 << 10
-    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the one it was made with."""
+    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the size it was made with."""
 
     durability: Durability = Durability.POWER_LOSS
     """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the
-    operating system's cache; faster, and snapshots may be wrong after a power cut."""
+    operating system's cache. That is faster, but snapshots may be wrong after a power cut."""
 
     snapshots: tuple[values.Name, ...] = ()
-    """Snapshots to take at start, if the volume does not have them yet."""
+    """The snapshots that the daemon takes at start, if the volume does not have them yet."""
 
     limit: values.Size | None = None
-    """How many bytes of old data the volume's snapshots may keep, all together. Left out: as many as there is room for."""
+    """How many bytes of old data all snapshots of the volume may keep together. Left out: as many as the disk holds."""
 
     warn_at: values.Percent = 80
-    """Of `limit`, in percent: when it is passed, `wolun status` and the initiators are told."""
+    """A percentage of `limit`. Once the snapshots keep more, `wolun status` and the initiators get a warning."""
 
     on_error: policy.OnError = policy.DEFAULT.on_error
-    """When old data cannot be kept (no room, a failing disk, `copy_timeout`): `fail-writes` refuses the writes that would
-    overwrite it; `drop-snapshot` lets them go on and gives snapshots up: the oldest, if that makes room, else all."""
+    """What to do when old data cannot be kept (no room, a failing disk, `copy_timeout`). `fail-writes` refuses the
+    writes that would overwrite it. `drop-snapshot` lets them go on and invalidates snapshots: the oldest, if that makes
+    room, else all."""
 
     copy_timeout: values.Seconds | None = None
-    """Seconds after which a copy of old data counts as failed. Left out: it may take as long as it takes."""
+    """Seconds after which a copy of old data counts as failed. Left out: it may take any time."""
 
     max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
     """How many snapshots there may be. Left out: any number."""
 
     schedule: Every | None = None
-    """How often a snapshot is taken by itself, at the beginning of each hour, day, week or month (UTC). One that was missed
-    is caught up once. They are called like auto-2026-11-22T2300Z. Left out: none are taken."""
+    """How often the daemon takes a snapshot by itself: at the beginning of each hour, day, week or month (UTC). If it
+    did not run then, it catches up once. The names are like auto-2026-11-22T2300Z. Left out: never."""
 
     keep: Keep | None = None
-    """Which of the snapshots that the schedule takes are kept; the others are deleted. Snapshots that were taken by hand
-    are never deleted."""
+    """Which of the snapshots that the schedule takes are kept; the daemon deletes the others. It never deletes a
+    snapshot that was taken by hand."""
 
     def problems(self) -> Problems:
-        """Return what is wrong with values beside their neighbours."""
+        """Return the problems of values beside their neighbours."""
         problems: dict[Where, str] = {}
         if self.size is not None and (self.size == 0 or self.size % self.block_size):
             size = units.exact_size(self.size)
-            problems["size",] = f"{size} is no whole number of blocks of {self.block_size} bytes"
+            problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"
         problems.update(self._schedule_problems())
         for position, name in enumerate(self.snapshots):
             if name in self.snapshots[:position]:
@@ -108,68 +109,70 @@ class Volume(values.Group):
         return problems
 
     def _schedule_problems(self) -> Problems:
-        """What is wrong with the schedule and its neighbours."""
+        """Return the problems of the schedule beside its neighbours."""
         if self.schedule is None:
-            return {} if self.keep is None else {("keep",): "there is no schedule whose snapshots would be kept"}
+            return {} if self.keep is None else {("keep",): "it does nothing without a schedule"}
         counts = {} if self.keep is None else self.keep.counts
         total = sum(counts.values())
         if not total:
-            return {("schedule",): "say which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
+            return {("schedule",): "write which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
         kinds = list(Every)
-        found: dict[Where, str] = {
-            ("keep", every.value): f"does nothing: the schedule is {self.schedule.value}"
+        problems: dict[Where, str] = {
+            ("keep", every.value): f"it does nothing: the schedule is {self.schedule.value}"
             for every in kinds[: kinds.index(self.schedule)]
             if counts[every]
         }
         if self.max_snapshots is not None and self.max_snapshots <= total:
-            found["max_snapshots",] = (
-                f"the schedule keeps {total}, and takes one before it deletes one: at least {total + 1}"
+            problems["max_snapshots",] = (
+                f"the schedule keeps {total}, and takes one before it deletes one: write at least {total + 1}"
             )
-        return found
+        return problems
 
 
 class WriteOnceLun(values.Group):
-    """A write-once LUN on its own, for nodes that preserve into it from elsewhere (see `shared`)."""
+    """A write-once LUN on its own, into which other nodes preserve old data (see `shared`)."""
 
     volume: values.Name
     """The volume whose old data it holds."""
 
     snapshot: values.Name
-    """The snapshot it is; the LUN is known as VOLUME@SNAPSHOT."""
+    """The snapshot that it belongs to. The unit is called VOLUME@SNAPSHOT/write-once."""
 
     lun: values.Lun
     """The LUN under which initiators see it."""
 
     size: values.Size
-    """Bytes: as large as the volume. Empty, it takes next to nothing on disk."""
+    """Bytes: as many as the volume has. An empty write-once LUN takes almost no space on disk."""
 
     block_size: values.BlockSize = 512
-    """Bytes per logical block, as the volume's: 512 or 4096."""
+    """Bytes per logical block, the same as the volume's: 512 or 4096."""
 
     chunk_size: values.ChunkSize = 64 << 10
     """The unit of allocation: a power of two from 4KiB to 1MiB."""
 
     durability: Durability = Durability.POWER_LOSS
-    """When a block counts as written: `power-loss` or `process-crash`, as with volumes."""
+    """When a block counts as written: `power-loss` or `process-crash`, as for volumes."""
 
     def problems(self) -> Problems:
-        """Return what is wrong with values beside their neighbours."""
+        """Return the problems of values beside their neighbours."""
         if self.size == 0 or self.size % self.block_size:
-            return {("size",): f"no whole number of blocks of {self.block_size} bytes"}
+            return {
+                ("size",): f"{units.exact_size(self.size)} is not a whole number of blocks of {self.block_size} bytes"
+            }
         return {}
 
 
 class SharedVolume(values.Group):
-    """A volume on storage that several nodes share: primary and write-once LUN are block devices of another host."""
+    """A volume on storage that several nodes share. Primary and write-once LUN are block devices of another host."""
 
     name: values.Name
-    """What the volume is called."""
+    """The name of the volume."""
 
     snapshot: values.Name
-    """What its snapshot is called."""
+    """The name of its snapshot."""
 
     primary: Path
-    """The block device of the primary, like /dev/disk/by-id/wwn-0x...; always read and written past the page cache."""
+    """The block device of the primary, like /dev/disk/by-id/wwn-0x... The daemon always bypasses the page cache."""
 
     write_once: Path
     """The block device of the snapshot's write-once LUN."""
@@ -181,13 +184,13 @@ class SharedVolume(values.Group):
     """The LUN of the snapshot's read-only view. Left out: this node does not show it."""
 
     block_size: values.BlockSize = 512
-    """Bytes per logical block, as the two devices have it: 512 or 4096."""
+    """Bytes per logical block, the same as on the two devices: 512 or 4096."""
 
     chunk_size: values.ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB."""
 
     def problems(self) -> Problems:
-        """Return what is wrong with values beside their neighbours."""
+        """Return the problems of values beside their neighbours."""
         if self.lun is None and self.view_lun is None:
-            return {(): "nothing of it would be served: give lun, view_lun, or both"}
+            return {(): "it would not be served: write lun, view_lun, or both"}
         return {}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes settings into a configuration file without taking away what people wrote there.
+"""The writer of configuration files: it keeps what their authors wrote.
 
-A file that exists is changed only where it says something else than the settings do: comments, order, quotes, units and
-keys that merely repeat a default stay.  Volumes, initiators and mapped LUNs are told apart by their names (LUNs), so one
-that goes takes its own lines along and no others.  Whatever comes out is read back and compared before it is used.
+The writer changes an existing file only where the file and the settings disagree.  Comments, order, quotes, units and
+keys that merely repeat a default stay.  It tells volumes, initiators and mapped LUNs apart by their names (LUNs), so
+the removal of one removes its own lines and no others.  The result is read back and compared before it is used.
 
-A save replaces the file as a whole - written beside, synced, renamed over, the directory synced - and keeps what was there
-as `FILE.TIME.bak`, the last `BACKUPS` of them.  A symbolic link stays one.
+A save replaces the file as a whole: it writes the new file beside the old one, syncs it, renames it over, and syncs the
+directory.  The old file stays as `FILE.TIME.bak`; the last `BACKUPS` of these are kept.  A symbolic link stays one.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from target import units
 from target.configuration import reader, settings
 
 BACKUPS = 10
-HEADER = "# What this wolun serves.  Written by `saveconfig`; comments and order stay when it is written again.\n"
+HEADER = "# The configuration of this wolun, written by `saveconfig`.  Later saves keep comments and order.\n"
 
 _SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit"})
 _IDENTITIES: Mapping[str, str] = {"volumes": "name", "initiators": "name", "luns": "lun"}
-"""Lists of groups of keys, and what tells the groups apart."""
+"""Lists of groups of keys, and the key that tells the groups apart."""
 _LAID_OUT = re.compile(r"^( *)[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
 
 
 class CannotSave(Exception):
-    """The file cannot be written so that it says what the settings do; why."""
+    """A configuration file that cannot be made to agree with the settings, and why."""
 
 
 def plain(value: settings.Settings | settings.Initiator | settings.Volume, *, defaults: bool) -> dict[str, Any]:
-    """The settings as YAML would have them, sizes in their units; without `defaults` only what is not one."""
+    """Return the settings as plain values for YAML, with units on sizes, and default values only with `defaults`."""
     dumped: dict[str, Any] = _spell(value.model_dump(mode="json", exclude_defaults=not defaults))
     return dumped
 
@@ -56,14 +56,14 @@ def _spell(value: Any) -> Any:
 
 
 def text_of(value: settings.Initiator | settings.Volume) -> str:
-    """One object, as it would stand in a list of the configuration file."""
+    """Return one group of keys as it would stand in a list of the configuration file."""
     return _dump(_yaml(""), [plain(value, defaults=False)])
 
 
 def render(wanted: settings.Settings, old: str | None, file: str) -> str:
-    """The text of a configuration file that says `wanted` and keeps of the text `old` what it can.
+    """Return the text of a configuration file that says `wanted` and keeps as much as it can of the text `old`.
 
-    Raises ConfigurationError when `old` is not valid, CannotSave.
+    Raise ConfigurationError if `old` is not valid, and CannotSave if no text says `wanted`.
     """
     if old is None or not old.strip():
         text = HEADER + _dump(_yaml(""), plain(wanted, defaults=False))
@@ -72,7 +72,7 @@ def render(wanted: settings.Settings, old: str | None, file: str) -> str:
         if said == wanted:
             return old
         cut = _cut(old, wanted)
-        with contextlib.suppress(reader.ConfigurationError):  # then the lines stay, for the merge to take out
+        with contextlib.suppress(reader.ConfigurationError):  # then the lines stay, and the merge removes them
             said, old = reader.parse(cut, file), cut
         complete, brief = plain(wanted, defaults=True), plain(wanted, defaults=False)
         yaml = _yaml(old)
@@ -84,7 +84,7 @@ def render(wanted: settings.Settings, old: str | None, file: str) -> str:
         if _comments(grafted) == _comments(text) and _says(grafted, wanted, file):
             return grafted
         if not _says(text, wanted, file):
-            # Comments in odd places can trip the YAML library up: then whole sections are written anew, without theirs.
+            # Comments in odd places can mislead the YAML library.  Then whole sections are written anew, without them.
             document = yaml.load(old)
             for key, value in plain(said, defaults=True).items():
                 if complete[key] != value:
@@ -93,13 +93,14 @@ def render(wanted: settings.Settings, old: str | None, file: str) -> str:
                         document[key] = brief[key]
             text = _dump(yaml, document)
     if not _says(text, wanted, file):
-        raise CannotSave("what would be written does not say what is being served: save to another file and compare")
+        raise CannotSave("the new file would not agree with the settings in force: save to another file and compare")
     return text
 
 
 def _cut(text: str, wanted: settings.Settings) -> str:
-    """`text` without the lines of volumes, initiators and mapped LUNs that are no more; the comment right above one goes
-    along.  (The YAML library would take the comment above the next one.)  Lists in brackets are left alone.
+    """Return `text` without the lines of removed volumes, initiators and mapped LUNs, and the comment right above each.
+
+    (The YAML library would remove the comment above the next one instead.)  Lists in brackets are left alone.
     """
     lines = text.splitlines(keepends=True)
     document = _yaml(text).load(text)
@@ -127,7 +128,10 @@ def _cut(text: str, wanted: settings.Settings) -> str:
 
 
 def _lines_of(lines: list[str], line: int, column: int) -> tuple[int, int]:
-    """The lines of a list's item, [start, end); `line` is one of them, `column` that of the list's dashes."""
+    """Return the lines [start, end) of a list's item.
+
+    `line` is one of these lines, and `column` is the column of the list's dashes.
+    """
     start = line
     while not lines[start].startswith(" " * column + "-"):
         start -= 1
@@ -151,8 +155,9 @@ def _says(text: str, wanted: settings.Settings, file: str) -> bool:
 
 
 def _graft(old: str, layout: str, new: str) -> str:
-    """`old` with the lines changed in which `new` differs from `layout`, which is `old` as the YAML library lays it out:
-    so it is only laid out anew where it says something new.
+    """Return `old` with those lines changed in which `new` differs from `layout`.
+
+    `layout` is `old` as the YAML library lays it out.  So only lines with new content get the library's layout.
     """
     base = layout.splitlines(keepends=True)
     changes = _edits(base, new.splitlines(keepends=True))
@@ -176,7 +181,7 @@ def _comments(text: str) -> list[str]:
 
 
 def difference(old: str | None, new: str, file: str) -> str:
-    """What a save would change, as a unified diff; empty if nothing."""
+    """Return the changes that a save would make, as a unified diff; empty if there are none."""
     lines = difflib.unified_diff(
         (old or "").splitlines(keepends=True), new.splitlines(keepends=True), f"{file} (saved)", f"{file} (running)"
     )
@@ -184,7 +189,7 @@ def difference(old: str | None, new: str, file: str) -> str:
 
 
 def read(path: Path) -> str | None:
-    """The text of the file; None if there is none.  Raises OSError."""
+    """Return the text of the file, or None if there is no file.  Raise OSError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -192,7 +197,7 @@ def read(path: Path) -> str | None:
 
 
 def write(path: Path, text: str) -> Path | None:
-    """Replace the file, durably; where its old content is kept now, None if there was none.  Raises OSError."""
+    """Replace the file durably, and return the path of its backup, or None if there was no file.  Raise OSError."""
     path = path.resolve()
     mode = 0o600
     backup = None
@@ -204,7 +209,7 @@ def write(path: Path, text: str) -> Path | None:
 
 
 def _keep(path: Path) -> Path:
-    """A copy of the file under a name that tells when, by hard link where that works; the oldest ones go."""
+    """Keep a copy of the file under a name with the time, by hard link where that works, and remove the oldest."""
     moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     backup = path.with_name(f"{path.name}.{moment}.bak")
     try:
@@ -218,13 +223,13 @@ def _keep(path: Path) -> Path:
 
 
 def _yaml(old: str) -> ruamel.yaml.YAML:
-    """A round-trip YAML that indents lists as `old` does."""
+    """Return a round-trip YAML that indents lists as `old` does."""
     yaml = ruamel.yaml.YAML(typ="rt")
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
     yaml.allow_unicode = True
-    found = _LAID_OUT.search(old)
-    offset = 2 if found is None else max(0, len(found[2]) - len(found[1]))
+    list_start = _LAID_OUT.search(old)
+    offset = 2 if list_start is None else max(0, len(list_start[2]) - len(list_start[1]))
     yaml.indent(mapping=2, sequence=offset + 2, offset=offset)
     return yaml
 
@@ -236,7 +241,7 @@ def _dump(yaml: ruamel.yaml.YAML, document: Any) -> str:
 
 
 def _merge(node: comments.CommentedMap, old: dict[str, Any], new: dict[str, Any], brief: dict[str, Any]) -> None:
-    """Make a group of keys say `new` instead of `old` (both complete); `brief` is `new` without what is a default."""
+    """Make a group of keys say `new` instead of `old`.  Both are complete; `brief` is `new` without default values."""
     for key, value in new.items():
         if key not in node:
             if key in brief and value != old.get(key):
@@ -258,7 +263,7 @@ def _merge(node: comments.CommentedMap, old: dict[str, Any], new: dict[str, Any]
 def _merge_list(node: comments.CommentedSeq, old: list[Any], new: list[Any], brief: list[Any], identity: str) -> None:
     before = {each[identity]: each for each in old}
     wanted = {each[identity]: (each, short) for each, short in zip(new, brief, strict=True)}
-    for index in reversed(range(len(old))):  # node and old are one to one
+    for index in reversed(range(len(old))):  # node and old have the same items
         name = old[index][identity]
         if name in wanted:
             _merge(node[index], before[name], *wanted[name])
@@ -269,7 +274,7 @@ def _merge_list(node: comments.CommentedSeq, old: list[Any], new: list[Any], bri
         if name not in before:
             node.append(wanted[name][1])
             kept.append(name)
-        elif kept[index] != name:  # patterns count in their order
+        elif kept[index] != name:  # the order of patterns matters
             break
     if kept != list(wanted):
         position = {name: index for index, name in enumerate(kept)}

@@ -169,7 +169,7 @@ def test_a_configuration_that_cannot_be_read_or_used_is_said_so(tmp_path: Path) 
     assert "cannot be read (No such file or directory)" in refused("--config", tmp_path / "none.yaml")
     config = write_config(tmp_path, "target: x\nvolumes: 1\n")
     assert refused("--config", config).splitlines() == [
-        f"{config}:1: target: 'x' is no iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters",
+        f"{config}:1: target: 'x' is not an iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters",
         f"{config}:2: volumes: 1 is not a list",
     ]
 

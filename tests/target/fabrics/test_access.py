@@ -108,7 +108,7 @@ class TestWho:
     def test_patterns(self, pattern: str, fits: bool | None) -> None:
         text = f"initiators: [{{name: '{pattern}'}}]"
         if fits is None:
-            assert "is no initiator's name" in problems_of(text)
+            assert "is not an initiator's name" in problems_of(text)
         else:
             assert admitted(access_of(text)) is fits
 
@@ -317,15 +317,15 @@ class TestSettings:
             ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, target_name: b}}]", "belong together"),
             (
                 "initiators: [{name: iqn.a, chap: {name: a, secret_file: s, target_name: b, target_secret_file: s}}]",
-                "access.initiators[0].chap.target_secret_file: both directions must not have the same secret",
+                "access.initiators[0].chap.target_secret_file: the two directions must not have the same secret",
             ),
             ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, algorithms: [sha1]}}]", "'sha1' is unknown"),
             ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, algorithms: []}}]", "must not be empty"),
             ("initiators: [{name: iqn.a, luns: [{lun: 0, unit: a}, {lun: 0, unit: b}]}]", "LUN 0 is a already"),
-            ("initiators: [{name: iqn.a, luns: [{lun: 0, unit: a@}]}]", "is no unit"),
+            ("initiators: [{name: iqn.a, luns: [{lun: 0, unit: a@}]}]", "is not a unit"),
             ("initiators: [{name: iqn.a, luns: [{lun: 20000, unit: a}]}]", "too large"),
-            ("initiators: [{name: iqn.a b}]", "is no initiator's name"),
-            ("initiators: [{name: host}]", "is no initiator's name: write an iSCSI name, like iqn."),
+            ("initiators: [{name: iqn.a b}]", "is not an initiator's name"),
+            ("initiators: [{name: host}]", "is not an initiator's name: write an iSCSI name, like iqn."),
         ],
     )
     def test_mistakes(self, text: str, problem: str) -> None:

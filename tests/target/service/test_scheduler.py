@@ -181,12 +181,12 @@ def test_an_invalid_one_takes_no_place_and_goes_in_its_time(served: service.Serv
 @pytest.mark.parametrize(
     ("extra", "problem"),
     [
-        ("schedule: hourly", "volumes[0].schedule: say which of its snapshots to keep"),
-        ("schedule: hourly, keep: {}", "volumes[0].schedule: say which of its snapshots to keep"),
+        ("schedule: hourly", "volumes[0].schedule: write which of its snapshots to keep"),
+        ("schedule: hourly, keep: {}", "volumes[0].schedule: write which of its snapshots to keep"),
         ("keep: {daily: 1}", "volumes[0].keep: there is no schedule"),
         (
             "schedule: weekly, keep: {daily: 3, weekly: 1}",
-            "volumes[0].keep.daily: does nothing: the schedule is weekly",
+            "volumes[0].keep.daily: it does nothing: the schedule is weekly",
         ),
         ("schedule: daily, keep: {daily: 3}, max_snapshots: 3", "volumes[0].max_snapshots: the schedule keeps 3"),
         ("schedule: often, keep: {daily: 3}", "allowed: hourly, daily, weekly, monthly"),

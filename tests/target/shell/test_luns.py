@@ -132,11 +132,11 @@ class TestLines:
 
     def test_options_are_parameters(self, shared: daemon.Daemon) -> None:
         assert "volume a" in good(shared, "/volumes create --size=1MiB --chunk-size=4KiB --name=a --dry-run")
-        assert "3KiB is no chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
+        assert "3KiB is not a chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
         assert "unexpected keyword parameter 'frce'" in refused(shared, "/volumes delete vol0 --frce")
 
     def test_a_mistake_is_told_by_the_objects_name(self, shared: daemon.Daemon) -> None:
-        assert "volume new, size: 10B is no whole number of blocks" in refused(shared, "/volumes create new 10")
+        assert "volume new, size: 10B is not a whole number of blocks" in refused(shared, "/volumes create new 10")
 
     @pytest.mark.parametrize(
         ("line", "remedy"),

@@ -65,7 +65,7 @@ def test_what_cannot_be_is_explained(served: daemon.Daemon, port: int) -> None:
     assert "initiators connect there already" in refused(served, f"{PORTALS} create {host} {own}")
     assert "it is the only one" in refused(served, f"{PORTALS} delete {host} {own}")
     assert f"there is no portal 127.0.0.2:{port}" in refused(served, f"{PORTALS} delete 127.0.0.2 {port}")
-    assert "is no address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
+    assert "is not an address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
     with socket.create_server(("127.0.0.2", port)):
         said = refused(served, f"{PORTALS} create 127.0.0.2 {port}")
         assert f"listened for on 127.0.0.2:{port} (Address already in use)\nStop what uses it (`ss -tlnp` lists" in said
