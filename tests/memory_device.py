@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block device in memory that keeps the contract to the letter, for tests of everything that stands on a block device.
+"""A block device in memory that keeps the contract to the letter, for tests of all that stands on a block device.
 
-It guarantees what `lun_backends.block_device` asks of a primary or (`write_once=True`) of a write-once device, checks that
-its callers keep their side (alignment, lengths), and can be told to misbehave:
+It keeps the contract of `lun_backends.block_device` as a primary or (`write_once=True`) as a write-once device.  It checks that
+its callers keep their side (alignment, lengths).  A test can make it misbehave:
 
 * `blocking=True`: nothing is done without waiting;
 * `inject(method, error, times)`: the next calls of that method raise the error, nothing changed;
 * `before`: called with (method, offset, length) before every operation, without the lock held; it may wait, raise,
   or return False to say that the operation would wait for the disk.
 
-`calls` counts the calls of each method that got as far as doing something; `prepared` lists what `prepare_writes` was told.
+`calls` counts the calls of each method that were carried out.  `prepared` lists the ranges of `prepare_writes` and
+`prepare_now`.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class MemoryDevice(block_device.BlockDevice):
         self._errors[method] += [error] * times
 
     def fill(self, data: bytes, offset: int = 0) -> None:
-        """Store `data` as it is, past every rule (the test's own hand)."""
+        """Store `data` without regard to any rule, as a test does."""
         self.data[offset : offset + len(data)] = data
         self._mark(offset, len(data), 1)
 
@@ -182,9 +183,9 @@ class MemoryDevice(block_device.BlockDevice):
                 raise block_device.BlockWritten(written)
 
     def _find(self, offset: int, length: int, state: int) -> int | None:
-        """The first block of the range in that state."""
-        found = self.written.find(state, offset // self.block_size, (offset + length) // self.block_size)
-        return None if found < 0 else found
+        """Return the first block of the range in that state."""
+        lba = self.written.find(state, offset // self.block_size, (offset + length) // self.block_size)
+        return None if lba < 0 else lba
 
     def _mark(self, offset: int, length: int, state: int) -> None:
         blocks = length // self.block_size

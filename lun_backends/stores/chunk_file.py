@@ -137,7 +137,7 @@ class ChunkFile:
             _check_header(self._io, self._fd, self.path, superblock)
             storage_io.read_all(self._io, self._fd, [rest], 0, self.chunk_size)
         except store_file.StoreDamaged as damage:
-            return [f"the chunk file's header: {damage.field}: {damage.found}"]
+            return [f"the chunk file's header: {damage.field}: {damage.fault}"]
         except OSError as error:
             return [f"the chunk file's header cannot be read: {os_error.reason(error)}"]
         if any(rest[_HEADER.size + _CRC.size :]):
@@ -145,7 +145,7 @@ class ChunkFile:
         return []
 
     def sync(self) -> None:
-        """Make all writes durable.  Raises OSError; nobody knows then how much is durable."""
+        """Make all writes durable.  Raises OSError; how much is durable is then unknown."""
         self._io.fdatasync(self._fd)
 
     def truncate(self) -> None:
@@ -193,8 +193,8 @@ def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Sup
     if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c.crc32c(data[: _HEADER.size]):
         raise store_file.StoreDamaged(path, "header CRC", "does not fit the content", store_file.RESTORE)
     if snapshot != superblock.snapshot.bytes:
-        found = f"{uuid.UUID(bytes=snapshot)}, the map belongs to {superblock.snapshot}"
-        raise store_file.StoreDamaged(path, "snapshot", found, "put the files that belong together side by side")
+        fault = f"{uuid.UUID(bytes=snapshot)}, the map belongs to {superblock.snapshot}"
+        raise store_file.StoreDamaged(path, "snapshot", fault, "put the files that belong together side by side")
     if chunk_size != superblock.chunk_size:
         raise store_file.StoreDamaged(
             path, "chunk size", f"{chunk_size}, the map says {superblock.chunk_size}", store_file.RESTORE

@@ -132,12 +132,12 @@ class ChunkMap:
             _lock(fd, path)
             try:
                 superblock, damaged = read_both(io, fd, path)
-                found = os.fstat(fd).st_size
+                length = os.fstat(fd).st_size
             except OSError as error:
                 raise store_file.StoreUnavailable(path, f"cannot be read: {os_error.reason(error)}") from error
-            if (want := Layout.of(superblock).length) != found:
-                what = f"is {found} bytes long, must be {want}"
-                raise store_file.StoreDamaged(path, "file size", what, store_file.RESTORE)
+            if (expected := Layout.of(superblock).length) != length:
+                fault = f"is {length} bytes long, must be {expected}"
+                raise store_file.StoreDamaged(path, "file size", fault, store_file.RESTORE)
             return cls(path, fd, io, superblock, damaged)
 
     # -- lookups
@@ -200,16 +200,16 @@ class ChunkMap:
             yield page
             after = page + 1
 
-    def _from(self, pages: pyroaring.BitMap, after: int, each: int = 1) -> int:
+    def _from(self, pages: pyroaring.BitMap, after: int, span: int = 1) -> int:
         """Return the first page of slots, at or after `after`, whose words a page of `pages` holds.
 
-        Every page of `pages` holds the words of `each` pages of slots.
+        Every page of `pages` holds the words of `span` pages of slots.
         """
         try:
-            page = pages.next_set_bit(after // each)
+            page = pages.next_set_bit(after // span)
         except ValueError:
             return _NO_PAGE
-        first = max(after, page * each)
+        first = max(after, page * span)
         return first if first * SLOTS_PER_PAGE < self.chunks else _NO_PAGE
 
     def has_words(self, first: int, end: int) -> bool:
@@ -307,7 +307,7 @@ class ChunkMap:
         self._written[bit >> 3] = self._written[bit >> 3] & ~(self._low << shift) | mask << shift
 
     def sync(self) -> None:
-        """Make all stores durable.  Raises OSError; nobody knows then how much is durable."""
+        """Make all stores durable.  Raises OSError; how much is durable is then unknown."""
         self._io.sync_map(self._fd)
 
     def set_state(self, state: State, reason: str = "") -> None:
@@ -338,7 +338,7 @@ class ChunkMap:
             try:
                 copy = read_copy(self._io, self._fd, self.path, offset)
             except store_file.StoreDamaged as damage:
-                faults.append(f"copy {number} of the map's superblock: {damage.field}: {damage.found}")
+                faults.append(f"copy {number} of the map's superblock: {damage.field}: {damage.fault}")
             except OSError as error:
                 faults.append(f"copy {number} of the map's superblock cannot be read: {os_error.reason(error)}")
             else:

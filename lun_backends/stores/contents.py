@@ -82,8 +82,8 @@ def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[
     Regions never written to are skipped without being read.
     """
     page = first // SLOTS_PER_PAGE
-    while (found := chunk_map.next_page(page)) is not None:
-        base = found * SLOTS_PER_PAGE
+    while (present := chunk_map.next_page(page)) is not None:
+        base = present * SLOTS_PER_PAGE
         if base >= end:
             return
         low = max(first, base)  # a lookup of one chunk must not cost the whole page
@@ -94,7 +94,7 @@ def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[
                 yield index, chunk_map.full_mask(index)
             elif slot and (bits := chunk_map.bits(index)):
                 yield index, bits
-        page = found + 1
+        page = present + 1
 
 
 def verify(
@@ -150,11 +150,11 @@ def _verify(
     if not expected:
         return report(Verdict.UNVERIFIABLE, "no checksum is recorded")
     try:
-        found = file.check(slot, length)
+        checksum = file.check(slot, length)
     except OSError as error:
         return report(Verdict.DAMAGED, f"it cannot be read: {error.strerror}")
-    if found != expected:
-        return report(Verdict.DAMAGED, f"CRC32C is {found:#010x}, was {expected:#010x} when written")
+    if checksum != expected:
+        return report(Verdict.DAMAGED, f"CRC32C is {checksum:#010x}, was {expected:#010x} when written")
     if not whole:
         return report(Verdict.DAMAGED, "the map has lost which of its blocks are written; its data is as it was")
     return ChunkReport(offset, length, Verdict.GOOD)
@@ -184,13 +184,13 @@ def check_slots(chunk_map: ChunkMap, limit: int) -> None:
         slots = [slot for slot in chunk_map.page_slots(page) if slot]
         if slots and max(slots) >= limit:
             chunk = page * SLOTS_PER_PAGE + chunk_map.page_slots(page).index(max(slots))
-            found = f"chunk {chunk} is in slot {max(slots)}, the chunk file ends before slot {limit}"
-            raise store_file.StoreDamaged(chunk_map.path, "slots", found, store_file.RESTORE)
+            fault = f"chunk {chunk} is in slot {max(slots)}, the chunk file ends before slot {limit}"
+            raise store_file.StoreDamaged(chunk_map.path, "slots", fault, store_file.RESTORE)
         seen.update(slots)
         count += len(slots)
         if len(seen) != count:
-            found = f"two chunks share a slot (within or before chunk {(page + 1) * SLOTS_PER_PAGE - 1})"
-            raise store_file.StoreDamaged(chunk_map.path, "slots", found, store_file.RESTORE)
+            fault = f"two chunks share a slot (within or before chunk {(page + 1) * SLOTS_PER_PAGE - 1})"
+            raise store_file.StoreDamaged(chunk_map.path, "slots", fault, store_file.RESTORE)
         page = chunk_map.next_page(page + 1)
 
 

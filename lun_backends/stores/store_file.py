@@ -21,15 +21,15 @@ class StoreError(block_device.BlockDeviceError):
 
 @dataclass(eq=False)
 class StoreDamaged(StoreError):
-    """The file at `path` is damaged: `field` is the faulty part, `found` the fault, `remedy` what to do about it."""
+    """The file at `path` is damaged: `field` is the faulty part, `fault` says what is wrong with it, `remedy` what to do about it."""
 
     path: Path
     field: str
-    found: str
+    fault: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.field}: {self.found}; {self.remedy}"
+        return f"{self.path}: {self.field}: {self.fault}; {self.remedy}"
 
 
 @dataclass(eq=False)

@@ -120,10 +120,10 @@ def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock
         try:
             good.append((copy, read_copy(io, fd, path, offset)))
         except StoreDamaged as damage:
-            problems.append((damage.field, damage.found, damage.remedy))
+            problems.append((damage.field, damage.fault, damage.remedy))
     if not good:
-        field, found, remedy = problems[0]
-        raise StoreDamaged(path, field, found + " (in the second copy, too)", remedy)
+        field, fault, remedy = problems[0]
+        raise StoreDamaged(path, field, fault + " (in the second copy, too)", remedy)
     newest = max(good, key=lambda entry: entry[1].generation)
     for copy in range(2):
         if (copy, newest[1]) not in good:

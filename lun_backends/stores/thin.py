@@ -176,7 +176,7 @@ class ThinStore:
 
     @property
     def broken(self) -> bool:
-        """Whether a sync failed, so that nobody knows how much is durable."""
+        """Whether a sync failed, so that it is unknown how much is durable."""
         return self._broken is not None
 
     @property

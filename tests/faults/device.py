@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block device over any other that fails where it is told to; it keeps the contract in all else.
+"""A block device over any other that fails where a test says so, and keeps the contract in all else.
 
-`fail("writev", MediumError(…), offset=…, length=…)` concerns calls that touch the range, `times` bounds how many.
+`fail("writev", MediumError(…), offset=…, length=…)` lets calls that touch the range fail; `times` bounds their number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Rule:
 
 
 class FaultyDevice(block_device.BlockDevice):
-    """`under`, with rules."""
+    """The device `under` with rules for failures."""
 
     def __init__(self, under: block_device.BlockDevice) -> None:
         self.under = under

@@ -2,8 +2,8 @@
 """A `StorageIO` that fails on demand: the disk under stores, manifests and primaries.
 
 `FaultyIO().fail("fdatasync", errno.EIO, path="*.chunks", after=2)` lets the third and every further call of that kind on
-such a file raise OSError, nothing done; `times` bounds how many do.  `delay` has a call wait for an event instead.  A short
-write (`shorten`) moves only a part, as the kernel may.
+such a file raise OSError without doing anything; `times` bounds their number.  `delay` lets a call wait for an event instead.
+A short write (`shorten`) moves only a part, as the kernel may.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Rule:
 
 
 class FaultyIO(storage_io.StorageIO):
-    """The plain calls, with rules; thread-safe."""
+    """The plain calls with rules for failures; thread-safe."""
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []

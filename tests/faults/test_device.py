@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers over devices that fail: the error arrives where it belongs, and what it did not concern goes on."""
+"""Layers over devices that fail: the error reaches the command it concerns, and all other commands go on."""
 
 from __future__ import annotations
 

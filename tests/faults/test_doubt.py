@@ -29,7 +29,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def fail_twice(io: FaultyIO, directory: str = "v") -> None:
-    """The new manifest gets the old one's name, which may be durable; and the old one cannot be put back."""
+    """Let the new manifest take the old one's name, durably or not, and make it impossible to put the old one back."""
     io.fail("fsync_directory", path=directory)
     io.fail("rename", path="volume.json", after=1)
 
@@ -42,7 +42,7 @@ WRITES: list[Callable[[block_device.BlockDevice], None]] = [
 
 
 def refused(device: block_device.BlockDevice) -> None:
-    """Every kind of write is."""
+    """Assert that every kind of write is refused."""
     for write in WRITES:
         with pytest.raises(block_device.StateInDoubt):
             write(device)
@@ -59,13 +59,13 @@ def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
     assert bench.data() == now
     assert bench.data("a") == before
     refused(bench.volume.device)
-    assert [each for each in bench.events if isinstance(each, policy.StateUnknown)]
+    assert [event for event in bench.events if isinstance(event, policy.StateUnknown)]
     with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.create_snapshot("b")
     with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.begin_rollback("a")
     bench.volume.close()
-    opened = volume.Volume.open(bench.directory / "v")  # and indeed
+    opened = volume.Volume.open(bench.directory / "v")  # which does come up
     assert opened.rolling_back_to is not None
     opened.continue_rollback()
     data = bytearray(opened.device.size)
@@ -111,8 +111,8 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
     opened = bench.reopen()
     assert opened.rolling_back_to is None
     assert bench.data() == now
-    for each in opened.snapshots:
-        assert bench.data(each.name) == (before if each.name == "a" else bytes([*before[:1], 100, *before[2:]]))
+    for snapshot in opened.snapshots:
+        assert bench.data(snapshot.name) == (before if snapshot.name == "a" else bytes([*before[:1], 100, *before[2:]]))
     opened.close()
 
 
@@ -122,12 +122,12 @@ def test_a_snapshot_that_may_come_up_shows_nothing_that_was_written_later(bench:
     bench.io.fail("unlink", path="*.map")
     with pytest.raises(errors.SnapshotFailed):
         bench.volume.create_snapshot("b")
-    assert [each.name for each in bench.volume.snapshots] == ["a"]
+    assert [snapshot.name for snapshot in bench.volume.snapshots] == ["a"]
     refused(bench.volume.device)
     bench.volume.close()
     bench.io.heal()
     opened = volume.Volume.open(bench.directory / "v")
-    assert [each.name for each in opened.snapshots] == ["a", "b"]
+    assert [snapshot.name for snapshot in opened.snapshots] == ["a", "b"]
     bench.volume = opened
     assert bench.data("b") == bench.data() == now
     opened.close()
@@ -139,7 +139,10 @@ def test_a_snapshot_without_files_is_no_reason_to_refuse_writes(bench: Bench) ->
         bench.volume.create_snapshot("b")
     bench.write(2, 50)
     opened = bench.reopen()
-    assert [(each.name, bool(each.invalid_reason)) for each in opened.snapshots] == [("a", False), ("b", True)]
+    assert [(snapshot.name, bool(snapshot.invalid_reason)) for snapshot in opened.snapshots] == [
+        ("a", False),
+        ("b", True),
+    ]
     opened.close()
 
 
@@ -188,7 +191,7 @@ def served(tmp_path: Path) -> Iterator[service.Service]:
     opened.close()
 
 
-def test_everybody_is_told(served: service.Service) -> None:
+def test_initiators_alerts_and_log_say_so(served: service.Service) -> None:
     owner = served.open_volumes["vol0"]
     io = FaultyIO()
     owner.state.io = io
@@ -198,14 +201,14 @@ def test_everybody_is_told(served: service.Service) -> None:
         owner.begin_rollback("a")
     with pytest.raises(block_device.StateInDoubt) as error:
         owner.device.writev(0, [memoryview(bytes(512))])
-    told = sense.from_error(error.value)
-    assert (told.key, told.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
-    (alert,) = [each for each in alerts.current(served, 1, 1) if each.code == "state-in-doubt"]
+    answer = sense.from_error(error.value)
+    assert (answer.key, answer.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
+    (alert,) = [alert for alert in alerts.current(served, 1, 1) if alert.code == "state-in-doubt"]
     assert "vol0 takes no writes" in alert.message
     assert alert.code in explanations.EXPLANATIONS
     (shown,) = served.status().volumes
     assert "rolling back to 'a'" in shown.trouble
     io.heal()
     owner.create_snapshot("b")
-    assert not [each for each in alerts.current(served, 1, 1) if each.code == "state-in-doubt"]
+    assert not [alert for alert in alerts.current(served, 1, 1) if alert.code == "state-in-doubt"]
     assert not served.status().volumes[0].trouble

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes on a real file system that is really full, or read-only: nothing is lost, and all goes on that can."""
+"""Volumes on a real file system that is full or read-only: nothing is lost, and all that can go on does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEFORE = b"".join(bytes([chunk]) * CHUNK for chunk in range(CHUNKS))
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small tmpfs."""
+    """Mount a small tmpfs."""
     place = tmp_path / "disk"
     place.mkdir()
     options = f"size={SIZE_KIB}k"
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def open_volume(tmp_path: Path, disk: Path, on_error: policy.OnError) -> volume.Volume:
-    """A volume whose primary has room, and whose snapshots do not."""
+    """Make a volume whose primary has room, and whose snapshots do not."""
     rules = policy.Policy(on_error=on_error)
     if manifest.exists(disk / "v"):
         return volume.Volume.open(disk / "v", rules=rules)
@@ -53,7 +53,7 @@ def read(device: block_device.BlockDevice) -> bytes:
 
 
 def overwrite(opened: volume.Volume, chunks: range) -> int:
-    """Write to the beginning of each chunk; how many writes were taken before the first that was refused for want of space."""
+    """Write to the beginning of each chunk; return the number of writes before the first that was refused for lack of space."""
     for done, chunk in enumerate(chunks):
         try:
             opened.device.writev(chunk * CHUNK, [memoryview(bytes([255]) * 512)])
@@ -64,7 +64,7 @@ def overwrite(opened: volume.Volume, chunks: range) -> int:
 
 
 def fill(disk: Path) -> Path:
-    """Leave no byte free."""
+    """Fill the disk to the last byte."""
     path = disk / "filler"
     with path.open("wb", buffering=0) as file:
         try:
@@ -81,7 +81,7 @@ def test_fail_writes_and_recover_by_deleting(tmp_path: Path, disk: Path) -> None
     done = overwrite(opened, range(CHUNKS))
     assert 4 < done < CHUNKS
     fill(disk)
-    assert overwrite(opened, range(done)) == done  # what is preserved needs no room
+    assert overwrite(opened, range(done)) == done  # preserved chunks need no room
     assert overwrite(opened, range(done, CHUNKS)) == 0
     assert read(opened.snapshot("a").view) == BEFORE
     with pytest.raises(errors.SnapshotFailed):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon whose state directory is full goes on serving what can be served, says what is wrong, and recovers by a deletion."""
+"""A daemon with a full state directory goes on serving as far as possible, names the fault, and recovers by a deletion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE_KIB = 3072
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[tuple[daemon.Daemon, Path]]:
-    """A daemon with two volumes whose primaries have room, and the small disk that its state is on."""
+    """Start a daemon with two volumes whose primaries have room, and its state on a small disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k", "wolun-test", str(disk)]
@@ -54,7 +54,7 @@ def read(session: libiscsi.Session, lun: int, chunk: int) -> bytes:
     return answer.data
 
 
-def test_all_goes_on_that_can(full: tuple[daemon.Daemon, Path]) -> None:
+def test_a_full_state_directory_stops_only_writes_that_need_it(full: tuple[daemon.Daemon, Path]) -> None:
     running, disk = full
     running.run("snapshot", "create", "vol0", "a")
     view = running.json("snapshot", "list")[0]["view_lun"]

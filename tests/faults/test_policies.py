@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a volume does when its snapshots run out of space, or their disk fails: both policies, and what they promise.
-
-(Longer than most modules here: both policies are put to the same trials, whose set-up is most of it.)
-"""
+"""Both policies and their promises, for snapshots that run out of space and for disks that fail."""
 
 from __future__ import annotations
 
@@ -45,7 +42,7 @@ class Bench:
         return self.volume
 
     def reopen(self) -> volume.Volume:
-        """As after a restart."""
+        """Close the volume and open it again, as after a restart."""
         rules = self.volume.rules
         self.io.heal()
         self.volume.close()
@@ -60,7 +57,7 @@ class Bench:
             self.write(chunk, value)
 
     def data(self, name: str | None = None) -> bytes:
-        """The first byte of every chunk, of a snapshot or of the volume."""
+        """Return the first byte of every chunk, of a snapshot or of the volume."""
         device = self.volume.device if name is None else self.volume.snapshot(name).view
         whole = bytearray(device.size)
         device.readv(0, [memoryview(whole)])
@@ -146,7 +143,7 @@ class TestLimit:
             bench.write(chunk, 201)
         assert len(bench.events) == 2
 
-    def test_what_is_there_at_open_counts(self, bench: Bench) -> None:
+    def test_chunks_that_are_there_at_open_count(self, bench: Bench) -> None:
         bench.open(limit=4 * CHUNK).create_snapshot("a")
         for chunk in range(3):
             bench.write(chunk, 200)
@@ -176,11 +173,11 @@ class TestLimit:
             bench.write(chunk, 200)
         with pytest.raises(errors.NoSpaceLeft, match="allowed"):
             bench.volume.create_snapshot("c")
-        bench.volume.delete_snapshot("b")  # what moves down needs room for a while
+        bench.volume.delete_snapshot("b")  # the chunks that move down need room for a while
         assert bench.data("a") == BEFORE
         assert bench.volume.space.used == 4 * CHUNK
 
-    def test_no_more_snapshots_than_allowed(self, bench: Bench) -> None:
+    def test_there_are_at_most_as_many_snapshots_as_allowed(self, bench: Bench) -> None:
         bench.open(max_snapshots=2)
         bench.volume.create_snapshot("a")
         bench.volume.create_snapshot("b")
@@ -220,7 +217,7 @@ class TestFailingDisk:
         assert bench.data("a") == BEFORE
 
     @pytest.mark.parametrize("operation", ["pwritev", "fdatasync", "sync_map", "reserve"])
-    def test_drop_gives_up_all_for_they_share_pre_images(self, bench: Bench, operation: str) -> None:
+    def test_drop_gives_up_all_because_they_share_pre_images(self, bench: Bench, operation: str) -> None:
         bench.open(on_error=DROP).create_snapshot("a")
         bench.write(0, 200)
         bench.volume.create_snapshot("b")
@@ -311,7 +308,7 @@ class TestFailingDisk:
 
 
 class TestOutOfReach:
-    """A snapshot whose files cannot be opened for now may be good again later, so nothing may be done behind its back."""
+    """A snapshot whose files cannot be opened may be good again later, so nothing may change without its knowledge."""
 
     @pytest.mark.parametrize("kind", ["map", "chunks"])
     def test_fail_writes_refuses_until_it_is_back(self, bench: Bench, kind: str) -> None:
@@ -365,7 +362,7 @@ class TestOutOfReach:
         bench.io.fail("open", errno.EACCES, path=f"{bench.volume.snapshot('a').uuid}.map")
         bench.open()
         bench.volume.delete_snapshot("b")
-        bench.write(2, 201)  # nobody is left who would need its old content
+        bench.write(2, 201)  # no snapshot is left that would need its old content
         bench.reopen()
         with pytest.raises(block_device.SnapshotInvalid):
             bench.data("a")
@@ -390,7 +387,7 @@ class TestSlowDisk:
         bench.open(on_error=DROP, copy_timeout=0.05).create_snapshot("a")
         go_on = threading.Event()
         bench.io.delay("fdatasync", go_on, path="*.chunks", times=1)
-        monkeypatch.setattr(invalidation, "_PATIENCE", 60)  # nobody waits for the disk that was too slow
+        monkeypatch.setattr(invalidation, "_PATIENCE", 60)  # no caller waits for the disk that was too slow
         bench.write(0, 200)
         assert bench.data() == bytes([200]) + BEFORE[1:]
         with pytest.raises(block_device.SnapshotInvalid, match=r"within 0\.05 s"):
@@ -423,7 +420,7 @@ class TestLostOnTheWayDown:
     """A snapshot in deletion whose files are lost takes the one it was moving down to with it, and only that."""
 
     def stopped(self, bench: Bench) -> str:
-        """Snapshot `b` on its way down to `a`; gives where its map is."""
+        """Stop while snapshot `b` moves down to `a`; return the name of its map."""
         bench.open().create_snapshot("a")
         bench.write(0, 200)
         bench.volume.create_snapshot("b")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A write-once device in memory with `put_many`, for tests of what copies into one."""
+"""A write-once device in memory with `put_many`, for tests of the code that copies into one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the stores share: small write-once LUNs, and a `StorageIO` that fails when told to."""
+"""Shared parts of the tests of the stores: small write-once LUNs, and a `StorageIO` that fails on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_CHUNK = CHUNK // BLOCK
 
 
 class FaultyIO(storage_io.StorageIO):
-    """Calls `before[name]` ahead of the call of that name; what it raises is what the call fails of."""
+    """A `StorageIO` that calls `before[name]` ahead of every call of that name; the call fails with the error raised there."""
 
     def __init__(self) -> None:
         self.before: dict[str, Callable[[], None]] = {}
@@ -80,7 +80,7 @@ def create(
     durability: Durability = Durability.POWER_LOSS,
     io: storage_io.StorageIO = storage_io.SYSTEM,
 ) -> write_once.WriteOnce:
-    """A small write-once LUN."""
+    """Make a small write-once LUN."""
     superblock = Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size)
     return write_once.WriteOnce(thin.ThinStore.create(path / "s", superblock, durability=durability, io=io))
 
@@ -88,19 +88,19 @@ def create(
 def reopen(
     path: Path, durability: Durability = Durability.POWER_LOSS, io: storage_io.StorageIO = storage_io.SYSTEM
 ) -> write_once.WriteOnce:
-    """The LUN `create` made, again."""
+    """Open the LUN that `create` made."""
     return write_once.WriteOnce(thin.ThinStore.open(path / "s", durability=durability, io=io))
 
 
 def data(seed: int, blocks: int = 1, block_size: int = BLOCK) -> list[memoryview]:
-    """A scatter list of `blocks` blocks that differ from those of other seeds, in two uneven buffers where it can be."""
+    """Return a scatter list of `blocks` blocks that differ from those of other seeds, in two buffers of uneven length."""
     content = b"".join((seed * 1000 + block).to_bytes(8, "little") * (block_size // 8) for block in range(blocks))
     cut = len(content) // 3
     return [memoryview(content)[:cut], memoryview(content)[cut:]]
 
 
 def read(device: write_once.WriteOnce, lba: int, blocks: int = 1) -> bytes:
-    """The content of some blocks."""
+    """Return the content of some blocks."""
     block_size = device.block_size
     buffer = bytearray(blocks * block_size)
     view = memoryview(buffer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An atomic write is done as a whole or not at all, wherever a crash comes."""
+"""All of an atomic write is done or nothing, whenever a crash comes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def device() -> MemoryDevice:
 
 
 def journal_at_the_write(device: MemoryDevice, path: Path) -> bytes:
-    """What lies in the journal when the first byte goes to the device."""
+    """Return the journal as it is when the first byte goes to the device."""
     seen: list[bytes] = []
 
     def before(method: str, offset: int, length: int) -> None:
@@ -38,7 +38,7 @@ def journal_at_the_write(device: MemoryDevice, path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("torn", [0, 512, 4096, 8192])
-def test_a_crash_while_the_device_is_written(device: MemoryDevice, tmp_path: Path, torn: int) -> None:
+def test_a_write_that_a_crash_cut_on_the_device_is_finished(device: MemoryDevice, tmp_path: Path, torn: int) -> None:
     path = tmp_path / "journal"
     path.write_bytes(journal_at_the_write(device, path))
     device.fill(NEW[:torn] + OLD[torn:], 4096)
@@ -50,7 +50,9 @@ def test_a_crash_while_the_device_is_written(device: MemoryDevice, tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", [0, 7, 9, 17, 21, 25, 4096, 12287])
-def test_a_crash_while_the_journal_is_written(device: MemoryDevice, tmp_path: Path, damage: int) -> None:
+def test_a_write_that_a_crash_cut_in_the_journal_is_forgotten(
+    device: MemoryDevice, tmp_path: Path, damage: int
+) -> None:
     path = tmp_path / "journal"
     whole = journal_at_the_write(device, path)
     device.fill(OLD, 4096)
@@ -60,7 +62,7 @@ def test_a_crash_while_the_journal_is_written(device: MemoryDevice, tmp_path: Pa
         assert device.data[4096:12288] == OLD
 
 
-def test_nothing_is_found_again_after_a_write_or_its_failure(device: MemoryDevice, tmp_path: Path) -> None:
+def test_the_journal_is_invalid_after_a_write_and_after_its_failure(device: MemoryDevice, tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = AtomicJournal(path, device)
     journal.writev(4096, [memoryview(NEW)])

@@ -100,7 +100,7 @@ def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, pr
     holder.join()
     late.join()
     assert read(primary, 512, 512) == bytes([2]) * 512
-    assert cow.gate.holds == 2  # the fixture's and this one
+    assert cow.gate.holds == 2  # that of the fixture and this one
 
 
 def test_exclusive_preserves_and_excludes(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
@@ -142,7 +142,7 @@ def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
     assert read(newer, 0, CHUNK) == before
 
 
-def test_closed(cow: CopyOnWrite) -> None:
+def test_a_closed_device_takes_no_writes(cow: CopyOnWrite) -> None:
     cow.close()
     cow.close()
     with pytest.raises(block_device.DeviceClosed):

@@ -59,17 +59,17 @@ def test_growth_to_a_size_that_no_file_can_have_is_refused(tmp_path: Path, size:
             device.make_room(size)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [(each.name, each.stat().st_size) for each in tmp_path.iterdir()] == [("disk", SIZE)]
+    assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("disk", SIZE)]
 
 
-def test_what_is_written_is_read_however_it_is_cut(device: flat.Flat) -> None:
+def test_writes_are_read_back_however_their_buffers_are_cut(device: flat.Flat) -> None:
     rng = random.Random(1)
     model = bytearray(SIZE)
     for _ in range(60):
         length = rng.randrange(1, 40) * 512
         offset = rng.randrange((SIZE - length) // 512 + 1) * 512
         data = rng.randbytes(length)
-        cut = rng.randrange(length + 1)  # buffers that are only together whole blocks
+        cut = rng.randrange(length + 1)  # only together are the buffers whole blocks
         device.writev(offset, buffers(data, cut, length - cut), fua=rng.random() < 0.2)
         model[offset : offset + length] = data
     target = bytearray(SIZE)
@@ -87,7 +87,7 @@ def test_more_buffers_than_a_system_call_takes(device: flat.Flat) -> None:
     assert target == data
 
 
-def test_out_of_range(device: flat.Flat) -> None:
+def test_ranges_beyond_the_end_are_refused(device: flat.Flat) -> None:
     for offset, length, lba in (
         (SIZE, 512, SIZE // 512),
         (SIZE - 512, 1024, SIZE // 512),
@@ -115,16 +115,18 @@ def test_zeroes_and_extents(device: flat.Flat) -> None:
     assert read(device, 0, 65536) == (
         b"\x11" * 512 + bytes(512) + b"\x11" * 3072 + bytes(8192) + b"\x11" * 20480 + bytes(4096) + b"\x11" * 28672
     )
-    found = list(device.extents(0, SIZE))
-    assert found[0].offset == 0
-    assert sum(extent.length for extent in found) == SIZE
-    assert all(a.offset + a.length == b.offset for a, b in itertools.pairwise(found))
-    holes = {(extent.offset, extent.length) for extent in found if extent.kind is ExtentKind.HOLE}
+    extents = list(device.extents(0, SIZE))
+    assert extents[0].offset == 0
+    assert sum(extent.length for extent in extents) == SIZE
+    assert all(a.offset + a.length == b.offset for a, b in itertools.pairwise(extents))
+    holes = {(extent.offset, extent.length) for extent in extents if extent.kind is ExtentKind.HOLE}
     assert holes >= {(4096, 8192), (65536, SIZE - 65536)}
     assert [extent.kind for extent in device.extents(512, 512)] == [ExtentKind.DATA]
 
 
-def test_zeroes_without_help_of_the_file_system(device: flat.Flat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeroes_are_written_where_the_file_system_cannot_make_them(
+    device: flat.Flat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "_deallocate", lambda *_: False)
     device.writev(0, buffers(b"\x11" * 65536))
     device.write_zeroes(512, 20480, discard=True)
@@ -167,7 +169,7 @@ def test_errors_are_typed(tmp_path: Path, code: int, expected: type[Exception]) 
     device.close()
 
 
-def test_a_file_cut_short_under_us_is_a_medium_error(tmp_path: Path) -> None:
+def test_a_file_cut_short_while_open_is_a_medium_error(tmp_path: Path) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     os.truncate(tmp_path / "disk", 4096)
@@ -183,7 +185,7 @@ def test_the_page_cache_is_read_and_written_without_waiting(tmp_path: Path) -> N
     target = bytearray(8192)
     assert device.read_now(0, 8192, [memoryview(target)])
     assert target == b"\x22" * 8192
-    assert device.write_now(512, 512, buffers(b"\x33" * 512))  # its page is cached: nothing has to be read first
+    assert device.write_now(512, 512, buffers(b"\x33" * 512))  # its page is cached, so no page has to be read first
     assert read(device, 0, 1536) == b"\x22" * 512 + b"\x33" * 512 + b"\x22" * 512
     assert device.write_now(4096, 4096, buffers(b"\x44" * 4096))  # whole pages need no reading
     assert read(device, 4096, 4096) == b"\x44" * 4096
@@ -198,8 +200,8 @@ def test_nothing_that_must_be_read_from_the_disk_is_done_without_waiting(tmp_pat
     device.flush()
     with open(tmp_path / "disk", "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if device._nowait_flags:  # not on a file system in memory, which has nothing to wait for
-        # only one try: refusing it, the kernel begins to read, and would have it the next time
+    if device._nowait_flags:  # not on a file system in memory, which never waits for a disk
+        # Only one try: the kernel refuses it and begins to read, and would have the page the next time.
         if writing:
             assert not device.write_now(512, 512, buffers(bytes(512)))
         else:
@@ -214,7 +216,7 @@ def test_after_slow_writes_workers_write_for_a_while(tmp_path: Path, monkeypatch
     now, step = [100.0], [0.003]
 
     def clock() -> float:
-        now[0] += step[0]  # so much later at every look
+        now[0] += step[0]  # the time that passes between two looks
         return now[0]
 
     def write() -> bool:
@@ -258,7 +260,7 @@ def test_read_only(tmp_path: Path) -> None:
     device.close()
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_path_that_cannot_serve_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(backing_file.CannotOpen, match="does not exist"):
         flat.Flat(tmp_path / "none")
     with pytest.raises(backing_file.CannotOpen, match="neither"):
@@ -276,7 +278,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     flat.Flat(tmp_path / "disk").close()
 
 
-def test_odd_ends_are_left_out(tmp_path: Path) -> None:
+def test_an_end_that_is_no_whole_block_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x" * 10000)
     device = flat.Flat(tmp_path / "disk", block_size=4096)
     assert device.size == 8192
@@ -284,8 +286,8 @@ def test_odd_ends_are_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "disk").stat().st_size == 10000
 
 
-def test_closing_under_way_never_touches_another_file(device: flat.Flat, tmp_path: Path) -> None:
-    """Descriptors are reused at once: a write in flight must not land in whatever is opened next."""
+def test_a_write_during_close_never_reaches_another_file(device: flat.Flat, tmp_path: Path) -> None:
+    """The kernel reuses descriptors at once: a write in flight must not reach the file that is opened next."""
     outcome: list[BaseException] = []
 
     def write() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call keeps nothing of its caller's buffers when it has ended, well or badly, not even until the garbage collector comes.
+"""No call keeps its caller's buffers after its end, whether it succeeded or failed, not even until the next garbage collection.
 
-The buffers may be part of a TCMU ring, whose memory is given back to the kernel when the last command is answered.
+The buffers may be part of a TCMU ring, whose memory goes back to the kernel when the last command is answered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def no_collector() -> Iterator[None]:
 
 
 def assert_nothing_is_kept(call: Callable[[Buffers], None]) -> None:
-    """Run `call` with buffers of a region that can only be closed when nobody refers to them."""
+    """Run `call` with buffers of a region, and close the region, which fails as long as a buffer is referred to."""
     region = mmap.mmap(-1, 2 * CHUNK)
     with memoryview(region) as whole, contextlib.suppress(block_device.BlockDeviceError):
         call([whole[:CHUNK], whole[CHUNK:]])
@@ -39,7 +39,7 @@ def assert_nothing_is_kept(call: Callable[[Buffers], None]) -> None:
 
 
 class RefusedByItsHost(remote.RemoteWriteOnce):
-    """A remote write-once LUN on which everything is written already; without the device, which takes a kernel."""
+    """A remote write-once LUN whose blocks are all written already; without the device, which takes a kernel."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -19,7 +19,7 @@ from tests.memory_device import MemoryDevice
 def test_prepare_copies_a_batch_with_one_commit(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
     before = bytes(primary.data)
     cow.prepare_writes([(0, 512), (512, 512), (CHUNK * 3, CHUNK * 2), (SIZE - 512, 512)])
-    assert side.commits == [[0, 3 * CHUNK, 16 * CHUNK]]  # neighbours go as one
+    assert side.commits == [[0, 3 * CHUNK, 16 * CHUNK]]  # neighbours go as one piece
     assert read(side, 3 * CHUNK, 2 * CHUNK) == before[3 * CHUNK : 5 * CHUNK]
     assert primary.data == before
     assert read(side, 16 * CHUNK, 512) == before[-512:]
@@ -41,7 +41,7 @@ def test_prepare_without_waiting_copies_where_commits_stay_in_memory(
     assert cow.counters.copies == 3
 
 
-def test_prepare_without_waiting_leaves_what_it_cannot_do(
+def test_prepare_without_waiting_leaves_chunks_that_need_waiting(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
     side.commits_in_memory = True
@@ -55,7 +55,7 @@ def test_prepare_without_waiting_leaves_what_it_cannot_do(
     primary.before = uncached
     assert cow.prepare_now([(0, 4 * CHUNK)])
     primary.before = None
-    # All at once, then by themselves those that the page cache has; chunk 3 was not tried.
+    # First all at once, then chunk by chunk up to the first that is not in the page cache; chunk 3 was not tried.
     assert read == [(0, 4 * CHUNK), (0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK)]
     assert cow.tracker is not None
     assert list(cow.tracker) == [0]
@@ -66,7 +66,7 @@ def test_prepare_without_waiting_leaves_what_it_cannot_do(
     assert list(cow.tracker) == [0, 1, 2, 3]
 
 
-def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_while(
+def test_after_copies_that_waited_for_the_disk_workers_copy_for_a_while(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
     side.commits_in_memory = True
@@ -76,7 +76,7 @@ def test_copying_in_place_that_waited_for_the_disk_is_left_to_workers_for_a_whil
         while time.thread_time() < end:
             pass
 
-    primary.before = compute  # slow, as when the processor is wanted by others, but not for waiting
+    primary.before = compute  # slow as on a busy processor, but not waiting
     assert cow.prepare_now([(0, 512)])
     assert cow.prepare_now([(CHUNK, 512)])
 
@@ -115,7 +115,7 @@ def test_a_large_write_is_copied_in_rounds(
     assert read(side, 0, 10 * CHUNK) == before[: 10 * CHUNK]
 
 
-def test_a_chunk_preserved_by_someone_else_is_no_error(cow: CopyOnWrite, side: MemorySide) -> None:
+def test_a_chunk_that_another_node_preserved_is_no_error(cow: CopyOnWrite, side: MemorySide) -> None:
     side.fill(b"\x55" * CHUNK, CHUNK)
     cow.writev(CHUNK, block(9))
     assert read(side, CHUNK, CHUNK) == b"\x55" * CHUNK
@@ -153,7 +153,7 @@ def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, prima
         cow.writev(CHUNK, block(9))
 
 
-def test_a_policy_may_give_the_snapshot_up(primary: MemoryDevice, side: MemorySide) -> None:
+def test_a_policy_may_give_up_the_snapshot(primary: MemoryDevice, side: MemorySide) -> None:
     def give_up(_side: object, error: block_device.BlockDeviceError, _began: float) -> Decision:
         assert isinstance(error, block_device.SpaceExhausted)
         return Decision.GIVE_UP
@@ -187,7 +187,7 @@ def test_a_policy_may_make_room_and_have_the_copy_tried_again(primary: MemoryDev
 
 
 def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, side: MemorySide) -> None:
-    """While the copy goes on nobody may change the chunk, so whatever it still reads is the pre-image."""
+    """While the copy goes on, no write may change the chunk, so that the copy reads the pre-image."""
     go_on = threading.Event()
     device = CopyOnWrite(primary, CHUNK, copy_timeout=0.05)
     device.arm(side)
@@ -202,7 +202,7 @@ def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, 
     side.on_commit = None
     go_on.set()
     device.preserver.copy_timeout = 60
-    device.writev(CHUNK, block(9))  # the late copy has ended well meanwhile, or will
+    device.writev(CHUNK, block(9))  # the late copy has succeeded meanwhile, or will
     assert read(side, CHUNK, CHUNK) == before
     assert len(side.commits) == 1
     assert read(primary, CHUNK, 512) == bytes([9]) * 512
@@ -220,7 +220,7 @@ def test_copies_that_are_in_time_are_as_without_a_limit(primary: MemoryDevice, s
 
 
 def assert_(condition: bool) -> None:
-    """For lambdas."""
+    """Assert in a lambda."""
     assert condition
 
 
@@ -246,7 +246,7 @@ def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
         second.join(0.01)
     assert read(primary, 0, 2 * CHUNK) == before[: 2 * CHUNK]
     assert cow.tracker is not None
-    assert 1 in cow.tracker  # what it could claim was preserved before it waited
+    assert 1 in cow.tracker  # it preserved the chunk that it could claim before it waited
     go_on.set()
     first.join()
     second.join()
@@ -254,7 +254,7 @@ def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
     assert read(side, 0, 2 * CHUNK) == before[: 2 * CHUNK]
 
 
-def test_a_waiter_tries_itself_when_the_copy_it_waited_for_failed(
+def test_a_waiter_copies_itself_when_the_copy_it_waited_for_failed(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
     copying, go_on = threading.Event(), threading.Event()
@@ -293,7 +293,7 @@ def test_a_waiter_tries_itself_when_the_copy_it_waited_for_failed(
 def test_a_copy_that_a_new_snapshot_overtook_before_its_claim_is_not_made(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would read what was written after the new snapshot, and take it for the old one's pre-image."""
+    """It would read data written after the new snapshot, and preserve it in the old one."""
     original = cow.preserver._preserve_round
     newer = MemorySide(SIZE)
     before = read(primary, 0, 512)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rot: any byte of a map or of a chunk file changes, and what then reads wrong is named, or was said to be unverifiable."""
+"""Rot: any byte of map or chunk file changes, and every chunk that reads wrong is named as damaged or unverifiable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD, DAMAGED, UNVERIFIABLE = contents.Verdict.GOOD, contents.Verdict.DAMAGED, c
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """Four whole chunks, one written in part, and blank ones; closed."""
+    """Make a store of four whole chunks, one written in part, and blank ones, and close it."""
     return make(tmp_path)
 
 
@@ -37,7 +37,7 @@ def make(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def truth(chunk: int, block: int) -> bytes | None:
-    """What a block holds, None if it is blank."""
+    """Return the content of a block, None if it is blank."""
     if chunk in FULL:
         return b"".join(data(chunk, PER_CHUNK))[block * BLOCK : (block + 1) * BLOCK]
     if chunk == PART and 1 <= block <= 3:
@@ -46,18 +46,18 @@ def truth(chunk: int, block: int) -> bytes | None:
 
 
 def wrong_chunks(lun: write_once.WriteOnce) -> Iterator[tuple[int, bool]]:
-    """(chunk, whether it said so itself) for every chunk that does not read as it was written."""
+    """Return (chunk, whether a read failed) for every chunk that does not read as it was written."""
     for chunk in range(CHUNKS):
         for block in range(PER_CHUNK):
-            found: bytes | None
+            content: bytes | None
             try:
-                found = store_factory.read(lun, chunk * PER_CHUNK + block)
+                content = store_factory.read(lun, chunk * PER_CHUNK + block)
             except block_device.BlankBlock:
-                found = None
+                content = None
             except block_device.MediumError:
                 yield chunk, True
                 break
-            if found != truth(chunk, block):
+            if content != truth(chunk, block):
                 yield chunk, False
                 break
 
@@ -71,7 +71,7 @@ def rot(path: Path, offset: int, change: int) -> None:
 
 
 def check(tmp_path: Path) -> str:
-    """Open, read, verify; says how the change was met."""
+    """Open, read and verify the store; return how it met the change."""
     try:
         lun = store_factory.reopen(tmp_path)
     except store_file.StoreDamaged:
@@ -84,7 +84,7 @@ def check(tmp_path: Path) -> str:
             if chunk == PART:
                 assert verdict in (UNVERIFIABLE, DAMAGED)
             elif chunk in BLANK and not said_so:
-                assert verdict is UNVERIFIABLE  # bits and a slot came to it: nobody can tell
+                assert verdict is UNVERIFIABLE  # rot gave it bits and a slot, which nothing can tell from real ones
             else:
                 assert verdict is DAMAGED, f"chunk {chunk} reads wrong, and verify says {verdict}"
         if headers:
@@ -97,7 +97,9 @@ def check(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("change", [0xFF, 0x01, 0x80])
-def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[Path, Path], change: int) -> None:
+def test_a_change_of_any_meaningful_byte_of_the_map_is_noticed(
+    tmp_path: Path, files: tuple[Path, Path], change: int
+) -> None:
     layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     for start, width in ((layout.slots, 8), (layout.written, 1), (layout.checksums, 4)):
         for offset in range(CHUNKS * width):
@@ -112,11 +114,11 @@ def test_every_byte_of_the_map_that_says_something(tmp_path: Path, files: tuple[
         rot(files[0], layout.confirmed + offset, change)
         met = check(tmp_path)
         rot(files[0], layout.confirmed + offset, change)
-        # A chunk that lost its confirmation is good all the same: an interrupted commit leaves that, too.
+        # A chunk that lost its confirmation is good all the same: an interrupted commit leaves such chunks, too.
         assert met == {(0x01, 0): "unseen", (0x80, 1): "header", (0xFF, 1): "header"}.get((change, offset), "damaged")
 
 
-def test_bytes_of_the_map_that_say_nothing(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_change_of_the_gaps_of_the_map_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:
     layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     lun = store_factory.reopen(tmp_path)
     for start, end in (
@@ -136,7 +138,7 @@ def test_bytes_of_the_map_that_say_nothing(files: tuple[Path, Path], tmp_path: P
     lun.close()
 
 
-def test_a_superblock_is_survived_through_its_copy_and_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_a_damaged_superblock_is_named_and_its_copy_used(tmp_path: Path, files: tuple[Path, Path]) -> None:
     for copy, offset in itertools.product((0, PAGE), range(0, USED, 7)):
         rot(files[0], copy + offset, 0x10)
         assert check(tmp_path) == "header"
@@ -146,7 +148,7 @@ def test_a_superblock_is_survived_through_its_copy_and_named(tmp_path: Path, fil
     assert check(tmp_path) == "refused"
 
 
-def test_every_byte_of_the_chunk_file(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_a_change_of_any_byte_of_the_chunk_file_is_noticed(tmp_path: Path, files: tuple[Path, Path]) -> None:
     used = 36
     assert files[1].read_bytes()[used:CHUNK].strip(b"\0") == b""
     for offset in range(used):
@@ -159,8 +161,8 @@ def test_every_byte_of_the_chunk_file(tmp_path: Path, files: tuple[Path, Path]) 
         rot(files[1], offset, 0x04)
 
 
-def test_every_byte_of_the_chunk_file_changes_while_it_is_open() -> None:
-    with replay.scratch() as memory:  # on a disk each of so many changes would have to go there and back
+def test_a_change_of_any_byte_of_an_open_chunk_file_is_noticed() -> None:
+    with replay.scratch() as memory:  # on a disk, each of so many changes would have to go there and back
         _, file = make(memory)
         lun = store_factory.reopen(memory)
         for offset in (*range(36, CHUNK, 7), CHUNK - 1):
@@ -180,29 +182,29 @@ def test_a_header_that_rots_while_it_is_open_is_named(tmp_path: Path, files: tup
     assert lun.check_headers() == []
     rot(files[1], 9, 0x01)
     rot(files[0], PAGE + 100, 0x01)
-    found = lun.check_headers()
-    assert len(found) == 2
-    assert "copy 2 of the map's superblock: superblock CRC" in found[0]
-    assert "the chunk file's header: format version" in found[1]
+    faults = lun.check_headers()
+    assert len(faults) == 2
+    assert "copy 2 of the map's superblock: superblock CRC" in faults[0]
+    assert "the chunk file's header: format version" in faults[1]
     lun.close()
 
 
 @pytest.mark.parametrize("array", ["slots", "written", "checksums", "confirmed"])
-def test_a_page_of_the_map_that_is_lost(tmp_path: Path, files: tuple[Path, Path], array: str) -> None:
+def test_a_lost_page_of_the_map_is_noticed(tmp_path: Path, files: tuple[Path, Path], array: str) -> None:
     layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     with files[0].open("r+b") as file:
         file.seek(getattr(layout, array))
         file.write(bytes(PAGE))
     met = check(tmp_path)
-    # Without confirmations, all words that matter are there.
+    # Only the confirmations may be lost: all other words are there.
     assert met == {"slots": "damaged", "written": "damaged", "checksums": "unverifiable", "confirmed": "unseen"}[array]
 
 
-def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_a_chunk_whose_slot_is_lost_is_not_stored_a_second_time(tmp_path: Path, files: tuple[Path, Path]) -> None:
     layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     rot(files[0], layout.slots + 4 * 8, 3)  # chunk 4 was in slot 3
     lun = store_factory.reopen(tmp_path)
-    with pytest.raises(block_device.BlockWritten):  # copy-on-write would put new data for old
+    with pytest.raises(block_device.BlockWritten):  # otherwise copy-on-write would preserve new data as old
         lun.writev(4 * CHUNK, data(77, PER_CHUNK))
     with pytest.raises(block_device.MediumError, match="lost where"):
         store_factory.read(lun, 4 * PER_CHUNK)
@@ -218,7 +220,7 @@ def test_what_the_map_has_lost_is_not_stored_a_second_time(tmp_path: Path, files
 
 
 def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Path]) -> None:
-    lun = store_factory.reopen(tmp_path)  # as long as it is open nobody looks
+    lun = store_factory.reopen(tmp_path)  # as long as the store is open, nothing checks the slots
     layout = Layout.of(Superblock(store_factory.SNAPSHOT, store_factory.VOLUME, CHUNKS * CHUNK, BLOCK, CHUNK))
     rot(files[0], layout.slots + 9 * 8, 4 ^ 2)  # chunk 9 was in slot 4, chunk 1 is in 2
     reports = {report.offset // CHUNK: report for report in lun.verify()}
@@ -229,7 +231,7 @@ def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Pat
 
 
 def test_only_what_is_durable_is_confirmed(tmp_path: Path) -> None:
-    """Otherwise a power cut could look like rot."""
+    """A power cut would look like rot otherwise."""
     io = store_factory.FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     confirmed: list[bool] = []

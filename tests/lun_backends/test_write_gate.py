@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: nobody inside while it is held, and nobody left outside afterwards."""
+"""The gate: no write is inside while it is held, and none stays outside afterwards."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_blank_block_is_named(lun: write_once.WriteOnce) -> None:
 
 
 def test_reads_join_what_different_writes_stored(lun: write_once.WriteOnce) -> None:
-    order = [9, 2, 5, 3, 4, 0, 1, 8, 6, 7]  # slots in an order of their own
+    order = [9, 2, 5, 3, 4, 0, 1, 8, 6, 7]  # so that the slots are in another order than the blocks
     for chunk in order:
         lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
     want = b"".join(b"".join(data(chunk, PER_CHUNK)) for chunk in range(10))
@@ -86,7 +86,7 @@ def test_zeroes_are_written_and_nothing_is_discarded(lun: write_once.WriteOnce) 
         lun.write_zeroes(0, BLOCK, discard=True)
 
 
-def test_the_end_of_the_device(tmp_path: Path) -> None:
+def test_ranges_beyond_the_end_are_refused(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path, size=CHUNK + 3 * BLOCK)
     with pytest.raises(block_device.OutOfRange) as caught:
         lun.writev(CHUNK, data(1, 4))
@@ -106,7 +106,7 @@ def test_empty_transfers(lun: write_once.WriteOnce) -> None:
     assert lun.put_many([]) == []
 
 
-def test_put_many_answers_each_and_commits_once(tmp_path: Path) -> None:
+def test_put_many_answers_every_request_and_commits_once(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     lun.writev(5 * BLOCK, data(1))
     buffer = bytearray(CHUNK)
@@ -130,7 +130,7 @@ def test_put_many_meets_its_own_request(lun: write_once.WriteOnce) -> None:
     assert store_factory.read(lun, 0, 5) == b"".join(data(1, 4) + data(3))
 
 
-def test_put_many_keeps_what_came_before_an_error(lun: write_once.WriteOnce) -> None:
+def test_put_many_keeps_the_requests_before_an_error(lun: write_once.WriteOnce) -> None:
     def requests() -> Iterator[tuple[int, list[memoryview]]]:
         yield 0, data(1)
         raise block_device.MediumError(7, False, "the primary cannot be read")
@@ -142,11 +142,11 @@ def test_put_many_keeps_what_came_before_an_error(lun: write_once.WriteOnce) -> 
     assert store_factory.read(lun, 0, 2) == b"".join(data(1) + data(2))
 
 
-def test_without_waiting(lun: write_once.WriteOnce) -> None:
+def test_reads_of_cached_data_need_no_waiting_and_writes_do(lun: write_once.WriteOnce) -> None:
     assert not lun.write_now(0, BLOCK, data(1))
     lun.writev(0, data(1))
     buffer = bytearray(BLOCK)
-    if lun.read_now(0, BLOCK, [memoryview(buffer)]):  # not where the file system cannot tell
+    if lun.read_now(0, BLOCK, [memoryview(buffer)]):  # where the file system knows whether it would wait
         assert bytes(buffer) == b"".join(data(1))
     with pytest.raises(block_device.BlankBlock):
         lun.read_now(BLOCK, BLOCK, [memoryview(buffer)])
@@ -179,7 +179,7 @@ def test_invalid_is_for_ever(tmp_path: Path) -> None:
     lun.close()
 
 
-def test_closed_is_closed(lun: write_once.WriteOnce) -> None:
+def test_a_closed_lun_refuses_every_call(lun: write_once.WriteOnce) -> None:
     lun.writev(0, data(1))
     lun.close()
     lun.close()
@@ -194,7 +194,7 @@ def test_closed_is_closed(lun: write_once.WriteOnce) -> None:
             act()
 
 
-def test_close_waits_for_the_calls_under_way(lun: write_once.WriteOnce) -> None:
+def test_close_waits_for_running_calls(lun: write_once.WriteOnce) -> None:
     pulled, go_on = threading.Event(), threading.Event()
     answers: list[object] = []
 

@@ -76,9 +76,9 @@ class WriteOnceModel(RuleBasedStateMachine):
             error = written
         self.expect(first, buffers, error)
 
-    @rule(wanted=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=5))
-    def put_many(self, wanted: list[tuple[float, float]]) -> None:
-        ranges = [self.range(at, length) for at, length in wanted]
+    @rule(places=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=5))
+    def put_many(self, places: list[tuple[float, float]]) -> None:
+        ranges = [self.range(at, length) for at, length in places]
         requests = [(first, self.fresh(blocks)) for first, blocks in ranges]
         answers = self.device.put_many((first * self.block_size, buffers) for first, buffers in requests)
         for (first, buffers), answer in zip(requests, answers, strict=True):
@@ -89,12 +89,12 @@ class WriteOnceModel(RuleBasedStateMachine):
         first, blocks = self.range(at, length)
         blank = next((lba for lba in range(first, first + blocks) if lba not in self.model), None)
         try:
-            found = store_factory.read(self.device, first, blocks)
+            content = store_factory.read(self.device, first, blocks)
         except block_device.BlankBlock as error:
             assert error.lba == blank
         else:
             assert blank is None
-            assert found == b"".join(self.model[lba] for lba in range(first, first + blocks))
+            assert content == b"".join(self.model[lba] for lba in range(first, first + blocks))
 
     @rule()
     def flush(self) -> None:

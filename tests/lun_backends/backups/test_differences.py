@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What changed between two moments: nothing left out, whatever was written, snapshotted and deleted in between."""
+"""The changes between two moments: none is left out, whatever was written, snapshotted and deleted in between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(owner: volume.Volume, offset: int, length: int, fill: int) -> None:
     owner.device.writev(offset, [memoryview(bytes([fill]) * length)])
 
 
-def test_what_changed_between_two_and_to_now(made: volume.Volume) -> None:
+def test_changes_between_two_snapshots_and_to_now(made: volume.Volume) -> None:
     made.create_snapshot("a")
     write(made, 3 * CHUNK + 512, 512, 1)
     write(made, 4 * CHUNK, CHUNK, 1)
@@ -60,16 +60,16 @@ def exact(owner: volume.Volume, since: str, to: str | None) -> list[differences.
     old = owner.snapshot(since).view
     new = owner.device if to is None else owner.snapshot(to).view
     ranges = differences.changed(owner, since, to)
-    found = []
+    different = []
     compared = 0
     for length, part in differences.differing(old, new, ranges):
         compared += length
-        found += part
+        different += part
     assert compared == sum(length for _, length in ranges)
-    return differences.merged(found)
+    return differences.merged(different)
 
 
-def test_exactly_what_differs(made: volume.Volume) -> None:
+def test_differing_reports_exactly_the_bytes_that_differ(made: volume.Volume) -> None:
     made.create_snapshot("a")
     write(made, 3 * CHUNK + 512, 512, 1)
     write(made, 5 * CHUNK - 512, 1024, 1)  # ends one chunk, begins the next
@@ -79,7 +79,7 @@ def test_exactly_what_differs(made: volume.Volume) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_nothing_is_left_out(made: volume.Volume, seed: int) -> None:
+def test_no_change_is_left_out(made: volume.Volume, seed: int) -> None:
     dice = random.Random(seed)
     moments: dict[str, bytes] = {}
     for step in range(60):
@@ -112,7 +112,7 @@ def test_nothing_is_left_out(made: volume.Volume, seed: int) -> None:
             } == apart
 
 
-def test_what_a_volume_gained_in_size_counts(made: volume.Volume) -> None:
+def test_growth_of_the_volume_counts_as_changed(made: volume.Volume) -> None:
     made.create_snapshot("a")
     made.create_snapshot("b")
     view = made.snapshot("a").view

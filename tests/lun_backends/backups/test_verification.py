@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifying a snapshot: everything its view may read, wherever it is kept, while snapshots come and go."""
+"""Verifying a snapshot: all that its view may read, wherever it is kept, while snapshots come and go."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def write(owner: volume.Volume, *chunks: int) -> None:
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk + 1]) * min(CHUNK, SIZE - chunk * CHUNK))])
 
 
-def found(owner: volume.Volume, name: str) -> list[tuple[str, int, contents.Verdict]]:
+def verdicts(owner: volume.Volume, name: str) -> list[tuple[str, int, contents.Verdict]]:
     return [
-        (each.kept_in, each.report.offset // CHUNK, each.report.verdict) for each in verification.verify(owner, name)
+        (checked.kept_in, checked.report.offset // CHUNK, checked.report.verdict)
+        for checked in verification.verify(owner, name)
     ]
 
 
@@ -43,7 +44,7 @@ def rot(owner: volume.Volume, name: str, slot: int) -> None:
         file.write(b"rot")
 
 
-def test_what_a_view_reads_from_newer_snapshots_is_checked_too(made: volume.Volume) -> None:
+def test_pre_images_that_newer_snapshots_keep_are_checked_too(made: volume.Volume) -> None:
     write(made, *range(33))
     made.create_snapshot("a")
     write(made, 3, 32)
@@ -51,26 +52,26 @@ def test_what_a_view_reads_from_newer_snapshots_is_checked_too(made: volume.Volu
     write(made, 3, 4)
     made.create_snapshot("c")
     write(made, 5)
-    assert found(made, "a") == [("a", 3, GOOD), ("a", 32, GOOD), ("b", 4, GOOD), ("c", 5, GOOD)]
-    assert found(made, "b") == [("b", 3, GOOD), ("b", 4, GOOD), ("c", 5, GOOD)]
+    assert verdicts(made, "a") == [("a", 3, GOOD), ("a", 32, GOOD), ("b", 4, GOOD), ("c", 5, GOOD)]
+    assert verdicts(made, "b") == [("b", 3, GOOD), ("b", 4, GOOD), ("c", 5, GOOD)]
     assert verification.preserved_bytes(made, "b") == 3 * CHUNK
     rot(made, "b", 1)  # chunk 3, which only b's view needs
-    assert {verdict for _, _, verdict in found(made, "a")} == {GOOD}
-    assert ("b", 3, DAMAGED) in found(made, "b")
+    assert {verdict for _, _, verdict in verdicts(made, "a")} == {GOOD}
+    assert ("b", 3, DAMAGED) in verdicts(made, "b")
     rot(made, "b", 2)
-    assert ("b", 4, DAMAGED) in found(made, "a")
-    assert {verdict for _, _, verdict in found(made, "c")} == {GOOD}
+    assert ("b", 4, DAMAGED) in verdicts(made, "a")
+    assert {verdict for _, _, verdict in verdicts(made, "c")} == {GOOD}
 
 
-def test_a_chunk_written_in_part_is_looked_for_in_newer_snapshots(made: volume.Volume) -> None:
+def test_a_chunk_preserved_in_part_is_checked_in_newer_snapshots_too(made: volume.Volume) -> None:
     a = made.create_snapshot("a")
     a.write_once.writev(6 * CHUNK, [memoryview(bytes(512))])
     made.create_snapshot("b")
     write(made, 6)
-    assert found(made, "a") == [("a", 6, UNVERIFIABLE), ("b", 6, GOOD)]
+    assert verdicts(made, "a") == [("a", 6, UNVERIFIABLE), ("b", 6, GOOD)]
 
 
-def test_a_newer_snapshot_deleted_meanwhile(made: volume.Volume) -> None:
+def test_a_newer_snapshot_may_be_deleted_meanwhile(made: volume.Volume) -> None:
     write(made, *range(33))
     made.create_snapshot("a")
     write(made, 2, 9)
@@ -78,12 +79,12 @@ def test_a_newer_snapshot_deleted_meanwhile(made: volume.Volume) -> None:
     write(made, 2, 4, 12)
     checking = verification.verify(made, "a")
     seen = [next(checking) for _ in range(3)]
-    assert [(each.kept_in, each.report.offset // CHUNK) for each in seen] == [("a", 2), ("a", 9), ("b", 4)]
+    assert [(checked.kept_in, checked.report.offset // CHUNK) for checked in seen] == [("a", 2), ("a", 9), ("b", 4)]
     made.delete_snapshot("b")
-    assert [(each.kept_in, each.report.offset // CHUNK) for each in checking] == [("a", 12)]
+    assert [(checked.kept_in, checked.report.offset // CHUNK) for checked in checking] == [("a", 12)]
 
 
-def test_a_snapshot_deleted_while_it_is_verified(made: volume.Volume) -> None:
+def test_a_snapshot_deleted_while_it_is_verified_ends_the_check(made: volume.Volume) -> None:
     made.create_snapshot("a")
     write(made, 2, 9)
     checking = verification.verify(made, "a")
@@ -95,7 +96,7 @@ def test_a_snapshot_deleted_while_it_is_verified(made: volume.Volume) -> None:
         next(verification.verify(made, "a"))
 
 
-def test_a_snapshot_that_is_lost(made: volume.Volume) -> None:
+def test_a_lost_snapshot_cannot_be_verified(made: volume.Volume) -> None:
     made.create_snapshot("a")
     write(made, 2)
     lost = made.create_snapshot("b")
@@ -104,14 +105,14 @@ def test_a_snapshot_that_is_lost(made: volume.Volume) -> None:
     again = volume.Volume.open(made.directory)
     try:
         with pytest.raises(block_device.SnapshotInvalid, match="does not exist"):
-            found(again, "a")  # its view needs the lost one
+            verdicts(again, "a")  # its view needs the lost one
         with pytest.raises(block_device.SnapshotInvalid):
             verification.damaged_headers(again, "b")
     finally:
         again.close()
 
 
-def test_headers(made: volume.Volume) -> None:
+def test_damaged_headers_are_named(made: volume.Volume) -> None:
     taken = made.create_snapshot("a")
     assert verification.damaged_headers(made, "a") == []
     with thin.files(made.directory / "snapshots" / str(taken.uuid))[0].open("r+b") as file:

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "m.map"
 
 
-def test_what_was_created_is_opened(path: Path) -> None:
+def test_a_new_map_is_opened_as_it_was_created(path: Path) -> None:
     made = make_map(path)
     made.close()
     opened = chunk_map.ChunkMap.open(path)
@@ -65,7 +65,7 @@ chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, 64 << 40, 512, 6553
 m = chunk_map.ChunkMap.open(path)
 step = m.chunks // 100_000
 assert not any(m.written(chunk) for chunk in range(0, m.chunks, step))
-# ru_maxrss would count what the test runner had before this program was executed
+# ru_maxrss would count the memory of the test runner before this program was executed
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(peak.split()[1], m.disk_bytes())
 """
@@ -75,7 +75,7 @@ print(peak.split()[1], m.disk_bytes())
     assert disk < 1 << 20
 
 
-def test_only_one_owner(path: Path) -> None:
+def test_a_map_has_one_owner(path: Path) -> None:
     made = make_map(path)
     with pytest.raises(store_file.StoreLocked, match="in use"):
         chunk_map.ChunkMap.open(path)
@@ -90,7 +90,7 @@ def test_creating_over_a_file_leaves_it_alone(path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
-def test_a_missing_file(path: Path) -> None:
+def test_a_missing_file_is_named(path: Path) -> None:
     with pytest.raises(store_file.StoreMissing, match="does not exist"):
         chunk_map.ChunkMap.open(path)
 
@@ -109,7 +109,7 @@ def test_a_file_larger_than_allowed_is_refused_and_removed(path: Path) -> None:
 @pytest.mark.parametrize(
     ("length", "field"), [(0, "superblock"), (100, "superblock"), (PAGE + 8, "file size"), (3 * PAGE, "file size")]
 )
-def test_a_truncated_file(path: Path, length: int, field: str) -> None:
+def test_a_file_of_the_wrong_length_is_damage(path: Path, length: int, field: str) -> None:
     make_map(path).close()
     os.truncate(path, length)
     with pytest.raises(store_file.StoreDamaged) as caught:
@@ -117,7 +117,7 @@ def test_a_truncated_file(path: Path, length: int, field: str) -> None:
     assert caught.value.field == field
 
 
-def test_what_an_interrupted_commit_left_is_seen_and_cleaned(path: Path) -> None:
+def test_the_words_of_an_interrupted_commit_are_stale_and_cleaned(path: Path) -> None:
     made = make_map(path)
     for chunk in range(4):
         made.reserve(chunk)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group commit by itself: who shares a commit with whom."""
+"""Group commit by itself: which writers share a commit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from lun_backends.stores import group_commit, thin
 
-WAIT = 30.0  # seconds, for what must happen
+WAIT = 30.0  # seconds to wait for an event that must happen
 
 
 class Commits:
-    """Runs batches in threads; `groups` has the sizes of the groups committed, each held until `go` is set."""
+    """Runs batches in threads; `groups` has the sizes of the committed groups, each of which waits until `go` is set."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
@@ -49,7 +49,7 @@ class Commits:
             assert not thread.is_alive()
 
 
-def test_a_lone_writer_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lone_writer_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "_PATIENCE", 1e9)
     commits = Commits()
     for number in range(3):
@@ -58,14 +58,14 @@ def test_a_lone_writer_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None
         assert commits.groups == [1] * (number + 1)
 
 
-def test_the_first_of_those_who_shared_a_commit_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leader_waits_for_the_writers_of_the_last_group(monkeypatch: pytest.MonkeyPatch) -> None:
     commits = Commits()
     commits.go.clear()
     commits.start()
     assert commits.entered.acquire(timeout=WAIT)  # it leads
     for _ in range(3):
         commits.start()
-    while len(commits.commit._queue) < 3:  # they have no other way to say so
+    while len(commits.commit._queue) < 3:  # the queue is the only sign of them
         pass
     commits.go.set()
     commits.join()
@@ -77,7 +77,7 @@ def test_the_first_of_those_who_shared_a_commit_waits_for_the_others(monkeypatch
     assert commits.groups == [1, 3, 3]
 
 
-def test_company_that_does_not_come_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leader_waits_once_for_company_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     commits = Commits()
     commits.commit._company = 3
     monkeypatch.setattr(group_commit, "_PATIENCE", 0.0)

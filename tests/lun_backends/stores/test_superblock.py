@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
         ({"size": 0}, "size"),
     ],
 )
-def test_a_geometry_that_cannot_be(path: Path, change: dict[str, int], problem: str) -> None:
+def test_an_impossible_geometry_is_refused(path: Path, change: dict[str, int], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         make_map(path, **change)
     assert not path.exists()
@@ -36,7 +36,7 @@ def test_a_geometry_that_cannot_be(path: Path, change: dict[str, int], problem: 
 
 def packed(**change: object) -> bytes:
     superblock = Superblock(SNAPSHOT, VOLUME, 1 << 20, 512, 4096)
-    return dataclasses.replace(superblock, **change).pack()  # type: ignore[arg-type]  # fields by name, on purpose of any type
+    return dataclasses.replace(superblock, **change).pack()  # type: ignore[arg-type]  # fields by name, some of the wrong type on purpose
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def packed(**change: object) -> bytes:
         (packed(size=1 << 30), "file size"),
     ],
 )
-def test_damage_in_both_superblocks(path: Path, page: bytes, field: str) -> None:
+def test_damage_in_both_superblocks_is_named_with_a_remedy(path: Path, page: bytes, field: str) -> None:
     make_map(path).close()
     overwrite(path, 0, page)
     overwrite(path, PAGE, page)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thin store where it is hard: interrupted commits, lost map pages, writers that meet, failing disks, full disks, rot.
-
-(Longer than most modules here: every case looks into the same store from behind.)
-"""
+"""The thin store where it is hard: interrupted commits, lost map pages, writers that meet, failing disks, full disks, rot."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ def verdicts(lun: write_once.WriteOnce) -> list[contents.Verdict]:
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-def test_bits_left_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Durability) -> None:
+def test_bits_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Durability) -> None:
     store_factory.create(tmp_path).close()
     poke(tmp_path, 3, bits=0b11110000, checksum=77)
     lun = store_factory.reopen(tmp_path, durability)
@@ -80,11 +77,11 @@ def test_stale_words_are_durably_gone_before_a_slot_is_published(tmp_path: Path)
     lun.close()
 
 
-def test_a_checksum_left_on_a_partial_chunk_accuses_nobody(tmp_path: Path) -> None:
+def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1, 4))
     lun.close()
-    poke(tmp_path, 0, checksum=77)  # of a commit that would have filled the chunk, whose bits were lost
+    poke(tmp_path, 0, checksum=77)  # left by a commit that would have filled the chunk, and whose bits were lost
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[int] = []
@@ -92,15 +89,16 @@ def test_a_checksum_left_on_a_partial_chunk_accuses_nobody(tmp_path: Path) -> No
     lun.writev(4 * BLOCK, data(2, 3))
     assert at_sync[0] == 0
     lun.close()
-    poke(tmp_path, 0, bits=FULL, checksum=0)  # and bits without a checksum are no damage
+    poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are no damage either
     lun = store_factory.reopen(tmp_path)
     assert verdicts(lun) == [contents.Verdict.UNVERIFIABLE]
     lun.close()
 
 
-def test_any_mixture_of_map_pages_only_leaves_blocks_blank(tmp_path: Path) -> None:
-    """A commit is cut while the kernel writes its map pages back: whatever subset arrived, old blocks are as they were, and
-    new ones are blank or whole; and the store goes on from there.
+def test_any_mixture_of_map_pages_leaves_at_most_new_blocks_blank(tmp_path: Path) -> None:
+    """Cut a commit while the kernel writes its map pages back.
+
+    Whatever subset of them arrived, old blocks are as before, new ones are blank or whole, and the store goes on from there.
     """
     chunks = 2 * chunk_map.SLOTS_PER_PAGE  # two pages of slots
     io = FaultyIO()
@@ -135,17 +133,17 @@ def test_any_mixture_of_map_pages_only_leaves_blocks_blank(tmp_path: Path) -> No
             assert store_factory.read(lun, chunk * PER_CHUNK, 3) == b"".join(data(chunk, 3))
         for chunk in new:
             try:
-                found = store_factory.read(lun, chunk * PER_CHUNK + 3, 5)
+                content = store_factory.read(lun, chunk * PER_CHUNK + 3, 5)
             except block_device.BlankBlock:
                 blanks += 1
                 lun.writev(chunk * CHUNK + 3 * BLOCK, data(9000 + chunk, 5))
-                found = store_factory.read(lun, chunk * PER_CHUNK + 3, 5)
-                assert found == b"".join(data(9000 + chunk, 5))
+                content = store_factory.read(lun, chunk * PER_CHUNK + 3, 5)
+                assert content == b"".join(data(9000 + chunk, 5))
                 if chunk not in old:
                     with pytest.raises(block_device.BlankBlock):
                         store_factory.read(lun, chunk * PER_CHUNK + 2)
             else:
-                assert found == b"".join(data(5000 + chunk, 5))
+                assert content == b"".join(data(5000 + chunk, 5))
         assert contents.Verdict.DAMAGED not in verdicts(lun)
         lun.close()
     assert blanks
@@ -180,7 +178,7 @@ def test_process_crash_syncs_on_flush_and_fua_only(tmp_path: Path) -> None:
 
 
 class Gate:
-    """Holds whoever passes it until opened."""
+    """Stops every thread that passes it until it is opened."""
 
     def __init__(self) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
@@ -207,7 +205,7 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.parametrize("name", ["fdatasync", "sync_map"])
-def test_nobody_is_told_written_before_it_is_durable(tmp_path: Path, name: str) -> None:
+def test_block_written_is_raised_only_for_durable_data(tmp_path: Path, name: str) -> None:
     io = FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     io.before[name] = gate = Gate()
@@ -247,8 +245,8 @@ def test_writers_that_come_during_a_commit_share_the_next(tmp_path: Path) -> Non
     lun.close()
 
 
-def test_a_put_many_that_meets_another_does_not_hold_its_own_back(tmp_path: Path) -> None:
-    """Two batches that want each other's blocks: each commits its own before it waits."""
+def test_two_put_many_that_want_each_others_blocks_both_end(tmp_path: Path) -> None:
+    """Each of the two batches commits its own blocks before it waits."""
     lun = store_factory.create(tmp_path)
     barrier = threading.Barrier(2)
     answers: dict[int, list[block_device.BlockWritten | None]] = {}
@@ -266,7 +264,7 @@ def test_a_put_many_that_meets_another_does_not_hold_its_own_back(tmp_path: Path
         thread.start()
     for thread in threads:
         thread.join(5)
-        assert not thread.is_alive()  # daemon threads, so that a deadlock fails this test and no more
+        assert not thread.is_alive()  # daemon threads, so that a deadlock fails this test only
     assert [[answer and answer.lba for answer in answers[own]] for own in (0, 1)] == [[None, PER_CHUNK], [None, 0]]
     lun.close()
 
@@ -282,7 +280,7 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path, name: str) -> None:
     assert (caught.value.lba, caught.value.writing) == (3, True)
     del io.before[name]
     io.calls.clear()
-    for lba in (0, 3, 9):  # not even "already written": that would promise durable data
+    for lba in (0, 3, 9):  # BlockWritten would be wrong, too: it promises durable data
         with pytest.raises(block_device.MediumError):
             lun.writev(lba * BLOCK, data(3))
     assert not {"fdatasync", "sync_map"} & set(io.calls)
@@ -293,7 +291,7 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path, name: str) -> None:
     lun.close()
 
 
-def test_a_failed_sync_fails_all_who_waited_for_it(tmp_path: Path) -> None:
+def test_a_failed_sync_fails_all_writers_that_waited_for_it(tmp_path: Path) -> None:
     io = FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     gate = Gate()
@@ -317,7 +315,7 @@ def test_a_failed_sync_fails_all_who_waited_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "error"), [(errno.ENOSPC, block_device.SpaceExhausted), (errno.EIO, block_device.MediumError)]
 )
-def test_a_failed_write_stores_nothing_and_lets_others_in(
+def test_a_failed_write_stores_nothing_and_releases_its_blocks(
     tmp_path: Path, name: str, code: int, error: type[block_device.BlockDeviceError]
 ) -> None:
     io = FaultyIO()
@@ -337,7 +335,7 @@ def test_a_failed_write_stores_nothing_and_lets_others_in(
     lun.close()
 
 
-def test_a_read_error_is_told_where(tmp_path: Path) -> None:
+def test_a_read_error_names_its_block(tmp_path: Path) -> None:
     io = FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     lun.writev(9 * BLOCK, data(1, 4))
@@ -351,7 +349,7 @@ def test_a_read_error_is_told_where(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 @pytest.mark.parametrize("durability", list(Durability))
-def test_a_full_disk(tmp_path: Path, durability: Durability) -> None:
+def test_a_full_disk_refuses_writes_and_keeps_the_rest(tmp_path: Path, durability: Durability) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=True)
     try:
         lun = store_factory.create(tmp_path, size=1 << 30, durability=durability)
@@ -361,7 +359,7 @@ def test_a_full_disk(tmp_path: Path, durability: Durability) -> None:
                 lun.put_many([(chunk * CHUNK, data(chunk, PER_CHUNK))])
                 stored.append(chunk)
         assert stored
-        for chunk in range(0, 1 << 18, 1000):  # nothing touches a page that there is no space for (SIGBUS)
+        for chunk in range(0, 1 << 18, 1000):  # no lookup touches a page without disk space (SIGBUS)
             if chunk not in stored:
                 with pytest.raises(block_device.BlankBlock):
                     store_factory.read(lun, chunk * PER_CHUNK)
@@ -437,14 +435,14 @@ def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
     chunk_map.ChunkMap.open(thin.files(tmp_path / "s")[0]).close()  # unlocked again
 
 
-def test_missing_and_removed(tmp_path: Path) -> None:
+def test_missing_files_are_named_and_remove_runs_twice(tmp_path: Path) -> None:
     store_factory.create(tmp_path).close()
     thin.files(tmp_path / "s")[1].unlink()
     with pytest.raises(store_file.StoreMissing):
         store_factory.reopen(tmp_path)
     thin.ThinStore.remove(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
-    thin.ThinStore.remove(tmp_path / "s")  # again, after a crash say
+    thin.ThinStore.remove(tmp_path / "s")  # a second time, as after a crash
 
 
 def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -454,8 +452,8 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.map"]
 
 
-def test_a_closed_store_is_gone_at_once(tmp_path: Path) -> None:
-    """Without the garbage collector, which a daemon runs seldom: snapshots that come and go must not pile up."""
+def test_a_closed_store_is_freed_at_once(tmp_path: Path) -> None:
+    """A daemon seldom runs the garbage collector, and snapshots that come and go must not pile up."""
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1))
     gone = weakref.ref(lun), weakref.ref(lun.store)
@@ -464,17 +462,17 @@ def test_a_closed_store_is_gone_at_once(tmp_path: Path) -> None:
     try:
         lun.close()
         del lun
-        assert [each() for each in gone] == [None, None]
+        assert [reference() for reference in gone] == [None, None]
     finally:
         gc.enable()
 
 
 def blocks_of_chunk_file(path: Path) -> int:
-    """Bytes that the chunk file really has on disk, wherever they lie."""
+    """Return the bytes that the chunk file has on disk, set aside or not."""
     return thin.files(path / "s")[1].stat().st_blocks * 512
 
 
-def test_space_is_set_aside_ahead_of_the_writes_and_closing_gives_it_back(tmp_path: Path) -> None:
+def test_space_is_set_aside_ahead_of_the_writes_and_closing_frees_it(tmp_path: Path) -> None:
     chunk, count = 65536, 160
     io = FaultyIO()
     lun = store_factory.create(
@@ -483,7 +481,7 @@ def test_space_is_set_aside_ahead_of_the_writes_and_closing_gives_it_back(tmp_pa
     for number in range(count):
         lun.writev(number * chunk, [memoryview(bytes([number]) * chunk)])
         length = thin.files(tmp_path / "s")[1].stat().st_size
-        assert length == (number + 2) * chunk  # so the next slot is found at open as it always was
+        assert length == (number + 2) * chunk  # so that the next slot is still found at open
         assert length <= blocks_of_chunk_file(tmp_path) + chunk <= 2 * length + min(length, chunk_file.AHEAD)
     assert io.calls.count("set_aside") < 10
     used = lun.used_bytes()
@@ -497,7 +495,7 @@ def test_space_is_set_aside_ahead_of_the_writes_and_closing_gives_it_back(tmp_pa
     lun.close()
 
 
-def test_what_a_crash_left_set_aside_is_used_or_given_back(tmp_path: Path) -> None:
+def test_space_that_a_crash_left_set_aside_is_used_or_freed(tmp_path: Path) -> None:
     store_factory.create(tmp_path).close()
     file = thin.files(tmp_path / "s")[1]
     with file.open("r+b") as left:
