@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of the control socket: what the commands use to talk to the daemon.
+"""The client of the control socket, with which commands and the shell talk to the daemon.
 
-Imports little on purpose: a command should be done before anyone notices that it is Python.
+It imports little on purpose, because every command waits for these imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.25
 
 
 class Failed(Exception):
-    """The daemon did not do it, or could not be asked; `refusal` says why and what to do."""
+    """A request that the daemon refused or did not answer; `refusal` says why, and what to do."""
 
     def __init__(self, refusal: messages.Refusal) -> None:
         super().__init__(refusal.message)
@@ -37,7 +37,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Client:
-    """Requests to the daemon that serves `state_dir`, one after the other.  Every method raises Failed."""
+    """Requests to the daemon that serves `state_dir`, one after the other.
+
+    Every method raises Failed.  With `dry_run`, requests that change something are only checked.
+    """
 
     def __init__(self, state_dir: Path, timeout: float = TIMEOUT_SECONDS) -> None:
         self._state_dir = state_dir
@@ -45,24 +48,24 @@ class Client:
         self.dry_run = False
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def status(self) -> messages.Status:
-        """Everything at a glance."""
+        """Return volumes, sessions, throughput, space and trouble."""
         return codec.decode(messages.Status, self._ask("GET", "/v1/status"))
 
     def snapshots(self, volume: str | None = None) -> list[messages.Snapshot]:
-        """The snapshots of one volume, or of all."""
+        """Return the snapshots of one volume, or of all."""
         path = "/v1/snapshots" if volume is None else f"{_volume(volume)}/snapshots"
-        return [codec.decode(messages.Snapshot, each) for each in self._ask("GET", path)]
+        return [codec.decode(messages.Snapshot, item) for item in self._ask("GET", path)]
 
     def snapshot(self, volume: str, name: str) -> messages.SnapshotDetails:
-        """One snapshot."""
+        """Return one snapshot."""
         return codec.decode(messages.SnapshotDetails, self._ask("GET", _snapshot(volume, name)))
 
     def changes(self, volume: str, name: str, cells: int) -> messages.Changes:
-        """What has changed since a snapshot, in `cells` parts."""
+        """Return the changes since a snapshot, in `cells` parts of the volume."""
         return codec.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
 
     def create_snapshot(self, volume: str, name: str, labels: Mapping[str, str] | None = None) -> messages.Taken:
@@ -93,26 +96,26 @@ class Client:
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:
-        """Give a snapshot labels, or take away those that are None."""
+        """Set labels of a snapshot, and remove those that are None."""
         request = messages.ChangeLabels(dict(labels))
         return codec.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
 
     def verify(self, volume: str, name: str) -> messages.Job:
-        """Begin to verify a snapshot; its `result` is a Verification."""
+        """Begin to verify a snapshot; the job's `result` is a Verification."""
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify"))
 
     def diff(self, volume: str, name: str, request: messages.FindChanges) -> messages.Job:
-        """Begin to find out what changed since a snapshot; its `result` is a Difference."""
+        """Begin to find the changes since a snapshot; the job's `result` is a Difference."""
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
 
     def result(self, kind: type[codec.T], job: messages.Job) -> codec.T:
-        """What a job that is done found out."""
+        """Return what a finished job found out."""
         return codec.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
     def create_group(self, name: str, volumes: Sequence[str], labels: Mapping[str, str]) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment."""
         request = messages.CreateGroup(name, tuple(volumes), dict(labels))
-        return [codec.decode(messages.Taken, each) for each in self._ask("POST", "/v1/groups", request)]
+        return [codec.decode(messages.Taken, item) for item in self._ask("POST", "/v1/groups", request)]
 
     def restore_snapshot(self, volume: str, name: str, *, force: bool) -> messages.Job:
         """Begin to roll a volume back to a snapshot."""
@@ -125,7 +128,7 @@ class Client:
         return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
-        """The job as it goes on, until it has ended."""
+        """Yield the job again and again, until it has ended."""
         yield job
         while job.state == "running":
             job = codec.decode(messages.Job, self._ask("GET", f"/v1/jobs/{job.id}?wait={POLL_SECONDS}"))
@@ -135,18 +138,18 @@ class Client:
         """Ask a job to stop."""
         self._ask("DELETE", f"/v1/jobs/{job.id}")
 
-    # -- administration: what changes is only checked, and not changed, when `dry_run` is set ----------------------
+    # -- administration ----------------------------------------------------------------------------------------------
 
     def create_volume(self, request: messages.CreateVolume) -> None:
         """Make a volume and serve it."""
         self._change("POST", "/v1/volumes", request)
 
     def volumes(self) -> list[messages.Volume]:
-        """All volumes, as they are served."""
-        return [codec.decode(messages.Volume, each) for each in self._ask("GET", "/v1/volumes")]
+        """Return all volumes, as they are served."""
+        return [codec.decode(messages.Volume, item) for item in self._ask("GET", "/v1/volumes")]
 
     def volume(self, name: str) -> messages.Volume:
-        """One volume, as it is served."""
+        """Return one volume, as it is served."""
         return codec.decode(messages.Volume, self._ask("GET", _volume(name)))
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool) -> None:
@@ -154,31 +157,31 @@ class Client:
         self._change("PATCH", _volume(name), request, force=force)
 
     def delete_volume(self, name: str, *, force: bool, data: bool) -> None:
-        """Serve a volume no more."""
+        """Stop serving a volume; with `data`, remove its files."""
         self._change("DELETE", _volume(name), force=force, data=data)
 
     def luns(self) -> list[messages.Lun]:
-        """The logical units of the target."""
-        return [codec.decode(messages.Lun, each) for each in self._ask("GET", "/v1/luns")]
+        """Return the logical units of the target."""
+        return [codec.decode(messages.Lun, item) for item in self._ask("GET", "/v1/luns")]
 
     def create_portal(self, address: str) -> None:
-        """Let initiators connect there, too."""
+        """Listen on one more address."""
         self._change("POST", "/v1/portals", messages.Portal(address))
 
     def delete_portal(self, address: str, *, force: bool) -> None:
-        """Let initiators connect there no more."""
+        """Stop listening on an address."""
         self._change("DELETE", f"/v1/portals/{_part(address)}", force=force)
 
     def alerts(self) -> list[messages.Alert]:
-        """What needs somebody's attention."""
-        return [codec.decode(messages.Alert, each) for each in self._ask("GET", "/v1/alerts")]
+        """Return what needs the administrator's attention."""
+        return [codec.decode(messages.Alert, item) for item in self._ask("GET", "/v1/alerts")]
 
     def jobs(self) -> list[messages.Job]:
-        """The jobs that run, and the last ones that ended."""
-        return [codec.decode(messages.Job, each) for each in self._ask("GET", "/v1/jobs")]
+        """Return the jobs that run, and the last ones that ended."""
+        return [codec.decode(messages.Job, item) for item in self._ask("GET", "/v1/jobs")]
 
     def access(self) -> messages.Access:
-        """Who may log in."""
+        """Return who may log in."""
         return codec.decode(messages.Access, self._ask("GET", "/v1/access"))
 
     def change_access(self, request: messages.ChangeAccess, *, force: bool) -> None:
@@ -194,36 +197,36 @@ class Client:
         self._change("PUT", _initiator(request.name), request, force=force)
 
     def delete_initiator(self, name: str, *, force: bool) -> None:
-        """Take an initiator's entry away."""
+        """Remove an initiator's entry."""
         self._change("DELETE", _initiator(name), force=force)
 
     def set_auth(self, name: str, request: messages.SetAuth | None) -> None:
-        """Have an initiator prove itself; None: no more."""
+        """Make an initiator prove itself by CHAP; with None, let it log in without proof."""
         self._change("DELETE" if request is None else "PUT", f"{_initiator(name)}/auth", request)
 
     def text_of_volume(self, name: str) -> str:
-        """The volume as it would stand in a configuration file."""
+        """Return the volume as it would stand in a configuration file."""
         return codec.decode(messages.Text, self._ask("GET", f"{_volume(name)}/configuration")).text
 
     def text_of_initiator(self, name: str) -> str:
-        """The initiator's entry as it would stand in a configuration file."""
+        """Return the initiator's entry as it would stand in a configuration file."""
         return codec.decode(messages.Text, self._ask("GET", f"{_initiator(name)}/configuration")).text
 
     def save_configuration(self, file: str | None, *, dry_run: bool = False) -> messages.Saved:
-        """Write the configuration."""
+        """Write the configuration in force into a file; None: the file that the daemon was started with."""
         path = f"/v1/configuration/save?dry_run={dry_run or self.dry_run}"
         return codec.decode(messages.Saved, self._ask("POST", path, messages.ConfigurationFile(file)))
 
     def restore_configuration(self, file: str | None, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Make the system what a file says."""
+        """Put the configuration of a file in force."""
         path = f"/v1/configuration/restore?force={force}&dry_run={dry_run or self.dry_run}"
         answer = self._ask("POST", path, messages.ConfigurationFile(file))
-        return [codec.decode(messages.Outcome, each) for each in answer]
+        return [codec.decode(messages.Outcome, item) for item in answer]
 
     def clear_configuration(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Serve nothing to nobody."""
+        """Stop serving all volumes, and let no initiator log in."""
         path = f"/v1/configuration/clear?force={force}&dry_run={dry_run or self.dry_run}"
-        return [codec.decode(messages.Outcome, each) for each in self._ask("POST", path)]
+        return [codec.decode(messages.Outcome, item) for item in self._ask("POST", path)]
 
     def _change(self, method: str, path: str, request: Any = None, **options: bool) -> None:
         chosen = {**options, "dry_run": self.dry_run}
@@ -264,11 +267,12 @@ def _snapshot(volume: str, name: str) -> str:
 
 
 def _part(name: str) -> str:
-    """A name as a part of a path; the daemon would take one with a slash for two parts.  Raises Failed."""
+    """Return a name as one part of a path.
+
+    Raise Failed for a name with a slash, which the daemon would read as two parts.
+    """
     if "/" in name or not name:
-        raise Failed(
-            messages.Refusal("no-such-name", f"there is nothing of the name '{name}'", "no name has a slash in it")
-        )
+        raise Failed(messages.Refusal("no-such-name", f"nothing is called '{name}'", "no name has a slash in it"))
     return urllib.parse.quote(name, safe="")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Prometheus is told: read from the parts that count, at the moment it asks."""
+"""The metrics for Prometheus, read from the counting parts at the moment it asks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Collector(registry.Collector):
         self._served = served
 
     def collect(self) -> Iterator[core.Metric]:
-        """One family after the other."""
+        """Yield one family of metrics after the other."""
         yield core.InfoMetricFamily("wolun", "The daemon.", {"version": target.VERSION})
-        yield core.GaugeMetricFamily("wolun_sessions", "Initiators logged in.", len(self._served.sessions()))
+        yield core.GaugeMetricFamily("wolun_sessions", "Sessions of initiators.", len(self._served.sessions()))
         running = sum(not job.ended for job in self._served.jobs.all())
-        yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs at work.", running)
+        yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs that run.", running)
         failed = core.CounterMetricFamily("wolun_failed_logins", "Logins refused.", labels=["status"])
         for status, number in self._served.failed_logins().items():
             failed.add_metric([status.name.lower()], number)
@@ -63,17 +63,19 @@ class Collector(registry.Collector):
                 "wolun_copy_failures", "Chunks that could not be preserved.", labels=["volume"]
             ),
             "waits": core.CounterMetricFamily(
-                "wolun_copy_waits", "Writes that waited for another's copy.", labels=["volume"]
+                "wolun_copy_waits", "Writes that waited for the copy of another write.", labels=["volume"]
             ),
         }
         kept = core.GaugeMetricFamily(
             "wolun_volume_preserved_bytes", "Bytes of old data in all its snapshots.", labels=["volume"]
         )
         limit = core.GaugeMetricFamily(
-            "wolun_volume_preserved_limit_bytes", "How many there may be.", labels=["volume"]
+            "wolun_volume_preserved_limit_bytes",
+            "The limit of the bytes of old data in all its snapshots.",
+            labels=["volume"],
         )
         low = core.GaugeMetricFamily(
-            "wolun_volume_space_low", "1 if the warning threshold is passed.", labels=["volume"]
+            "wolun_volume_space_low", "1 if the snapshots keep more than the warning threshold.", labels=["volume"]
         )
         for name, volume in self._served.open_volumes.items():
             up.add_metric([name], 1)
@@ -88,12 +90,18 @@ class Collector(registry.Collector):
 
     def _snapshots(self) -> Iterator[core.Metric]:
         labels = ["volume", "snapshot"]
-        used = core.GaugeMetricFamily("wolun_snapshot_used_bytes", "Space it takes on disk.", labels=labels)
-        preserved = core.GaugeMetricFamily("wolun_snapshot_preserved_bytes", "Bytes preserved in it.", labels=labels)
-        held = core.GaugeMetricFamily(
-            "wolun_snapshot_held_seconds", "How long writes were held to take it.", labels=labels
+        used = core.GaugeMetricFamily(
+            "wolun_snapshot_used_bytes", "Space that the snapshot takes on disk.", labels=labels
         )
-        valid = core.GaugeMetricFamily("wolun_snapshot_valid", "0 if it must not be read any more.", labels=labels)
+        preserved = core.GaugeMetricFamily(
+            "wolun_snapshot_preserved_bytes", "Bytes preserved in the snapshot.", labels=labels
+        )
+        held = core.GaugeMetricFamily(
+            "wolun_snapshot_held_seconds", "How long writes were held to take the snapshot.", labels=labels
+        )
+        valid = core.GaugeMetricFamily(
+            "wolun_snapshot_valid", "0 if the snapshot is invalid: it must no longer be read.", labels=labels
+        )
         syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
         for name, volume in self._served.open_volumes.items():
             for snapshot in volume.snapshots:
