@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which boot of the machine this is.
+"""The identity of the machine's current boot.
 
-With `durability: process-crash` pre-images are in the page cache, which outlives a killed daemon and not a power cut.  So the
-manifest of such a volume says in which boot it is in use (`in_use`), from before the first write until it was closed and all
-was synced.  Who opens it finds:
+With `durability: process-crash` pre-images are in the page cache, which survives a killed daemon but no power cut.  So the
+manifest of such a volume says in which boot it is in use (`in_use`): from before the first write until the volume is closed
+and all is synced.  The next open reads one of these:
 
 | `in_use`         | what happened                               | the snapshots                                              |
 | ---------------- | ------------------------------------------- | ---------------------------------------------------------- |
@@ -12,7 +12,7 @@ was synced.  Who opens it finds:
 | this boot        | the daemon was killed                       | good: the page cache has all; synced, if it is `power-loss`|
 |                  |                                             | from now on                                                |
 | another boot     | a power cut, a crash of the kernel, or the  | may lack pre-images of blocks that were overwritten, and   |
-|                  | disk was taken to another machine           | nothing tells which: all are marked invalid (see rule 9)   |
+|                  | disk was taken to another machine           | nothing says which: all are marked invalid (see rule 9)   |
 
 Rule 9 is in lun_backends/README.md.
 """
@@ -28,14 +28,16 @@ LOST = (
     "the machine went down while the volume was in use, and with durability process-crash its pre-images may not have "
     "been on disk yet"
 )
-"""Why a snapshot is invalid then."""
+"""The reason of a snapshot that is invalid because of that."""
 
 _NEVER = f"unknown {uuid.uuid4()}"
 
 
 def current() -> str:
-    """What differs between any two boots.  Where the kernel does not tell it is the same for this process only: what it
-    leaves unclean is then not trusted any more.
+    """Return a text that differs between any two boots.
+
+    Where the kernel has none, it is the same for this process only.  Snapshots that this process leaves unclean are no
+    longer trusted then.
     """
     try:
         return PATH.read_text().strip() or _NEVER

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses writes to a volume while nobody can know which manifest the next start would find.
+"""Refuses writes to a volume while it is not known which manifest the next start would read.
 
-A change of a volume is its manifest.  When storing it fails the old one is stored again, for the new one may be on the disk
-all the same.  When that fails, too, the next start may find either, and what was written meanwhile could be lost:
+A change of a volume is its manifest.  When storing it fails, the old one is stored again, because the new one may be on the
+disk all the same.  When that fails, too, the next start may read either, and data written meanwhile could be lost:
 
-| what could not be recorded, nor taken back | what the next start could make of it                                     |
+| change neither recorded nor taken back     | harm that the next start could do                                        |
 | ------------------------------------------ | ------------------------------------------------------------------------ |
-| a rollback                                 | roll back what was written since                                         |
-| a new snapshot, its files still there      | show what was written since as if it had been there before               |
+| a rollback                                 | roll back data that was written since                                    |
+| a new snapshot, its files still there      | show data that was written since as if it had been there before          |
 
-So nothing is written since: from within the barrier in which it failed on, every write is refused (`StateInDoubt`), and tries
-first, now and then, to store the manifest.  Whoever else stores one ends it, too, and so does a restart.  (With all other
-changes - deleting, growing, labels - either manifest is true to all that is written later.)
+So no data is written since.  From the barrier in which the change failed, every write is refused (`StateInDoubt`).  About
+once a second a write first tries to store the manifest.  Any other change that stores one ends the doubt, too, and so does
+a restart.  (With all other changes - deleting, growing, labels - either manifest is true to all that is written later.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PATIENCE = 1.0
 
 
 class Doubt:
-    """Of one volume; `begin` and `end` are called by the holder of `changing` only."""
+    """Tracks whether a volume's manifest on disk is known.  Call `begin` and `end` only while holding `changing`."""
 
     def __init__(
         self,
@@ -38,7 +38,9 @@ class Doubt:
         clean_up: Callable[[], None],
         listener: policy.Listener,
     ) -> None:
-        """`store` stores the manifest in force, or raises OSError; `clean_up` then removes what is left of the change that
+        """Start without a doubt.
+
+        `store` stores the manifest in force, or raises OSError.  `clean_up` then removes the leftovers of the change that
         failed.  Both are called under `changing`.
         """
         self.reason = ""
@@ -50,28 +52,28 @@ class Doubt:
         self._next = 0.0
 
     def begin(self, reason: str) -> None:
-        """Refuse writes from now on; only while they are held."""
+        """Refuse writes from now on.  Call it only while they are held."""
         self.reason = reason
         self._next = time.monotonic() + PATIENCE
         self._device.bar(self._refuse)
         self._listener(policy.StateUnknown(reason))
 
     def end(self) -> None:
-        """A manifest is durable: let writes go on."""
+        """Let writes go on, because a manifest is durable."""
         if self.reason:
             self._clean_up()
             self.reason = ""
             self._device.bar(None)
 
     def resolve(self) -> None:
-        """Store the manifest again, if there is a doubt.  Only under `changing`.  Raises OSError."""
+        """Store the manifest again, if there is a doubt.  Call it only under `changing`.  Raises OSError."""
         if self.reason:
             self._store()
             self.end()
 
     def _refuse(self) -> None:
-        """Called by every write.  Raises StateInDoubt, unless the manifest could be stored at last."""
-        if self._changing.acquire(blocking=False):  # whoever has it may be waiting for this write
+        """Raise StateInDoubt, unless the manifest could be stored at last.  Every write calls this."""
+        if self._changing.acquire(blocking=False):  # its holder may be waiting for this write
             try:
                 if self.reason and time.monotonic() >= self._next:
                     self._next = time.monotonic() + PATIENCE

@@ -22,11 +22,11 @@ class VolumeError(refused.Refused):
 
 
 class BadName(VolumeError):
-    """The name may not be used."""
+    """The name is not allowed."""
 
 
 class BadLabel(VolumeError):
-    """The labels may not be given."""
+    """The labels are not allowed."""
 
 
 class SnapshotExists(VolumeError):
@@ -38,7 +38,7 @@ class NoSuchSnapshot(VolumeError):
 
 
 class SnapshotFailed(VolumeError):
-    """The snapshot was not taken; the volume is as before."""
+    """The snapshot was not taken.  The volume is as before."""
 
 
 class TooManySnapshots(VolumeError):
@@ -46,23 +46,23 @@ class TooManySnapshots(VolumeError):
 
 
 class NoSpaceLeft(VolumeError):
-    """It would certainly run out of space."""
+    """The snapshot would certainly run out of space."""
 
 
 class DeletionStopped(VolumeError):
-    """Deleting was cancelled on the way; the snapshot is gone for readers and `resume_deletions` goes on with it."""
+    """A deletion was cancelled on the way.  The snapshot can no longer be read; `resume_deletions` goes on with it."""
 
 
 class RollbackRefused(VolumeError):
-    """The volume was not rolled back; it is as before."""
+    """The volume was not rolled back.  It is as before."""
 
 
 class RollbackStopped(VolumeError):
-    """Rolling back was cancelled before it took effect; the volume is as before."""
+    """A rollback was cancelled before it took effect.  The volume is as before."""
 
 
 class RollbackUnderWay(VolumeError):
-    """The volume is being rolled back; what was asked has to wait for its end."""
+    """The volume is being rolled back.  The request has to wait for the end."""
 
 
 class ResizeRefused(VolumeError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots of several volumes at one moment: all of them, or none.
 
-    <parent of the volumes' directories>/.groups/<uuid>    names the volumes' directories; its being there is the change
+    <parent of the volumes' directories>/.groups/<uuid>    names the volumes' directories; the change is that it exists
 
 | step                                                       | a crash after it leaves                               |
 | ---------------------------------------------------------- | ----------------------------------------------------- |
@@ -12,7 +12,7 @@
 | arm copy-on-write in all, release                          | all                                                   |
 | take the group out of the manifests, remove its file       | all                                                   |
 
-No write is let through between the first manifest and the group's file, so what is dropped is empty.
+No write is let through between the first manifest and the group's file, so a snapshot that is dropped is empty.
 """
 
 from __future__ import annotations

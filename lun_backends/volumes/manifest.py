@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest: the small JSON file that remembers what a volume is and which snapshots it has.
+"""The manifest: the small JSON file that says what a volume is and which snapshots it has.
 
 It is replaced as a whole - written beside, synced, renamed over, the directory synced - so a crash leaves the old one or
 the new one.  A snapshot exists from the moment a manifest that names it is durable.
@@ -7,8 +7,8 @@ the new one.  A snapshot exists from the moment a manifest that names it is dura
 | state      | meaning                                                                                              |
 | ---------- | ---------------------------------------------------------------------------------------------------- |
 | `active`   | can be read                                                                                          |
-| `deleting` | has no view any more; its chunks are moving down to the next older snapshot; goes on at the next open |
-| `invalid`  | was given up (`on_error: drop-snapshot`); its view answers with an error                             |
+| `deleting` | has no view; its chunks are moving down to the next older snapshot; goes on at the next open         |
+| `invalid`  | never stored here: the snapshot's map, or a file beside it, says so (see `invalidation`)             |
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LABEL_MAX = 256
 
 
 class SnapshotState(enum.Enum):
-    """See the module's table."""
+    """The state of a snapshot; see the module's table."""
 
     ACTIVE = "active"
     DELETING = "deleting"
@@ -48,7 +48,7 @@ class SnapshotState(enum.Enum):
 
 @dataclasses.dataclass(eq=False)
 class ManifestError(refused.Refused):
-    """The manifest at `path` cannot be used: `field` (empty: the file as a whole) is wrong in the way `reason` says."""
+    """The manifest at `path` cannot be used: `reason` says what is wrong with `field` (empty: the file as a whole)."""
 
     path: Path
     field: str
@@ -67,7 +67,7 @@ def _check_name(name: str) -> str:
 
 
 def bad_label(key: str, value: str) -> str:
-    """What is wrong with a label; empty if it may be given to a snapshot."""
+    """Return what is wrong with a label; an empty text if a snapshot may have it."""
     if not names.valid(key):
         return f"{key!r} is no key for a label: a key is {names.RULE}"
     if len(value) > LABEL_MAX or not value.isprintable():
@@ -104,21 +104,26 @@ _CONFIG = pydantic.ConfigDict(extra="forbid")
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class SnapshotRecord:
-    """One snapshot; its files carry its UUID in their names."""
+    """One snapshot.  Its files carry its UUID in their names."""
 
     name: _Name
     uuid: uuid.UUID
     taken_at: pydantic.AwareDatetime
     state: SnapshotState = SnapshotState.ACTIVE
-    reason: str = ""  # why it is invalid
     labels: Annotated[dict[str, str], pydantic.AfterValidator(_check_labels)] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
     group: _Uuid | None = None  # it was taken only if this group was, see `group`
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_reason(cls, data: object) -> object:
+        """Drop a field that older versions wrote, always empty."""
+        return {key: value for key, value in data.items() if key != "reason"} if isinstance(data, dict) else data
+
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class PrimaryRecord:
-    """Where the live data is."""
+    """The file or device that holds the live data."""
 
     path: Path
     direct: bool = False
@@ -126,20 +131,22 @@ class PrimaryRecord:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class Manifest:
-    """A volume; `snapshots` are in order of age, oldest first.  `size`, `block_size` and `chunk_size` are bytes."""
+    """A volume.  `snapshots` are in order of age, oldest first.  `size`, `block_size` and `chunk_size` are in bytes."""
 
     name: _Name
     uuid: uuid.UUID
-    created_at: pydantic.AwareDatetime
+    created_at: pydantic.AwareDatetime  # for people who read the file
     primary: PrimaryRecord
     size: Annotated[int, pydantic.Field(gt=0)]
     block_size: Annotated[int, pydantic.AfterValidator(_check_block_size)]
     chunk_size: Annotated[_PowerOfTwo, pydantic.Field(ge=4096, le=1 << 20)]
     durability: Durability = Durability.POWER_LOSS
     snapshots: tuple[SnapshotRecord, ...] = ()
-    epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken
+    epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken; for people who read the file
     in_use: str | None = None  # the boot in which it is open with pre-images that were not synced: see `boot`
-    restoring: _Uuid | None = None  # the snapshot that the volume is being rolled back to
+    restoring: _Uuid | None = (
+        None  # the snapshot that the volume is being rolled back to (the field keeps its old name)
+    )
     format: Literal[1] = 1
 
     @pydantic.model_validator(mode="after")
@@ -158,13 +165,13 @@ _TYPE = pydantic.TypeAdapter(Manifest)
 
 
 def now() -> datetime.datetime:
-    """The time a snapshot is stamped with, UTC, to the millisecond."""
+    """Return the time that a snapshot taken now is stamped with: UTC, to the millisecond."""
     moment = datetime.datetime.now(datetime.UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def load(directory: Path) -> Manifest:
-    """The manifest of the volume in `directory`.  Raises ManifestError."""
+    """Return the manifest of the volume in `directory`.  Raises ManifestError."""
     path = directory / _FILE
     try:
         text = path.read_bytes()
@@ -184,7 +191,7 @@ def load(directory: Path) -> Manifest:
 
 
 def first_problem(error: ValueError) -> str:
-    """What a Manifest that could not be made was refused for, in one phrase."""
+    """Return in one phrase why a Manifest could not be made."""
     if isinstance(error, pydantic.ValidationError):
         field, reason = _first(error)
         return f"{field}: {reason}" if field else reason
@@ -192,35 +199,35 @@ def first_problem(error: ValueError) -> str:
 
 
 def _first(error: pydantic.ValidationError) -> tuple[str, str]:
-    """(field, what is wrong with it) of the first of the problems."""
+    """Return the first of the problems: (field, what is wrong with it)."""
     first = error.errors(include_url=False)[0]
     return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 
 
 def exists(directory: Path) -> bool:
-    """Whether there is a volume in `directory`."""
+    """Return whether there is a volume in `directory`."""
     return (directory / _FILE).exists()
 
 
 def group_path(directory: Path, identity: uuid.UUID) -> Path:
-    """The file that is there if the group of snapshots was taken that a volume in `directory` has a part in."""
+    """Return the file that exists if a group of snapshots was taken; `directory` is that of any volume of the group."""
     return directory.parent / ".groups" / str(identity)
 
 
 def without_groups(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest without the snapshots of groups that were not taken, and with all others as if taken one by one."""
+    """Return the manifest without snapshots of groups that were not taken, and with all others as if taken one by one."""
     there = (
-        each
-        for each in manifest.snapshots
-        if each.group is None or group_path(directory, each.group).exists() or manifest.restoring == each.uuid
+        record
+        for record in manifest.snapshots
+        if record.group is None or group_path(directory, record.group).exists() or manifest.restoring == record.uuid
     )
-    return dataclasses.replace(manifest, snapshots=tuple(dataclasses.replace(each, group=None) for each in there))
+    return dataclasses.replace(manifest, snapshots=tuple(dataclasses.replace(record, group=None) for record in there))
 
 
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
     """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError.
 
-    It goes into a spare file that has its space already: on a full disk it must be possible to delete a snapshot.
+    It goes into a spare file that has its space already, because on a full disk it must be possible to delete a snapshot.
     """
     text = _TYPE.dump_json(manifest, indent=2) + b"\n"
     small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
@@ -228,7 +235,7 @@ def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = stor
 
 
 def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
-    """Have room for the next manifest, if there is any."""
+    """Reserve room for the next manifest, if the disk has any."""
     with contextlib.suppress(OSError):
         fd = io.open(directory / _SPARE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
@@ -240,11 +247,11 @@ def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
 
 
 def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Put the prepared manifest in force, durably.  Raises OSError, and then either may be in force after a crash."""
+    """Put the prepared manifest in force, durably.  Raises OSError; then either may be in force after a crash."""
     small_file.commit(directory / _FILE, io)
 
 
 def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """`prepare` and `commit`."""
+    """Prepare and commit a manifest.  Raises OSError."""
     prepare(directory, manifest, io)
     commit(directory, io)

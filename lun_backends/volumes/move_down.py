@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moves the pre-images of a snapshot in deletion to the next older one (rule 8, lun_backends/README.md).
 
-A block goes down only where the older snapshot has none of its own: a write-once write, refused where it has.  What
-went down is durable before the next batch starts; a move that is interrupted is simply run again.
+A block goes down only where the older snapshot has none of its own: it is a write-once write, which is refused where there is
+one.  Each batch is durable before the next one starts.  A move that is interrupted is simply run again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BATCH = 8 << 20  # bytes per commit
 
 
 def chunks(device: block_device.BlockDevice, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """(chunk, bytes written in it) of every chunk of a write-once device that has any, in order."""
+    """Yield (chunk, bytes written in it) for every chunk of a write-once device that has any, in order."""
     current, written = -1, 0
     for extent in device.extents(0, device.size):
         if extent.kind is ExtentKind.BLANK:
@@ -42,10 +42,11 @@ def move_down(
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> bool:
-    """Put all that `source` has and `target` has not into `target`; gives False if `cancelled` stopped it.  (A volume that
-    was smaller when `target` was taken had nothing beyond its end.)
+    """Put all blocks that `source` has and `target` lacks into `target`.  Return False if `cancelled` stopped it.
 
-    `progress` gets (bytes looked at, bytes in all) after every batch.  Raises what reading and writing raise.
+    Blocks beyond the end of `target` are left out: the volume was smaller when `target` was taken.
+
+    Calls `progress` with (bytes looked at, bytes in all) after every batch.  Raises the errors of reading and writing.
     """
     total = sum(written for _, written in chunks(source, chunk_size))
     done = 0
@@ -69,7 +70,7 @@ def move_down(
 
 
 def _pieces(source: block_device.BlockDevice, size: int, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of all that is written below `size`, no piece across a chunk's end."""
+    """Yield (offset, length) of all that is written below `size`; no piece crosses the end of a chunk."""
     for extent in source.extents(0, min(size, source.size)):
         if extent.kind is not ExtentKind.BLANK:
             offset, end = extent.offset, extent.offset + extent.length
@@ -98,7 +99,7 @@ def _put(
     pieces: list[tuple[int, int]],
     buffer: memoryview,
 ) -> list[tuple[int, int]]:
-    """One commit of `pieces`; gives those that met written blocks."""
+    """Write `pieces` with one commit.  Return those that met written blocks."""
 
     def requests() -> Iterator[tuple[int, Buffers]]:
         for offset, length in pieces:

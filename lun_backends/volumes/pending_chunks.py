@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which chunks a rollback has still to bring to the primary: a file that only loses chunks once a manifest relies on it.
+"""The file of the chunks that a rollback has still to settle.  It only loses chunks once a manifest relies on it.
 
 One bit per chunk, in sectors of 512 bytes of which the last four are the CRC32C of the rest; a sector without chunks is all
-zeroes, so the file is sparse.  Sectors are written whole and a disk writes a sector whole or not at all, so after a power
-cut each says what it said before or after.  Both are right: a chunk is taken out only when what it was waiting for is
-durable, and bringing it to the primary twice does no harm as long as nobody wrote to it, which nobody may before it is out.
+zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole or not at all.  So after a power
+cut each sector has its content of before or after.  Both are right: a chunk is taken out only when its content in the primary
+is durable.  Settling it twice does no harm as long as no initiator has written to it, and none may before it is out.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class PendingDamaged(block_device.BlockDeviceError):
 
 
 class PendingChunks:
-    """The file at `path`, open; `chunks` is what is in it.  One thread at a time may call `remove`."""
+    """The open file at `path`; `chunks` are its chunks.  One thread at a time may call `remove`."""
 
     def __init__(self, path: Path, fd: int, chunks: tracking.BitMap, io: storage_io.StorageIO) -> None:
-        """Not to be called: use `create` or `open`."""
+        """Wrap an open file.  Callers use `create` or `open`."""
         self.path = path
         self.chunks = chunks
         self._fd = fd
@@ -49,7 +49,7 @@ class PendingChunks:
 
     @classmethod
     def create(cls, path: Path, chunks: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingChunks:
-        """A new file for some of a volume's `total` chunks, durable but for its name.  Raises OSError."""
+        """Make a file for some of a volume's `total` chunks, durable but for its name.  Raises OSError."""
         fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         made = cls(path, fd, chunks, io)
         try:
@@ -63,7 +63,7 @@ class PendingChunks:
 
     @classmethod
     def open(cls, path: Path, total: int, io: storage_io.StorageIO) -> PendingChunks:
-        """What a crash or a stop left.  Raises PendingDamaged."""
+        """Open the file that a crash or a stop left.  Raises PendingDamaged."""
         try:
             fd = io.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -80,7 +80,7 @@ class PendingChunks:
         return opened
 
     def add(self, chunks: tracking.BitMap) -> None:
-        """More of them, durable when this returns; only as long as no manifest relies on the file.  Raises OSError."""
+        """Add chunks, durably.  Allowed only as long as no manifest relies on the file.  Raises OSError."""
         more = chunks - self.chunks
         if more:
             self.chunks |= more
@@ -88,20 +88,20 @@ class PendingChunks:
             self._io.fdatasync(self._fd)
 
     def remove(self, chunks: Iterable[int]) -> None:
-        """Take `chunks` out; durable when this returns.  Raises OSError."""
-        gone = tracking.BitMap(chunks)
-        self._write(gone, self.chunks - gone)
+        """Take chunks out, durably.  Raises OSError."""
+        settled = tracking.BitMap(chunks)
+        self._write(settled, self.chunks - settled)
         self._io.fdatasync(self._fd)
-        self.chunks.difference_update(gone)
+        self.chunks.difference_update(settled)
 
     def close(self) -> None:
-        """Release it.  Closing twice is allowed."""
+        """Close the file.  Closing twice is allowed."""
         if self._fd >= 0:
             self._io.close(self._fd)
             self._fd = -1
 
     def _write(self, touched: tracking.BitMap, content: tracking.BitMap) -> None:
-        """Write the sectors that `touched` has chunks in, neighbours with one call."""
+        """Write the sectors that hold chunks of `touched`, neighbours with one call."""
         run: list[memoryview] = []
         begin = 0
         for sector in _sectors(touched):
@@ -115,7 +115,7 @@ class PendingChunks:
             storage_io.write_all(self._io, self._fd, run, begin * _SECTOR, len(run) * _SECTOR)
 
     def _read(self, total: int) -> None:
-        """Find what is in the file.  Raises OSError, PendingDamaged."""
+        """Read the chunks of the file.  Raises OSError, PendingDamaged."""
         size = -(-total // _BITS) * _SECTOR
         buffer = memoryview(bytearray(min(_READ, size)))
         for offset in range(0, size, _READ):
@@ -125,16 +125,16 @@ class PendingChunks:
             if bytes(piece).count(0) == len(piece):
                 continue
             for at in range(0, len(piece), _SECTOR):
-                found = _decode(bytes(piece[at : at + _SECTOR]), (offset + at) // _SECTOR)
-                if found is None:
+                decoded = _decode(bytes(piece[at : at + _SECTOR]), (offset + at) // _SECTOR)
+                if decoded is None:
                     raise PendingDamaged(self.path, f"the sector at {offset + at} fails its checksum")
-                self.chunks.update(found)
+                self.chunks.update(decoded)
         if self.chunks and self.chunks.max() >= total:
             raise PendingDamaged(self.path, "it is about a larger volume")
 
 
 def _sectors(chunks: tracking.BitMap) -> Iterator[int]:
-    """The sectors that some of `chunks` are in, in order."""
+    """Yield the sectors that hold some of `chunks`, in order."""
     at = 0
     while (chunk := next(chunks.iter_equal_or_larger(at), None)) is not None:
         yield chunk // _BITS
@@ -154,7 +154,7 @@ def _encode(chunks: tracking.BitMap, sector: int) -> bytes:
 
 
 def _decode(data: bytes, sector: int) -> list[int] | None:
-    """The chunks of a sector; None if it is damaged."""
+    """Return the chunks of a sector; None if it is damaged."""
     bits = data[: -_CRC.size]
     if not any(data):
         return []

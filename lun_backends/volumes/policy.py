@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens when a snapshot cannot be kept (rule 9, lun_backends/README.md).
+"""The policy for a snapshot that cannot be kept (rule 9, lun_backends/README.md), and the events that report it.
 
 | `on_error`      | the copy of a pre-image fails                                                                    |
 | --------------- | ------------------------------------------------------------------------------------------------ |
 | `fail-writes`   | the write that needed it is refused; every snapshot stays exact                                  |
-| `drop-snapshot` | the write is done; before it, snapshots are marked invalid on disk: if it was for want of space, |
+| `drop-snapshot` | the write is done; before it, snapshots are marked invalid on disk: if there was no space left,  |
 |                 | the oldest, whose space is then used; else, or if that is not enough, all                        |
 
-Why all: snapshots share their pre-images.  What the newest cannot preserve is lost to each older one, too.
+In the last case all, because snapshots share their pre-images.  A block that the newest cannot preserve is lost to each older one,
+too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ DEFAULT = Policy()
 
 @dataclass(frozen=True, slots=True)
 class SpaceLow:
-    """The snapshots have come to take `used` bytes, which is near their limit."""
+    """The snapshots take `used` bytes by now, which is near their limit."""
 
     used: int
     limit: int
@@ -50,7 +51,7 @@ class SpaceLow:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInvalidated:
-    """Snapshot `name` was given up because of `reason`."""
+    """Snapshot `name` was invalidated because of `reason`."""
 
     name: str
     reason: str
@@ -72,8 +73,8 @@ class StateUnknown:
 
 Event = SpaceLow | SnapshotInvalidated | WriteRefused | StateUnknown
 Listener = Callable[[Event], None]
-"""Called on the thread of a write: has to return at once."""
+"""Called on the thread of a write, so it has to return at once."""
 
 
-def nobody(_event: Event) -> None:
-    """A listener that does not listen."""
+def ignore(_event: Event) -> None:
+    """Ignore every event."""

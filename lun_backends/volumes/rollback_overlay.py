@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling a volume back to a snapshot while it is being used.
+"""The overlay that gives a volume a snapshot's content while its primary is still being rolled back.
 
-The volume goes back at one instant: when the manifest that names the snapshot (`restoring`) is durable.  Before, it is as
-it was; from then on it is at that moment, although nothing was copied yet:
+The volume goes back at one instant: when the manifest that names the snapshot (`restoring`) is durable.  Before that it is
+as it was.  From then on it has the snapshot's content, although no chunk is copied yet:
 
 | chunk       | where it reads from  | a write to it                      | a crash                                            |
 | ----------- | -------------------- | ---------------------------------- | -------------------------------------------------- |
 | pending     | the snapshot's view  | settles it first                   | it is still pending, and settled again              |
 | not pending | the primary          | like any other                     | -                                                  |
 
-To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md): preserve it in the newest
-one, write the view's content to the primary, make that durable, take the chunk out of the pending ones, durably.  Only then
-anything else may be written to it; so a chunk that is pending after a crash never has newer data than the snapshot's.
-Chunks whose content is the same already are only taken out.
+To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md):
+preserve it in the newest one, write the view's content to the primary, make that durable, take the chunk out of the pending
+ones, durably.  Only then may an initiator write to it.  So a chunk that is pending after a crash never has newer data than
+the snapshot's.  Chunks that have the right content already are only taken out.
 
-What keeps it right:
+It is right because:
 
-* Pending at first are the chunks that any snapshot from the restored one on has: all that changed since.  What the volume
-  has grown by since is pending, too, and reads as zeroes.
-* While this goes on snapshots are neither taken nor deleted nor given up, nor is the volume resized: the newest snapshot is
-  the same throughout, and the view needs every one of them.
-* All of this is durable whatever the volume's `durability` is: while it goes on the volume is made of its snapshots, so they
-  must be as good as the primary.
-* Only the thread that settles writes to a pending chunk, and one settles at a time, for all who wait.  It needs no gate, so
-  the holder of the gate may settle.
+* Pending at first are the chunks that this snapshot or any newer one has: all that changed since.  Blocks that the volume
+  has grown by since are pending, too, and read as zeroes.
+* During a rollback no snapshot is taken, deleted or invalidated, and the volume is not resized.  So the newest snapshot is
+  the same throughout, and the view has every snapshot that it needs.
+* All of this is durable whatever the volume's `durability` is.  During a rollback the volume is made of its snapshots, so
+  they must be as good as the primary.
+* Only the thread that settles writes to a pending chunk.  One thread settles at a time, for all that wait.  It needs no
+  gate, so the holder of the gate may settle.
 * A read that saw a chunk pending may find it settled and overwritten when it asks the view.  The view has the snapshot's
   content all the same (rule 3), and the read began before that write ended.
 """
@@ -45,7 +45,7 @@ ROUND = 8 << 20
 
 
 class Moment:
-    """A snapshot's view, followed by zeroes up to `size`: what the volume shall become."""
+    """The content that the volume is to have: a snapshot's view, followed by zeroes up to `size`."""
 
     def __init__(self, view: BlockDevice, size: int) -> None:
         self._view = view
@@ -85,8 +85,10 @@ def _zero(buffers: Buffers) -> None:
 def to_settle(
     changed: tracking.BitMap, view: BlockDevice, newest: BlockDevice, primary: BlockDevice, chunk_size: int
 ) -> tracking.BitMap:
-    """Of the chunks that `changed` since the view's moment those that are chunks of the newest snapshot, and what the
-    volume has grown by since the view's moment and is no hole.
+    """Return the chunks to settle.
+
+    They are those in `changed` that the newest snapshot covers, plus any chunk that is no hole and was added by growth since
+    the snapshot of `view`.
     """
     pending: tracking.BitMap = changed.copy()
     pending.remove_range(-(-newest.size // chunk_size), 1 << 62)
@@ -99,7 +101,7 @@ def to_settle(
 
 
 class RollbackOverlay:
-    """A rollback under way: the overlay over a volume's primary, and what brings the primary to it."""
+    """A rollback under way: the overlay over a volume's primary, which also brings the primary to its content."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class RollbackOverlay:
         chunk_size: int,
         preserve: Callable[[Sequence[int]], None],
     ) -> None:
-        """`preserve` makes sure that the newest snapshot has these chunks of the primary."""
+        """Take over an open record.  `preserve` makes sure that the newest snapshot has some chunks of the primary."""
         self.record = record
         self.pending = record.chunks
         self.total = len(record.chunks)
@@ -153,15 +155,15 @@ class RollbackOverlay:
             yield from (self._moment if waiting else self._primary).extents(start, count)
 
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Return when none of the chunks of the (first, last) `spans` is pending any more.
+        """Return when no chunk of the (first, last) `spans` is pending any longer.
 
-        Raises PreserveFailed and whatever reading and writing raise.
+        Raises PreserveFailed, and the errors of reading and writing.
         """
         for first, last in spans:
             at = first
             while (chunk := self._next(at)) is not None and chunk <= last:
                 # A round at a time, so that a huge write does not make all others wait for all of it.
-                batch = [each for each in self._first(chunk, self._round) if each <= last]
+                batch = [pending for pending in self._first(chunk, self._round) if pending <= last]
                 with self._wanting:
                     self._wanted.update(batch)
                 with self._settling:
@@ -171,7 +173,7 @@ class RollbackOverlay:
     def settle_all(
         self, progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] | None = None
     ) -> bool:
-        """Settle everything; gives False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
+        """Settle everything.  Return False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
         while (chunk := self._next(0)) is not None:
             if cancelled is not None and cancelled():
                 return False
@@ -186,17 +188,17 @@ class RollbackOverlay:
         return not self.pending.range_cardinality(offset // self._chunk_size, end)
 
     def _next(self, at: int) -> int | None:
-        """The first pending chunk from `at` on."""
+        """Return the first pending chunk from `at` on."""
         with self._wanting:  # `pending` must not change under an iterator
             return next(self.pending.iter_equal_or_larger(at), None)
 
     def _first(self, at: int, count: int) -> list[int]:
-        """Up to `count` pending chunks from `at` on; at least `at` itself, which may have been settled meanwhile."""
+        """Return up to `count` pending chunks from `at` on; at least `at` itself, which may have been settled meanwhile."""
         with self._wanting:
             return list(itertools.islice(self.pending.iter_equal_or_larger(at), count)) or [at]
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """(offset, length, whether pending) of the parts of a range."""
+        """Yield (offset, length, whether pending) for the parts of a range."""
         end = offset + length
         while offset < end:
             chunk = offset // self._chunk_size
@@ -209,7 +211,7 @@ class RollbackOverlay:
             offset = stop
 
     def _settle_wanted(self) -> None:
-        """Settle what all who wait want, a round of it at a time."""
+        """Settle the chunks that any thread waits for, a round at a time."""
         while True:
             with self._wanting:
                 self._wanted.intersection_update(self.pending)
@@ -220,7 +222,7 @@ class RollbackOverlay:
             self._settle_round(batch)
 
     def _settle_round(self, chunks: list[int]) -> None:
-        """Bring the moment's content of some chunks to the primary, for good; one thread at a time."""
+        """Bring the content of some chunks to the primary, durably.  One thread at a time does this."""
         size = self._primary.size
         places = [
             (chunk * self._chunk_size, min(self._chunk_size, size - chunk * self._chunk_size)) for chunk in chunks
@@ -247,6 +249,6 @@ class RollbackOverlay:
                 raise block_device.MediumError(lba, True, os_error.reason(error)) from error
 
     def _piece(self, index: int, length: int) -> memoryview:
-        """The place of a round's chunk in the buffer."""
+        """Return the place of a round's chunk in the buffer."""
         start = index * self._chunk_size
         return self._buffer[start : start + length]

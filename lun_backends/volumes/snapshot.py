@@ -18,7 +18,7 @@ from lun_backends.volumes.manifest import SnapshotState
 
 @dataclass(eq=False)
 class Snapshot:
-    """One snapshot of an open volume; lives until it is deleted or the volume is closed."""
+    """One snapshot of an open volume.  It lives until it is deleted or the volume is closed."""
 
     name: str
     uuid: uuid.UUID
@@ -32,7 +32,7 @@ class Snapshot:
 
     @property
     def state(self) -> SnapshotState:
-        """`active`, `deleting` or `invalid`."""
+        """Return the state: active, deleting or invalid."""
         if self.deleting:
             return SnapshotState.DELETING
         return SnapshotState.INVALID if self.is_invalid else SnapshotState.ACTIVE
@@ -44,12 +44,12 @@ class Snapshot:
 
     @property
     def invalid_reason(self) -> str:
-        """Return why it is invalid; empty if it is not."""
+        """Return why it is invalid; an empty text if it is not."""
         return self.write_once.reason or ""
 
     @property
     def unreadable(self) -> str:
-        """Why its view cannot be read; empty if it can."""
+        """Return why its view cannot be read; an empty text if it can."""
         return "it is being deleted" if self.deleting else self.invalid_reason
 
     @property
@@ -59,10 +59,10 @@ class Snapshot:
 
     @property
     def used_bytes(self) -> int:
-        """What it takes on disk."""
+        """Return how many bytes it takes on disk."""
         return self.write_once.used_bytes()
 
     @property
     def preserved_bytes(self) -> int:
-        """How much of the volume is preserved in it."""
+        """Return how many bytes of the volume are preserved in it."""
         return self.write_once.written_bytes()

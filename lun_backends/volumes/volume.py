@@ -72,7 +72,7 @@ class Volume:
         direct: bool = False,
         durability: Durability = Durability.POWER_LOSS,
         rules: policy.Policy = policy.DEFAULT,
-        listener: policy.Listener = policy.nobody,
+        listener: policy.Listener = policy.ignore,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
         """Make a volume in `directory` (made if missing) and open it.
@@ -103,7 +103,7 @@ class Volume:
         directory: Path,
         *,
         rules: policy.Policy = policy.DEFAULT,
-        listener: policy.Listener = policy.nobody,
+        listener: policy.Listener = policy.ignore,
         io: storage_io.StorageIO = storage_io.SYSTEM,
     ) -> Volume:
         """Open the volume in `directory`.  Raises ManifestError, backing_file.CannotOpen, PendingDamaged, VolumeError."""

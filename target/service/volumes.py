@@ -45,7 +45,7 @@ def rules(wanted: settings.Volume) -> policy.Policy:
     )
 
 
-def open_volume(wanted: settings.Volume, state_dir: Path, listener: policy.Listener = policy.nobody) -> volume.Volume:
+def open_volume(wanted: settings.Volume, state_dir: Path, listener: policy.Listener = policy.ignore) -> volume.Volume:
     """The volume, open; `listener` is told what becomes of its snapshots.  Raises Problem, Refused, BlockDeviceError, OSError."""
     directory = volume_directory(wanted.name, state_dir)
     primary = primary_path(wanted, state_dir)
