@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from target.iscsi import errors
 from target.scsi.task import Task
@@ -113,7 +112,7 @@ class Command:
         self.borrows = False  # its data-out are views into the receive buffer
         self.broken = False  # some of its data was lost: it will fail when the rest was taken off the wire
         self.charged = 0  # bytes of the connection's budget it holds
-        self.lease: Any = None  # what the portal keeps for it: that receive buffer
+        self.lease: object | None = None  # what the portal keeps for it: that receive buffer
         self.barriers: list[Barrier] = []
         self.unsolicited: memoryview = memoryview(b"")
         self.unsolicited_received = 0

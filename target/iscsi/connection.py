@@ -19,21 +19,21 @@ What a peer does wrong never raises: it is answered as errors.py tells, and logg
 from __future__ import annotations
 
 import enum
-import functools
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
-from target.iscsi import keys, login, pdu
+from target.iscsi import keys, login, pdu, task_management
 from target.iscsi.command import Barrier, Command
 from target.iscsi.errors import LoginRefused, LoginStatus, PeerError, Rejected
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.limits import Limits
 from target.iscsi.output import Output
-from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementFunction, TaskManagementResponse
+from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementResponse
 from target.iscsi.sender import MASK, Sender
 from target.iscsi.task_set import TaskSet
-from target.scsi.task import Task
+from target.iscsi.text import TextExchange
+from target.scsi.scsi_target import Nexus, ScsiTarget
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +47,10 @@ class State(enum.Enum):
     CLOSING = "closing"
 
 
-class Nexus(Protocol):
-    """What the device server gives for an I_T nexus."""
-
-    def execute(self, task: Task, *, nowait: bool = ...) -> None: ...
-
-
 class Host(Protocol):
     """What a connection asks of the portal it belongs to."""
 
-    targets: Mapping[str, Any]
+    targets: Mapping[str, ScsiTarget]
     policy: login.AccessPolicy
     failed_logins: FailedLogins
     parameters: keys.Parameters
@@ -65,7 +59,7 @@ class Host(Protocol):
     def reinstate(self, connection: Connection) -> list[Command]:
         """End the sessions that `connection` replaces (RFC 7143 6.3.5); their commands that still run."""
 
-    def open_session(self, connection: Connection) -> tuple[int, Any]:
+    def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         """Enter the session: (TSIH, nexus or None for discovery).  Raises LoginRefused."""
 
     def portals(self, reached: str) -> Iterable[str]:
@@ -89,7 +83,7 @@ class Connection:
         self.state = State.LOGIN
         self.since = now
         self.login = login.Login(host.targets, host.policy, address, host.parameters)
-        self.nexus: Any = None
+        self.nexus: Nexus | None = None
         self.tsih = 0
         self.stalled = False
         """Whether the last `receive` left requests alone, because of congestion or for their answers to be sent first: to be
@@ -98,7 +92,7 @@ class Connection:
         self.tasks = TaskSet(self.sender, host.limits)
         self._limits = host.limits
         self._login_pdus = 0
-        self._held: dict[int, bytes] = {}
+        self.held: dict[int, bytes] = {}
         self._managing = 0  # task management functions not answered yet
         self._last_heard = now
         self._pinged: float | None = None
@@ -108,8 +102,7 @@ class Connection:
         )
         self._closing_since: float | None = None
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
-        self._text = bytearray()
-        self._text_answer = b""
+        self._text = TextExchange()
 
     # -- for the portal ------------------------------------------------------------------------------------------
 
@@ -131,7 +124,7 @@ class Connection:
         start = 0
         self.stalled = False
         while start < end:
-            if self.tasks.fast and not self._held:
+            if self.tasks.fast and not self.held:
                 start = self.tasks.receive_commands(buffer, start, end)
                 if start == end:
                     break
@@ -369,8 +362,8 @@ class Connection:
             return
         sender.exp_cmd_sn = cmd_sn + 1 & MASK
         self._handle(found)
-        while self._held and self.state is State.FULL_FEATURE:
-            raw = self._held.pop(sender.exp_cmd_sn, None)
+        while self.held and self.state is State.FULL_FEATURE:
+            raw = self.held.pop(sender.exp_cmd_sn, None)
             if raw is None:
                 break
             held = pdu.find(memoryview(raw), 0, len(raw), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
@@ -388,24 +381,26 @@ class Connection:
 
     def _hold(self, cmd_sn: int, found: pdu.Pdu) -> None:
         """Keep a request that came ahead of its turn."""
-        if cmd_sn in self._held:
+        if cmd_sn in self.held:
             return
         raw = pdu.encode(bytes(found.bhs), found.data, ahs=bytes(found.ahs))
-        if sum(map(len, self._held.values())) + len(raw) > self._limits.held_bytes:
+        if sum(map(len, self.held.values())) + len(raw) > self._limits.held_bytes:
             raise PeerError("too much sent ahead of its CmdSN")
-        self._held[cmd_sn] = raw
+        self.held[cmd_sn] = raw
 
     def _handle_task_management(self, found: pdu.Pdu) -> None:
         _, flags, _, _, _, lun, itt, referenced, _, _ = pdu.REQUEST.unpack(found.bhs)
         if not found.immediate:
             self.tasks.free_slot()
-        function = flags & 0x7F
+        assert self.nexus is not None  # `_dispatch` refuses it in a discovery session
         self._managing += 1
         try:
             if self._managing > self._limits.managed:
-                raise _Unmanaged(TaskManagementResponse.FUNCTION_REJECTED)
-            waits_for = self._manage(function, lun, referenced)
-        except _Unmanaged as refusal:
+                raise task_management.Refused(TaskManagementResponse.FUNCTION_REJECTED)
+            waits_for = task_management.carry_out(
+                self, self.nexus, self.host.neighbours(self), flags & 0x7F, lun, referenced
+            )
+        except task_management.Refused as refusal:
             self._answer_management(itt, refusal.response)
             return
         Barrier(waits_for, lambda: self._answer_management(itt, TaskManagementResponse.FUNCTION_COMPLETE))
@@ -416,73 +411,6 @@ class Connection:
             self.sender.send(Opcode.TASK_MANAGEMENT_RESPONSE, response=response, itt=itt)
             self.host.has_output(self)
 
-    def _manage(self, function: int, lun: int, referenced: int) -> list[Command]:
-        """Carry out a task management function; the aborted commands that still run."""
-        if function == TaskManagementFunction.ABORT_TASK:
-            command = self.tasks.commands.get(referenced)
-            if command is None and self._abort_held(lambda itt, its_lun: (itt, its_lun) == (referenced, lun)):
-                return []
-            if command is None or command.task.lun != lun:
-                raise _Unmanaged(TaskManagementResponse.TASK_DOES_NOT_EXIST)
-            return self.tasks.abort(lambda other: other is command)
-        if function == TaskManagementFunction.TASK_REASSIGN:
-            raise _Unmanaged(TaskManagementResponse.REASSIGN_NOT_SUPPORTED)
-        if function == TaskManagementFunction.TARGET_WARM_RESET:
-            units = list(self.nexus.units.values())
-            self.nexus.target_warm_reset()
-            return self._abort_on(units, self.host.neighbours(self))
-        if function not in (
-            TaskManagementFunction.ABORT_TASK_SET,
-            TaskManagementFunction.CLEAR_TASK_SET,
-            TaskManagementFunction.LOGICAL_UNIT_RESET,
-        ):
-            raise _Unmanaged(TaskManagementResponse.FUNCTION_NOT_SUPPORTED)
-        unit = self.nexus.units.get(lun)
-        if unit is None:
-            raise _Unmanaged(TaskManagementResponse.LUN_DOES_NOT_EXIST)
-        if function == TaskManagementFunction.ABORT_TASK_SET:
-            self.nexus.abort_task_set(lun)
-            return self._abort_on([unit], [self])
-        if function == TaskManagementFunction.LOGICAL_UNIT_RESET:
-            self.nexus.lun_reset(lun)
-        else:
-            self.nexus.clear_task_set(lun)
-        return self._abort_on(
-            [unit],
-            self.host.neighbours(self),
-            tell=function == TaskManagementFunction.CLEAR_TASK_SET,
-        )
-
-    def _abort_on(
-        self, units: Iterable[Any], connections: Iterable[Connection], *, tell: bool = False
-    ) -> list[Command]:
-        """Abort the commands of these sessions on the units, whatever LUNs each session knows them by; those that still run.
-
-        With `tell` other sessions that lose any get the unit attention that says so.
-        """
-        chosen = {id(unit) for unit in units}
-        still: list[Command] = []
-        for connection in connections:
-            luns = {lun for lun, unit in connection.nexus.units.items() if id(unit) in chosen}
-            lost = {command.task.lun for command in connection.tasks.commands.values()} & luns
-            lost |= connection._abort_held(functools.partial(_is_on, luns))
-            still += connection.tasks.abort_on(luns)
-            if tell and connection is not self:
-                for lun in lost:
-                    connection.nexus.commands_cleared(lun)
-        return still
-
-    def _abort_held(self, which: Callable[[int, int], bool]) -> set[int]:
-        """Abort SCSI commands that wait for their turn, by tag and LUN; the LUNs they were for."""
-        found = set()
-        for cmd_sn, raw in self._held.items():
-            opcode, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack_from(raw)
-            if opcode == Opcode.SCSI_COMMAND and which(itt, lun):
-                found.add(lun)
-                # Its number still has its turn: as a NOP that wants no answer.
-                self._held[cmd_sn] = pdu.REQUEST.pack(Opcode.NOP_OUT, pdu.FINAL, 0, 0, 0, 0, NO_TAG, NO_TAG, cmd_sn, 0)
-        return found
-
     def _handle_nop(self, found: pdu.Pdu) -> None:
         _, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack(found.bhs)
         if not found.immediate:
@@ -491,59 +419,9 @@ class Connection:
             self.sender.nop_in(itt, NO_TAG, lun, found.data[: self.sender.max_segment])
 
     def _handle_text(self, found: pdu.Pdu) -> None:
-        _, flags, _, _, _, _, itt, ttt, _, _ = pdu.REQUEST.unpack(found.bhs)
         if not found.immediate:
             self.tasks.free_slot()
-        if ttt == NO_TAG:
-            self._text.clear()
-            self._text_answer = b""
-        self._text += found.data
-        if len(self._text) > login.MAX_TEXT_LENGTH:
-            raise PeerError("a text request too long")
-        if flags & pdu.TEXT_CONTINUE:
-            self.sender.send(Opcode.TEXT_RESPONSE, 0, itt=itt, word20=TEXT_TTT)
-            return
-        if self._text:
-            self._text_answer = keys.serialise(self._answer_text(keys.parse(bytes(self._text))))
-            self._text.clear()
-        piece = self._text_answer[: self.sender.max_segment]
-        self._text_answer = self._text_answer[len(piece) :]
-        more = bool(self._text_answer)
-        self.sender.send(
-            Opcode.TEXT_RESPONSE,
-            pdu.TEXT_CONTINUE if more else pdu.FINAL,
-            itt=itt,
-            word20=TEXT_TTT if more else NO_TAG,
-            data=(piece,) if piece else (),
-        )
-
-    def _answer_text(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        answers: list[tuple[str, str]] = []
-        rest: list[tuple[str, str]] = []
-        for key, value in pairs:
-            if key == "SendTargets":
-                answers += self._send_targets(value)
-            else:
-                rest.append((key, value))
-        self.login.agreed, negotiated = keys.negotiate(rest, self.login.agreed, self.host.parameters, full_feature=True)
-        self.sender.max_segment = self.login.agreed.max_recv_data_segment_length
-        return answers + negotiated
-
-    def _send_targets(self, wanted: str) -> list[tuple[str, str]]:
-        """RFC 7143 appendix C."""
-        if wanted == "All":
-            if not self.login.discovery:
-                return [("SendTargets", keys.REJECT)]
-            names = list(self.host.targets)
-        else:
-            names = [name for name in self.host.targets if name == (wanted or self.login.target)]
-        answers: list[tuple[str, str]] = []
-        for name in names:
-            if self.host.policy.allows(self.login.initiator, self.address, name):
-                answers.append(("TargetName", name))
-                for address in self.host.portals(self.portal_address):
-                    answers.append(("TargetAddress", f"{address},{login.PORTAL_GROUP_TAG}"))
-        return answers
+        self._text.take(self, found)
 
     def _handle_logout(self, found: pdu.Pdu) -> None:
         _, flags, _, _, _, _, itt, cid, _, _ = pdu.REQUEST.unpack(found.bhs)
@@ -571,22 +449,6 @@ class Connection:
         agreed = self.login.agreed
         times = agreed.default_time2wait << 16 | agreed.default_time2retain
         self.sender.send(Opcode.LOGOUT_RESPONSE, response=response, itt=itt, words=(0, times, 0))
-
-
-def _is_on(luns: Container[int], _itt: int, lun: int) -> bool:
-    return lun in luns
-
-
-class _Unmanaged(Exception):
-    """A task management function that is answered with `response`."""
-
-    def __init__(self, response: TaskManagementResponse) -> None:
-        super().__init__(response)
-        self.response = response
-
-
-TEXT_TTT = 0x7FFFFFFF
-"""The tag of a text exchange that goes on; there is only ever one."""
 
 
 # By class, not by object: a table of bound methods would make a circle that outlives the session.

@@ -13,8 +13,7 @@ for takes from a budget of `data_bytes`; a command that would move more than `tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Callable, Container, Sequence
 
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, pdu
@@ -25,7 +24,7 @@ from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import MASK, Sender, residual_of
 from target.scsi import sense
-from target.scsi.task import Status, Task
+from target.scsi.task import Executor, Status, Task
 
 TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
 LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
@@ -65,13 +64,14 @@ class TaskSet:
         self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
         self._task = Task(sender.output.allocate)
         self._ahead: list[Task] = []  # what `_prepare_ahead` names commands with
-        self._execute: Callable[..., None] = _no_nexus
-        self._prepare: Callable[..., Any] = _no_nexus
+        nobody: Executor = _NoExecutor()
+        self._execute = nobody.execute
+        self._prepare = nobody.prepare
 
-    def open(self, nexus: Any, name: str, agreed: keys.Parameters, max_segment: int) -> None:
+    def open(self, executor: Executor, name: str, agreed: keys.Parameters, max_segment: int) -> None:
         """The session begins; it may send data segments of `max_segment` bytes."""
-        self._execute = nexus.execute
-        self._prepare = nexus.prepare
+        self._execute = executor.execute
+        self._prepare = executor.prepare
         self._agreed = agreed
         self.data_out.open(name, agreed)
         self.max_immediate = min(agreed.first_burst_length, max_segment) if agreed.immediate_data else 0
@@ -474,5 +474,11 @@ class TaskSet:
             then()
 
 
-def _no_nexus(task: Task, *, nowait: bool = False) -> None:
-    raise errors.UsageError("a command outside of a normal session")
+class _NoExecutor:
+    """The executor of a session that has none (yet): a discovery session, or one that is logging in."""
+
+    def execute(self, task: Task, *, nowait: bool) -> None:
+        raise errors.UsageError("a command outside of a normal session")
+
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        raise errors.UsageError("a write outside of a normal session")

@@ -25,12 +25,13 @@ class ReceiveBuffer:
         self.holders = 0
 
 
-class Channel:
+class Channel(Lane):
     """A socket with its connection, its unhandled bytes and its jobs."""
 
-    __slots__ = ("buffer", "connection", "fill", "lane", "mask", "opened", "output", "portal", "sock")
+    __slots__ = ("buffer", "connection", "fill", "mask", "opened", "output", "portal", "sock")
 
     def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
+        super().__init__(connection.tasks)
         self.sock = sock
         self.portal = portal
         self.connection = connection
@@ -38,5 +39,4 @@ class Channel:
         self.buffer: ReceiveBuffer | None = None
         self.fill = 0  # bytes in it that were not handled
         self.mask = select.EPOLLIN
-        self.lane = Lane(self, connection.tasks)
         self.opened = time.time()

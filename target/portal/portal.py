@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
@@ -41,6 +41,7 @@ from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
 from target.portal.channel import Channel, ReceiveBuffer
 from target.portal.workers import Workers
+from target.scsi.scsi_target import Nexus, ScsiTarget
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Portal:
         self,
         host: str,
         port: int,
-        targets: Mapping[str, Any],
+        targets: Mapping[str, ScsiTarget],
         *,
         policy: login.AccessPolicy | None = None,
         parameters: keys.Parameters = keys.OURS,
@@ -93,7 +94,7 @@ class Portal:
         self._epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, str]] = {}
         self.address = self.listen(host, port)
-        self._workers = Workers(workers)
+        self._workers: Workers[Channel] = Workers(workers)
         self._channels: dict[int, Channel] = {}
         self._by_connection: dict[Connection, Channel] = {}
         self._arenas = ArenaPool()
@@ -222,11 +223,7 @@ class Portal:
 
     def end_session(self, tsih: int) -> None:
         """Drop a session; its initiator will probably log in again."""
-        self._call(lambda: self._end_sessions(lambda connection: connection.tsih == tsih))
-
-    def end_sessions_of(self, target: str) -> None:
-        """Drop all sessions on `target`: to be called when it was taken out of `targets`."""
-        self._call(lambda: self._end_sessions(lambda connection: connection.login.target == target))
+        self._call(lambda: self._end_session(tsih))
 
     def _call(self, action: Callable[[], None]) -> None:
         self._calls.append(action)
@@ -250,7 +247,7 @@ class Portal:
                 self._drop(channel)
         return waits_for
 
-    def open_session(self, connection: Connection) -> tuple[int, Any]:
+    def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         mine = connection.login
         nexus = None
         if mine.target is not None:
@@ -484,9 +481,9 @@ class Portal:
         if mask != channel.mask:
             channel.mask = mask
             self._epoll.modify(channel.sock.fileno(), mask)
-        if (channel.lane.pending or connection.stalled) and not connection.tasks.congested:
-            if channel.lane.pending:
-                self._workers.start(channel.lane)
+        if (channel.pending or connection.stalled) and not connection.tasks.congested:
+            if channel.pending:
+                self._workers.start(channel)
             if connection.stalled:
                 self._stalled.add(channel)
 
@@ -504,7 +501,7 @@ class Portal:
             self._warm = None
         self._epoll.unregister(fd)
         channel.sock.close()
-        for command in channel.lane.drop():
+        for command in channel.drop():
             self._finish_command(channel, command)
         target = connection.login.target
         nexus = connection.nexus
@@ -519,9 +516,8 @@ class Portal:
         """A closed channel, once no worker has anything of it: its memory goes back to the pools at once, and no circle of
         references leaves the rest to a garbage collector that seldom runs.
         """
-        if channel.lane.active:
+        if channel.active:
             return
-        channel.lane.owner = None
         buffer, channel.buffer = channel.buffer, None
         if buffer is not None and not buffer.holders:
             self._give_buffer(buffer)
@@ -539,22 +535,23 @@ class Portal:
 
     def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
         """Give what a batch left blocked to the workers."""
+        nexus = channel.connection.nexus
+        assert nexus is not None  # a discovery session has no commands
         tasks = channel.connection.tasks
         blocked, tasks.blocked = tasks.blocked, []
         for command in blocked:
             if command.borrows:
                 command.lease = buffer
                 buffer.holders += 1
-        self._workers.enqueue(channel.lane, channel.connection.nexus, blocked)
+        self._workers.enqueue(channel, nexus, blocked)
 
     def _finish_results(self) -> None:
         results = self._workers.results
         while results:
-            lane, command, last = results.popleft()
-            channel = lane.owner
+            channel, command, last = results.popleft()
             self._finish_command(channel, command)
             if last:
-                self._workers.job_done(lane)
+                self._workers.job_done(channel)
             if channel.sock.fileno() < 0:
                 self._let_go(channel)
             else:
@@ -562,7 +559,7 @@ class Portal:
 
     def _finish_command(self, channel: Channel, command: Command) -> None:
         buffer = command.lease
-        if buffer is not None:
+        if isinstance(buffer, ReceiveBuffer):
             command.lease = None
             buffer.holders -= 1
             if not buffer.holders and channel.buffer is not buffer:
@@ -588,9 +585,9 @@ class Portal:
                 channel.connection.async_event(event, code, parameters)
                 self._dirty.add(channel)
 
-    def _end_sessions(self, which: Callable[[Connection], bool]) -> None:
+    def _end_session(self, tsih: int) -> None:
         for channel in list(self._channels.values()):
-            if channel.connection.state is not State.LOGIN and which(channel.connection):
+            if channel.connection.state is not State.LOGIN and channel.connection.tsih == tsih:
                 self._drop(channel)
 
 

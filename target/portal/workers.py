@@ -13,10 +13,11 @@ import queue
 import threading
 import time
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from target.iscsi.command import Command
 from target.iscsi.task_set import TaskSet
+from target.scsi.task import Executor
 
 JOB_BYTES: Final = 8 << 20
 """Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
@@ -32,10 +33,9 @@ TELL_SECONDS: Final = 0.0005
 class Lane:
     """The jobs of one session: those that wait, and how many are with the workers."""
 
-    __slots__ = ("active", "owner", "pending", "tasks")
+    __slots__ = ("active", "pending", "tasks")
 
-    def __init__(self, owner: Any, tasks: TaskSet) -> None:
-        self.owner = owner
+    def __init__(self, tasks: TaskSet) -> None:
         self.tasks = tasks
         self.pending: deque[Job] = deque()
         self.active = 0
@@ -52,7 +52,7 @@ class Lane:
                 and len(job.commands) + len(behind.commands) <= JOB_WRITES
             ):
                 self.pending.popleft()
-                job = Job(job.lane, job.nexus, job.commands + behind.commands)
+                job = Job(job.executor, job.commands + behind.commands)
         return job
 
     def drop(self) -> list[Command]:
@@ -63,22 +63,24 @@ class Lane:
 
 
 class Job(NamedTuple):
-    """`commands` of the session `lane`, to execute on `nexus`."""
+    """Commands of one session, and the executor to run them on."""
 
-    lane: Lane
-    nexus: Any
+    executor: Executor
     commands: list[Command]
 
 
-class Result(NamedTuple):
-    """`command` was executed; `last` when its job is over."""
+L = TypeVar("L", bound=Lane)
 
-    lane: Lane
+
+class Result(NamedTuple, Generic[L]):
+    """An executed command of `lane`; `last` when its job is over."""
+
+    lane: L
     command: Command
     last: bool
 
 
-class Workers:
+class Workers(Generic[L]):
     """`count` daemon threads; everything but `wake` belongs to the loop's thread.
 
     A session gets workers only while more are free than it has already: one session alone gets half of them, and
@@ -87,20 +89,20 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.results: deque[Result] = deque()
+        self.results: deque[Result[L]] = deque()
         self._active = 0  # jobs with the threads
-        self._queued: deque[Lane] = deque()  # lanes that found no worker free, longest first
+        self._queued: deque[L] = deque()  # lanes that found no worker free, longest first
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fd_lock = threading.Lock()  # the number must not be someone else's by the time it is written to
         self.sleeping = False  # set by the loop before it looks into `results` the last time, and sleeps
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[L, Job] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"iscsi-worker-{number}", daemon=True) for number in range(count)
         ]
         for thread in self._threads:
             thread.start()
 
-    def enqueue(self, lane: Lane, nexus: Any, commands: list[Command]) -> None:
+    def enqueue(self, lane: L, executor: Executor, commands: list[Command]) -> None:
         """Make jobs of a batch's blocked commands, and start what can be started.
 
         Writes of one LUN stay together, since they share a commit; the rest is spread, since each waits for the disk by
@@ -113,21 +115,21 @@ class Workers:
                 writes.setdefault(command.task.lun, []).append(command)
             else:
                 others.append(command)
-        lane.pending.extend(Job(lane, nexus, batch) for batch in writes.values())
+        lane.pending.extend(Job(executor, batch) for batch in writes.values())
         share = -(-len(others) // (self.count // 2 or 1))
         batch: list[Command] = []
         size = 0
         for command in others:
             if batch and (len(batch) == share or size + command.task.expected_in > JOB_BYTES):
-                lane.pending.append(Job(lane, nexus, batch))
+                lane.pending.append(Job(executor, batch))
                 batch, size = [], 0
             batch.append(command)
             size += command.task.expected_in
         if batch:
-            lane.pending.append(Job(lane, nexus, batch))
+            lane.pending.append(Job(executor, batch))
         self.start(lane)
 
-    def start(self, lane: Lane) -> None:
+    def start(self, lane: L) -> None:
         """Start jobs of `lane` as far as its share of the workers and its peer's taking answers allow."""
         while lane.pending and not lane.tasks.congested:
             if lane.active >= self.count - self._active:
@@ -136,9 +138,9 @@ class Workers:
                 return
             lane.active += 1
             self._active += 1
-            self._jobs.put(lane.next_job())
+            self._jobs.put((lane, lane.next_job()))
 
-    def job_done(self, lane: Lane) -> None:
+    def job_done(self, lane: L) -> None:
         """A job of `lane` is over: whoever waited longest is next."""
         lane.active -= 1
         self._active -= 1
@@ -173,17 +175,18 @@ class Workers:
             self.wake_fd = -1
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (work := self._jobs.get()) is not None:
+            lane, job = work
             live = [command for command in job.commands if not command.task.aborted]
             if len(live) > 1:
-                job.nexus.prepare([command.task for command in live])
-            execute = job.nexus.execute
+                job.executor.prepare([command.task for command in live])
+            execute = job.executor.execute
             last = job.commands[-1]
             told = time.monotonic()
             for command in job.commands:
                 if not command.task.aborted:
                     execute(command.task, nowait=False)
-                self.results.append(Result(job.lane, command, command is last))
+                self.results.append(Result(lane, command, command is last))
                 if self.sleeping and (command is last or time.monotonic() - told > TELL_SECONDS):
                     told = time.monotonic()
                     self.sleeping = False

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 Allocate = Callable[[int], Sequence[memoryview]]
 """Gives a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
@@ -66,3 +67,19 @@ class Task:
         self.status: int = Status.GOOD
         self.sense: bytes = b""
         self.data_in: Sequence[memoryview] = ()
+
+
+class Executor(Protocol):
+    """The part of the device server that runs tasks: one I_T nexus, as both fabrics see it."""
+
+    def execute(self, task: Task, *, nowait: bool) -> None:
+        """Run the task to its end, and set its results.
+
+        With `nowait`, raise WouldBlock instead of waiting and leave the results untouched. Raises nothing else.
+        """
+
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        """Do at once what the writes among these tasks would each wait for; return whether another try is worth it.
+
+        With `nowait`, do only the part that takes no waiting.
+        """

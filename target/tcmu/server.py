@@ -25,10 +25,9 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 from lun_backends.block_device import WouldBlock
-from target.scsi.task import Task
+from target.scsi.task import Executor
 from target.tcmu.ring import Ring, RingError, RingTask, Run
 
 log = logging.getLogger(__name__)
@@ -39,18 +38,6 @@ ROUNDS = 8  # batches that one ring gets before the others have their turn
 TURNS = 64  # commands that it gets if they come alone
 LOOKS = 64  # at the ring that was busy last, before the others are asked
 SPIN_SECONDS = 0.0005  # how long the loop looks around before it sleeps again
-
-
-class Executor(Protocol):
-    """One I_T nexus of a device server with the one logical unit that a ring carries commands for."""
-
-    def execute(self, task: Task, *, nowait: bool) -> None:
-        """Run the task to its end; with `nowait` raise WouldBlock rather than wait."""
-
-    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
-        """Do ahead, for all of these tasks at once, what their writes would each wait for; with `nowait`: what of it
-        takes no waiting, and whether that was anything.
-        """
 
 
 @dataclass(eq=False)

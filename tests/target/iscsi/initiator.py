@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 from lun_backends.block_device import BlockDevice
@@ -19,7 +18,7 @@ from target.iscsi.limits import Limits
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import ScsiTarget
+from target.scsi.scsi_target import Nexus, ScsiTarget
 
 TARGET = "iqn.2026-11.io.wolun:test"
 INITIATOR = "iqn.2026-11.io.wolun:initiator"
@@ -47,7 +46,7 @@ class NeverLate(FailedLogins):
 class FakePortal:
     """`connection.Host` for connections without sockets."""
 
-    targets: Mapping[str, Any]
+    targets: Mapping[str, ScsiTarget]
     policy: login.AccessPolicy = field(default_factory=login.OpenAccess)
     failed_logins: FailedLogins = field(default_factory=NeverLate)
     parameters: keys.Parameters = keys.OURS
@@ -57,7 +56,7 @@ class FakePortal:
     def reinstate(self, connection: Connection) -> list[Command]:
         return []
 
-    def open_session(self, connection: Connection) -> tuple[int, Any]:
+    def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         self.connections.append(connection)
         name = connection.login.target
         return len(self.connections), None if name is None else self.targets[name].open_nexus(
@@ -201,12 +200,18 @@ class Initiator:
         )  # fmt: skip
         return pdu.encode(bhs, data, self.digests)
 
+    @property
+    def nexus(self) -> Nexus:
+        """The nexus of the session, which is not a discovery session."""
+        assert self.connection.nexus is not None
+        return self.connection.nexus
+
     def run_blocked(self) -> list[Reply]:
         """Do the workers' work; what is answered then."""
         blocked, self.connection.tasks.blocked = self.connection.tasks.blocked, []
         for command in blocked:
             if not command.task.aborted:
-                self.connection.nexus.execute(command.task, nowait=False)
+                self.nexus.execute(command.task, nowait=False)
             self.connection.tasks.complete(command)
         return self.take()
 

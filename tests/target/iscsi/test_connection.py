@@ -480,8 +480,8 @@ def test_a_unit_is_reset_under_whatever_luns_sessions_know_it(
     other_device = MemoryDevice(MIB)
     target.add_lun(1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other"))
     one, two = connect(), connect()
-    target.change_view(one.connection.nexus, lambda number, unit: [Reach(0)] if number == 0 else [])
-    target.change_view(two.connection.nexus, lambda number, unit: [Reach(1 - number)])
+    target.change_view(one.nexus, lambda number, unit: [Reach(0)] if number == 0 else [])
+    target.change_view(two.nexus, lambda number, unit: [Reach(1 - number)])
     for initiator, luns in ((one, (0,)), (two, (0, 1))):
         for lun in luns:
             for _ in range(4):

@@ -14,9 +14,19 @@ from target.portal.workers import JOB_WRITES, Job, Lane
 from target.scsi.task import Task
 
 
+class _Idle:
+    """An executor that nothing is run on."""
+
+    def execute(self, task: Task, *, nowait: bool) -> None:
+        raise AssertionError
+
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        raise AssertionError
+
+
 def lane_of(*jobs: Sequence[tuple[int, bool]]) -> Lane:
     """A lane with these jobs, each a list of (LUN, whether it writes)."""
-    lane = Lane(None, TaskSet(Sender(Output(ArenaPool())), Limits()))
+    lane = Lane(TaskSet(Sender(Output(ArenaPool())), Limits()))
     itt = 0
     for job in jobs:
         commands = []
@@ -25,7 +35,7 @@ def lane_of(*jobs: Sequence[tuple[int, bool]]) -> Lane:
             task.lun = lun
             commands.append(Command(itt, task, 512, reads=not writes, writes=writes, counted=True))
             itt += 1
-        lane.pending.append(Job(lane, None, commands))
+        lane.pending.append(Job(_Idle(), commands))
     return lane
 
 
