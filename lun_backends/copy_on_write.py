@@ -30,9 +30,8 @@ The claims and the copying are in `preserving`.
 
 Without a snapshot, `_known` is a range that contains every chunk: the same fast path, with the same look.
 
-While the volume is being rolled back (see `volumes.rollback_overlay`), an
-overlay answers reads.  A chunk that it has not settled yet is not
-known: a write to it takes the long way and settles it first.
+While the volume is being rolled back (see `volumes.rollback_overlay`), an overlay answers reads.  A chunk that it has not
+settled yet is not known: a write to it takes the long way and settles it first.
 """
 
 from __future__ import annotations

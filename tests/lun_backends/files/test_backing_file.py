@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device
+from lun_backends import refused
 from lun_backends.files import backing_file
 
 SIZE = 1 << 20
@@ -33,7 +33,7 @@ def test_an_existing_file_stays(tmp_path: Path) -> None:
 def test_a_missing_directory_is_named_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(backing_file.CannotOpen, match=r"no/where: No such file.*; check the path") as caught:
         backing_file.create(tmp_path / "no" / "where", SIZE)
-    assert isinstance(caught.value, block_device.BlockDeviceError)
+    assert isinstance(caught.value, refused.Refused)
 
 
 @pytest.mark.parametrize("size", [2 * SIZE, 1 << 63, 1 << 90])
