@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make lab`: makes a box, brings the lab of `vagrant/` up with it, walks through vagrant/README.md, takes everything down.
+"""`make lab`: the whole run from a new box to the last step of vagrant/README.md.
 
-Needs root, for mmdebstrap and libvirtd, which runs in namespaces of its own; nothing is left.  Machines are emulated: a /dev/kvm that
-is there may still not run them; `WOLUN_LAB_DRIVER=kvm` uses it.  WOLUN_LAB_BOX, a file, saves making the box.
+The run makes a box, brings the lab of `vagrant/` up with it, walks through the README and takes everything down.
+
+It needs root, for mmdebstrap and libvirtd.  It works in namespaces of its own and leaves nothing behind.  The machines
+are emulated, because an existing /dev/kvm may still not work; `WOLUN_LAB_DRIVER=kvm` uses it.  WOLUN_LAB_BOX names a box
+file and saves the time to make one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from tests import peers
 from tests.kernel import packages
 from tests.lab import box, hypervisor, walkthrough
 
-ERASED = "\x1b[K"  # what was on the line before
+ERASED = "\x1b[K"  # the terminal drops the text before it
 CHECKOUT = Path(__file__).resolve().parents[2]
 BOX = "wolun-lab"
 PEERS = {
@@ -39,7 +42,7 @@ PLUGIN = ("vagrant-libvirt", "/usr/share/rubygems-integration/all/gems/vagrant-l
 
 
 def install() -> None:
-    """What the lab needs on this host.  Raises PeerMissing, LabUnavailable."""
+    """Install what the lab needs on this host, or raise PeerMissing or LabUnavailable."""
     wanted = {package for program, package in PEERS.items() if peers.find(program) is None}
     if not list(Path("/").glob(PLUGIN[1].lstrip("/"))):
         wanted.add(PLUGIN[0])
@@ -49,7 +52,7 @@ def install() -> None:
 
 
 class Vagrant:
-    """Vagrant, with all that it keeps in `directory`."""
+    """Vagrant, with all its files in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self._consoles = directory / "consoles"
@@ -68,16 +71,16 @@ class Vagrant:
         }
 
     def type_on(self, step: walkthrough.Step) -> str:
-        """What a step prints; raises CalledProcessError."""
+        """Run a step and return what it prints, or raise CalledProcessError."""
         if step.machine == walkthrough.HOST:
-            # whoever follows begins in the checkout, says `cd vagrant` and stays there; here each block has its own shell
+            # A reader begins in the checkout, types `cd vagrant` and stays there; here each block has its own shell.
             directory = CHECKOUT if step.commands.startswith("cd ") else CHECKOUT / "vagrant"
             return self._run(["bash", "-euo", "pipefail", "-c", step.commands], directory)
         typed = f"sudo bash -euo pipefail -c {shlex.quote(step.commands)}"
         return self._run(["vagrant", "ssh", step.machine, "--no-tty", "-c", typed], CHECKOUT / "vagrant")
 
     def _run(self, command: list[str], directory: Path) -> str:
-        """What a command prints on standard output, which is shown while it does."""
+        """Run a command, show its standard output at once, and return it."""
         printed: list[str] = []
         with subprocess.Popen(
             command, cwd=directory, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -94,20 +97,22 @@ class Vagrant:
         return "".join(printed)
 
     def consoles(self) -> str:
-        """The ends of what the machines said on their serial ports."""
+        """Return the ends of the output of the machines' serial ports."""
         return "".join(
             f"--- {path.name}\n{path.read_text('utf-8', 'replace')[-2000:]}\n" for path in self._consoles.iterdir()
         )
 
     def add(self, file: Path) -> None:
-        """Make a box known."""
+        """Add a box to Vagrant's."""
         self._run(["vagrant", "box", "add", "--name", BOX, str(file)], CHECKOUT)
 
 
 def outside() -> int:
-    """Make what is needed outside of the namespaces, and wait for what happens in them; the exit code."""
+    """Prepare everything outside of the namespaces, wait for the run inside, and return the exit code."""
     if os.geteuid() != 0:
-        sys.stderr.write("the lab makes a machine's root and runs libvirtd: be root, as with `sudo make lab`\n")
+        sys.stderr.write(
+            "the lab makes a machine's root file system and runs libvirtd: run it as root, like `sudo make lab`\n"
+        )
         return 1
     try:
         install()
@@ -129,7 +134,7 @@ def outside() -> int:
 
 
 def inside(directory: Path, file: Path) -> int:
-    """What happens in namespaces of its own; the exit code."""
+    """Run the lab in its own namespaces, and return the exit code."""
     vagrant = Vagrant(directory)
     try:
         hypervisor.start(directory / "host")
@@ -147,12 +152,12 @@ def inside(directory: Path, file: Path) -> int:
 
 
 def tell(step: walkthrough.Step) -> None:
-    """Show what is typed, as one sees it who follows the README; what it prints comes then."""
+    """Show a step's commands as a reader of the README types them; their output follows."""
     print("\n".join(f"{step.machine}# {line}" for line in step.commands.splitlines()), flush=True)
 
 
 def note(what: str) -> None:
-    """Say what comes, and when that was."""
+    """Print the time and what comes next."""
     print(f"--- {time.strftime('%H:%M:%S')} {what}", flush=True)
 
 

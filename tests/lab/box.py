@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Debian 12 box for Vagrant's libvirt provider, made here: no catalogue, no boot loader, no network in the machine.
+"""A Debian 12 box for Vagrant's libvirt provider, made without a catalogue, a boot loader or a network in the machine.
 
-Debian comes through this host's apt configuration.  In it are what `vagrant/provision` would fetch otherwise: the packages,
-and a `.venv` of this checkout's requirements.  The checkout itself is not; that comes with `vagrant up`.  Kernel and initial
-RAM disk lie beside the disk image, for a direct boot, and are those of the kernel lab but for the disk driver.
+Debian comes through this host's apt configuration.  The box contains what `vagrant/provision` would fetch otherwise: the
+packages, and a `.venv` with this checkout's requirements.  The checkout itself comes with `vagrant up`.  Kernel and
+initial RAM disk lie beside the disk image, for a direct boot; apart from the disk driver they are the kernel lab's.
 
     metadata.json   provider, format and size
     Vagrantfile     how to boot it
@@ -25,7 +25,7 @@ from tests.kernel import image
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent / "box"
-PUBLIC_KEY = "/usr/share/rubygems-integration/all/gems/vagrant-2*/keys/vagrant.pub"  # the one everybody knows
+PUBLIC_KEY = "/usr/share/rubygems-integration/all/gems/vagrant-2*/keys/vagrant.pub"  # the public one of all boxes
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 PACKAGES = (
     *("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "openssh-server", "sudo", "rsync", "python3-venv"),
@@ -42,7 +42,7 @@ NO_USE = (
     "drivers/infiniband",
     "drivers/staging",
 )
-# what every Vagrant box has: its user, its key, sudo without a password; addresses by DHCP on the first interface
+# Every Vagrant box has these: its user, its key, sudo without a password; addresses by DHCP on the first interface
 SETUP = """
 set -eu
 useradd --create-home --shell /bin/bash vagrant
@@ -64,12 +64,12 @@ rm -r /tmp/lab
 
 
 def build(directory: Path, box: Path) -> None:
-    """Make `box`; `directory` is for what is needed meanwhile.  Raises CalledProcessError."""
+    """Make `box`, with `directory` for temporary files, or raise CalledProcessError."""
     boot = image.build()
     root, parts, raw = (directory / name for name in ("root", "parts", "raw"))
     _debian(root, directory)
     modules = root / "usr/lib/modules" / boot.release
-    no_use = {str(boot.modules / "kernel" / each) for each in NO_USE}
+    no_use = {str(boot.modules / "kernel" / part) for part in NO_USE}
     shutil.copytree(boot.modules, modules, ignore=lambda parent, names: {n for n in names if f"{parent}/{n}" in no_use})
     _run("depmod", "-b", root, boot.release)
     parts.mkdir()
@@ -85,7 +85,7 @@ def build(directory: Path, box: Path) -> None:
 
 
 def _debian(root: Path, directory: Path) -> None:
-    """The root file system, with Python's packages."""
+    """Make the root file system, with Python's packages."""
     bring = directory / "lab"
     bring.mkdir()
     _wheels(bring / "wheels")
@@ -107,10 +107,10 @@ def _debian(root: Path, directory: Path) -> None:
 
 
 def _wheels(directory: Path) -> None:
-    """Wheels for Debian 12's Python of all that is required, whatever Python runs here."""
+    """Collect wheels of all requirements for Debian 12's Python, which may differ from the one that runs here."""
     pip = (CHECKOUT / ".venv/bin/python", "-m", "pip", "-q", "--disable-pip-version-check")
     with tempfile.TemporaryDirectory() as built:
-        _run(*pip, "wheel", "-w", built, CHECKOUT)  # some there is as source only
+        _run(*pip, "wheel", "-w", built, CHECKOUT)  # some packages have no wheel
         _run(
             *(*pip, "download", "-d", directory, "--find-links", built),
             *("--python-version", PYTHON, "--only-binary=:all:", "wolun", "setuptools"),

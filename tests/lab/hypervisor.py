@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirtd without systemd, started by hand in namespaces of its own: what it writes and the processes it starts end with it.
+"""libvirtd without systemd, in namespaces of its own, whose files and processes end with it.
 
-`start` belongs inside of them: it lays directories of this run over those that libvirt writes to, and starts virtlogd and
+`start` runs inside of them.  It mounts directories of this run over those that libvirt writes to, and starts virtlogd and
 libvirtd.
 """
 
@@ -29,23 +29,26 @@ COVERED = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var
 
 
 class CannotStart(Exception):
-    """There is no libvirtd; says what it said."""
+    """libvirtd did not start; the message is its own."""
 
 
 def namespaces(command: Sequence[str]) -> list[str]:
-    """The same command in new mount, network and pid namespaces: when it ends, or who runs it, all its processes do."""
+    """Return the same command in new mount, network and PID namespaces.
+
+    When the command or its caller ends, all its processes end.
+    """
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
     return ["setpriv", "--pdeathsig", "KILL", "--", *unshare, *command]
 
 
 def start(directory: Path) -> None:
-    """Make this namespace a host of virtual machines, whose files lie in `directory`.  Raises CannotStart."""
+    """Make this namespace a host of virtual machines, with its files in `directory`, or raise CannotStart."""
     for covered in COVERED:
         ours = directory / covered.strip("/").replace("/", "-")
         ours.mkdir(parents=True)
         Path(covered).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--bind", ours, covered], check=True)
-    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # the interfaces are those of this namespace
+    subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # shows the interfaces of this namespace
     subprocess.run([peers.require("ip"), "link", "set", "lo", "up"], check=True)
     for made in (
         "/run/libvirt",

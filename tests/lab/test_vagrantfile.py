@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vagrant/` as far as it can be checked where no machine is brought up: by Vagrant itself, ShellCheck, and us."""
+"""`vagrant/`, as far as Vagrant, ShellCheck and this project can check it without a machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GUESTS = Path(__file__).resolve().parents[1] / "kernel/guest"
 
 @pytest.fixture(scope="module")
 def vagrant() -> str:
-    """Vagrant, with the libvirt provider."""
+    """Return Vagrant, with the libvirt provider."""
     program = peers.require("vagrant")
     if not any(Path("/usr/share/rubygems-integration").glob("*/gems/vagrant-libvirt-*")):
         peers.install(["vagrant-libvirt"])
@@ -28,7 +28,7 @@ def vagrant() -> str:
 
 
 def validate(vagrant: str, directory: Path, state: Path) -> subprocess.CompletedProcess[str]:
-    """`vagrant validate`; nothing is kept but in `state`."""
+    """Run `vagrant validate`, which writes to `state` only."""
     environment = {
         **os.environ,
         "VAGRANT_HOME": str(state / "home"),
@@ -41,12 +41,12 @@ def validate(vagrant: str, directory: Path, state: Path) -> subprocess.Completed
     )
 
 
-def test_vagrant_finds_no_mistake(vagrant: str, tmp_path: Path) -> None:
+def test_vagrantfile_is_valid(vagrant: str, tmp_path: Path) -> None:
     done = validate(vagrant, VAGRANT, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_vagrant_would_find_one(vagrant: str, tmp_path: Path) -> None:
+def test_validation_finds_a_mistake(vagrant: str, tmp_path: Path) -> None:
     text = (VAGRANT / "Vagrantfile").read_text()
     assert "libvirt.machine_type" in text
     (tmp_path / "Vagrantfile").write_text(text.replace("libvirt.machine_type", "libvirt.machine_typo"))
@@ -56,15 +56,15 @@ def test_vagrant_would_find_one(vagrant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, GUESTS / "systemctl"], ids=lambda path: path.name)
-def test_shellcheck_finds_no_mistake(script: Path) -> None:
+def test_scripts_pass_shellcheck(script: Path) -> None:
     done = subprocess.run([peers.require("shellcheck"), script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("file", sorted(PROVISION.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_configurations_are_good(file: Path) -> None:
+def test_configurations_are_valid(file: Path) -> None:
     reader.load(file)
 
 
-def test_every_machine_has_its_script() -> None:
+def test_each_machine_has_its_script() -> None:
     assert {path.name for path in SCRIPTS} == {"common.sh", "initiator.sh", "storage.sh", "node.sh", "backup.sh"}

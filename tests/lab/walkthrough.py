@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks of vagrant/README.md, as steps that can be run wherever the four machines are.
+"""The blocks of vagrant/README.md, as steps for any set of the four machines.
 
-| fence                | what happens with it                                                                       |
-| -------------------- | ------------------------------------------------------------------------------------------ |
-| `sh MACHINE...`      | typed as root on each of the machines, one after the other, which must succeed                |
-| `sh host`            | typed where Vagrant is                                                                     |
-| `text`               | what the block before it prints, on every one of its machines; `...` stands for what varies,  |
-|                      | within a line, and on a line of its own for any number of lines                            |
+| fence           | meaning                                                                                      |
+| --------------- | -------------------------------------------------------------------------------------------- |
+| `sh MACHINE...` | commands to type as root on each of the machines, one after the other; they must succeed     |
+| `sh host`       | commands to type where Vagrant runs                                                          |
+| `text`          | the output of the block before, on each of its machines; `...` stands for text that varies   |
+|                 | within a line, and on a line of its own for any number of lines                              |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True)
 class Step:
-    """Commands that are typed on a machine, and what is shown of what they print: None if nothing is."""
+    """Commands to type on a machine, and the output that the page shows; None if it shows none."""
 
     machine: str
     commands: str
@@ -32,7 +32,7 @@ class Step:
 
 @dataclass(eq=False)
 class NotTrue(Exception):
-    """A step printed something else than is shown."""
+    """A step whose output differs from the page."""
 
     step: Step
     printed: str
@@ -42,7 +42,7 @@ class NotTrue(Exception):
 
 
 def steps(text: str) -> Iterator[Step]:
-    """The steps of a walk-through, in their order."""
+    """Yield the steps of a walk-through, in their order."""
     blocks = [(language, words.split(), body) for language, words, body in _BLOCK.findall(text)]
     for index, (language, machines, body) in enumerate(blocks):
         following = blocks[index + 1] if index + 1 < len(blocks) else None
@@ -52,7 +52,7 @@ def steps(text: str) -> Iterator[Step]:
 
 
 def check(step: Step, printed: str) -> None:
-    """Raises NotTrue if a step's output is not what is shown; where none is shown, nothing may be printed."""
+    """Raise NotTrue if a step's output differs from the page; where the page shows none, there must be none."""
     lines = [
         "(?:.*\n)*?" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + "\n"
         for line in (step.shown or "").strip().splitlines()
@@ -62,9 +62,9 @@ def check(step: Step, printed: str) -> None:
 
 
 def walk(type_on: Callable[[Step], str | None], tell: Callable[[Step], None]) -> int:
-    """Run every step with `type_on`, which gives what was printed, None if that is of no concern, and `tell` before it; the number of steps.
+    """Run each step with `type_on`, after `tell`, and return the number of steps.
 
-    Raises NotTrue, and what `type_on` raises.
+    `type_on` returns the output, or None if it does not matter.  Raise NotTrue, and whatever `type_on` raises.
     """
     ran = 0
     for step in steps(README.read_text("utf-8")):

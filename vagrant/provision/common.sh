@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# What every machine of the lab gets: names, open-iscsi, and the checkout that lies in /opt/wolun.
+# Set up what every machine of the lab needs: names, open-iscsi, and the checkout that lies in /opt/wolun.
 #
 # usage: common.sh NAME HOST=ADDRESS...
 #
-# Does what is not done yet, so it may run again.
+# The script may run again: it skips the steps that are done.
 set -euo pipefail
 name=$1
 shift
@@ -36,7 +36,7 @@ install -m 644 "$here/70-wolun-lab.rules" /etc/udev/rules.d/
 udevadm control --reload
 install -D -m 644 -t /etc/dbus-1/system.d /opt/wolun/config/org.kernel.TCMUService1.wolun.conf
 install -m 644 /opt/wolun/config/wolun.service /etc/systemd/system/
-# an emulated machine on a busy host may take longer to start it than the minute and a half that systemd waits
+# On a busy host an emulated machine may need more than the minute and a half that systemd waits for a start.
 mkdir -p /etc/systemd/system/wolun.service.d
 printf '[Service]\nTimeoutStartSec=600\n' >/etc/systemd/system/wolun.service.d/lab.conf
 systemctl daemon-reload

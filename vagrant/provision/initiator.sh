@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Logs in to the storage host, which may still be starting, and waits for its two LUNs.  Run by node.sh and backup.sh.
+# Log in to the storage host, which may still be starting, and wait for its two LUNs.  node.sh and backup.sh run this.
 set -euo pipefail
-# a session waits for a storage host that is away as long as it takes, and is there again after a reboot
+# A session waits for a missing storage host without limit, and comes back after a reboot.
 sed -i 's/^node.startup = .*/node.startup = automatic/' /etc/iscsi/iscsid.conf
 systemctl restart iscsid
 portal=$(getent hosts storage | cut -d' ' -f1):3260

@@ -19,14 +19,14 @@ VOLUME = HEAD + "volumes:\n  - name: vol0\n    lun: 0\n    size: 1GiB\n"
 
 
 def problems(text: str | bytes) -> list[str]:
-    """The lines a bad configuration is answered with."""
+    """Return the lines that explain a bad configuration."""
     with pytest.raises(reader.ConfigurationError) as caught:
         reader.parse(text, "f.yaml")
     return str(caught.value).splitlines()
 
 
 def only(text: str | bytes) -> str:
-    """The one line a configuration with one mistake is answered with."""
+    """Return the one line that explains a configuration with one mistake."""
     (line,) = problems(text)
     return line
 
