@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun serve`: one process that owns a state directory, from the lock to the last sync.
+"""`wolun serve`: the process that owns a state directory, from the lock to the last sync.
 
 Order of start: lock the directory, open the volumes, listen for initiators, open the control socket, print `ready`.
-Order of stop (SIGTERM, SIGINT): no new requests, cancel jobs, log initiators out, sync and close the volumes, unlock.
-The signals are blocked in every thread and waited for by the main one, which does nothing else.
+Order of stop (SIGTERM, SIGINT): refuse new requests, cancel jobs, log initiators out, sync and close the volumes, unlock.
+All threads block these signals.  The main thread waits for them and does nothing else.
 
     <state directory>/lock            locked by the daemon that owns the directory
     <state directory>/control.sock    the control socket
-    <state directory>/luns.json       which LUNs the snapshots have
+    <state directory>/luns.json       the LUNs of the snapshots
     <state directory>/volumes/        see volumes.py
 """
 
@@ -37,14 +37,14 @@ STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class CannotServe(Exception):
-    """The daemon cannot start; says why and what to do."""
+    """The daemon cannot start; the text says why, and what to do."""
 
 
 def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     """Run until SIGTERM or SIGINT.  Raises CannotServe, ConfigurationError."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    os.umask(0o077)  # whatever a volume holds is nobody else's business
+    os.umask(0o077)  # only the daemon's user may read the content of volumes
     config = config or places.default_configuration()
     on_file = _configuration(config)
     configured = _listening(on_file, listen)
@@ -57,7 +57,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
             if (configured.volumes or configured.write_once or configured.shared) and not (
                 served.open_volumes or served.scsi.luns
             ):
-                raise CannotServe("no volume can be served; see above for each one's reason and remedy")
+                raise CannotServe("no volume can be served; the messages above name the reason and the remedy for each")
             _run(served, config, on_file)
         finally:
             served.stop()
@@ -75,7 +75,7 @@ def _configuration(path: Path) -> settings.Settings:
 
 
 def _listening(configured: settings.Settings, listen: str | None) -> settings.Settings:
-    """The same, listening where `--portal` says."""
+    """Return the same settings with the address of `--portal`."""
     if listen is None:
         return configured
     try:
@@ -86,14 +86,13 @@ def _listening(configured: settings.Settings, listen: str | None) -> settings.Se
 
 @contextlib.contextmanager
 def _owned(state_dir: Path) -> Iterator[None]:
-    """Make the state directory if need be, and be its only daemon."""
+    """Create the state directory if necessary, and lock it, so that no other daemon serves it."""
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(state_dir / places.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotServe(
-            f"the state directory {state_dir} cannot be used ({error.strerror}): "
-            "make it writable, or name another with --state-dir"
+            f"the state directory {state_dir} cannot be used ({error.strerror}): {places.UNUSABLE_REMEDY}"
         ) from error
     try:
         try:
@@ -101,7 +100,7 @@ def _owned(state_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             owner = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
             raise CannotServe(
-                f"a daemon (process {owner}) serves {state_dir} already: stop it first, or name another --state-dir"
+                f"a daemon (process {owner}) already serves {state_dir}: stop it first, or choose another with --state-dir"
             ) from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -119,7 +118,7 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
     try:
         fabric.start()
         served.fabric_started(fabric.addresses, fabric.sessions, fabric.failed_logins)
-        # Slow to import, and initiators that lost a killed daemon are waiting: they come first.
+        # These modules import slowly.  Initiators that wait for a restarted daemon are served first.
         from target.administration import administration
         from target.control import control_socket
 
@@ -132,7 +131,7 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         try:
             _announce(served, configured)
             number = signal.sigwait(STOP_SIGNALS)
-            _tell_systemd("STOPPING=1")
+            _notify_systemd("STOPPING=1")
             log.info("%s: stopping", signal.Signals(number).name)
             served.stop()
         finally:
@@ -144,33 +143,33 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
 
 
 def _announce(served: service.Service, configured: settings.Settings) -> None:
-    """Say on standard error how to log in, and on standard output, in one line, that one can."""
+    """Print on standard error how to log in, and then the line `ready` on standard output."""
     address, name = served.portal_address, configured.target
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
-    there = [each for each in configured.volumes if each.name in served.open_volumes]
-    lines += [f"  LUN {each.lun}: {each.name}" for each in there if each.lun is not None]
+    volumes = [volume for volume in configured.volumes if volume.name in served.open_volumes]
+    lines += [f"  LUN {volume.lun}: {volume.name}" for volume in volumes if volume.lun is not None]
     if configured.fabric is settings.Fabric.PORTAL:
         lines += [
             "log in with the kernel's initiator (as root):",
             f"  iscsiadm -m discovery -t sendtargets -p {address}",
             f"  iscsiadm -m node -T {name} -p {address} --login",
         ]
-        shown = [each.lun for each in there if each.lun is not None]
-        lines += ["or without one:", f"  qemu-img info {served.url(shown[0])}"] if shown else []
+        shown = [volume.lun for volume in volumes if volume.lun is not None]
+        lines += ["or without the kernel's initiator:", f"  qemu-img info {served.url(shown[0])}"] if shown else []
     command = f"{_program()} {_state_option(served.state_dir)}"
-    if there:
-        lines += ["take a snapshot, from another terminal:", f"  {command}snapshot create {there[0].name} NAME"]
+    if volumes:
+        lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {volumes[0].name} NAME"]
     else:
-        lines += ["make a volume, from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
+        lines += ["create a volume from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")
     sys.stdout.flush()
-    _tell_systemd("READY=1")
+    _notify_systemd("READY=1")
 
 
-def _tell_systemd(state: str) -> None:
-    """Tell systemd, if it started us as `Type=notify` (sd_notify(3))."""
+def _notify_systemd(state: str) -> None:
+    """Notify systemd, if it started the daemon as `Type=notify` (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
@@ -178,7 +177,7 @@ def _tell_systemd(state: str) -> None:
 
 
 def _program() -> str:
-    """How this program is called from a shell in the current directory."""
+    """Return the command that runs this program in the current directory."""
     if shutil.which("wolun"):
         return "wolun"
     return os.path.relpath(sys.argv[0])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun doctor`: what this machine can run, and what to do about what is missing.
+"""`wolun doctor`: check what this machine can run, and name a remedy for each missing part.
 
-Looks only: nothing is loaded, mounted or changed.  Needs no daemon and no configuration.
+The check only reads: it loads, mounts and changes nothing.  It needs no daemon and no configuration.
 
-| fabric   | what is looked at                                                                                |
+| fabric   | checked                                                                                          |
 | -------- | ------------------------------------------------------------------------------------------------ |
 | both     | the state directory                                                                              |
-| `portal` | whether its address can be listened on                                                           |
+| `portal` | whether the portal can listen at its addresses                                                   |
 | `lio`    | rights, kernel modules, configfs, the kernel target's database directory, the D-Bus system bus   |
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from target import places
 from target.configuration import fabric_kind
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
@@ -34,7 +35,10 @@ CAP_SYS_ADMIN = 21
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; without it `fabric` (or with None: either) does not run, unless it is `optional`."""
+    """The result of one check.
+
+    If it is not `good`, `fabric` (None: neither fabric) cannot run, unless the part is `optional`.
+    """
 
     fabric: fabric_kind.Fabric | None
     what: str
@@ -46,46 +50,47 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found."""
+    """The results of all checks."""
 
     findings: tuple[Finding, ...]
 
     def can_run(self, fabric: fabric_kind.Fabric) -> bool:
-        """Whether nothing that the fabric needs is missing."""
-        return all(each.good or each.optional for each in self.findings if each.fabric in (None, fabric))
+        """Return whether the machine has all parts that the fabric needs."""
+        needed = (finding for finding in self.findings if finding.fabric in (None, fabric))
+        return all(finding.good or finding.optional for finding in needed)
 
 
 def examine(state_dir: Path, listen: Iterable[str]) -> Report:
-    """Look at this machine; `listen` is where the portal accepts initiators, HOST:PORT each."""
+    """Check this machine; `listen` are the addresses of the portal, HOST:PORT each."""
     return Report((_state(state_dir), *map(_port, listen), *_kernel()))
 
 
 def show(report: Report) -> str:
-    """The report for people."""
+    """Return the report as text for people."""
     lines = []
     for fabric, title in (
-        (None, "for everything"),
-        (fabric_kind.Fabric.PORTAL, "fabric: portal, our own iSCSI portal"),
+        (None, "for both fabrics"),
+        (fabric_kind.Fabric.PORTAL, "fabric: portal, wolun's own iSCSI portal"),
         (fabric_kind.Fabric.LIO, "fabric: lio, the kernel's target"),
     ):
         verdict = "" if fabric is None else (": can run" if report.can_run(fabric) else ": CANNOT RUN")
         lines.append(f"{title}{verdict}")
-        for each in report.findings:
-            if each.fabric is fabric:
-                mark = "ok     " if each.good else ("-      " if each.optional else "MISSING")
-                lines.append(f"  {mark} {each.what}: {each.found}")
-                if not each.good and each.remedy:
-                    lines.append(f"          {each.remedy}")
+        for finding in report.findings:
+            if finding.fabric is fabric:
+                mark = "ok     " if finding.good else ("-      " if finding.optional else "MISSING")
+                lines.append(f"  {mark} {finding.what}: {finding.found}")
+                if not finding.good and finding.remedy:
+                    lines.append(f"          {finding.remedy}")
     return "\n".join(lines)
 
 
 def _state(directory: Path) -> Finding:
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    good = os.access(there, os.W_OK | os.X_OK)
-    found = f"{directory} {'is there' if there == directory else 'can be made' if good else 'cannot be made'}"
-    if there == directory and not good:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    good = os.access(existing, os.W_OK | os.X_OK)
+    found = f"{directory} {'exists' if existing == directory else 'can be created' if good else 'cannot be created'}"
+    if existing == directory and not good:
         found = f"{directory} is not writable"
-    return Finding(None, "state directory", good, found, "make it writable, or name another with --state-dir")
+    return Finding(None, "state directory", good, found, places.UNUSABLE_REMEDY)
 
 
 def _port(listen: str) -> Finding:
@@ -98,7 +103,9 @@ def _port(listen: str) -> Finding:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
     except OSError as error:
-        remedy = "stop what uses it (a running wolun is fine), or listen elsewhere: portal.listen"
+        remedy = (
+            "stop the program that uses it (unless it is wolun itself), or listen at another address: portal.listen"
+        )
         return Finding(fabric, what, False, error.strerror or str(error), remedy)
     return Finding(fabric, what, True, "free")
 
@@ -108,23 +115,23 @@ def _kernel() -> Iterator[Finding]:
     privileged = os.geteuid() == 0 and _has_capability(CAP_SYS_ADMIN)
     who = "root" if privileged else "root without CAP_SYS_ADMIN" if os.geteuid() == 0 else f"user {os.geteuid()}"
     yield Finding(
-        lio, "rights", privileged, who, "run as root; in a container: privileged, with the host's /sys and /dev"
+        lio, "rights", privileged, who, "run as root; a container must be privileged, with the host's /sys and /dev"
     )
     for module in MODULES:
         good, found = _module(module)
         remedy = (
-            f"boot a kernel that has it (Debian: linux-image-amd64), or load it on the host of this container: "
+            f"boot a kernel that has it (Debian: linux-image-amd64), or in a container, load it on the host: "
             f"modprobe {module}"
         )
         yield Finding(lio, f"module {module}", good, found, remedy)
     mounted = os.path.ismount(CONFIGFS)
     known = "configfs" in Path("/proc/filesystems").read_text() or _module("configfs")[0]
-    found = "mounted" if mounted else "not mounted yet; `wolun serve` does it" if known else "unknown to this kernel"
+    found = "mounted" if mounted else "not mounted yet; `wolun serve` mounts it" if known else "unknown to this kernel"
     yield Finding(lio, "configfs", mounted or known, found, "boot a kernel with CONFIG_CONFIGFS_FS")
     database = Path("/etc/target")
     good = database.is_dir() or os.access(database.parent, os.W_OK)
-    found = "there" if database.is_dir() else "can be made" if good else "missing, and /etc is read-only"
-    yield Finding(lio, str(database), good, found, f"make it: mkdir {database}")
+    found = "exists" if database.is_dir() else "can be created" if good else "missing, and /etc is read-only"
+    yield Finding(lio, str(database), good, found, f"create it: mkdir {database}")
     bus = SYSTEM_BUS.exists()
     policy = any(
         SERVICE in path.read_text(errors="replace")
@@ -132,13 +139,13 @@ def _kernel() -> Iterator[Finding]:
         if where.is_dir()
         for path in where.glob("*.conf")
     )
-    found = "there" if bus and policy else f"there, without a policy for {SERVICE}" if bus else "not running"
-    remedy = f"only targetcli needs it: install dbus, and config/{SERVICE}.wolun.conf in {BUS_POLICIES[0]}"
+    found = "running" if bus and policy else f"running, without a policy for {SERVICE}" if bus else "not running"
+    remedy = f"only targetcli needs it: install dbus, and copy config/{SERVICE}.wolun.conf to {BUS_POLICIES[0]}"
     yield Finding(lio, "D-Bus system bus", bus and policy, found, remedy, optional=True)
 
 
 def _module(name: str) -> tuple[bool, str]:
-    """Whether a kernel module is or can be loaded, and how it stands."""
+    """Return whether a kernel module is loaded or can be loaded, and its state as text."""
     if Path("/sys/module", name).exists():
         return True, "loaded"
     modprobe = shutil.which("modprobe", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
@@ -147,7 +154,7 @@ def _module(name: str) -> tuple[bool, str]:
     done = subprocess.run([modprobe, "--dry-run", "--quiet", name], capture_output=True, check=False)
     if done.returncode == 0:
         return True, "can be loaded"
-    return False, f"not there for kernel {platform.release()}"
+    return False, f"not available for kernel {platform.release()}"
 
 
 def _has_capability(number: int) -> bool:

@@ -9,61 +9,62 @@ LOW_SPACE_PERCENT = 5
 
 EXPLANATIONS: Mapping[str, str] = {
     "volume-failed": """\
-The volume could not be opened when the daemon started, or when it was created, and is not served; its LUN does not exist
-and its data is untouched.  Usually the file or device is missing, is in use by something else, or has another size or
-block size than the configuration says.  Repair what the alert names; then start the daemon again, or say
-`restoreconfig`, which tries again.""",
+The daemon could not open the volume when it started, or when the volume was created, and does not serve it.  The volume has
+no LUN, and its data is unchanged.  Usually the file or device is missing, another program uses it, or its size or block size
+differs from the configuration.  Repair the problem that the alert names.  Then start the daemon again, or run
+`restoreconfig` in `wolun shell`, which tries again.""",
     "size-differs": """\
-The configuration gives the volume another size than it has, most often because it was resized and the file was not changed.
-It is served with the size it has, and nothing is lost.  Write the volume's own size into the configuration, or make it
-larger with `wolun volume resize`; it cannot be made smaller.""",
+The size of the volume differs from the size in the configuration, usually because the volume was resized and the file was not
+changed.  wolun serves the volume with its own size, and no data is lost.  Write the volume's own size into the configuration,
+or enlarge the volume with `wolun volume resize`.  A volume cannot shrink.""",
     "snapshot-invalid": """\
-The snapshot could not be kept true and was given up for good (`on_error: drop-snapshot`), or its files are damaged or gone;
-or the volume has `durability: process-crash`, and the machine went down without the volume having been closed.
-Its view answers every read with an error, so that nobody takes wrong data for a copy; so do the views of older snapshots
-where they need it.  The volume itself and newer snapshots are not concerned.  Nothing brings it back.  See to space and disk,
-then delete the snapshot (the older ones first) and take a new one.""",
+The snapshot is invalid and cannot be repaired.  There are three possible causes: wolun could not preserve old data and gave
+the snapshot up (`on_error: drop-snapshot`); its files are damaged or missing; or the volume has `durability: process-crash`
+and the machine went down before the daemon closed the volume.  The snapshot's view answers every read with an error, so that
+no initiator takes wrong data for a copy.  Views of older snapshots do the same where they depend on it.  The volume itself and
+newer snapshots are not affected.  Check the free space and the disk.  Then delete the snapshot (older ones first) and take a
+new one.""",
     "snapshot-unreachable": """\
-The snapshot's files are there but cannot be opened: a disk that is read-only or failing, a permission, a lock.  It may be good
-as it is, so nothing is done behind its back.  If it is the newest, writes that would overwrite data it should keep are
-refused (`on_error: fail-writes`) or end it for good (`on_error: drop-snapshot`).  Repair what the alert names and start the
-daemon again; or delete the snapshot.""",
+The snapshot's files exist but the daemon cannot open them, for example because a disk is failing or read-only, a permission is
+missing, or another process holds a lock.  The snapshot may still be good, so wolun changes nothing.  If it is the newest
+snapshot, writes that would overwrite data it must preserve are refused (`on_error: fail-writes`), or they invalidate it for
+good (`on_error: drop-snapshot`).  Repair the problem that the alert names and start the daemon again, or delete the snapshot.""",
     "state-in-doubt": """\
-Taking a snapshot of the volume, or rolling it back to one, failed because its manifest could not be stored; and putting the old
-manifest back failed, too.  So the next start could find either, and what was written meanwhile could be rolled back, or show up
-in the snapshot.  Therefore all writes to the volume are refused (DATA PROTECT 27h/02h), and nothing that was acknowledged is
-lost; reads go on.  See to the disk that has the state directory.  As soon as the manifest can be stored, which a write tries
-now and then, the volume is as it was before, and the alert ends.  If the daemon is started again first, the volume may have
-gone back to the snapshot that was asked for.""",
+wolun could not store the volume's manifest while it took a snapshot or rolled the volume back, and could not put the old
+manifest back either.  The next start could find either version, so writes made now could be undone, or appear in the snapshot.
+Therefore wolun refuses all writes to the volume (DATA PROTECT 27h/02h), and no acknowledged write is lost.  Reads continue.
+Check the disk that holds the state directory.  wolun retries about once a second when a write arrives; writes resume when the
+manifest can be stored, the volume is as it was before, and the alert ends.  If the daemon starts again before that, the volume
+may have been rolled back to the requested snapshot.""",
     "copies-failed": """\
-Before a block is overwritten for the first time, its old content is copied into the newest snapshot.  Some of these copies
-failed: no room, a failing disk, or slower than `copy_timeout`.  With `on_error: fail-writes` the writes that needed them were
-refused, which initiators saw (no room: DATA PROTECT 27h/07h), and the snapshots are true.  With `on_error: drop-snapshot` the
-writes went on and snapshots were given up; each has an alert of its own.  Make room, or delete snapshots.  The counter
-starts at nought with the daemon.""",
+Before a block is overwritten for the first time, wolun copies its old content into the newest snapshot.  Some of these copies
+failed: there was no space, the disk failed, or the copy took longer than `copy_timeout`.  With `on_error: fail-writes`, wolun
+refused the writes that needed the copies, initiators saw the errors (without space: DATA PROTECT 27h/07h), and the snapshots
+are correct.  With `on_error: drop-snapshot`, the writes continued and wolun gave snapshots up; each of them has an alert of its
+own.  Free space, or delete snapshots.  The counter starts at zero when the daemon starts.""",
     "snapshot-space-low": """\
 The old data in the volume's snapshots has passed `warn_at` percent of their `limit`.  Nothing is wrong yet, and initiators have
-been told (unit attention 38h/07h).  When the limit is reached `on_error` decides: writes that need to keep old data are
-refused, or the oldest snapshots are given up.  Delete snapshots, the oldest first (that frees space at once), or raise the
+been notified (unit attention 38h/07h).  When the limit is reached, `on_error` decides: writes that need to preserve old data
+are refused, or the oldest snapshots are given up.  Delete snapshots, the oldest first (that frees space at once), or raise the
 limit.""",
     "snapshot-space-full": """\
-The old data in the volume's snapshots has come up to their `limit`.  Now `on_error` decides: with `fail-writes`, writes that
-would overwrite data not kept yet are refused (DATA PROTECT 27h/07h) and all snapshots are true; with `drop-snapshot`, each such
-write gives up the oldest snapshot.  New snapshots are refused.  Delete snapshots, the oldest first (that frees space at once),
-or raise the limit.""",
+The old data in the volume's snapshots has reached their `limit`.  Now `on_error` decides.  With `fail-writes`, writes that would
+overwrite data not yet preserved are refused (DATA PROTECT 27h/07h), and all snapshots are correct.  With `drop-snapshot`, each
+such write invalidates the oldest snapshot.  New snapshots are refused.  Delete snapshots, the oldest first (that frees space at
+once), or raise the limit.""",
     "schedule-failed": """\
-The volume's `schedule` asked for a snapshot, or for an old one of its own to be deleted, and that could not be done.  It is
-tried again several times a minute; the alert ends when it succeeds.  Until then there may be no snapshot of this hour (or
-day), or more of them than `keep` says.""",
+The volume's `schedule` could not take a snapshot, or could not delete an old one of its own.  wolun tries again several times a
+minute, and the alert ends when it succeeds.  Until then the snapshot of this hour (or day) may be missing, or there may be more
+snapshots than `keep` allows.""",
     "initiator-broken": """\
-The entry in `access.initiators` lets nobody in, because a file with a secret cannot be used: it is missing, open to others
-than its owner, belongs to another user, or holds no secret of 12 to 255 bytes.  Nobody falls through to a later entry
-meanwhile.  Correct the file, then `set auth` again, or start the daemon again.""",
+The entry in `access.initiators` admits no initiator, because a file with its secret cannot be used: the file is missing, other
+users can read it, it belongs to another user, or its secret is not 12 to 255 bytes long.  Meanwhile these initiators are refused,
+even if a later entry matches them.  Correct the file; then use `set auth` again, or start the daemon again.""",
     "low-space": f"""\
-Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as they are
-written to; when there is nothing left, writes fail.  Delete snapshots that are not needed, or enlarge the file system.""",
+Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
+to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",
     "nobody-may-log-in": """\
-The configuration's `access` names neither networks nor initiators, so every login is refused.  In the shell:
-`/iscsi/<target>/tpg1/acls create <initiator's name>`, or `/iscsi/<target>/tpg1 set access networks=10.1.2.0/24` to let
-in any initiator from there.""",
+The configuration's `access` names neither networks nor initiators, so the target refuses every login.  To admit one initiator,
+use `/iscsi/<target>/tpg1/acls create <initiator's name>` in `wolun shell`.  To admit any initiator from a network, use
+`/iscsi/<target>/tpg1 set access networks=10.1.2.0/24`.""",
 }

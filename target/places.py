@@ -19,6 +19,8 @@ from pathlib import Path
 
 SOCKET = "control.sock"
 LOCK = "lock"
+UNUSABLE_REMEDY = "make it writable, or choose another with --state-dir"
+"""The remedy for a state directory that cannot be used."""
 
 _ABOVE = Path(__file__).resolve().parent.parent
 CHECKOUT: Path | None = _ABOVE if (_ABOVE / "config" / "quickstart.yaml").exists() else None

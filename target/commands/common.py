@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -48,12 +48,12 @@ class Context:
             click.echo(text())
 
 
-def fail(message: str, remedy: str, code: str, *, json_wanted: bool) -> None:
+def fail(refusal: messages.Refusal, *, json_wanted: bool) -> NoReturn:
     """Print a refusal on standard error and exit with status 1."""
     if json_wanted:
-        click.echo(json.dumps({"error": code, "message": message, "remedy": remedy}), err=True)
+        click.echo(json.dumps({"error": refusal.error, "message": refusal.message, "remedy": refusal.remedy}), err=True)
     else:
-        click.echo(f"wolun: {message}\n{show.sentence(remedy)}", err=True)
+        click.echo(f"wolun: {refusal.message}\n{show.sentence(refusal.remedy)}", err=True)
     sys.exit(1)
 
 
@@ -68,8 +68,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(context, *arguments, **options)
         except client.Failed as failed:
-            refusal = failed.refusal
-            fail(refusal.message, refusal.remedy, refusal.error, json_wanted=context.json)
+            fail(failed.refusal, json_wanted=context.json)
 
     passing: Callable[..., None] = click.pass_obj(run)
     return click.option("--json", "json_here", is_flag=True, help="Print JSON.")(passing)
@@ -153,6 +152,7 @@ def absolute(path: Path) -> Path:
 
 def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
     """Return the settings of a configuration file; if it has mistakes, print all of them and exit with status 1."""
+    from target import refusals
     from target.configuration import reader
 
     try:
@@ -165,7 +165,7 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
         else:
             click.echo(str(error), err=True)
     except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror}", "name a readable file", "unreadable", json_wanted=json_wanted)
+        fail(refusals.unreadable(file, error), json_wanted=json_wanted)
     sys.exit(1)
 
 
@@ -188,7 +188,7 @@ def follow(
     SIGINT is blocked while the job is requested, because the job would go on without a message.  SIGINT is blocked again
     after the job has ended, because nothing is left to cancel.
     """
-    from target import messages
+    from target import refusals
     from target.control import client
 
     _hold_interrupts(True)
@@ -212,9 +212,5 @@ def follow(
     if last.refusal is not None:
         raise client.Failed(last.refusal)
     if last.state == "cancelled":
-        raise client.Failed(
-            messages.Refusal(
-                "cancelled", f"{doing} {job.subject} was cancelled", "run the command again if you did not cancel it"
-            )
-        )
+        raise client.Failed(refusals.cancelled(doing, job))
     return last

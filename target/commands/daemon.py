@@ -53,12 +53,11 @@ def explain(context: common.Context, code: str | None, json_here: bool) -> None:
 
     The text says what the alert means, what state the data is in, and what to do.
     """
-    from target import explanations
+    from target import explanations, refusals
 
     json_wanted = context.json or json_here
     if code is not None and code not in explanations.EXPLANATIONS:
-        remedy = f"the codes are: {', '.join(explanations.EXPLANATIONS)}"
-        common.fail(f"there is no alert code {code}", remedy, "no-such-code", json_wanted=json_wanted)
+        common.fail(refusals.no_such_code(code), json_wanted=json_wanted)
     chosen = explanations.EXPLANATIONS if code is None else {code: explanations.EXPLANATIONS[code]}
     if json_wanted:
         click.echo(json.dumps(chosen, indent=2))

@@ -17,42 +17,47 @@ if TYPE_CHECKING:
 
 
 def current(served: service.Service, free: int, total: int) -> Iterator[messages.Alert]:
-    """What is wrong now; `free` and `total` are bytes of the file system that holds the state."""
+    """Yield the current alerts; `free` and `total` are bytes of the file system that holds the state."""
     for name, why in served.failed.items():
-        yield messages.Alert("volume-failed", name, f"volume {name} is not served: {why}", "repair it, then restore it")
+        yield messages.Alert(
+            "volume-failed",
+            name,
+            f"volume {name} is not served: {why}",
+            "repair it, then run restoreconfig in the shell",
+        )
     for owner in list(served.open_volumes.values()):
         for snapshot in owner.snapshots:
             if snapshot.is_invalid:
                 subject = f"{owner.name}@{snapshot.name}"
                 if snapshot.invalid_on_disk:
                     text = f"snapshot {subject} is invalid: {snapshot.invalid_reason}"
-                    yield messages.Alert("snapshot-invalid", subject, text, f"delete {subject} and take another")
+                    yield messages.Alert("snapshot-invalid", subject, text, f"delete {subject} and take a new one")
                 else:
-                    text = f"snapshot {subject} cannot be reached: {snapshot.invalid_reason}"
+                    text = f"snapshot {subject} cannot be opened: {snapshot.invalid_reason}"
                     yield messages.Alert(
                         "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
                     )
         if owner.in_doubt:
-            text = f"volume {owner.name} takes no writes: {owner.in_doubt}"
-            yield messages.Alert("state-in-doubt", owner.name, text, "see to the disk; the next writes try again")
+            text = f"volume {owner.name} refuses writes: {owner.in_doubt}"
+            yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")
         yield from _space(owner)
         yield from _size(owner, served)
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
-            yield messages.Alert("copies-failed", owner.name, text, "make room, or delete snapshots")
+            yield messages.Alert("copies-failed", owner.name, text, "free space, or delete snapshots")
     for name, why in served.scheduler.failures.items():
-        text = f"the schedule of {name} is not kept: {why}"
-        yield messages.Alert("schedule-failed", name, text, "see to the reason; it is tried again by itself")
+        text = f"the schedule of {name} failed: {why}"
+        yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")
     for rule in served.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
-        yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then set auth again")
+        yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then use set auth again")
     if free * 100 < total * explanations.LOW_SPACE_PERCENT:
         text = f"{served.state_dir} has little space left: {100 * free // max(1, total)} %"
         yield messages.Alert("low-space", str(served.state_dir), text, "delete snapshots, or enlarge the file system")
     if not served.settings.access.networks and not served.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
-        yield messages.Alert("nobody-may-log-in", served.settings.target, text, "name who may log in")
+        yield messages.Alert("nobody-may-log-in", served.settings.target, text, "add an initiator or a network")
 
 
 def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
@@ -60,7 +65,7 @@ def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
     if space.limit is not None and space.low:
         taken = f"{units.human_size(space.used)} of {units.human_size(space.limit)} allowed"
         text = f"the snapshots of {owner.name} keep {taken}"
-        # A chunk that does not fit any more is as good as none left.
+        # If not even one more chunk fits, the limit is reached.
         full = space.used + owner.chunk_size > space.limit
         code = "snapshot-space-full" if full else "snapshot-space-low"
         yield messages.Alert(code, owner.name, text, "delete snapshots, the oldest first, or raise the limit")
@@ -70,5 +75,5 @@ def _size(owner: volume.Volume, served: service.Service) -> Iterator[messages.Al
     wanted = next((each.size for each in served.settings.volumes if each.name == owner.name), None)
     if wanted is not None and wanted != owner.device.size:
         is_ = units.exact_size(owner.device.size)
-        text = f"volume {owner.name} has {is_}, the configuration says {units.exact_size(wanted)}"
+        text = f"volume {owner.name} has {is_}, but the configuration says {units.exact_size(wanted)}"
         yield messages.Alert("size-differs", owner.name, text, f"write size: {is_}, or resize the volume")

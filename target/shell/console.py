@@ -26,7 +26,7 @@ import configshell_fb
 import pyparsing
 from configshell_fb import console, log, node
 
-from target import show
+from target import messages, show
 from target.control import client
 
 T = TypeVar("T")
@@ -48,6 +48,11 @@ class Refused(node.ExecutionError):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+
+    @classmethod
+    def because(cls, refusal: messages.Refusal) -> Refused:
+        """Return the exception for a refusal of the daemon."""
+        return cls(refusal.message, refusal.remedy)
 
 
 class _Log(log.Log):
@@ -134,7 +139,7 @@ class Shell(configshell_fb.ConfigShell):
                     raise Refused(f"there is no command in {cmdline}", "write [PATH] COMMAND [PARAMETER...]")
                 super().run_cmdline(cmdline)
         except client.Failed as failed:
-            raise Refused(failed.refusal.message, failed.refusal.remedy) from failed
+            raise Refused.because(failed.refusal) from failed
         except pyparsing.ParseException as error:
             what = f"the line cannot be parsed from {cmdline[error.loc :].split()[0]} on"
             raise Refused(what, "write [PATH] COMMAND [PARAMETER...], words without quotes") from None

@@ -24,7 +24,7 @@ def run(asked: client.Client, command: str, *, dry_run: bool, keep_going: bool) 
     try:
         status = asked.status()
     except client.Failed as failed:
-        console.explain(console.Refused(failed.refusal.message, failed.refusal.remedy))
+        console.explain(console.Refused.because(failed.refusal))
         return 1
     console.say(
         f"wolun {status.version}, {status.target} on {status.portal}.  `help` explains, TAB completes, `exit` leaves."

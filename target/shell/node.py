@@ -15,7 +15,7 @@ from typing import Any
 
 from configshell_fb import node
 
-from target import messages, show
+from target import messages, refusals, show
 from target.control import client
 from target.shell import console
 
@@ -91,11 +91,9 @@ class Node(node.ConfigNode):
             self.asked.cancel(job)
             *_, last = self.asked.watch(last)
         if last.refusal is not None:
-            raise console.Refused(last.refusal.message, last.refusal.remedy)
+            raise console.Refused.because(last.refusal)
         if last.state == "cancelled":
-            raise console.Refused(
-                f"{doing} {job.subject} was cancelled", "run the command again if you did not cancel it"
-            )
+            raise console.Refused.because(refusals.cancelled(doing, job))
 
     def done(self, text: str) -> None:
         """Print what was done, or with `--dry-run` what was checked."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from target import explanations, messages, show, units
+from target import explanations, messages, refusals, show, units
 from target.shell import console
 from target.shell.iscsi import Iscsi
 from target.shell.node import Leaf, Node, files, flag, number, plural
@@ -185,9 +185,7 @@ class Alerts(Node):
         """
         name = code.partition(":")[0]
         if name not in explanations.EXPLANATIONS:
-            raise console.Refused(
-                f"there is no alert code {code}", f"the codes are: {', '.join(explanations.EXPLANATIONS)}"
-            )
+            raise console.Refused.because(refusals.no_such_code(code))
         console.say(explanations.EXPLANATIONS[name])
         for alert in self.all_alerts():
             if alert.code == name:

@@ -204,7 +204,7 @@ def test_initiators_alerts_and_log_say_so(served: service.Service) -> None:
     answer = sense.from_error(error.value)
     assert (answer.key, answer.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
     (alert,) = [alert for alert in alerts.current(served, 1, 1) if alert.code == "state-in-doubt"]
-    assert "vol0 takes no writes" in alert.message
+    assert "vol0 refuses writes" in alert.message
     assert alert.code in explanations.EXPLANATIONS
     (shown,) = served.status().volumes
     assert "rolling back to 'a'" in shown.trouble

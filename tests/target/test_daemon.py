@@ -85,7 +85,7 @@ def test_state_is_nobody_elses_business(served: daemon.Daemon) -> None:
 def test_one_daemon_per_state_directory(served: daemon.Daemon) -> None:
     assert served.process is not None
     said = refused("--config", served.directory / "wolun.yaml", "--state-dir", served.state)
-    assert f"a daemon (process {served.process.pid}) serves {served.state} already" in said
+    assert f"a daemon (process {served.process.pid}) already serves {served.state}" in said
     assert served.json("status")["pid"] == served.process.pid
 
 

@@ -19,14 +19,14 @@ def test_a_port_in_use_is_found_with_its_remedy(tmp_path: Path) -> None:
         holder.listen()
         report = doctor.examine(tmp_path, [f"127.0.0.1:{holder.getsockname()[1]}"])
     assert not report.can_run(settings.Fabric.PORTAL)
-    assert "fabric: portal, our own iSCSI portal: CANNOT RUN" in doctor.show(report)
+    assert "fabric: portal, wolun's own iSCSI portal: CANNOT RUN" in doctor.show(report)
     assert "portal.listen" in doctor.show(report)
 
 
 def test_a_free_port_and_a_state_directory_to_be_made_are_good(tmp_path: Path) -> None:
     report = doctor.examine(tmp_path / "new/state", ["127.0.0.1:0"])
     assert report.can_run(settings.Fabric.PORTAL)
-    assert "can be made" in doctor.show(report)
+    assert "can be created" in doctor.show(report)
 
 
 def test_a_kernel_without_the_modules_is_told_from_one_with_them(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> Non
     served.kill()
     served.start()  # the file still says 20MiB
     assert served.json("status")["alerts"][0]["code"] == "size-differs"
-    assert "volume vol0 has 36MiB, the configuration says 20MiB" in served.run("status").stdout
+    assert "volume vol0 has 36MiB, but the configuration says 20MiB" in served.run("status").stdout
     with served.session() as session:
         session.settle(0)
         assert read(session, size=36 * MIB)[SIZE - MIB : SIZE + 4 * MIB] == b"\x44" * (4 * MIB) + bytes(MIB)
