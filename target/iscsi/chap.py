@@ -7,15 +7,15 @@
 | ASKED    | `CHAP_N`, `CHAP_R`                      | nothing                               | FINISHED |
 | ASKED    | the same with `CHAP_I`, `CHAP_C`        | `CHAP_N`, `CHAP_R` (mutual CHAP)      | FINISHED |
 
-Whatever else comes, or comes wrong, ends the login with AUTHENTICATION FAILURE, and the peer learns no more than that.
+Anything else that the initiator sends ends the login with AUTHENTICATION FAILURE, and it learns no more than that.
 
-* Every exchange asks with a challenge of its own from the operating system's random source, and takes one answer: a
+* Every exchange has a challenge of its own from the operating system's random source, and takes one answer: a
   recorded answer fits no later challenge.
-* A challenge that is our own sent back is refused before anything is computed with it, and the target answers a
-  challenge only of an initiator that has answered right.  The two directions have different secrets (`Credentials`
-  refuses equal ones), so that an answer of one direction is worth nothing in the other.
+* The target refuses its own challenge sent back before it computes anything with it, and answers the challenge of an
+  initiator only after that initiator has answered correctly.  The two directions have different secrets (`Credentials`
+  refuses equal ones), so an answer of one direction is worthless in the other.
 * A wrong name and a wrong answer take the same time and get the same refusal.
-* Secrets live in `Secret`, which shows itself to nobody: not in a repr, a log, JSON or a pickle.
+* Secrets live in `Secret`, which never shows its value: not in a repr, a log, JSON or a pickle.
 """
 
 from __future__ import annotations
@@ -44,23 +44,26 @@ Pairs = list[tuple[str, str]]
 
 
 class Algorithm(enum.IntEnum):
-    """The codes that IANA registered for PPP's CHAP, as far as they are fit for use; SHA-1 is not among them."""
+    """The codes that IANA registered for PPP's CHAP and that are still safe to use; SHA-1 is not among them."""
 
     MD5 = 5
     SHA_256 = 7
 
     @property
     def challenge_length(self) -> int:
-        """Bytes of a challenge: as many as the digest has, which is what initiators expect at least."""
+        """The length of a challenge in bytes: that of the digest, because initiators expect at least as many."""
         return 32 if self is Algorithm.SHA_256 else 16
 
 
 class SecretRefused(Exception):
-    """A secret that may not be used, and why; never the secret itself."""
+    """A secret may not be used; the message says why, and never contains the secret."""
 
 
 class Secret:
-    """A CHAP secret, which answers challenges and does not show itself.  Raises SecretRefused if it is too short or long."""
+    """A CHAP secret, which answers challenges and does not show its value.
+
+    Raises SecretRefused if it is too short or too long.
+    """
 
     __slots__ = ("_value",)
 
@@ -70,18 +73,18 @@ class Secret:
         self._value = value
 
     def answer(self, algorithm: Algorithm, identifier: int, challenge: bytes) -> bytes:
-        """The response to a challenge (RFC 1994 4.1)."""
+        """Return the response to a challenge (RFC 1994 4.1)."""
         data = bytes((identifier,)) + self._value + challenge
         return (hashlib.md5 if algorithm is Algorithm.MD5 else hashlib.sha256)(data).digest()
 
     def reveal(self) -> bytes:
-        """The secret itself, for the one who does CHAP in our place: the kernel's target."""
+        """Return the secret itself, for the kernel's target, which does CHAP in our place."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and hmac.compare_digest(self._value, other._value)
 
-    __hash__ = None  # type: ignore[assignment]  # a hash would tell something about it
+    __hash__ = None  # type: ignore[assignment]  # a hash would reveal something about it
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -92,7 +95,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """How an initiator proves itself, and with `target_name` and `target_secret` how the target does in turn."""
+    """The name and secret of an initiator; with `target_name` and `target_secret` also those of the target (mutual CHAP)."""
 
     name: str
     secret: Secret
@@ -108,14 +111,14 @@ class Credentials:
 
 
 class ChapAuthenticator:
-    """For the login: an initiator with these credentials; with `optional` it may also enter without (discovery)."""
+    """The authenticator of an initiator with these credentials; `optional` lets it in without them, too (discovery)."""
 
     def __init__(self, credentials: Credentials, *, optional: bool = False) -> None:
         self._credentials = credentials
         self.methods: Sequence[str] = (METHOD, "None") if optional else (METHOD,)
 
     def begin(self, method: str) -> Exchange:
-        """A new exchange, with a challenge nobody saw before."""
+        """Return a new exchange with a fresh challenge."""
         if method != METHOD:
             raise errors.UsageError(f"{method} was never offered")
         return Exchange(self._credentials)
@@ -138,15 +141,15 @@ class Exchange:
         self._challenge = b""
 
     def step(self, pairs: Pairs) -> tuple[Pairs, bool]:
-        """Answer the initiator's keys; True when it is authenticated.  Raises LoginRefused."""
+        """Return the answer to the initiator's keys, and whether it is authenticated.  Raises LoginRefused."""
         state, self._state = self._state, _State.FINISHED
-        spoken = dict(pairs)
+        pairs_sent = dict(pairs)
         if state is _State.OFFERED:
-            answer = self._ask(spoken)
+            answer = self._ask(pairs_sent)
             self._state = _State.ASKED
             return answer, False
         if state is _State.ASKED:
-            return self._check(spoken), True
+            return self._check(pairs_sent), True
         raise errors.UsageError("this exchange is over")
 
     def _ask(self, spoken: dict[str, str]) -> Pairs:
@@ -203,12 +206,12 @@ def _identifier(value: str) -> int:
 
 
 def encode(value: bytes) -> str:
-    """A binary value as text (RFC 7143 6.1): in hexadecimal, which every initiator reads."""
+    """Return a binary value as text (RFC 7143 6.1): in hexadecimal, which every initiator understands."""
     return "0x" + value.hex()
 
 
 def decode(value: str) -> bytes:
-    """A binary value, hexadecimal or Base64 (RFC 7143 6.1).  Raises LoginRefused."""
+    """Return the bytes of a binary value, hexadecimal or Base64 (RFC 7143 6.1).  Raises LoginRefused."""
     kind, digits = value[:2], value[2:]
     try:
         if kind in ("0x", "0X"):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One SCSI command on its way through a connection, and the collecting of its data-out buffer.
+"""One SCSI command on its way through a connection, and its data-out buffer as it fills.
 
 The buffer arrives in up to three ways, in this order (RFC 7143 4.2.3): immediate data inside the command PDU,
-unsolicited Data-Out PDUs up to FirstBurstLength, and Data-Out sequences that an R2T asked for.  What comes unasked is
-kept in one piece of at most FirstBurstLength, what is asked for in a second one that is only allocated when the
-connection's budget has room for it; the device server gets both as a scatter list.
+unsolicited Data-Out PDUs up to FirstBurstLength, and Data-Out sequences that an R2T asked for.  Unsolicited data is kept
+in one piece of at most FirstBurstLength.  Solicited data is kept in a second piece, which is allocated only once the
+connection's budget has room for it.  The device server gets both as a scatter list.
 
 | stage      | meaning                                               | next                             |
 | ---------- | ----------------------------------------------------- | -------------------------------- |
 | UNSOLICITED| more unsolicited data will come                       | WAITING, READY                   |
-| WAITING    | data must be asked for; the budget has no room yet    | SOLICITED                        |
+| WAITING    | data must be solicited; the budget has no room yet    | SOLICITED                        |
 | SOLICITED  | R2Ts are out                                          | READY                            |
 | READY      | the buffer is complete                                | RUNNING                          |
 | RUNNING    | with the device server                                | DONE                             |
@@ -38,11 +38,11 @@ class Stage(enum.Enum):
 
 
 class OutOfOrder(Exception):
-    """A Data-Out does not follow the one before: one was lost, and with ErrorRecoveryLevel 0 is not sent again."""
+    """A Data-Out does not follow the one before: one was lost, and at ErrorRecoveryLevel 0 it is not sent again."""
 
 
 class Barrier:
-    """Calls `then` once `wait_for` commands are done; used by what must not be answered before them."""
+    """A call that is made once all of `commands` are done, for an answer that must not come before them."""
 
     __slots__ = ("_left", "_then")
 
@@ -55,6 +55,7 @@ class Barrier:
             then()
 
     def arrive(self) -> None:
+        """Note that one more of the commands is done."""
         self._left -= 1
         if not self._left:
             self._then()
@@ -72,7 +73,7 @@ class ReadyToTransfer:
 
 
 def private_buffers(length: int) -> Sequence[memoryview]:
-    """Room for data-in that outlives the receive batch: what a worker reads, or what goes out in several PDUs."""
+    """Return room for data-in that outlives the receive batch: a worker reads it, or it goes out in several PDUs."""
     return (memoryview(bytearray(length)),)
 
 
@@ -109,10 +110,10 @@ class Command:
         self.writes = writes
         self.counted = counted  # it took a place in the command window: not sent as immediate
         self.stage = Stage.READY
-        self.borrows = False  # its data-out are views into the receive buffer
-        self.broken = False  # some of its data was lost: it will fail when the rest was taken off the wire
+        self.borrows = False  # its data-out is a view into the receive buffer
+        self.broken = False  # some of its data was lost: it fails once the rest has arrived
         self.charged = 0  # bytes of the connection's budget it holds
-        self.lease: object | None = None  # what the portal keeps for it: that receive buffer
+        self.lease: object | None = None  # the receive buffer that the portal keeps for it
         self.barriers: list[Barrier] = []
         self.unsolicited: memoryview = memoryview(b"")
         self.unsolicited_received = 0
@@ -124,8 +125,8 @@ class Command:
 
     @property
     def budget(self) -> int:
-        """Bytes of memory it takes, or will take, beyond what it sent unasked."""
-        return self.expected - self.unsolicited_received if self.writes else self.task.expected_in
+        """The bytes of memory that its solicited data takes, or will take."""
+        return self.expected - self.unsolicited_received
 
     @property
     def progress(self) -> int:
@@ -145,18 +146,18 @@ class Command:
             self.end_unsolicited()
 
     def end_unsolicited(self) -> None:
-        """The F bit came, or everything is there."""
+        """Note that no more unsolicited data comes: the F bit was set, or all of it is here."""
         self.unsolicited = self.unsolicited[: self.unsolicited_received]
         self.next_offset = self.unsolicited_received
         self.stage = Stage.READY if self.next_offset == self.expected else Stage.WAITING
 
     def begin_solicited(self) -> None:
-        """The budget has room: from now on R2Ts may go out."""
+        """Allocate the solicited data: the budget has room, and R2Ts may go out."""
         self.solicited = memoryview(bytearray(self.expected - self.next_offset))
         self.stage = Stage.SOLICITED
 
     def next_r2t(self, ttt: int, max_burst: int) -> ReadyToTransfer | None:
-        """The next sequence to ask for, None when all was asked for."""
+        """Return the next sequence to ask for, or None if all data was asked for."""
         length = min(max_burst, self.expected - self.next_offset)
         if not length:
             return None
@@ -165,7 +166,7 @@ class Command:
         return r2t
 
     def unsolicited_place(self, data_sn: int, offset: int, length: int) -> memoryview:
-        """Where an unsolicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
+        """Return where an unsolicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
         start = self.unsolicited_received
         if self.stage is not Stage.UNSOLICITED:
             raise errors.PeerError("unsolicited data that was not announced")
@@ -178,7 +179,7 @@ class Command:
         return self.unsolicited[start : start + length]
 
     def solicited_place(self, r2t: ReadyToTransfer, data_sn: int, offset: int, length: int) -> memoryview:
-        """Where a solicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
+        """Return where a solicited Data-Out's bytes belong.  Raises OutOfOrder, PeerError."""
         if data_sn != r2t.data_sn or offset != r2t.offset + r2t.received:
             raise OutOfOrder
         if r2t.received + length > r2t.length:
@@ -189,11 +190,11 @@ class Command:
         return self.solicited[start : start + length]
 
     def gathered(self) -> Sequence[memoryview]:
-        """The complete data-out buffer."""
+        """Return the complete data-out buffer."""
         return [piece for piece in (self.unsolicited, self.solicited) if len(piece)]
 
     def finish(self) -> None:
-        """It is done; whoever waited for it may go on."""
+        """Mark the command done, and let every barrier that waited for it know."""
         self.stage = Stage.DONE
         for barrier in self.barriers:
             barrier.arrive()

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One iSCSI connection, which is also one session (MaxConnections=1), without sockets or threads (RFC 7143).
 
-Bytes go in with `receive`; answers come out of `output`; commands that would have to wait for a disk are left in
-`tasks.blocked`, for the caller to run elsewhere and to hand back to `tasks.complete`.  Time comes in as `now`, in seconds.
+Bytes go in with `receive`, and answers come out of `output`.  A command that would wait for a disk is left in
+`tasks.blocked`; the caller runs it elsewhere and hands it back to `tasks.complete`.  Time comes in as `now`, in seconds.
 
-| state        | RFC 7143 8.1.1   | what may come                                 | left for                           |
+| state        | RFC 7143 8.1.1   | accepted requests                             | is left for                        |
 | ------------ | ---------------- | --------------------------------------------- | ---------------------------------- |
 | LOGIN        | S3, S4           | Login Requests                                | FULL_FEATURE, CLOSING              |
-| FULL_FEATURE | S5               | everything but Login Requests                 | LOGOUT, CLOSING                    |
-| LOGOUT       | S6               | nothing; commands are being quieted           | CLOSING                            |
-| CLOSING      | S8               | nothing; to be closed when `output` was sent  |                                    |
+| FULL_FEATURE | S5               | all but Login Requests                        | LOGOUT, CLOSING                    |
+| LOGOUT       | S6               | none; running commands are waited for         | CLOSING                            |
+| CLOSING      | S8               | none; to be closed once `output` was sent     |                                    |
 
-What a peer does wrong never raises: it is answered as errors.py tells, and logged.
-
-(Longer than most modules here: every kind of PDU but those of commands is handled here, by the states above.)
+A peer's mistake never raises here: it is answered as errors.py says, and logged.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """See the module's docstring."""
+    """The states of the module's table."""
 
     LOGIN = "login"
     FULL_FEATURE = "full feature"
@@ -48,7 +46,7 @@ class State(enum.Enum):
 
 
 class Host(Protocol):
-    """What a connection asks of the portal it belongs to."""
+    """The portal, as its connections see it."""
 
     targets: Mapping[str, ScsiTarget]
     policy: login.AccessPolicy
@@ -57,37 +55,37 @@ class Host(Protocol):
     limits: Limits
 
     def reinstate(self, connection: Connection) -> list[Command]:
-        """End the sessions that `connection` replaces (RFC 7143 6.3.5); their commands that still run."""
+        """End the sessions that `connection` replaces (RFC 7143 6.3.5); return their commands that still run."""
 
     def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
-        """Enter the session: (TSIH, nexus or None for discovery).  Raises LoginRefused."""
+        """Open the session, and return (TSIH, nexus or None for discovery).  Raises LoginRefused."""
 
     def portals(self, reached: str) -> Iterable[str]:
-        """Where initiators can connect, HOST:PORT; first where this one did."""
+        """Return every address that accepts initiators, HOST:PORT, beginning with `reached`."""
 
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
-        """All sessions on the same target, `connection` among them."""
+        """Return all sessions on the same target, `connection` among them."""
 
     def has_output(self, connection: Connection) -> None:
-        """`connection` has something to send, outside of a call from the portal to it."""
+        """Note that `connection` has output that no call from the portal to it will find."""
 
 
 class Connection:
-    """See the module's docstring.  All methods belong to one thread, the event loop's."""
+    """One connection with its session.  All methods belong to one thread, the event loop's."""
 
     def __init__(self, host: Host, output: Output, address: str, portal_address: str, now: float) -> None:
         self.host = host
         self.output = output
         self.address = address  # the initiator's, without port
-        self.portal_address = portal_address  # host:port the initiator reached us at
+        self.portal_address = portal_address  # the HOST:PORT that the initiator connected to
         self.state = State.LOGIN
         self.since = now
         self.login = login.Login(host.targets, host.policy, address, host.parameters)
         self.nexus: Nexus | None = None
         self.tsih = 0
         self.stalled = False
-        """Whether the last `receive` left requests alone, because of congestion or for their answers to be sent first: to be
-        called again without new bytes."""
+        """Whether the last `receive` left requests in the buffer: the session was congested, or answers must be sent first.
+        The caller must call it again even without new bytes."""
         self.sender = Sender(output)
         self.tasks = TaskSet(self.sender, host.limits)
         self._limits = host.limits
@@ -96,26 +94,25 @@ class Connection:
         self._managing = 0  # task management functions not answered yet
         self._last_heard = now
         self._pinged: float | None = None
-        self._unfinished_since: float | None = None  # a PDU was begun and is not whole
-        self._untaken: tuple[int, float] | None = (
-            None  # answers wait: bytes taken so far, and since when no more than that
-        )
+        self._unfinished_since: float | None = None  # since when a PDU is incomplete
+        # while answers wait: the bytes that the peer took, and since when it took no more
+        self._untaken: tuple[int, float] | None = None
         self._closing_since: float | None = None
-        self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, status, the request's BHS
+        self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, its status, the request's BHS
         self._text = TextExchange()
 
     # -- for the portal ------------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will happen any more once the output was sent."""
+        """Whether the connection is over once its output was sent."""
         return self.state is State.CLOSING
 
     def receive(self, buffer: memoryview, end: int, now: float) -> int:
-        """Handle every complete PDU in `buffer[:end]`; how many bytes that was.
+        """Handle every complete PDU in `buffer[:end]`, and return how many bytes they had.
 
-        The bytes left belong to a PDU that is not complete, or to whatever comes after congestion or the end.  Views
-        into `buffer` are kept only by commands in `tasks.blocked` whose `borrows` is set.
+        The bytes left belong to an incomplete PDU, or come after congestion or the end of the connection.  Only commands
+        in `tasks.blocked` whose `borrows` is set keep views into `buffer`.
         """
         self._last_heard = now
         self._pinged = None
@@ -147,7 +144,7 @@ class Connection:
         return end if self.state is State.CLOSING else start
 
     def received_direct(self, length: int, now: float) -> None:
-        """`length` bytes were put at the beginning of `tasks.direct`."""
+        """Note that `length` bytes were received at the beginning of `tasks.direct`."""
         self._last_heard = now
         if length == len(self.tasks.direct):
             self._unfinished_since = None
@@ -157,7 +154,7 @@ class Connection:
             self._fail(error, bytes(pdu.BHS_LENGTH))
 
     def tick(self, now: float) -> None:
-        """Let time pass; to be called every second or so."""
+        """Let time pass.  Call it every second or so."""
         limits = self._limits
         if self.state is State.LOGIN:
             if self._refusal is not None:
@@ -169,7 +166,9 @@ class Connection:
                 self._login_failed(LoginStatus.INITIATOR_ERROR, f"no login within {limits.login_seconds:g} s", now)
                 self.close()
         elif self.state is State.FULL_FEATURE:
-            unfinished = None if self.tasks.congested else self._unfinished_since  # then it is we who do not read
+            unfinished = (
+                None if self.tasks.congested else self._unfinished_since
+            )  # then it is our side that does not read
             if unfinished is not None and now - unfinished > limits.stall_seconds:
                 self._drop(f"a PDU was not finished within {limits.stall_seconds:g} s")
             elif self._deaf(now):
@@ -187,7 +186,7 @@ class Connection:
             self._closing_since = now
 
     def _deaf(self, now: float) -> bool:
-        """Whether answers wait, and the peer took nothing of them for too long, whatever it has to say itself."""
+        """Return whether answers wait and the peer took none of their bytes for too long, even if it sends requests."""
         taken = self.output.taken
         if not len(self.output):
             self._untaken = None
@@ -198,11 +197,11 @@ class Connection:
         return False
 
     def lingers(self, now: float) -> bool:
-        """Whether a closing connection may still wait for its output to be taken."""
+        """Return whether a closing connection may still wait for the peer to take its output."""
         return self._closing_since is None or now - self._closing_since < self._limits.linger_seconds
 
     def close(self) -> None:
-        """End the conversation: no request is handled any more, no command answered; `output` may still be sent."""
+        """End the conversation: handle no more requests, answer no more commands; `output` may still be sent."""
         self.state = State.CLOSING
         self.tasks.close()
 
@@ -218,7 +217,7 @@ class Connection:
     # -- the general path ----------------------------------------------------------------------------------------
 
     def _receive_one(self, buffer: memoryview, start: int, end: int, now: float) -> int:
-        """Handle the PDU at `buffer[start:end]`; its length, or 0 when it is not complete."""
+        """Handle the PDU at `buffer[start:end]`, and return its length, or 0 if it is incomplete."""
         logged_in = self.state is State.FULL_FEATURE
         limit = self.host.parameters.max_recv_data_segment_length if logged_in else self._limits.login_segment
         try:
@@ -270,7 +269,7 @@ class Connection:
         if self._login_pdus > self._limits.login_pdus:
             raise PeerError("too many PDUs without a login")
         if found.opcode != Opcode.LOGIN_REQUEST or len(found.ahs):
-            raise PeerError("something else than a login")
+            raise PeerError("a PDU that is not a login request")
         request = login.Request.parse(found.bhs)
         if self._login_pdus == 1:
             self.sender.exp_cmd_sn = request.cmd_sn
@@ -289,7 +288,7 @@ class Connection:
         return self.host.failed_logins.failed(self.address, self.login.initiator, status, why, now)
 
     def _end_login(self, status: LoginStatus, why: str, bhs: memoryview | bytes) -> None:
-        """Refuse the login, now or after as long as failed_logins.py says; until then nothing more is listened to."""
+        """Refuse the login, now or after the delay of failed_logins.py; until then all further bytes are ignored."""
         delay = self._login_failed(status, why, self._last_heard)
         if bhs[0] & 0x3F != Opcode.LOGIN_REQUEST:
             self.close()
@@ -314,7 +313,7 @@ class Connection:
         )
 
     def _enter(self, bhs: bytes, answer: login.Answer) -> None:
-        """The full feature phase begins, now that nothing of a replaced session runs any more."""
+        """Begin the full feature phase, now that no command of a replaced session runs."""
         if self.state is not State.LOGIN:
             return
         try:
@@ -372,7 +371,7 @@ class Connection:
             self._handle(held)
 
     def _handle(self, found: pdu.Pdu) -> None:
-        """Let the request's handler do it.  One that is rejected must not keep those behind it from their turn."""
+        """Call the request's handler.  A rejected request must not keep those behind it from their turn."""
         try:
             _HANDLERS[found.opcode](self, found)
         except Rejected as error:
@@ -380,7 +379,7 @@ class Connection:
             self.sender.reject(error.reason, found.bhs)
 
     def _hold(self, cmd_sn: int, found: pdu.Pdu) -> None:
-        """Keep a request that came ahead of its turn."""
+        """Keep a request that arrived ahead of its turn."""
         if cmd_sn in self.held:
             return
         raw = pdu.encode(bytes(found.bhs), found.data, ahs=bytes(found.ahs))
@@ -435,7 +434,7 @@ class Connection:
         elif reason > pdu.LogoutReason.RECOVERY:
             raise Rejected(RejectReason.INVALID_PDU_FIELD, "a logout for an unknown reason")
         else:
-            # What the initiator sends to others after this answer must not be overtaken by its old commands.
+            # After this answer, commands that the initiator sends through other sessions must not be overtaken by its old ones.
             self.state = State.LOGOUT
             Barrier(self.tasks.close(), lambda: self._log_out(itt))
 
@@ -451,7 +450,7 @@ class Connection:
         self.sender.send(Opcode.LOGOUT_RESPONSE, response=response, itt=itt, words=(0, times, 0))
 
 
-# By class, not by object: a table of bound methods would make a circle that outlives the session.
+# Functions, not bound methods: a table of those would make a reference circle, which outlives the session.
 _HANDLERS: Mapping[int, Callable[[Connection, pdu.Pdu], None]] = {
     Opcode.SCSI_COMMAND: lambda connection, found: connection.tasks.begin(found),
     Opcode.TASK_MANAGEMENT_REQUEST: Connection._handle_task_management,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in a conversation: through our caller (`UsageError`) or through the peer (the others).
+"""The errors of a conversation: one is our caller's fault (`UsageError`), the others are the peer's.
 
-| error          | whose fault | what becomes of the connection                                 |
+| error          | whose fault | effect on the connection                                       |
 | -------------- | ----------- | -------------------------------------------------------------- |
 | `UsageError`   | ours        | a bug; it is not caught                                        |
 | `LoginRefused` | the peer's  | a Login Response with this status is sent, then it is closed   |
 | `Rejected`     | the peer's  | a Reject PDU with this reason is sent, and it goes on          |
-| `PeerError`    | the peer's  | a Reject or Login Response where the phase has one, then closed |
+| `PeerError`    | the peer's  | a Reject or Login Response if the phase has one, then closed   |
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LoginStatus(enum.IntEnum):
 
 
 class UsageError(Exception):
-    """Our own side called something it must not call now."""
+    """Our own side called a method that it must not call now."""
 
 
 class IscsiError(Exception):
@@ -61,7 +61,7 @@ class PeerError(IscsiError):
 
 @dataclass(eq=False)
 class Rejected(IscsiError):
-    """One PDU is refused; the next ones are welcome."""
+    """One PDU is refused; the conversation goes on."""
 
     reason: RejectReason
     explanation: str

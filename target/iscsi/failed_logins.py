@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logins that failed: counted, logged once per peer and minute, and slowed down.  No clock of its own: time comes as `now`.
+"""Failed logins: counted, logged once per peer and minute, and slowed down.  Time comes in as `now`; there is no clock here.
 
-A peer is an IPv4 address or an IPv6 /64, because whoever has one address of those has all.  Its first `FREE` failures
-are answered at once; from then on each answer is late, by twice as much as the one before, up to `DELAY_MAXIMUM`.  A peer
-that hangs up instead of waiting gains nothing: while `PENDING_MAXIMUM` of its answers are late, waited for or not, it is
-not listened to.  So nobody tries more than a few secrets a second, and a right login is never late.
+A peer is an IPv4 address or an IPv6 /64, because a host that has one address of a /64 has all of them.  Its first `FREE`
+failures are answered at once.  After that each answer is delayed twice as long as the one before, up to `DELAY_MAXIMUM`.
+A peer that hangs up instead of waiting gains nothing: while `PENDING_MAXIMUM` of its answers are due, its new connections
+are refused, whether it still waits or not.  So no peer can try more than a few secrets a second, and a correct login is
+never delayed.
 
-A peer without failures for `FORGET_SECONDS` starts anew.  At most `PEERS` are remembered; the longest quiet goes first.
+A peer without failures for `FORGET_SECONDS` starts anew.  At most `PEERS` are remembered; the one that has been quiet
+longest is forgotten first.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class _Peer:
 
 
 class FailedLogins:
-    """All of a portal's; see the module's docstring.  Belongs to one thread, but `counts` may be read on any."""
+    """The failed logins of one portal.  Belongs to one thread, but any thread may read `counts`."""
 
     def __init__(self) -> None:
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
@@ -48,11 +50,11 @@ class FailedLogins:
 
     @property
     def counts(self) -> Mapping[LoginStatus, int]:
-        """How many logins failed since the start, by status."""
+        """The number of logins that failed since the start, by status."""
         return dict(self._counts)
 
     def may_try(self, address: str, now: float) -> bool:
-        """Whether a connection from this address may begin a login."""
+        """Return whether a connection from this address may begin a login."""
         peer = self._peers.get(peer_of(address))
         if peer is None:
             return True
@@ -61,7 +63,7 @@ class FailedLogins:
         return len(peer.late) < PENDING_MAXIMUM
 
     def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
-        """Note a failed login, and log it if it is time; in how many seconds to answer."""
+        """Count a failed login, log it if a message is due, and return in how many seconds to answer it."""
         self._counts[status] += 1
         peer = self._remember(peer_of(address), now)
         peer.failures += 1
@@ -89,10 +91,10 @@ class FailedLogins:
 
 
 def peer_of(address: str) -> str:
-    """What counts as one peer."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)
+    """Return the peer that an address belongs to."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text keys and how they are negotiated (RFC 7143 sections 6 and 13), as one table.
+"""Text keys and their negotiation (RFC 7143 sections 6 and 13), as one table.
 
 | kind       | who speaks          | result                                                       |
 | ---------- | ------------------- | ------------------------------------------------------------ |
@@ -10,8 +10,8 @@
 | MAXIMUM    | initiator offers    | the larger number                                            |
 | OBSOLETE   | initiator offers    | a fixed answer: RFC 3720 keys that RFC 7143 withdrew         |
 
-A value out of its range, or of the wrong type, is answered `Reject` and leaves the default in force; a key nobody knows
-is answered `NotUnderstood` (6.2.2).  `Parameters` holds what is in force.
+A value out of range or of the wrong type is answered `Reject` and leaves the default in force.  An unknown key is
+answered `NotUnderstood` (6.2.2).  `Parameters` holds what is in force.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from target.iscsi import errors
 
 MAX_VALUE_LENGTH = 255
-"""RFC 7143 6.1: unless the key says otherwise; SendTargets answers are ours, so nothing we read is longer."""
+"""RFC 7143 6.1, unless the key says otherwise; only SendTargets answers may be longer, and we never read those."""
 MAX_NAME_LENGTH = 223
 """RFC 7143 4.2.7.1."""
 
@@ -42,14 +42,14 @@ IRRELEVANT = "Irrelevant"
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What two sides agreed on; a field per key of RFC 7143 section 13, at the RFC's defaults."""
+    """The values that both sides agreed on; a field per key of RFC 7143 section 13, at the RFC's defaults."""
 
     header_digest: str = "None"
     data_digest: str = "None"
     max_connections: int = 1
     initial_r2t: bool = True
     immediate_data: bool = True
-    max_recv_data_segment_length: int = 8192  # the initiator's: how much we may send in one PDU
+    max_recv_data_segment_length: int = 8192  # the initiator's: the most we may send in one PDU
     max_burst_length: int = 262144
     first_burst_length: int = 65536
     default_time2wait: int = 2
@@ -71,11 +71,11 @@ OURS = Parameters(
     default_time2retain=0,
     max_outstanding_r2t=8,
 )
-"""What the portal asks for.  Time2Retain 0: with ErrorRecoveryLevel 0 nothing of a session outlives its connection."""
+"""The portal's side of a negotiation.  Time2Retain 0: at ErrorRecoveryLevel 0 a session ends with its connection."""
 
 
 class Kind(enum.Enum):
-    """How a key's result is found; see the module's docstring."""
+    """The way in which a key's result is found; see the module's docstring."""
 
     DECLARE = enum.auto()
     LIST = enum.auto()
@@ -95,7 +95,7 @@ class Key:
     field: str = ""  # of Parameters; "" when login handles the key itself
     low: int = 0
     high: int = 0
-    choices: tuple[str, ...] = ()  # LIST: what we can do; OBSOLETE: the fixed answer
+    choices: tuple[str, ...] = ()  # LIST: the values we support; OBSOLETE: the fixed answer
     full_feature: bool = False  # may also be sent in the full feature phase
 
 
@@ -142,9 +142,9 @@ ONLY_TARGETS_SEND = frozenset({"TargetAlias", "TargetAddress", "TargetPortalGrou
 
 
 def parse(data: bytes) -> list[tuple[str, str]]:
-    """The key=value pairs of a text data segment (RFC 7143 6.1).
+    """Return the key=value pairs of a text data segment (RFC 7143 6.1).
 
-    Raises errors.PeerError when it is not UTF-8, a pair has no "=", a key is malformed or comes twice.
+    Raises errors.PeerError if it is not UTF-8, a pair has no "=", or a key is malformed or occurs twice.
     """
     pairs: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -167,17 +167,17 @@ def parse(data: bytes) -> list[tuple[str, str]]:
 
 
 def serialise(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """A text data segment."""
+    """Return a text data segment."""
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
 
 
 def is_name(value: str) -> bool:
-    """Whether `value` is an iSCSI name (RFC 7143 4.2.7)."""
+    """Return whether `value` is an iSCSI name (RFC 7143 4.2.7)."""
     return len(value.encode()) <= MAX_NAME_LENGTH and _NAME.match(value) is not None
 
 
 def number(value: str, low: int, high: int) -> int | None:
-    """A numerical value (RFC 7143 6.1: decimal or 0x hexadecimal), or None when it is none or out of range."""
+    """Return a numerical value (RFC 7143 6.1: decimal or 0x hexadecimal), or None if it is invalid or out of range."""
     if not _NUMBER.match(value):
         return None
     parsed = int(value, 16) if value[:2] in ("0x", "0X") else int(value)
@@ -185,7 +185,7 @@ def number(value: str, low: int, high: int) -> int | None:
 
 
 def _agree(key: Key, value: str, ours: Parameters) -> str | int | bool | None:
-    """The result of negotiating `value`, None when it is refused."""
+    """Return the result of negotiating `value`, or None if it is refused."""
     if key.kind is Kind.LIST:
         return next((offer for offer in value.split(",") if offer in key.choices), None)
     mine = getattr(ours, key.field)
@@ -209,9 +209,9 @@ def _spell(value: str | int | bool) -> str:
 def negotiate(
     pairs: Iterable[tuple[str, str]], agreed: Parameters, ours: Parameters = OURS, *, full_feature: bool = False
 ) -> tuple[Parameters, list[tuple[str, str]]]:
-    """Answer the operational keys an initiator offered: (the parameters now in force, the pairs to answer with).
+    """Return the parameters now in force and the pairs to answer, for the operational keys that an initiator offered.
 
-    Keys that only login understands (Kind.DECLARE without a field) are left out of both.  Raises errors.PeerError for
+    Both leave out the keys that only the login understands (Kind.DECLARE without a field).  Raises errors.PeerError for
     keys that only targets may send.
     """
     answers: list[tuple[str, str]] = []
@@ -237,6 +237,6 @@ def negotiate(
                     answers.append((name, _spell(result)))
     agreed = dataclasses.replace(agreed, **changes)  # type: ignore[arg-type]  # the table pairs fields with their types
     if agreed.first_burst_length > agreed.max_burst_length:
-        # RFC 7143 13.14 forbids it; our own side of both numbers keeps to the rule, so only mixed offers get here.
+        # RFC 7143 13.14 forbids it; our own two numbers keep the rule, so only a mixture of both sides' offers gets here.
         agreed = dataclasses.replace(agreed, first_burst_length=agreed.max_burst_length)
     return agreed, answers

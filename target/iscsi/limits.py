@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may make us spend."""
+    """The seconds, bytes and commands that one peer may use."""
 
     login_seconds: float = 15.0  # from the connection to the full feature phase
     login_pdus: int = 64
     login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
     queue_depth: int = 128  # commands a session may have outstanding
-    output_bytes: int = 8 << 20  # answers waiting for a slow reader; no request is read beyond
-    data_bytes: int = 32 << 20  # solicited data-out and blocked reads of one session
+    output_bytes: int = 8 << 20  # answers that wait for a slow reader; beyond it no request is read
+    data_bytes: int = 32 << 20  # solicited data-out of one session
     transfer_bytes: int = 64 << 20  # of one command
-    held_bytes: int = 4 << 20  # requests that came ahead of their CmdSN
+    held_bytes: int = 4 << 20  # requests that arrived ahead of their CmdSN
     managed: int = 64  # task management functions of a session that wait for commands to end
-    stall_seconds: float = (
-        60.0  # for a PDU that was begun to be whole, the next of a command's data, an answer to be taken
-    )
-    idle_seconds: float = 30.0  # then the initiator is asked whether it lives
-    ping_seconds: float = 15.0  # then it is held for dead
-    linger_seconds: float = 5.0  # for the last answers to be taken
+    # for the rest of a PDU, for the next piece of a command's data, and for the peer to take an answer
+    stall_seconds: float = 60.0
+    idle_seconds: float = 30.0  # then the initiator is sent a NOP-In
+    ping_seconds: float = 15.0  # to answer that NOP-In
+    linger_seconds: float = 5.0  # for the peer to take the last answers

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The login phase of one connection (RFC 7143 section 6.3), without sockets.
 
-| stage (CSG)            | leaves when                                        | to (NSG)                       |
+| stage (CSG)            | is left when                                       | for (NSG)                      |
 | ---------------------- | -------------------------------------------------- | ------------------------------ |
 | SECURITY_NEGOTIATION   | the initiator asks and authentication is done      | operational or full feature    |
 | OPERATIONAL_NEGOTIATION| the initiator asks                                 | full feature                   |
 | FULL_FEATURE           |                                                    |                                |
 
-An initiator may start in the operational stage when its access needs no authentication.  Who may enter is decided as
-soon as the names are known, before anything else is said: an initiator that is not let in learns nothing.
+An initiator may start in the operational stage if its access needs no authentication.  The access policy decides as
+soon as the names are known, before any other answer: a refused initiator learns nothing.
 
-Limits: text of one negotiation step, over all its PDUs, at most `MAX_TEXT_LENGTH` bytes and `MAX_PAIRS` keys.  The
-number of PDUs and the time are limited by the connection.
+Limits: the text of one negotiation step, over all its PDUs, has at most `MAX_TEXT_LENGTH` bytes and `MAX_PAIRS` keys.
+The connection limits the number of PDUs and the time.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ class Exchange(Protocol):
     """One run of an authentication method."""
 
     def step(self, pairs: Pairs) -> tuple[Pairs, bool]:
-        """Answer the initiator's keys; True when it is authenticated.  Raises LoginRefused."""
+        """Return the answer to the initiator's keys, and whether it is authenticated.  Raises LoginRefused."""
 
 
 class Authenticator(Protocol):
-    """What the security stage asks about one initiator that wants one target."""
+    """The authentication of one initiator to one target, as the security stage sees it."""
 
     @property
     def methods(self) -> Sequence[str]:
-        """What will do, by preference; "None" among them if the initiator may enter unauthenticated."""
+        """The accepted methods, by preference; "None" is one if the initiator may enter unauthenticated."""
 
     def begin(self, method: str) -> Exchange:
-        """Start `method`, never "None"."""
+        """Start `method`, which is never "None"."""
 
 
 class NoAuthentication:
-    """Everybody enters as who they say they are."""
+    """The authenticator that accepts every initiator under the name it gives."""
 
     methods: Sequence[str] = ("None",)
 
@@ -68,23 +68,23 @@ class NoAuthentication:
 
 
 class AccessPolicy(Protocol):
-    """Who may see and log in to which target, and what it reaches there."""
+    """The rules on which initiator may see and log in to which target, and the LUNs it reaches there."""
 
     def admits(self, initiator: str, address: str) -> bool:
-        """Whether `initiator`, from the network address `address`, may log in to anything, if only for discovery."""
+        """Return whether `initiator`, from the network address `address`, may log in at all, if only for discovery."""
 
     def allows(self, initiator: str, address: str, target: str) -> bool:
-        """Whether `initiator`, from the network address `address`, may see `target` and log in to it."""
+        """Return whether `initiator`, from the network address `address`, may see `target` and log in to it."""
 
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
-        """How `initiator` proves itself to `target`; None for a discovery session."""
+        """Return the authenticator of `initiator` for `target`, which is None in a discovery session."""
 
     def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
-        """Which LUNs `initiator`, logged in from `address`, reaches in `target`."""
+        """Return the view of the LUNs in `target` that `initiator`, logged in from `address`, reaches."""
 
 
 class OpenAccess:
-    """Any initiator may use any target, and all of it."""
+    """The policy under which any initiator may use any target, and all its LUNs."""
 
     def admits(self, initiator: str, address: str) -> bool:
         return True
@@ -135,7 +135,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to put into the Login Response; `done` when the full feature phase begins."""
+    """The content of a Login Response; `done` if the full feature phase begins."""
 
     flags: int
     text: bytes
@@ -168,9 +168,9 @@ class Login:
     _declared: bool = False
 
     def handle(self, request: Request, data: bytes) -> Answer:
-        """Take one Login Request with its data segment.
+        """Take one Login Request with its data segment, and return its answer.
 
-        Raises LoginRefused with the status to answer; PeerError for text that cannot be parsed.
+        Raises LoginRefused with the status to answer, and PeerError for text that cannot be parsed.
         """
         stage = self._check_stage(request)
         self._text += data
@@ -206,14 +206,14 @@ class Login:
         if self._stage is None:
             self.isid, self.cid, self._itt, self._stage = request.isid, request.cid, request.itt, stage
             if request.tsih:
-                # One connection per session (MaxConnections=1), and with recovery level 0 none to take over.
+                # A session has one connection (MaxConnections=1), and at recovery level 0 there is none to take over.
                 raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a second connection for a session")
         elif stage is not self._stage or (request.isid, request.itt) != (self.isid, self._itt):
             raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "stage or identity changed in the middle of a login")
         return stage
 
     def _identify(self, pairs: dict[str, str], request: Request) -> None:
-        """The names of the first request (RFC 7143 6.3.1), and whether they may enter."""
+        """Take the names of the first request, and check that they may enter (RFC 7143 6.3.1)."""
         initiator = pairs.get("InitiatorName")
         if initiator is None:
             raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no InitiatorName")
@@ -246,7 +246,7 @@ class Login:
         self._authenticated = True
 
     def _authenticate(self, stage: Stage, pairs: Pairs, answers: Pairs) -> None:
-        """The security stage's part of one step (RFC 7143 12)."""
+        """Handle the security keys of one step (RFC 7143 12)."""
         offered = dict(pairs).get("AuthMethod")
         if stage is not Stage.SECURITY_NEGOTIATION:
             if offered is not None:
@@ -271,7 +271,7 @@ class Login:
                 self._exchange = None
 
     def _operational(self, pairs: Pairs) -> Pairs:
-        """The pairs that are not the authentication method's own (CHAP_A and the like, RFC 7143 12.1)."""
+        """Return the pairs that are not the authentication method's own (CHAP_A and the like, RFC 7143 12.1)."""
         methods = tuple(f"{method}_" for method in self._authenticator.methods)
         return [pair for pair in pairs if not pair[0].startswith(methods)]
 
@@ -281,7 +281,7 @@ class Login:
             return Answer(stage << 2, text, done=False)
         if not self._authenticated:
             if self._exchange is not None:
-                # It asks too early; staying in the stage tells it so (RFC 7143 6.3.2).
+                # It asks too early; the answer stays in the same stage to say so (RFC 7143 6.3.2).
                 return Answer(stage << 2, text, done=False)
             self._skip_authentication()
         self._stage = Stage(request.following)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers waiting to be sent on one connection.
+"""The answers that wait to be sent on one connection.
 
-Small and medium answers are built where they will be sent from: in an *arena*, header and data side by side, so that
-everything a batch of commands has to say is one run of bytes.  `allocate` hands the place of the data to the device
-server before it is known whether there will be an answer at all; nothing is taken until `fill` is advanced past it, so
-an attempt that fails costs nothing.  Data that already lies elsewhere (read by a worker) is queued as a view of its own.
+Small and medium answers are built in the memory they are sent from: an *arena*, with header and data side by side, so
+that the answers to a batch of commands are one run of bytes.  `allocate` hands the place of the data to the device server
+before it is known whether there will be an answer at all.  The place stays free until `fill` is advanced past it, so a
+failed attempt costs nothing.  Data that already lies elsewhere (read by a worker) is queued as a view of its own.
 
     arena:  | sent or queued in `_segments` | begin ... fill: written, not queued yet | free |
 
-An arena is used again from its start when everything of it was sent.  Arenas are never zeroed in between: only bytes
+An arena is used again from its start once all of it was sent.  Arenas are never zeroed in between, because only bytes
 that were written are ever sent.
 """
 
@@ -29,22 +29,24 @@ IOV_MAX: Final = 1024
 
 
 class ArenaPool:
-    """Arenas not in use, shared by the connections of one event loop; keeps at most `keep` of them."""
+    """The unused arenas that the connections of one event loop share; it keeps at most `keep` of them."""
 
     def __init__(self, keep: int = 8) -> None:
         self._free: list[memoryview] = []
         self._keep = keep
 
     def take(self) -> memoryview:
+        """Return an arena, a new one if none is left."""
         return self._free.pop() if self._free else memoryview(bytearray(ARENA_LENGTH))
 
     def give(self, arena: memoryview) -> None:
+        """Take an arena back."""
         if len(self._free) < self._keep and len(arena) == ARENA_LENGTH:
             self._free.append(arena)
 
 
 class Output:
-    """The send queue of one connection; `arena`, `fill` and `room` are open to the connection's fast path."""
+    """The send queue of one connection; `arena`, `fill` and `room` are public for the fast path of the commands."""
 
     __slots__ = ("_begin", "_pool", "_retired", "_segments", "arena", "fill", "offered", "room", "size", "taken")
 
@@ -54,14 +56,14 @@ class Output:
         self._retired: list[memoryview] = []  # full arenas that still have bytes to send
         self._begin = 0
         self.size = 0  # bytes in _segments
-        self.taken = 0  # bytes that `sent` was told of, since the beginning
+        self.taken = 0  # bytes that the peer took since the beginning
         self.arena: memoryview = memoryview(b"")
         self.fill = 0
-        self.room = 0  # len(arena), at hand
-        self.offered: Sequence[memoryview] = ()  # what `allocate` gave last
+        self.room = 0  # len(arena)
+        self.offered: Sequence[memoryview] = ()  # the last result of `allocate`
 
     def __len__(self) -> int:
-        """Bytes waiting."""
+        """Return how many bytes wait."""
         return self.size + self.fill - self._begin
 
     def reserve(self, length: int) -> None:
@@ -76,7 +78,7 @@ class Output:
         self._begin = self.fill = 0
 
     def allocate(self, length: int) -> Sequence[memoryview]:
-        """Room for `length` bytes of data behind a header; stays free until `fill` is advanced."""
+        """Return room for `length` bytes of data behind a header; it stays free until `fill` is advanced."""
         start = self.fill + pdu.BHS_LENGTH
         end = start + length
         if end + 3 > self.room:  # 3: the padding
@@ -94,7 +96,7 @@ class Output:
         self.fill += length
 
     def append_view(self, data: memoryview) -> None:
-        """Queue `data` itself; it must not change until it was sent."""
+        """Queue `data` itself, uncopied; it must not change until it was sent."""
         self._seal()
         self._segments.append(data)
         self.size += len(data)
@@ -106,8 +108,8 @@ class Output:
             self._begin = self.fill
 
     def send(self, sock: socket.socket) -> int:
-        """Send what the socket takes; how many bytes wait now.  Raises OSError."""
-        if not self.size:  # everything is one run of bytes, as it almost always is
+        """Send as much as the socket takes, and return how many bytes still wait.  Raises OSError."""
+        if not self.size:  # almost always all answers are one run of bytes
             begin, fill = self._begin, self.fill
             if begin == fill:
                 return 0
@@ -128,13 +130,13 @@ class Output:
         return len(self)
 
     def gather(self, most: int) -> list[memoryview]:
-        """The next at most `most` views to send, in order."""
+        """Return the next views to send, in order and at most `most`."""
         self._seal()
         segments = self._segments
         return list(segments) if len(segments) <= most else [segments[index] for index in range(most)]
 
     def sent(self, length: int) -> None:
-        """`length` bytes of what `gather` gave are gone."""
+        """Remove `length` bytes from the front: they were sent."""
         self.size -= length
         self.taken += length
         segments = self._segments
@@ -158,14 +160,14 @@ class Output:
             self._begin = self.fill = 0
 
     def discard(self) -> None:
-        """Forget what waits, since nobody will take it."""
+        """Forget the waiting bytes, because the peer will not take them."""
         self._seal()
         if self.size:
             self.sent(self.size)
         self.release()
 
     def release(self) -> None:
-        """Give the arena back when nothing waits, so that idle connections hold none."""
+        """Give the arena back if no bytes wait, so that idle connections hold none."""
         if self.room and not len(self):
             self._pool.give(self.arena)
             self.arena = memoryview(b"")

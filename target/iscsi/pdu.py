@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""iSCSI protocol data units: what is on the wire (RFC 7143 section 11), and nothing about what it means.
+"""iSCSI protocol data units: their layout on the wire (RFC 7143 section 11), not their meaning.
 
-A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), a CRC32C of both when the header
-digest is on, the data segment padded with zeroes to 4 bytes, and a CRC32C of that when the data digest is on and there
-is data.  Digests are sent least significant byte first (RFC 7143 13.1); everything else is big-endian.
+A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), a CRC32C of both if the header digest
+is on, the data segment padded with zeroes to 4 bytes, and a CRC32C of that if the data digest is on and there is data.  Digests are sent least significant byte first (RFC 7143 13.1); everything else is big-endian.
 
-Requests are unpacked whole with one of the precompiled structs below; answers are packed the same way.
+Each request is unpacked whole with one of the precompiled structs below; answers are packed the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FINAL = 0x80
 
 
 class Opcode(enum.IntEnum):
-    """RFC 7143 11.2.1.2, without the I bit."""
+    """The opcodes of RFC 7143 11.2.1.2, without the I bit."""
 
     NOP_OUT = 0x00
     SCSI_COMMAND = 0x01
@@ -136,8 +135,8 @@ LOGIN_TRANSIT = 0x80
 SCSI_COMMAND = struct.Struct(">BBHIQIIII16s")
 """opcode, flags, -, lengths, LUN, ITT, expected data transfer length, CmdSN, ExpStatSN, CDB (RFC 7143 11.3)."""
 REQUEST = struct.Struct(">BBBBIQIIII16x")
-"""opcode, flags, byte 2, byte 3, lengths, LUN, ITT, word 20, CmdSN, ExpStatSN: what NOP-Out, Text, Login, Logout and
-task management requests have in common; word 20 is the TTT, the referenced task tag, or the CID."""
+"""opcode, flags, byte 2, byte 3, lengths, LUN, ITT, word 20, CmdSN, ExpStatSN: the fields that NOP-Out, Text, Login,
+Logout and task management requests share; word 20 is the TTT, the referenced task tag, or the CID."""
 DATA_OUT = struct.Struct(">BBHIQIIIIIII4x")
 """opcode, flags, -, lengths, LUN, ITT, TTT, -, ExpStatSN, -, DataSN, buffer offset (RFC 7143 11.7)."""
 
@@ -153,7 +152,7 @@ _DIGEST = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Which digests a connection uses."""
+    """The digests that a connection uses."""
 
     header: bool = False
     data: bool = False
@@ -174,42 +173,43 @@ class Pdu:
 
     @property
     def opcode(self) -> int:
-        """Without the I bit."""
+        """The opcode, without the I bit."""
         return self.bhs[0] & 0x3F
 
     @property
     def immediate(self) -> bool:
+        """Whether the request takes no place in the command window."""
         return bool(self.bhs[0] & IMMEDIATE)
 
 
 class HeaderDigestError(Exception):
-    """The header is not to be trusted, so neither is where the next one begins."""
+    """A header cannot be trusted, and so the start of the next one is unknown."""
 
 
 class DataSegmentTooLong(Exception):
-    """The peer sends more in one PDU than was declared with MaxRecvDataSegmentLength."""
+    """The peer sends more in one PDU than MaxRecvDataSegmentLength allows."""
 
 
 def padded(length: int) -> int:
-    """`length` rounded up to 4 bytes."""
+    """Return `length` rounded up to 4 bytes."""
     return (length + 3) & ~3
 
 
 def digest(data: bytes | bytearray | memoryview, value: int = 0) -> int:
-    """CRC32C of `data`, going on from `value`."""
+    """Return the CRC32C of `data`, continued from `value`."""
     return crc32c.crc32c(data, value)
 
 
 def digest_bytes(value: int) -> bytes:
-    """A CRC32C as it is sent."""
+    """Return a CRC32C as it is sent."""
     return _DIGEST.pack(value)
 
 
 def find(buffer: memoryview, start: int, end: int, digests: Digests, max_data: int) -> Pdu | None:
-    """The complete PDU at `buffer[start:end]`, or None if more bytes are needed.
+    """Return the complete PDU at `buffer[start:end]`, or None if more bytes are needed.
 
-    Raises HeaderDigestError, and DataSegmentTooLong when the data segment is longer than `max_data` bytes.  Both are
-    found as soon as the header is there, before a byte of data is waited for.
+    Raises HeaderDigestError, and DataSegmentTooLong if the data segment is longer than `max_data` bytes.  Both are
+    raised as soon as the header is complete, before the data has arrived.
     """
     if end - start < BHS_LENGTH:
         return None
@@ -246,8 +246,11 @@ def find(buffer: memoryview, start: int, end: int, digests: Digests, max_data: i
 
 
 def extra_headers(ahs: memoryview) -> dict[int, bytes]:
-    """The additional header segments by type (RFC 7143 11.2.2); raises ValueError when they do not fit their lengths."""
-    found: dict[int, bytes] = {}
+    """Return the additional header segments by type (RFC 7143 11.2.2).
+
+    Raises ValueError if they do not fit their lengths.
+    """
+    segments: dict[int, bytes] = {}
     position = 0
     while position < len(ahs):
         if len(ahs) - position < 4:
@@ -255,17 +258,17 @@ def extra_headers(ahs: memoryview) -> dict[int, bytes]:
         length = ahs[position] << 8 | ahs[position + 1]
         kind = ahs[position + 2] & 0x3F
         body = bytes(ahs[position + 3 : position + 3 + length])
-        if len(body) < length or kind in found:
+        if len(body) < length or kind in segments:
             raise ValueError("additional header segments do not fit their lengths")
-        found[kind] = body
+        segments[kind] = body
         position += padded(3 + length)
-    return found
+    return segments
 
 
 def encode(
     bhs: bytes | bytearray, data: bytes | memoryview = b"", digests: Digests = NO_DIGESTS, ahs: bytes = b""
 ) -> bytes:
-    """A whole PDU; the lengths in `bhs` are filled in.  For small ones: the data is copied."""
+    """Return a whole PDU, with the lengths in `bhs` filled in.  Meant for small PDUs, because it copies the data."""
     header = bytearray(bhs)
     header[4:8] = (len(ahs) // 4 << 24 | len(data)).to_bytes(4, "big")
     header += ahs

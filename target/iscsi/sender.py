@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the answers of one connection: sequence numbers, residuals, data segments and digests (RFC 7143 11.4 to 11.18).
+"""The answers of one connection: sequence numbers, residuals, data segments and digests (RFC 7143 11.4 to 11.18).
 
-Everything here works for every combination of digests and lengths; the one answer that is also built elsewhere, for
-speed, is the single Data-In or SCSI Response of a command that was answered at once (`TaskSet.receive_commands`).
+This module serves every combination of digests and lengths.  Only one answer is also built elsewhere, for speed: the
+single Data-In or SCSI Response of a command that was answered at once (`TaskSet.receive_commands`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.task import Status
 
 COPY_LIMIT = 16384
-"""Bytes: copying less into the arena is cheaper than one more element in sendmsg's vector."""
+"""Bytes: copying fewer into the arena is cheaper than one more element in sendmsg's vector."""
 
 MASK = 0xFFFFFFFF
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
-"""By the two low bits of a length."""
+"""The padding, by the two low bits of a length."""
 
 
 class Sender:
-    """Packs PDUs into `output`.  `stat_sn`, `exp_cmd_sn` and `max_cmd_sn` are what the next answer will carry."""
+    """A packer of PDUs into `output`; the next answer carries `stat_sn`, `exp_cmd_sn` and `max_cmd_sn`."""
 
     __slots__ = ("digests", "exp_cmd_sn", "max_burst", "max_cmd_sn", "max_segment", "output", "stat_sn")
 
@@ -55,7 +55,7 @@ class Sender:
         words: tuple[int, int, int] = (0, 0, 0),
         data: Sequence[bytes | memoryview] = (),
     ) -> None:
-        """One PDU.  `stat_sn` None: it carries status, and takes the next number."""
+        """Send one PDU.  With `stat_sn` None it carries status, and takes the next number."""
         if stat_sn is None:
             stat_sn = self.stat_sn
             self.stat_sn = stat_sn + 1 & MASK
@@ -92,15 +92,15 @@ class Sender:
     def scsi_response(
         self, itt: int, status: int, sense: bytes, *, residual: tuple[int, int] = (0, 0), exp_data_sn: int = 0
     ) -> None:
-        """A SCSI Response; `residual` is (flag, count)."""
+        """Send a SCSI Response; `residual` is (flag, count)."""
         flag, count = residual
         data = (len(sense).to_bytes(2, "big") + sense,) if sense else ()
         self.send(Opcode.SCSI_RESPONSE, pdu.FINAL | flag, 0, status, itt=itt, words=(exp_data_sn, 0, count), data=data)
 
     def data_in(self, itt: int, status: int, sense: bytes, data: Sequence[memoryview], expected: int) -> None:
-        """All Data-In PDUs of a command and its status: in the last of them when it is GOOD, else behind them.
+        """Send all Data-In PDUs of a command, and its status: in the last of them if it is GOOD, else behind them.
 
-        The views are sent from where they lie unless they are small.
+        The views are sent uncopied unless they are small.
         """
         actual = sum(map(len, data))
         residual = residual_of(expected, actual)
@@ -131,17 +131,17 @@ class Sender:
             self.scsi_response(itt, status, sense, residual=residual, exp_data_sn=data_sn)
 
     def r2t(self, itt: int, lun: int, ttt: int, r2t_sn: int, offset: int, length: int) -> None:
-        """Ask for `length` bytes from `offset` on; carries the next StatSN without taking it."""
+        """Ask for `length` bytes from `offset` on, with the next StatSN, which stays untaken."""
         self.send(
             Opcode.R2T, lun=lun, itt=itt, word20=ttt, stat_sn=self.stat_sn, words=(r2t_sn, offset, length)
         )  # fmt: skip
 
     def reject(self, reason: int, bhs: bytes | memoryview) -> None:
-        """A Reject with the header it is about."""
+        """Send a Reject with the header of the rejected PDU."""
         self.send(Opcode.REJECT, response=reason, data=(bytes(bhs),))
 
     def nop_in(self, itt: int, ttt: int, lun: int = 0, data: bytes | memoryview = b"") -> None:
-        """A NOP-In: an answer when `itt` is a tag, else a ping that takes no StatSN."""
+        """Send a NOP-In: an answer if `itt` is a tag, else a ping that takes no StatSN."""
         answer = itt != NO_TAG
         self.send(
             Opcode.NOP_IN,
@@ -153,13 +153,13 @@ class Sender:
         )
 
     def async_message(self, event: int, code: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)) -> None:
-        """An Asynchronous Message without sense data."""
+        """Send an Asynchronous Message without sense data."""
         words = (event << 24 | code << 16 | parameters[0], parameters[1] << 16 | parameters[2], 0)
         self.send(Opcode.ASYNC_MESSAGE, words=words)
 
 
 def residual_of(expected: int, actual: int) -> tuple[int, int]:
-    """The residual flag and count of a SCSI Response (RFC 7143 11.4.5): what was expected against what there was."""
+    """Return the residual flag and count of a SCSI Response, from expected and actual bytes (RFC 7143 11.4.5)."""
     if actual < expected:
         return pdu.RESIDUAL_UNDERFLOW, expected - actual
     if actual > expected:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One session, for status displays.  `since` is in seconds of time.time().  Of the kernel's sessions it is not known when
-    they began, nor how much they did: None; nor, sometimes, where they came from: an empty address.
+    """One session, for status displays.  `since` is in seconds of time.time().
+
+    The kernel's target does not say when its sessions began or how much they did (None). Sometimes it does not say where
+    a session came from either (an empty address).
     """
 
     tsih: int
@@ -22,4 +24,4 @@ class SessionInfo:
     bytes_written: int | None
     commands: int | None
     outstanding: int | None
-    portal: str = ""  # HOST:PORT that was listened on when it came
+    portal: str = ""  # the HOST:PORT that accepted it

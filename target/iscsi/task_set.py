@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SCSI commands of one session: taken from the wire, their data collected, executed, answered (RFC 7143 4.2, 11.3 to 11.8).
+"""The SCSI commands of one session: received, executed and answered (RFC 7143 4.2, 11.3 to 11.8).
 
-A command goes the *fast path* (`receive_commands`) when it is as simple as almost all are, else the general one
-(`begin`); both hand it to the device server on the spot.  What would have to wait for a disk is left in `blocked`, comes
-back through `complete`, and is answered out of order.  command.py has the stages of a command that collects data.
+Almost every command is simple and takes the *fast path* (`receive_commands`); all others take the general one (`begin`).
+Both hand it to the device server on the spot.  A command that would wait for a disk is left in `blocked`, comes back
+through `complete`, and is answered out of order.  The two paths must do the same, so they stand side by side here;
+command.py lists the stages of a command, and data_out.py collects its data.
 
-Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered; data that is asked
-for takes from a budget of `data_bytes`; a command that would move more than `transfer_bytes` is refused.
-
-(Longer than most modules here: the two paths have to do the same, and are read beside each other.)
+Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered.  Solicited data takes
+from a budget of `data_bytes`.  A command that would move more than `transfer_bytes` is refused.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from target.scsi.task import Executor, Status, Task
 
 TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
 LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
-"""PROTOCOL SERVICE CRC ERROR: what RFC 7143 11.4.7.2 has for data that did not arrive whole."""
+"""PROTOCOL SERVICE CRC ERROR: the sense of RFC 7143 11.4.7.2 for data that did not arrive whole."""
 
 AHEAD = 16
-"""Writes that are prepared together in place.  Half of what initiators usually keep in flight: their answers are sent before the
-next are prepared, so that both sides are busy at the same time."""
+"""Writes that are prepared together in place.  This is half of the usual number in flight: their answers are sent before
+the next writes are prepared, so that both sides are busy at the same time."""
 
 DIRECT_LENGTH = 16384
-"""Bytes still to come from which on receiving in place beats a copy."""
+"""Missing bytes from which on receiving in place beats a copy."""
 
 
 class TaskSet:
-    """See the module's docstring.  What a peer does wrong is raised: PeerError, Rejected."""
+    """The commands of one session; raises PeerError and Rejected for the peer's mistakes."""
 
     def __init__(self, sender: Sender, limits: Limits) -> None:
         self.sender = sender
@@ -48,10 +47,10 @@ class TaskSet:
         self.answering = False
         """Whether commands are answered: from `open` until the session ends or logs out."""
         self.direct: memoryview = memoryview(b"")
-        """Where the next bytes from the peer belong, instead of into the receive buffer; see `received_direct`."""
+        """The place for the next bytes from the peer, ahead of the receive buffer; see `received_direct`."""
         self.paused = False
-        """Whether `receive_commands` stopped for the answers to be sent before it goes on."""
-        self.bytes_in = 0  # data-out: what the initiator wrote
+        """Whether `receive_commands` stopped so that its answers are sent before it goes on."""
+        self.bytes_in = 0  # data-out, from the initiator
         self.bytes_out = 0
         self.done = 0
         self.commands: dict[int, Command] = {}
@@ -63,13 +62,13 @@ class TaskSet:
         self._after_direct: Callable[[], None] | None = None
         self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
         self._task = Task(sender.output.allocate)
-        self._ahead: list[Task] = []  # what `_prepare_ahead` names commands with
-        nobody: Executor = _NoExecutor()
-        self._execute = nobody.execute
-        self._prepare = nobody.prepare
+        self._ahead: list[Task] = []  # spare tasks of `_prepare_ahead`
+        no_executor: Executor = _NoExecutor()
+        self._execute = no_executor.execute
+        self._prepare = no_executor.prepare
 
     def open(self, executor: Executor, name: str, agreed: keys.Parameters, max_segment: int) -> None:
-        """The session begins; it may send data segments of `max_segment` bytes."""
+        """Begin the session of the initiator `name`, which may send data segments of `max_segment` bytes."""
         self._execute = executor.execute
         self._prepare = executor.prepare
         self._agreed = agreed
@@ -79,38 +78,40 @@ class TaskSet:
         self.answering = True
 
     def close(self) -> list[Command]:
-        """No command is answered any more; those that still run are returned."""
+        """Stop answering, abort every command, and return those that still run."""
         self.answering = self.fast = False
         self.direct, self._after_direct = memoryview(b""), None
         return self.abort(lambda command: True)
 
     @property
     def running(self) -> list[Command]:
-        """Commands that are with the device server."""
+        """The commands that are with the device server."""
         return [command for command in self.commands.values() if command.stage is Stage.RUNNING]
 
     @property
     def outstanding(self) -> int:
-        """Commands not answered yet."""
+        """The number of commands not answered yet."""
         return len(self.commands)
 
     @property
     def congested(self) -> bool:
-        """Whether the peer should take answers before more of it is read."""
+        """Whether the peer must take answers before more of its requests are read."""
         return len(self.output) > self._limits.output_bytes
 
     def complete(self, command: Command) -> None:
-        """`command`, once in `blocked`, was executed: answer it unless it was aborted."""
+        """Answer `command`, which was in `blocked` and is executed now, unless it was aborted."""
         task = command.task
         if not task.aborted and self.answering:
             self._answer(command)
         self._forget(command)
 
     def prepare_in_place(self) -> None:
-        """Before blocked writes go to workers: have their units prepare them all at once here, if that takes no waiting
-        (a first write that copy-on-write copies within the page cache), and execute what can be executed then.
+        """Try to spare blocked writes the way through the workers.
 
-        Those of the fast path have been through this, see `_prepare_ahead`.
+        Let their units prepare them all at once, if that takes no waiting (copy-on-write can copy a first write's
+        pre-image within the page cache), and execute those that no longer have to wait.
+
+        Writes of the fast path have been through this, see `_prepare_ahead`.
         """
         writes = [command for command in self.blocked if command.writes and not command.borrows]
         if not writes or not self._prepare([command.task for command in writes], nowait=True):
@@ -127,11 +128,11 @@ class TaskSet:
             else:
                 self.blocked.append(command)
 
-    def abort(self, which: Callable[[Command], bool]) -> list[Command]:
-        """Abort commands; those still with the device server are returned, the others are gone."""
+    def abort(self, selects: Callable[[Command], bool]) -> list[Command]:
+        """Abort the commands that `selects` accepts; return those still with the device server and forget the others."""
         still: list[Command] = []
         for command in list(self.commands.values()):
-            if which(command):
+            if selects(command):
                 command.task.aborted = True
                 if command.stage is Stage.RUNNING:
                     still.append(command)
@@ -140,11 +141,11 @@ class TaskSet:
         return still
 
     def abort_on(self, luns: Container[int]) -> list[Command]:
-        """`abort` all commands on LUNs, which are given as the 8-byte fields that address them."""
+        """Call `abort` for all commands on `luns`, which are the 8-byte fields that address units."""
         return self.abort(lambda command: command.task.lun in luns)
 
     def overdue(self, now: float) -> bool:
-        """Whether a command's data-out did not get on for too long; to be asked every second or so."""
+        """Return whether a command's data-out has stalled for too long.  Call it every second or so."""
         collecting: dict[Command, tuple[int, float]] = {}
         for command in self.commands.values():
             if command.stage in (Stage.UNSOLICITED, Stage.SOLICITED):
@@ -155,20 +156,20 @@ class TaskSet:
         return any(now - since > self._limits.stall_seconds for _, since in collecting.values())
 
     def free_slot(self) -> None:
-        """A request that took a place in the command window is dealt with."""
+        """Open the command window by one place: a request that took one is dealt with."""
         self.sender.max_cmd_sn = self.sender.max_cmd_sn + 1 & MASK
 
     # -- the fast path -------------------------------------------------------------------------------------------
 
     def receive_commands(self, buffer: memoryview, start: int, end: int) -> int:
-        """Execute the SCSI commands at `buffer[start:end]` that are as simple as almost all are; where it stopped.
+        """Execute the simple SCSI commands at `buffer[start:end]`, and return where it stopped.
 
-        A write that would have to wait is prepared, together with those behind it (`_prepare_ahead`), and tried again; when all
-        of them are executed it stops there with `paused`.
+        A write that would have to wait is prepared together with those behind it (`_prepare_ahead`), and tried again.
+        Once all of them are executed, the method stops there with `paused`.
 
-        Simple is: no digests, no AHS, the next CmdSN, a tag not in use, and either no data, data-in that fits one
-        Data-In, or data-out that came whole as immediate data.  Whatever else is left to `begin`, which does
-        the same things in the general way.  Answers that are not plain GOOD are built in the general way, too.
+        A simple command has no digests, no AHS, the next CmdSN and a tag not in use. It has either no data, data-in that
+        fits one Data-In, or data-out that came whole as immediate data.  All other commands are left to `begin`, which
+        does the same in the general way.  Answers that are not plain GOOD are built in the general way, too.
         """
         sender = self.sender
         output = self.output
@@ -285,9 +286,12 @@ class TaskSet:
         return start
 
     def _prepare_ahead(self, task: Task, buffer: memoryview, start: int, end: int) -> int:
-        """Have the units prepare the write `task` and the plain ones behind it at `buffer[start:end]`, if that takes no waiting.
+        """Let the units prepare the write `task` and the simple ones behind it at `buffer[start:end]`, if none has to wait.
 
-        Gives up to where it looked, `end + 1` if nothing came of it.
+        Return up to where it looked, or `end + 1` if no unit could prepare anything.
+
+        `receive_commands` parses these headers once more.  Keeping the parsed fields would cost every command of the
+        fast path a look-up; the second parse costs only first writes, and is small beside the copy that each of them makes.
         """
         tasks = [task]
         if not self._ahead:
@@ -306,7 +310,10 @@ class TaskSet:
         return start if self._prepare(tasks, nowait=True) else end + 1
 
     def _answer_now(self, task: Task, itt: int, expected: int, *, reads: bool) -> None:
-        """The general answer to a command of the fast path.  Its data may lie in the arena's free part: it is copied."""
+        """Send the general answer to a command of the fast path.
+
+        Its data may lie in the free part of the arena, so it is copied.
+        """
         command = Command(itt, task, expected, reads=reads, writes=not reads and expected > 0, counted=False)
         if reads and task.data_in:
             task.data_in = (memoryview(b"".join(task.data_in)),)
@@ -316,6 +323,7 @@ class TaskSet:
     # -- the general path ----------------------------------------------------------------------------------------
 
     def begin(self, found: pdu.Pdu) -> None:
+        """Take one SCSI Command of any kind.  Raises PeerError, Rejected."""
         _, flags, _, _, lun, itt, expected, _, _, cdb = pdu.SCSI_COMMAND.unpack(found.bhs)
         counted = not found.immediate
         reads, writes = bool(flags & pdu.COMMAND_READ), bool(flags & pdu.COMMAND_WRITE)
@@ -343,7 +351,7 @@ class TaskSet:
             task.expected_in = int.from_bytes(extra.get(pdu.AHS_BIDIRECTIONAL_READ_LENGTH, bytes(5))[1:5], "big")
         elif reads:
             task.expected_in = expected
-        # A command that announces no data may still have some (its residual says how much), so it counts as a read.
+        # A command that announces no data may still have some, reported as its residual; so it counts as a read.
         command = Command(itt, task, expected, reads=not writes, writes=writes and expected > 0, counted=counted)
         self.commands[itt] = command
         if max(expected, task.expected_in) > self._limits.transfer_bytes:
@@ -409,7 +417,7 @@ class TaskSet:
         )
 
     def _forget(self, command: Command) -> None:
-        """A command is answered, or aborted and quiet."""
+        """Drop a command that is answered, or aborted and no longer running."""
         if self.commands.get(command.itt) is command:
             del self.commands[command.itt]
         if command.counted:
@@ -446,9 +454,9 @@ class TaskSet:
         self._run(command)
 
     def receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
-        """Of a large Data-Out that has only begun: let the rest be received where it belongs, uncopied.
+        """Take the beginning of a large Data-Out, and let the rest be received in its place, uncopied.
 
-        The bytes taken; 0 when it must be waited for.  Raises PeerError.
+        Return the bytes taken, or 0 if the Data-Out must be received whole first.  Raises PeerError.
         """
         present = end - start - pdu.BHS_LENGTH
         if present < 0 or buffer[start] != Opcode.DATA_OUT or self.sender.digests != pdu.NO_DIGESTS:
@@ -459,7 +467,7 @@ class TaskSet:
         bhs = buffer[start : start + pdu.BHS_LENGTH]
         place = self.data_out.place(bhs, self.commands)
         if place is None or place.memory is None:
-            return 0  # to be thrown away: it goes through the buffer
+            return 0  # its data is thrown away, so it goes through the buffer
         final = bool(bhs[1] & pdu.FINAL)
         place.memory[:present] = buffer[start + pdu.BHS_LENGTH : end]
         self.direct = place.memory[present:]
@@ -467,7 +475,7 @@ class TaskSet:
         return end - start
 
     def received_direct(self, length: int) -> None:
-        """`length` bytes were put at the beginning of `direct`.  Raises PeerError."""
+        """Note that `length` bytes were received at the beginning of `direct`.  Raises PeerError."""
         self.direct = self.direct[length:]
         if not len(self.direct) and self._after_direct is not None:
             then, self._after_direct = self._after_direct, None

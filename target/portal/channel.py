@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A socket with all that the portal keeps for it."""
+"""One socket and everything that the portal keeps for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from target.iscsi.output import Output
 from target.portal.workers import Lane
 
 RECEIVE_LENGTH: Final = 1 << 20
+"""Bytes that one receive call may take."""
 
 
 class ReceiveBuffer:
-    """A buffer, and how many blocked commands have data in it."""
+    """A buffer, and the number of blocked commands that have data in it."""
 
     __slots__ = ("holders", "view")
 
@@ -26,7 +27,7 @@ class ReceiveBuffer:
 
 
 class Channel(Lane):
-    """A socket with its connection, its unhandled bytes and its jobs."""
+    """A socket with its connection, its unhandled bytes and, as a Lane, its jobs."""
 
     __slots__ = ("buffer", "connection", "fill", "mask", "opened", "output", "portal", "sock")
 
@@ -37,6 +38,6 @@ class Channel(Lane):
         self.connection = connection
         self.output = output
         self.buffer: ReceiveBuffer | None = None
-        self.fill = 0  # bytes in it that were not handled
+        self.fill = 0  # unhandled bytes in it
         self.mask = select.EPOLLIN
         self.opened = time.time()

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The iSCSI portal: listens, moves bytes between sockets and connections, and blocked commands to workers and back.
+"""The iSCSI portal: it listens, moves bytes between sockets and connections, and hands blocked commands to workers.
 
-One thread runs one event loop on epoll for all sessions.  Per round and readable socket: one `recv_into` of up to a
-mebibyte, every complete PDU in it handled, everything there is to say sent with one call.  The loop
-never waits for a disk (the device server raises WouldBlock, workers.py goes on) nor for a slow peer (a session that
-does not take its answers is not read from until it does).
+One thread runs one event loop on epoll for all sessions.  Per round and readable socket it makes one `recv_into` of up to
+a mebibyte, handles every complete PDU in it, and sends all answers with one call.  The loop never waits for a disk (the
+device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it reads no more from a session until
+that session takes its answers).
 
-Receive buffers and arenas come from pools, and a session holds one only while something of it lies there: an idle
-session costs a few kilobytes.
+Receive buffers and arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a
+few kilobytes.
 
-A daemon that serves should run `tune_interpreter` once everything is set up: it takes what exists out of the garbage
-collector's sight and makes it rarer, since neither commands nor sessions leave reference cycles behind; asyncio's connections to
-the control socket do, so it must run now and then.
-
-(Longer than most modules here: all of it is the loop's one thread at work on the same channels.)
+A daemon should run `tune_interpreter` once its set-up is complete.  The garbage collector then ignores all objects that
+exist, and runs more rarely, because neither commands nor sessions leave reference cycles behind.  It must still run now
+and then: asyncio's connections to the control socket do leave some.
 """
 
 from __future__ import annotations
@@ -46,31 +44,32 @@ from target.scsi.scsi_target import Nexus, ScsiTarget
 log = logging.getLogger(__name__)
 
 BUFFERS_KEPT: Final = 16
-"""Receive buffers kept for the next batch; a burst that needed more gives them back to the system."""
+"""Receive buffers kept for the next batch; further ones go back to the system after a burst."""
 TICK_SECONDS: Final = 1.0
 TURNS: Final = 16
-"""How often one channel may be heard before the others are asked."""
+"""Times that one channel may be read before the others are polled."""
 EVENTS: Final = 64
-"""Sockets looked after in one round."""
+"""Sockets handled in one round."""
 SPIN_SECONDS: Final = 0.0001
-"""How long the loop looks around instead of sleeping, once sleeps have become that short.  Being woken takes longer than
-a command does: with one command in flight it doubles what an otherwise idle machine does (10 k to 24 k reads/s)."""
+"""How long the loop polls instead of sleeping, once its sleeps have become that short.  A wake-up takes longer than a
+command: with one command in flight, polling doubles the rate of an otherwise idle machine (10 k to 24 k reads/s)."""
 LOGIN_CONNECTIONS: Final = 64
-"""Connections that may be logging in at once: they cost memory before anyone knows who they are."""
+"""Connections that may be logging in at once: they cost memory before their initiators are known."""
 
 
 def tune_interpreter() -> None:
-    """Make the garbage collector fit for a server: see the module's docstring."""
+    """Tune the garbage collector for a server; see the module's docstring."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
 class Portal:
-    """An iSCSI portal that listens from the moment it exists, and serves from `start` or `run` on.
+    """An iSCSI portal that listens as soon as it exists, and serves once `start` or `run` is called.
 
-    `targets` maps target names to device servers, and is looked into at every login: it may change at any time.  More can be
-    listened on while it runs.  Raises OSError when `host` and `port` (0: any free one) cannot be listened on.
+    `targets` maps target names to device servers; the portal reads it at every login, so it may change at any time.
+    `listen` adds addresses while the portal runs.  Raises OSError if it cannot listen on `host` and `port` (0: any free
+    one).
     """
 
     def __init__(
@@ -101,12 +100,12 @@ class Portal:
         self._buffers: list[ReceiveBuffer] = []
         self._dirty: set[Channel] = set()
         self._spinning = False
-        self._warm: Channel | None = None  # the one heard last while spinning: it keeps its buffer and its arena
-        self._stalled: set[Channel] = set()  # have requests in their buffers, and room for answers again
+        self._warm: Channel | None = None  # read last while spinning: it keeps its buffer and its arena
+        self._stalled: set[Channel] = set()  # they have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
-        self._refusal_told = float("-inf")
-        self._refusals_untold = 0
+        self._refusal_logged = float("-inf")
+        self._refusals_unlogged = 0
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
         self._running = False
         self._stopping = False
@@ -117,7 +116,7 @@ class Portal:
     # -- for the daemon, from any thread -------------------------------------------------------------------------
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Accept initiators there, too; where that is (`port` 0: any free one).  Raises OSError."""
+        """Accept initiators on one more address, and return it (`port` 0: any free one).  Raises OSError."""
         listener = socket.create_server((host, port), family=_family(host, port), backlog=128)
         listener.setblocking(False)
         name = listener.getsockname()
@@ -127,11 +126,11 @@ class Portal:
 
     @property
     def addresses(self) -> list[str]:
-        """Where initiators are accepted, HOST:PORT each, in the order in which that began."""
+        """The addresses that accept initiators, HOST:PORT each, oldest first."""
         return [address for _, address in list(self._listeners.values())]
 
     def unlisten(self, address: str) -> None:
-        """Accept nobody there any more; who came there stays.  Returns when connecting fails."""
+        """Stop accepting initiators on an address; sessions stay.  Returns once connecting to it fails."""
         for fd, (listener, known) in list(self._listeners.items()):
             if known == address:
                 del self._listeners[fd]  # before the loop is woken by its end
@@ -160,12 +159,12 @@ class Portal:
             self._clean_up()
 
     def close(self, drain_seconds: float = 5.0) -> None:
-        """Stop: take no more logins, ask the initiators to log out, end what is left after `drain_seconds`.
+        """Stop: refuse logins, ask the initiators to log out, and end the sessions left after `drain_seconds`.
 
-        Returns when no command runs any more.  May be called twice, but not on the thread that serves.
+        Returns once no command runs.  May be called twice, but not on the thread that serves.
         """
         with self._life:
-            if not self._running and not self._stopping:  # never served: nobody else cleans up
+            if not self._running and not self._stopping:  # never served: no thread cleans up
                 self._stopping = True
                 self._clean_up()
         if not self._done.is_set():
@@ -192,13 +191,16 @@ class Portal:
         self._done.set()
 
     def sessions(self) -> list[SessionInfo]:
-        """The sessions logged in now; whoever was told that the logout is done is none of them, though the socket may be open."""
-        found: list[SessionInfo] = []
+        """Return the sessions that are logged in.
+
+        A session that got the answer to its logout is not among them, even if its socket is still open.
+        """
+        infos: list[SessionInfo] = []
         for channel in list(self._channels.values()):
             connection = channel.connection
             if connection.state in (State.LOGIN, State.CLOSING):
                 continue
-            found.append(
+            infos.append(
                 SessionInfo(
                     tsih=connection.tsih,
                     initiator=connection.login.initiator,
@@ -213,12 +215,12 @@ class Portal:
                     portal=channel.portal,
                 )
             )
-        return found
+        return infos
 
     def async_event(
         self, tsih: int, event: pdu.AsyncEvent, code: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)
     ) -> None:
-        """Send an asynchronous message to a session, if it is still there."""
+        """Send an asynchronous message to a session, if it still exists."""
         self._call(lambda: self._send_async(tsih, event, code, parameters))
 
     def end_session(self, tsih: int) -> None:
@@ -266,7 +268,7 @@ class Portal:
 
     def portals(self, reached: str) -> Iterable[str]:
         wildcards = ("0.0.0.0:", "[::]:")
-        others = [each for each in self.addresses if each != reached and not each.startswith(wildcards)]
+        others = [address for address in self.addresses if address != reached and not address.startswith(wildcards)]
         return [reached, *others]
 
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
@@ -297,7 +299,7 @@ class Portal:
         while not self._stopping:
             if self._spinning:
                 now = monotonic()
-                # Who asked last asks next, most likely: looking there first is quicker than asking who has something to say.
+                # The channel that asked last most likely asks next, and reading it is quicker than polling all of them.
                 warm = self._warm
                 if turns and warm is not None and warm.mask == select.EPOLLIN and self._readable(warm, now):
                     turns -= 1
@@ -333,21 +335,23 @@ class Portal:
                 self._finish_results()
             while self._calls:
                 self._calls.popleft()()
-            if self._stalled:  # one turn each, behind everybody else's
+            if self._stalled:  # one turn each, behind all others
                 for channel in list(self._stalled):
                     self._stalled.discard(channel)
                     self._handle(channel, now)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._tick(now)
-            while self._dirty:  # last: everything above may give connections something to say
+            while self._dirty:  # last: all of the above may give connections output
                 self._flush(self._dirty.pop())
             spin_until = now + SPIN_SECONDS
 
     def _accept(self, listener: socket.socket, address: str, now: float) -> None:
         try:
             sock, peer = listener.accept()
-        except OSError as error:  # gone again, or no file descriptors: neither must end the others' service
+        except (
+            OSError
+        ) as error:  # it hung up, or there are no file descriptors: neither may end the service of the others
             log.warning("a connection could not be accepted: %s", error)
             return
         if not self.failed_logins.may_try(peer[0], now):
@@ -368,20 +372,20 @@ class Portal:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _refuse(self, sock: socket.socket, address: str, now: float) -> None:
-        """There are too many; said once a minute, since whoever opens a thousand opens more."""
+        """Refuse a connection because there are too many; log it once a minute, since a flood of them goes on."""
         sock.close()
-        if now - self._refusal_told >= LOG_SECONDS:
-            more = f" ({self._refusals_untold} more since the last message)" if self._refusals_untold else ""
+        if now - self._refusal_logged >= LOG_SECONDS:
+            more = f" ({self._refusals_unlogged} more since the last message)" if self._refusals_unlogged else ""
             log.warning("%s: too many connections, refused%s", address, more)
-            self._refusal_told, self._refusals_untold = now, 0
+            self._refusal_logged, self._refusals_unlogged = now, 0
         else:
-            self._refusals_untold += 1
+            self._refusals_unlogged += 1
 
     def _take_buffer(self) -> ReceiveBuffer:
         return self._buffers.pop() if self._buffers else ReceiveBuffer()
 
     def _keep_warm(self, channel: Channel) -> None:
-        """Whoever asks again and again while the loop spins keeps what it needs; one channel at a time."""
+        """Let one channel, which sends requests while the loop spins, keep its buffer and its arena."""
         if channel is not self._warm:
             self._cool()
             self._warm = channel
@@ -399,7 +403,7 @@ class Portal:
             self._buffers.append(buffer)
 
     def _readable(self, channel: Channel, now: float) -> bool:
-        """Receive and handle what there is; False if there is nothing, or nobody any more."""
+        """Receive and handle the bytes that arrived; return False if there are none, or the peer hung up."""
         connection = channel.connection
         buffer = channel.buffer
         if buffer is None:
@@ -428,7 +432,7 @@ class Portal:
         return True
 
     def _handle(self, channel: Channel, now: float) -> None:
-        """Handle what lies in the receive buffer, and send what there is to say."""
+        """Handle the requests in the receive buffer, and send the answers."""
         connection = channel.connection
         buffer = channel.buffer
         if buffer is not None:
@@ -440,7 +444,7 @@ class Portal:
             rest = channel.fill - handled
             channel.fill = rest
             if buffer.holders:
-                # Commands that wait for a worker have their data in this buffer: it is theirs until they are done.
+                # Commands that wait for a worker have their data in this buffer, so it stays with them until they are done.
                 channel.buffer = None
                 if rest:
                     channel.buffer = self._take_buffer()
@@ -456,7 +460,7 @@ class Portal:
         self._flush(channel)
 
     def _flush(self, channel: Channel) -> None:
-        """Send what can be sent; then decide what to wait for."""
+        """Send as much as the socket takes; then decide which events to wait for."""
         output = channel.output
         connection = channel.connection
         if channel.sock.fileno() < 0:
@@ -488,7 +492,7 @@ class Portal:
                 self._stalled.add(channel)
 
     def _drop(self, channel: Channel) -> None:
-        """Close a channel; its nexus goes when its last command is done."""
+        """Close a channel; its nexus is closed once its last command is done."""
         fd = channel.sock.fileno()
         if fd < 0:
             return
@@ -513,8 +517,9 @@ class Portal:
         self._let_go(channel)
 
     def _let_go(self, channel: Channel) -> None:
-        """A closed channel, once no worker has anything of it: its memory goes back to the pools at once, and no circle of
-        references leaves the rest to a garbage collector that seldom runs.
+        """Give the memory of a closed channel back to the pools, once no worker has a command of it.
+
+        It must not wait for the garbage collector, which seldom runs.
         """
         if channel.active:
             return
@@ -534,7 +539,7 @@ class Portal:
     # -- blocked commands ----------------------------------------------------------------------------------------
 
     def _dispatch(self, channel: Channel, buffer: ReceiveBuffer) -> None:
-        """Give what a batch left blocked to the workers."""
+        """Give the commands that a batch left blocked to the workers."""
         nexus = channel.connection.nexus
         assert nexus is not None  # a discovery session has no commands
         tasks = channel.connection.tasks
@@ -592,7 +597,7 @@ class Portal:
 
 
 def spell(host: str, port: int) -> str:
-    """HOST:PORT, IPv6 in its brackets."""
+    """Return HOST:PORT, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Threads that execute the commands an event loop must not wait for.
 
-The loop hands over jobs: commands of one session that belong together.  A worker prepares a job as a whole (copy-on-write then preserves all
-its chunks with one commit) and executes its commands one by one.  Each result goes to `results` at once, and the loop is
-woken through an eventfd, but only if it sleeps: a busy loop looks into `results` by itself every round.
+The loop hands over jobs: commands of one session that belong together.  A worker prepares a job as a whole, so that
+copy-on-write preserves all its chunks with one commit, and executes its commands one by one.  Each result goes to
+`results` at once.  The worker wakes the loop through an eventfd, but only if the loop sleeps: a busy loop looks into
+`results` every round.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from target.scsi.task import Executor
 JOB_BYTES: Final = 8 << 20
 """Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
 
-
 JOB_WRITES: Final = 16
-"""Writes in a job that was put together from several: enough to be worth a commit, while another worker has some as well."""
+"""Writes in a job that was put together from several: enough to be worth a commit, and few enough that another worker
+gets some as well."""
 
 TELL_SECONDS: Final = 0.0005
-"""How often, at most, a sleeping loop is woken for the results of an unfinished job: it takes the interpreter's lock away."""
+"""The shortest time between two wake-ups of a sleeping loop for the results of an unfinished job, because the loop takes
+the interpreter's lock from the worker."""
 
 
 class Lane:
@@ -41,7 +43,10 @@ class Lane:
         self.active = 0
 
     def next_job(self) -> Job:
-        """Take the job that waits longest.  Writes of the same LUN behind it go along, up to `JOB_WRITES`: they share a commit."""
+        """Take the job that waits longest.
+
+        Writes of the same LUN behind it go along, up to `JOB_WRITES` in all, because they share a commit.
+        """
         job = self.pending.popleft()
         if job.commands[0].writes:
             lun = job.commands[0].task.lun
@@ -56,7 +61,7 @@ class Lane:
         return job
 
     def drop(self) -> list[Command]:
-        """Take back the commands that no worker has yet."""
+        """Take back and return the commands that no worker has yet."""
         commands = [command for job in self.pending for command in job.commands]
         self.pending.clear()
         return commands
@@ -83,8 +88,8 @@ class Result(NamedTuple, Generic[L]):
 class Workers(Generic[L]):
     """`count` daemon threads; everything but `wake` belongs to the loop's thread.
 
-    A session gets workers only while more are free than it has already: one session alone gets half of them, and
-    however long its commands take, others still get theirs.
+    A session gets another worker only while more are free than it has.  So one session alone gets half of them, and the
+    others still get theirs however long its commands take.
     """
 
     def __init__(self, count: int) -> None:
@@ -93,8 +98,10 @@ class Workers(Generic[L]):
         self._active = 0  # jobs with the threads
         self._queued: deque[L] = deque()  # lanes that found no worker free, longest first
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._fd_lock = threading.Lock()  # the number must not be someone else's by the time it is written to
-        self.sleeping = False  # set by the loop before it looks into `results` the last time, and sleeps
+        self._fd_lock = (
+            threading.Lock()
+        )  # the descriptor must not be closed, and its number used again, between check and write
+        self.sleeping = False  # set by the loop before its last look into `results` and its sleep
         self._jobs: queue.SimpleQueue[tuple[L, Job] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"iscsi-worker-{number}", daemon=True) for number in range(count)
@@ -103,10 +110,10 @@ class Workers(Generic[L]):
             thread.start()
 
     def enqueue(self, lane: L, executor: Executor, commands: list[Command]) -> None:
-        """Make jobs of a batch's blocked commands, and start what can be started.
+        """Make jobs of a batch's blocked commands, and start as many as possible.
 
-        Writes of one LUN stay together, since they share a commit; the rest is spread, since each waits for the disk by
-        itself.
+        Writes of one LUN stay together, because they share a commit.  The other commands are spread over the workers,
+        because each waits for the disk by itself.
         """
         writes: dict[int, list[Command]] = {}
         others: list[Command] = []
@@ -130,7 +137,7 @@ class Workers(Generic[L]):
         self.start(lane)
 
     def start(self, lane: L) -> None:
-        """Start jobs of `lane` as far as its share of the workers and its peer's taking answers allow."""
+        """Start jobs of `lane`, while its share of the workers allows it and its peer takes answers."""
         while lane.pending and not lane.tasks.congested:
             if lane.active >= self.count - self._active:
                 if lane not in self._queued:
@@ -141,7 +148,7 @@ class Workers(Generic[L]):
             self._jobs.put((lane, lane.next_job()))
 
     def job_done(self, lane: L) -> None:
-        """A job of `lane` is over: whoever waited longest is next."""
+        """Note that a job of `lane` is over, and start others; the lane that waited longest is first."""
         lane.active -= 1
         self._active -= 1
         queued, self._queued = self._queued, deque()
@@ -151,21 +158,21 @@ class Workers(Generic[L]):
 
     @property
     def busy(self) -> bool:
-        """Whether threads are at work, and would have to share the interpreter's lock with a loop that spins."""
+        """Whether workers are at work, and would have to share the interpreter's lock with a loop that spins."""
         return self._active > 0
 
     def wake(self) -> None:
-        """Make the loop look around; from any thread.  Does nothing once closed."""
+        """Wake the loop; may be called from any thread.  Does nothing once closed."""
         with self._fd_lock:
             if self.wake_fd >= 0:
                 os.eventfd_write(self.wake_fd, 1)
 
     def drain_wakeups(self) -> None:
-        """The loop is awake: forget that it was woken."""
+        """Clear the wake-ups, now that the loop is awake."""
         os.eventfd_read(self.wake_fd)
 
     def close(self) -> None:
-        """Let the threads finish what they have, and end them."""
+        """Let the threads finish their jobs, and end them."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -182,12 +189,12 @@ class Workers(Generic[L]):
                 job.executor.prepare([command.task for command in live])
             execute = job.executor.execute
             last = job.commands[-1]
-            told = time.monotonic()
+            woken = time.monotonic()
             for command in job.commands:
                 if not command.task.aborted:
                     execute(command.task, nowait=False)
                 self.results.append(Result(lane, command, command is last))
-                if self.sleeping and (command is last or time.monotonic() - told > TELL_SECONDS):
-                    told = time.monotonic()
+                if self.sleeping and (command is last or time.monotonic() - woken > TELL_SECONDS):
+                    woken = time.monotonic()
                     self.sleeping = False
                     self.wake()
