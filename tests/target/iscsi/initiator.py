@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -23,6 +24,9 @@ from target.scsi.scsi_target import Nexus, ScsiTarget
 TARGET = "iqn.2026-11.io.wolun:test"
 INITIATOR = "iqn.2026-11.io.wolun:initiator"
 MIB = 1 << 20
+PATTERN = random.Random(7).randbytes(MIB)
+DIGESTS = (("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C"))
+UNSOLICITED = ("InitialR2T", "No")
 
 
 def make_target(*devices: BlockDevice, name: str = TARGET) -> ScsiTarget:
@@ -221,6 +225,10 @@ class Initiator:
             (reply,) = self.feed(self.command(b"\0" * 6))
             if reply.status == 0:
                 return
+
+
+Connect = Callable[..., Initiator]
+"""Log in with these offers."""
 
 
 def read10(lba: int, blocks: int) -> bytes:

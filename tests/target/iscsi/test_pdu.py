@@ -64,3 +64,7 @@ def test_additional_headers() -> None:
     for broken in (b"\0\x09\x01\0abcd", b"\0\x05", cdb + cdb):
         with pytest.raises(ValueError):
             pdu.extra_headers(memoryview(broken))
+
+
+def test_the_two_formats_of_an_answer_agree() -> None:
+    assert pdu.RESPONSE.size == pdu.REQUEST.size == pdu.SCSI_COMMAND.size == pdu.DATA_OUT.size == pdu.BHS_LENGTH

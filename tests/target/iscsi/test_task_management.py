@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task management: the commands each function aborts, in which sessions, and its response."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from target.iscsi.pdu import NO_TAG, Opcode
+from target.scsi.logical_unit import LogicalUnit, UnitKind
+from target.scsi.scsi_target import Reach
+from tests.memory_device import MemoryDevice
+from tests.target.iscsi.initiator import (
+    MIB,
+    PATTERN,
+    TARGET,
+    Connect,
+    FakePortal,
+    Initiator,
+    Reply,
+    read10,
+    write10,
+)
+
+
+def task_management(initiator: Initiator, function: int, *, referenced: int = NO_TAG, lun: int = 0) -> list[Reply]:
+    return initiator.feed(
+        initiator.request(
+            Opcode.TASK_MANAGEMENT_REQUEST, 0x80 | function, itt=500, word20=referenced, immediate=True, lun=lun << 48
+        )
+    )
+
+
+def test_abort_task_that_runs(connect: Connect, device: MemoryDevice) -> None:
+    initiator = connect()
+    device.blocking = True
+    initiator.feed(initiator.command(read10(0, 1), read=512, itt=1) + initiator.command(read10(1, 1), read=512, itt=2))
+    assert task_management(initiator, 1, referenced=1) == [], "not before it is quiet"
+    replies = initiator.run_blocked()
+    assert [(reply.opcode, reply.itt) for reply in replies] == [(0x22, 500), (0x25, 2)]
+    assert replies[0].response == 0
+
+
+def test_abort_task_that_waits_for_data(connect: Connect, device: MemoryDevice) -> None:
+    before = bytes(device.data[:1024])
+    initiator = connect()
+    (r2t,) = initiator.feed(initiator.command(write10(0, 2), write=1024, itt=1))
+    (reply,) = task_management(initiator, 1, referenced=1)
+    assert (reply.opcode, reply.response) == (0x22, 0)
+    assert initiator.feed(initiator.data_out(1, r2t.word20, 0, 0, b"z" * 1024, final=True)) == []
+    assert device.data[:1024] == before
+    assert initiator.connection.tasks.outstanding == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "lun", "response"),
+    [(1, 0, 1), (2, 0, 0), (2, 9, 2), (4, 0, 0), (5, 0, 0), (5, 9, 2), (6, 0, 0), (7, 0, 5), (8, 0, 4), (3, 0, 5)],
+)
+def test_task_management_responses(connect: Connect, function: int, lun: int, response: int) -> None:
+    (reply,) = task_management(connect(), function, referenced=4711, lun=lun)
+    assert (reply.opcode, reply.response, reply.itt) == (0x22, response, 500)
+
+
+@pytest.mark.parametrize(("function", "others"), [(2, False), (4, True), (5, True), (6, True)])
+def test_whose_tasks_are_aborted(connect: Connect, device: MemoryDevice, function: int, others: bool) -> None:
+    one, two = connect(), connect()
+    device.blocking = True
+    for initiator in (one, two):
+        initiator.feed(initiator.command(read10(0, 1), read=512, itt=1))
+    assert task_management(one, function) == []
+    assert (two.connection.tasks.blocked[0].task.aborted, one.connection.tasks.blocked[0].task.aborted) == (
+        others,
+        True,
+    )
+    replies = two.run_blocked()
+    assert (replies == []) is others
+    one.run_blocked()
+
+
+@pytest.mark.parametrize("function", [4, 5, 6])
+def test_a_unit_is_reset_under_whatever_luns_sessions_know_it(
+    connect: Connect, portal: FakePortal, device: MemoryDevice, function: int
+) -> None:
+    """A session's commands on the same LUN but another unit are none of anybody's business."""
+    target = portal.targets[TARGET]
+    other_device = MemoryDevice(MIB)
+    target.add_lun(1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other"))
+    one, two = connect(), connect()
+    target.change_view(one.nexus, lambda number, unit: [Reach(0)] if number == 0 else [])
+    target.change_view(two.nexus, lambda number, unit: [Reach(1 - number)])
+    for initiator, luns in ((one, (0,)), (two, (0, 1))):
+        for lun in luns:
+            for _ in range(4):
+                initiator.feed(initiator.command(bytes(6), lun=lun))
+    device.blocking = other_device.blocking = True
+    two.feed(two.command(read10(0, 1), read=512, itt=10, lun=0))
+    two.feed(two.command(read10(0, 1), read=512, itt=11, lun=1))
+    for lun in (0, 1):
+        assert two.feed(two.command(write10(0, 1), write=512, itt=20 + lun, lun=lun))[0].opcode == Opcode.R2T
+    assert task_management(one, function) == []  # it waits for the one that runs
+    assert {command.itt: command.task.aborted for command in two.connection.tasks.blocked} == {10: False, 11: True}
+    assert set(two.connection.tasks.commands) == {10, 11, 20}
+    assert [reply.itt for reply in two.run_blocked()] == [10]
+    assert [(reply.itt, reply.response) for reply in one.take()] == [(500, 0)]
+    device.blocking = False
+    (told,) = two.feed(two.command(bytes(6), lun=1))
+    assert (told.status, told.data[14:16]) == (2, b"\x2f\0" if function == 4 else b"\x29\x03")
+    (fine,) = two.feed(two.command(bytes(6), lun=0))
+    assert fine.status == 0
+
+
+def test_who_loses_only_what_had_not_begun_is_told_as_well(connect: Connect) -> None:
+    one, two = connect(), connect()
+    (r2t,) = two.feed(two.command(write10(0, 1), write=512, itt=1))
+    assert r2t.opcode == Opcode.R2T
+    assert [reply.response for reply in task_management(one, 4)] == [0]
+    assert not two.connection.tasks.commands
+    (told,) = two.feed(two.command(bytes(6)))
+    assert (told.status, told.data[14:16]) == (2, b"\x2f\0")
+
+
+@pytest.mark.parametrize("function", [1, 2, 5])
+def test_a_command_ahead_of_its_turn_is_aborted_too(connect: Connect, device: MemoryDevice, function: int) -> None:
+    initiator = connect()
+    sn = initiator.cmd_sn
+    initiator.feed(initiator.command(write10(0, 1), write=512, data=bytes(512), itt=2, cmd_sn=sn + 1))
+    tail = (sn + 1).to_bytes(4) + bytes(12)
+    initiator.cmd_sn = sn
+    (reply,) = initiator.feed(
+        initiator.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x80 | function, itt=500, word20=2, immediate=True, tail=tail)
+    )
+    assert (reply.itt, reply.response) == (500, 0)
+    replies = initiator.feed(initiator.command(read10(0, 1), read=512, itt=1))
+    assert [reply.itt for reply in replies] == [1]
+    (pong,) = initiator.feed(initiator.request(Opcode.NOP_OUT, itt=3, cmd_sn=sn + 2))
+    assert pong.exp_cmd_sn == sn + 3  # it had its turn, and did nothing
+    assert pong.max_cmd_sn == sn + 2 + initiator.host.limits.queue_depth
+    assert bytes(device.data[:512]) == PATTERN[:512]
