@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libiscsi as the tests' own initiator: any CDB sent, status and raw sense data returned, nothing interpreted on the way.
+"""libiscsi as the tests' own initiator: it sends any CDB, and returns status and raw sense data uninterpreted.
 
 A thin ctypes layer over Debian's `libiscsi7` (the structures are those of its public header `scsi-lowlevel.h`).
 """
@@ -14,7 +14,7 @@ from typing import Any, Self
 from tests import peers
 
 _READ, _WRITE, _NONE = 1, 2, 0
-_OWN_STATUS = 0x0F000000  # libiscsi's own, for commands that never got one: cancelled, timed out, connection lost
+_OWN_STATUS = 0x0F000000  # libiscsi's own codes, for commands without a status: cancelled, timed out, connection lost
 _NORMAL, _NO_DIGEST, _DIGEST = 2, 0, 2
 
 
@@ -52,12 +52,12 @@ class _Task(ctypes.Structure):
 
 
 class LibiscsiError(Exception):
-    """libiscsi could not connect, log in or send; its own words."""
+    """libiscsi could not connect, log in or send; the message is its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one CDB: SAM-5 status, data-in, raw sense data (without the length prefix), signed residual."""
+    """The answer to one CDB: SAM-5 status, data-in, and raw sense data without its length prefix."""
 
     status: int
     data: bytes
@@ -153,13 +153,13 @@ class Session:
         return Answer(status, content, b"")
 
     def settle(self, lun: int) -> None:
-        """Take the unit attentions that await a new session, so that the next command gets its own answer."""
+        """Take the unit attentions of a new session, so that the next command gets its own answer."""
         for _ in range(8):
             if self.command(lun, bytes(6)).status == 0:
                 return
 
     def close(self) -> None:
-        """Log out and free the session; a session already gone is only freed."""
+        """Log out and free the session; a session that has ended is only freed."""
         self._library.iscsi_logout_sync(self._context)
         self._library.iscsi_destroy_context(self._context)
 

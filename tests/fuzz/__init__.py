@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes nobody meant, for everything that reads what a peer sent: coverage-guided with atheris, or the kept corpus alone."""
+"""Fuzzing of all code that reads a peer's bytes: coverage-guided with atheris, or with the kept corpus alone."""

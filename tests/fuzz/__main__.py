@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make fuzz`: fuzz every target for its share of `--seconds`, starting from the kept corpus.
 
-What is found on the way stays in var/fuzz, and is where the next run starts; an input that breaks a target is left
-there, too, named in the output.  `--keep` adds to the kept corpus what reaches code that it does not reach yet.
+New inputs stay in var/fuzz, where the next run starts.  An input that breaks a target stays there as well; the output
+names it.  `--keep` adds to the kept corpus those inputs that reach new code.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def _command(name: str, *arguments: str) -> list[str]:
 
 @click.command()
 @click.option("--seconds", default=600, show_default=True, help="For all targets together.")
-@click.option("--keep", is_flag=True, help="Add what was found to the kept corpus.")
+@click.option("--keep", is_flag=True, help="Add the new inputs to the kept corpus.")
 @click.argument("names", nargs=-1, type=click.Choice(list(targets.TARGETS)))
 def main(seconds: int, keep: bool, names: tuple[str, ...]) -> None:
-    """Fuzz the targets, all of them unless some are named."""
+    """Fuzz the named targets, or all of them."""
     chosen = names or tuple(targets.TARGETS)
     broken = []
     for name in chosen:

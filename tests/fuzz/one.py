@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tests.fuzz.one TARGET [libFuzzer's arguments]`: fuzz one target until told to stop, or until it breaks."""
+"""`python -m tests.fuzz.one TARGET [libFuzzer's arguments]`: fuzz one target until it breaks or the process is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ with atheris.instrument_imports(include=["target", "lun_backends"]):
 
 
 def main() -> None:
-    """Never returns."""
+    """Fuzz the target; never return."""
     targets.watch()
     name = sys.argv[1]
     itself = f"{sys.executable} -m tests.fuzz.one {name}"  # merging runs this again, through a shell

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fuzzed: functions that take any bytes and return, or raise because something broke its promise.
+"""The fuzz targets: functions that take any bytes and return, or raise because a promise is broken.
 
 | target    | the bytes are                                              | what must hold |
 | --------- | ---------------------------------------------------------- | --- |
 | `pdus`    | a stream of PDUs, digests on or off                        | whole PDUs, or a typed error; never past the end |
-| `keys`    | a text of keys and values                                  | a typed error, or what is parsed is serialised to the same |
-| `login`   | Login Requests, more or less                               | an answer that parses, or the end; nobody gets in by accident |
+| `keys`    | a text of keys and values                                  | a typed error, or the parsed keys are serialised to the same bytes |
+| `login`   | Login Requests, more or less                               | an answer that parses, or the end; no initiator gets in by accident |
 | `cdbs`    | the kind of unit, CDBs and data-out                        | a status with proper sense data, and never our own HARDWARE ERROR |
-| `session` | a script for a logged-in session, beside one that behaves  | bounded memory, proper answers; the other session works as ever |
+| `session` | a script for a logged-in session, beside one that behaves  | bounded memory, proper answers; the other session works as before |
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL = Limits(queue_depth=8, output_bytes=1 << 16, data_bytes=1 << 18, transfer
 
 
 class Reader:
-    """Takes bytes off the front; zeroes when there are none left."""
+    """A reader that takes bytes off the front, and zeroes once none are left."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._position = data, 0
@@ -42,18 +42,18 @@ class Reader:
         return self._position < len(self._data)
 
     def take(self, length: int) -> bytes:
-        """The next `length` bytes."""
-        found = self._data[self._position : self._position + length]
+        """Return the next `length` bytes."""
+        taken = self._data[self._position : self._position + length]
         self._position += length
-        return found.ljust(length, b"\0")
+        return taken.ljust(length, b"\0")
 
     def number(self, length: int = 1) -> int:
-        """The next bytes as a number."""
+        """Return the next bytes as a number."""
         return int.from_bytes(self.take(length))
 
 
 class Watch(logging.Handler):
-    """Turns what is logged as an error, a bug of ours, into a failure."""
+    """A log handler that turns errors, which are bugs of ours, into failures."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
@@ -61,7 +61,7 @@ class Watch(logging.Handler):
 
 
 def watch() -> None:
-    """Let errors in the log end the process."""
+    """Let logged errors end the process."""
     logger = logging.getLogger("target")
     if not any(isinstance(handler, Watch) for handler in logger.handlers):
         logger.addHandler(Watch())
@@ -69,7 +69,7 @@ def watch() -> None:
 
 
 def pdus(data: bytes) -> None:
-    """PDU parsing."""
+    """Parse PDUs."""
     reader = Reader(data)
     flags = reader.number()
     digests = pdu.Digests(bool(flags & 1), bool(flags & 2))
@@ -90,7 +90,7 @@ def pdus(data: bytes) -> None:
 
 
 def text_keys(data: bytes) -> None:
-    """Keys and values, and their negotiation."""
+    """Parse and negotiate keys and values."""
     try:
         pairs = keys.parse(data)
     except errors.PeerError:
@@ -110,7 +110,7 @@ def _target(*, blocking: bool = False) -> ScsiTarget:
 
 
 def login(data: bytes) -> None:
-    """The login phase: each byte string is a request's flags and text, or else raw bytes."""
+    """Run the login phase: each byte string is a request's flags and text, or raw bytes."""
     portal = iscsi.FakePortal({iscsi.TARGET: _target()}, limits=SMALL)
     peer = iscsi.Initiator(portal)
     reader = Reader(data)
@@ -137,7 +137,7 @@ KINDS = tuple(UnitKind)
 
 
 def cdbs(data: bytes) -> None:
-    """The device server: commands one after the other on one unit of a kind, by two initiators."""
+    """Run commands of two initiators one after the other on one unit of a kind."""
     reader = Reader(data)
     kind = KINDS[reader.number() % len(KINDS)]
     device = MemoryDevice(
@@ -160,7 +160,7 @@ def cdbs(data: bytes) -> None:
 
 
 def session(data: bytes) -> None:
-    """A session that does as the script says, and a neighbour on the same target that behaves."""
+    """Run a session that follows the script, beside a well-behaved one on the same target."""
     reader = Reader(data)
     target = _target(blocking=bool(reader.number() & 1))
     portal = iscsi.FakePortal({iscsi.TARGET: target}, limits=SMALL)
@@ -181,7 +181,7 @@ def session(data: bytes) -> None:
         _bounded(rude)
     rude.run_blocked()
     rude.connection.close()
-    for number in range(1, 3):  # the neighbour's own unit is as it was; unit attentions are news, not harm
+    for number in range(1, 3):  # the neighbour's own unit is unharmed; unit attentions do no harm
         for _ in range(8):
             stamp = bytes([number]) * 512
             replies = good.feed(good.command(iscsi.write10(0, 1), write=512, data=stamp, lun=1)) or good.run_blocked()

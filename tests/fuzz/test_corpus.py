@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kept corpus, without a fuzzer: every input that once was interesting still breaks nothing."""
+"""The kept corpus, without a fuzzer: none of its inputs breaks a target."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def watched() -> Iterator[None]:
     level = logger.level
     targets.watch()
     yield
-    for handler in [each for each in logger.handlers if isinstance(each, targets.Watch)]:
+    for handler in [handler for handler in logger.handlers if isinstance(handler, targets.Watch)]:
         logger.removeHandler(handler)
     logger.setLevel(level)
 

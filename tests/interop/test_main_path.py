@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main path, end to end, with initiators nobody here wrote: a file system is written through qemu, a snapshot is taken, the
-volume is overwritten at random while an export runs, and both the export and the view are what was there before.
+"""The main path, end to end, with initiators of other projects.
+
+qemu writes a file system, the daemon takes a snapshot, and random writes overwrite the volume while an export runs. The
+export and the view must both equal the volume as it was at the snapshot.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def _run(*command: str | Path) -> str:
 
 @pytest.fixture
 def ext4(tmp_path: Path) -> Path:
-    """An ext4 image that holds real files (Python's own standard library, in part)."""
+    """Return an ext4 image that holds real files (a part of Python's standard library)."""
     files = tmp_path / "files"
     shutil.copytree(Path(sysconfig.get_path("stdlib")) / "asyncio", files / "asyncio")
     shutil.copytree(Path(sysconfig.get_path("stdlib")) / "email", files / "email")
@@ -44,14 +46,14 @@ def ext4(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["process-crash", "power-loss"])
 def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[daemon.Daemon]:
-    """A daemon with one volume as large as the image."""
+    """Run a daemon with one volume as large as the image."""
     volumes = f"  - {{name: vol0, lun: 0, size: {SIZE}, durability: {request.param}}}\n"
     with daemon.Daemon(tmp_path, volumes) as running:
         yield running
 
 
 def _scribble(url: str, seed: int, count: int) -> None:
-    """`count` random writes of 4 to 128 KiB of random bytes' patterns, unaligned to chunks, through qemu-io."""
+    """Make `count` random writes of up to 128 KiB through qemu-io, each with a random byte and unaligned to chunks."""
     dice = random.Random(seed)
     commands: list[str] = []
     for _ in range(count):
@@ -96,7 +98,7 @@ def test_export_and_view_are_bit_identical_while_the_volume_is_overwritten(
     assert subprocess.run(["cmp", "-s", ext4, volume]).returncode == 1, "the writes did not reach the volume"
 
 
-def test_snapshots_at_several_moments_each_show_their_own(served: daemon.Daemon, ext4: Path, tmp_path: Path) -> None:
+def test_each_snapshot_shows_the_volume_at_its_own_moment(served: daemon.Daemon, ext4: Path, tmp_path: Path) -> None:
     qemu_img = peers.require("qemu-img")
     _run(qemu_img, "convert", "-n", "-f", "raw", "-O", "raw", ext4, served.url(0))
     moments: list[tuple[int, Path]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The write-once LUN by raw SCSI, sent by libiscsi: what it takes, what it refuses, what the sense data says."""
+"""The write-once LUN by raw SCSI from libiscsi: the commands it takes and refuses, and its sense data."""
 
 from __future__ import annotations
 
@@ -80,16 +80,16 @@ def test_mixed_ranges_name_the_first_offender_and_store_nothing(session: libiscs
     refused(session.command(lun, read10(120, 20), read=20 * BLOCK), 120)
 
 
-def test_what_a_write_to_the_volume_preserves_can_be_read_but_not_written(session: libiscsi.Session, lun: int) -> None:
+def test_preserved_blocks_can_be_read_but_not_written(session: libiscsi.Session, lun: int) -> None:
     old = os.urandom(128 * BLOCK)
     assert session.command(0, write10(1024, 128), out=old).status == GOOD
-    # the snapshot was taken before: what is preserved is the volume as it was then, zeroes
+    # the snapshot was taken before, so the preserved blocks are the volume as it was then: zeroes
     assert session.command(lun, read10(1024, 128), read=128 * BLOCK).data == bytes(128 * BLOCK)
     refused(session.command(lun, write10(1024, 1), out=old[:BLOCK]), 1024)
     refused(session.command(lun, read10(1024, 129), read=129 * BLOCK), 1152)
 
 
-def test_lba_status_tells_anyone_what_changed(session: libiscsi.Session, lun: int) -> None:
+def test_lba_status_reports_the_changed_blocks(session: libiscsi.Session, lun: int) -> None:
     assert session.command(0, write10(1024, 1), out=bytes(BLOCK)).status == GOOD
     status = b"\x9e\x12" + (0).to_bytes(8, "big") + (256).to_bytes(4, "big") + b"\0\0"
     answer = session.command(lun, status, read=256)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny iSCSI initiator that talks to a `Connection` without a network, and the portal's part that it needs for that."""
+"""A tiny iSCSI initiator that talks to a `Connection` without a network, and a stand-in for the portal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_target(*devices: BlockDevice, name: str = TARGET) -> ScsiTarget:
 
 
 class NeverLate(FailedLogins):
-    """Answers failed logins at once, however many there are."""
+    """A FailedLogins that delays no answer, however many logins fail."""
 
     def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
         super().failed(address, initiator, status, why, now)
@@ -48,7 +48,7 @@ class NeverLate(FailedLogins):
 
 @dataclass
 class FakePortal:
-    """`connection.Host` for connections without sockets."""
+    """A `connection.Host` for connections without sockets."""
 
     targets: Mapping[str, ScsiTarget]
     policy: login.AccessPolicy = field(default_factory=login.OpenAccess)
@@ -96,23 +96,23 @@ class Reply:
 
 
 def parse_replies(stream: bytes, digests: pdu.Digests) -> list[Reply]:
-    """All PDUs in `stream`, which must end with one."""
-    view, start, found = memoryview(stream), 0, []
+    """Return all PDUs in `stream`, which must end with one."""
+    view, start, replies = memoryview(stream), 0, []
     while start < len(view):
         one = pdu.find(view, start, len(view), digests, pdu.MAX_DATA_SEGMENT_LENGTH)
         assert one is not None, "half a PDU"
         assert one.data_digest_ok
         opcode, flags, response, status, _, lun, itt, word20, stat, exp, most, *words = pdu.RESPONSE.unpack(one.bhs)
         w0, w1, w2 = words
-        found.append(
+        replies.append(
             Reply(opcode, flags, response, status, lun, itt, word20, stat, exp, most, (w0, w1, w2), bytes(one.data))
         )
         start = one.end
-    return found
+    return replies
 
 
 class Initiator:
-    """Builds requests with the right numbers, feeds them to a connection, and gives the answers."""
+    """An initiator that builds requests with the right numbers, feeds them to a connection, and returns the answers."""
 
     def __init__(self, host: FakePortal, *, name: str = INITIATOR) -> None:
         self.host = host
@@ -125,7 +125,7 @@ class Initiator:
         self._unhandled = b""
 
     def feed(self, stream: bytes) -> list[Reply]:
-        """Give the connection bytes; what it answers."""
+        """Give the connection bytes, and return its answers."""
         self._unhandled += stream
         while True:
             direct = self.connection.tasks.direct
@@ -142,7 +142,7 @@ class Initiator:
         return self.take()
 
     def take(self) -> list[Reply]:
-        """What the connection has to say; it is thereby sent."""
+        """Take the output of the connection, as the peer would, and return its PDUs."""
         output = self.connection.output
         stream = b"".join(output.gather(1 << 20))
         output.sent(len(stream))
@@ -177,10 +177,10 @@ class Initiator:
         )
 
     def log_in(self, *offers: tuple[str, str], discovery: bool = False) -> dict[str, str]:
-        """A login in one step; the keys of the answer."""
-        who = [("InitiatorName", self.name)]
-        who += [("SessionType", "Discovery")] if discovery else [("TargetName", TARGET)]
-        (reply,) = self.feed(self.login_request(0x87, [*who, *offers]))
+        """Log in in one step, and return the keys of the answer."""
+        names = [("InitiatorName", self.name)]
+        names += [("SessionType", "Discovery")] if discovery else [("TargetName", TARGET)]
+        (reply,) = self.feed(self.login_request(0x87, [*names, *offers]))
         assert reply.opcode == Opcode.LOGIN_RESPONSE
         assert reply.words[0] == 0, f"login refused: {reply.words[0]:#010x}"
         answers = dict(keys.parse(reply.data))
@@ -191,7 +191,7 @@ class Initiator:
         self, cdb: bytes, *, read: int = 0, write: int = 0, data: bytes = b"", final: bool = True, itt: int | None = None,
         lun: int = 0, immediate: bool = False, cmd_sn: int | None = None, ahs: bytes = b"",
     ) -> bytes:  # fmt: skip
-        """A SCSI Command PDU; `read` or `write` is its expected data transfer length."""
+        """Return a SCSI Command PDU; `read` or `write` is its expected data transfer length."""
         flags = (pdu.FINAL if final else 0) | (0x40 if read else 0) | (0x20 if write else 0)
         return self.request(
             Opcode.SCSI_COMMAND, flags, lun=lun << 48, itt=next(self.tags) if itt is None else itt, word20=read or write,
@@ -211,7 +211,7 @@ class Initiator:
         return self.connection.nexus
 
     def run_blocked(self) -> list[Reply]:
-        """Do the workers' work; what is answered then."""
+        """Do the workers' work, and return the answers that follow."""
         blocked, self.connection.tasks.blocked = self.connection.tasks.blocked, []
         for command in blocked:
             if not command.task.aborted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CHAP against an initiator written from RFC 1994 alone: right, wrong, missing, reflected, replayed, mutual."""
+"""CHAP against an initiator written from RFC 1994 alone: right, wrong, missing, reflected, replayed and mutual answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MUTUAL = Credentials("ann", Secret(SECRET), "wolun", Secret(OTHER))
 
 
 def ask(credentials: Credentials, offer: str = "5") -> tuple[chap.Exchange, dict[str, str]]:
-    """An exchange whose challenge was sent."""
+    """Return an exchange that has sent its challenge."""
     exchange = chap.ChapAuthenticator(credentials).begin("CHAP")
     answer, done = exchange.step([("CHAP_A", offer)])
     assert not done
@@ -34,7 +34,7 @@ def ask(credentials: Credentials, offer: str = "5") -> tuple[chap.Exchange, dict
 
 
 def respond(asked: dict[str, str], secret: bytes = SECRET, digest: str = "md5") -> str:
-    """RFC 1994 4.1, in hexadecimal."""
+    """Return the response of RFC 1994 4.1, in hexadecimal."""
     data = bytes([int(asked["CHAP_I"])]) + secret + bytes.fromhex(asked["CHAP_C"][2:])
     return "0x" + hashlib.new(digest, data).hexdigest()
 
@@ -99,7 +99,7 @@ def test_a_replayed_answer_fits_no_later_challenge() -> None:
     assert len(challenges) == 50
 
 
-def test_mutual() -> None:
+def test_mutual_chap() -> None:
     exchange, asked = ask(MUTUAL)
     theirs = {"CHAP_I": "200", "CHAP_C": "0x" + "5a" * 16}
     answer, done = exchange.step([("CHAP_N", "ann"), ("CHAP_R", respond(asked)), *theirs.items()])
@@ -107,7 +107,7 @@ def test_mutual() -> None:
     assert dict(answer) == {"CHAP_N": "wolun", "CHAP_R": respond(theirs, OTHER)}
 
 
-def test_the_target_does_not_prove_itself_to_one_that_did_not() -> None:
+def test_the_target_proves_itself_only_to_an_authenticated_initiator() -> None:
     exchange, asked = ask(MUTUAL)
     pairs = [("CHAP_N", "ann"), ("CHAP_R", respond(asked, OTHER)), ("CHAP_I", "1"), ("CHAP_C", "0x1234")]
     refused(lambda: exchange.step(pairs))
@@ -152,7 +152,7 @@ def test_a_reflected_challenge_is_refused(in_base64: bool) -> None:
         [("CHAP_N", "ann"), ("CHAP_R", "RIGHT"), ("CHAP_I", "1"), ("CHAP_C", "0x")],
     ],
 )
-def test_what_is_missing_or_malformed_is_refused(pairs: list[tuple[str, str]]) -> None:
+def test_missing_or_malformed_keys_are_refused(pairs: list[tuple[str, str]]) -> None:
     exchange, asked = ask(MUTUAL)
     refused(lambda: exchange.step([(key, respond(asked) if value == "RIGHT" else value) for key, value in pairs]))
 
@@ -165,7 +165,7 @@ def test_an_identifier_in_hexadecimal_is_read() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["CHAP_A", "CHAP_N", "CHAP_R", "CHAP_I", "CHAP_C", "X"]), st.text())))
-def test_no_text_enters_or_breaks_it(pairs: list[tuple[str, str]]) -> None:
+def test_arbitrary_text_neither_enters_nor_breaks_the_exchange(pairs: list[tuple[str, str]]) -> None:
     exchange = chap.Exchange(MUTUAL)
     for _ in range(2):
         try:

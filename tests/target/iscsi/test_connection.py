@@ -141,7 +141,7 @@ def test_one_byte_at_a_time(connect: Connect, device: MemoryDevice) -> None:
     assert replies[1].data == b"1" * 512 + b"2" * 512
 
 
-def test_a_peer_that_takes_no_answers_is_not_served_on(connect: Connect, portal: FakePortal) -> None:
+def test_no_requests_are_read_from_a_peer_that_takes_no_answers(connect: Connect, portal: FakePortal) -> None:
     portal.limits = Limits(output_bytes=600_000)
     initiator = connect()
     stream = b"".join(initiator.command(read10(0, 256), read=131072) for _ in range(98))

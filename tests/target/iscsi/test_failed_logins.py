@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failed logins are counted, logged once per peer and minute, and slowed down; right ones are none of its business."""
+"""Failed logins are counted, logged once per peer and minute, and slowed down; correct ones are not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fail(failed: FailedLogins, now: float, address: str = ONE) -> float:
     return failed.failed(address, "iqn.a", WRONG, "wrong secret", now)
 
 
-def test_they_are_counted_by_status() -> None:
+def test_failures_are_counted_by_status() -> None:
     failed = FailedLogins()
     fail(failed, 0)
     fail(failed, 0, TWO)
@@ -57,7 +57,7 @@ def test_a_peer_is_not_slowed_by_another() -> None:
 def test_hanging_up_gains_nothing() -> None:
     failed = FailedLogins()
     tried = now = 0
-    for now in range(100):  # ever new connections, a hundred a second
+    for now in range(100):  # new connections, a hundred a second
         while failed.may_try(ONE, now / 100):
             fail(failed, now / 100)
             tried += 1
@@ -92,5 +92,5 @@ def test_memory_is_bounded_and_the_busy_are_remembered() -> None:
         ("fe80::1%eth0", "fe80::/64"),
     ],
 )
-def test_what_counts_as_one_peer(address: str, peer: str) -> None:
+def test_addresses_are_grouped_into_peers(address: str, peer: str) -> None:
     assert failed_logins.peer_of(address) == peer

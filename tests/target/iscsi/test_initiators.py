@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initiators nobody here wrote (libiscsi's tools, QEMU) against a portal with a file behind it."""
+"""Initiators of other projects (libiscsi's tools, QEMU) against a portal with a file behind it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_conformance(portal: Portal, suite: str) -> None:
     assert total > 0
 
 
-def test_whoever_was_told_that_the_logout_is_done_has_no_session_any_more(portal: Portal) -> None:
+def test_a_session_ends_before_its_logout_is_answered(portal: Portal) -> None:
     for _ in range(50):
         with libiscsi.Session(f"127.0.0.1:{portal.address[1]}", TARGET):
             assert len(portal.sessions()) == 1

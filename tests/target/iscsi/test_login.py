@@ -28,7 +28,7 @@ def status_of(initiator: Initiator, request: bytes) -> int:
     return reply.words[0] >> 16
 
 
-def test_in_one_step(portal: FakePortal) -> None:
+def test_a_login_in_one_step(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     answers = initiator.log_in(("InitialR2T", "No"), ("MaxBurstLength", "65536"), ("X-what.ever", "1"))
     assert answers == {
@@ -42,7 +42,7 @@ def test_in_one_step(portal: FakePortal) -> None:
     assert initiator.connection.tsih == 1
 
 
-def test_through_both_stages(portal: FakePortal) -> None:
+def test_a_login_through_both_stages(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (first,) = initiator.feed(initiator.login_request(0x81, [*NAMES, ("AuthMethod", "CHAP,None")]))
     assert first.flags == 0x81
@@ -56,14 +56,14 @@ def test_through_both_stages(portal: FakePortal) -> None:
     assert initiator.connection.state is State.FULL_FEATURE
 
 
-def test_from_security_straight_to_full_feature(portal: FakePortal) -> None:
+def test_a_login_from_security_straight_to_full_feature(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (reply,) = initiator.feed(initiator.login_request(0x83, [*NAMES, ("AuthMethod", "None")]))
     assert reply.flags == 0x83
     assert initiator.connection.state is State.FULL_FEATURE
 
 
-def test_text_over_several_pdus(portal: FakePortal) -> None:
+def test_login_text_over_several_pdus(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (empty,) = initiator.feed(
         initiator.request(
@@ -126,7 +126,7 @@ def test_identity_must_not_change_on_the_way(portal: FakePortal) -> None:
     assert status_of(initiator, initiator.login_request(0x87, [], isid=2)) == LoginStatus.INVALID_DURING_LOGIN
 
 
-def test_the_policy_decides_before_anything_is_said(portal: FakePortal) -> None:
+def test_the_policy_decides_before_any_answer(portal: FakePortal) -> None:
     asked: list[tuple[str, str, str]] = []
 
     class Nobody(login.OpenAccess):
@@ -189,7 +189,7 @@ def test_no_way_around_authentication(portal: FakePortal) -> None:
     assert status_of(initiator, initiator.login_request(0x00, [("RDL_A", "41")])) == LoginStatus.AUTHENTICATION_FAILURE
 
 
-def test_something_else_than_a_login_is_cut_off(portal: FakePortal) -> None:
+def test_a_pdu_that_is_not_a_login_request_is_cut_off(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     assert initiator.feed(initiator.command(b"\0" * 6)) == []
     assert initiator.connection.state is State.CLOSING

@@ -30,7 +30,7 @@ def test_crc32c_is_the_one_of_the_rfc() -> None:
     words=st.integers(0, 3),
     behind=st.binary(max_size=9),
 )
-def test_what_is_encoded_is_found(digests: Digests, data: bytes, words: int, behind: bytes) -> None:
+def test_an_encoded_pdu_is_found(digests: Digests, data: bytes, words: int, behind: bytes) -> None:
     ahs = bytes(range(words * 4))
     raw = pdu.encode(bytes(range(48)), data, digests, ahs)
     found = find(raw + behind, digests)

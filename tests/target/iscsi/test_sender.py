@@ -21,7 +21,7 @@ from tests.target.iscsi.initiator import (
 
 
 def data_of(replies: list[Reply]) -> bytes:
-    """The data-in of one command; checks the sequence of its PDUs."""
+    """Return the data-in of one command, after checking the sequence of its PDUs."""
     parts = [reply for reply in replies if reply.opcode == Opcode.DATA_IN]
     assert [reply.words[0] for reply in parts] == list(range(len(parts)))
     assert [reply.words[1] for reply in parts] == [sum(len(p.data) for p in parts[:n]) for n in range(len(parts))]

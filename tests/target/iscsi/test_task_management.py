@@ -63,7 +63,9 @@ def test_task_management_responses(connect: Connect, function: int, lun: int, re
 
 
 @pytest.mark.parametrize(("function", "others"), [(2, False), (4, True), (5, True), (6, True)])
-def test_whose_tasks_are_aborted(connect: Connect, device: MemoryDevice, function: int, others: bool) -> None:
+def test_each_function_aborts_the_tasks_of_the_right_sessions(
+    connect: Connect, device: MemoryDevice, function: int, others: bool
+) -> None:
     one, two = connect(), connect()
     device.blocking = True
     for initiator in (one, two):
@@ -79,10 +81,10 @@ def test_whose_tasks_are_aborted(connect: Connect, device: MemoryDevice, functio
 
 
 @pytest.mark.parametrize("function", [4, 5, 6])
-def test_a_unit_is_reset_under_whatever_luns_sessions_know_it(
+def test_a_unit_is_reset_under_the_lun_of_each_session(
     connect: Connect, portal: FakePortal, device: MemoryDevice, function: int
 ) -> None:
-    """A session's commands on the same LUN but another unit are none of anybody's business."""
+    """Commands of another session on the same LUN but another unit go on."""
     target = portal.targets[TARGET]
     other_device = MemoryDevice(MIB)
     target.add_lun(1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other"))
@@ -110,7 +112,7 @@ def test_a_unit_is_reset_under_whatever_luns_sessions_know_it(
     assert fine.status == 0
 
 
-def test_who_loses_only_what_had_not_begun_is_told_as_well(connect: Connect) -> None:
+def test_a_session_that_loses_only_waiting_commands_gets_the_attention(connect: Connect) -> None:
     one, two = connect(), connect()
     (r2t,) = two.feed(two.command(write10(0, 1), write=512, itt=1))
     assert r2t.opcode == Opcode.R2T

@@ -108,7 +108,7 @@ def test_first_writes_are_prepared_together_and_answered_before_the_next_are(dev
     )
 
 
-def test_first_writes_that_cannot_be_prepared_in_place_wait_for_a_worker_each_in_its_turn(device: MemoryDevice) -> None:
+def test_first_writes_that_cannot_be_prepared_in_place_wait_for_workers(device: MemoryDevice) -> None:
     chunk = 65536
     cow = CopyOnWrite(device, chunk)
     cow.arm(MemorySide(MIB * 4))
@@ -158,7 +158,7 @@ def test_immediate_commands_take_no_number(connect: Connect) -> None:
     assert reply.max_cmd_sn - reply.exp_cmd_sn == 127
 
 
-def test_a_transfer_nobody_would_hold_is_refused(connect: Connect) -> None:
+def test_a_transfer_beyond_the_limit_is_refused(connect: Connect) -> None:
     initiator = connect()
     (reply,) = initiator.feed(initiator.command(write10(0, 1), write=0xFFFFFFFC))
     assert (reply.opcode, reply.status) == (0x21, 2)

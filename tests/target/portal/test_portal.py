@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The portal's sockets: many sessions at once, rude peers, workers, and the end."""
+"""The portal's sockets: many sessions at once, rude peers, workers, and shutdown."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Client:
         self.sock.sendall(stream)
 
     def reply(self) -> Reply:
-        """The next PDU; raises EOFError when the portal hangs up."""
+        """Return the next PDU.  Raises EOFError when the portal hangs up."""
         while True:
             view = memoryview(self._stream)
             found = pdu.find(view, 0, len(view), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
@@ -110,7 +110,7 @@ def serve(scsi: ScsiTarget) -> Iterator[Serve]:
 
 
 def waits_for(event: threading.Event) -> Callable[[str, int, int], None]:
-    """A device's `before` that lets nothing through until the event."""
+    """Return a device's `before` that blocks every call until the event."""
 
     def before(method: str, offset: int, length: int) -> None:
         event.wait(20)
@@ -126,12 +126,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def outstanding(portal: Portal, count: int) -> bool:
-    """Whether a session has that many commands outstanding."""
+    """Return whether a session has that many commands outstanding."""
     return any(session.outstanding == count for session in portal.sessions())
 
 
-def test_a_new_session_is_told_that_what_was_before_is_gone(serve: Serve) -> None:
-    """RESERVE ends with the session; whoever comes back must not think that it still has the unit."""
+def test_a_new_session_gets_a_unit_attention(serve: Serve) -> None:
+    """RESERVE ends with the session; an initiator that comes back must not believe that it still holds the unit."""
     portal = serve()
     first = Client(portal)
     first.settle()
@@ -198,7 +198,7 @@ def test_large_transfers(serve: Serve, device: MemoryDevice) -> None:
     assert b"".join(reply.data for reply in answers) == source
 
 
-def test_a_slow_device_holds_up_nobody(serve: Serve, device: MemoryDevice) -> None:
+def test_a_slow_device_delays_no_other_session(serve: Serve, device: MemoryDevice) -> None:
     portal = serve()
     slow, quick = Client(portal, isid=1), Client(portal, isid=2)
     for client in (slow, quick):
@@ -220,7 +220,7 @@ def test_a_slow_device_holds_up_nobody(serve: Serve, device: MemoryDevice) -> No
     assert {slow.reply().status for _ in range(20)} == {0}
 
 
-def test_peers_that_say_nothing_or_nonsense(serve: Serve) -> None:
+def test_silent_and_babbling_peers_are_dropped(serve: Serve) -> None:
     portal = serve(Limits(login_seconds=0.5))
     silent = Client(portal, log_in=False)
     mad = [Client(portal, log_in=False) for _ in range(10)]
@@ -255,7 +255,7 @@ def test_a_peer_that_never_reads(serve: Serve) -> None:
         client.settle()
     greedy.sock.settimeout(1)
     batch = b"".join(greedy.make.command(read10(0, 512), read=262144, itt=n) for n in range(30_000))
-    with contextlib.suppress(TimeoutError):  # it is not read from any more: that is the point
+    with contextlib.suppress(TimeoutError):  # the portal stops reading from it, as it should
         greedy.send(batch)
     for _ in range(20):
         assert other.ask(other.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
@@ -345,7 +345,7 @@ def descriptors() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-def test_closing_ends_those_who_stay_and_frees_everything(scsi: ScsiTarget) -> None:
+def test_closing_ends_the_remaining_sessions_and_frees_everything(scsi: ScsiTarget) -> None:
     before = descriptors()
     threads = threading.active_count()
     portal = Portal("127.0.0.1", 0, {TARGET: scsi})
@@ -361,6 +361,6 @@ def test_closing_ends_those_who_stay_and_frees_everything(scsi: ScsiTarget) -> N
     assert threading.active_count() == threads
 
 
-def test_a_busy_address_is_told_at_once(serve: Serve, scsi: ScsiTarget) -> None:
+def test_a_busy_address_is_reported_at_once(serve: Serve, scsi: ScsiTarget) -> None:
     with pytest.raises(OSError, match="in use"):
         Portal(*serve().address, {TARGET: scsi})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits for a worker: in which jobs it goes."""
+"""The jobs that waiting commands are put together to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from target.scsi.task import Task
 
 
 class _Idle:
-    """An executor that nothing is run on."""
+    """An executor that runs no task."""
 
     def execute(self, task: Task, *, nowait: bool) -> None:
         raise AssertionError
@@ -25,7 +25,7 @@ class _Idle:
 
 
 def lane_of(*jobs: Sequence[tuple[int, bool]]) -> Lane:
-    """A lane with these jobs, each a list of (LUN, whether it writes)."""
+    """Return a lane with these jobs, each a list of (LUN, whether it writes)."""
     lane = Lane(TaskSet(Sender(Output(ArenaPool())), Limits()))
     itt = 0
     for job in jobs:
@@ -40,11 +40,11 @@ def lane_of(*jobs: Sequence[tuple[int, bool]]) -> Lane:
 
 
 def taken(lane: Lane) -> list[list[int]]:
-    """The tags of the commands of every job, as workers get them."""
-    found = []
+    """Return the tags of the commands of every job, as workers get them."""
+    jobs = []
     while lane.pending:
-        found.append([command.itt for command in lane.next_job().commands])
-    return found
+        jobs.append([command.itt for command in lane.next_job().commands])
+    return jobs
 
 
 def test_writes_that_waited_for_a_worker_go_together() -> None:
