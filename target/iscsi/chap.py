@@ -215,13 +215,13 @@ def decode(value: str) -> bytes:
     kind, digits = value[:2], value[2:]
     try:
         if kind in ("0x", "0X"):
-            found = binascii.unhexlify(digits.rjust(len(digits) + len(digits) % 2, "0"))
+            decoded = binascii.unhexlify(digits.rjust(len(digits) + len(digits) % 2, "0"))
         elif kind in ("0b", "0B"):
-            found = base64.b64decode(digits, validate=True)
+            decoded = base64.b64decode(digits, validate=True)
         else:
             raise _refused("a binary value that is neither 0x nor 0b")
     except ValueError:  # binascii.Error is one; so is text that is not ASCII
         raise _refused("a binary value that cannot be read") from None
-    if not 0 < len(found) <= CHALLENGE_MAXIMUM:
-        raise _refused(f"a binary value of {len(found)} bytes")
-    return found
+    if not 0 < len(decoded) <= CHALLENGE_MAXIMUM:
+        raise _refused(f"a binary value of {len(decoded)} bytes")
+    return decoded

@@ -221,14 +221,14 @@ class Connection:
         logged_in = self.state is State.FULL_FEATURE
         limit = self.host.parameters.max_recv_data_segment_length if logged_in else self._limits.login_segment
         try:
-            found = pdu.find(buffer, start, end, self.sender.digests, limit)
+            request = pdu.find(buffer, start, end, self.sender.digests, limit)
         except pdu.HeaderDigestError as error:
             self._drop(str(error))
             return end - start
         except pdu.DataSegmentTooLong as error:
             self._fail(PeerError(str(error)), buffer[start : start + pdu.BHS_LENGTH])
             return end - start
-        if found is None:
+        if request is None:
             if not logged_in:
                 return 0
             try:
@@ -238,18 +238,18 @@ class Connection:
                 return end - start
         try:
             if not logged_in:
-                self._handle_login(found)
-            elif not found.data_digest_ok:
+                self._handle_login(request)
+            elif not request.data_digest_ok:
                 # At ErrorRecoveryLevel 0 a lost PDU is not recovered within the connection (RFC 7143 7.8).
                 raise PeerError("data digest does not match", RejectReason.DATA_DIGEST_ERROR)
             else:
-                self._dispatch(found)
+                self._dispatch(request)
         except PeerError as error:
-            self._fail(error, found.bhs)
+            self._fail(error, request.bhs)
         except Rejected as error:
             log.info("%s: %s", self.login.initiator, error)
-            self.sender.reject(error.reason, found.bhs)
-        return found.end - start
+            self.sender.reject(error.reason, request.bhs)
+        return request.end - start
 
     def _drop(self, why: str) -> None:
         log.warning("%s: %s, connection dropped", self.login.initiator or self.address, why)
@@ -264,25 +264,25 @@ class Connection:
 
     # -- login ---------------------------------------------------------------------------------------------------
 
-    def _handle_login(self, found: pdu.Pdu) -> None:
+    def _handle_login(self, request: pdu.Pdu) -> None:
         self._login_pdus += 1
         if self._login_pdus > self._limits.login_pdus:
             raise PeerError("too many PDUs without a login")
-        if found.opcode != Opcode.LOGIN_REQUEST or len(found.ahs):
+        if request.opcode != Opcode.LOGIN_REQUEST or len(request.ahs):
             raise PeerError("a PDU that is not a login request")
-        request = login.Request.parse(found.bhs)
+        header = login.Request.parse(request.bhs)
         if self._login_pdus == 1:
-            self.sender.exp_cmd_sn = request.cmd_sn
-            self.sender.max_cmd_sn = request.cmd_sn + self._limits.queue_depth - 1 & MASK
+            self.sender.exp_cmd_sn = header.cmd_sn
+            self.sender.max_cmd_sn = header.cmd_sn + self._limits.queue_depth - 1 & MASK
         try:
-            answer = self.login.handle(request, bytes(found.data))
+            answer = self.login.handle(header, bytes(request.data))
             if answer.done:
-                bhs = bytes(found.bhs)
+                bhs = bytes(request.bhs)
                 Barrier(self.host.reinstate(self), lambda: self._enter(bhs, answer))
             else:
-                self._answer_login(found.bhs, answer.flags, LoginStatus.SUCCESS, answer.text)
+                self._answer_login(request.bhs, answer.flags, LoginStatus.SUCCESS, answer.text)
         except LoginRefused as error:
-            self._end_login(error.status, str(error), found.bhs)
+            self._end_login(error.status, str(error), request.bhs)
 
     def _login_failed(self, status: LoginStatus, why: str, now: float) -> float:
         return self.host.failed_logins.failed(self.address, self.login.initiator, status, why, now)
@@ -336,10 +336,10 @@ class Connection:
 
     # -- full feature phase --------------------------------------------------------------------------------------
 
-    def _dispatch(self, found: pdu.Pdu) -> None:
-        opcode = found.opcode
+    def _dispatch(self, request: pdu.Pdu) -> None:
+        opcode = request.opcode
         if opcode == Opcode.DATA_OUT:
-            self.tasks.take_data_out(found.bhs, found.data)
+            self.tasks.take_data_out(request.bhs, request.data)
             return
         if opcode == Opcode.SNACK_REQUEST:
             raise Rejected(RejectReason.SNACK_REJECT, "SNACK at ErrorRecoveryLevel 0")
@@ -347,20 +347,20 @@ class Connection:
             raise Rejected(RejectReason.COMMAND_NOT_SUPPORTED, f"PDU with opcode {opcode:#x}")
         if self.nexus is None and opcode not in (Opcode.TEXT_REQUEST, Opcode.LOGOUT_REQUEST, Opcode.NOP_OUT):
             raise PeerError("a SCSI request in a discovery session")
-        if found.immediate:
-            self._handle(found)
+        if request.immediate:
+            self._handle(request)
             return
-        cmd_sn = int.from_bytes(found.bhs[24:28], "big")
+        cmd_sn = int.from_bytes(request.bhs[24:28], "big")
         sender = self.sender
         ahead = cmd_sn - sender.exp_cmd_sn & MASK
         if not sender.window_open or ahead > sender.max_cmd_sn - sender.exp_cmd_sn & MASK:
             log.info("%s: CmdSN outside the window, ignored", self.login.initiator)  # RFC 7143 4.2.2.1
             return
         if ahead:
-            self._hold(cmd_sn, found)
+            self._hold(cmd_sn, request)
             return
         sender.exp_cmd_sn = cmd_sn + 1 & MASK
-        self._handle(found)
+        self._handle(request)
         while self.held and self.state is State.FULL_FEATURE:
             raw = self.held.pop(sender.exp_cmd_sn, None)
             if raw is None:
@@ -370,26 +370,26 @@ class Connection:
             sender.exp_cmd_sn = sender.exp_cmd_sn + 1 & MASK
             self._handle(held)
 
-    def _handle(self, found: pdu.Pdu) -> None:
+    def _handle(self, request: pdu.Pdu) -> None:
         """Call the request's handler.  A rejected request must not keep those behind it from their turn."""
         try:
-            _HANDLERS[found.opcode](self, found)
+            _HANDLERS[request.opcode](self, request)
         except Rejected as error:
             log.info("%s: %s", self.login.initiator, error)
-            self.sender.reject(error.reason, found.bhs)
+            self.sender.reject(error.reason, request.bhs)
 
-    def _hold(self, cmd_sn: int, found: pdu.Pdu) -> None:
+    def _hold(self, cmd_sn: int, request: pdu.Pdu) -> None:
         """Keep a request that arrived ahead of its turn."""
         if cmd_sn in self.held:
             return
-        raw = pdu.encode(bytes(found.bhs), found.data, ahs=bytes(found.ahs))
+        raw = pdu.encode(bytes(request.bhs), request.data, ahs=bytes(request.ahs))
         if sum(map(len, self.held.values())) + len(raw) > self._limits.held_bytes:
             raise PeerError("too much sent ahead of its CmdSN")
         self.held[cmd_sn] = raw
 
-    def _handle_task_management(self, found: pdu.Pdu) -> None:
-        _, flags, _, _, _, lun, itt, referenced, _, _ = pdu.REQUEST.unpack(found.bhs)
-        if not found.immediate:
+    def _handle_task_management(self, request: pdu.Pdu) -> None:
+        _, flags, _, _, _, lun, itt, referenced, _, _ = pdu.REQUEST.unpack(request.bhs)
+        if not request.immediate:
             self.tasks.free_slot()
         assert self.nexus is not None  # `_dispatch` refuses it in a discovery session
         self._managing += 1
@@ -410,21 +410,21 @@ class Connection:
             self.sender.send(Opcode.TASK_MANAGEMENT_RESPONSE, response=response, itt=itt)
             self.host.has_output(self)
 
-    def _handle_nop(self, found: pdu.Pdu) -> None:
-        _, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack(found.bhs)
-        if not found.immediate:
+    def _handle_nop(self, request: pdu.Pdu) -> None:
+        _, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack(request.bhs)
+        if not request.immediate:
             self.tasks.free_slot()
         if itt != NO_TAG:
-            self.sender.nop_in(itt, NO_TAG, lun, found.data[: self.sender.max_segment])
+            self.sender.nop_in(itt, NO_TAG, lun, request.data[: self.sender.max_segment])
 
-    def _handle_text(self, found: pdu.Pdu) -> None:
-        if not found.immediate:
+    def _handle_text(self, request: pdu.Pdu) -> None:
+        if not request.immediate:
             self.tasks.free_slot()
-        self._text.take(self, found)
+        self._text.take(self, request)
 
-    def _handle_logout(self, found: pdu.Pdu) -> None:
-        _, flags, _, _, _, _, itt, cid, _, _ = pdu.REQUEST.unpack(found.bhs)
-        if not found.immediate:
+    def _handle_logout(self, request: pdu.Pdu) -> None:
+        _, flags, _, _, _, _, itt, cid, _, _ = pdu.REQUEST.unpack(request.bhs)
+        if not request.immediate:
             self.tasks.free_slot()
         reason = flags & 0x7F
         if reason == pdu.LogoutReason.RECOVERY:
@@ -452,7 +452,7 @@ class Connection:
 
 # Functions, not bound methods: a table of those would make a reference circle, which outlives the session.
 _HANDLERS: Mapping[int, Callable[[Connection, pdu.Pdu], None]] = {
-    Opcode.SCSI_COMMAND: lambda connection, found: connection.tasks.begin(found),
+    Opcode.SCSI_COMMAND: lambda connection, request: connection.tasks.begin(request),
     Opcode.TASK_MANAGEMENT_REQUEST: Connection._handle_task_management,
     Opcode.NOP_OUT: Connection._handle_nop,
     Opcode.TEXT_REQUEST: Connection._handle_text,

@@ -322,23 +322,23 @@ class TaskSet:
 
     # -- the general path ----------------------------------------------------------------------------------------
 
-    def begin(self, found: pdu.Pdu) -> None:
+    def begin(self, request: pdu.Pdu) -> None:
         """Take one SCSI Command of any kind.  Raises PeerError, Rejected."""
-        _, flags, _, _, lun, itt, expected, _, _, cdb = pdu.SCSI_COMMAND.unpack(found.bhs)
-        counted = not found.immediate
+        _, flags, _, _, lun, itt, expected, _, _, cdb = pdu.SCSI_COMMAND.unpack(request.bhs)
+        counted = not request.immediate
         reads, writes = bool(flags & pdu.COMMAND_READ), bool(flags & pdu.COMMAND_WRITE)
         try:
             if itt == NO_TAG:
                 raise Rejected(RejectReason.INVALID_PDU_FIELD, "a command with the reserved tag")
             if itt in self.commands:
                 raise Rejected(RejectReason.TASK_IN_PROGRESS, "a command with a tag in use")
-            if found.immediate and len(self.commands) >= 2 * self._limits.queue_depth:
+            if request.immediate and len(self.commands) >= 2 * self._limits.queue_depth:
                 raise Rejected(RejectReason.IMMEDIATE_COMMAND_REJECT, "too many commands")
             try:
-                extra = pdu.extra_headers(found.ahs) if len(found.ahs) else {}
+                extra = pdu.extra_headers(request.ahs) if len(request.ahs) else {}
             except ValueError as error:
                 raise Rejected(RejectReason.INVALID_PDU_FIELD, str(error)) from error
-            if len(found.data) and not writes:
+            if len(request.data) and not writes:
                 raise Rejected(RejectReason.INVALID_PDU_FIELD, "data with a command that does not write")
         except Rejected:
             if counted:
@@ -361,13 +361,13 @@ class TaskSet:
             self._run(command)
             return
         agreed = self._agreed
-        if len(found.data) and not agreed.immediate_data:
+        if len(request.data) and not agreed.immediate_data:
             raise PeerError("immediate data although ImmediateData=No")
         more = not flags & pdu.FINAL
         if more and agreed.initial_r2t:
             raise PeerError("unsolicited data announced although InitialR2T=Yes")
-        command.begin_data_out(found.data, agreed.first_burst_length, more=more)
-        self.bytes_in += len(found.data)
+        command.begin_data_out(request.data, agreed.first_burst_length, more=more)
+        self.bytes_in += len(request.data)
         if command.stage is Stage.WAITING:
             self.data_out.solicit(command)
         elif command.stage is Stage.READY:

@@ -56,13 +56,13 @@ class TextExchange:
         self._request = bytearray()
         self._answer = b""
 
-    def take(self, session: Session, found: pdu.Pdu) -> None:
+    def take(self, session: Session, request: pdu.Pdu) -> None:
         """Take one Text Request and answer it.  Raises PeerError."""
-        _, flags, _, _, _, _, itt, ttt, _, _ = pdu.REQUEST.unpack(found.bhs)
+        _, flags, _, _, _, _, itt, ttt, _, _ = pdu.REQUEST.unpack(request.bhs)
         if ttt == NO_TAG:
             self._request.clear()
             self._answer = b""
-        self._request += found.data
+        self._request += request.data
         if len(self._request) > login.MAX_TEXT_LENGTH:
             raise PeerError("a text request too long")
         sender = session.sender

@@ -76,15 +76,15 @@ def pdus(data: bytes) -> None:
     stream = memoryview(data)[1:]
     start = 0
     try:
-        while (found := pdu.find(stream, start, len(stream), digests, 1 << 16)) is not None:
-            assert start < found.end <= len(stream)
-            assert len(found.bhs) == pdu.BHS_LENGTH
+        while (parsed := pdu.find(stream, start, len(stream), digests, 1 << 16)) is not None:
+            assert start < parsed.end <= len(stream)
+            assert len(parsed.bhs) == pdu.BHS_LENGTH
             try:
-                extra = pdu.extra_headers(found.ahs)
-                assert sum(map(len, extra.values())) <= len(found.ahs)
+                extra = pdu.extra_headers(parsed.ahs)
+                assert sum(map(len, extra.values())) <= len(parsed.ahs)
             except ValueError:
                 pass
-            start = found.end
+            start = parsed.end
     except (pdu.HeaderDigestError, pdu.DataSegmentTooLong):
         return
 

@@ -95,7 +95,7 @@ def test_lba_status_reports_the_changed_blocks(session: libiscsi.Session, lun: i
     answer = session.command(lun, status, read=256)
     assert answer.status == GOOD
     length = int.from_bytes(answer.data[:4], "big") + 4
-    found = [
+    extents = [
         (
             int.from_bytes(answer.data[at : at + 8], "big"),
             int.from_bytes(answer.data[at + 8 : at + 12], "big"),
@@ -103,8 +103,8 @@ def test_lba_status_reports_the_changed_blocks(session: libiscsi.Session, lun: i
         )
         for at in range(8, min(length, len(answer.data)), 16)
     ]
-    mapped = [(lba, blocks) for lba, blocks, state in found if state == 0]
-    assert mapped == [(1024, 128)], found
+    mapped = [(lba, blocks) for lba, blocks, state in extents if state == 0]
+    assert mapped == [(1024, 128)], extents
 
 
 def test_deallocation_is_refused_on_the_write_once_lun(session: libiscsi.Session, lun: int) -> None:

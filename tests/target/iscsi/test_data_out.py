@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
+from target.iscsi import pdu
+from target.iscsi.command import Command, Stage, private_buffers
 from target.iscsi.connection import State
+from target.iscsi.data_out import DataOut
+from target.iscsi.keys import Parameters
 from target.iscsi.limits import Limits
+from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
+from target.iscsi.sender import Sender
+from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
     DIGESTS,
@@ -121,3 +128,59 @@ def test_budget_of_solicited_data(connect: Connect, portal: FakePortal) -> None:
     assert initiator.feed(initiator.command(write10(128, 128), write=65536, itt=2)) == [], "no room yet"
     replies = initiator.feed(initiator.data_out(1, first.word20, 0, 0, bytes(65536), final=True))
     assert [(reply.opcode, reply.itt) for reply in replies] == [(0x21, 1), (0x31, 2)]
+
+
+@pytest.fixture
+def data_out() -> DataOut:
+    data_out = DataOut(Sender(Output(ArenaPool())), Limits(data_bytes=1000))
+    data_out.open("iqn.2026-11.io.wolun:initiator", Parameters(max_outstanding_r2t=2, max_burst_length=512))
+    return data_out
+
+
+def waiting(itt: int, length: int) -> Command:
+    """Return a write that has sent none of its data yet."""
+    command = Command(itt, Task(private_buffers), length, reads=False, writes=True, counted=True)
+    command.begin_data_out(memoryview(b""), 0, more=False)
+    return command
+
+
+def test_a_single_command_may_exceed_the_budget_but_no_second_one(data_out: DataOut) -> None:
+    large, small = waiting(1, 5000), waiting(2, 1)
+    data_out.solicit(large)
+    data_out.solicit(small)
+    assert (large.stage, small.stage, data_out.used) == (Stage.SOLICITED, Stage.WAITING, 5000)
+    assert len(large.r2ts) == 2
+    data_out.forget(large)
+    data_out.admit()
+    assert (small.stage, data_out.used, len(large.r2ts)) == (Stage.SOLICITED, 1, 0)
+
+
+def test_a_command_forgotten_while_it_waits_leaves_the_queue(data_out: DataOut) -> None:
+    commands = [waiting(itt, 1000) for itt in range(3)]
+    for command in commands:
+        data_out.solicit(command)
+    data_out.forget(commands[1])
+    data_out.forget(commands[0])
+    data_out.admit()
+    assert [command.stage for command in commands] == [Stage.SOLICITED, Stage.WAITING, Stage.SOLICITED]
+    data_out.forget(commands[2])
+    assert data_out.used == 0
+
+
+def test_the_command_is_returned_with_its_last_piece_only(data_out: DataOut) -> None:
+    command = waiting(7, 600)
+    data_out.solicit(command)
+    for r2t, expected in zip(list(command.r2ts.values()), (None, command), strict=True):
+        bhs = pdu.DATA_OUT.pack(Opcode.DATA_OUT, 0x80, 0, r2t.length, 0, 7, r2t.ttt, 0, 0, 0, 0, r2t.offset)
+        place = data_out.place(memoryview(bhs), {7: command})
+        assert place is not None
+        assert place.memory is not None
+        assert len(place.memory) == r2t.length
+        assert data_out.placed(command, place.r2t, final=True) is expected
+    assert command.stage is Stage.READY
+
+
+def test_data_of_an_unknown_command_has_no_place(data_out: DataOut) -> None:
+    for ttt in (NO_TAG, 1):
+        bhs = pdu.DATA_OUT.pack(Opcode.DATA_OUT, 0x80, 0, 512, 0, 7, ttt, 0, 0, 0, 0, 0)
+        assert data_out.place(memoryview(bhs), {}) is None

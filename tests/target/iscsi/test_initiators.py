@@ -105,11 +105,11 @@ def test_qemu_writes_and_reads(portal: Portal, image: Path, tmp_path: Path, head
     ],
 )
 def test_conformance(portal: Portal, suite: str) -> None:
-    told = run("iscsi-test-cu", "--dataloss", "--test", suite, url(portal, TARGET, "0"))
-    counted = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", told)
-    assert counted is not None, told
+    output = run("iscsi-test-cu", "--dataloss", "--test", suite, url(portal, TARGET, "0"))
+    counted = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", output)
+    assert counted is not None, output
     total, _, passed, failed = map(int, counted.groups())
-    assert (passed, failed) == (total, 0), told
+    assert (passed, failed) == (total, 0), output
     assert total > 0
 
 

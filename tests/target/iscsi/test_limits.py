@@ -175,3 +175,24 @@ def test_task_management_that_waits_is_bounded_too(caplog: pytest.LogCaptureFixt
     assert [answer.response for answer in peer.run_blocked()] == [0] * LIMITS.managed
     (late,) = peer.feed(peer.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x81, itt=1, word20=1, immediate=True))
     assert late.response == 1
+
+
+def test_requests_ahead_of_their_turn_are_bounded() -> None:
+    peer = Initiator(FakePortal({TARGET: make_target(MemoryDevice(MIB))}, limits=Limits(held_bytes=2000)))
+    peer.log_in()
+    ahead = [peer.request(Opcode.NOP_OUT, itt=n, cmd_sn=peer.cmd_sn + n, data=bytes(900)) for n in range(1, 4)]
+    assert peer.feed(ahead[0]) == peer.feed(ahead[1]) == []
+    assert peer.feed(ahead[1]) == [], "the same one again takes no room"
+    assert sum(map(len, peer.connection.held.values())) <= 2000
+    (reply,) = peer.feed(ahead[2])
+    assert reply.opcode == Opcode.REJECT
+    assert peer.connection.finished
+
+
+def test_a_transfer_is_bounded() -> None:
+    peer = Initiator(FakePortal({TARGET: make_target(MemoryDevice(MIB))}, limits=Limits(transfer_bytes=4096)))
+    peer.log_in()
+    peer.clear_attention()
+    for blocks, status in ((8, 0), (9, 2)):
+        replies = peer.feed(peer.command(read10(0, blocks), read=blocks * 512, itt=1, immediate=True))
+        assert replies[-1].status == status

@@ -33,9 +33,9 @@ def test_crc32c_is_the_one_of_the_rfc() -> None:
 def test_an_encoded_pdu_is_found(digests: Digests, data: bytes, words: int, behind: bytes) -> None:
     ahs = bytes(range(words * 4))
     raw = pdu.encode(bytes(range(48)), data, digests, ahs)
-    found = find(raw + behind, digests)
-    assert found is not None
-    assert (bytes(found.ahs), bytes(found.data), found.end, found.data_digest_ok) == (ahs, data, len(raw), True)
+    parsed = find(raw + behind, digests)
+    assert parsed is not None
+    assert (bytes(parsed.ahs), bytes(parsed.data), parsed.end, parsed.data_digest_ok) == (ahs, data, len(raw), True)
     for end in (0, 47, len(raw) - 1):
         assert find(raw[:end], digests) is None
 
@@ -44,9 +44,9 @@ def test_damage_is_noticed() -> None:
     both = Digests(header=True, data=True)
     raw = bytearray(pdu.encode(bytes(48), b"data", both))
     raw[-6] ^= 1
-    found = find(bytes(raw), both)
-    assert found is not None
-    assert not found.data_digest_ok
+    parsed = find(bytes(raw), both)
+    assert parsed is not None
+    assert not parsed.data_digest_ok
     raw[20] ^= 1
     with pytest.raises(pdu.HeaderDigestError):
         find(bytes(raw), both)

@@ -106,8 +106,8 @@ def test_a_unit_is_reset_under_the_lun_of_each_session(
     assert [reply.itt for reply in two.run_blocked()] == [10]
     assert [(reply.itt, reply.response) for reply in one.take()] == [(500, 0)]
     device.blocking = False
-    (told,) = two.feed(two.command(bytes(6), lun=1))
-    assert (told.status, told.data[14:16]) == (2, b"\x2f\0" if function == 4 else b"\x29\x03")
+    (reply,) = two.feed(two.command(bytes(6), lun=1))
+    assert (reply.status, reply.data[14:16]) == (2, b"\x2f\0" if function == 4 else b"\x29\x03")
     (fine,) = two.feed(two.command(bytes(6), lun=0))
     assert fine.status == 0
 
@@ -118,8 +118,8 @@ def test_a_session_that_loses_only_waiting_commands_gets_the_attention(connect: 
     assert r2t.opcode == Opcode.R2T
     assert [reply.response for reply in task_management(one, 4)] == [0]
     assert not two.connection.tasks.commands
-    (told,) = two.feed(two.command(bytes(6)))
-    assert (told.status, told.data[14:16]) == (2, b"\x2f\0")
+    (reply,) = two.feed(two.command(bytes(6)))
+    assert (reply.status, reply.data[14:16]) == (2, b"\x2f\0")
 
 
 @pytest.mark.parametrize("function", [1, 2, 5])

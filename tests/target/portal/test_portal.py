@@ -55,10 +55,10 @@ class Client:
         """Return the next PDU.  Raises EOFError when the portal hangs up."""
         while True:
             view = memoryview(self._stream)
-            found = pdu.find(view, 0, len(view), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
-            if found is not None:
-                (one,) = parse_replies(self._stream[: found.end], pdu.NO_DIGESTS)
-                self._stream = self._stream[found.end :]
+            parsed = pdu.find(view, 0, len(view), pdu.NO_DIGESTS, pdu.MAX_DATA_SEGMENT_LENGTH)
+            if parsed is not None:
+                (one,) = parse_replies(self._stream[: parsed.end], pdu.NO_DIGESTS)
+                self._stream = self._stream[parsed.end :]
                 return one
             more = self.sock.recv(1 << 20)
             if not more:
@@ -137,8 +137,8 @@ def test_a_new_session_gets_a_unit_attention(serve: Serve) -> None:
     first.settle()
     assert first.ask(first.make.command(b"\x16" + bytes(5))).status == 0
     again = Client(portal)  # the same initiator port: its old session is replaced
-    told = again.ask(again.make.command(write10(0, 1), write=512, data=bytes(512)))
-    assert (told.status, told.data[4] & 0x0F, told.data[14:16]) == (2, 6, b"\x29\0")
+    reply = again.ask(again.make.command(write10(0, 1), write=512, data=bytes(512)))
+    assert (reply.status, reply.data[4] & 0x0F, reply.data[14:16]) == (2, 6, b"\x29\0")
     assert again.ask(again.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
     assert first.hung_up()
 
