@@ -176,7 +176,7 @@ def change_map(answer: messages.Changes) -> str:
         lines.append(f"{units.human_size(size * start // len(cells)):>9} |{row}|")
     cell = units.human_size(size / len(cells))
     lines.append(
-        f"each cell: {cell}; '{marks[0]}' is unchanged, '{marks[1]}' changed a little, '{marks[-1]}' changed completely"
+        f"each cell: {cell}; '{marks[0]}' unchanged, '{marks[1]}' changed a little, '{marks[-1]}' changed completely"
     )
     return "\n".join(lines)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real `wolun serve` in a process of its own, for the tests that drive it from outside."""
+"""A real `wolun serve` in a process of its own, for tests that use it from outside."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ START_SECONDS = 60.0
 
 
 class Daemon:
-    """`wolun serve` on a free loopback port; `with Daemon(tmp_path, VOLUMES) as daemon: …` stops it with SIGTERM.
+    """A `wolun serve` on a free loopback port; `with Daemon(tmp_path, VOLUMES) as daemon: …` stops it with SIGTERM.
 
-    `volumes` is the YAML list of that setting, `access` the lines of that one; `extra` any further top-level YAML.
+    `volumes` is the YAML list of the setting `volumes`, `access` the lines of `access`, and `extra` further top-level YAML.
     """
 
     def __init__(
@@ -56,29 +56,29 @@ class Daemon:
         return self
 
     def url(self, lun: int) -> str:
-        """The libiscsi URL of a LUN, as qemu-img takes it."""
+        """Return the libiscsi URL of a LUN, as qemu-img accepts it."""
         return f"iscsi://{self.portal}/{IQN}/{lun}"
 
     def session(self, **options: Any) -> libiscsi.Session:
-        """A raw session of libiscsi."""
+        """Log in and return a raw session of libiscsi."""
         return libiscsi.Session(self.portal, IQN, **options)
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A `wolun` command against this daemon."""
+        """Run a `wolun` command against this daemon."""
         done = subprocess.run([PROGRAM, "--state-dir", self.state, *words], capture_output=True, text=True, timeout=300)
         assert not check or done.returncode == 0, f"{words}: {done.stderr}"
         return done
 
     def json(self, *words: str) -> Any:
-        """The same with `--json`, decoded."""
+        """Run a command with `--json` and return its decoded output."""
         return json.loads(self.run("--json", *words).stdout)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait for the end of the process."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and return the exit status."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:

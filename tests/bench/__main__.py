@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m tests.bench [PART ...]`: measure wolun against its peers, both in the same run, and print ratios.
 
-Ratios travel between machines, absolute figures do not; run it on an otherwise idle machine.
+Ratios can be compared between machines, absolute figures cannot.  Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Create, close and open a write-once LUN of 64 TiB; prints seconds, bytes of resident memory gained, and bytes on disk.
 
-Run in a process of its own (`python -m tests.bench.huge_map DIRECTORY`), so that memory is that of the LUN.
+Run in a process of its own (`python -m tests.bench.huge_map DIRECTORY`), so that the measured memory is only that of the LUN.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loads, all made by initiators that are not ours: `iscsi-perf` of libiscsi and `qemu-img bench`."""
+"""The loads, which foreign initiators make: `iscsi-perf` of libiscsi and `qemu-img bench`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.bench import servers
 
 
 def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: bool) -> float:
-    """Reads per second of `blocks` 512-byte blocks each, as iscsi-perf averages them."""
+    """Return the average of iscsi-perf: reads per second, each of `blocks` 512-byte blocks."""
     command = [
         "iscsi-perf",
         "-m",
@@ -29,7 +29,7 @@ def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: b
 
 
 def qemu_writes(url: str, *, count: int, step: int, offset: int = 0, in_flight: int = 32) -> float:
-    """4 KiB writes per second, `step` bytes apart, as qemu-img bench times them (connecting is not counted)."""
+    """Return the 4 KiB writes per second, `step` bytes apart, that qemu-img bench measures (without connecting)."""
     # fmt: off
     command = ["qemu-img", "bench", "-w", "-t", "none", "-f", "raw", "-d", str(in_flight), "-s", "4096", "-S", str(step),
                "-c", str(count), "-o", str(offset), url]
@@ -41,6 +41,6 @@ def qemu_writes(url: str, *, count: int, step: int, offset: int = 0, in_flight: 
 
 
 def settle() -> None:
-    """Let write-back of the last round come to rest, so that it is not charged to the next."""
+    """Wait for the write-back of the last round, so that it does not slow the next round."""
     servers.run(["sync"])
     time.sleep(0.3)

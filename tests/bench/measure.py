@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of measurements: two sides in turn (A B A B ...), medians of each and the median of the ratios of neighbours, since a
-machine's speed drifts but two neighbours see about the same machine.
+"""Pairs of measurements: two sides in turn (A B A B ...), with the median of each side and of the neighbours' ratios.
+
+A machine's speed drifts, but two neighbouring rounds run at about the same speed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report; `bar` is the text of the goal, `met` None where the goal is only to report."""
+    """A line of the report; `bar` is the text of the goal, and `met` is None if the figure is only reported."""
 
     work: str
     ours: str
@@ -31,11 +32,11 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Median of the rounds' ratios, ours over the peer's."""
+        """Return the median of the rounds' ratios, ours over the peer's."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.ours, self.peer, strict=True))
 
     def row(self, work: str, *, unit: str, at_least: float | None, peer: str) -> Row:
-        """The report's line for a rate where more is better."""
+        """Return the report's line for a rate where more is better."""
         met = None if at_least is None else self.ratio >= at_least
         return Row(
             work,
@@ -48,7 +49,7 @@ class Pair:
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> Pair:
-    """Run both sides `rounds` times in turn, after one warm-up of each that is not counted; who goes first alternates."""
+    """Run both sides `rounds` times in turn, after one uncounted warm-up of each; the first side alternates."""
     ours()
     peer()
     mine: list[float] = []

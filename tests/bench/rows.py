@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: one function per part of the report, each starting its own servers in a directory of its own."""
+"""The measurements: one function per part of the report, each with its own servers and directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK = 65536
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long to measure: rounds of each side, seconds of a timed load, 4 KiB writes of a counted one."""
+    """The length of a measurement: rounds of each side, seconds of a timed load, 4 KiB writes of a counted load."""
 
     directory: Path
     rounds: int
@@ -32,7 +32,7 @@ class Settings:
 
 
 def _filled(path: Path, size: int = GIB) -> Path:
-    """A file of random bytes (no holes, in the page cache), made once and copied for each side."""
+    """Write a file of random bytes (no holes, in the page cache) and return its path."""
     block = os.urandom(1 << 20)
     with path.open("wb") as file:
         for _ in range(size >> 20):
@@ -94,7 +94,7 @@ def writes(settings: Settings) -> Iterator[measure.Row]:
 
 
 def first_writes(settings: Settings) -> Iterator[measure.Row]:
-    """The first write to each chunk, page cache to page cache, against qemu's copy-before-write filter."""
+    """Measure the first write to each chunk, page cache to page cache, against qemu's copy-before-write filter."""
     ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
     count = GIB // CHUNK
     with servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours:
@@ -118,7 +118,7 @@ def first_writes(settings: Settings) -> Iterator[measure.Row]:
 
 
 def syncs(settings: Settings) -> Iterator[measure.Row]:
-    """System calls that sync, per first write, counted by strace while 32 writes are in flight and power-loss is promised."""
+    """Count the syncing system calls per first write, with strace, 32 writes in flight and durability power-loss."""
     primary, trace = _filled(settings.directory / "ours.img"), settings.directory / "strace.txt"
     count = min(4096, settings.writes)
     strace = [
@@ -151,7 +151,7 @@ def syncs(settings: Settings) -> Iterator[measure.Row]:
 
 
 def huge_map(settings: Settings) -> Iterator[measure.Row]:
-    """A write-once LUN of 64 TiB, made and opened in a process of its own."""
+    """Measure the creation and opening of a write-once LUN of 64 TiB, in a process of its own."""
     done = servers.run([sys.executable, "-m", "tests.bench.huge_map", str(settings.directory)])
     seconds, resident, disk = (float(word) for word in done.split())
     yield measure.Row(
@@ -191,7 +191,7 @@ def _writing(url: str, span: int) -> Iterator[None]:
 
 
 def held_writes(settings: Settings) -> Iterator[measure.Row]:
-    """How long `snapshot create` holds writes, idle and under load, on a sparse volume of 1 TiB."""
+    """Measure how long `snapshot create` holds writes, idle and under load, on a sparse volume of 1 TiB."""
     primary = settings.directory / "sparse.img"
     primary.unlink(missing_ok=True)
     volume = _volume("vol0", 0, primary, size="1TiB", durability="power-loss")
@@ -217,7 +217,7 @@ def held_writes(settings: Settings) -> Iterator[measure.Row]:
 
 
 def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
-    """What a first write costs with ten snapshots instead of one (rule 8, lun_backends/README.md), and a read through a chain of ten."""
+    """Measure first writes with ten snapshots instead of one (rule 8, lun_backends/README.md), and reads of a chain of ten."""
     size, chain = GIB // 2, 10
     volumes = ""
     for lun, name in enumerate(("many", "one")):
@@ -253,7 +253,7 @@ def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
 
             return once
 
-        # A ratio this close to 1 of loads this short: what the machine does meanwhile must have no say in the median.
+        # The ratio is close to 1 and the loads are short, so more rounds keep other work of the machine out of the median.
         pair = measure.alternate(first_writes_to(0, "many"), first_writes_to(1, "one"), 3 * settings.rounds)
         yield pair.row("4 KiB first write, ten snapshots", unit="/s", at_least=0.95, peer="one snapshot")
 
@@ -270,7 +270,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
 
 
 def machine() -> Sequence[str]:
-    """What the figures were measured on."""
+    """Return the machine and the versions that were measured."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     kernel = os.uname()
     disk = subprocess.run(["stat", "-f", "-c", "%T", "."], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers under measurement, each a context manager that starts a real process and stops it: wolun itself, tgtd, and
-qemu-storage-daemon with its copy-before-write filter.  All listen on loopback ports or sockets of their own.
+"""The measured servers: wolun, tgtd, and qemu-storage-daemon with its copy-before-write filter.
+
+Each is a context manager that starts a real process and stops it.  All listen on loopback ports or sockets of their own.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class BenchError(Exception):
-    """A peer or our own server did not do what the measurement needs; says which command and what it printed."""
+    """A server or a load failed; the text has the command and its output."""
 
 
 def run(command: Sequence[str], *, timeout: float = 300.0) -> str:
-    """Run a command to its end and return its standard output; BenchError when it fails."""
+    """Run a command to its end and return its standard output.  Raises BenchError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         raise BenchError(
@@ -38,7 +39,7 @@ def run(command: Sequence[str], *, timeout: float = 300.0) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
+    """Return a TCP port of loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -78,7 +79,7 @@ class Wolun:
     process: subprocess.Popen[bytes]
 
     def url(self, lun: int) -> str:
-        """The libiscsi URL of a LUN."""
+        """Return the libiscsi URL of a LUN."""
         return f"iscsi://127.0.0.1:{self.port}/{IQN}/{lun}"
 
     def command(self, *words: str) -> object:
@@ -87,14 +88,15 @@ class Wolun:
 
 
 def wolun_program() -> str:
-    """The installed `wolun` beside the running interpreter."""
+    """Return the path of the `wolun` beside the running interpreter."""
     return str(Path(sys.executable).with_name("wolun"))
 
 
 @contextlib.contextmanager
 def wolun(directory: Path, volumes: str, *, prefix: Sequence[str] = ()) -> Iterator[Wolun]:
-    """Serve `volumes` (the YAML list of that setting) from a state directory below `directory`; `prefix` goes in front of
-    the command (strace, say).
+    """Serve `volumes` (the YAML list of that setting) from a state directory below `directory`.
+
+    `prefix` precedes the command, for example strace.
     """
     port = free_port()
     state = directory / "state"
@@ -131,7 +133,7 @@ def _answers(command: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def copy_before_write(directory: Path, primary: Path) -> Iterator[str]:
-    """Serve `primary` over NBD through qemu-storage-daemon's copy-before-write filter with a new raw target; yields the URL."""
+    """Serve `primary` over NBD through qemu's copy-before-write filter with a new raw target, and yield the URL."""
     target, unix, log = directory / "cbw-target.img", directory / "cbw.sock", directory / "qsd.log"
     target.unlink(missing_ok=True)
     unix.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make soak`: many sessions come and go on a real daemon for `--seconds`, and its memory is reported.
+"""`make soak`: open and close many sessions on a real daemon for `--seconds`, and report its memory.
 
-Each of `--workers` threads logs in, reads and writes, reserves, and leaves: by logging out, or by hanging up in the middle
-of a command; some only knock, or send what was never iSCSI.  Snapshots are taken and deleted meanwhile.  Every
-twentieth of the time a line says what the daemon holds.  Ends with 1 if its memory, threads or open files grew after the first fifth.
+Each of `--workers` threads logs in, reads, writes and reserves, and then logs out or drops the connection in the middle of a
+command.  Some connections send no iSCSI at all.  Meanwhile snapshots are taken and deleted.  After each twentieth of the
+time, a line reports the daemon's memory, threads and open files.  The exit status is 1 if they grew after the first fifth.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.daemon import Daemon
 
 SIZE = 256 << 20
 GROWTH_MIB = 16
-"""What the daemon may grow by after the first fifth: allocators are never perfectly still, leaks do not stop at this."""
+"""The allowed growth after the first fifth: an allocator's use always varies a little, but a leak exceeds this."""
 SPARE_FILES = 40
-"""Open files that come and go with the sessions and snapshots of the moment."""
+"""The number of open files that depends on the current sessions and snapshots."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the daemon holds: memory of its own, and pages of files that it has mapped, as chunk maps are."""
+    """The daemon's resources: its own memory, mapped pages of files such as chunk maps, threads and open files."""
 
     own_mib: float
     mapped_mib: float
@@ -44,7 +44,7 @@ class Held:
 
     @classmethod
     def by(cls, pid: int) -> Held:
-        """Ask the kernel."""
+        """Return the resources of process `pid`, as the kernel reports them."""
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         mib = {name: int(lines[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile", "RssShmem")}
         files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
@@ -52,7 +52,7 @@ class Held:
 
 
 class Soak:
-    """The workers, and what they did."""
+    """The workers and the counts of their actions."""
 
     def __init__(self, daemon: Daemon, seed: int) -> None:
         self.daemon = daemon
@@ -62,7 +62,7 @@ class Soak:
         self._seed = seed
 
     def worker(self, number: int) -> None:
-        """One initiator, again and again."""
+        """Run sessions of one initiator until the end."""
         dice = random.Random(self._seed + number)
         name = f"iqn.2026-11.io.wolun:soak{number}"
         while not self.over.is_set():
@@ -72,14 +72,14 @@ class Soak:
                 else:
                     self._session(dice, name)
             except (libiscsi.LibiscsiError, OSError):
-                self.done["cut off"] += 1  # the portal refuses when too many come at once: that is its right
+                self.done["cut off"] += 1  # the portal may refuse too many connections at once
             except AssertionError as error:
                 self.failures.append(f"{name}: {error}")
                 return
 
     def _knock(self, dice: random.Random) -> None:
         host, _, port = self.daemon.portal.rpartition(":")
-        # From another address: failed logins make the portal slow with whoever comes from the same one.
+        # Use another address, because the portal delays logins from an address with failed logins.
         stranger = f"127.0.{dice.randrange(1, 100)}.{dice.randrange(1, 250)}"
         with socket.create_connection((host, int(port)), timeout=10, source_address=(stranger, 0)) as sock:
             sock.sendall(dice.randbytes(dice.choice((1, 48, 300, 5000))))
@@ -132,7 +132,7 @@ class Soak:
             number += 1
 
 
-def _told(held: Held, soak: Soak) -> str:
+def _report(held: Held, soak: Soak) -> str:
     did = ", ".join(f"{count} {what}" for what, count in sorted(soak.done.items()))
     return f"{held.own_mib:7.1f} MiB and {held.mapped_mib:.1f} MiB of files, {held.threads} threads, {held.files} files; {did}"
 
@@ -140,9 +140,9 @@ def _told(held: Held, soak: Soak) -> str:
 @click.command()
 @click.option("--seconds", default=3600.0, show_default=True)
 @click.option("--workers", default=8, show_default=True)
-@click.option("--seed", type=int, help="Repeat a run's choices, as far as threads let it.")
+@click.option("--seed", type=int, help="Repeat a run's choices, as far as the scheduling of threads allows.")
 def main(seconds: float, workers: int, seed: int | None) -> None:
-    """Let sessions come and go, and watch the daemon's memory."""
+    """Open and close sessions, and watch the daemon's memory."""
     console = Console(highlight=False)
     seed = random.randrange(1 << 32) if seed is None else seed
     console.print(f"seed {seed}")
@@ -160,7 +160,7 @@ def main(seconds: float, workers: int, seed: int | None) -> None:
             for step in range(1, 21):
                 soak.over.wait(max(0.0, began + seconds * step / 20 - time.monotonic()))
                 lines.append(Held.by(daemon.process.pid))
-                console.print(f"{seconds * step / 20:6.0f} s {_told(lines[-1], soak)}")
+                console.print(f"{seconds * step / 20:6.0f} s {_report(lines[-1], soak)}")
                 if soak.failures:
                     break
             soak.over.set()

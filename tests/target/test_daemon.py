@@ -20,7 +20,7 @@ VOLUMES = "  - {name: vol0, lun: 0, size: 8MiB}\n"
 
 
 def refused(*words: str | Path) -> str:
-    """Start a daemon that must not start, and return what it says."""
+    """Start a daemon that must not start, and return its message."""
     done = subprocess.run([daemon.PROGRAM, "serve", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
     assert not done.stdout
@@ -35,14 +35,14 @@ def write_config(directory: Path, text: str) -> Path:
 
 
 def write(session: libiscsi.Session, lun: int, lba: int, data: bytes) -> None:
-    """WRITE(10)."""
+    """Write with WRITE(10)."""
     cdb = b"\x2a\x00" + lba.to_bytes(4, "big") + b"\x00" + (len(data) // 512).to_bytes(2, "big") + b"\x00"
     session.settle(lun)
     assert session.command(lun, cdb, out=data).status == 0
 
 
 def read(session: libiscsi.Session, lun: int, lba: int, length: int) -> bytes:
-    """READ(10)."""
+    """Read with READ(10)."""
     cdb = b"\x28\x00" + lba.to_bytes(4, "big") + b"\x00" + (length // 512).to_bytes(2, "big") + b"\x00"
     session.settle(lun)
     answer = session.command(lun, cdb, read=length)
@@ -50,7 +50,7 @@ def read(session: libiscsi.Session, lun: int, lba: int, length: int) -> bytes:
     return answer.data
 
 
-def test_exactly_one_line_on_standard_output_says_that_it_is_ready(served: daemon.Daemon) -> None:
+def test_standard_output_has_exactly_the_line_ready(served: daemon.Daemon) -> None:
     out = (served.directory / "stdout").read_text()
     assert re.fullmatch(rf"ready: {re.escape(daemon.IQN)} on {re.escape(served.portal)}\n", out)
     log = (served.directory / "stderr").read_text()
@@ -61,7 +61,9 @@ def test_exactly_one_line_on_standard_output_says_that_it_is_ready(served: daemo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly_with_initiators_logged_in(served: daemon.Daemon, number: signal.Signals) -> None:
+def test_a_signal_stops_the_daemon_cleanly_with_initiators_logged_in(
+    served: daemon.Daemon, number: signal.Signals
+) -> None:
     assert served.process is not None
     with served.session() as session:
         write(session, 0, 0, b"kept" * 128)
@@ -74,7 +76,7 @@ def test_a_signal_ends_it_cleanly_with_initiators_logged_in(served: daemon.Daemo
         assert read(session, 0, 0, 512) == b"kept" * 128
 
 
-def test_state_is_nobody_elses_business(served: daemon.Daemon) -> None:
+def test_only_the_daemons_user_can_read_the_state(served: daemon.Daemon) -> None:
     served.run("snapshot", "create", "vol0", "s")
     assert stat.S_IMODE(served.state.stat().st_mode) == 0o700
     assert stat.S_IMODE((served.state / "control.sock").stat().st_mode) == 0o600
@@ -82,14 +84,14 @@ def test_state_is_nobody_elses_business(served: daemon.Daemon) -> None:
         assert not path.stat().st_mode & 0o077, path
 
 
-def test_one_daemon_per_state_directory(served: daemon.Daemon) -> None:
+def test_a_second_daemon_on_a_state_directory_is_refused(served: daemon.Daemon) -> None:
     assert served.process is not None
     said = refused("--config", served.directory / "wolun.yaml", "--state-dir", served.state)
     assert f"a daemon (process {served.process.pid}) already serves {served.state}" in said
     assert served.json("status")["pid"] == served.process.pid
 
 
-def test_after_a_kill_everything_is_as_it_was(served: daemon.Daemon) -> None:
+def test_after_a_kill_all_data_and_luns_are_unchanged(served: daemon.Daemon) -> None:
     with served.session() as session:
         write(session, 0, 0, b"old0" * 128)
         first = served.json("snapshot", "create", "vol0", "first")
@@ -142,7 +144,7 @@ def test_the_state_directory_may_move(tmp_path: Path) -> None:
         assert read(session, 0, 0, 512) == b"here" * 128
 
 
-def test_nobody_from_elsewhere_may_log_in(tmp_path: Path) -> None:
+def test_an_initiator_from_another_network_is_refused(tmp_path: Path) -> None:
     config = write_config(tmp_path, f"target: {daemon.IQN}\nportal: {{listen: '127.0.0.1:0'}}\nvolumes:\n{VOLUMES}")
     process = subprocess.Popen(
         [daemon.PROGRAM, "serve", "--config", config, "--state-dir", tmp_path / "s"],
@@ -165,7 +167,7 @@ def test_nobody_from_elsewhere_may_log_in(tmp_path: Path) -> None:
     assert "login refused" in log
 
 
-def test_a_configuration_that_cannot_be_read_or_used_is_said_so(tmp_path: Path) -> None:
+def test_an_unreadable_or_invalid_configuration_is_reported(tmp_path: Path) -> None:
     assert "cannot be read (No such file or directory)" in refused("--config", tmp_path / "none.yaml")
     config = write_config(tmp_path, "target: x\nvolumes: 1\n")
     assert refused("--config", config).splitlines() == [
@@ -181,17 +183,17 @@ def test_a_portal_in_use_is_named(tmp_path: Path) -> None:
     assert f"initiators cannot be listened for on {listen} (Address already in use" in said
 
 
-def test_a_portal_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_portal_is_refused(tmp_path: Path) -> None:
     assert "--portal nowhere: write HOST:PORT" in refused("--portal", "nowhere", "--state-dir", tmp_path / "s")
 
 
-def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_state_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = refused("--state-dir", tmp_path / "file" / "s", "--portal", "127.0.0.1:0")
     assert f"the state directory {tmp_path}/file/s cannot be used (Not a directory)" in said
 
 
-def test_damaged_lun_numbers_stop_it_before_anybody_sees_a_wrong_lun(tmp_path: Path) -> None:
+def test_damaged_lun_numbers_prevent_the_start(tmp_path: Path) -> None:
     (tmp_path / "luns.json").write_text("{")
     assert "luns.json is damaged" in refused("--state-dir", tmp_path, "--portal", "127.0.0.1:0")
 
@@ -248,14 +250,14 @@ def test_a_volume_that_cannot_be_opened_is_named_and_the_others_are_served(
             assert read(session, 9, 0, 512) == bytes(512)
 
 
-def test_it_does_not_start_without_any_volume(tmp_path: Path) -> None:
+def test_the_daemon_does_not_start_if_no_volume_can_be_served(tmp_path: Path) -> None:
     config = write_config(tmp_path, f"target: {daemon.IQN}\nvolumes:\n  - {{name: a, lun: 0}}\n")
     said = refused("--config", config, "--state-dir", tmp_path / "s", "--portal", "127.0.0.1:0")
     assert "a new volume needs to know how large: add `size` to a" in said
     assert "no volume can be served" in said
 
 
-def test_a_primary_of_ones_own_is_served_as_it_is(tmp_path: Path) -> None:
+def test_an_existing_primary_is_served_unchanged(tmp_path: Path) -> None:
     primary = tmp_path / "mine.img"
     primary.write_bytes(os.urandom(1 << 20))
     with daemon.Daemon(tmp_path, f"  - {{name: vol0, lun: 0, primary: {primary}}}\n") as served:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unit in `config/`, judged by systemd itself, and what the daemon tells the systemd that started it."""
+"""The unit in `config/`, checked by systemd itself, and the daemon's notifications to systemd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNIT = Path(__file__).resolve().parents[2] / "config/wolun.service"
 
 
 def complaints(unit: Path) -> str:
-    """What systemd says about a unit, and about nothing else of this machine."""
+    """Return systemd's complaints about the unit, without those about other units of this machine."""
     analyze = [peers.require("systemd-analyze"), "verify", "--man=no", str(unit)]
     done = subprocess.run(analyze, capture_output=True, text=True, timeout=120, check=False)
     return "\n".join(line for line in done.stderr.splitlines() if unit.name in line)
@@ -31,9 +31,7 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     assert "TimeoutToStop" in complaints(unit)
 
 
-def test_services_that_wait_for_it_wait_until_initiators_can_log_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_systemd_is_notified_when_initiators_can_log_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.settimeout(60)
         systemd.bind(str(tmp_path / "notify"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs lines of `wolun shell` against a daemon of a test's own."""
+"""Functions that run lines of `wolun shell` against a daemon of a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import daemon
 
 
 def program(served: daemon.Daemon, *words: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    """`wolun shell` in a process of its own."""
+    """Run `wolun shell` in a process of its own."""
     return subprocess.run(
         [daemon.PROGRAM, "--state-dir", served.state, "shell", *words],
         input=script, capture_output=True, text=True, timeout=120,
@@ -22,7 +22,7 @@ def program(served: daemon.Daemon, *words: str, script: str = "") -> subprocess.
 
 
 def shell(served: daemon.Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which is faster."""
+    """Run a line of the shell in this process, which is faster."""
     asked = client.Client(served.state)
     dry_run = words[0] == "--dry-run"
     out, err = io.StringIO(), io.StringIO()
@@ -33,12 +33,14 @@ def shell(served: daemon.Daemon, *words: str) -> subprocess.CompletedProcess[str
 
 
 def good(served: daemon.Daemon, *words: str) -> str:
+    """Return the output of a line that must succeed."""
     done = shell(served, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(served: daemon.Daemon, *words: str) -> str:
+    """Return the error of a line that must be refused."""
     done = shell(served, *words)
     assert done.returncode == 1, done.stdout
     assert done.stderr.startswith("wolun: ")
@@ -46,7 +48,7 @@ def refused(served: daemon.Daemon, *words: str) -> str:
 
 
 def running(served: daemon.Daemon) -> settings.Settings:
-    """What `saveconfig` would write."""
+    """Return the configuration that `saveconfig` writes."""
     asked = client.Client(served.state)
     file = served.directory / "running.yaml"
     file.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell without a terminal: single commands, scripts, exit status, the configuration file, and how it grows."""
+"""The shell without a terminal: single commands, scripts, exit status, the configuration file, and the cost of many lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANN = "iqn.2026-11.org.example:ann"
 
 
 class TestHelp:
-    """Every command of ours and each of its parameters is explained."""
+    """The help of each command explains each of its parameters."""
 
     NODES: ClassVar = [
         each
@@ -42,22 +42,22 @@ class TestHelp:
     ]
 
     @pytest.mark.parametrize("method", COMMANDS)
-    def test_every_parameter_has_its_line(self, method: object) -> None:
+    def test_each_parameter_has_a_line(self, method: object) -> None:
         text = inspect.getdoc(method) or ""
         assert re.match(r"[A-Z].*\.", text)
         for name in list(inspect.signature(method).parameters)[1:]:  # type: ignore[arg-type]  # a function
             assert re.search(rf"^{name}  +\S", text, re.MULTILINE), name
 
-    def test_there_are_commands(self) -> None:
+    def test_the_list_of_commands_is_not_empty(self) -> None:
         assert len(self.COMMANDS) > 20
 
-    def test_it_is_printed(self, shared: daemon.Daemon) -> None:
+    def test_help_is_printed(self, shared: daemon.Daemon) -> None:
         assert "chunk_size  the unit of copy-on-write" in good(shared, "/volumes help create")
         assert "saveconfig" in good(shared, "help")
 
 
 class TestOneCommand:
-    """`wolun shell 'COMMAND'`."""
+    """Single commands: `wolun shell 'COMMAND'`."""
 
     def test_exit_status(self, shared: daemon.Daemon) -> None:
         assert program(shared, "/volumes ls").returncode == 0
@@ -97,9 +97,9 @@ class TestOneCommand:
 
 
 class TestSnapshots:
-    """What the commands of the same names do, in the tree."""
+    """The commands of snapshots."""
 
-    def test_one_from_beginning_to_end(self, served: daemon.Daemon, tmp_path: Path) -> None:
+    def test_a_snapshot_from_creation_to_deletion(self, served: daemon.Daemon, tmp_path: Path) -> None:
         with served.session() as session:
             session.settle(0)
             session.command(0, bytes.fromhex("2a000000000000000100"), out=b"then" * 128)
@@ -132,9 +132,9 @@ class TestSnapshots:
 
 
 class TestScripts:
-    """Lines on standard input."""
+    """Scripts on standard input."""
 
-    def test_it_stops_at_the_first_line_that_fails(self, served: daemon.Daemon) -> None:
+    def test_a_script_stops_at_the_first_line_that_fails(self, served: daemon.Daemon) -> None:
         script = "# two volumes\n\n/volumes create a 1MiB\n/volumes create a 1MiB\n/volumes create b 1MiB\n"
         done = program(served, script=script)
         assert (done.returncode, done.stdout) == (1, "created volume a\n")
@@ -142,11 +142,11 @@ class TestScripts:
         assert "wolun: the failed line is line 4: /volumes create a 1MiB" in done.stderr
         assert [each.name for each in running(served).volumes] == ["vol0", "a"]
 
-    def test_or_goes_on(self, served: daemon.Daemon) -> None:
+    def test_with_keep_going_a_script_continues(self, served: daemon.Daemon) -> None:
         done = program(served, "--keep-going", script="/volumes create vol0 1MiB\n/volumes create b 1MiB\n")
         assert (done.returncode, done.stdout) == (1, "created volume b\n")
 
-    def test_cd_counts_for_the_lines_after_it(self, served: daemon.Daemon) -> None:
+    def test_cd_applies_to_later_lines(self, served: daemon.Daemon) -> None:
         done = program(
             served, script="cd /volumes\ncreate a 1MiB\ncd a/snapshots\ncreate s\nls\nexit\n/volumes create b 1MiB\n"
         )
@@ -154,7 +154,7 @@ class TestScripts:
         assert "o- s " in done.stdout
         assert [each.name for each in running(served).volumes] == ["vol0", "a"]
 
-    def test_a_secret_is_not_repeated(self, served: daemon.Daemon) -> None:
+    def test_an_error_does_not_repeat_a_secret(self, served: daemon.Daemon) -> None:
         good(served, f"{TPG}/acls create {ANN}")
         done = program(served, script=f"{TPG}/acls/{ANN} set auth userid=ann password=too-short\n")
         assert done.returncode == 1
@@ -162,7 +162,7 @@ class TestScripts:
         assert "too-short" not in done.stderr + done.stdout
 
     def test_time_is_linear_in_the_number_of_luns(self, served: daemon.Daemon) -> None:
-        """Counted in requests to the daemon, since clocks differ; a line costs the same however many went before."""
+        """Count the requests to the daemon instead of time: a line costs the same, however many lines precede it."""
         counts = []
         for size in (10, 40):
             asked = client.Client(served.state)
@@ -191,7 +191,7 @@ class TestScripts:
 
 
 class TestDryRun:
-    """Everything is checked, nothing is done."""
+    """With --dry-run the daemon checks each change and makes none."""
 
     @pytest.mark.parametrize(
         "command",
@@ -207,23 +207,23 @@ class TestDryRun:
             "saveconfig",
         ],
     )
-    def test_nothing_changes(self, shared: daemon.Daemon, command: str) -> None:
+    def test_a_dry_run_changes_nothing(self, shared: daemon.Daemon, command: str) -> None:
         before, text = running(shared), (shared.directory / "wolun.yaml").read_text()
         good(shared, "--dry-run", command)
         assert running(shared) == before
         assert (shared.directory / "wolun.yaml").read_text() == text
         assert shared.json("snapshot", "list") == []
 
-    def test_mistakes_are_found(self, shared: daemon.Daemon) -> None:
+    def test_a_dry_run_finds_errors(self, shared: daemon.Daemon) -> None:
         assert "not a unit of size" in refused(shared, "--dry-run", "/volumes create new 1MB")
         assert "is called vol0 already" in refused(shared, "--dry-run", "/volumes create vol0 1MiB")
 
 
 class TestInUse:
-    """What somebody uses is not taken away, and it is said who."""
+    """Objects in use are not removed, and the refusal names their users."""
 
     @pytest.mark.parametrize("change", ["acls create iqn.2026-11.org.example:other", " set access networks=10.0.0.0/8"])
-    def test_the_right_to_log_in(self, served: daemon.Daemon, change: str) -> None:
+    def test_access_of_a_logged_in_initiator_is_not_revoked(self, served: daemon.Daemon, change: str) -> None:
         line = f"{TPG}/{change}".replace("/ ", " ")
         with served.session(initiator=ANN) as session:
             assert f"the right to log in is in use by {ANN} from 127.0.0.1" in refused(served, line)
@@ -234,7 +234,7 @@ class TestInUse:
             with pytest.raises(libiscsi.LibiscsiError):
                 session.command(0, bytes(6))
 
-    def test_all_of_access_changes_or_nothing(self, served: daemon.Daemon) -> None:
+    def test_all_parameters_of_access_change_or_none(self, served: daemon.Daemon) -> None:
         before = running(served)
         assert "nonsense" in refused(served, f"{TPG} set access discovery_chap=1 networks=nonsense")
         assert running(served) == before
@@ -242,7 +242,7 @@ class TestInUse:
         assert running(served).access.discovery_chap
         assert [str(each) for each in running(served).access.networks] == ["127.0.0.1/32", "::1/128"]
 
-    def test_by_a_session(self, served: daemon.Daemon) -> None:
+    def test_a_volume_with_a_session_is_not_deleted(self, served: daemon.Daemon) -> None:
         good(served, "/volumes create other 1MiB")
         with served.session(initiator=ANN):
             assert f"is in use by {ANN} from 127.0.0.1" in refused(served, "/volumes delete other")
@@ -252,21 +252,21 @@ class TestInUse:
             assert f"FAILED to remove volume other: volume other is in use by {ANN}" in done.stdout
         good(served, "/volumes delete other")
 
-    def test_by_force(self, served: daemon.Daemon) -> None:
+    def test_a_volume_in_use_is_deleted_by_force(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN) as session:
             session.settle(0)
             good(served, "/volumes delete vol0 force=true")
             assert session.command(0, bytes(6)).asc == (0x25, 0)
         assert "0 volumes" in good(served, "ls /volumes")
 
-    def test_by_a_mapping(self, served: daemon.Daemon) -> None:
+    def test_a_mapped_volume_is_not_deleted(self, served: daemon.Daemon) -> None:
         good(served, f"{TPG}/acls create {ANN}")
         good(served, f"{TPG}/acls/{ANN} create 3 vol0")
         assert f"the mapping of vol0 to {ANN} as LUN 3" in refused(served, "/volumes delete vol0")
         good(served, f"{TPG}/acls/{ANN} delete 3")
         good(served, "/volumes delete vol0")
 
-    def test_data_stays_unless_it_is_to_go(self, served: daemon.Daemon) -> None:
+    def test_data_is_kept_unless_data_is_true(self, served: daemon.Daemon) -> None:
         with served.session() as session:
             session.settle(0)
             session.command(0, bytes.fromhex("2a000000000000000100"), out=b"data" * 128)
@@ -284,9 +284,9 @@ class TestInUse:
 
 
 class TestConfiguration:
-    """saveconfig, restoreconfig, clearconfig, diff."""
+    """The commands saveconfig, restoreconfig, clearconfig and diff."""
 
-    def test_a_round_trip(self, served: daemon.Daemon) -> None:
+    def test_a_saved_configuration_is_restored(self, served: daemon.Daemon) -> None:
         (served.state / "own.secret").write_text("a secret of mine")
         script = f"""
             /volumes create a 1MiB chunk_size=4KiB durability=process-crash
@@ -315,7 +315,7 @@ class TestConfiguration:
         good(served, "restoreconfig")
         assert running(served) == before
 
-    def test_a_broken_object_is_reported_and_the_others_come_up(self, served: daemon.Daemon, tmp_path: Path) -> None:
+    def test_a_broken_object_is_reported_and_the_others_are_served(self, served: daemon.Daemon, tmp_path: Path) -> None:
         file = tmp_path / "other.yaml"
         file.write_text(f"""
 target: {daemon.IQN}
@@ -346,12 +346,12 @@ volumes:
         assert "3 alerts" in tree or "2 alerts" in tree
         assert "LUN 2, not served: " in tree
 
-    def test_a_file_that_cannot_be_used_changes_nothing(self, shared: daemon.Daemon, tmp_path: Path) -> None:
+    def test_an_invalid_file_changes_nothing(self, shared: daemon.Daemon, tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text("target: x\nvolums: []\n")
         assert "did you mean volumes?" in refused(shared, f"restoreconfig {tmp_path / 'bad.yaml'}")
         assert "No such file" in refused(shared, f"restoreconfig {tmp_path / 'none.yaml'}")
 
-    def test_a_file_spoilt_by_hand_is_not_written_over(self, served: daemon.Daemon) -> None:
+    def test_an_invalid_file_is_not_overwritten(self, served: daemon.Daemon) -> None:
         file = served.directory / "wolun.yaml"
         file.write_text(file.read_text() + "nonsense: 1\n")
         assert "it was changed and is not valid now" in refused(served, "saveconfig")
@@ -366,7 +366,7 @@ volumes:
 
 
 class TestAttributes:
-    """set and get."""
+    """The commands set and get."""
 
     def test_lun_and_durability_of_a_volume(self, served: daemon.Daemon) -> None:
         good(served, "/volumes/vol0 set attribute lun=9")
@@ -382,14 +382,14 @@ class TestAttributes:
             assert "in use" in refused(served, "/volumes/vol0 set attribute lun=0")
         assert "durability" in refused(served, "/volumes/vol0 set attribute durability=never")
 
-    def test_with_one_that_there_is_not_nothing_is_set(self, served: daemon.Daemon) -> None:
+    def test_an_unknown_parameter_prevents_all_changes(self, served: daemon.Daemon) -> None:
         before = running(served)
         assert "unknown parameter bogus" in refused(served, f"{TPG} set access networks=10.0.0.0/8 bogus=1")
         assert "unknown parameter bogus" in refused(served, "/volumes/vol0 set attribute limit=64MiB bogus=1")
         assert "size is read-only" in refused(served, "/volumes/vol0 set attribute limit=64MiB size=1GiB")
         assert running(served) == before
 
-    def test_an_initiator(self, served: daemon.Daemon) -> None:
+    def test_parameters_of_an_initiator(self, served: daemon.Daemon) -> None:
         acl = f"{TPG}/acls/{ANN}"
         good(served, f"{TPG}/acls create {ANN}")
         told = good(served, f"{acl} set attribute read_only=true networks=127.0.0.1/32")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell's LUNs, what changes about a volume in use, and the small things that make a line right or explain it."""
+"""The shell's LUNs, changes of volumes in use, and the options and remedies of command lines."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ ANN = "iqn.2026-11.org.example:ann"
 
 
 def write(chunk: int) -> bytes:
-    """WRITE (10) of the first block of a 64 KiB chunk."""
+    """Return the CDB of WRITE (10) of the first block of a 64 KiB chunk."""
     return bytes.fromhex("2a00") + (chunk * 128).to_bytes(4) + bytes.fromhex("00000100")
 
 
 def luns(session: libiscsi.Session) -> list[int]:
-    """What REPORT LUNS names."""
+    """Return the LUNs in the answer to REPORT LUNS."""
     data = session.command(0, bytes.fromhex("a00000000000000010000000"), read=4096).data
     return [int.from_bytes(data[place : place + 2]) for place in range(8, len(data), 8)]
 
 
 class TestLuns:
-    """luns create and delete."""
+    """The commands luns create and delete."""
 
-    def test_a_volume_without_a_lun_is_served_to_nobody(self, served: daemon.Daemon) -> None:
+    def test_a_volume_without_a_lun_is_hidden_from_initiators(self, served: daemon.Daemon) -> None:
         good(served, "/volumes create hidden 1MiB lun=none")
         assert "no LUN, 1 MiB" in good(served, "ls /volumes")
         with served.session() as session:
@@ -50,7 +50,7 @@ class TestLuns:
             session.settle(7)
             assert session.command(7, bytes.fromhex("28000000000000000100"), read=512).data == b"data" * 128
 
-    def test_what_is_used_is_not_taken_away(self, served: daemon.Daemon) -> None:
+    def test_a_lun_in_use_is_removed_only_by_force(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN):
             assert f"volume vol0 is in use by {ANN} from 127.0.0.1" in refused(served, f"{LUNS} delete 0")
             good(served, f"{LUNS} delete 0 --force")
@@ -58,7 +58,7 @@ class TestLuns:
         good(served, "/volumes/vol0/snapshots create s")
         assert "LUN 0 is vol0@s, which always has a LUN" in refused(served, f"{LUNS} delete 0")
 
-    def test_it_is_saved_and_comes_back(self, served: daemon.Daemon) -> None:
+    def test_luns_are_saved_and_restored(self, served: daemon.Daemon) -> None:
         good(served, f"{LUNS} delete 0")
         good(served, f"/iscsi/{daemon.IQN}/tpg1/acls create {ANN}")
         good(served, "/volumes create other 1MiB lun=4")
@@ -75,9 +75,9 @@ class TestLuns:
 
 
 class TestWhileInUse:
-    """What changes about a volume without taking it from its initiators."""
+    """Changes of a volume that do not remove it from its initiators."""
 
-    def test_a_limit_is_raised_when_it_is_passed(self, served: daemon.Daemon) -> None:
+    def test_a_limit_can_be_raised_after_it_was_reached(self, served: daemon.Daemon) -> None:
         good(served, "/volumes/vol0 set attribute limit=64KiB")
         good(served, "/volumes/vol0/snapshots create s")
         with served.session() as session:
@@ -98,7 +98,7 @@ class TestWhileInUse:
         assert "limit of vol0 is none" in good(served, "/volumes/vol0 set attribute limit=none")
         assert running(served).volumes[0].limit is None
 
-    def test_so_it_is_when_a_file_is_restored(self, served: daemon.Daemon) -> None:
+    def test_restoreconfig_changes_a_limit_without_removing_the_volume(self, served: daemon.Daemon) -> None:
         file = served.directory / "wolun.yaml"
         file.write_text(file.read_text().replace("1MiB}", "1MiB, limit: 64KiB, max_snapshots: 1}"))
         with served.session() as session:
@@ -108,26 +108,26 @@ class TestWhileInUse:
         good(served, "/volumes/vol0/snapshots create a")
         assert "as many as are allowed" in refused(served, "/volumes/vol0/snapshots create b")
 
-    def test_what_takes_it_away_changes_by_force_alone(self, served: daemon.Daemon) -> None:
+    def test_changes_that_remove_the_volume_need_force(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN) as session:
             session.settle(0)
             assert f"in use by {ANN}" in refused(served, "/volumes/vol0 set attribute lun=4 limit=64KiB")
-            assert running(served).volumes[0].limit is None  # all that is said, or nothing
+            assert running(served).volumes[0].limit is None  # all parameters change, or none
             assert "lun of vol0 is 4" in good(served, "/volumes/vol0 set attribute lun=4 force=true")
             assert session.command(0, bytes(6)).asc == (0x25, 0)
 
 
 class TestLines:
-    """Options, and what a wrong line is answered."""
+    """Options, and the remedies for incorrect lines."""
 
-    def test_dry_run_holds_for_its_line(self, served: daemon.Daemon, tmp_path: Path) -> None:
+    def test_dry_run_applies_to_its_line(self, served: daemon.Daemon, tmp_path: Path) -> None:
         script = (
             f"/volumes create a 1MiB --dry-run\nsaveconfig {tmp_path / 'x.yaml'} --dry-run\n/volumes create b 1MiB\n"
         )
         done = program(served, script=script)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("checked, not done: created volume a\n---")
-        assert [each.name for each in running(served).volumes] == ["vol0", "b"]
+        assert [volume.name for volume in running(served).volumes] == ["vol0", "b"]
         assert not (tmp_path / "x.yaml").exists()
 
     def test_options_are_parameters(self, shared: daemon.Daemon) -> None:
@@ -135,7 +135,7 @@ class TestLines:
         assert "3KiB is not a chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
         assert "unexpected keyword parameter 'frce'" in refused(shared, "/volumes delete vol0 --frce")
 
-    def test_a_mistake_is_told_by_the_objects_name(self, shared: daemon.Daemon) -> None:
+    def test_an_error_names_its_object(self, shared: daemon.Daemon) -> None:
         assert "volume new, size: 10B is not a whole number of blocks" in refused(shared, "/volumes create new 10")
 
     @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ class TestLines:
             ("/volumes/vol0/snapshots delete a/b", "No name has a slash in it"),
         ],
     )
-    def test_every_mistake_has_its_remedy(self, shared: daemon.Daemon, line: str, remedy: str) -> None:
+    def test_each_incorrect_line_has_a_remedy(self, shared: daemon.Daemon, line: str, remedy: str) -> None:
         assert remedy in refused(shared, line).partition("\n")[2]

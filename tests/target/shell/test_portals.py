@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell's portals: where initiators connect, changed while they do."""
+"""The shell's portals: addresses that are added and removed while initiators are logged in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANN = "iqn.2026-11.org.example:ann"
 
 @pytest.fixture
 def port() -> int:
-    """A TCP port that is free on all of 127.0.0.0/8."""
+    """Return a TCP port that is free on all of 127.0.0.0/8."""
     with socket.create_server(("127.0.0.2", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -29,7 +29,7 @@ def reaches(portal: str) -> contextlib.AbstractContextManager[libiscsi.Session]:
     return libiscsi.Session(portal, daemon.IQN, initiator=ANN)
 
 
-def test_they_come_and_go_under_initiators(served: daemon.Daemon, port: int) -> None:
+def test_portals_are_added_and_removed_while_initiators_are_logged_in(served: daemon.Daemon, port: int) -> None:
     other = f"127.0.0.2:{port}"
     good(served, f"{PORTALS} create 127.0.0.2 {port} --dry-run")
     with pytest.raises(libiscsi.LibiscsiError), reaches(other):
@@ -60,7 +60,7 @@ def test_they_come_and_go_under_initiators(served: daemon.Daemon, port: int) -> 
         pass
 
 
-def test_what_cannot_be_is_explained(served: daemon.Daemon, port: int) -> None:
+def test_refusals_of_portals_are_explained(served: daemon.Daemon, port: int) -> None:
     host, _, own = served.portal.rpartition(":")
     assert "initiators connect there already" in refused(served, f"{PORTALS} create {host} {own}")
     assert "it is the only one" in refused(served, f"{PORTALS} delete {host} {own}")
@@ -72,7 +72,7 @@ def test_what_cannot_be_is_explained(served: daemon.Daemon, port: int) -> None:
     assert "`ip address` lists those that this machine has" in refused(served, f"{PORTALS} create 192.0.2.1 {port}")
 
 
-def test_they_are_saved_and_restored(served: daemon.Daemon, port: int) -> None:
+def test_portals_are_saved_and_restored(served: daemon.Daemon, port: int) -> None:
     file = served.directory / "wolun.yaml"
     other = f"127.0.0.2:{port}"
     good(served, f"{PORTALS} create 127.0.0.2 {port}")

@@ -236,7 +236,7 @@ SETTINGS = st.builds(
 
 
 def written_by_hand(value: settings.Settings, choices: st.DataObject) -> str:
-    """A file that says it in some layout, with a comment on every line."""
+    """Return a file with these settings in some layout, with a comment on each line."""
     defaults = choices.draw(st.booleans(), "defaults")
     yaml = ruamel.yaml.YAML()
     offset = choices.draw(st.sampled_from([0, 2]), "offset")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shell at a real terminal, against a real daemon with a real initiator logged in.
 
-One of these sessions is the README's transcript.  When what the shell prints has changed on purpose, write it anew with
+One of these sessions is the README's transcript.  After a deliberate change of the output, rewrite it with
 `WOLUN_WRITE_README=1 make test ARGS=tests/target/shell/test_terminal.py`.
 """
 
@@ -31,7 +31,7 @@ TPG = f"/iscsi/{daemon.IQN}/tpg1"
 
 
 class Terminal:
-    """A person's terminal."""
+    """A shell on a pseudo-terminal."""
 
     def __init__(self, served: daemon.Daemon, home: Path, **environment: str) -> None:
         self.transcript = ""
@@ -54,32 +54,32 @@ class Terminal:
         return ESCAPES.sub("", text)
 
     def run(self, line: str) -> str:
-        """Type a line; what is printed before the next prompt."""
+        """Type a line, and return the output before the next prompt."""
         self._process.sendline(line)
         return self.end().partition("\n")[2]
 
     def begin(self, line: str, until: str) -> str:
-        """Type a line that takes long; what is printed up to a pattern."""
+        """Type a line that takes long, and return the output up to a pattern."""
         self._process.sendline(line)
         return self._until(until)
 
     def end(self) -> str:
-        """What is printed before the next prompt."""
+        """Return the output before the next prompt."""
         return self._until(PROMPT).rpartition("\n")[0]
 
     def press(self, key: str) -> None:
-        """Control and a key."""
+        """Press Control and a key."""
         self._process.sendcontrol(key)
 
     def asked(self, line: str, question: str, answer: str) -> str:
-        """Type a line, and answer what it asks without an echo."""
+        """Type a line, and answer its question, without an echo."""
         self._process.sendline(line)
         self._until(question)
         self._process.sendline(answer)
         return self._until(PROMPT).rpartition("\n")[0]
 
     def complete(self, typed: str, expected: str) -> None:
-        """Type the beginning of a line and TAB; readline makes `expected` of it."""
+        """Type the beginning of a line and TAB, and wait until readline has completed it to `expected`."""
         self._process.send(typed + "\t")
         self._until(re.escape(expected))
         self._process.sendcontrol("u")
@@ -87,17 +87,17 @@ class Terminal:
         self._until(PROMPT)
 
     def listed(self, typed: str, *expected: str) -> None:
-        """Type the beginning of a line and TAB twice; all of `expected` is offered."""
+        """Type the beginning of a line and TAB twice, and wait for all of `expected`."""
         self._process.send(typed + "\t\t")
-        for each in expected:
-            self._until(re.escape(each))
+        for completion in expected:
+            self._until(re.escape(completion))
         self._until(PROMPT + re.escape(typed))  # the line as it was, below the list
         self._process.sendcontrol("u")
         self._process.sendline("")
         self._until(PROMPT)
 
     def leave(self) -> int:
-        """Say `exit`; the exit status."""
+        """Type `exit` and return the exit status."""
         self._process.sendline("exit")
         self._process.expect(pexpect.EOF)
         self._process.close()
@@ -105,7 +105,7 @@ class Terminal:
 
 
 def portable(text: str, served: daemon.Daemon) -> str:
-    """As if the quickstart were served from the usual places."""
+    """Return the transcript with the paths and names of the quickstart."""
     text = text.replace(served.portal, "127.0.0.1:3260").replace(daemon.IQN, "iqn.2026-11.io.wolun:quickstart")
     text = text.replace("...est/tpg1", "...art/tpg1")  # the prompt, cut short
     text = text.replace(str(served.directory), "/etc/wolun").replace("/etc/wolun/state", "/var/lib/wolun")
@@ -113,14 +113,14 @@ def portable(text: str, served: daemon.Daemon) -> str:
 
 
 def normal(text: str) -> str:
-    """Without what differs from run to run."""
+    """Return the transcript without the parts that differ from run to run."""
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\d{8}T\d{6}\.\d{6}Z", "TIME", text)
     text = re.sub(r"[\d.]+ (us|ms|s)\b", "SECONDS", text)
     text = re.sub(r"[\d.]+ [KMGT]?i?B (free|used|read|written)\b", r"SIZE \1", text)
     return re.sub(r" \.{2,} | +(?=\[)", " .. ", text)  # as long as the line leaves room
 
 
-def test_a_morning_with_the_shell(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_the_session_in_the_readme(served: daemon.Daemon, tmp_path: Path) -> None:
     shell = Terminal(served, tmp_path / "home", NO_COLOR="1")
     assert "vol0" in shell.run("ls /volumes")
     assert "created volume db" in shell.run("/volumes create db 10GiB")
@@ -158,7 +158,7 @@ def test_a_morning_with_the_shell(served: daemon.Daemon, tmp_path: Path) -> None
 
 
 def compare_with_readme(transcript: str) -> None:
-    """The README shows what was printed here - or is made to."""
+    """Check that the README shows this transcript, or write it there."""
     text = README.read_text()
     if os.environ.get("WOLUN_WRITE_README"):
         README.write_text(TRANSCRIPT.sub(lambda _: transcript, text, count=1))
@@ -214,7 +214,7 @@ def test_cd_bookmarks_and_history(served: daemon.Daemon, tmp_path: Path) -> None
 
 @contextlib.contextmanager
 def slow_writes(served: daemon.Daemon) -> Iterator[None]:
-    """Each write of the daemon takes a second, so that an export of 64 MiB takes longer than any test."""
+    """Make each write of the daemon take a second, so that an export of 64 MiB takes longer than any test."""
     assert served.process is not None
     slowed = subprocess.Popen(
         [
@@ -267,7 +267,7 @@ def test_a_job_is_watched_and_cancelled(served: daemon.Daemon, tmp_path: Path) -
     assert exporting.leave() == watching.leave() == 0
 
 
-def test_a_mistake_does_not_end_it(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_a_refused_command_does_not_end_the_shell(served: daemon.Daemon, tmp_path: Path) -> None:
     shell = Terminal(served, tmp_path / "home")
     for line in (
         "nonsense",

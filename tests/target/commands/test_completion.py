@@ -24,7 +24,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
 
 
 def offered(served: daemon.Daemon, line: str) -> list[str]:
-    """What bash would offer at the end of `line`: its own completion function is run with the script that we print."""
+    """Return the completions that bash offers at the end of `line`, with the script of `wolun completion`."""
     program = f"""
         eval "$(wolun completion bash)"
         COMP_LINE='{line}'
@@ -59,7 +59,7 @@ def test_bash(served: daemon.Daemon, line: str, expected: list[str]) -> None:
     assert offered(served, line) == expected
 
 
-def test_without_a_daemon_nothing_is_offered(tmp_path: Path) -> None:
+def test_without_a_daemon_there_are_no_completions(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "_WOLUN_COMPLETE": "bash_complete",
@@ -84,7 +84,7 @@ SHELLS = {
 
 @pytest.fixture(scope="module", params=SHELLS)
 def typed(request: pytest.FixtureRequest, served: daemon.Daemon) -> Iterator[Callable[[str], str]]:
-    """Types a line into an interactive shell that has our completion; returns what is printed before the next prompt."""
+    """Yield a function that types a line into an interactive shell with completion and returns its output."""
     *options, setup = SHELLS[request.param]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("INPUTRC", "ZDOTDIR", "PROMPT_COMMAND")},
@@ -123,7 +123,7 @@ def test_version(served: daemon.Daemon) -> None:
     assert served.run("--version").stdout == f"wolun {target.VERSION}\n"
 
 
-def test_manual_pages_say_what_help_says(tmp_path: Path) -> None:
+def test_manual_pages_have_the_text_of_help(tmp_path: Path) -> None:
     program = daemon.PROGRAM.with_name("click-man")
     subprocess.run([program, "--target", tmp_path, "wolun"], check=True, capture_output=True, timeout=120)
     for name, command in cli.main.commands.items():

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`wolun config check` and `wolun config schema`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tests.target.commands import commanding
+
+
+def test_config_check_and_schema(tmp_path: Path) -> None:
+    good = Path(__file__).resolve().parents[3] / "config" / "quickstart.yaml"
+    assert commanding.wolun("config", "check", good).stdout == f"{good}: good\n"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(good.read_text().replace("block_size", "blok_size"))
+    done = commanding.wolun("config", "check", bad)
+    assert done.returncode == 1
+    assert re.match(
+        rf"{re.escape(str(bad))}:\d+: volumes\[0\]\.blok_size: unknown key; did you mean block_size\?", done.stderr
+    )
+    (problem,) = json.loads(commanding.wolun("config", "check", bad, "--json").stdout)["problems"]
+    assert problem["path"] == "volumes[0].blok_size"
+    assert commanding.wolun("config", "check", tmp_path / "none").returncode == 1
+    assert json.loads(commanding.wolun("config", "schema").stdout) == json.loads(
+        good.with_name("schema.json").read_text()
+    )
