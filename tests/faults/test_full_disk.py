@@ -30,7 +30,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", options, "wolun-test", place], capture_output=True, check=False
     )
     if done.returncode:
-        pytest.skip("mounting a small tmpfs needs root; the same faults are injected in test_policies")
+        pytest.skip(
+            "mounting a small tmpfs needs root; the same faults are injected in tests/lun_backends/volumes/test_invalidation.py"
+        )
     try:
         yield place
     finally:

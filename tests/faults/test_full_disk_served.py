@@ -26,7 +26,9 @@ def full(tmp_path: Path) -> Iterator[tuple[daemon.Daemon, Path]]:
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k", "wolun-test", str(disk)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small tmpfs needs root; the same faults are injected in test_policies")
+        pytest.skip(
+            "mounting a small tmpfs needs root; the same faults are injected in tests/lun_backends/volumes/test_invalidation.py"
+        )
     volumes = ""
     for lun, name in enumerate(("vol0", "vol1")):
         primary = tmp_path / f"{name}.img"

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling back: at one instant, true newer snapshots, under writers, stopped and gone on with at every point.
-
-(Longer than most modules here: every case starts from the same volume with its history.)
-"""
+"""Rolling back: at one instant, with true newer snapshots, under writers, stopped and resumed at every point."""
 
 from __future__ import annotations
 
@@ -16,63 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, tracking
+from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
 from lun_backends.volumes import errors, pending_chunks, rollback, rollback_overlay, volume
 from tests.lun_backends import store_factory
-
-CHUNK = 4096
-BLOCK = 512
-SIZE = 40 * CHUNK + 3 * BLOCK
-
-
-def read(device: block_device.BlockDevice, offset: int = 0, length: int | None = None) -> bytes:
-    data = bytearray(device.size if length is None else length)
-    device.readv(offset, [memoryview(data)])
-    return bytes(data)
-
-
-def fill(device: block_device.BlockDevice, seed: int, offset: int, length: int) -> None:
-    device.writev(offset, [memoryview(random.Random(seed).randbytes(length))])
-
-
-class Made:
-    """A volume with snapshots a, b and c, and what each has."""
-
-    def __init__(self, path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        self.volume = volume.Volume.create(path / "state", "v", path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
-        self.moments: dict[str, bytes] = {}
-        fill(self.volume.device, 1, 0, SIZE - 4 * CHUNK)
-        for turn, name in enumerate("abc"):
-            self.moments[name] = read(self.volume.device)
-            self.volume.create_snapshot(name)
-            fill(self.volume.device, turn + 2, (4 * turn + 1) * CHUNK - BLOCK, 7 * CHUNK)
-        self.volume.device.write_zeroes(30 * CHUNK, 2 * CHUNK, discard=True)
-        fill(self.volume.device, 9, SIZE - BLOCK, BLOCK)
-
-    def check(self, now: bytes | None = None) -> None:
-        """All snapshots are what they were, and so is the volume."""
-        for name, moment in self.moments.items():
-            assert read(self.volume.snapshot(name).view) == moment, name
-        if now is not None:
-            assert read(self.volume.device) == now
-
-    def reopen(self, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        self.volume.close()
-        self.volume = volume.Volume.open(self.volume.directory, io=io)
+from tests.lun_backends.volumes.history import BLOCK, CHUNK, SIZE, History, fill, read
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
     monkeypatch.setattr(rollback_overlay, "ROUND", 2 * CHUNK)
-    opened = Made(tmp_path)
+    opened = History(tmp_path)
     yield opened
     opened.volume.close()
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_the_volume_goes_back_at_once_and_all_snapshots_stay_true(made: Made, name: str) -> None:
+def test_volume_goes_back_at_once_and_all_snapshots_stay_true(made: History, name: str) -> None:
     made.volume.begin_rollback(name)
     made.check(made.moments[name])
     calls: list[tuple[int, int]] = []
@@ -90,7 +48,7 @@ def test_the_volume_goes_back_at_once_and_all_snapshots_stay_true(made: Made, na
 
 
 @pytest.mark.parametrize("rounds", range(7))
-def test_stopped_anywhere_and_written_to_it_goes_on_after_reopening(made: Made, rounds: int) -> None:
+def test_rollback_goes_on_after_reopening_wherever_it_was_stopped(made: History, rounds: int) -> None:
     left = iter(range(rounds))
     made.volume.begin_rollback("a")
     assert not made.volume.continue_rollback(cancelled=lambda: next(left, None) is None)
@@ -119,9 +77,9 @@ def test_stopped_anywhere_and_written_to_it_goes_on_after_reopening(made: Made, 
     made.check(bytes(now))
 
 
-def test_only_what_changed_is_written_and_only_what_differs_is_preserved(tmp_path: Path) -> None:
+def test_only_changed_chunks_are_written_and_only_differing_ones_preserved(tmp_path: Path) -> None:
     io = store_factory.FaultyIO()
-    made = Made(tmp_path, io)
+    made = History(tmp_path, io)
     opened = made.volume
     opened.create_snapshot("d")
     fill(opened.device, 2, CHUNK, CHUNK)
@@ -135,7 +93,7 @@ def test_only_what_changed_is_written_and_only_what_differs_is_preserved(tmp_pat
     opened.close()
 
 
-def test_cancelling_before_it_takes_effect_leaves_everything(made: Made) -> None:
+def test_rollback_cancelled_before_it_takes_effect_changes_nothing(made: History) -> None:
     now = read(made.volume.device)
     with pytest.raises(errors.RollbackStopped):
         made.volume.begin_rollback("a", cancelled=lambda: True)
@@ -146,7 +104,7 @@ def test_cancelling_before_it_takes_effect_leaves_everything(made: Made) -> None
 
 @pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "ftruncate", "pwritev"])
 @pytest.mark.parametrize("for_ever", [False, True])
-def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_ever: bool) -> None:
+def test_rollback_that_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_ever: bool) -> None:
     class Failing(storage_io.StorageIO):
         armed = 0
 
@@ -158,7 +116,7 @@ def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_
 
     setattr(Failing, step, fail)
     io = Failing()
-    made = Made(tmp_path, io)
+    made = History(tmp_path, io)
     now = read(made.volume.device)
     io.armed = 1000 if for_ever else 1
     with pytest.raises(errors.RollbackRefused):
@@ -172,8 +130,8 @@ def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str, for_
     made.volume.close()
 
 
-def test_a_copy_that_fails_leaves_the_volume_at_that_moment(tmp_path: Path) -> None:
-    made = Made(tmp_path)
+def test_failed_copy_leaves_the_volume_rolled_back(tmp_path: Path) -> None:
+    made = History(tmp_path)
     made.volume.create_snapshot("d")
     made.moments["d"] = read(made.volume.device)
     made.volume.begin_rollback("a")
@@ -195,7 +153,7 @@ def test_a_copy_that_fails_leaves_the_volume_at_that_moment(tmp_path: Path) -> N
     made.volume.close()
 
 
-def test_refusals(made: Made) -> None:
+def test_deleted_and_invalid_snapshots_are_refused(made: History) -> None:
     with pytest.raises(errors.NoSuchSnapshot):
         made.volume.begin_rollback("x")
     with pytest.raises(errors.DeletionStopped):
@@ -217,15 +175,17 @@ def test_refusals(made: Made) -> None:
         made.volume.begin_rollback("a")
 
 
-def test_what_is_written_while_it_looks_for_changes_is_rolled_back_too(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+def test_writes_during_the_search_for_changes_are_rolled_back_too(
+    made: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "check_room", lambda *_: fill(made.volume.device, 3, 27 * CHUNK, BLOCK))
     made.volume.begin_rollback("a")
     made.check(made.moments["a"])
 
 
-def test_snapshots_taken_while_it_looks_for_changes_stay_true(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_taken_during_the_search_for_changes_stay_true(
+    made: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = iter(("d", "e"))
 
     def take_another(*_: object) -> None:
@@ -244,8 +204,8 @@ def test_snapshots_taken_while_it_looks_for_changes_stay_true(made: Made, monkey
     made.check(made.moments["a"])
 
 
-def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+def test_snapshot_invalidated_during_the_search_for_changes_is_refused(
+    made: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = read(made.volume.device)
     lost = made.volume.snapshot("c")
@@ -259,7 +219,7 @@ def test_what_is_given_up_while_it_looks_for_changes_is_not_restored(
     assert {path.suffix for path in (made.volume.directory / "snapshots").iterdir()} == {".map", ".chunks"}
 
 
-def test_readers_and_writers_race_a_rollback(made: Made) -> None:
+def test_readers_and_writers_race_a_rollback(made: History) -> None:
     """Each writer owns every third block; whatever it wrote last is what it reads, and what nobody wrote is the moment's."""
     opened = made.volume
     expected = bytearray(made.moments["a"])
@@ -296,7 +256,7 @@ def test_readers_and_writers_race_a_rollback(made: Made) -> None:
     made.check(bytes(expected))
 
 
-def test_growing_then_rolling_back_zeroes_what_came_later(made: Made) -> None:
+def test_rolling_back_a_grown_volume_zeroes_its_new_end(made: History) -> None:
     made.volume.resize(SIZE + 9 * CHUNK)
     fill(made.volume.device, 5, SIZE - CHUNK, 8 * CHUNK)
     made.moments["d"] = read(made.volume.device)
@@ -314,81 +274,7 @@ def test_growing_then_rolling_back_zeroes_what_came_later(made: Made) -> None:
     made.check(expected)
 
 
-def test_resizing(made: Made) -> None:
-    now = read(made.volume.device)
-    with pytest.raises(errors.ResizeRefused, match="shrink"):
-        made.volume.resize(SIZE - BLOCK)
-    with pytest.raises(errors.ResizeRefused, match="whole number"):
-        made.volume.resize(SIZE + 1)
-    made.volume.resize(SIZE)
-    made.volume.resize(SIZE + 100 * CHUNK)
-    now += bytes(100 * CHUNK)
-    made.check(now)
-    fill(made.volume.device, 1, SIZE, 3 * CHUNK)  # partly in the chunk that the snapshots have a part of
-    made.volume.device.writev(SIZE + 90 * CHUNK, [memoryview(bytes(BLOCK))])
-    now = read(made.volume.device)
-    made.check(now)
-    made.reopen()
-    assert made.volume.device.size == SIZE + 100 * CHUNK
-    made.check(now)
-    fill(made.volume.device, 2, 0, made.volume.device.size)
-    made.check()
-
-
-def test_a_device_that_is_too_small_is_not_grown(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(made.volume.primary, "_is_file", False)
-    with pytest.raises(errors.ResizeRefused, match="enlarge the device first"):
-        made.volume.resize(SIZE + CHUNK)
-    assert made.volume.device.size == SIZE
-
-
-def test_a_size_that_cannot_be_recorded_is_not_used(tmp_path: Path) -> None:
-    io = store_factory.FaultyIO()
-    made = Made(tmp_path, io)
-    now = read(made.volume.device)
-    io.fail("pwritev", errno.ENOSPC)
-    with pytest.raises(errors.ResizeRefused):
-        made.volume.resize(SIZE + CHUNK)
-    io.before.clear()
-    assert made.volume.device.size == SIZE
-    made.check(now)
-    made.reopen()
-    made.check(now)
-    made.volume.close()
-
-
-# What is pending ---------------------------------------------------------------------------------------------------
-
-
-def test_pending_chunks_are_remembered_until_they_are_removed(tmp_path: Path) -> None:
-    path = tmp_path / "p"
-    total = 1 << 20
-    chunks = tracking.BitMap([0, 1, 4063, 4064, 8127, 500_000, total - 1])
-    made = pending_chunks.PendingChunks.create(path, chunks.copy(), total, storage_io.SYSTEM)
-    made.remove([1, 4064, 500_000])
-    made.close()
-    opened = pending_chunks.PendingChunks.open(path, total, storage_io.SYSTEM)
-    assert list(opened.chunks) == list(made.chunks) == [0, 4063, 8127, total - 1]
-    opened.remove(list(opened.chunks))
-    opened.close()
-    assert not any(path.read_bytes())
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "larger"])
-def test_damage_of_what_is_pending_is_found(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "p"
-    pending_chunks.PendingChunks.create(path, tracking.BitMap([7, 9000]), 10000, storage_io.SYSTEM).close()
-    data = bytearray(path.read_bytes())
-    if damage == "flip":
-        data[1024 + 100] ^= 4
-    path.write_bytes(data[:-1] if damage == "cut" else data)
-    if damage == "gone":
-        path.unlink()
-    with pytest.raises(pending_chunks.PendingDamaged, match=str(path)):
-        pending_chunks.PendingChunks.open(path, 8500 if damage == "larger" else 10000, storage_io.SYSTEM)
-
-
-def test_a_rollback_survives_a_power_cut_even_where_snapshots_do_not(
+def test_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it goes on the volume is made of its snapshots; when it has ended they are as little safe as before."""

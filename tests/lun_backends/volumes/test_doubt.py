@@ -16,7 +16,7 @@ from target.configuration import reader
 from target.scsi import sense
 from target.service import alerts, service
 from tests.faults.storage import FaultyIO
-from tests.faults.test_policies import CHUNK, CHUNKS, Bench
+from tests.lun_backends.volumes.test_invalidation import CHUNK, CHUNKS, Bench
 
 
 @pytest.fixture
