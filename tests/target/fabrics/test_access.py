@@ -298,35 +298,3 @@ class TestView:
         policy = access_of(f"initiators: [{{name: '{ANN}', luns: []}}]")
         assert list(policy.view(ANN, HERE, TARGET)(0, self.unit("vol0"))) == []
         assert list(policy.view(BOB, HERE, TARGET)(0, self.unit("vol0"))) == []
-
-
-class TestSettings:
-    """Mistakes in `access`, by file and line."""
-
-    @pytest.mark.parametrize(
-        ("text", "problem"),
-        [
-            ("initators: []", "did you mean initiators?"),
-            ("initiators: [{}]", "access.initiators[0].name: this key is missing"),
-            (
-                "initiators: [{name: iqn.ann}, {name: IQN.ANN}]",
-                "access.initiators[1].name: initiators[0] has this name",
-            ),
-            ("initiators: [{name: iqn.a, chap: {name: ann}}]", "chap.secret_file: this key is missing"),
-            ("initiators: [{name: iqn.a, chap: {name: ann, secret: xx, secret_file: s}}]", "unknown key"),
-            ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, target_name: b}}]", "belong together"),
-            (
-                "initiators: [{name: iqn.a, chap: {name: a, secret_file: s, target_name: b, target_secret_file: s}}]",
-                "access.initiators[0].chap.target_secret_file: the two directions must not have the same secret",
-            ),
-            ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, algorithms: [sha1]}}]", "'sha1' is unknown"),
-            ("initiators: [{name: iqn.a, chap: {name: a, secret_file: s, algorithms: []}}]", "must not be empty"),
-            ("initiators: [{name: iqn.a, luns: [{lun: 0, unit: a}, {lun: 0, unit: b}]}]", "LUN 0 is a already"),
-            ("initiators: [{name: iqn.a, luns: [{lun: 0, unit: a@}]}]", "is not a unit"),
-            ("initiators: [{name: iqn.a, luns: [{lun: 20000, unit: a}]}]", "too large"),
-            ("initiators: [{name: iqn.a b}]", "is not an initiator's name"),
-            ("initiators: [{name: host}]", "is not an initiator's name: write an iSCSI name, like iqn."),
-        ],
-    )
-    def test_mistakes(self, text: str, problem: str) -> None:
-        assert problem in problems_of(text)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The groups `volumes`, `write_once` and `shared`: their rules among neighbours."""
+
+from __future__ import annotations
+
+import pytest
+
+from target.configuration import reader
+from target.configuration.schedule import Every
+from tests.target.configuration.files import HEAD, VOLUME, only
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (VOLUME.replace("1GiB", "1000"), "f.yaml:5: volumes[0].size: 1000B is not a whole number of blocks of 512"),
+        (VOLUME.replace("1GiB", "0"), "f.yaml:5: volumes[0].size: 0B is not a whole number of blocks"),
+        (VOLUME + "    snapshots: [a, b, a]\n", "f.yaml:6: volumes[0].snapshots[2]: a is listed already"),
+        (
+            VOLUME + "write_once: [{volume: a, snapshot: s, lun: 1, size: 1KiB, block_size: 4096}]\n",
+            "f.yaml:6: write_once[0].size: 1KiB is not a whole number of blocks of 4096 bytes",
+        ),
+        (
+            VOLUME + "shared: [{name: a, snapshot: s, primary: /a, write_once: /b}]\n",
+            "f.yaml:6: shared[0]: it would not be served: write lun, view_lun, or both",
+        ),
+    ],
+)
+def test_mistake_is_explained(text: str, line: str) -> None:
+    assert only(text).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ("schedule: hourly", "volumes[0].schedule: write which of its snapshots to keep"),
+        ("schedule: hourly, keep: {}", "volumes[0].schedule: write which of its snapshots to keep"),
+        ("keep: {daily: 1}", "volumes[0].keep: it does nothing without a schedule"),
+        (
+            "schedule: weekly, keep: {daily: 3, weekly: 1}",
+            "volumes[0].keep.daily: it does nothing: the schedule is weekly",
+        ),
+        ("schedule: daily, keep: {daily: 3}, max_snapshots: 3", "volumes[0].max_snapshots: the schedule keeps 3"),
+        ("schedule: often, keep: {daily: 3}", "allowed: hourly, daily, weekly, monthly"),
+        ("schedule: daily, keep: {daily: -1}", "is too small: at least 0"),
+    ],
+)
+def test_schedule_that_does_not_fit_is_explained(extra: str, problem: str) -> None:
+    assert problem in only(f"{HEAD}volumes: [{{name: vol0, lun: 0, size: 1MiB, {extra}}}]\n")
+
+
+def test_keep_counts_by_kind_of_period() -> None:
+    (volume,) = reader.parse(VOLUME + "    schedule: daily\n    keep: {daily: 7, monthly: 2}\n", "f.yaml").volumes
+    assert volume.keep is not None
+    assert volume.keep.counts == {Every.HOURLY: 0, Every.DAILY: 7, Every.WEEKLY: 0, Every.MONTHLY: 2}
