@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics: Prometheus reads them, and they count."""
+
+from __future__ import annotations
+
+from prometheus_client import parser
+
+from tests import daemon
+from tests.target.control.asking import ask
+
+
+def test_prometheus_reads_the_metrics(running: daemon.Daemon) -> None:
+    with running.session() as session:
+        session.settle(0)
+        assert session.command(0, b"\x2a\x00\x00\x00\x00\x00\x00\x00\x80\x00", out=bytes(64 << 10)).status == 0
+        _, text = ask(running, "GET", "/metrics")
+    samples = {
+        (sample.name, sample.labels.get("unit") or sample.labels.get("snapshot") or ""): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["wolun_sessions", ""] == 1
+    assert samples["wolun_written_bytes_total", "vol0"] == 64 << 10
+    assert samples["wolun_commands_total", "vol0"] >= 1
+    assert samples["wolun_copies_total", ""] == 1
+    assert samples["wolun_futile_copies_total", ""] == 0
+    assert samples["wolun_snapshot_preserved_bytes", "kept"] == 64 << 10
+    assert samples["wolun_snapshot_held_seconds", "kept"] > 0
+    assert samples["wolun_volume_up", ""] == 1
