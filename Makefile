@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-# make serve   serve config/quickstart.yaml and say how to log in
-# make test    everything the tests need, then the tests
-# make bench   measure against peers
-# make conformance  libiscsi's suite against us and against tgtd, side by side; FABRIC=lio through the kernel's target
-# make fuzz    look for input that breaks us, ten minutes long; SECONDS=30 for less
-# make powercuts  a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
-# make soak    sessions come and go for an hour, memory is watched; SECONDS=60 for less
-# make lab     vagrant/ with a box made here: brought up, walked through, taken down; as root, many minutes
-# make lint    style, types, and that no import runs upward
-# make man     the manual pages, in build/man, from what --help says
-# make setup   .venv with .venv/bin/wolun, from the releases in .ci/requirements.txt; all of the above begin with it
+# make serve   serve config/quickstart.yaml, and show how to log in
+# make test    install what the tests need, then run them
+# make bench   measure against other targets
+# make conformance  libiscsi's suite against wolun and tgtd, side by side; FABRIC=lio goes through the kernel's target
+# make fuzz    search for input that breaks wolun, for ten minutes; SECONDS=30 for less
+# make powercuts  check a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
+# make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
+# make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
+# make lint    check style, types, the direction of imports, and the form of comments
+# make man     write the manual pages from --help into build/man
+# make setup   make .venv with .venv/bin/wolun, from .ci/requirements.txt; all of the above begin with it
 # make lock    move .ci/requirements.txt to the newest releases that setup.cfg allows
 
 SHELL := /bin/bash
@@ -65,6 +65,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/sentences
 
 lock: setup
 	@.ci/lock

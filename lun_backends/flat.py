@@ -4,7 +4,7 @@
 Every byte of the device is the byte at the same offset of the file.  I/O is buffered (the default) or uses `O_DIRECT`.  Then
 the caller's buffers go straight to the device if their addresses allow it, else through an aligned buffer of this module.
 
-What is done without waiting:
+These operations are done without waiting:
 
 | operation   | buffered                                                                        | O_DIRECT |
 | ----------- | ------------------------------------------------------------------------------- | -------- |

@@ -78,7 +78,7 @@ class Volume(values.Group):
     """A percentage of `limit`. Once the snapshots keep more, `wolun status` and the initiators get a warning."""
 
     on_error: policy.OnError = policy.DEFAULT.on_error
-    """What to do when old data cannot be kept (no room, a failing disk, `copy_timeout`). `fail-writes` refuses the
+    """The reaction when old data cannot be kept (no room, a failing disk, `copy_timeout`). `fail-writes` refuses the
     writes that would overwrite it. `drop-snapshot` lets them go on and invalidates snapshots: the oldest, if that makes
     room, else all."""
 
