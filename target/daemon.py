@@ -28,7 +28,9 @@ import target
 from target import places
 from target.configuration import reader, settings
 from target.fabrics import fabric as fabrics
-from target.service import lun_numbers, service
+from target.service import lun_numbers
+from target.service.inventory import Inventory
+from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +52,18 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     configured = _listening(on_file, listen)
     with _owned(state_dir):
         try:
-            served = service.Service(configured, state_dir)
+            service = Service(configured, state_dir)
         except (lun_numbers.Damaged, OSError) as error:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
             if (configured.volumes or configured.write_once or configured.shared) and not (
-                served.open_volumes or served.scsi.luns
+                service.inventory.open_volumes or service.inventory.scsi.luns
             ):
                 raise CannotServe("no volume can be served; the messages above name the reason and the remedy for each")
-            _run(served, config, on_file)
+            _run(service, config, on_file)
         finally:
-            served.stop()
-            served.close()
+            service.stop()
+            service.close()
     log.info("stopped")
 
 
@@ -109,31 +111,33 @@ def _owned(state_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _run(served: service.Service, config: Path, on_file: settings.Settings) -> None:
-    configured, state_dir = served.settings, served.state_dir
+def _run(service: Service, config: Path, on_file: settings.Settings) -> None:
+    inventory = service.inventory
     try:
-        fabric = fabrics.make(configured, served.scsi, served.access)
+        fabric = fabrics.make(inventory.settings, inventory.scsi, inventory.access)
     except fabrics.CannotStart as error:
         raise CannotServe(str(error)) from error
     try:
         fabric.start()
-        served.fabric_started(fabric.addresses, fabric.sessions, fabric.failed_logins)
+        service.fabric_started(fabric)
         # These modules import slowly.  Initiators that wait for a restarted daemon are served first.
         from target.administration import administration
         from target.control import control_socket
 
-        admin = administration.Administration(served, fabric, config, on_file)
-        control = control_socket.ControlSocket(served, admin, state_dir)
+        admin = administration.Administration(service, fabric, config, on_file)
+        control = control_socket.ControlSocket(service, admin, inventory.state_dir)
         try:
             control.start()
         except OSError as error:
-            raise CannotServe(f"the control socket in {state_dir} cannot be opened: {error.strerror}") from error
+            raise CannotServe(
+                f"the control socket in {inventory.state_dir} cannot be opened: {error.strerror}"
+            ) from error
         try:
-            _announce(served, configured)
+            _announce(inventory)
             number = signal.sigwait(STOP_SIGNALS)
             _notify_systemd("STOPPING=1")
             log.info("%s: stopping", signal.Signals(number).name)
-            served.stop()
+            service.stop()
         finally:
             control.close()
     except fabrics.CannotStart as error:
@@ -142,11 +146,12 @@ def _run(served: service.Service, config: Path, on_file: settings.Settings) -> N
         fabric.close(DRAIN_SECONDS)
 
 
-def _announce(served: service.Service, configured: settings.Settings) -> None:
+def _announce(inventory: Inventory) -> None:
     """Print on standard error how to log in, and then the line `ready` on standard output."""
-    address, name = served.portal_address, configured.target
+    configured = inventory.settings
+    address, name = inventory.portal_address, configured.target
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
-    volumes = [volume for volume in configured.volumes if volume.name in served.open_volumes]
+    volumes = [volume for volume in configured.volumes if volume.name in inventory.open_volumes]
     lines += [f"  LUN {volume.lun}: {volume.name}" for volume in volumes if volume.lun is not None]
     if configured.fabric is settings.Fabric.PORTAL:
         lines += [
@@ -155,8 +160,8 @@ def _announce(served: service.Service, configured: settings.Settings) -> None:
             f"  iscsiadm -m node -T {name} -p {address} --login",
         ]
         shown = [volume.lun for volume in volumes if volume.lun is not None]
-        lines += ["or without the kernel's initiator:", f"  qemu-img info {served.url(shown[0])}"] if shown else []
-    command = f"{_program()} {_state_option(served.state_dir)}"
+        lines += ["or without the kernel's initiator:", f"  qemu-img info {inventory.url(shown[0])}"] if shown else []
+    command = f"{_program()} {_state_option(inventory.state_dir)}"
     if volumes:
         lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {volumes[0].name} NAME"]
     else:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes what is served while it is being served, and keeps the configuration file in step when asked to.
 
-`Service.settings` always says what is in force.  A change is checked as a whole file would be, applied, and only then
+`Inventory.settings` always says what is in force.  A change is checked as a whole file would be, applied, and only then
 entered there; `dry_run` stops after the checks.  One change at a time; everything may be called from any thread.
 
 It is one module although a long one: every change is made under one lock, and restoring a configuration is made of all the
@@ -36,7 +36,8 @@ from target.configuration import reader, settings, values, writer
 from target.fabrics import access
 from target.fabrics import fabric as fabrics
 from target.scsi import scsi_target
-from target.service import problems, service, volumes
+from target.service import problems, volumes
+from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +52,18 @@ class Administration:
     not what is in force when `--portal` was given.  Every method that changes something raises Problem.
     """
 
-    def __init__(
-        self, served: service.Service, fabric: fabrics.Fabric, config: Path, on_file: settings.Settings
-    ) -> None:
-        self._served = served
+    def __init__(self, service: Service, fabric: fabrics.Fabric, config: Path, on_file: settings.Settings) -> None:
+        self._service = service
         self._fabric = fabric
         self._config = config.absolute()
-        self._portals = portals.Portals(served, fabric, on_file)
+        self._portals = portals.Portals(service, fabric, on_file)
         self._lock = threading.RLock()
 
     # -- looking -------------------------------------------------------------------------------------------------
 
     def running(self) -> settings.Settings:
         """What a configuration file that gives the system as it is would say."""
-        now = self._served.settings
+        now = self._service.inventory.settings
         return now.model_copy(
             update={
                 self._portals.group: self._portals.on_file,
@@ -74,7 +73,7 @@ class Administration:
 
     def _as_it_is(self, each: settings.Volume) -> settings.Volume:
         """As large as it has grown, and without the snapshots that were deleted: they must not be taken again."""
-        opened = self._served.open_volumes.get(each.name)
+        opened = self._service.inventory.open_volumes.get(each.name)
         if opened is None:
             return each
         there = {snapshot.name for snapshot in opened.snapshots}
@@ -87,26 +86,26 @@ class Administration:
 
     def who(self) -> messages.Access:
         """Who may log in."""
-        return codec.decode(messages.Access, self._served.settings.access.model_dump(mode="json"))
+        return codec.decode(messages.Access, self._service.inventory.settings.access.model_dump(mode="json"))
 
     def volumes(self) -> list[messages.Volume]:
         """All volumes, as they are served."""
-        return [self._served.volume_status(each) for each in self._served.settings.volumes]
+        return [self._service.status.volume(each) for each in self._service.inventory.settings.volumes]
 
     def volume(self, name: str) -> messages.Volume:
         """One volume, as it is served.  Raises Problem."""
-        return self._served.volume_status(self._volume(name))
+        return self._service.status.volume(self._volume(name))
 
     def luns(self) -> list[messages.Lun]:
         """The target's units."""
         return [
             messages.Lun(number, access.unit_name(unit), unit.kind.value, unit.device.size)
-            for number, unit in sorted(self._served.scsi.luns.items())
+            for number, unit in sorted(self._service.inventory.scsi.luns.items())
         ]
 
     def alerts(self) -> list[messages.Alert]:
         """What needs somebody's attention."""
-        return self._served.alerts()
+        return self._service.status.alerts()
 
     def text_of(self, kind: str, name: str) -> messages.Text:
         """One volume or initiator as it would stand in a configuration file.  Raises Problem."""
@@ -123,14 +122,14 @@ class Administration:
             if fields.pop("hidden"):
                 fields["lun"] = values.NO_LUN
             elif request.lun is None:
-                fields["lun"] = self._served.lowest_free_lun()
+                fields["lun"] = self._service.inventory.lowest_free_lun()
             wanted = problems.validated(settings.Volume, fields, f"volume {request.name}")
-            now = self._served.settings
+            now = self._service.inventory.settings
             changed = _checked(now.model_copy(update={"volumes": (*now.volumes, wanted)}))
             if dry_run:
                 return
-            self._served.add_volume(wanted)
-            self._served.settings = changed
+            self._service.inventory.add_volume(wanted)
+            self._service.inventory.put_settings(changed)
             log.info("volume %s is served as LUN %s", wanted.name, values.NO_LUN if wanted.lun is None else wanted.lun)
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
@@ -143,7 +142,7 @@ class Administration:
             if given.get("limit") == messages.NO_LIMIT:
                 given["limit"] = None
             wanted = problems.validated(settings.Volume, {**before.model_dump(), **given}, f"volume {name}")
-            now = self._served.settings
+            now = self._service.inventory.settings
             _checked(now.model_copy(update={"volumes": tuple(wanted if v is before else v for v in now.volumes)}))
             if wanted != before:
                 self._redo(before, wanted, force, dry_run)
@@ -152,12 +151,12 @@ class Administration:
         """Make a volume larger while it is used."""
         with self._lock:
             before = self._volume(name)
-            self._served.reshaping.resize(name, size)
+            self._service.reshaping.resize(name, size)
             if before.size is not None:
                 after = before.model_copy(update={"size": size})
-                now = self._served.settings
+                now = self._service.inventory.settings
                 changed = tuple(after if each is before else each for each in now.volumes)
-                self._served.settings = now.model_copy(update={"volumes": changed})
+                self._service.inventory.put_settings(now.model_copy(update={"volumes": changed}))
             return self.volume(name)
 
     def delete_volume(self, name: str, *, force: bool, data: bool, dry_run: bool) -> None:
@@ -169,15 +168,17 @@ class Administration:
         users = list(self._users(going))
         if users and not force:
             raise problems.in_use(f"volume {going.name}", users, "let them go first, or say force=true")
-        opened = self._served.open_volumes.get(going.name)
-        jobs = [job for job in self._served.jobs.all() if not job.ended and job.subject.partition("@")[0] == going.name]
+        opened = self._service.inventory.open_volumes.get(going.name)
+        jobs = [
+            job for job in self._service.jobs.all() if not job.ended and job.subject.partition("@")[0] == going.name
+        ]
         if jobs:
             running = [f"job {job.number} ({job.kind} {job.subject})" for job in jobs]
             raise problems.in_use(f"volume {going.name}", running, "wait for it, or cancel it")
         if data and opened is not None and opened.snapshots and not force:
             names = [f"snapshot {snapshot.name}" for snapshot in opened.snapshots]
             raise problems.in_use(f"the data of {going.name}", names, "delete them first, or say force=true")
-        now = self._served.settings
+        now = self._service.inventory.settings
         changed = now.model_copy(
             update={
                 "volumes": tuple(each for each in now.volumes if each.name != going.name),
@@ -186,26 +187,26 @@ class Administration:
         )
         if dry_run:
             return
-        self._served.remove_volume(going)
+        self._service.inventory.remove_volume(going)
         if changed.access != now.access:
             self._put_in_force(changed.access)
-        self._served.settings = changed
+        self._service.inventory.put_settings(changed)
         if data:
-            directory = volumes.volume_directory(going.name, self._served.state_dir)
+            directory = volumes.volume_directory(going.name, self._service.inventory.state_dir)
             with problems.translated(f"the data of {going.name} is not all gone"):
                 shutil.rmtree(directory)
         log.info("volume %s is served no more%s", going.name, "; its data is gone" if data else "")
 
     def _users(self, going: settings.Volume) -> Iterator[str]:
         """Who would miss a volume."""
-        yield from self._served.users(lambda unit: _volume_of(unit.name) == going.name)
-        for each in self._served.settings.access.initiators or ():
+        yield from self._service.inventory.users(lambda unit: _volume_of(unit.name) == going.name)
+        for each in self._service.inventory.settings.access.initiators or ():
             for mapped in each.luns or ():
                 if _volume_of(mapped.unit) == going.name:
                     yield f"the mapping of {mapped.unit} to {each.name} as LUN {mapped.lun}"
 
     def _volume(self, name: str) -> settings.Volume:
-        known = self._served.settings.volumes
+        known = self._service.inventory.settings.volumes
         for each in known:
             if each.name == name:
                 return each
@@ -228,7 +229,7 @@ class Administration:
     def change_access(self, request: messages.ChangeAccess, *, force: bool, dry_run: bool) -> None:
         """Change what `access` says about everybody."""
         with self._lock:
-            now = self._served.settings.access
+            now = self._service.inventory.settings.access
             fields = now.model_dump(mode="json")
             if request.networks is not None:
                 fields["networks"] = request.networks
@@ -247,7 +248,7 @@ class Administration:
         """Create an entry, or change one that is there."""
         with self._lock:
             wanted = problems.validated(settings.Initiator, codec.encode(request), f"initiator {name}")
-            now = self._served.settings.access
+            now = self._service.inventory.settings.access
             known = now.initiators or ()
             if create:
                 if any(each.name.lower() == name.lower() for each in known):
@@ -262,7 +263,7 @@ class Administration:
     def delete_initiator(self, name: str, *, force: bool, dry_run: bool) -> None:
         """Take an entry away."""
         with self._lock:
-            now, going = self._served.settings.access, self._initiator(name)
+            now, going = self._service.inventory.settings.access, self._initiator(name)
             left = tuple(each for each in now.initiators or () if each is not going)
             self._change_access(now.model_copy(update={"initiators": left}), force=force, dry_run=dry_run)
             if not dry_run:
@@ -296,12 +297,12 @@ class Administration:
             self._replace(before, before.model_copy(update={"chap": wanted}), dry_run=False)
 
     def _replace(self, before: settings.Initiator, after: settings.Initiator, *, dry_run: bool) -> None:
-        now = self._served.settings.access
+        now = self._service.inventory.settings.access
         changed = tuple(after if each is before else each for each in now.initiators or ())
         self._change_access(now.model_copy(update={"initiators": changed}), force=True, dry_run=dry_run)
 
     def _initiator(self, name: str) -> settings.Initiator:
-        known = self._served.settings.access.initiators or ()
+        known = self._service.inventory.settings.access.initiators or ()
         for each in known:
             if each.name.lower() == name.lower():
                 return each
@@ -309,52 +310,56 @@ class Administration:
 
     def _check_units(self, wanted: settings.Initiator) -> None:
         """A mapping to nothing is a slip; one that becomes nothing later is not (the snapshot was deleted)."""
-        there = {access.unit_name(unit) for unit in self._served.scsi.luns.values()}
-        there |= {mapped.unit for each in self._served.settings.access.initiators or () for mapped in each.luns or ()}
+        there = {access.unit_name(unit) for unit in self._service.inventory.scsi.luns.values()}
+        there |= {
+            mapped.unit
+            for each in self._service.inventory.settings.access.initiators or ()
+            for mapped in each.luns or ()
+        }
         for mapped in wanted.luns or ():
             if mapped.unit not in there:
                 known = ", ".join(sorted(there)) or "none"
                 raise problems.Problem("no-such-unit", f"there is no unit {mapped.unit}", f"there are: {known}", 404)
 
     def _change_access(self, wanted: settings.Access, *, force: bool, dry_run: bool) -> None:
-        changed = _checked(self._served.settings.model_copy(update={"access": wanted}))
-        rules = access.Rules.read(wanted, self._served.state_dir)
+        changed = _checked(self._service.inventory.settings.model_copy(update={"access": wanted}))
+        rules = access.Rules.read(wanted, self._service.inventory.state_dir)
         if not force:
             self._refuse_if_missed(rules)
         if dry_run:
             return
         self._put_in_force(wanted, rules)
-        self._served.settings = changed
+        self._service.inventory.put_settings(changed)
 
     def _refuse_if_missed(self, rules: access.Rules) -> None:
         """Raise Problem if a session would be ended, or lose a LUN."""
-        sessions = self._served.sessions()
+        sessions = self._service.inventory.fabric.sessions()
         ended = [each for each in sessions if not rules.keeps(each.initiator, each.address)]
         if ended:
             users = [f"{each.initiator} from {each.address}" if each.address else each.initiator for each in ended]
             raise problems.in_use("the right to log in", users, "log them out first, or say force=true")
-        luns, users = self._served.scsi.luns, []
+        luns, users = self._service.inventory.scsi.luns, []
         for initiator in sorted({each.initiator for each in sessions if each.target is not None}):
             left = rules.seen(initiator, luns)
-            seen = self._served.access.rules.seen(initiator, luns)
+            seen = self._service.inventory.access.rules.seen(initiator, luns)
             users += [f"{initiator} (LUN {lun})" for lun, unit in sorted(seen.items()) if left.get(lun) is not unit]
         if users:
             raise problems.in_use("what would no longer be seen", users, "log them out first, or say force=true")
 
     def _put_in_force(self, wanted: settings.Access, rules: access.Rules | None = None) -> None:
-        rules = rules or access.Rules.read(wanted, self._served.state_dir)
+        rules = rules or access.Rules.read(wanted, self._service.inventory.state_dir)
         try:
             self._fabric.admit(rules)
         except fabrics.CannotStart as error:
             raise problems.refused("who may log in was not all changed", str(error), "say it again") from error
-        self._served.access.rules = rules
-        for each in self._served.sessions():
+        self._service.inventory.access.rules = rules
+        for each in self._service.inventory.fabric.sessions():
             if not rules.keeps(each.initiator, each.address):
                 self._fabric.end_session(each.tsih)
-        for nexus in self._served.scsi.nexuses:
+        for nexus in self._service.inventory.scsi.nexuses:
             rule = rules.find(nexus.initiator)
             view = scsi_target.sees_nothing if rule is None or rule.broken else rule.view
-            self._served.scsi.change_view(nexus, view)
+            self._service.inventory.scsi.change_view(nexus, view)
 
     # -- secrets -------------------------------------------------------------------------------------------------
 
@@ -363,7 +368,7 @@ class Administration:
         return Path(SECRETS) / stem, Path(SECRETS) / f"{stem}.target"
 
     def _keep_secret(self, file: Path, secret: str) -> None:
-        path = self._served.state_dir / file
+        path = self._service.inventory.state_dir / file
         path.parent.mkdir(mode=0o700, exist_ok=True)
         small_file.replace(path, f"{secret}\n".encode())
 
@@ -371,7 +376,7 @@ class Administration:
         """Remove the files that `set_auth` made; others are the administrator's own."""
         for file in self._secret_files(name):
             with contextlib.suppress(OSError):
-                (self._served.state_dir / file).unlink(missing_ok=True)
+                (self._service.inventory.state_dir / file).unlink(missing_ok=True)
 
     # -- the configuration file ----------------------------------------------------------------------------------
 
@@ -456,10 +461,10 @@ class Administration:
             old = before.get(name)
             if old is None:
                 attempt(f"volume {name}", "add", functools.partial(self._add, each, dry_run))
-            elif old != each or name in self._served.failed:
+            elif old != each or name in self._service.inventory.failed:
                 attempt(f"volume {name}", "change", functools.partial(self._redo, old, each, force, dry_run))
         if not dry_run:
-            for rule in self._served.access.rules.broken():
+            for rule in self._service.inventory.access.rules.broken():
                 refusal = messages.Refusal("initiator-broken", rule.broken, "correct the file, then restore again")
                 outcomes.append(messages.Outcome(f"initiator {rule.name}", "admit", refusal))
         return outcomes
@@ -468,32 +473,32 @@ class Administration:
         self._delete_volume(self._volume(each.name), force=force, data=False, dry_run=dry_run)
 
     def _add(self, each: settings.Volume, dry_run: bool) -> None:
-        now = self._served.settings
+        now = self._service.inventory.settings
         changed = _checked(now.model_copy(update={"volumes": (*now.volumes, each)}))
         if dry_run:
             return
         try:
-            self._served.add_volume(each)
+            self._service.inventory.add_volume(each)
         except problems.Problem as problem:
             # As at start: it is configured, is not served, and `status` says why.
-            self._served.failed = {**self._served.failed, each.name: problem.message}
-            self._served.settings = changed
+            self._service.inventory.mark_failed(each.name, problem.message)
+            self._service.inventory.put_settings(changed)
             raise
-        self._served.settings = changed
+        self._service.inventory.put_settings(changed)
 
     def _redo(self, old: settings.Volume, new: settings.Volume, force: bool, dry_run: bool) -> None:
         same = old.model_copy(update={key: getattr(new, key) for key in _WHILE_IN_USE}) == new
-        if same and old.name not in self._served.failed:
-            opened = self._served.served(old.name)
+        if same and old.name not in self._service.inventory.failed:
+            opened = self._service.inventory.volume(old.name)
             there = {snapshot.name for snapshot in opened.snapshots}
             if not dry_run:
                 opened.keep_by(volumes.rules(new))
                 for name in new.snapshots:
                     if name not in there:
-                        self._served.create_snapshot(new.name, name)
-                now = self._served.settings
+                        self._service.snapshots.create_snapshot(new.name, name)
+                now = self._service.inventory.settings
                 changed = tuple(new if each.name == new.name else each for each in now.volumes)
-                self._served.settings = now.model_copy(update={"volumes": changed})
+                self._service.inventory.put_settings(now.model_copy(update={"volumes": changed}))
             return
         self._remove(old, force, dry_run)
         if not dry_run:

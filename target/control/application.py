@@ -23,12 +23,13 @@ from target.control import (
     routes_jobs,
     routes_snapshots,
 )
-from target.service import problems, service
+from target.service import problems
+from target.service.service import Service
 
 REFUSALS: dict[int | str, dict[str, object]] = {"default": {"model": messages.Refusal}}
 
 
-def application(served: service.Service, admin: administration.Administration) -> fastapi.FastAPI:
+def application(service: Service, admin: administration.Administration) -> fastapi.FastAPI:
     """Return the application with all its requests."""
     app = fastapi.FastAPI(title="wolun", version=target.VERSION, docs_url=None, redoc_url=None)
     _explain_refusals(app)
@@ -36,11 +37,11 @@ def application(served: service.Service, admin: administration.Administration) -
     @app.get("/v1/status", responses=REFUSALS)
     def status() -> messages.Status:
         """Show volumes, sessions, throughput, space and trouble."""
-        return served.status()
+        return service.status.status()
 
     for router in (
-        routes_snapshots.routes(served),
-        routes_jobs.routes(served.jobs),
+        routes_snapshots.routes(service),
+        routes_jobs.routes(service.jobs),
         routes_administration.routes(admin),
         routes_access.routes(admin),
         routes_configuration.routes(admin),
@@ -48,7 +49,7 @@ def application(served: service.Service, admin: administration.Administration) -
         app.include_router(router, responses=REFUSALS)
 
     registry = prometheus_client.CollectorRegistry()
-    registry.register(metrics.Collector(served))
+    registry.register(metrics.Collector(service))
 
     @app.get("/metrics", response_class=responses.PlainTextResponse)
     def metrics_page() -> responses.Response:

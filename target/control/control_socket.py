@@ -17,7 +17,7 @@ import uvicorn
 from target import places
 from target.administration import administration
 from target.control import application
-from target.service import service
+from target.service.service import Service
 
 STOP_SECONDS = 5
 
@@ -28,11 +28,11 @@ class ControlSocket:
     The caller holds the state directory's lock, so a socket that lies there was left behind by a killed daemon.
     """
 
-    def __init__(self, served: service.Service, admin: administration.Administration, state_dir: Path) -> None:
+    def __init__(self, service: Service, admin: administration.Administration, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._server = uvicorn.Server(
             uvicorn.Config(
-                application.application(served, admin),
+                application.application(service, admin),
                 http="h11",
                 loop="asyncio",
                 ws="none",

@@ -9,23 +9,26 @@ from prometheus_client import core, registry
 
 import target
 from lun_backends import write_once
-from target.service import service
+from target.service.service import Service
 
 
 class Collector(registry.Collector):
     """All metrics of one daemon."""
 
-    def __init__(self, served: service.Service) -> None:
-        self._served = served
+    def __init__(self, service: Service) -> None:
+        self._inventory = service.inventory
+        self._jobs = service.jobs
 
     def collect(self) -> Iterator[core.Metric]:
         """Yield one family of metrics after the other."""
         yield core.InfoMetricFamily("wolun", "The daemon.", {"version": target.VERSION})
-        yield core.GaugeMetricFamily("wolun_sessions", "Sessions of initiators.", len(self._served.sessions()))
-        running = sum(not job.ended for job in self._served.jobs.all())
+        yield core.GaugeMetricFamily(
+            "wolun_sessions", "Sessions of initiators.", len(self._inventory.fabric.sessions())
+        )
+        running = sum(not job.ended for job in self._jobs.all())
         yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs that run.", running)
         failed = core.CounterMetricFamily("wolun_failed_logins", "Logins refused.", labels=["status"])
-        for status, number in self._served.failed_logins().items():
+        for status, number in self._inventory.fabric.failed_logins().items():
             failed.add_metric([status.name.lower()], number)
         yield failed
         yield from self._units()
@@ -38,7 +41,7 @@ class Collector(registry.Collector):
         errors = core.CounterMetricFamily("wolun_command_errors", "SCSI commands that failed.", labels=labels)
         read = core.CounterMetricFamily("wolun_read_bytes", "Bytes read by initiators.", labels=labels)
         written = core.CounterMetricFamily("wolun_written_bytes", "Bytes written by initiators.", labels=labels)
-        for lun, unit in self._served.scsi.luns.items():
+        for lun, unit in self._inventory.scsi.luns.items():
             key = [str(lun), unit.name]
             commands.add_metric(key, unit.counters.commands)
             errors.add_metric(key, unit.counters.errors)
@@ -48,7 +51,7 @@ class Collector(registry.Collector):
 
     def _volumes(self) -> Iterator[core.Metric]:
         up = core.GaugeMetricFamily("wolun_volume_up", "1 if the volume is served.", labels=["volume"])
-        for name in self._served.failed:
+        for name in self._inventory.failed:
             up.add_metric([name], 0)
         counters = {
             "copies": core.CounterMetricFamily("wolun_copies", "Chunks preserved.", labels=["volume"]),
@@ -77,7 +80,7 @@ class Collector(registry.Collector):
         low = core.GaugeMetricFamily(
             "wolun_volume_space_low", "1 if the snapshots keep more than the warning threshold.", labels=["volume"]
         )
-        for name, volume in self._served.open_volumes.items():
+        for name, volume in self._inventory.open_volumes.items():
             up.add_metric([name], 1)
             kept.add_metric([name], volume.space.used)
             if volume.space.limit is not None:
@@ -103,7 +106,7 @@ class Collector(registry.Collector):
             "wolun_snapshot_valid", "0 if the snapshot is invalid: it must no longer be read.", labels=labels
         )
         syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
-        for name, volume in self._served.open_volumes.items():
+        for name, volume in self._inventory.open_volumes.items():
             for snapshot in volume.snapshots:
                 key = [name, snapshot.name]
                 used.add_metric(key, snapshot.used_bytes)

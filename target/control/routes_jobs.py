@@ -13,33 +13,33 @@ from target.service import jobs, problems
 MAX_WAIT_SECONDS = 10.0
 
 
-def routes(served: jobs.Jobs) -> fastapi.APIRouter:
+def routes(running: jobs.Jobs) -> fastapi.APIRouter:
     """Return the requests."""
     router = fastapi.APIRouter(prefix="/v1")
 
     @router.get("/jobs")
     def all_jobs() -> list[messages.Job]:
         """List the jobs that run, and the last ones that ended."""
-        return [job.message() for job in served.all()]
+        return [job.message() for job in running.all()]
 
     @router.get("/jobs/{number}")
     def one_job(number: int, wait: Annotated[float, fastapi.Query(ge=0, le=MAX_WAIT_SECONDS)] = 0) -> messages.Job:
         """Show one job. The answer comes when it has ended, or after `wait` seconds."""
-        job = served.job(number)
+        job = running.job(number)
         job.wait(wait)
         return job.message()
 
     @router.delete("/jobs/{number}")
     def cancel(number: int) -> messages.Job:
         """Ask a job to stop."""
-        job = served.job(number)
+        job = running.job(number)
         job.cancel()
         return job.message()
 
     @router.get("/jobs/{number}/result")
     def result(number: int) -> messages.Verification | messages.Difference:
         """Show what a job found out."""
-        found = served.job(number).result
+        found = running.job(number).result
         if not isinstance(found, messages.Verification | messages.Difference):
             raise problems.no_result(number)
         return found

@@ -9,56 +9,57 @@ import fastapi
 
 from target import messages
 from target.exports import jobs as backups
-from target.service import service
+from target.service.service import Service
+from target.service.snapshots import MAX_CELLS
 
 
-def routes(served: service.Service) -> fastapi.APIRouter:
+def routes(service: Service) -> fastapi.APIRouter:
     """Return the requests."""
     router = fastapi.APIRouter(prefix="/v1")
 
     @router.get("/snapshots")
     def all_snapshots() -> list[messages.Snapshot]:
         """List the snapshots of all volumes, oldest first."""
-        return list(served.snapshots())
+        return list(service.snapshots.list_snapshots())
 
     @router.get("/volumes/{volume}/snapshots")
     def snapshots(volume: str) -> list[messages.Snapshot]:
         """List the snapshots of a volume, oldest first."""
-        return list(served.snapshots(volume))
+        return list(service.snapshots.list_snapshots(volume))
 
     @router.post("/volumes/{volume}/snapshots", status_code=201)
     def create_snapshot(volume: str, request: messages.CreateSnapshot) -> messages.Taken:
         """Take a snapshot. Its LUNs are there when the answer comes."""
-        return served.create_snapshot(volume, request.name, request.labels)
+        return service.snapshots.create_snapshot(volume, request.name, request.labels)
 
     @router.get("/volumes/{volume}/snapshots/{name}")
     def snapshot(volume: str, name: str) -> messages.SnapshotDetails:
         """Show one snapshot."""
-        return served.snapshot(volume, name)
+        return service.snapshots.show_snapshot(volume, name)
 
     @router.get("/volumes/{volume}/snapshots/{name}/changes")
     def changes(
-        volume: str, name: str, cells: Annotated[int, fastapi.Query(ge=1, le=service.MAX_CELLS)] = 1024
+        volume: str, name: str, cells: Annotated[int, fastapi.Query(ge=1, le=MAX_CELLS)] = 1024
     ) -> messages.Changes:
         """Show the parts of the volume that have changed since the snapshot."""
-        return served.changes(volume, name, cells)
+        return service.snapshots.changes(volume, name, cells)
 
     @router.post("/volumes/{volume}/snapshots/{name}/export", status_code=202)
     def export(volume: str, name: str, request: messages.Export) -> messages.Job:
         """Begin a job that writes the snapshot's content into a file on the daemon's machine."""
-        return backups.export(served, volume, name, request).message()
+        return backups.export(service, volume, name, request).message()
 
     @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
     def delete_snapshot(volume: str, name: str) -> messages.Job:
         """Begin a job that deletes the snapshot; often it has ended when the answer comes."""
-        job = served.delete_snapshot(volume, name)
+        job = service.snapshots.delete_snapshot(volume, name)
         job.wait(0.2)
         return job.message()
 
     @router.post("/groups", status_code=201)
     def create_group(request: messages.CreateGroup) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment: all of them, or none."""
-        return served.create_group(request.name, request.volumes, request.labels)
+        return service.snapshots.create_group(request.name, request.volumes, request.labels)
 
     @router.post("/volumes/{volume}/snapshots/{name}/restore", status_code=202)
     def restore_snapshot(volume: str, name: str, force: bool = False) -> messages.Job:
@@ -67,25 +68,25 @@ def routes(served: service.Service) -> fastapi.APIRouter:
         Once its `total` is not 0, the job has taken effect and cannot be cancelled.  The request is refused while
         initiators reach the volume, unless `force` is set.
         """
-        job = served.reshaping.restore(volume, name, force=force)
+        job = service.reshaping.restore(volume, name, force=force)
         job.wait(0.2)
         return job.message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/verify", status_code=202)
     def verify(volume: str, name: str) -> messages.Job:
         """Begin a job that compares all the data the snapshot needs with its checksums; its result is a Verification."""
-        return backups.verify(served, volume, name).message()
+        return backups.verify(service, volume, name).message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/diff", status_code=202)
     def diff(volume: str, name: str, request: messages.FindChanges) -> messages.Job:
         """Begin a job that finds the changes since the snapshot; its result is a Difference."""
-        job = backups.diff(served, volume, name, request)
+        job = backups.diff(service, volume, name, request)
         job.wait(0.2)
         return job.message()
 
     @router.patch("/volumes/{volume}/snapshots/{name}/labels")
     def label(volume: str, name: str, request: messages.ChangeLabels) -> messages.Snapshot:
         """Set labels of a snapshot, or remove some."""
-        return served.label_snapshot(volume, name, request.labels)
+        return service.snapshots.label_snapshot(volume, name, request.labels)
 
     return router

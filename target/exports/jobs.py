@@ -16,13 +16,16 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.backups import differences, verification
+from lun_backends.backups import pieces as whole
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import os_error
 from lun_backends.stores import contents
 from lun_backends.volumes import volume
+from lun_backends.volumes.snapshot import Snapshot
 from target import messages
 from target.exports import image_file, qcow2
-from target.service import jobs, problems, service
+from target.service import jobs, problems
+from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +35,9 @@ FORMATS = ("raw", "qcow2")
 _STEP = 1 << 20
 
 
-def verify(served: service.Service, volume_name: str, name: str) -> jobs.Job:
+def verify(service: Service, volume_name: str, name: str) -> jobs.Job:
     """Begin to verify a snapshot; the job's result is a Verification.  Raises Problem."""
-    owner, _ = served.find(volume_name, name)
+    owner, _ = service.inventory.find(volume_name, name)
 
     def work(job: jobs.Job) -> None:
         with problems.translated(f"{volume_name}@{name} was not verified"):
@@ -45,7 +48,7 @@ def verify(served: service.Service, volume_name: str, name: str) -> jobs.Job:
             volume_name, name, found.good_bytes, found.unverifiable_bytes, found.damaged_bytes,
         )  # fmt: skip
 
-    return served.jobs.start("verify", f"{volume_name}@{name}", work)
+    return service.jobs.start("verify", f"{volume_name}@{name}", work)
 
 
 def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verification:
@@ -91,10 +94,10 @@ def _add(damage: list[messages.Damage], checked: verification.Checked, block_siz
         damage.append(messages.Damage(checked.kept_in, lba, blocks, offset, length, report.reason))
 
 
-def diff(served: service.Service, volume_name: str, since: str, request: messages.FindChanges) -> jobs.Job:
+def diff(service: Service, volume_name: str, since: str, request: messages.FindChanges) -> jobs.Job:
     """Begin to find what changed since a snapshot; the job's result is a Difference.  Raises Problem."""
-    owner, older = served.find(volume_name, since)
-    newer = None if request.to is None else served.find(volume_name, request.to)[1]
+    owner, older = service.inventory.find(volume_name, since)
+    newer = None if request.to is None else service.inventory.find(volume_name, request.to)[1]
 
     def work(job: jobs.Job) -> None:
         with problems.translated(f"what changed since {volume_name}@{since} is not known"):
@@ -112,7 +115,7 @@ def diff(served: service.Service, volume_name: str, since: str, request: message
                 extents=tuple(messages.Extent(offset, length) for offset, length in ranges),
             )
 
-    return served.jobs.start("diff", f"{volume_name}@{since}", work)
+    return service.jobs.start("diff", f"{volume_name}@{since}", work)
 
 
 def _differing(
@@ -130,19 +133,19 @@ def _differing(
     return differences.merged(found)
 
 
-def export(served: service.Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
+def export(service: Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
     """Begin to write a snapshot into a file on this machine, all of it or what changed.  Raises Problem."""
     path = Path(request.path)
     if request.format not in FORMATS:
         raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
     if request.since is None and request.format == "raw":
-        return served.export(volume_name, name, path, overwrite=request.overwrite, anyway=request.anyway)
-    owner, snapshot = served.exportable(volume_name, name, path, overwrite=request.overwrite)
+        return _export_raw(service, volume_name, name, request)
+    owner, snapshot = _exportable(service, volume_name, name, request)
     what = f"{volume_name}@{name}"
     size = snapshot.view.size
     backing = None
     if request.since is not None:
-        older = served.find(volume_name, request.since)[1]
+        older = service.inventory.find(volume_name, request.since)[1]
         with problems.translated(f"{what} was not exported"):
             differences.changed(owner, request.since, name)  # refuses now what it would later
         backing = _backing(path, request, older.view.size, f"{volume_name}@{request.since}")
@@ -171,7 +174,43 @@ def export(served: service.Service, volume_name: str, name: str, request: messag
         job.progress(size, size)
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
 
-    return served.jobs.start("export", what, work)
+    return service.jobs.start("export", what, work)
+
+
+def _exportable(
+    service: Service, volume_name: str, name: str, request: messages.Export
+) -> tuple[volume.Volume, Snapshot]:
+    """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raise Problem."""
+    owner, snapshot = service.inventory.find(volume_name, name)
+    if snapshot.unreadable:
+        what = f"{volume_name}@{name} cannot be exported"
+        raise problems.refused(what, snapshot.unreadable, "use another snapshot")
+    volumes = service.inventory.open_volumes.values()
+    image_file.check_place(Path(request.path), volumes, overwrite=request.overwrite)
+    return owner, snapshot
+
+
+def _export_raw(service: Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
+    """Start a job that writes all of a snapshot into a raw image.  Raise Problem."""
+    path = Path(request.path)
+    _, snapshot = _exportable(service, volume_name, name, request)
+
+    def work(job: jobs.Job) -> None:
+        job.progress(0, snapshot.view.size)
+        with problems.translated(f"{volume_name}@{name} was not exported"):
+            if not request.anyway:
+                image_file.check_room(path, image_file.data_bytes(snapshot.view))
+            image_file.export(
+                whole.export(snapshot.view),
+                snapshot.view.size,
+                path,
+                overwrite=request.overwrite,
+                progress=job.progress,
+                cancelled=job.cancelled,
+            )
+        log.info("exported %s@%s to %s", volume_name, name, path)
+
+    return service.jobs.start("export", f"{volume_name}@{name}", work)
 
 
 def _backing(path: Path, request: messages.Export, size: int, since: str) -> qcow2.Backing:

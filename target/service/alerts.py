@@ -6,26 +6,29 @@ Codes never change.  `target.explanations` explains each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
+from lun_backends.volumes import volume
 from target import explanations, messages, units
-
-if TYPE_CHECKING:
-    from lun_backends.volumes import volume
-    from target.service import service
+from target.configuration import settings
+from target.service.inventory import Inventory
 
 
-def current(served: service.Service, free: int, total: int) -> Iterator[messages.Alert]:
-    """Yield the current alerts; `free` and `total` are bytes of the file system that holds the state."""
-    for name, why in served.failed.items():
+def current(
+    inventory: Inventory, schedule_failures: Mapping[str, str], free: int, total: int
+) -> Iterator[messages.Alert]:
+    """Yield the current alerts.
+
+    `schedule_failures` has a reason by volume; `free` and `total` are bytes of the file system that holds the state.
+    """
+    for name, why in inventory.failed.items():
         yield messages.Alert(
             "volume-failed",
             name,
             f"volume {name} is not served: {why}",
             "repair it, then run restoreconfig in the shell",
         )
-    for owner in list(served.open_volumes.values()):
+    for owner in list(inventory.open_volumes.values()):
         for snapshot in owner.snapshots:
             if snapshot.is_invalid:
                 subject = f"{owner.name}@{snapshot.name}"
@@ -41,23 +44,25 @@ def current(served: service.Service, free: int, total: int) -> Iterator[messages
             text = f"volume {owner.name} refuses writes: {owner.in_doubt}"
             yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")
         yield from _space(owner)
-        yield from _size(owner, served)
+        yield from _size(owner, inventory.settings)
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
             yield messages.Alert("copies-failed", owner.name, text, "free space, or delete snapshots")
-    for name, why in served.scheduler.failures.items():
+    for name, why in schedule_failures.items():
         text = f"the schedule of {name} failed: {why}"
         yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")
-    for rule in served.access.rules.broken():
+    for rule in inventory.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
         yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then use set auth again")
     if free * 100 < total * explanations.LOW_SPACE_PERCENT:
-        text = f"{served.state_dir} has little space left: {100 * free // max(1, total)} %"
-        yield messages.Alert("low-space", str(served.state_dir), text, "delete snapshots, or enlarge the file system")
-    if not served.settings.access.networks and not served.settings.access.initiators:
+        text = f"{inventory.state_dir} has little space left: {100 * free // max(1, total)} %"
+        yield messages.Alert(
+            "low-space", str(inventory.state_dir), text, "delete snapshots, or enlarge the file system"
+        )
+    if not inventory.settings.access.networks and not inventory.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
-        yield messages.Alert("nobody-may-log-in", served.settings.target, text, "add an initiator or a network")
+        yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
 
 
 def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
@@ -71,8 +76,8 @@ def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
         yield messages.Alert(code, owner.name, text, "delete snapshots, the oldest first, or raise the limit")
 
 
-def _size(owner: volume.Volume, served: service.Service) -> Iterator[messages.Alert]:
-    wanted = next((each.size for each in served.settings.volumes if each.name == owner.name), None)
+def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messages.Alert]:
+    wanted = next((each.size for each in configured.volumes if each.name == owner.name), None)
     if wanted is not None and wanted != owner.device.size:
         is_ = units.exact_size(owner.device.size)
         text = f"volume {owner.name} has {is_}, but the configuration says {units.exact_size(wanted)}"

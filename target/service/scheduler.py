@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes and deletes snapshots by the schedules of the configuration (`schedule` and `keep`), on a thread of its own.
+"""A thread that takes and deletes snapshots by the schedules of the configuration (`schedule` and `keep`).
 
-It looks at the clock again and again rather than sleeping until the next hour: clocks are set, machines sleep, schedules
-change.  Only snapshots that a schedule took are ever deleted.  An invalid one takes no good one's place, and
-stays to be seen as long as it would if it were good.  What could not be done is tried again, and is an alert until it is done.
+The thread reads the clock again and again and does not sleep until the next hour, because clocks are set, machines sleep and
+schedules change.  It deletes only snapshots that a schedule took.  An invalid snapshot takes the place of no good one, and
+stays visible for as long as a good one would.  A step that fails is tried again, and is an alert until it succeeds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import datetime
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from lun_backends.volumes import manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
 from target.configuration import schedule, settings
 from target.service import problems
-
-if TYPE_CHECKING:
-    from target.service import service
+from target.service.inventory import Inventory
+from target.service.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -28,73 +26,78 @@ LOOK_SECONDS = 15.0
 
 
 class Scheduler:
-    """From `start` to `close`; `failures` says of which volumes the schedule is not kept, and why."""
+    """The thread, from `start` to `close`.  `failures` has the reason for each volume whose schedule is not kept."""
 
-    def __init__(self, served: service.Service, clock: Callable[[], datetime.datetime] = manifest.now) -> None:
-        self._served = served
+    def __init__(
+        self, inventory: Inventory, snapshots: Snapshots, clock: Callable[[], datetime.datetime] = manifest.now
+    ) -> None:
+        self._inventory = inventory
+        self._snapshots = snapshots
         self._clock = clock
-        self._taken: dict[str, datetime.datetime] = {}  # by volume: one that is deleted by hand is not taken again
+        self._taken: dict[str, datetime.datetime] = {}  # by volume; a snapshot deleted by hand is not taken again
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="schedule", daemon=True)
         self.failures: dict[str, str] = {}
 
     def start(self) -> None:
-        """Look at the clock from now on."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; what it waits for must have been cancelled."""
+        """End the thread.  The caller must have cancelled the jobs that it may wait for."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def look(self) -> None:
-        """Do all that is due now."""
+        """Take and delete all snapshots that are due now."""
         failures = {}
-        for each in self._served.settings.volumes:
-            owner = self._served.open_volumes.get(each.name)
-            if each.schedule is None or owner is None:
+        for configured in self._inventory.settings.volumes:
+            owner = self._inventory.open_volumes.get(configured.name)
+            if configured.schedule is None or owner is None:
                 continue
             try:
-                self._take(each, owner)
-                self._expire(each, owner)
+                self._take(configured, owner)
+                self._expire(configured, owner)
             except problems.Problem as problem:
-                failures[each.name] = problem.message
-                if self.failures.get(each.name) != problem.message and not self._stopping.is_set():
-                    log.error("the schedule of %s is not kept: %s", each.name, problem)
+                failures[configured.name] = problem.message
+                if self.failures.get(configured.name) != problem.message and not self._stopping.is_set():
+                    log.error("the schedule of %s is not kept: %s", configured.name, problem)
         self.failures = failures
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.look()
-            except Exception as error:  # a bug; schedules must not end silently because of it
+            except Exception as error:  # a bug; the schedules must not end silently because of it
                 log.exception("schedules are not kept")
-                self.failures = dict.fromkeys(self._served.open_volumes, str(problems.internal(error)))
+                self.failures = dict.fromkeys(self._inventory.open_volumes, str(problems.internal(error)))
             self._stopping.wait(LOOK_SECONDS)
 
-    def _take(self, each: settings.Volume, owner: volume.Volume) -> None:
+    def _take(self, configured: settings.Volume, owner: volume.Volume) -> None:
         now = self._clock()
         moments = [snapshot.taken_at for snapshot in _scheduled(owner)]
-        if each.name in self._taken:
-            moments.append(self._taken[each.name])
-        if each.schedule is not None and schedule.due(now, each.schedule, moments):
-            self._served.create_snapshot(each.name, schedule.name(now), scheduled=True)
-            self._taken[each.name] = now
+        if configured.name in self._taken:
+            moments.append(self._taken[configured.name])
+        if configured.schedule is not None and schedule.due(now, configured.schedule, moments):
+            self._snapshots.create_snapshot(configured.name, schedule.name(now), scheduled=True)
+            self._taken[configured.name] = now
 
-    def _expire(self, each: settings.Volume, owner: volume.Volume) -> None:
-        if each.keep is None:
+    def _expire(self, configured: settings.Volume, owner: volume.Volume) -> None:
+        if configured.keep is None:
             return
         snapshots = list(_scheduled(owner))
-        kept = schedule.kept((snapshot.taken_at for snapshot in snapshots if not snapshot.is_invalid), each.keep.counts)
-        shown = schedule.kept((snapshot.taken_at for snapshot in snapshots), each.keep.counts)
+        kept = schedule.kept(
+            (snapshot.taken_at for snapshot in snapshots if not snapshot.is_invalid), configured.keep.counts
+        )
+        shown = schedule.kept((snapshot.taken_at for snapshot in snapshots), configured.keep.counts)
         for snapshot in snapshots:
             if snapshot.taken_at not in (shown if snapshot.is_invalid else kept) and not self._stopping.is_set():
-                job = self._served.delete_snapshot(each.name, snapshot.name)
+                job = self._snapshots.delete_snapshot(configured.name, snapshot.name)
                 job.wait()
                 job.check()
 
 
 def _scheduled(owner: volume.Volume) -> Iterator[Snapshot]:
-    """The schedule's snapshots, oldest first."""
+    """Return the snapshots that the schedule took, oldest first."""
     return (snapshot for snapshot in owner.snapshots if snapshot.scheduled and not snapshot.deleting)

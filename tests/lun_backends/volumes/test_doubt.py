@@ -14,7 +14,7 @@ from lun_backends.volumes import doubt, errors, group, manifest, policy, volume
 from target import explanations
 from target.configuration import reader
 from target.scsi import sense
-from target.service import alerts, service
+from target.service.service import Service
 from tests.faults.storage import FaultyIO
 from tests.lun_backends.volumes.test_invalidation import CHUNK, CHUNKS, Bench
 
@@ -183,16 +183,16 @@ def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: py
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[service.Service]:
+def service(tmp_path: Path) -> Iterator[Service]:
     text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 1MiB}\n"
-    opened = service.Service(reader.parse(text, "f.yaml"), tmp_path / "state")
+    opened = Service(reader.parse(text, "f.yaml"), tmp_path / "state")
     yield opened
     opened.stop()
     opened.close()
 
 
-def test_initiators_alerts_and_log_say_so(served: service.Service) -> None:
-    owner = served.open_volumes["vol0"]
+def test_initiators_alerts_and_log_say_so(service: Service) -> None:
+    owner = service.inventory.open_volumes["vol0"]
     io = FaultyIO()
     owner.state.io = io
     owner.create_snapshot("a")
@@ -203,12 +203,12 @@ def test_initiators_alerts_and_log_say_so(served: service.Service) -> None:
         owner.device.writev(0, [memoryview(bytes(512))])
     answer = sense.from_error(error.value)
     assert (answer.key, answer.asc) == (sense.SenseKey.DATA_PROTECT, 0x2702)
-    (alert,) = [alert for alert in alerts.current(served, 1, 1) if alert.code == "state-in-doubt"]
+    (alert,) = [alert for alert in service.status.alerts() if alert.code == "state-in-doubt"]
     assert "vol0 refuses writes" in alert.message
     assert alert.code in explanations.EXPLANATIONS
-    (shown,) = served.status().volumes
+    (shown,) = service.status.status().volumes
     assert "rolling back to 'a'" in shown.trouble
     io.heal()
     owner.create_snapshot("b")
-    assert not [alert for alert in alerts.current(served, 1, 1) if alert.code == "state-in-doubt"]
-    assert not served.status().volumes[0].trouble
+    assert not [alert for alert in service.status.alerts() if alert.code == "state-in-doubt"]
+    assert not service.status.status().volumes[0].trouble

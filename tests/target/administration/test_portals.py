@@ -14,7 +14,8 @@ from target.configuration import reader
 from target.fabrics import access, fabric
 from target.iscsi import errors
 from target.iscsi.session_info import SessionInfo
-from target.service import problems, service
+from target.service import problems
+from target.service.service import Service
 
 FIRST, SECOND = "0.0.0.0:3260", "10.0.0.1:3270"
 TEXT = f"""
@@ -82,11 +83,11 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def admin(kernel: Kernel, file: Path, tmp_path: Path) -> Iterator[administration.Administration]:
     on_file = reader.load(file)
-    served = service.Service(on_file, tmp_path / "state")
-    served.fabric_started(kernel.addresses, kernel.sessions, kernel.failed_logins)
-    yield administration.Administration(served, kernel, file, on_file)
-    served.stop()
-    served.close()
+    service = Service(on_file, tmp_path / "state")
+    service.fabric_started(kernel)
+    yield administration.Administration(service, kernel, file, on_file)
+    service.stop()
+    service.close()
 
 
 def restored(admin: administration.Administration) -> dict[str, str]:

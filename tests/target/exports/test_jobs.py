@@ -17,21 +17,22 @@ from lun_backends.volumes import deleting, errors, volume
 from target import messages
 from target.configuration import reader
 from target.exports import jobs as backups
-from target.service import jobs, problems, service
+from target.service import jobs, problems
+from target.service.service import Service
 
 MIB = 1 << 20
 CHUNK = 64 << 10
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[service.Service]:
+def service(tmp_path: Path) -> Iterator[Service]:
     text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 8MiB}\n"
-    opened = service.Service(reader.parse(text, "f.yaml"), tmp_path / "state")
-    opened.create_snapshot("vol0", "a")
-    owner = opened.served("vol0")
+    opened = Service(reader.parse(text, "f.yaml"), tmp_path / "state")
+    opened.snapshots.create_snapshot("vol0", "a")
+    owner = opened.inventory.volume("vol0")
     for chunk in range(5):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk]) * CHUNK)])
-    opened.create_snapshot("vol0", "b")
+    opened.snapshots.create_snapshot("vol0", "b")
     yield opened
     opened.stop()
     opened.close()
@@ -43,9 +44,7 @@ def ended(job: jobs.Job) -> messages.Job:
 
 
 @pytest.mark.parametrize("what", ["verify", "diff", "export"])
-def test_cancelled_on_the_way(
-    served: service.Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_cancelled_on_the_way(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """The work would never end by itself."""
     report = contents.ChunkReport(0, CHUNK, contents.Verdict.GOOD)
     endless: dict[str, tuple[Any, str, Callable[..., Iterator[object]]]] = {
@@ -62,11 +61,11 @@ def test_cancelled_on_the_way(
     out.parent.mkdir()
     match what:
         case "verify":
-            job = backups.verify(served, "vol0", "a")
+            job = backups.verify(service, "vol0", "a")
         case "diff":
-            job = backups.diff(served, "vol0", "a", messages.FindChanges(exact=True))
+            job = backups.diff(service, "vol0", "a", messages.FindChanges(exact=True))
         case _:
-            job = backups.export(served, "vol0", "b", messages.Export(str(out), format="qcow2"))
+            job = backups.export(service, "vol0", "b", messages.Export(str(out), format="qcow2"))
     assert not job.wait(0.2)
     job.cancel()
     assert ended(job).state == "cancelled"
@@ -74,35 +73,35 @@ def test_cancelled_on_the_way(
     assert list(out.parent.iterdir()) == []
 
 
-def test_progress_comes_to_its_end(served: service.Service, tmp_path: Path) -> None:
+def test_progress_comes_to_its_end(service: Service, tmp_path: Path) -> None:
     for job in (
-        backups.verify(served, "vol0", "a"),
-        backups.diff(served, "vol0", "a", messages.FindChanges("b", exact=True)),
-        backups.export(served, "vol0", "a", messages.Export(str(tmp_path / "a.qcow2"), format="qcow2")),
+        backups.verify(service, "vol0", "a"),
+        backups.diff(service, "vol0", "a", messages.FindChanges("b", exact=True)),
+        backups.export(service, "vol0", "a", messages.Export(str(tmp_path / "a.qcow2"), format="qcow2")),
     ):
         message = ended(job)
         assert (message.state, message.done) == ("done", message.total)
 
 
-def test_a_snapshot_deleted_meanwhile(served: service.Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_deleted_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = verification.verify
 
     def deleting(owner: volume.Volume, name: str) -> Iterator[verification.Checked]:
         checked = genuine(owner, name)
         yield next(checked)
-        assert ended(served.delete_snapshot("vol0", "a")).state == "done"
+        assert ended(service.snapshots.delete_snapshot("vol0", "a")).state == "done"
         yield from checked
 
     monkeypatch.setattr(verification, "verify", deleting)
-    message = ended(backups.verify(served, "vol0", "a"))
+    message = ended(backups.verify(service, "vol0", "a"))
     assert message.state == "failed"
     assert message.refusal is not None
     assert message.refusal.message.startswith("vol0@a was not verified")
 
 
-def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(served: service.Service, tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(service: Service, tmp_path: Path) -> None:
     """Rot in the map: the place of a chunk is lost, and the primary has new data by now."""
-    owner = served.served("vol0")
+    owner = service.inventory.volume("vol0")
     path = thin.files(owner.directory / "snapshots" / str(owner.snapshot("a").uuid))[0]
     with path.open("r+b") as file:
         file.seek(2 * 4096 + 3 * 8)
@@ -111,7 +110,7 @@ def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(served: service.Serv
         messages.Export(str(tmp_path / "a.img")),
         messages.Export(str(tmp_path / "a.qcow2"), format="qcow2"),
     ):
-        message = ended(backups.export(served, "vol0", "a", request))
+        message = ended(backups.export(service, "vol0", "a", request))
         assert message.state == "failed"
         assert message.refusal is not None
         assert "lost where the chunk is" in message.refusal.message
@@ -130,68 +129,68 @@ def test_damage_of_neighbours_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> 
     ]
 
 
-def export(served: service.Service, name: str, path: Path, **options: Any) -> jobs.Job:
+def export(service: Service, name: str, path: Path, **options: Any) -> jobs.Job:
     request = messages.Export(path=str(path), overwrite=True, format="qcow2", **options)
-    return backups.export(served, "vol0", name, request)
+    return backups.export(service, "vol0", name, request)
 
 
-def test_an_image_is_not_replaced_by_one_that_stands_on_it(served: service.Service, tmp_path: Path) -> None:
+def test_an_image_is_not_replaced_by_one_that_stands_on_it(service: Service, tmp_path: Path) -> None:
     a, b = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
-    assert ended(export(served, "a", a)).state == "done"
-    assert ended(export(served, "b", b, since="a", backing=str(a))).state == "done"
-    served.create_snapshot("vol0", "c")
+    assert ended(export(service, "a", a)).state == "done"
+    assert ended(export(service, "b", b, since="a", backing=str(a))).state == "done"
+    service.snapshots.create_snapshot("vol0", "c")
     link = tmp_path / "link.qcow2"
     link.symlink_to(a)
     before = {path: path.read_bytes() for path in (a, b)}
     for place, name, since, below in ((a, "b", "a", a), (a, "c", "b", b), (a, "b", "a", link)):
         with pytest.raises(problems.Problem, match="stands on"):
-            export(served, name, place, since=since, backing=str(below))
+            export(service, name, place, since=since, backing=str(below))
     assert {path: path.read_bytes() for path in (a, b)} == before
-    assert ended(export(served, "c", b, since="a", backing=str(a))).state == "done"  # beside it
+    assert ended(export(service, "c", b, since="a", backing=str(a))).state == "done"  # beside it
 
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
-def test_what_a_volume_is_made_of_is_not_replaced(served: service.Service, tmp_path: Path, format_: str) -> None:
-    owner = served.served("vol0")
+def test_what_a_volume_is_made_of_is_not_replaced(service: Service, tmp_path: Path, format_: str) -> None:
+    owner = service.inventory.volume("vol0")
     (tmp_path / "link").symlink_to(owner.directory)
     for path in (owner.primary.path, tmp_path / "link" / "volume.json", owner.directory / "snapshots" / "new"):
         request = messages.Export(path=str(path), overwrite=True, format=format_)
         with pytest.raises(problems.Problem, match="belongs to volume vol0"):
-            backups.export(served, "vol0", "a", request)
+            backups.export(service, "vol0", "a", request)
 
 
-def test_a_snapshot_in_deletion_is_not_exported(served: service.Service, tmp_path: Path) -> None:
-    owner = served.served("vol0")
+def test_a_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
+    owner = service.inventory.volume("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])
     with pytest.raises(errors.DeletionStopped):
         owner.delete_snapshot("b", cancelled=lambda: True)
     with pytest.raises(problems.Problem, match="is being deleted"):
-        export(served, "b", tmp_path / "b.qcow2")
+        export(service, "b", tmp_path / "b.qcow2")
     with pytest.raises(problems.Problem, match="is being deleted"):
-        served.export("vol0", "b", tmp_path / "b.img", overwrite=False)
+        backups.export(service, "vol0", "b", messages.Export(str(tmp_path / "b.img")))
 
 
-def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(served: service.Service) -> None:
+def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(service: Service) -> None:
     """Two deletions and a rollback wait for each other's end; meanwhile the name is given to a new snapshot."""
-    owner = served.served("vol0")
+    owner = service.inventory.volume("vol0")
     with owner.state.reshaping:
         asked = [
-            served.delete_snapshot("vol0", "b"),
-            served.reshaping.restore("vol0", "b", force=True),
-            served.delete_snapshot("vol0", "b"),
+            service.snapshots.delete_snapshot("vol0", "b"),
+            service.reshaping.restore("vol0", "b", force=True),
+            service.snapshots.delete_snapshot("vol0", "b"),
         ]
         with owner.state.changing:
             deleting.forget(owner.state, owner.snapshot("b"))
-        served.create_snapshot("vol0", "b")
+        service.snapshots.create_snapshot("vol0", "b")
     assert [ended(job).state for job in asked] == ["failed"] * 3
     assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
     assert owner.rolling_back_to is None
 
 
-def test_jobs_without_a_result(served: service.Service) -> None:
+def test_jobs_without_a_result(service: Service) -> None:
     with pytest.raises(problems.Problem) as caught:
-        backups.diff(served, "vol0", "a", messages.FindChanges("nothing"))
+        backups.diff(service, "vol0", "a", messages.FindChanges("nothing"))
     assert caught.value.code == "no-such-snapshot"
     with pytest.raises(problems.Problem) as caught:
-        backups.export(served, "vol0", "a", messages.Export("/x", format="vmdk"))
+        backups.export(service, "vol0", "a", messages.Export("/x", format="vmdk"))
     assert caught.value.code == "bad-request"

@@ -13,7 +13,9 @@ from lun_backends import write_once
 from lun_backends.volumes import manifest
 from target import explanations
 from target.configuration import reader
-from target.service import alerts, scheduler, service
+from target.service import alerts
+from target.service.scheduler import Scheduler
+from target.service.service import Service
 
 HOUR = datetime.timedelta(hours=1)
 START = datetime.datetime(2026, 11, 22, 23, 20, tzinfo=datetime.UTC)  # a Sunday
@@ -34,74 +36,81 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def serve(tmp_path: Path, extra: str) -> service.Service:
+def serve(tmp_path: Path, extra: str) -> Service:
     text = f"target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {{name: vol0, lun: 0, size: 1MiB, {extra}}}\n"
-    return service.Service(reader.parse(text, "f.yaml"), tmp_path / "state")
+    return Service(reader.parse(text, "f.yaml"), tmp_path / "state")
 
 
 @pytest.fixture
-def served(tmp_path: Path, clock: Clock) -> Iterator[service.Service]:
+def service(tmp_path: Path, clock: Clock) -> Iterator[Service]:
     opened = serve(tmp_path, "schedule: hourly, keep: {hourly: 2, daily: 2}, max_snapshots: 6")
     yield opened
     opened.stop()
     opened.close()
 
 
-def names(served: service.Service) -> list[str]:
-    return [each.name for each in served.snapshots("vol0")]
+def scheduler_of(service: Service, clock: Clock) -> Scheduler:
+    """Return a scheduler of the service's volumes that has not started."""
+    return Scheduler(service.inventory, service.snapshots, clock)
 
 
-def test_hours_go_by(served: service.Service, clock: Clock) -> None:
-    served.create_snapshot("vol0", "mine")
-    looking = scheduler.Scheduler(served, clock)
+def names(service: Service) -> list[str]:
+    return [each.name for each in service.snapshots.list_snapshots("vol0")]
+
+
+def test_hours_go_by(service: Service, clock: Clock) -> None:
+    service.snapshots.create_snapshot("vol0", "mine")
+    looking = scheduler_of(service, clock)
     for _ in range(4):
         looking.look()
         looking.look()  # nothing twice
         clock.now += HOUR
-    assert names(served) == ["mine", "auto-2026-11-22T2320Z", "auto-2026-11-23T0120Z", "auto-2026-11-23T0220Z"]
-    assert [each.scheduled for each in served.snapshots("vol0")] == [False, True, True, True]
+    assert names(service) == ["mine", "auto-2026-11-22T2320Z", "auto-2026-11-23T0120Z", "auto-2026-11-23T0220Z"]
+    assert [each.scheduled for each in service.snapshots.list_snapshots("vol0")] == [False, True, True, True]
     clock.now += 50 * HOUR  # nobody was there; one is caught up
     looking.look()
-    assert names(served) == ["mine", "auto-2026-11-23T0220Z", "auto-2026-11-25T0520Z"]
+    assert names(service) == ["mine", "auto-2026-11-23T0220Z", "auto-2026-11-25T0520Z"]
     clock.now -= 9 * HOUR  # the clock is set back
     looking.look()
-    assert len(names(served)) == 3
+    assert len(names(service)) == 3
 
 
-def test_one_deleted_by_hand_is_not_taken_again(served: service.Service, clock: Clock) -> None:
-    looking = scheduler.Scheduler(served, clock)
+def test_one_deleted_by_hand_is_not_taken_again(service: Service, clock: Clock) -> None:
+    looking = scheduler_of(service, clock)
     looking.look()
-    served.delete_snapshot("vol0", "auto-2026-11-22T2320Z").wait()
+    service.snapshots.delete_snapshot("vol0", "auto-2026-11-22T2320Z").wait()
     looking.look()
-    assert names(served) == []
-    again = scheduler.Scheduler(served, clock)  # a daemon that has just started cannot know
+    assert names(service) == []
+    again = scheduler_of(service, clock)  # a daemon that has just started cannot know
     again.look()
-    assert names(served) == ["auto-2026-11-22T2320Z"]
+    assert names(service) == ["auto-2026-11-22T2320Z"]
 
 
-def test_what_cannot_be_done_is_an_alert_until_it_is(served: service.Service, clock: Clock) -> None:
+def test_what_cannot_be_done_is_an_alert_until_it_is(service: Service, clock: Clock) -> None:
     for number in range(6):
-        served.create_snapshot("vol0", f"mine{number}")
-    served.scheduler = looking = scheduler.Scheduler(served, clock)
+        service.snapshots.create_snapshot("vol0", f"mine{number}")
+    looking = scheduler_of(service, clock)
     looking.look()
-    (alert,) = [each for each in alerts.current(served, 1, 1) if each.code == "schedule-failed"]
+    (alert,) = [
+        each for each in alerts.current(service.inventory, looking.failures, 1, 1) if each.code == "schedule-failed"
+    ]
     assert "as many as are allowed" in alert.message
     assert "schedule-failed" in explanations.EXPLANATIONS
-    served.delete_snapshot("vol0", "mine0").wait()
+    service.snapshots.delete_snapshot("vol0", "mine0").wait()
     looking.look()
-    assert names(served)[-1] == "auto-2026-11-22T2320Z"
+    assert names(service)[-1] == "auto-2026-11-22T2320Z"
     assert looking.failures == {}
 
 
-def test_an_invalid_one_takes_no_place_and_goes_in_its_time(served: service.Service, clock: Clock) -> None:
-    looking = scheduler.Scheduler(served, clock)
+def test_an_invalid_one_takes_no_place_and_goes_in_its_time(service: Service, clock: Clock) -> None:
+    looking = scheduler_of(service, clock)
     looking.look()
-    device = served.served("vol0").snapshots[0].write_once
+    device = service.inventory.volume("vol0").snapshots[0].write_once
     assert isinstance(device, write_once.WriteOnce)
     device.invalidate("for a test")
     clock.now += HOUR
     looking.look()
-    assert names(served) == ["auto-2026-11-22T2320Z", "auto-2026-11-23T0020Z"]
+    assert names(service) == ["auto-2026-11-22T2320Z", "auto-2026-11-23T0020Z"]
     clock.now += 60 * HOUR
     looking.look()
-    assert names(served) == ["auto-2026-11-23T0020Z", "auto-2026-11-25T1220Z"]
+    assert names(service) == ["auto-2026-11-23T0020Z", "auto-2026-11-25T1220Z"]

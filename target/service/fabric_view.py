@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a fabric that the service reads: its addresses, its sessions and the logins it refused.
+
+The service is made before the fabric, because the fabric serves the LUNs of the service.  Until the fabric has started,
+`NotStarted` stands in for it.  Each fabric of target/fabrics is a `FabricView`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from target.iscsi.errors import LoginStatus
+from target.iscsi.session_info import SessionInfo
+
+
+class FabricView(Protocol):
+    """A fabric, read only."""
+
+    def addresses(self) -> Sequence[str]:
+        """Return the addresses that initiators connect to, HOST:PORT each."""
+
+    def sessions(self) -> Sequence[SessionInfo]:
+        """Return the sessions that are logged in."""
+
+    def failed_logins(self) -> Mapping[LoginStatus, int]:
+        """Return how many logins were refused since the start, by status."""
+
+
+class NotStarted:
+    """A fabric that has not started: it has the configured addresses, and no initiator can be logged in."""
+
+    def __init__(self, listen: Sequence[str]) -> None:
+        self._listen = listen
+
+    def addresses(self) -> Sequence[str]:
+        """Return the configured addresses."""
+        return self._listen
+
+    def sessions(self) -> Sequence[SessionInfo]:
+        """Return no session."""
+        return ()
+
+    def failed_logins(self) -> Mapping[LoginStatus, int]:
+        """Return no refused login."""
+        return {}

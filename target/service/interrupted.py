@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work on a volume that a job does in steps, so that a later job can finish what a crash or a stop interrupted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from lun_backends.volumes import errors, volume
+from target.service import jobs, problems
+
+log = logging.getLogger(__name__)
+
+
+def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], bool]) -> None:
+    """Bring the volume's primary to the moment of the snapshot that it was rolled back to, if there is one.
+
+    Only the daemon's end interrupts this, not the job's cancellation.  Raise Problem, Cancelled.
+    """
+    snapshot = owner.rolling_back_to
+    if snapshot is None:
+        return
+    with problems.translated(
+        f"{owner.name} was rolled back to {snapshot.name}, but its primary does not hold all of that content yet",
+        f"remove the cause, then run `wolun snapshot restore {owner.name}@{snapshot.name}` again; until then no snapshots "
+        "can be taken or deleted",
+    ):
+        if not owner.continue_rollback(progress=job.progress, cancelled=stopping):
+            raise jobs.Cancelled
+    log.info("the primary of %s has the content of %s", owner.name, snapshot.name)
+
+
+def finish_deletions(owner: volume.Volume, job: jobs.Job) -> None:
+    """Finish the deletions of snapshots that have begun.  Raise Problem, Cancelled."""
+    with problems.translated(f"the deletion of snapshots of {owner.name} did not continue"):
+        try:
+            owner.resume_deletions(progress=job.progress, cancelled=job.cancelled)
+        except errors.DeletionStopped:
+            raise jobs.Cancelled from None

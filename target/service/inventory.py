@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logical unit inventory (as SPC-4 calls it): the open volumes, the LUNs of volumes and snapshots, and who reaches them.
+
+| change                       | LUNs                                             | excluded while it runs           |
+| ---------------------------- | ------------------------------------------------ | -------------------------------- |
+| a volume is added            | its own, and two of each of its snapshots        | other changes, the daemon's end  |
+| a volume is removed          | the same go; their commands end first            | other changes, the daemon's end  |
+| a snapshot is taken          | two more: the view and the write-once LUN        | other changes, the daemon's end  |
+| a snapshot is deleted        | its two go; the numbers are free after deletion  | (the volume excludes by itself)  |
+
+`changing` excludes.  Readers take no lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from lun_backends import block_device
+from lun_backends.refused import Refused
+from lun_backends.volumes import group
+from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes.volume import Volume
+from target.configuration import settings as configuration
+from target.fabrics import access
+from target.scsi import logical_unit, scsi_target
+from target.service import interrupted, lun_numbers, problems, rates, snapshot_events, unit_state, volumes
+from target.service.fabric_view import FabricView, NotStarted
+from target.service.jobs import Job, Jobs
+
+log = logging.getLogger(__name__)
+
+
+def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
+    """Return the identity of a snapshot's view; the identity of its write-once LUN is the snapshot's own."""
+    return uuid.uuid5(snapshot, "view")
+
+
+class Inventory:
+    """The volumes that the daemon serves and the units that initiators see.
+
+    `fabric` is replaced once, when the fabric has started.  `failed` has the reason for each volume that is configured and
+    not served.  Raise lun_numbers.Damaged, OSError.
+    """
+
+    def __init__(self, configured: configuration.Settings, state_dir: Path, jobs: Jobs) -> None:
+        self.state_dir = state_dir
+        self.scsi = scsi_target.ScsiTarget(configured.target)
+        self.access = access.Access(access.Rules.read(configured.access, state_dir))
+        self.fabric: FabricView = NotStarted(configured.portal.listen)
+        self._settings = configured
+        self._failed: Mapping[str, str] = {}
+        self._volumes: Mapping[str, Volume] = {}
+        self._jobs = jobs
+        self._unit_state = unit_state.UnitState(state_dir)
+        self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def open_configured(self) -> None:
+        """Open all configured volumes and serve them; note in `failed` those that cannot be opened.  Raise OSError."""
+        for configured in self._settings.volumes:
+            try:
+                self._serve(configured)
+            except (block_device.BlockDeviceError, Refused, problems.Problem, OSError) as error:
+                self.mark_failed(configured.name, str(error))
+                log.error("volume %s is not served: %s", configured.name, error)
+        # A crash may have come between the end of a deletion and the release of the numbers.
+        deleted = {
+            identity
+            for identity, numbers in self._numbers.all().items()
+            if numbers.volume in self._volumes
+            and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
+        }
+        self._numbers.free(deleted)
+        group.sweep(self.state_dir / "volumes")
+
+    # -- the state ---------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> configuration.Settings:
+        """The settings in force."""
+        return self._settings
+
+    def put_settings(self, changed: configuration.Settings) -> None:
+        """Enter new settings in force.  Only administration.in_force calls this, after it has applied the change."""
+        self._settings = changed
+
+    @property
+    def open_volumes(self) -> Mapping[str, Volume]:
+        """The volumes that are served, by name."""
+        return self._volumes
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """The reason for each configured volume that is not served, by name."""
+        return self._failed
+
+    def mark_failed(self, name: str, reason: str) -> None:
+        """Note why a configured volume is not served."""
+        self._failed = {**self._failed, name: reason}
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon is stopping."""
+        return self._stopping
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Exclude other changes and the daemon's end.  Raise Problem if the daemon is stopping."""
+        with self._lock:
+            if self._stopping:
+                raise problems.stopping()
+            yield
+
+    # -- volumes -----------------------------------------------------------------------------------------------------
+
+    def lowest_free_lun(self) -> int:
+        """Return a number for a new volume.  Raise Problem when all are taken."""
+        return self._numbers.lowest_free()
+
+    def add_volume(self, configured: configuration.Volume) -> None:
+        """Open or create a volume, and serve it.  Raise Problem."""
+        with self.changing():
+            if configured.lun is not None:
+                self._numbers.reserve(configured.lun)
+            try:
+                with problems.translated(f"volume {configured.name} cannot be served"):
+                    self._serve(configured)
+            except problems.Problem:
+                if configured.lun is not None:
+                    self._numbers.release(configured.lun)
+                raise
+            self._unmark_failed(configured.name)
+
+    def remove_volume(self, configured: configuration.Volume) -> None:
+        """Stop serving a volume; its data stays.  Return when no command runs on it.  Raise Problem."""
+        with self.changing():
+            owner = self._volumes.get(configured.name)
+            self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
+            self._unmark_failed(configured.name)
+            if owner is not None:
+                if configured.lun is not None:
+                    self.scsi.remove_lun(configured.lun)
+                for snapshot in owner.snapshots:
+                    self.withdraw(snapshot)
+                with problems.translated(f"volume {configured.name} did not close cleanly"):
+                    owner.close()
+            if configured.lun is not None:
+                self._numbers.release(configured.lun)
+
+    def _unmark_failed(self, name: str) -> None:
+        self._failed = {other: reason for other, reason in self._failed.items() if other != name}
+
+    def _serve(self, configured: configuration.Volume) -> None:
+        for numbers in self._numbers.all().values():
+            if configured.lun in (numbers.view, numbers.write_once):
+                raise problems.lun_taken(configured.lun, numbers.volume)
+        watch = snapshot_events.Watch(configured.name, lambda: self._unit_of(configured))
+        owner = volumes.open_volume(configured, self.state_dir, watch)
+        try:
+            self._add_luns(owner, configured)
+        except BaseException:
+            for snapshot in owner.snapshots:
+                self.withdraw(snapshot)
+            owner.close()
+            raise
+        self._volumes = {**self._volumes, configured.name: owner}  # other threads may read the old one
+        self._resume(owner)
+
+    def _add_luns(self, owner: Volume, configured: configuration.Volume) -> None:
+        journal = self._unit_state.journal(owner)
+        for snapshot in owner.snapshots:
+            self.publish(owner, snapshot)
+        for name in configured.snapshots:
+            if all(name != snapshot.name for snapshot in owner.snapshots):
+                self.publish(owner, owner.create_snapshot(name))
+                log.info("took %s@%s, as the configuration asks", configured.name, name)
+        kind = logical_unit.UnitKind.PRIMARY
+        physical = configured.physical_block_size
+        unit = self._unit_state.unit(owner, owner.device, owner.uuid, kind, configured.name, journal, physical)
+        if configured.lun is not None:
+            self.scsi.add_lun(configured.lun, unit)
+
+    def _resume(self, owner: Volume) -> None:
+        """Start a job that finishes the rollback and the deletions that a crash or a stop interrupted."""
+
+        def work(job: Job) -> None:
+            interrupted.finish_rollback(owner, job, lambda: self._stopping)
+            before = owner.snapshots
+            try:
+                interrupted.finish_deletions(owner, job)
+            finally:
+                for snapshot in before:
+                    self.after_deletion(owner, snapshot)
+
+        if owner.rolling_back_to is not None:
+            self._jobs.start("restore", f"{owner.name}@{owner.rolling_back_to.name}", work)
+        elif any(snapshot.deleting for snapshot in owner.snapshots):
+            self._jobs.start("delete", owner.name, work)
+
+    # -- LUNs --------------------------------------------------------------------------------------------------------
+
+    def publish(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Serve a snapshot under its two LUNs, the earlier ones if it had any.  Raise Problem, OSError.
+
+        Do nothing if the snapshot is being deleted.
+        """
+        if snapshot.deleting:
+            return
+        numbers = self._numbers.allot(snapshot.uuid, owner.name)
+        title = f"{owner.name}@{snapshot.name}"
+        kinds = logical_unit.UnitKind
+        for number, device, identity, kind, name in (
+            (numbers.view, snapshot.view, view_uuid(snapshot.uuid), kinds.SNAPSHOT_VIEW, title),
+            (numbers.write_once, snapshot.write_once, snapshot.uuid, kinds.WRITE_ONCE, f"{title}/write-once"),
+        ):
+            self.scsi.add_lun(number, self._unit_state.unit(owner, device, identity, kind, name))
+
+    def withdraw(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot's LUNs from the target.  Return when no command runs on them."""
+        numbers = self._numbers.all().get(snapshot.uuid)
+        for number in (numbers.view, numbers.write_once) if numbers else ():
+            if number in self.scsi.luns:
+                self.scsi.remove_lun(number)
+
+    def after_deletion(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Free the LUN numbers of a snapshot if it is deleted; serve it again if its deletion has failed."""
+        if snapshot not in owner.snapshots:
+            self._numbers.free({snapshot.uuid})
+            self._unit_state.forget(owner, (snapshot.uuid, view_uuid(snapshot.uuid)))
+            log.info("deleted %s@%s", owner.name, snapshot.name)
+        elif not snapshot.deleting:
+            numbers = self._numbers.all().get(snapshot.uuid)
+            if numbers is None or numbers.view not in self.scsi.luns:
+                self.publish(owner, snapshot)
+
+    def numbers_of(self, snapshot: Snapshot) -> lun_numbers.Numbers | None:
+        """Return the LUN numbers of a snapshot, or None if it is being deleted."""
+        return None if snapshot.deleting else self._numbers.all().get(snapshot.uuid)
+
+    def url(self, lun: int | None) -> str:
+        """Return the URL by which libiscsi and qemu name a LUN; empty for None."""
+        return "" if lun is None else f"iscsi://{self.portal_address}/{self._settings.target}/{lun}"
+
+    @property
+    def portal_address(self) -> str:
+        """The first address that initiators connect to, HOST:PORT."""
+        return next(iter(self.fabric.addresses()), "tcm_loop")
+
+    def _unit_of(self, configured: configuration.Volume) -> logical_unit.LogicalUnit | None:
+        return None if configured.lun is None else self.scsi.luns.get(configured.lun)
+
+    # -- finding -----------------------------------------------------------------------------------------------------
+
+    def volume(self, name: str) -> Volume:
+        """Return the open volume of that name.  Raise Problem."""
+        owner = self._volumes.get(name)
+        if owner is None:
+            if name in self._failed:
+                raise problems.volume_failed(name, self._failed[name])
+            raise problems.no_such_volume(name, self._volumes)
+        return owner
+
+    def find(self, volume_name: str, name: str) -> tuple[Volume, Snapshot]:
+        """Return the snapshot of that name, after its volume.  Raise Problem."""
+        owner = self.volume(volume_name)
+        for snapshot in owner.snapshots:
+            if snapshot.name == name:
+                return owner, snapshot
+        raise problems.no_such_snapshot(volume_name, name, [snapshot.name for snapshot in owner.snapshots])
+
+    def users(self, matches: Callable[[logical_unit.LogicalUnit], bool]) -> list[str]:
+        """Return the initiators that are logged in and see a matching unit, each with its address if that is known."""
+        addresses = {
+            nexus.initiator: "" for nexus in self.scsi.nexuses if any(matches(unit) for unit in nexus.seen().values())
+        }
+        for session in self.fabric.sessions():
+            if session.initiator in addresses:
+                addresses[session.initiator] = addresses[session.initiator] or session.address
+            elif session.target is not None and any(
+                map(matches, self.access.rules.seen(session.initiator, self.scsi.luns).values())
+            ):
+                addresses[session.initiator] = session.address  # a session of the kernel's target has no nexus here
+        return [f"{name} from {address}" if address else name for name, address in sorted(addresses.items())]
+
+    def counters(self) -> Mapping[str, rates.Counts]:
+        """Return the bytes read, the bytes written and the commands of each volume that has a LUN."""
+        return {
+            configured.name: (unit.counters.bytes_read, unit.counters.bytes_written, unit.counters.commands)
+            for configured in self._settings.volumes
+            if (unit := self._unit_of(configured)) is not None
+        }
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Refuse all further changes.  Return when none is under way."""
+        with self._lock:
+            self._stopping = True
+
+    def close(self) -> None:
+        """Sync and close the volumes.  The fabric must have ended."""
+        for name, owner in self._volumes.items():
+            try:
+                owner.close()
+            except (block_device.BlockDeviceError, OSError) as error:
+                log.error("volume %s did not close cleanly: %s", name, error)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests for snapshots: take, list, show, label, compare with the volume, delete.
+
+A request names a volume and a snapshot.  Its answer is one of `messages`, or a job; its refusal is a Problem.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+from lun_backends.files import os_error
+from lun_backends.volumes import group, volume
+from lun_backends.volumes.errors import DeletionStopped
+from lun_backends.volumes.snapshot import Snapshot
+from target import codec, messages
+from target.service import moments, problems
+from target.service.inventory import Inventory
+from target.service.jobs import Cancelled, Job, Jobs
+
+log = logging.getLogger(__name__)
+
+MAX_CELLS = 65536
+
+
+class Snapshots:
+    """The snapshots of all volumes of an inventory.  Thread-safe."""
+
+    def __init__(self, inventory: Inventory, jobs: Jobs) -> None:
+        self._inventory = inventory
+        self._jobs = jobs
+
+    def create_snapshot(
+        self, volume_name: str, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+    ) -> messages.Taken:
+        """Take a snapshot and serve it.  Raise Problem."""
+        owner = self._inventory.volume(volume_name)
+        with self._inventory.changing():
+            with problems.translated(f"{volume_name}@{name} was not taken"):
+                snapshot = owner.create_snapshot(name, labels, scheduled=scheduled)
+            self._publish([(owner, snapshot)])
+        return self._taken(owner, snapshot)
+
+    def create_group(
+        self, name: str, volume_names: Sequence[str], labels: Mapping[str, str] | None = None
+    ) -> list[messages.Taken]:
+        """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
+        with self._inventory.changing():
+            owners = [self._inventory.volume(volume_name) for volume_name in volume_names]
+            with problems.translated(f"the group {name} was not taken"):
+                taken = list(zip(owners, group.create(owners, name, labels), strict=True))
+            self._publish(taken)
+        return [self._taken(owner, snapshot) for owner, snapshot in taken]
+
+    def _publish(self, taken: Sequence[tuple[volume.Volume, Snapshot]]) -> None:
+        """Serve new snapshots; if one cannot be served, delete them all.  Raise Problem."""
+        try:
+            for owner, snapshot in taken:
+                self._inventory.publish(owner, snapshot)
+        except (problems.Problem, OSError) as error:
+            for owner, snapshot in taken:
+                self._inventory.withdraw(snapshot)
+                with problems.translated(f"{owner.name}@{snapshot.name} can neither be served nor deleted"):
+                    owner.delete_snapshot(snapshot.name)
+                self._inventory.after_deletion(owner, snapshot)
+            if isinstance(error, OSError):
+                path = self._inventory.state_dir / "luns.json"
+                raise problems.file_failed(path, os_error.reason(error)) from error
+            raise
+
+    def _taken(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Taken:
+        log.info("took %s@%s", owner.name, snapshot.name)
+        shown = self._shown(owner, snapshot)
+        return messages.Taken(
+            **codec.fields(shown),
+            writes_held_seconds=snapshot.held_seconds or 0.0,
+            view_url=self._inventory.url(shown.view_lun),
+            write_once_url=self._inventory.url(shown.write_once_lun),
+        )
+
+    def list_snapshots(self, volume_name: str | None = None) -> Iterator[messages.Snapshot]:
+        """Yield the snapshots of one volume, or of all, oldest first.  Raise Problem."""
+        known = self._inventory.open_volumes
+        for owner in known.values() if volume_name is None else [self._inventory.volume(volume_name)]:
+            for snapshot in owner.snapshots:
+                yield self._shown(owner, snapshot)
+
+    def show_snapshot(self, volume_name: str, name: str) -> messages.SnapshotDetails:
+        """Return one snapshot.  Raise Problem."""
+        owner, snapshot = self._inventory.find(volume_name, name)
+        shown = self._shown(owner, snapshot)
+        return messages.SnapshotDetails(
+            **codec.fields(shown),
+            chunk_size=owner.chunk_size,
+            view_url=self._inventory.url(shown.view_lun),
+            write_once_url=self._inventory.url(shown.write_once_lun),
+        )
+
+    def label_snapshot(self, volume_name: str, name: str, changes: Mapping[str, str | None]) -> messages.Snapshot:
+        """Set labels of a snapshot; remove those whose value is None.  Raise Problem."""
+        owner, _ = self._inventory.find(volume_name, name)
+        with problems.translated(f"the labels of {volume_name}@{name} were not changed"):
+            return self._shown(owner, owner.label_snapshot(name, changes))
+
+    def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
+        """Return how much of each part (cell) of the volume has changed since a snapshot.  Raise Problem."""
+        owner, snapshot = self._inventory.find(volume_name, name)
+        chunks = -(-owner.device.size // owner.chunk_size)
+        cells = max(1, min(cells, MAX_CELLS, chunks))
+        with problems.translated(f"the changes since {volume_name}@{name} are not known"):
+            fractions = tuple(owner.changed_map(name, cells))
+        # A cell has as many chunks as `changed_map` counted in it.
+        edges = [cell * chunks // cells for cell in range(cells + 1)]
+        changed = sum(round(fractions[cell] * (edges[cell + 1] - edges[cell])) for cell in range(cells))
+        return messages.Changes(
+            self._shown(owner, snapshot),
+            owner.chunk_size,
+            min(changed * owner.chunk_size, owner.device.size),
+            tuple(round(fraction, 4) for fraction in fractions),
+        )
+
+    def delete_snapshot(self, volume_name: str, name: str) -> Job:
+        """Start a job that removes a snapshot's LUNs and deletes the snapshot.  Raise Problem."""
+        owner, snapshot = self._inventory.find(volume_name, name)
+
+        def work(job: Job) -> None:
+            self._inventory.withdraw(snapshot)
+            try:
+                with problems.translated(f"{volume_name}@{name} was not deleted"):
+                    owner.delete_snapshot(name, snapshot.uuid, progress=job.progress, cancelled=job.cancelled)
+            except DeletionStopped:
+                raise Cancelled from None
+            finally:
+                self._inventory.after_deletion(owner, snapshot)
+
+        return self._jobs.start("delete", f"{volume_name}@{name}", work)
+
+    def _shown(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Snapshot:
+        numbers = self._inventory.numbers_of(snapshot)
+        preserved = snapshot.preserved_bytes
+        return messages.Snapshot(
+            volume=owner.name,
+            name=snapshot.name,
+            uuid=str(snapshot.uuid),
+            taken=moments.utc(snapshot.taken_at),
+            state=snapshot.state.value,
+            reason=snapshot.invalid_reason,
+            size=snapshot.view.size,
+            used_bytes=snapshot.used_bytes,
+            preserved_bytes=preserved,
+            preserved_percent=round(100 * preserved / snapshot.view.size, 4),
+            view_lun=numbers.view if numbers else None,
+            write_once_lun=numbers.write_once if numbers else None,
+            labels=dict(snapshot.labels),
+            scheduled=snapshot.scheduled,
+        )

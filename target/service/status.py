@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of the daemon as it is shown: volumes, sessions, jobs, throughput, space and alerts."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from pathlib import Path
+
+import target
+from target import messages
+from target.configuration import settings
+from target.iscsi.session_info import SessionInfo
+from target.service import alerts, moments, volumes
+from target.service.inventory import Inventory
+from target.service.jobs import Jobs
+from target.service.rates import Rates
+from target.service.scheduler import Scheduler
+
+
+class Status:
+    """The parts of a daemon, read only."""
+
+    def __init__(self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler) -> None:
+        self._inventory = inventory
+        self._jobs = jobs
+        self._rates = rates
+        self._scheduler = scheduler
+        self._started = datetime.datetime.now(datetime.UTC)
+
+    def status(self) -> messages.Status:
+        """Return everything at a glance."""
+        inventory = self._inventory
+        space = shutil.disk_usage(inventory.state_dir)
+        troubles = tuple(alerts.current(inventory, self._scheduler.failures, space.free, space.total))
+        return messages.Status(
+            version=target.VERSION,
+            pid=os.getpid(),
+            started=moments.utc(self._started),
+            state_dir=str(inventory.state_dir),
+            fabric=inventory.settings.fabric.value,
+            target=inventory.settings.target,
+            portal=inventory.portal_address,
+            portals=tuple(inventory.fabric.addresses()),
+            space_free_bytes=space.free,
+            space_total_bytes=space.total,
+            volumes=tuple(self.volume(configured) for configured in inventory.settings.volumes),
+            sessions=tuple(_session(session) for session in inventory.fabric.sessions()),
+            jobs=tuple(job.message() for job in self._jobs.all() if not job.ended),
+            trouble=tuple(alert.message for alert in troubles),
+            alerts=troubles,
+        )
+
+    def alerts(self) -> list[messages.Alert]:
+        """Return the conditions that need the administrator's attention."""
+        space = shutil.disk_usage(self._inventory.state_dir)
+        return list(alerts.current(self._inventory, self._scheduler.failures, space.free, space.total))
+
+    def volume(self, configured: settings.Volume) -> messages.Volume:
+        """Return one volume, as it is being served."""
+        owner = self._inventory.open_volumes.get(configured.name)
+        read, written, commands = self._rates.of(configured.name)
+        primary = volumes.primary_path(configured, self._inventory.state_dir)
+        return messages.Volume(
+            name=configured.name,
+            lun=configured.lun,
+            state="online" if owner else "failed",
+            trouble=owner.in_doubt if owner else self._inventory.failed.get(configured.name, ""),
+            restoring=owner.rolling_back_to.name if owner and owner.rolling_back_to else None,
+            size=owner.device.size if owner else configured.size or 0,
+            block_size=configured.block_size,
+            chunk_size=configured.chunk_size,
+            durability=configured.durability.value,
+            primary=str(primary),
+            primary_used_bytes=_used(primary),
+            snapshots=len(owner.snapshots) if owner else 0,
+            snapshot_bytes=sum(snapshot.used_bytes for snapshot in owner.snapshots) if owner else 0,
+            preserved_bytes=owner.space.used if owner else 0,
+            preserved_limit=configured.limit,
+            on_error=configured.on_error.value,
+            read_bytes_per_second=read,
+            written_bytes_per_second=written,
+            commands_per_second=commands,
+        )
+
+
+def _session(session: SessionInfo) -> messages.Session:
+    since = None if session.since is None else moments.utc(datetime.datetime.fromtimestamp(session.since, datetime.UTC))
+    return messages.Session(
+        session.initiator,
+        session.address,
+        session.target,
+        since,
+        session.commands,
+        session.bytes_read,
+        session.bytes_written,
+    )
+
+
+def _used(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
