@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,59 +17,9 @@ from lun_backends import block_device, remote
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import backing_file
 from tests.lun_backends.memory_side import SIZE, block, read
-from tests.memory_device import MemoryDevice
+from tests.lun_backends.remote_lun import Disk, Remote, answer
 
 BLOCKS = SIZE // 512
-
-
-class Disk(MemoryDevice):
-    """The block device as Linux shows it: every refusal of the LUN is EREMOTEIO."""
-
-    broken = False
-
-    def readv(self, offset: int, buffers: block_device.Buffers) -> None:
-        try:
-            self._fail()
-            super().readv(offset, buffers)
-        except block_device.BlankBlock:
-            raise remote._TargetFailure from None
-
-    def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False) -> None:
-        try:
-            self._fail()
-            super().writev(offset, buffers, fua=fua)
-        except block_device.BlockWritten:
-            raise remote._TargetFailure from None
-
-    def _fail(self) -> None:
-        if self.broken:
-            raise remote._TargetFailure
-
-
-class Remote(remote.RemoteWriteOnce):
-    """With the disk above, and its answers to GET LBA STATUS."""
-
-    def __init__(self, disk: Disk) -> None:
-        self.disk = disk
-        self._device = disk  # type: ignore[assignment]  # in place of the device node, which takes a kernel
-        self._control = -1
-        self.size, self.block_size, self._shift = disk.size, 512, 9
-        self.answers: list[bytes] = []
-
-    def _command(self, cdb: bytes, lba: int) -> bytes:
-        if self.answers:
-            return self.answers.pop(0)
-        assert cdb[:2] == b"\x9e\x12"
-        assert int.from_bytes(cdb[2:10]) == lba
-        runs: list[tuple[int, int, int]] = []
-        for extent in MemoryDevice.extents(self.disk, lba * 512, self.size - lba * 512):
-            runs.append((extent.offset // 512, extent.length // 512, int(extent.kind is ExtentKind.BLANK)))
-        return answer(*runs[:2])  # a device may answer for less than it was asked
-
-
-def answer(*runs: tuple[int, int, int]) -> bytes:
-    descriptors = b"".join(struct.pack(">QIB3x", *run) for run in runs)
-    return struct.pack(">I4x", len(descriptors) + 4) + descriptors
 
 
 @pytest.fixture
