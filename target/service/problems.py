@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything the daemon can answer a command with instead of doing it: a code, a sentence, a remedy.
+"""The refusals of the daemon: for each request that it does not carry out, a code, a sentence and a remedy.
 
-The code is for programs and never changes; the sentence names the thing concerned; the remedy says what to do.
+The code is for programs and never changes.  The sentence names the object concerned.  The remedy says what to do.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from target import units
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 
+LOG_OUT = "log those initiators out first, or use force=true"
+STOP_USING = "stop using it first, or use force=true"
+
 
 class Problem(Exception):
-    """A request that was not done.  `status` is the HTTP status that goes with it."""
+    """A refused request.  `status` is the HTTP status of the answer."""
 
     def __init__(self, code: str, message: str, remedy: str, status: int = 409) -> None:
         super().__init__(f"{message}: {remedy}")
@@ -44,105 +47,123 @@ def _known(names: Iterable[str], wanted: str, what: str, none: str) -> str:
 
 
 def no_such_volume(name: str, names: Iterable[str]) -> Problem:
-    """The configuration has no such volume."""
+    """Refuse a name that no volume of the configuration has."""
     remedy = _known(names, name, "the volumes", "add it to the configuration")
     return Problem("no-such-volume", f"there is no volume {name}", remedy, 404)
 
 
 def no_such_snapshot(volume: str, name: str, names: Iterable[str]) -> Problem:
-    """The volume has no such snapshot."""
+    """Refuse a name that no snapshot of the volume has."""
     remedy = _known(names, name, f"the snapshots of {volume}", f"take one with `wolun snapshot create {volume} {name}`")
     return Problem("no-such-snapshot", f"{volume} has no snapshot {name}", remedy, 404)
 
 
 def volume_failed(name: str, why: str) -> Problem:
-    """The volume could not be opened at start."""
-    return Problem("volume-failed", f"volume {name} is not served: {why}", "repair it, then start the daemon again")
+    """Refuse a request for a volume that could not be opened."""
+    return Problem(
+        "volume-failed",
+        f"volume {name} is not served: {why}",
+        "repair it, then run restoreconfig in the shell or start the daemon again",
+    )
 
 
 def refused(what: str, why: str, remedy: str) -> Problem:
-    """The layers below would not do it."""
+    """Refuse what a lower layer refuses or cannot do."""
     return Problem("refused", f"{what}: {why}", remedy)
 
 
 def no_luns_left() -> Problem:
-    """All LUN numbers are taken."""
-    return Problem("no-luns-left", "every LUN number is in use", "delete snapshots that are not needed any more")
+    """Refuse a new unit when all LUN numbers are taken."""
+    return Problem("no-luns-left", "every LUN number is in use", "delete snapshots that you no longer need")
 
 
 def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
-    """Something somebody needs must not go."""
+    """Refuse to remove an object that `users` need."""
     return Problem("in-use", f"{what} is in use by {', '.join(users)}", remedy)
 
 
 def no_such_portal(address: str, addresses: Iterable[str]) -> Problem:
-    """Nobody listens there."""
+    """Refuse an address that is no portal."""
     return Problem("no-such-portal", f"there is no portal {address}", f"there are: {', '.join(addresses)}", 404)
 
 
 def no_such_initiator(name: str, names: Iterable[str]) -> Problem:
-    """The configuration has no such entry."""
+    """Refuse a name that no entry of `access.initiators` has."""
     remedy = _known(names, name, "there are", "create it in `acls`")
     return Problem("no-such-initiator", f"there is no entry for initiator {name}", remedy, 404)
 
 
+def no_such_unit(name: str, names: Iterable[str]) -> Problem:
+    """Refuse to map a unit that does not exist."""
+    return Problem("no-such-unit", f"there is no unit {name}", f"there are: {', '.join(names) or 'none'}", 404)
+
+
+def initiator_broken(reason: str) -> Problem:
+    """Report an entry of `access.initiators` that admits no initiator."""
+    return Problem("initiator-broken", reason, "correct the file, then restore again")
+
+
 def invalid(what: str, problem: str) -> Problem:
-    """A value that the configuration must not have."""
+    """Refuse a value that the configuration must not have."""
     return Problem("invalid", f"{what}: {problem}", "correct it and try again", 422)
 
 
 def at_next_start(what: str) -> Problem:
-    """Something that cannot change while the daemon runs."""
-    return Problem("at-next-start", f"{what} changes when the daemon starts again", "start it again when that suits")
+    """Refuse a change that cannot be made while the daemon runs."""
+    return Problem("at-next-start", f"{what} changes when the daemon starts again", "start it again when you can")
 
 
 def no_such_job(number: int) -> Problem:
-    """A job that ended long ago, or never was."""
+    """Refuse the number of a job that ended long ago or never ran."""
     return Problem("no-such-job", f"there is no job {number}", "`wolun status` lists the jobs", 404)
 
 
 def file_exists(path: Path) -> Problem:
-    """The file to be written is there."""
+    """Refuse to replace a file."""
     return Problem("file-exists", f"{path} exists already", "choose another name, or overwrite it with --force")
 
 
 def file_failed(path: Path, why: str) -> Problem:
-    """The file cannot be written."""
-    return Problem("file-failed", f"{path} cannot be written: {why}", "choose a place with room that you may write to")
+    """Refuse to write a file that cannot be written."""
+    return Problem(
+        "file-failed",
+        f"{path} cannot be written: {why}",
+        "choose a place that has room and that the daemon may write to",
+    )
 
 
 def no_result(number: int) -> Problem:
-    """A job that found nothing out, or has not yet."""
+    """Refuse a request for the result of a job that has none, or none yet."""
     return Problem("no-result", f"job {number} has no result", "wait until it is done", 404)
 
 
 def no_room(path: Path, needed: int, free: int) -> Problem:
-    """The file to be written would fill its disk."""
+    """Refuse to write a file that could fill its disk."""
     return Problem(
         "no-room",
         f"{path} cannot be written: it takes up to {units.human_size(needed)}, and {units.human_size(free)} are free there",
-        "choose a place with more room; or, if much of it is zeroes, which take none, say --anyway",
+        "choose a place with more room; or, if much of it is zeroes, which take no room, use --anyway",
         507,
     )
 
 
 def stopping() -> Problem:
-    """The daemon is on its way out."""
+    """Refuse a request because the daemon is stopping."""
     return Problem("stopping", "the daemon is stopping", "start it again with `wolun serve`", 503)
 
 
 def internal(error: Exception) -> Problem:
-    """A bug of ours."""
+    """Report an error that wolun did not expect: a bug."""
     return Problem(
         "internal-error",
-        f"something unforeseen: {type(error).__name__}: {error}",
-        "see the daemon's log, and report it",
+        f"an unexpected error: {type(error).__name__}: {error}",
+        "see the daemon's log, and report this as a bug",
         500,
     )
 
 
 def lun_taken(lun: int, volume_name: str) -> Problem:
-    """A volume's number belongs to a snapshot."""
+    """Refuse a LUN number for a volume that a snapshot has."""
     return Problem(
         "lun-taken",
         f"LUN {lun} belongs to a snapshot of {volume_name}",
@@ -151,9 +172,11 @@ def lun_taken(lun: int, volume_name: str) -> Problem:
 
 
 def differs(volume_name: str, key: str, is_: str, says: str) -> Problem:
-    """The configuration contradicts what a volume was made with."""
+    """Refuse a configuration that contradicts the volume."""
     return Problem(
-        "differs", f"{volume_name} was made with {key} {is_}, the configuration says {says}", f"put {key} {is_} back"
+        "differs",
+        f"{volume_name} was made with {key} {is_}, but the configuration says {says}",
+        f"put {key} {is_} back",
     )
 
 
@@ -174,8 +197,10 @@ _CODES = {
 
 @contextlib.contextmanager
 def translated(what: str, remedy: str | None = None) -> Iterator[None]:
-    """Turn the errors of the layers below into Problems that say `what` failed and what to do (None: what the error
-    says); what was stopped on request passes through.
+    """Turn the errors of lower layers into Problems that say `what` failed.
+
+    Without `remedy`, the error's own remedy is used.  DeletionStopped and RollbackStopped pass through: the caller asked for
+    them.
     """
     try:
         yield
@@ -196,17 +221,17 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
 
 
 def bad_request(where: str, what: str) -> Problem:
-    """A request that does not fit its type."""
+    """Refuse a request that does not fit its type."""
     return Problem("bad-request", f"the request is wrong at {where}: {what}", "see /openapi.json", 422)
 
 
 def no_such_request(method: str, path: str, status: int) -> Problem:
-    """A request that does not exist."""
+    """Refuse a request that does not exist."""
     return Problem("no-such-request", f"there is no {method} {path}", "see /openapi.json", status)
 
 
 def validated(model: type[T], fields: Mapping[str, Any], what: str) -> T:
-    """A part of the configuration that has these values.  Raises Problem."""
+    """Return a part of the configuration with these values.  Raise Problem."""
     try:
         return model.model_validate(dict(fields))
     except pydantic.ValidationError as error:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of volumes: create, change, resize, remove.
+
+| change                           | how it is made                                                              |
+| -------------------------------- | --------------------------------------------------------------------------- |
+| the keys in `_WHILE_IN_USE`      | on the open volume, while initiators use it                                 |
+| the size                         | on the open volume, upwards only                                            |
+| all other keys (LUN, durability) | the volume is removed and added again; it must not be in use, unless forced |
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+
+from target import codec, messages
+from target.administration.access import AccessChanges
+from target.administration.in_force import InForce, volume_of
+from target.configuration import settings, values
+from target.fabrics import access
+from target.service import problems, volumes
+from target.service.service import Service
+
+log = logging.getLogger(__name__)
+
+_WHILE_IN_USE = frozenset({"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "schedule", "keep"})
+
+
+class VolumeChanges:
+    """The changes.  One caller at a time (see administration).  Every method raises Problem."""
+
+    def __init__(self, service: Service, in_force: InForce, access_changes: AccessChanges) -> None:
+        self._service = service
+        self._inventory = service.inventory
+        self._in_force = in_force
+        self._access = access_changes
+
+    def create(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
+        """Create a volume, or take up one whose data exists, and serve it."""
+        fields = {key: value for key, value in codec.encode(request).items() if value is not None}
+        if fields.pop("hidden"):
+            fields["lun"] = values.NO_LUN
+        elif request.lun is None:
+            fields["lun"] = self._inventory.lowest_free_lun()
+        volume = problems.validated(settings.Volume, fields, f"volume {request.name}")
+        changed = self._in_force.with_volume(volume)
+        if dry_run:
+            return
+        self._inventory.add_volume(volume)
+        self._in_force.put(changed)
+        log.info("volume %s is served as LUN %s", volume.name, values.NO_LUN if volume.lun is None else volume.lun)
+
+    def change(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
+        """Change the keys of a volume that the request has."""
+        before = self._in_force.volume(name)
+        fields = {key: value for key, value in codec.encode(request).items() if value is not None}
+        if fields.pop("hidden"):
+            fields["lun"] = values.NO_LUN
+        if fields.get("limit") == messages.NO_LIMIT:
+            fields["limit"] = None
+        after = problems.validated(settings.Volume, {**before.model_dump(), **fields}, f"volume {name}")
+        self._in_force.with_volume_changed(after)
+        if after != before:
+            self.become(before, after, force=force, dry_run=dry_run)
+
+    def resize(self, name: str, size: int) -> None:
+        """Enlarge a volume to `size` bytes while it is used."""
+        before = self._in_force.volume(name)
+        self._service.reshaping.resize(name, size)
+        if before.size is not None:
+            self._in_force.put_volume(before.model_copy(update={"size": size}))
+
+    def become(self, before: settings.Volume, after: settings.Volume, *, force: bool, dry_run: bool) -> None:
+        """Make a configured volume what `after` says, also if it is not served now."""
+        same = before.model_copy(update={key: getattr(after, key) for key in _WHILE_IN_USE}) == after
+        if same and before.name not in self._inventory.failed:
+            if not dry_run:
+                self._change_open(after)
+            return
+        self.remove(before.name, force=force, dry_run=dry_run)
+        if not dry_run:
+            self.add(after, dry_run=False)
+
+    def _change_open(self, after: settings.Volume) -> None:
+        """Change a volume that stays served: the rules of its snapshots, and snapshots that it must have."""
+        owner = self._inventory.volume(after.name)
+        names = {snapshot.name for snapshot in owner.snapshots}
+        owner.keep_by(volumes.rules(after))
+        for name in after.snapshots:
+            if name not in names:
+                self._service.snapshots.create_snapshot(after.name, name)
+        self._in_force.put_volume(after)
+
+    def add(self, volume: settings.Volume, *, dry_run: bool) -> None:
+        """Serve a volume of a configuration file.  If that fails, it is configured, as at the start, and not served."""
+        changed = self._in_force.with_volume(volume)
+        if dry_run:
+            return
+        try:
+            self._inventory.add_volume(volume)
+        except problems.Problem as problem:
+            self._inventory.mark_failed(volume.name, problem.message)
+            self._in_force.put(changed)
+            raise
+        self._in_force.put(changed)
+
+    def remove(self, name: str, *, force: bool, dry_run: bool, data: bool = False) -> None:
+        """Stop serving a volume; with `data`, delete its files in the state directory."""
+        volume = self._in_force.volume(name)
+        if not force:
+            self._refuse_if_used(volume)
+        self._refuse_if_jobs_run(volume)
+        if data and not force:
+            self._refuse_if_it_has_snapshots(volume)
+        if dry_run:
+            return
+        now = self._in_force.settings
+        changed = self._in_force.without_volume(name, mappings=force)
+        self._inventory.remove_volume(volume)
+        if changed.access != now.access:
+            self._access.apply(access.Rules.read(changed.access, self._inventory.state_dir))
+        self._in_force.put(changed)
+        if data:
+            with problems.translated(f"the data of {name} was not deleted completely"):
+                shutil.rmtree(volumes.volume_directory(name, self._inventory.state_dir))
+        log.info("volume %s is no longer served%s", name, "; its data is deleted" if data else "")
+
+    def _refuse_if_used(self, volume: settings.Volume) -> None:
+        users = list(self._users(volume))
+        if users:
+            raise problems.in_use(f"volume {volume.name}", users, problems.STOP_USING)
+
+    def _users(self, volume: settings.Volume) -> Iterator[str]:
+        """Yield the sessions that reach the volume or its snapshots, and the mappings of them."""
+        yield from self._inventory.users(lambda unit: volume_of(unit.name) == volume.name)
+        for initiator in self._in_force.settings.access.initiators or ():
+            for mapped in initiator.luns or ():
+                if volume_of(mapped.unit) == volume.name:
+                    yield f"the mapping of {mapped.unit} to {initiator.name} as LUN {mapped.lun}"
+
+    def _refuse_if_jobs_run(self, volume: settings.Volume) -> None:
+        running = [
+            f"job {job.number} ({job.kind} {job.subject})"
+            for job in self._service.jobs.all()
+            if not job.ended and volume_of(job.subject) == volume.name
+        ]
+        if running:
+            raise problems.in_use(f"volume {volume.name}", running, "wait for it, or cancel it")
+
+    def _refuse_if_it_has_snapshots(self, volume: settings.Volume) -> None:
+        owner = self._inventory.open_volumes.get(volume.name)
+        if owner is not None and owner.snapshots:
+            names = [f"snapshot {snapshot.name}" for snapshot in owner.snapshots]
+            raise problems.in_use(f"the data of {volume.name}", names, "delete them first, or use force=true")
