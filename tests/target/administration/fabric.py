@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fabric without a network: it keeps books of its addresses, and tests log initiators in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from target.fabrics import access, fabric
+from target.iscsi import errors
+from target.iscsi.session_info import SessionInfo
+
+REFUSED_PORT = ":99"
+"""The end of an address that it refuses to listen on."""
+
+
+class BookFabric:
+    """It listens on `listening`; `came_by` has the users of each address; `logged_in` are the sessions."""
+
+    def __init__(self, *listen: str) -> None:
+        self.listening = list(listen)
+        self.came_by: dict[str, list[str]] = {}
+        self.logged_in: list[SessionInfo] = []
+        self.admitted: list[access.Rules] = []
+        self.refuses_to_admit = False
+
+    def log_in(self, initiator: str, address: str, target: str | None) -> None:
+        """Add a session, as if the initiator had logged in."""
+        number = len(self.logged_in) + 1
+        self.logged_in.append(SessionInfo(number, initiator, "", address, target, None, None, None, None, None))
+
+    def addresses(self) -> Sequence[str]:
+        return tuple(self.listening)
+
+    def listen(self, address: str) -> None:
+        if address.endswith(REFUSED_PORT):
+            raise fabric.CannotListen("the kernel said no")
+        self.listening.append(address)
+
+    def unlisten(self, address: str) -> None:
+        self.listening.remove(address)
+
+    def users(self, address: str) -> Sequence[str]:
+        return self.came_by.get(address, [])
+
+    def sessions(self) -> Sequence[SessionInfo]:
+        return tuple(self.logged_in)
+
+    def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
+        return {}
+
+    def end_session(self, tsih: int) -> None:
+        self.logged_in = [session for session in self.logged_in if session.tsih != tsih]
+
+    def admit(self, rules: access.Rules) -> None:
+        if self.refuses_to_admit:
+            raise fabric.CannotStart("the kernel said no")
+        self.admitted.append(rules)
+
+    def start(self) -> None:
+        pass
+
+    def close(self, drain: float) -> None:
+        pass
