@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Things that take long: each runs on a thread of its own, reports its progress, and can be cancelled.
+"""Jobs: work that takes long, each on a thread of its own, that reports progress and can be cancelled.
 
 | state       | meaning                                                           |
 | ----------- | ----------------------------------------------------------------- |
-| `running`   | at work                                                           |
+| `running`   | its work is running                                               |
 | `done`      | finished                                                          |
 | `failed`    | ended with a Problem                                              |
-| `cancelled` | was asked to stop, stopped, and left nothing behind it should not |
+| `cancelled` | its work stopped on request, and left nothing unfinished behind   |
 
-Ended jobs are remembered until `KEPT` newer ones have ended: how they ended, and nothing of what they worked on.
+An ended job is kept until `KEPT` newer ones have ended.  Its outcome is kept, and no reference to the objects it worked on.
 """
 
 from __future__ import annotations
@@ -27,58 +27,58 @@ KEPT = 64
 
 
 class Cancelled(Exception):
-    """Raised by a job's work when it stops because it was asked to."""
+    """The work of a job raises this when it stops on request."""
 
 
 class Job:
-    """One of them.  `work` is called with the job, calls `progress`, and raises Cancelled soon after `cancelled` is set."""
+    """One job.  It calls `work` with itself; `work` calls `progress`, and raises Cancelled soon after `cancelled` is true."""
 
     def __init__(self, number: int, kind: str, subject: str, work: Callable[[Job], None]) -> None:
         self.number = number
         self.kind = kind
         self.subject = subject
-        self._work: Callable[[Job], None] | None = work  # until it has ended: it holds what it worked on
+        self._work: Callable[[Job], None] | None = work  # until it ends: it refers to what it works on
         self._cancel = threading.Event()
         self._ended = threading.Event()
         self._done = self._total = 0
         self._state = "running"
         self._problem: problems.Problem | None = None
         self.result: object = None
-        """What the work found out, if that is what it is for: set by the work before it ends."""
+        """The result, if the job has one; the work sets it before it ends."""
         self._thread = threading.Thread(target=self._run, name=f"job-{number}", daemon=True)
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether the work has ended."""
         return self._ended.is_set()
 
     def start(self) -> None:
-        """Set it going."""
+        """Start the thread."""
         self._thread.start()
 
     def progress(self, done: int, total: int) -> None:
-        """For the work: `done` of `total` bytes are through."""
+        """Record that `done` of `total` bytes are processed; the work calls it."""
         self._done, self._total = done, total
 
     def cancelled(self) -> bool:
-        """For the work: whether it should stop."""
+        """Return whether the work should stop; the work calls it."""
         return self._cancel.is_set()
 
     def cancel(self) -> None:
-        """Ask it to stop."""
+        """Ask the work to stop."""
         self._cancel.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it has ended; whether it has."""
+        """Wait until the work has ended, or for `seconds`; return whether it has ended."""
         return self._ended.wait(seconds)
 
     def check(self) -> None:
-        """Raises the Problem it ended with, if it did."""
+        """Raise the Problem that the work ended with, if there is one."""
         if self._problem is not None:
             raise self._problem
 
     def message(self) -> messages.Job:
-        """How it stands."""
+        """Return the state of the job."""
         refusal = None
         if self._problem is not None:
             refusal = messages.Refusal(self._problem.code, self._problem.message, self._problem.remedy)
@@ -93,9 +93,9 @@ class Job:
         except Cancelled:
             self._state = "cancelled"
         except problems.Problem as problem:
-            problem.__cause__ = problem.__context__ = None  # their frames hold it, too
+            problem.__cause__ = problem.__context__ = None  # their frames refer to the work's objects
             self._problem, self._state = problem.with_traceback(None), "failed"
-        except Exception as error:  # a bug; told to whoever waits for the job, too
+        except Exception as error:  # a bug; the job's caller learns of it, too
             log.exception("job %d, %s of %s, failed", self.number, self.kind, self.subject)
             self._problem, self._state = problems.internal(error), "failed"
         finally:
@@ -104,7 +104,7 @@ class Job:
 
 
 class Jobs:
-    """All jobs of a daemon.  Thread-safe."""
+    """The jobs of a daemon.  Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class Jobs:
         self._stopping = False
 
     def start(self, kind: str, subject: str, work: Callable[[Job], None]) -> Job:
-        """Set a job going.  Raises Problem when the daemon is stopping."""
+        """Start a job.  Raise Problem when the daemon is stopping."""
         with self._lock:
             if self._stopping:
                 raise problems.stopping()
@@ -126,19 +126,19 @@ class Jobs:
         return job
 
     def job(self, number: int) -> Job:
-        """The job of that number.  Raises Problem."""
+        """Return the job of that number.  Raise Problem."""
         job = self._jobs.get(number)
         if job is None:
             raise problems.no_such_job(number)
         return job
 
     def all(self) -> list[Job]:
-        """The jobs, oldest first."""
+        """Return the jobs, oldest first."""
         with self._lock:
             return list(self._jobs.values())
 
     def stop(self) -> None:
-        """Cancel what runs, wait until it has ended, and start nothing more."""
+        """Refuse new jobs, cancel those that run, and wait until they have ended."""
         with self._lock:
             self._stopping = True
         for job in self.all():

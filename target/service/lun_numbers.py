@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which LUN numbers the snapshots have: the same over restarts, until the snapshot is deleted.
+"""The LUN numbers of snapshots: each keeps its two, over restarts, until it is deleted.
 
-Kept in one small file, replaced as a whole: written beside, synced, renamed over, the directory synced.  Numbers are
-stored before they are served, so no initiator ever saw a number that a crash could give to another snapshot.
+They are kept in one small file that is replaced as a whole (lun_backends.files.small_file).  A number is stored before it is
+served, so no initiator ever sees a number that another snapshot could have after a crash.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _TYPE = pydantic.TypeAdapter(_File)
 
 
 class Damaged(Exception):
-    """The file cannot be read; says why and what to do."""
+    """The file cannot be read; the text has the reason and the remedy."""
 
 
 class LunNumbers:
-    """The numbers in the file at `path`, none of which may be in `reserved` (the volumes' own).  Thread-safe.
+    """The numbers in the file at `path`, without those in `reserved`, which volumes have.  Thread-safe.
 
-    Raises Damaged, OSError.
+    Raise Damaged, OSError.
     """
 
     def __init__(self, path: Path, reserved: Collection[int]) -> None:
@@ -63,23 +63,23 @@ class LunNumbers:
         except pydantic.ValidationError as error:
             what = error.errors(include_url=False)[0]["msg"]
             raise Damaged(
-                f"{path} is damaged ({what}): put it back from a backup, or delete it and let snapshots get new LUNs"
+                f"{path} is damaged ({what}): restore it from a backup, or delete it; then the snapshots get new LUNs"
             ) from error
 
     def all(self) -> Mapping[uuid.UUID, Numbers]:
-        """What is allotted now."""
+        """Return the numbers of all snapshots, by the snapshot's identity."""
         return dict(self._snapshots)
 
     def allot(self, snapshot: uuid.UUID, volume: str) -> Numbers:
-        """The numbers of a snapshot: those it has, or the lowest two that are free.  Durable on return.
+        """Return the numbers of a snapshot: those it has, or the lowest two that are free.  Durable on return.
 
-        Raises Problem when there are none, OSError.
+        Raise Problem when there are none, OSError.
         """
         with self._lock:
             known = self._snapshots.get(snapshot)
             if known is not None:
                 return known
-            used = {number for each in self._snapshots.values() for number in (each.view, each.write_once)}
+            used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
             used |= self._reserved
             free = (number for number in range(scsi_target.MAX_LUN + 1) if number not in used)
             view, write_once = next(free, None), next(free, None)
@@ -90,7 +90,7 @@ class LunNumbers:
             return numbers
 
     def reserve(self, number: int) -> None:
-        """A volume has this number now: no snapshot gets it.  Raises Problem if one has it."""
+        """Keep a number for a volume: no snapshot gets it.  Raise Problem if one has it."""
         with self._lock:
             for numbers in self._snapshots.values():
                 if number in (numbers.view, numbers.write_once):
@@ -98,14 +98,14 @@ class LunNumbers:
             self._reserved |= {number}
 
     def release(self, number: int) -> None:
-        """No volume has this number any more."""
+        """Release a number that no volume has any longer."""
         with self._lock:
             self._reserved -= {number}
 
     def lowest_free(self) -> int:
-        """A number for a new volume.  Raises Problem when there is none."""
+        """Return a number for a new volume.  Raise Problem when there is none."""
         with self._lock:
-            used = {number for each in self._snapshots.values() for number in (each.view, each.write_once)}
+            used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
             used |= self._reserved
         for number in range(scsi_target.MAX_LUN + 1):
             if number not in used:
@@ -113,7 +113,7 @@ class LunNumbers:
         raise problems.no_luns_left()
 
     def free(self, snapshots: Collection[uuid.UUID]) -> None:
-        """Give back the numbers of snapshots that are no more.  Raises OSError."""
+        """Free the numbers of deleted snapshots.  Raise OSError."""
         with self._lock:
             kept = {identity: numbers for identity, numbers in self._snapshots.items() if identity not in snapshots}
             if len(kept) < len(self._snapshots):

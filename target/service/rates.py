@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much is going on: rates over the last few seconds, from counters that only grow."""
+"""The throughput of each volume over the last few seconds, from counters that only grow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WINDOW = 5
 
 
 class Rates:
-    """Looks at the counters of every volume once a second, on a thread of its own."""
+    """A thread that reads the counters of every volume once a second; `look` returns them."""
 
     def __init__(self, look: Callable[[], Mapping[str, Counts]]) -> None:
         self._look = look
@@ -25,11 +25,11 @@ class Rates:
         self._thread = threading.Thread(target=self._run, name="rates", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def of(self, name: str) -> tuple[float, float, float]:
-        """Bytes read, bytes written, commands, each per second; zero before there is anything to compare."""
+        """Return bytes read, bytes written and commands, each per second; zero before there is a sample to compare with."""
         samples = list(self._samples)
         now, counters = time.monotonic(), self._look()
         if not samples or name not in counters or name not in samples[0][1]:
@@ -42,7 +42,7 @@ class Rates:
         return read, written, commands
 
     def close(self) -> None:
-        """Stop looking."""
+        """End the thread."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells initiators and the log what becomes of a volume's snapshots.
+"""A listener that reports the events of a volume's snapshots to initiators and to the log.
 
-That the limit on their space is near goes to every initiator of the volume as unit attention 38h/07h (SBC-4 4.7.3.8.4); how
-things stand is told by `alerts` at any time.
+When their space comes near its limit, every initiator of the volume receives unit attention 38h/07h (SBC-4 4.7.3.8.4).  The
+present state is in `alerts` at any time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from target.scsi.sense import Asc
 log = logging.getLogger(__name__)
 
 _QUIET = 60.0
-"""Seconds between two lines in the log about refused writes, of which there may be thousands."""
+"""Seconds between two lines in the log about refused writes, because there may be thousands of them."""
 
 
 class Watch:
-    """The listener of volume `name`, which initiators reach as `unit()`."""
+    """The listener of volume `name`; `unit` returns the unit by which initiators reach it, if there is one."""
 
     def __init__(self, name: str, unit: Callable[[], LogicalUnit | None]) -> None:
         self._name = name
         self._unit = unit
-        self._refusal_told = float("-inf")
+        self._refusal_logged = float("-inf")
 
     def __call__(self, event: policy.Event) -> None:
         match event:
@@ -49,6 +49,8 @@ class Watch:
                 log.error("writes to %s are refused until its state can be recorded: %s", self._name, reason)
             case policy.WriteRefused(error):
                 now = time.monotonic()
-                if now - self._refusal_told > _QUIET:
-                    self._refusal_told = now
-                    log.error("a write to %s was refused, its old data could not be preserved: %s", self._name, error)
+                if now - self._refusal_logged > _QUIET:
+                    self._refusal_logged = now
+                    log.error(
+                        "a write to %s was refused because its old data could not be preserved: %s", self._name, error
+                    )

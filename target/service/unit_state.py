@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes logical units with what they remember from one start of the daemon to the next, in their volume's directory.
+"""The state that logical units keep over restarts, in their volume's directory.
 
 <state directory>/volumes/<name>/reservations/<unit>.json    persistent reservations (target/scsi/reservations/reservation_file.py)
 <state directory>/volumes/<name>/atomic.journal              an atomic write under way (lun_backends/atomic_journal.py)
@@ -19,7 +19,7 @@ from target.service import problems, volumes
 
 
 class UnitState:
-    """What units remember under one state directory."""
+    """A maker of units that keep their state under one state directory."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
@@ -40,7 +40,7 @@ class UnitState:
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
     ) -> logical_unit.LogicalUnit:
-        """A unit of the volume.  Raises Problem, OSError."""
+        """Return a unit of the volume.  Raise Problem, OSError."""
         try:
             return logical_unit.LogicalUnit(
                 device,
@@ -53,17 +53,19 @@ class UnitState:
             )
         except reservation_file.Damaged as error:
             raise problems.refused(
-                f"{name} is not served", str(error), "a reservation forgotten would let in whom it keeps out"
+                f"{name} is not served",
+                str(error),
+                "prefer the backup: without the file, initiators that a reservation keeps out can write",
             ) from error
 
     def journal(self, owner: volume.Volume) -> atomic_journal.AtomicJournal:
-        """The journal of the volume's primary; finishes what a crash interrupted, so nobody must read or snapshot before.
+        """Return the journal of the volume's primary, after finishing an atomic write that a crash interrupted.
 
-        Raises BlockDeviceError, OSError.
+        Call it before the first read and the first snapshot.  Raise BlockDeviceError, OSError.
         """
         return atomic_journal.AtomicJournal(self._directory(owner) / "atomic.journal", owner.device)
 
     def forget(self, owner: volume.Volume, units: Iterable[uuid.UUID]) -> None:
-        """Units are gone for good.  Raises OSError."""
+        """Delete the state of units that are deleted.  Raise OSError."""
         for identity in units:
             reservation_file.store(self._reservations(owner, identity), persistent_reservation.State())

@@ -253,7 +253,7 @@ def test_a_volume_that_cannot_be_opened_is_named_and_the_others_are_served(
 def test_the_daemon_does_not_start_if_no_volume_can_be_served(tmp_path: Path) -> None:
     config = write_config(tmp_path, f"target: {daemon.IQN}\nvolumes:\n  - {{name: a, lun: 0}}\n")
     said = refused("--config", config, "--state-dir", tmp_path / "s", "--portal", "127.0.0.1:0")
-    assert "a new volume needs to know how large: add `size` to a" in said
+    assert "a new volume needs a size: add `size` to a" in said
     assert "no volume can be served" in said
 
 

@@ -105,3 +105,17 @@ def test_restored_file_moves_portals_and_leaves_the_rest_to_the_next_start(
     assert restored(admin) == {"change lio": "at-next-start"}
     assert kernel.listening == [SECOND]
     assert (admin.running().lio.listen, admin.running().lio.loopback) == ((SECOND,), False)
+
+
+def test_address_on_file_stays_when_the_portal_in_its_place_goes(tmp_path: Path, file: Path) -> None:
+    """The daemon listens on SECOND, as if `--portal` said so, and the file would otherwise be left without an address."""
+    kernel, on_file = BookFabric(SECOND), reader.load(file)
+    listening = on_file.model_copy(update={"lio": on_file.lio.model_copy(update={"listen": (SECOND,)})})
+    service = Service(listening, tmp_path / "state")
+    service.fabric_started(kernel)
+    admin = administration.Administration(service, kernel, file, on_file)
+    admin.create_portal(FIRST, dry_run=False)
+    admin.delete_portal(FIRST, force=False, dry_run=False)
+    assert (kernel.listening, admin.running().lio.listen) == ([SECOND], (FIRST,))
+    service.stop()
+    service.close()

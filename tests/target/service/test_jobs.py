@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that have ended are remembered, and what they worked on is not."""
+"""An ended job is kept, and the objects that it worked on are not."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def broken(job: jobs.Job, snapshot: Snapshot) -> None:
 
 
 @pytest.mark.parametrize("work", [done, cancelled, failed, broken], ids=lambda work: work.__name__)
-def test_what_an_ended_job_worked_on_is_let_go(work: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once: a collector that seldom runs must not be needed for it."""
+def test_ended_job_does_not_keep_its_objects(work: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objects go at once, without the garbage collector, which seldom runs."""
     monkeypatch.setattr(jobs.log, "disabled", True)  # pytest keeps what is logged, tracebacks included
     snapshot = Snapshot()
     gone = weakref.ref(snapshot)
@@ -60,7 +60,7 @@ def test_what_an_ended_job_worked_on_is_let_go(work: Callable[..., None], monkey
         gc.enable()
 
 
-def test_only_so_many_are_remembered() -> None:
+def test_only_the_last_ended_jobs_are_kept() -> None:
     every = jobs.Jobs()
     for _ in range(jobs.KEPT + 5):
         assert every.start("test", "nothing", lambda job: None).wait(60)

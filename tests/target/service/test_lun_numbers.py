@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of snapshots' LUNs stay, and damage to their file is noticed."""
+"""Snapshots keep their LUN numbers, and damage to the file of the numbers is noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from target.service import lun_numbers, problems
 A, B, C = (uuid.UUID(int=number) for number in (1, 2, 3))
 
 
-def test_the_lowest_free_numbers_are_given_and_kept(tmp_path: Path) -> None:
+def test_snapshot_gets_the_lowest_free_numbers_and_keeps_them(tmp_path: Path) -> None:
     path = tmp_path / "luns.json"
     numbers = lun_numbers.LunNumbers(path, reserved={0, 2})
     first = numbers.allot(A, "vol0")
@@ -24,7 +24,7 @@ def test_the_lowest_free_numbers_are_given_and_kept(tmp_path: Path) -> None:
     assert again.allot(A, "vol0") == first
 
 
-def test_numbers_that_were_freed_are_given_again(tmp_path: Path) -> None:
+def test_freed_numbers_are_used_again(tmp_path: Path) -> None:
     path = tmp_path / "luns.json"
     numbers = lun_numbers.LunNumbers(path, reserved={0})
     first = numbers.allot(A, "vol0")
@@ -33,7 +33,7 @@ def test_numbers_that_were_freed_are_given_again(tmp_path: Path) -> None:
     assert lun_numbers.LunNumbers(path, reserved={0}).allot(C, "vol0") == first
 
 
-def test_no_number_is_beyond_what_scsi_can_address(tmp_path: Path) -> None:
+def test_no_number_is_beyond_the_last_lun(tmp_path: Path) -> None:
     numbers = lun_numbers.LunNumbers(tmp_path / "luns.json", reserved=set(range(16383)))
     with pytest.raises(problems.Problem) as caught:
         numbers.allot(A, "vol0")

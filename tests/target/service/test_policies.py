@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies as users and initiators meet them: sense data, unit attention, list, status, metrics, alerts and what explains them."""
+"""Policies as users and initiators see them: sense data, unit attention, list, status, metrics, alerts, explanations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Served = Callable[..., daemon.Daemon]
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    """Starts a daemon with one volume that has these keys, too."""
+    """Return a function that starts a daemon with one volume that has these keys, too."""
     running: list[daemon.Daemon] = []
 
     def start(keys: str) -> daemon.Daemon:
@@ -31,9 +31,9 @@ def served(tmp_path: Path) -> Iterator[Served]:
         return running[0]
 
     yield start
-    for each in running:
-        if each.process is not None:
-            each.stop()
+    for daemon_ in running:
+        if daemon_.process is not None:
+            daemon_.stop()
 
 
 def write(session: libiscsi.Session, chunk: int) -> libiscsi.Answer:
@@ -63,7 +63,7 @@ def codes(running: daemon.Daemon) -> list[str]:
     return [alert["code"] for alert in running.json("status")["alerts"]]
 
 
-def test_fail_writes(served: Served) -> None:
+def test_fail_writes_refuses_writes_at_the_limit(served: Served) -> None:
     running = served("limit: 512KiB, warn_at: 50")
     running.run("snapshot", "create", "vol0", "a")
     view = running.json("snapshot", "list")[0]["view_lun"]
@@ -71,10 +71,10 @@ def test_fail_writes(served: Served) -> None:
         session.settle(0)
         other.settle(0)
         assert [write(session, chunk).status for chunk in range(4)] == [0, 0, 0, 0]
-        for told in (session, other):
-            attention = told.command(0, bytes(6))
+        for initiator in (session, other):
+            attention = initiator.command(0, bytes(6))
             assert (attention.key, attention.asc) == (0x06, (0x38, 0x07))
-            assert told.command(0, bytes(6)).status == 0
+            assert initiator.command(0, bytes(6)).status == 0
         assert codes(running) == ["snapshot-space-low"]
         assert [write(session, chunk).status for chunk in range(4, 8)] == [0, 0, 0, 0]
         refused = write(session, 8)
@@ -96,7 +96,7 @@ def test_fail_writes(served: Served) -> None:
         assert write(session, 8).status == 0
 
 
-def test_drop_snapshot(served: Served) -> None:
+def test_drop_snapshot_invalidates_the_oldest_at_the_limit(served: Served) -> None:
     running = served("limit: 512KiB, on_error: drop-snapshot, warn_at: 100")
     for name in ("a", "b"):
         running.run("snapshot", "create", "vol0", name)
@@ -130,7 +130,7 @@ def test_drop_snapshot(served: Served) -> None:
     assert "snapshot-invalid" not in codes(running)
 
 
-def test_max_snapshots(served: Served) -> None:
+def test_no_snapshot_is_taken_beyond_max_snapshots(served: Served) -> None:
     running = served("max_snapshots: 1")
     running.run("snapshot", "create", "vol0", "a")
     refused = running.run("snapshot", "create", "vol0", "b", check=False)
@@ -139,18 +139,18 @@ def test_max_snapshots(served: Served) -> None:
 
 
 def explain(*words: str) -> subprocess.CompletedProcess[str]:
-    """Needs no daemon."""
+    """Run `wolun` without a daemon."""
     return subprocess.run([daemon.PROGRAM, *words], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("code", explanations.EXPLANATIONS)
-def test_every_code_is_explained(code: str) -> None:
+def test_each_code_is_explained(code: str) -> None:
     text = explain("explain", code).stdout
     assert text.startswith(code)
     assert len(text) > 200
 
 
-def test_an_unknown_code_lists_those_there_are() -> None:
+def test_unknown_code_is_refused_with_the_list_of_codes() -> None:
     refused = explain("--json", "explain", "nonsense")
     assert refused.returncode == 1
     assert json.loads(refused.stderr)["error"] == "no-such-code"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling back, growing and deleting while initiators look on, and daemons killed on the way."""
+"""Rollback, growth and deletion while initiators are logged in, with daemons killed on the way."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def read(session: libiscsi.Session, lun: int = 0, size: int = SIZE) -> bytes:
 
 
 def capacity(session: libiscsi.Session, lun: int = 0) -> int:
-    """READ CAPACITY (16)."""
+    """Return the capacity in bytes, by READ CAPACITY (16)."""
     answer = session.command(lun, b"\x9e\x10" + bytes(11) + b"\x20" + bytes(2), read=32)
     assert answer.status == 0
     return (int.from_bytes(answer.data[:8], "big") + 1) * int.from_bytes(answer.data[8:12], "big")
 
 
 def attentions(session: libiscsi.Session, lun: int = 0) -> list[tuple[int, int]]:
-    """The unit attentions that are pending."""
+    """Return the pending unit attentions."""
     found = []
     while (answer := session.command(lun, bytes(6))).status:
         found.append(answer.asc)
@@ -56,7 +56,7 @@ def attentions(session: libiscsi.Session, lun: int = 0) -> list[tuple[int, int]]
 
 
 def start(served: daemon.Daemon, *words: str) -> subprocess.Popen[str]:
-    """A command that is left running."""
+    """Start a command and leave it running."""
     return subprocess.Popen(
         [daemon.PROGRAM, "--state-dir", served.state, *words],
         stdout=subprocess.PIPE,
@@ -66,7 +66,7 @@ def start(served: daemon.Daemon, *words: str) -> subprocess.Popen[str]:
 
 
 def wait_for_job(served: daemon.Daemon, kind: str) -> None:
-    """Return when a job of that kind has begun to move data."""
+    """Wait until a job of that kind has begun to move data."""
     asked = client.Client(served.state)
     deadline = time.monotonic() + SECONDS
     try:
@@ -88,7 +88,10 @@ def wait_until_nothing_runs(served: daemon.Daemon) -> None:
 
 
 def history(served: daemon.Daemon) -> dict[str, bytes]:
-    """Snapshots a, b and c of vol0, and much that changed, most of it after b; the volume's content is under ''."""
+    """Take snapshots a, b and c of vol0 with writes between them, most of them after b.
+
+    Return the content of each by its name, and the volume's under an empty name.
+    """
     dice = random.Random(1)
     moments = {}
     with served.session() as session:
@@ -112,7 +115,7 @@ def check_views(served: daemon.Daemon, moments: dict[str, bytes]) -> None:
             assert read(session, lun) == moments[name], name
 
 
-def test_the_volume_goes_back_and_who_uses_it_is_asked_and_told(served: daemon.Daemon) -> None:
+def test_rollback_is_refused_to_users_of_the_volume_and_notifies_them_when_forced(served: daemon.Daemon) -> None:
     moments = history(served)
     with served.session() as session:
         session.settle(0)
@@ -138,7 +141,7 @@ def test_the_volume_goes_back_and_who_uses_it_is_asked_and_told(served: daemon.D
     assert "no snapshot x" in served.run("snapshot", "restore", "vol0@x", check=False).stderr
 
 
-def test_a_daemon_killed_while_rolling_back_goes_on_where_it_was(served: daemon.Daemon) -> None:
+def test_rollback_continues_after_a_kill(served: daemon.Daemon) -> None:
     moments = history(served)
     command = start(served, "snapshot", "restore", "vol0@a")
     wait_for_job(served, "restore")
@@ -178,7 +181,7 @@ def test_a_daemon_killed_while_rolling_back_goes_on_where_it_was(served: daemon.
     assert (served.state / "volumes" / "vol0" / "primary.img").read_bytes() == expected
 
 
-def test_ctrl_c_leaves_a_rollback_to_the_background(served: daemon.Daemon) -> None:
+def test_rollback_continues_in_the_background_after_ctrl_c(served: daemon.Daemon) -> None:
     moments = history(served)
     command = start(served, "snapshot", "restore", "vol0@a")
     wait_for_job(served, "restore")
@@ -193,7 +196,7 @@ def test_ctrl_c_leaves_a_rollback_to_the_background(served: daemon.Daemon) -> No
         assert read(session) == moments["a"]
 
 
-def test_a_daemon_killed_while_deleting_goes_on_where_it_was(served: daemon.Daemon) -> None:
+def test_deletion_continues_after_a_kill(served: daemon.Daemon) -> None:
     moments = history(served)
     command = start(served, "snapshot", "delete", "vol0@b")
     wait_for_job(served, "delete")
@@ -212,7 +215,7 @@ def test_a_daemon_killed_while_deleting_goes_on_where_it_was(served: daemon.Daem
     assert len(list((served.state / "volumes" / "vol0" / "snapshots").iterdir())) == 4
 
 
-def test_a_deletion_that_is_cancelled_goes_on_when_it_is_asked_for_again(served: daemon.Daemon) -> None:
+def test_cancelled_deletion_continues_when_requested_again(served: daemon.Daemon) -> None:
     moments = history(served)
     command = start(served, "snapshot", "delete", "vol0@b")
     wait_for_job(served, "delete")
@@ -229,7 +232,7 @@ def test_a_deletion_that_is_cancelled_goes_on_when_it_is_asked_for_again(served:
     check_views(served, moments)
 
 
-def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> None:
+def test_initiators_learn_that_a_volume_has_grown(served: daemon.Daemon) -> None:
     moments = history(served)
     view = served.json("snapshot", "list")[0]["view_lun"]
     with served.session() as session:
@@ -261,7 +264,7 @@ def test_a_volume_grows_and_initiators_learn_of_it(served: daemon.Daemon) -> Non
     check_views(served, moments)
 
 
-def test_a_group_is_taken_of_all_or_of_none(tmp_path: Path) -> None:
+def test_group_is_taken_of_all_volumes_or_of_none(tmp_path: Path) -> None:
     volumes = "".join(f"  - {{name: vol{number}, lun: {number}, size: 1MiB}}\n" for number in range(3))
     with daemon.Daemon(tmp_path, volumes) as served:
         with served.session() as session:

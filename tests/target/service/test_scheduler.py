@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: when they are due, what they keep, and what they do to a volume as the hours go by."""
+"""Schedules: when they are due, which snapshots they keep, and what they do to a volume as the hours go by."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def names(service: Service) -> list[str]:
     return [each.name for each in service.snapshots.list_snapshots("vol0")]
 
 
-def test_hours_go_by(service: Service, clock: Clock) -> None:
+def test_each_hour_has_one_snapshot_and_old_ones_go(service: Service, clock: Clock) -> None:
     service.snapshots.create_snapshot("vol0", "mine")
     looking = scheduler_of(service, clock)
     for _ in range(4):
         looking.look()
-        looking.look()  # nothing twice
+        looking.look()  # takes nothing twice
         clock.now += HOUR
     assert names(service) == ["mine", "auto-2026-11-22T2320Z", "auto-2026-11-23T0120Z", "auto-2026-11-23T0220Z"]
     assert [each.scheduled for each in service.snapshots.list_snapshots("vol0")] == [False, True, True, True]
-    clock.now += 50 * HOUR  # nobody was there; one is caught up
+    clock.now += 50 * HOUR  # the machine slept; only one snapshot is taken
     looking.look()
     assert names(service) == ["mine", "auto-2026-11-23T0220Z", "auto-2026-11-25T0520Z"]
     clock.now -= 9 * HOUR  # the clock is set back
@@ -75,7 +75,7 @@ def test_hours_go_by(service: Service, clock: Clock) -> None:
     assert len(names(service)) == 3
 
 
-def test_one_deleted_by_hand_is_not_taken_again(service: Service, clock: Clock) -> None:
+def test_snapshot_deleted_by_hand_is_not_taken_again(service: Service, clock: Clock) -> None:
     looking = scheduler_of(service, clock)
     looking.look()
     service.snapshots.delete_snapshot("vol0", "auto-2026-11-22T2320Z").wait()
@@ -86,7 +86,7 @@ def test_one_deleted_by_hand_is_not_taken_again(service: Service, clock: Clock) 
     assert names(service) == ["auto-2026-11-22T2320Z"]
 
 
-def test_what_cannot_be_done_is_an_alert_until_it_is(service: Service, clock: Clock) -> None:
+def test_failed_schedule_is_an_alert_until_it_succeeds(service: Service, clock: Clock) -> None:
     for number in range(6):
         service.snapshots.create_snapshot("vol0", f"mine{number}")
     looking = scheduler_of(service, clock)
@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_an_alert_until_it_is(service: Service, clock: Cl
     assert looking.failures == {}
 
 
-def test_an_invalid_one_takes_no_place_and_goes_in_its_time(service: Service, clock: Clock) -> None:
+def test_invalid_snapshot_takes_no_place_and_expires_in_its_time(service: Service, clock: Clock) -> None:
     looking = scheduler_of(service, clock)
     looking.look()
     device = service.inventory.volume("vol0").snapshots[0].write_once

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each alert comes with its condition and goes with it; test_explanations has the codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lun_backends import write_once
+from target import messages
+from target.configuration import reader
+from target.service import alerts
+from target.service.service import Service
+from tests.target.service.conftest import VOLUMES, Serve
+
+GIB = 1 << 30
+
+
+def current(service: Service, *, free: int = GIB, **failures: str) -> dict[str, messages.Alert]:
+    return {alert.code: alert for alert in alerts.current(service.inventory, failures, free, GIB)}
+
+
+def test_sound_daemon_has_no_alert(service: Service) -> None:
+    assert current(service) == {}
+
+
+def test_volume_that_is_not_served(serve: Serve) -> None:
+    service = serve(VOLUMES + "  - {name: vol2, lun: 2, primary: /nonexistent/disk}\n")
+    alert = current(service)["volume-failed"]
+    assert alert.subject == "vol2"
+    assert "/nonexistent/disk does not exist" in alert.message
+
+
+def test_invalid_snapshot_goes_with_its_deletion(service: Service) -> None:
+    service.snapshots.create_snapshot("vol0", "s")
+    device = service.inventory.find("vol0", "s")[1].write_once
+    assert isinstance(device, write_once.WriteOnce)
+    device.invalidate("for a test")
+    alert = current(service)["snapshot-invalid"]
+    assert (alert.subject, alert.remedy) == ("vol0@s", "delete vol0@s and take a new one")
+    service.snapshots.delete_snapshot("vol0", "s").wait()
+    assert current(service) == {}
+
+
+def test_other_size_in_the_configuration(serve: Serve) -> None:
+    serve()
+    service = serve(VOLUMES.replace("vol0, lun: 0, size: 1MiB", "vol0, lun: 0, size: 2MiB"))
+    alert = current(service)["size-differs"]
+    assert alert.message == "volume vol0 has 1MiB, but the configuration says 2MiB"
+    service.reshaping.resize("vol0", 2 << 20)
+    assert current(service) == {}
+
+
+@pytest.mark.parametrize(("chunks", "code"), [(4, None), (5, "snapshot-space-low"), (8, "snapshot-space-full")])
+def test_space_of_snapshots(serve: Serve, chunks: int, code: str | None) -> None:
+    """The limit is reached when not one more chunk of 64 KiB fits, 8 KiB before its last byte."""
+    service = serve("  - {name: vol0, lun: 0, size: 1MiB, limit: 520KiB, warn_at: 50}\n")
+    service.snapshots.create_snapshot("vol0", "s")
+    device = service.inventory.volume("vol0").device
+    for chunk in range(chunks):
+        device.writev(chunk * (64 << 10), [memoryview(bytes([7]) * 512)])
+    assert set(current(service)) == ({code} if code else set())
+
+
+def test_failed_schedule(service: Service) -> None:
+    assert current(service, vol0="no room")["schedule-failed"].message == "the schedule of vol0 failed: no room"
+
+
+def test_little_space_left(service: Service) -> None:
+    limit = GIB * 5 // 100
+    assert set(current(service, free=limit - 1)) == {"low-space"}
+    assert current(service, free=limit + 1) == {}
+
+
+def test_no_initiator_may_log_in(service: Service) -> None:
+    closed = service.inventory.settings.access.model_copy(update={"networks": ()})
+    service.inventory.put_settings(service.inventory.settings.model_copy(update={"access": closed}))
+    assert set(current(service)) == {"nobody-may-log-in"}
+
+
+def test_initiator_without_its_secret(tmp_path: Path) -> None:
+    access = "access: {initiators: [{name: 'iqn.2026-11.x:a', chap: {name: a, secret_file: missing}}]}\n"
+    text = f"target: iqn.2026-11.io.wolun:t\n{access}volumes: []\n"
+    service = Service(reader.parse(text, "f.yaml"), tmp_path / "state")
+    assert current(service)["initiator-broken"].subject == "iqn.2026-11.x:a"
+    service.stop()
+    service.close()

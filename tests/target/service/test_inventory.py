@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory: LUNs come with volumes and snapshots, go with them, and stay the same over restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lun_backends.volumes import errors
+from target.configuration import settings
+from target.scsi import logical_unit
+from target.service import problems
+from target.service.service import Service
+from tests.target.administration.fabric import BookFabric
+from tests.target.service.conftest import IQN, VOLUMES, Serve
+
+ANN = "iqn.2026-11.org.example:ann"
+
+
+def luns(service: Service) -> dict[int, str]:
+    return {number: unit.name for number, unit in service.inventory.scsi.luns.items()}
+
+
+def test_luns_are_the_same_after_a_restart(serve: Serve) -> None:
+    service = serve()
+    for name in ("a", "b"):
+        service.snapshots.create_snapshot("vol0", name)
+    service.snapshots.delete_snapshot("vol0", "a").wait()
+    before = luns(service)
+    assert before == {0: "vol0", 1: "vol1", 4: "vol0@b", 5: "vol0@b/write-once"}
+    assert luns(serve()) == before
+
+
+def test_numbers_of_a_deletion_that_a_crash_interrupted_are_freed_at_start(serve: Serve, tmp_path: Path) -> None:
+    service = serve()
+    service.snapshots.create_snapshot("vol0", "a")
+    service.inventory.volume("vol0").delete_snapshot("a")  # and no more: the numbers are still allotted
+    path = tmp_path / "state" / "luns.json"
+    assert len(json.loads(path.read_text())["snapshots"]) == 1
+    serve()
+    assert json.loads(path.read_text())["snapshots"] == {}
+
+
+def test_numbers_of_a_volume_that_is_not_served_are_kept(serve: Serve, tmp_path: Path) -> None:
+    taken = serve().snapshots.create_snapshot("vol0", "a")
+    primary = tmp_path / "state" / "volumes" / "vol0" / "primary.img"
+    primary.rename(primary.with_suffix(".away"))
+    service = serve()
+    assert set(service.inventory.open_volumes) == {"vol1"}
+    primary.with_suffix(".away").rename(primary)
+    assert taken.view_lun in luns(serve())
+
+
+def test_volume_may_not_have_the_lun_of_a_snapshot(serve: Serve) -> None:
+    taken = serve().snapshots.create_snapshot("vol0", "a")
+    service = serve(f"{VOLUMES}  - {{name: vol2, lun: {taken.view_lun}, size: 1MiB}}\n")
+    assert service.inventory.failed == {
+        "vol2": f"LUN {taken.view_lun} belongs to a snapshot of vol0: "
+        "choose another number for the volume, or delete the snapshot first"
+    }
+
+
+def test_configured_snapshots_are_taken_once(serve: Serve) -> None:
+    volumes = "  - {name: vol0, lun: 0, size: 1MiB, snapshots: [first]}\n"
+    identities = [serve(volumes).inventory.find("vol0", "first")[1].uuid for _ in range(2)]
+    assert identities[0] == identities[1]
+
+
+def test_interrupted_deletion_is_finished_at_start(serve: Serve) -> None:
+    service = serve()
+    service.snapshots.create_snapshot("vol0", "a")
+    owner = service.inventory.volume("vol0")
+    owner.device.writev(0, [memoryview(bytes([7]) * 512)])
+    service.snapshots.create_snapshot("vol0", "b")
+    owner.device.writev(0, [memoryview(bytes([8]) * 512)])
+    with pytest.raises(errors.DeletionStopped):
+        owner.delete_snapshot("b", cancelled=lambda: True)
+    again = serve()
+    for job in again.jobs.all():
+        assert job.wait(60)
+    assert [snapshot.name for snapshot in again.inventory.volume("vol0").snapshots] == ["a"]
+    assert luns(again) == {0: "vol0", 1: "vol1", 2: "vol0@a", 3: "vol0@a/write-once"}
+
+
+def test_removed_volume_takes_its_luns_along_and_can_come_back(service: Service) -> None:
+    service.snapshots.create_snapshot("vol0", "a")
+    before = luns(service)
+    configured = service.inventory.settings.volumes[0]
+    service.inventory.remove_volume(configured)
+    assert luns(service) == {1: "vol1"}
+    service.inventory.add_volume(configured)
+    assert luns(service) == before
+
+
+def test_volume_that_cannot_be_added_leaves_its_number_free(service: Service) -> None:
+    broken = settings.Volume(name="vol2", lun=2, primary=Path("/nonexistent/disk"))
+    with pytest.raises(problems.Problem, match="does not exist"):
+        service.inventory.add_volume(broken)
+    assert service.snapshots.create_snapshot("vol0", "a").view_lun == 2
+
+
+def test_users_are_the_sessions_that_see_the_unit(service: Service) -> None:
+    fabric = BookFabric("127.0.0.1:3260")
+    service.fabric_started(fabric)
+    fabric.log_in(ANN, "127.0.0.1", IQN)
+    fabric.log_in("iqn.2026-11.x:finding", "127.0.0.1", None)
+
+    def named(name: str) -> list[str]:
+        def matches(unit: logical_unit.LogicalUnit) -> bool:
+            return unit.name == name
+
+        return service.inventory.users(matches)
+
+    assert named("vol0") == [f"{ANN} from 127.0.0.1"]
+    assert named("vol7") == []
+
+
+def test_stopping_service_refuses_changes(service: Service) -> None:
+    service.inventory.stop()
+    configured = service.inventory.settings.volumes[0]
+    with pytest.raises(problems.Problem, match="the daemon is stopping"):
+        service.inventory.remove_volume(configured)
+    with pytest.raises(problems.Problem, match="the daemon is stopping"):
+        service.snapshots.create_snapshot("vol0", "late")
+    assert luns(service) == {0: "vol0", 1: "vol1"}
+
+
+def test_unknown_and_failed_volumes_are_told_apart(service: Service) -> None:
+    with pytest.raises(problems.Problem, match="there is no volume vol") as unknown:
+        service.inventory.volume("vol2")
+    service.inventory.mark_failed("vol2", "no disk")
+    with pytest.raises(problems.Problem, match="volume vol2 is not served: no disk") as failed:
+        service.inventory.volume("vol2")
+    assert (unknown.value.code, failed.value.code) == ("no-such-volume", "volume-failed")
+    with pytest.raises(problems.Problem, match="vol0 has no snapshot a"):
+        service.inventory.find("vol0", "a")

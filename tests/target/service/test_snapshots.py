@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests for snapshots: served when taken, all or none of a group, and withdrawn when deleted."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from lun_backends.files import small_file
+from target.service import problems
+from target.service.service import Service
+from tests.target.service.conftest import IQN
+
+CHUNK = 64 << 10
+
+
+def write(service: Service, offset: int, fill: int = 7) -> None:
+    service.inventory.volume("vol0").device.writev(offset, [memoryview(bytes([fill]) * 512)])
+
+
+def test_snapshot_is_served_when_it_is_taken(service: Service) -> None:
+    taken = service.snapshots.create_snapshot("vol0", "a", {"why": "test"})
+    assert {taken.view_lun, taken.write_once_lun} <= set(service.inventory.scsi.luns)
+    assert taken.view_url == f"iscsi://{service.inventory.portal_address}/{IQN}/{taken.view_lun}"
+    assert (taken.labels, taken.scheduled) == ({"why": "test"}, False)
+    details = service.snapshots.show_snapshot("vol0", "a")
+    assert (details.uuid, details.chunk_size) == (taken.uuid, CHUNK)
+
+
+def test_group_is_taken_of_all_volumes_or_of_none(service: Service) -> None:
+    service.snapshots.create_snapshot("vol1", "taken")
+    with pytest.raises(problems.Problem, match="the group taken was not taken"):
+        service.snapshots.create_group("taken", ["vol0", "vol1"])
+    assert list(service.snapshots.list_snapshots("vol0")) == []
+    assert [snapshot.volume for snapshot in service.snapshots.create_group("g", ["vol0", "vol1"])] == ["vol0", "vol1"]
+    assert [(each.volume, each.name) for each in service.snapshots.list_snapshots()] == [
+        ("vol0", "g"),
+        ("vol1", "taken"),
+        ("vol1", "g"),
+    ]
+
+
+def test_snapshot_that_cannot_be_served_is_not_kept(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the LUN numbers of the group's second snapshot are stored."""
+    replace, calls = small_file.replace, []
+
+    def full(*args: object, **options: object) -> None:
+        if "luns.json" in str(args[0]):
+            calls.append(args[0])
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "full")
+        replace(*args, **options)  # type: ignore[arg-type]  # handed on as they came
+
+    monkeypatch.setattr(small_file, "replace", full)
+    with pytest.raises(problems.Problem, match=r"luns\.json cannot be written: No space left"):
+        service.snapshots.create_group("g", ["vol0", "vol1"])
+    assert list(service.snapshots.list_snapshots()) == []
+    assert set(service.inventory.scsi.luns) == {0, 1}
+    assert service.snapshots.create_snapshot("vol0", "a").view_lun == 2
+
+
+def test_labels_are_set_and_removed(service: Service) -> None:
+    service.snapshots.create_snapshot("vol0", "a", {"x": "1", "y": "2"})
+    assert service.snapshots.label_snapshot("vol0", "a", {"x": None, "z": "3"}).labels == {"y": "2", "z": "3"}
+    with pytest.raises(problems.Problem, match="the labels of vol0@a were not changed"):
+        service.snapshots.label_snapshot("vol0", "a", {"": "1"})
+
+
+def test_changes_are_counted_in_cells(service: Service) -> None:
+    service.snapshots.create_snapshot("vol0", "a")
+    assert service.snapshots.changes("vol0", "a", 4).changed_bytes == 0
+    write(service, 0)
+    write(service, 15 * CHUNK)
+    changes = service.snapshots.changes("vol0", "a", 4)
+    assert (changes.changed_bytes, changes.cells) == (2 * CHUNK, (0.25, 0.0, 0.0, 0.25))
+    assert len(service.snapshots.changes("vol0", "a", 1000).cells) == 16  # no cell is smaller than a chunk
+
+
+def test_deleted_snapshot_frees_its_luns(service: Service) -> None:
+    taken = service.snapshots.create_snapshot("vol0", "a")
+    job = service.snapshots.delete_snapshot("vol0", "a")
+    assert job.wait(60)
+    job.check()
+    assert set(service.inventory.scsi.luns) == {0, 1}
+    assert service.snapshots.create_snapshot("vol0", "b").view_lun == taken.view_lun
+    with pytest.raises(problems.Problem, match="vol0 has no snapshot a"):
+        service.snapshots.delete_snapshot("vol0", "a")
+
+
+def test_snapshot_whose_deletion_fails_is_served_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = service.snapshots.create_snapshot("vol0", "a")
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "for a test")
+
+    monkeypatch.setattr(service.inventory.volume("vol0"), "delete_snapshot", fail)
+    job = service.snapshots.delete_snapshot("vol0", "a")
+    assert job.wait(60)
+    with pytest.raises(problems.Problem, match="vol0@a was not deleted"):
+        job.check()
+    assert {taken.view_lun, taken.write_once_lun} <= set(service.inventory.scsi.luns)
