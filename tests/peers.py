@@ -59,10 +59,9 @@ def find(program: str) -> str | None:
 
 
 def require(program: str, package: str | None = None) -> str:
-    """The path of `program`; installs Debian's `package`, and QEMU's iSCSI for a program of QEMU's, if it is missing and
-    that is possible.
+    """Return the path of `program`, after an installation of Debian's `package` if needed and possible.
 
-    Raises PeerMissing with one line that says what to install.
+    A program of QEMU's gets QEMU's iSCSI, too.  Raise PeerMissing, with one line that names the package to install.
     """
     found = find(program)
     if found is None:
@@ -78,7 +77,7 @@ def require(program: str, package: str | None = None) -> str:
 
 
 def missing_packages() -> list[str]:
-    """The Debian packages of all peers that are not there, sorted, each once."""
+    """Return the Debian packages of all missing peers, sorted, each once."""
     packages = {package for program, package in PEERS.items() if find(program) is None}
     packages |= {package for file, package in LIBRARIES.items() if not _library(file)}
     return sorted(packages)

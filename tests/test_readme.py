@@ -31,7 +31,7 @@ BLOCKS = re.findall(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", (PROJECT / "README.md")
 
 @pytest.fixture
 def portal(tmp_path: Path) -> Iterator[str]:
-    """The quickstart, served on a free port; its state is in `var` of `tmp_path`."""
+    """Yield the quickstart, served on a free port, with its state in `var` of `tmp_path`."""
     config = PROJECT / "config" / "quickstart.yaml"
     command: list[str | Path] = [daemon.PROGRAM, "serve", "--config", config, "--state-dir", tmp_path / "var"]
     with (tmp_path / "log").open("wb") as log:

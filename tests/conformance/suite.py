@@ -27,7 +27,7 @@ _TEST = re.compile(r"^  Test: (\S+) \.\.\.(.*)$")
 
 
 class Outcome(enum.Enum):
-    """What became of a test."""
+    """The outcome of a test."""
 
     PASSED = "passed"
     SKIPPED = "skipped"
@@ -63,7 +63,7 @@ def run(url: str, family: str = "ALL") -> list[Result]:
 
 
 def parse(text: str) -> Iterator[Result]:
-    """The results in what the suite printed."""
+    """Return the results in the output of the suite."""
     suite, name, lines = "", "", list[str]()
     for line in [*text.splitlines(), "Suite: end"]:
         started = _TEST.match(line)
@@ -91,7 +91,7 @@ def _result(name: str, lines: Sequence[str]) -> Result:
 
 
 def expected(unit: str, path: Path = EXPECTED) -> Mapping[str, tuple[Sequence[Outcome], str]]:
-    """What expected.yaml says for a kind of LUN: outcome and reason by test; all others are to pass.
+    """Return the outcomes and reasons that expected.yaml lists for a kind of LUN, by test; all other tests must pass.
 
     Several outcomes are for what somebody else leaves to chance.
     """

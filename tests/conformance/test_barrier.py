@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PREEMPT AND ABORT as the cluster's barrier (rule 10, lun_backends/README.md), on a real daemon, raced thousands of times.
 
-Two nodes write as fast as they can under one key; a third takes over with a new one.  What was acknowledged is there, what
-was refused is not, and from the moment the taker has its answer nothing of the old key arrives any more.
+Two nodes write as fast as they can under one key; a third takes over with a new one.  Acknowledged
+writes are there, and refused ones are not.  Once the taker has its answer, no write under the old key arrives.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SIZE = 64 << 20
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon with a volume full of random bytes at LUN 0."""
+    """Yield a daemon with a volume full of random bytes at LUN 0."""
     primary = tmp_path / "primary.img"
     primary.write_bytes(os.urandom(SIZE))
     keys = f"primary: {primary}, durability: process-crash, physical_block_size: 128KiB"
@@ -38,7 +38,7 @@ def served(tmp_path: Path) -> Iterator[Daemon]:
 
 
 def content(daemon: Daemon, lun: int, directory: Path) -> str:
-    """A digest of all that a LUN holds."""
+    """Return a digest of the whole content of a LUN."""
     image = directory / "image"
     command = [peers.require("qemu-img"), "convert", "-f", "raw", "-O", "raw", daemon.url(lun), str(image)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is made of the suite's output: whatever is not as the lists say is named, an unexpected pass included."""
+"""The reading of the suite's output: each result that differs from the lists is named, an unexpected pass, too."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs a kernel is tested in one: Debian's, under QEMU's software emulation, one or several machines at once.
+"""The tests that need a kernel: they run in Debian's, under QEMU's emulation, on one or several machines at once.
 
-| file         | what it is                                                                          |
+| file         | content                                                                             |
 | ------------ | ----------------------------------------------------------------------------------- |
-| packages.py  | what the lab needs from Debian, installed or asked for in one line                  |
+| packages.py  | the lab's Debian packages, installed or asked for in one line                       |
 | image.py     | kernel, modules and initial RAM disk, fetched and built once into a cache            |
 | network.py   | the Ethernet switch between the machines, whose links can be cut                     |
 | machine.py   | one virtual machine: boot, run commands, power off                                  |
-| lab.py       | a set of machines on one network, and what it leaves behind: nothing                |
-| guest/       | what runs inside: the RAM disk's init, the start script, the command agent           |
+| lab.py       | a set of machines on one network, which leaves nothing behind                       |
+| guest/       | the programs inside: the RAM disk's init, start script, command agent                |
 | test_*.py    | the scenarios                                                                       |
 
 Every machine sees the host's root file system read-only over 9p under a tmpfs overlay of its own: it runs this checkout

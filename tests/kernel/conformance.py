@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make conformance FABRIC=lio`: libiscsi's suite against a volume behind the kernel's target, in one machine that is target
-and initiator.
+"""`make conformance FABRIC=lio`: libiscsi's suite against a volume behind the kernel's target.
 
-The kernel answers for itself where iSCSI, reservations and task management are concerned; what of that fails is named with
-its reason in conformance.yaml.  Everything else is our device server, asked through TCMU.  Ends with 1 if any result is not
-as expected.  Under software emulation it takes some minutes; what `make test` runs of it is in test_conformance.py.
+One machine is both target and initiator.  The kernel itself answers for iSCSI, reservations and task management;
+conformance.yaml names the tests of these that fail, with the reasons.  Our device server answers everything else, through
+TCMU.  The exit code is 1 if any result differs from the expected one.  Under software emulation this takes some minutes;
+`make test` runs a part of it, in test_conformance.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TIMEOUT = 3000  # seconds; 214 for ALL on two cores that do little else
 
 
 def prepare(lab: Lab) -> GuestDaemon:
-    """The daemon of the machine `solo`, ready to be started; LUN 1 is a disk with blocks of 4096 bytes."""
+    """Return the daemon of the machine `solo`, ready to start; LUN 1 is a disk with blocks of 4096 bytes."""
     peers.require("iscsi-test-cu")  # the machine sees the host's
     solo = lab["solo"]
     solo.run("modprobe sd_mod && modprobe scsi_debug dev_size_mb=8 physblk_exp=3")

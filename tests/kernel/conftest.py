@@ -17,7 +17,7 @@ from tests.kernel.lab import Lab
 
 @pytest.fixture(scope="session")
 def boot_image() -> image.Image:
-    """The guests' kernel; a lab that cannot run here is an error, said in one line, not a skip."""
+    """Return the guests' kernel.  A lab that cannot run here is an error of one line, not a skip."""
     try:
         packages.ensure()
         return image.build()

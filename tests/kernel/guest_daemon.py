@@ -70,13 +70,13 @@ class GuestDaemon:
 
 
 def loopback_disk(machine: Machine, lun: int) -> str:
-    """The disk that tcm_loop makes of a LUN, once it is there."""
+    """Return the disk that tcm_loop makes of a LUN, once it is there."""
     pattern = f"/sys/class/scsi_disk/*:{lun}/device/block/*"
     return sys_disk(machine, pattern)
 
 
 def sys_disk(machine: Machine, pattern: str) -> str:
-    """The disk whose directory in /sys matches, once it can be opened."""
+    """Return the disk whose directory in /sys matches, once it can be opened."""
     return machine.wait_until(f"set -- {pattern}; disk=/dev/${{1##*/}}; [ -b $disk ] && echo $disk")
 
 

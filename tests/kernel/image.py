@@ -38,7 +38,7 @@ ELF_MAGIC = b"\x7fELF"
 
 @dataclass(frozen=True)
 class Image:
-    """What QEMU needs to boot a guest."""
+    """The files that QEMU needs to boot a guest."""
 
     release: str
     kernel: Path
@@ -71,7 +71,7 @@ def build() -> Image:
 
 
 def initrd(release: str, init: Path, boot_modules: Sequence[str]) -> Path:
-    """An initial RAM disk of `build`'s kernel with another init, and other modules for it to load."""
+    """Return an initial RAM disk of `build`'s kernel, with another init and other modules to load."""
     cache = cache_directory()
     with _locked(cache / "lock"):
         return _initrd(cache, release, init, boot_modules)

@@ -70,7 +70,7 @@ class Lab:
         self.close()
 
     def logs(self) -> str:
-        """What all machines have to say about a failure."""
+        """Return the logs of all machines, to explain a failure."""
         return "\n".join(guest.logs() for guest in self.machines.values())
 
     def close(self) -> None:

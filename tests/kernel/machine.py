@@ -33,7 +33,7 @@ class MachineGone(Exception):
 
 @dataclass(frozen=True)
 class Completed:
-    """What became of a command."""
+    """The result of a command."""
 
     command: str
     code: int
@@ -149,7 +149,7 @@ class Machine:
         return completed
 
     def output(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
-        """What a command prints, stripped; raises CommandFailed when it fails."""
+        """Run a command and return its output, stripped, or raise CommandFailed."""
         return self.run(command, timeout=timeout).output.strip()
 
     def put_file(self, path: str, content: str) -> None:
@@ -177,12 +177,12 @@ class Machine:
         self._control.unlink(missing_ok=True)
 
     def console_tail(self, lines: int = 60) -> str:
-        """The end of what the guest's kernel and QEMU said."""
+        """Return the ends of the logs of the guest's kernel and of QEMU."""
         text = "".join(path.read_text("utf-8", "replace") for path in (self.console, self._errors) if path.exists())
         return "\n".join(text.splitlines()[-lines:])
 
     def logs(self, lines: int = 150) -> str:
-        """The ends of console, kernel log and of what lies in the guest's /run/log, for somebody who looks at a red test."""
+        """Return the ends of the console, of the kernel log and of the guest's /run/log, to explain a red test."""
         parts = [f"--- {self.name}: console", self.console_tail()]
         if self.running and self._ready.is_set():
             with contextlib.suppress(MachineGone, TimeoutError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab needs from Debian: installed when we are root on Debian, otherwise asked for in one line."""
+"""The lab's Debian packages: installed for root on Debian, otherwise asked for in one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def which(command: str) -> str | None:
 
 
 def missing() -> list[str]:
-    """The packages that are not here."""
+    """Return the packages that are missing."""
     return [package for package, command in PACKAGES.items() if not _there(package, command)]
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of libiscsi's suite runs against the kernel's target in every test run: reservations, which need the kernel's files, and
-plain commands.  `make conformance FABRIC=lio` runs all of it.  And that reservations which are to persist do.
+"""The part of libiscsi's suite that every test run sends to the kernel's target.
+
+It has the reservations, which need the kernel's files, and plain commands; `make conformance FABRIC=lio` runs the whole
+suite.  Another test checks that persistent reservations persist.
 """
 
 from __future__ import annotations
@@ -103,8 +105,9 @@ def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
 
 
 def test_reservations_that_persist_do(lab: Lab, daemon: GuestDaemon) -> None:
-    """Past a stop, which leaves nothing in the kernel; and from the start, not only when their holder comes again.
-    All that beside another daemon, with a volume of the same name: neither touches what the other serves.
+    """They survive a stop, which leaves nothing in the kernel, and hold from the start, before their holder comes back.
+
+    Another daemon with a volume of the same name runs beside: neither touches the other's reservations.
     """
     solo = lab["solo"]
     reserved = GuestDaemon(solo, RESERVED, name="reserved")

@@ -94,7 +94,7 @@ class Initiator:
         self.set("node.session.auth.chap_algs", "MD5")
 
     def known_as(self, name: str) -> Initiator:
-        """The same machine under another initiator name."""
+        """Return the same machine under another initiator name."""
         self.iscsiadm(f"-m iface -I {name} -o new")
         self.iscsiadm(f"-m iface -I {name} -o update -n iface.initiatorname -v iqn.2026-11.test.lab:{name}")
         return replace(self, interface=name)
@@ -111,13 +111,13 @@ class Initiator:
         self.node_record("--logout")
 
     def disk(self, lun: int = 0) -> str:
-        """The disk of a LUN of the only session."""
+        """Return the disk of a LUN of the only session."""
         return sys_disk(self.node, f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*")
 
 
 @pytest.fixture(params=["kernel", "portal"])
 def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
-    """The initiator towards either fabric, which has just started with a new volume and is `initiator.served`."""
+    """Yield the initiator for either fabric, which has just started with a new volume and is `initiator.served`."""
     fabric = request.param
     daemon = GuestDaemon(lab["target"], KERNEL if fabric == "kernel" else PORTAL, name=fabric)
     daemon.put("secret", SECRET)

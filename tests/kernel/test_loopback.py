@@ -41,7 +41,7 @@ header.dxferp, header.cmdp, header.sbp = map(remote.ctypes.addressof, (data, cdb
 fcntl.ioctl(os.open(device, os.O_RDONLY), remote.SG_IO, header)
 print(header.status, header.resid, data.raw.rstrip(b"-").decode())
 """
-# What no daemon should do: it keeps a piece of each ring's memory for ever.
+# A daemon should never do this: it keeps a piece of each ring's memory for ever.
 KEEPING = """
 import sys
 from target import cli
@@ -118,7 +118,7 @@ def daemon(unstarted: GuestDaemon) -> GuestDaemon:
 
 
 def program(machine: Machine, script: str) -> str:
-    """The daemon's program, as a script makes it."""
+    """Return the daemon's program, as a script makes it."""
     machine.put_file("/run/program.py", script)
     return f"env PYTHONPATH={CHECKOUT} {CHECKOUT}/.venv/bin/python /run/program.py"
 

@@ -55,13 +55,16 @@ SUM = "dd if={} bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1"
 
 
 def remote_disk(machine: Machine, lun: int) -> str:
-    """The disk of a LUN of the iSCSI session."""
+    """Return the disk of a LUN of the iSCSI session."""
     pattern = f"/sys/class/iscsi_session/session*/device/target*/*:{lun}/block/*"
     return sys_disk(machine, pattern)
 
 
 def writes(disk: str, seed: int, count: int) -> str:
-    """A load: `count` writes of 4 KiB, in random places of chunks that every writer writes to; the last 2 MiB stay blank."""
+    """Return a load: `count` writes of 4 KiB to random places of chunks that all writers share.
+
+    The last 2 MiB stay blank.
+    """
     return (
         f"fio --name=load --filename={disk} --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=8 "
         f"--randseed={seed} --number_ios={count} --size=14m --norandommap"
@@ -69,7 +72,7 @@ def writes(disk: str, seed: int, count: int) -> str:
 
 
 def writes_until_told(disk: str, seed: int) -> str:
-    """The load again and again, until `ENOUGH` is there."""
+    """Return the same load as a loop that ends once `ENOUGH` is there."""
     return f"rm -f {ENOUGH}; while [ ! -e {ENOUGH} ]; do {writes(disk, seed, 300)} || exit 1; done"
 
 
@@ -107,7 +110,7 @@ class Cluster:
         self.disks[name] = loopback_disk(node, 5)
 
     def view(self) -> str:
-        """The checksum of the snapshot, as the reader's view has it."""
+        """Return the checksum of the snapshot, as the reader's view shows it."""
         return self.lab["reader"].output(SUM.format(self.disks["reader"]))
 
     def primary(self) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed in one machine, against peers on the same files, alternating; medians and ratios, since absolute figures do not travel.
-The machine has two processors, as hosts have at least: with one, whoever serves and whoever waits take turns.
+"""Speed in one machine, against peers on the same files, in turn.
+
+Medians and ratios are compared, because absolute figures differ between hosts.  The machine has two processors, because
+hosts have at least two: with one, the process that serves and the process that waits would take turns.
 
 * `copyonwrite` over a raw preallocated file on tmpfs against tcmu-runner's qcow handler on such a file: at least `BAR` times
   is the aim, said beside each figure and not asserted, since a busy machine must not turn a test red;
@@ -46,7 +48,7 @@ CHUNK = 64  # KiB
 
 
 def iops(machine: Machine, disk: str, mode: str, depth: int, *options: str) -> float:
-    """What fio reaches with 4 KiB transfers past the page cache."""
+    """Measure the transfers that fio reaches with 4 KiB past the page cache."""
     options = options or (f"--runtime={SECONDS}", "--time_based")
     report = machine.output(
         f"fio --name=load --filename={disk} --direct=1 --rw={mode} --bs=4k --ioengine=libaio --iodepth={depth} "
@@ -57,7 +59,7 @@ def iops(machine: Machine, disk: str, mode: str, depth: int, *options: str) -> f
 
 
 def processor(daemon: GuestDaemon) -> tuple[float, float, float]:
-    """The seconds of processor so far: in the daemon's own code, in its system calls, and of everything else."""
+    """Return the processor seconds so far: in the daemon's own code, in its system calls, and in everything else."""
     own, everything = daemon.machine.output(
         f"cat /proc/$(cat {daemon.state}/pid)/stat; grep '^cpu ' /proc/stat"
     ).splitlines()

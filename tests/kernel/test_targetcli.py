@@ -35,7 +35,7 @@ def lab(boot_image: image.Image) -> Iterator[Lab]:
 
 @pytest.fixture(params=["alone", "beside tcmu-runner"])
 def solo(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Machine]:
-    """The machine with a system bus, on which tcmu-runner is either running or unknown."""
+    """Yield the machine with a system bus, on which tcmu-runner either runs or is unknown."""
     machine = lab["solo"]
     beside = request.param != "alone"
     machine.run("modprobe -a sd_mod tcm_loop target_core_user; mkdir -p /run/hidden")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verified load on one LUN from libiscsi sessions, which goes on until the daemon dies.
 
-What is written describes itself (see `tests.powercut.promises`): every sector carries its address, the number of its write
-and a checksum of both, 32 times over, so stale, misplaced and torn are told apart.  An acknowledged write must survive a killed process
-with no flush, so the notes call it durable.
+The content describes itself (see `tests.powercut.promises`): every sector carries its address, the number of its write
+and a checksum of both, 32 times over.  So stale, misplaced and torn sectors differ.  An acknowledged write must survive a
+killed process without a flush, so the notes call it durable.
 
 Each sector has one writer, but chunks are everybody's: cells of 4 KiB belong to the small writers in turn, the end of the
 LUN to one that writes across chunks.
@@ -143,7 +143,7 @@ class Load:
 
 
 def read_all(session: libiscsi.Session, lun: int, sectors: int, block: int) -> bytes:
-    """The whole content of a LUN."""
+    """Return the whole content of a LUN."""
     session.settle(lun)
     parts = []
     for first in range(0, sectors, STEP):

@@ -109,7 +109,7 @@ class Rounds:
             self.promised[served.name] = self._check(served, promised[served.name].now)
 
     def _read_everything(self) -> None:
-        """What an initiator sees of volumes and views is what was found right after the kill."""
+        """Check that an initiator sees the volumes and views that were found right after the kill."""
         asked = client.Client(self.daemon.state)
         for served in VOLUMES:
             expected = self.promised[served.name]
@@ -129,7 +129,7 @@ class Rounds:
 
     @staticmethod
     def _settle(asked: client.Client, expected: promises.Promises) -> None:
-        """The daemon goes on by itself with deletions and restores that were interrupted."""
+        """Check that the daemon resumes interrupted deletions and rollbacks by itself."""
         while asked.status().jobs:
             time.sleep(0.02)
         for name in [name for name, moment in expected.moments.items() if moment.phase is promises.Phase.DELETING]:

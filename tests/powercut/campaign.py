@@ -36,7 +36,7 @@ def run(
 
 
 def describe(failure: replay.Failure) -> str:
-    """What went wrong, and how to see it again (with writer threads the log is not the same twice)."""
+    """Return the failure, and how to see it again (with writer threads the log is not the same twice)."""
     return (
         f"{failure.problem}\n  cut {failure.cut} after {failure.after}, {failure.choice}\n"
         f"  again: python -m tests.powercut --scenario {failure.scenario} --seed {failure.seed} --states 1"

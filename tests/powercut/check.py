@@ -17,10 +17,9 @@ from tests.powercut.promises import SECTOR, Phase, Violation
 
 
 def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bool = False) -> promises.Promises:
-    """Compare everything; returns what is promised from here on, now that one of the possible states is the actual one.
-    With `may_be_lost` snapshots may be invalid, as long as they say so.
+    """Compare everything, and return the promises from here on, now that one of the possible states is the actual one.
 
-    Raises Violation.
+    With `may_be_lost`, snapshots may be invalid if they are marked so.  Raise Violation.
     """
     primary = _primary(opened, promised)
     found = {snapshot.name: snapshot for snapshot in opened.snapshots}
@@ -59,8 +58,9 @@ def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bo
 
 
 def check_state(root: Path, promised: promises.Promises, rng: random.Random, steps: int) -> None:
-    """Open the volume under `root` as a cut left it and check it; finish what was on the way; go on working for a while,
-    checking on; open it once more and check again.  Raises Violation.
+    """Open the volume under `root` as a cut left it, check it, and finish interrupted operations.
+
+    Then work on for a while with checks, open the volume once more and check again.  Raise Violation.
     """
     opened = open_volume(root)
     try:
@@ -79,8 +79,9 @@ def check_state(root: Path, promised: promises.Promises, rng: random.Random, ste
 
 
 def check_lost(root: Path, promised: promises.Promises) -> None:
-    """Open the volume under `root` as a power cut left it that had snapshots only in memory: each is exact or invalid, now
-    and for ever.  Raises Violation.
+    """Open the volume under `root` after a power cut that left its snapshots only in memory.
+
+    Each snapshot must be exact or invalid, now and for ever.  Raise Violation.
     """
     invalid: set[str] = set()
     for _ in range(2):
@@ -102,7 +103,7 @@ def go_on(opened: volume.Volume, now: promises.Promises, rng: random.Random, ste
 
 
 def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
-    """What `go_on` does, with whatever the worker's notes go to."""
+    """Do the work of `go_on`, with any receiver of the worker's notes."""
     if any(snapshot.deleting for snapshot in worker.volume.snapshots):
         worker.resume()
     if worker.volume.rolling_back_to is not None and rng.random() < 0.5:
@@ -147,7 +148,7 @@ def open_volume(root: Path) -> volume.Volume:
 
 
 def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
-    """The versions of the primary's sectors."""
+    """Return the versions of the primary's sectors."""
     data = bytearray(opened.device.size)
     opened.device.readv(0, [memoryview(data)])
     if promised.restored is not None and data == b"".join(
@@ -172,7 +173,7 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
 
 
 def _view(snapshot: Snapshot, moment: promises.Moment) -> list[int]:
-    """The versions of the snapshot's sectors."""
+    """Return the versions of the snapshot's sectors."""
     if snapshot.view.size != len(moment.versions) * SECTOR:
         raise Violation(
             f"snapshot {snapshot.name} has {snapshot.view.size} bytes, taken were {len(moment.versions)} sectors"
@@ -207,7 +208,7 @@ def _refuses(snapshot: Snapshot) -> None:
 
 
 def _write_once(snapshot: Snapshot, moment: promises.Moment) -> None:
-    """What is acknowledged is written, what nobody touched is blank, and every checksum fits."""
+    """Check that acknowledged blocks are written, untouched blocks are blank, and every checksum fits."""
     device = snapshot.write_once
     assert isinstance(device, write_once.WriteOnce)
     written = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a disk may hold: a model fed with the recorder's log.
+"""A model of the states that a disk may have after a cut, fed with the recorder's log.
 
 Everything that can change is a register with its versions: a page of a file, the length of a file, a name in a
 directory.  The first version is the durable one; a sync of the file (or directory) that ends makes that version durable
@@ -44,7 +44,7 @@ class Register(Generic[T]):
         self.settled = 0
 
     def settle(self, upto: int) -> None:
-        """The version with the number `upto`, counted from the beginning of time, is durable."""
+        """Note that the version with the number `upto`, counted from the beginning of time, is durable."""
         if upto > self.settled:
             del self.versions[: upto - self.settled]
             self.settled = upto
@@ -70,8 +70,9 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One state: the version of every register that has several, in the order of `Disk.open_registers`; with `tear` the
-    pages are mixed from their versions, as a random generator with that seed says.
+    """One state: the version of each register that has several, in the order of `Disk.open_registers`.
+
+    With `tear`, a random generator with that seed mixes each page from its versions.
     """
 
     versions: tuple[int, ...]
@@ -163,13 +164,15 @@ class Disk:
         return found
 
     def newest(self) -> Choice:
-        """The state in which nothing is lost."""
+        """Return the state in which nothing is lost."""
         return Choice(tuple(len(register.versions) - 1 for register in self.open_registers()))
 
     def choices(self, rng: random.Random, count: int, bound: int) -> list[Choice]:
-        """Up to `count` different states.  If there are no more than `bound`, and `count` allows it, all of them, and torn
-        ones beside; else a random sample of the extremes, of those with one register alone late or alone early, of
-        random ones, and of torn ones.
+        """Return up to `count` different states.
+
+        If there are at most `bound`, and `count` allows it, these are all of them, and torn ones beside.  Otherwise they
+        are a random sample of the extremes, of states with one register alone late or alone early, of random ones, and
+        of torn ones.
         """
         sizes = [len(register.versions) for register in self.open_registers()]
         total = 1
@@ -250,7 +253,7 @@ class Disk:
 
 
 def _mixed(versions: list[bytes | None], rng: random.Random, unit: int) -> bytes:
-    """A page whose every `unit` bytes come from any of the versions."""
+    """Return a page whose every `unit` bytes come from any of the versions."""
     whole = bytearray(rng.choice(versions) or ZEROES)
     for start in range(0, PAGE, unit):
         piece = slice(start, start + unit)

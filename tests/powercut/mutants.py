@@ -70,14 +70,14 @@ def publish_before_data() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stale_words_kept() -> Iterator[None]:
-    """What an interrupted commit left in the map is not looked for."""
+    """Skip the search for leftovers of an interrupted commit in the map."""
     with mock.patch.object(chunk_map.ChunkMap, "is_stale", lambda _self, _chunk: False):
         yield
 
 
 @contextlib.contextmanager
 def stale_words_cleaned_unsynced() -> Iterator[None]:
-    """It is cleaned, but the chunk published before the cleaning is durable."""
+    """Clean the leftovers, but publish the chunk before the cleaning is durable."""
     commit = thin.ThinStore._commit_synced
 
     def hasty(self: thin.ThinStore, group: list[thin.Batch]) -> None:
@@ -93,7 +93,7 @@ def stale_words_cleaned_unsynced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def confirmed_before_synced() -> Iterator[None]:
-    """A full chunk is confirmed before its other words are durable."""
+    """Confirm a full chunk before its other words are durable."""
     publish = chunk_map.ChunkMap.publish
 
     def hasty(self: chunk_map.ChunkMap, chunk: int, slot: int, mask: int, checksum: int) -> int:
@@ -108,14 +108,14 @@ def confirmed_before_synced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def map_never_synced() -> Iterator[None]:
-    """A commit ends before its map entries are durable."""
+    """End a commit before its map entries are durable."""
     with mock.patch.object(chunk_map.ChunkMap, "sync", lambda _self: None):
         yield
 
 
 @contextlib.contextmanager
 def manifest_renamed_unsynced() -> Iterator[None]:
-    """The new manifest takes the old one's name before its content is durable."""
+    """Give the new manifest the old one's name before its content is durable."""
     prepare = manifest.prepare
 
     def hasty(at: Path, record: manifest.Manifest, io: storage_io.StorageIO) -> None:
@@ -132,7 +132,7 @@ def _rename(at: Path, io: storage_io.StorageIO) -> None:
 
 
 def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
-    """The new manifest's name is not made durable."""
+    """Leave out the sync that makes the new manifest's name durable."""
     return mock.patch.object(manifest, "commit", _rename)
 
 
@@ -154,7 +154,7 @@ def taken_without_flush() -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_without_flush() -> Iterator[None]:
-    """A rollback leaves out chunks that equal the snapshot's in memory, though not on the disk."""
+    """Let a rollback leave out chunks that equal the snapshot's in memory, though not on the disk."""
     prepare, commit = rollback.prepare, rollback.commit
 
     def hasty(step: Any, *arguments: Any) -> Any:
@@ -170,7 +170,7 @@ def restored_without_flush() -> Iterator[None]:
 
 @contextlib.contextmanager
 def settled_without_flush() -> Iterator[None]:
-    """A rollback forgets that a chunk is pending before the chunk is durable."""
+    """Let a rollback forget that a chunk is pending before the chunk is durable."""
     settle = rollback_overlay.RollbackOverlay._settle_round
 
     def hasty(self: rollback_overlay.RollbackOverlay, *arguments: Any) -> None:
@@ -195,8 +195,9 @@ def forgotten_move() -> Iterator[None]:
 
 @contextlib.contextmanager
 def second_deletion_forgets_the_first() -> Iterator[None]:
-    """Rule 8: the newest snapshot is deleted while a deletion of the next older one is stopped, and nobody thinks of the
-    chunks of that one, which are still moving down, too.
+    """Break rule 8: delete the newest snapshot while a deletion of the next older one is stopped.
+
+    The chunks of the older one, which still move down, too, are forgotten.
     """
     mark, moving = deleting.mark_deleting, state.State.moving_tracker
 

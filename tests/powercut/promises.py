@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a volume's user has been promised at a point of the workload: the model that every state is held against.
+"""The promises that a volume's user has at a point of the workload: the model that every state is compared with.
 
-Content is told by sector of 512 bytes: every sector ever written carries, 32 times over, the number of its write (its
+Content is described by sectors of 512 bytes: every sector ever written carries, 32 times over, the number of its write (its
 *version*), its own address, and the CRC32C of both, so that stale, misplaced, torn and foreign data are told apart:
 
 | of the 32 labels                                            | the sector is                                           |
 | ----------------------------------------------------------- | ------------------------------------------------------- |
-| one has a wrong checksum (and it is not a sector of zeroes) | foreign: nobody wrote that                              |
+| one has a wrong checksum (and it is not a sector of zeroes) | foreign: no write made it                               |
 | not all are the same                                        | torn: parts of several writes, or of zeroes and a write |
 | all have the same address, another one                      | misplaced                                               |
 | all have an earlier version than any that is promised       | stale                                                   |
@@ -44,7 +44,7 @@ _LABELLED = struct.Struct("<QI")
 
 @functools.lru_cache(maxsize=1 << 16)
 def sector(version: int, address: int) -> bytes:
-    """The content of the sector at `address` (in sectors) as write number `version` leaves it."""
+    """Return the content of the sector at `address` (in sectors) after write number `version`."""
     if not version:
         return bytes(SECTOR)
     checksum = crc32c.crc32c(_LABELLED.pack(version, address))
@@ -57,7 +57,7 @@ def content(version: int, address: int, count: int) -> bytes:
 
 
 def describe(data: bytes | memoryview, address: int) -> int | str:
-    """The version of a sector that was read, or what is wrong with it; that it is stale, `complaint` says."""
+    """Return the version of a sector that was read, or its defect; `complaint` explains a stale one."""
     version = int(_LABEL.unpack_from(data)[0])
     if data == sector(version, address):
         return version
@@ -74,7 +74,7 @@ def describe(data: bytes | memoryview, address: int) -> int | str:
 
 
 def complaint(found: int | str, allowed: Sequence[int]) -> str:
-    """What to say of a sector of which `describe` said `found`, which is none of the versions in `allowed`."""
+    """Return the complaint about a sector that `describe` calls `found`, a version that is not in `allowed`."""
     promised = f"promised {allowed[0]}" if len(allowed) == 1 else f"promised one of {sorted(allowed)}"
     if isinstance(found, str):
         return f"{found}, {promised}"
@@ -105,13 +105,13 @@ class Moment:
     cached: bytes | None = None  # the exact content, while there are no `others`
 
     def data(self) -> bytes:
-        """The content if every sector has its first version."""
+        """Return the content in which every sector has its first version."""
         if self.cached is None:
             self.cached = b"".join(sector(version, address) for address, version in enumerate(self.versions))
         return self.cached
 
 
-# What the workload notes.  `serial` pairs the beginning of a call with its end.
+# The notes of the workload.  `serial` pairs the beginning of a call with its end.
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class Promises:
         return copy.deepcopy(self)
 
     def take(self, note: Note) -> None:
-        """The next note."""
+        """Apply the next note."""
         match note:
             case WriteBegins():
                 self._write_begins(note)
@@ -324,7 +324,7 @@ class Promises:
                 self._put_ends(self._puts.pop(serial), stored)
 
     def expect_deletion(self) -> None:
-        """A deletion is under way, from before these promises."""
+        """Note that a deletion from before these promises is under way."""
         self._unsettled += 1
 
     def _restored(self) -> None:
@@ -342,23 +342,23 @@ class Promises:
             self._beside.setdefault(address, []).append(write.version)
 
     def sure(self, address: int) -> int | None:
-        """The version that a read by the sector's only writer must give; None if several may be."""
+        """Return the version that the sector's only writer must read; None if several are possible."""
         return None if self.restored is not None or address in self.unsure else self.acknowledged[address]
 
     def allowed(self, address: int) -> list[int]:
-        """The versions that a sector may have."""
+        """Return the versions that a sector may have."""
         others = self.later.get(address, [])
         if self.restored is not None and self._beside:
             others = [*others, self.restored[address]]
         return [self.durable[address], *others]
 
     def newest(self) -> str | None:
-        """The snapshot that pre-images go to, if that is sure."""
+        """Return the snapshot that pre-images go to, if that is sure."""
         there = [name for name, moment in self.moments.items() if moment.phase is Phase.THERE]
         return there[-1] if there and not self._unsettled else None
 
     def _chunks(self, write: WriteBegins) -> int:
-        """The sectors of all chunks that a write touches."""
+        """Return the sectors of all chunks that a write touches."""
         per = self.chunk_sectors
         first = write.first // per * per
         end = min(len(self.durable), -(-(write.first + write.count) // per) * per)
@@ -403,7 +403,7 @@ class Promises:
                 moment.others.setdefault(address, set()).add(write.version)
 
     def _complete(self, moment: Moment) -> None:
-        """A deletion may complete the chunks that are written in part."""
+        """Note that a deletion may complete the chunks that are written in part."""
         per = self.chunk_sectors
         for first in range(0, len(self.durable), per):
             whole = _bits(first, min(per, len(self.durable) - first))
@@ -411,7 +411,7 @@ class Promises:
                 moment.may |= whole
 
     def _older_may(self, name: str) -> None:
-        """What is deleted moves to the next older one."""
+        """Note that the pre-images of a deleted snapshot may move down to the older ones."""
         names = list(self.moments)
         index = names.index(name)
         for older in names[:index]:

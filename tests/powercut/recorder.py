@@ -67,7 +67,7 @@ class SyncEnds:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the workload noted."""
+    """A note of the workload."""
 
     note: promises.Note
 
@@ -190,7 +190,7 @@ class RecordingIO(storage_io.StorageIO):
         self._end(sync)
 
     def _file(self, fd: int) -> int:
-        """The number of an open file; the primary opens its own, so descriptors tell nothing."""
+        """Return the number of an open file; the primary opens its own, so descriptors do not identify it."""
         return self._files[os.fstat(fd).st_ino]
 
     def _begin(self, target: int | Path) -> int:

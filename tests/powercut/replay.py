@@ -39,7 +39,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one case."""
+    """The outcome of one case."""
 
     states: int
     cuts: int
@@ -48,7 +48,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory in memory, if there is such a file system, gone afterwards."""
+    """Yield a temporary directory, in memory if there is such a file system."""
     with tempfile.TemporaryDirectory(prefix="wolun-powercut-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         yield Path(name)
 
@@ -192,5 +192,5 @@ def _brief(event: recorder.Event) -> str:
 
 
 def find(name: str) -> workload.Scenario:
-    """The scenario of that name."""
+    """Return the scenario of that name."""
     return next(scenario for scenario in workload.SCENARIOS if scenario.name == name)

@@ -16,7 +16,7 @@ PER_CHUNK = 4096 // SECTOR
 
 
 def torn(at: int, part: int) -> bytes:
-    """The first `part` bytes of write 9, the rest of write 5."""
+    """Return the first `part` bytes of write 9 and the rest of write 5."""
     return promises.sector(9, at)[:part] + promises.sector(5, at)[part:]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a volume while its files are recorded, and again after a cut, to see that nothing needs repair.
+"""The work on a volume while its files are recorded, and again after a cut, to show that nothing needs repair.
 
 A `Worker` does random things to an open volume and notes each before and after, for `promises`.
 """
@@ -74,7 +74,7 @@ def create(root: Path, scenario: Scenario) -> list[int]:
 
 
 def open_volume(root: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> volume.Volume:
-    """The volume that `create` made."""
+    """Open the volume that `create` made."""
     return volume.Volume.open(root / DIRECTORY, io=io)
 
 
@@ -100,7 +100,7 @@ class Worker:
         return self.volume.device.size // self.volume.device.block_size
 
     def run(self, steps: int) -> None:
-        """`steps` random things, one after the other."""
+        """Do `steps` random operations, one after the other."""
         kinds: dict[Callable[[], None], float] = {
             self.write: 8,
             self.write_back: 1,

@@ -13,13 +13,13 @@ from tests import daemon
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[daemon.Daemon]:
-    """A daemon for one test."""
+    """Yield a daemon for one test."""
     with daemon.Daemon(tmp_path, request.module.VOLUMES) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[daemon.Daemon]:
-    """A daemon for tests that leave it as it was."""
+    """Yield a daemon for tests that leave it as it was."""
     with daemon.Daemon(tmp_path_factory.mktemp("daemon"), request.module.VOLUMES) as running:
         yield running

@@ -30,7 +30,7 @@ def boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def used(tmp_path: Path, durability: Durability = CRASH, io: storage_io.StorageIO = storage_io.SYSTEM) -> volume.Volume:
-    """A volume with a snapshot that has a pre-image."""
+    """Make a volume with a snapshot that has a pre-image."""
     made = volume.Volume.create(
         tmp_path / "state",
         "vol0",
@@ -47,7 +47,7 @@ def used(tmp_path: Path, durability: Durability = CRASH, io: storage_io.StorageI
 
 
 def killed(old: volume.Volume) -> None:
-    """What is left of it when its process is gone: everything but the clean close."""
+    """Leave the volume as a killed process does: without a clean close."""
     in_use = manifest.load(old.directory).in_use
     old.close()
     manifest.store(old.directory, dataclasses.replace(manifest.load(old.directory), in_use=in_use))

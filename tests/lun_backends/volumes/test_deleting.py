@@ -95,8 +95,9 @@ def test_newest_can_be_deleted_while_another_deletion_is_stopped(made: volume.Vo
 
 
 def test_copy_that_is_not_durable_yet_does_not_count_as_preserved(tmp_path: Path) -> None:
-    """The newest snapshot is deleted while a copy into it waits for the disk, visible already: another writer to that chunk
-    must not take it for done (rule 1, lun_backends/README.md).
+    """The newest snapshot is deleted while a copy into it, already visible, waits for the disk.
+
+    Another writer to that chunk must not take the copy for done (rule 1, lun_backends/README.md).
     """
     io = FaultyIO()
     made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)

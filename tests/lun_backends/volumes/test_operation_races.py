@@ -73,7 +73,7 @@ class Races:
             self.volume.device.writev(first * SECTOR, [memoryview(data)], fua=dice.random() < 0.1)
 
     def export(self, dice: random.Random) -> None:
-        """A whole export, as a backup makes it."""
+        """Make a whole export, as a backup does."""
         name = self.pick(dice)
         if name is None:
             return
@@ -151,7 +151,7 @@ class Races:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A directory that is no disk's: writers that never rest would have every sync wait for what they wrote meanwhile."""
+    """Yield a directory in memory: on a disk, each sync would wait for the writes of writers that never rest."""
     with replay.scratch() as directory:
         yield directory
 

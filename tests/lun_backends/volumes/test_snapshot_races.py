@@ -63,8 +63,9 @@ def run_all(*bodies: Callable[[], None]) -> None:
 
 
 def test_rule_3_a_block_preserved_while_the_primary_was_read_comes_from_the_copy(made: volume.Volume) -> None:
-    """The write comes exactly between the look at the write-once side and the read of the primary; once more behind a
-    new snapshot, so that only the chain as it is afterwards has the copy.
+    """The write comes exactly between the look at the write-once side and the read of the primary.
+
+    It comes a second time behind a new snapshot, so that only the later chain has the copy.
     """
     for behind_a_new_snapshot in (False, True):
         name = f"s{behind_a_new_snapshot}"
@@ -110,7 +111,7 @@ def test_views_never_change_while_writers_race_them(made: volume.Volume) -> None
         try:
             for turn in range(8):
                 snapshot = made.create_snapshot(f"s{turn}")
-                # What it must show for ever is what it shows at first: whoever changes it later is found out.
+                # The snapshot must show for ever what it shows at first, so later changes are detected.
                 moments.append((snapshot, read(snapshot.view, 0, made.device.size)))
                 threading.Event().wait(0.05)
                 if turn % 3 == 2:

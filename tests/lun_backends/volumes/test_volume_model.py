@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole volume, with all that can be asked of it, against a plain model: random histories, every content compared after
-every step.  A second volume is there for groups.
+"""A whole volume with all its operations against a plain model.
+
+The histories are random, and every content is compared after every step.  A second volume serves for groups.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def read(device: block_device.BlockDevice, offset: int, length: int) -> bytes:
 
 
 def shown(image: Path) -> bytes:
-    """What QEMU reads through a chain of images, which it must find clean."""
+    """Check that QEMU finds a chain of images clean, and return the content that it reads."""
     subprocess.run(["qemu-img", "check", "-q", image], check=True, capture_output=True, timeout=60)
     raw = image.with_suffix(".shown")
     subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True, capture_output=True, timeout=60)
@@ -111,8 +112,9 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: len(self.volume.snapshots) < 5 and not self.busy)
     @rule(fill=st.none() | st.integers(1, 255))
     def snapshot(self, fill: int | None) -> None:
-        """And then, unless `fill` is None, a write to every chunk: what one snapshot has and another has not matters in all
-        that follows.
+        """Take a snapshot and, unless `fill` is None, write to every chunk.
+
+        The differences between snapshots matter in all later steps.
         """
         self.names += 1
         self.volume.create_snapshot(f"s{self.names}")
@@ -180,7 +182,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: len(self.moments) > 1)
     @rule(data=st.data())
     def export_since(self, data: st.DataObject) -> None:
-        """What changed since an older one, on top of that one's image, is the younger one."""
+        """Check that the changes since an older snapshot, on top of its image, make the younger one."""
         since, to = self.two(data)
         if to is None:
             return
@@ -207,7 +209,7 @@ class History(RuleBasedStateMachine):
         assert verification.damaged_headers(self.volume, name) == []
 
     def two(self, data: st.DataObject) -> tuple[str, str | None]:
-        """A snapshot, and a younger one, or None for now."""
+        """Draw a snapshot, and a younger one, or None for now."""
         names = list(self.moments)
         first = data.draw(st.integers(0, len(names) - 1))
         second = data.draw(st.integers(first + 1, len(names)))

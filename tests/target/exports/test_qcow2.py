@@ -21,7 +21,7 @@ def qemu_img(*words: str | Path) -> str:
 
 
 def shown(image: Path) -> bytes:
-    """What a guest would read, through the chain."""
+    """Return the content that a guest would read through the chain."""
     raw = image.with_suffix(".shown")
     qemu_img("convert", "-O", "raw", image, raw)
     return raw.read_bytes()

@@ -28,7 +28,7 @@ TARGET = "iqn.2026-11.io.wolun:t"
 
 
 def settings_of(text: str) -> settings.Settings:
-    """The settings of a file whose `access` is `text`."""
+    """Return the settings of a file whose `access` is `text`."""
     volumes = "volumes: [{name: vol0, lun: 0, size: 1MiB}]\n"
     head = f"target: {TARGET}\n{volumes}"
     return reader.parse(head + "access:\n" + textwrap.indent(textwrap.dedent(text), "  "), "f.yaml")

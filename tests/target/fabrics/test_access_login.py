@@ -163,7 +163,7 @@ class Peer:
         return int.from_bytes(header[36:38]), dict(keys.parse(text))
 
     def ask(self, algorithms: str = "5") -> dict[str, str]:
-        """The security stage, up to the target's challenge."""
+        """Go through the security stage, up to the target's challenge."""
         assert self.say([("AuthMethod", "CHAP")]) == (0, {"TargetPortalGroupTag": "1", "AuthMethod": "CHAP"})
         status, asked = self.say([("CHAP_A", algorithms)])
         assert status == 0
@@ -195,7 +195,7 @@ def answer(asked: dict[str, str], secret: str, digest: str = "md5") -> str:
 
 
 class TestByHand:
-    """What an attacker does, and SHA-256, which Debian's libiscsi has not."""
+    """The messages of an attacker, and SHA-256, which Debian's libiscsi lacks."""
 
     def test_right_with_sha_256(self, served: daemon.Daemon) -> None:
         peer = Peer(served, BOB)
@@ -254,7 +254,7 @@ class TestByHand:
 
 
 class TestAfterwards:
-    """What the daemon says about it."""
+    """The daemon's report about refused logins."""
 
     ADDRESS = "127.0.9.9"
 

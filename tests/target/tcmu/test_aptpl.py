@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel wrote about reservations that are to persist; that it takes them back is tested in the kernel lab."""
+"""The files that the kernel writes about persistent reservations; the kernel lab tests that it reads them back."""
 
 from __future__ import annotations
 
