@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration as a whole: saved to a file, restored from one, cleared.
 
-Restoring goes object by object.  What cannot be done is an Outcome with its refusal; the rest is done.
+Restoring goes object by object.  A change that cannot be made is an Outcome with its refusal; the others are made.
 """
 
 from __future__ import annotations
