@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's shell examples are run, in their order, against a real daemon with the quickstart's configuration.
+"""The documents' shell examples, run against a real daemon with the quickstart's configuration.
+
+Each page is run in its order, with a daemon of its own.  `vagrant/README.md` has a test of its own (`tests/lab`), and the transcript of
+`target/shell/README.md` too (`tests/target/shell/test_terminal.py`).
 
 | fence       | what happens with it                                                                                 |
 | ----------- | ---------------------------------------------------------------------------------------------------- |
 | `sh`        | run by bash; only the port is another, since 3260 may be in use                                      |
 | `sh make`   | every `make` target in it exists                                                                     |
 | `sh kernel` | needs root and a kernel with an iSCSI initiator: its `wolun` commands are checked, the rest is not run |
-| `text`      | what the command before it printed; its LUNs and wording are compared                                |
+| `text`      | the output of the command before it; its LUNs and wording are compared                               |
 """
 
 from __future__ import annotations
@@ -26,7 +29,14 @@ from tests import daemon, peers
 
 PROJECT = Path(__file__).resolve().parents[1]
 QUICKSTART = "127.0.0.1:3260"
-BLOCKS = re.findall(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", (PROJECT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+PAGES = sorted(
+    path
+    for top in ("README.md", "config/**/*.md", "lun_backends/**/*.md", "target/**/*.md", "tests/**/*.md")
+    for path in PROJECT.glob(top)
+)
+TEXTS = {str(page.relative_to(PROJECT)): page.read_text() for page in PAGES}
+BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#([^)]+))?\)")
 
 
 @pytest.fixture
@@ -49,7 +59,19 @@ def normal(text: str) -> str:
     return re.sub(r"[0-9.]+ (us|ms|s)\b", "TIME", text)
 
 
-def test_the_examples_work_in_their_order(tmp_path: Path, portal: str) -> None:
+def shell_blocks(text: str) -> list[str]:
+    return [block for language, mark, block in BLOCK.findall(text) if (language, mark) == ("sh", "")]
+
+
+def test_pages_with_examples_are_found() -> None:
+    """Without this a page that moved would be tested no longer, unnoticed."""
+    assert len(shell_blocks(TEXTS["README.md"])) >= 5
+    assert len(shell_blocks(TEXTS["target/exports/README.md"])) >= 3
+    assert len(shell_blocks(TEXTS["target/commands/README.md"])) >= 1
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if shell_blocks(text)])
+def test_examples_work_in_their_order(tmp_path: Path, portal: str, page: str) -> None:
     for program in ("qemu-img", "qemu-io", "mke2fs", "e2fsck", "curl"):
         peers.require(program)
     environment = {
@@ -58,8 +80,7 @@ def test_the_examples_work_in_their_order(tmp_path: Path, portal: str) -> None:
         "WOLUN_STATE_DIR": str(tmp_path / "var"),
     }
     printed = ""
-    ran = 0
-    for language, mark, text in BLOCKS:
+    for language, mark, text in BLOCK.findall(TEXTS[page]):
         if (language, mark) == ("sh", ""):
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", text.replace(QUICKSTART, portal)],
@@ -71,27 +92,38 @@ def test_the_examples_work_in_their_order(tmp_path: Path, portal: str) -> None:
             )
             printed = done.stdout.replace(portal, QUICKSTART)
             assert done.returncode == 0, f"{text}\n{printed}\n{done.stderr}"
-            ran += 1
         elif language == "text":
             assert normal(printed) == normal(text)
-    assert ran >= 6
 
 
-def test_the_make_targets_exist() -> None:
+def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake (\w+)", (PROJECT / "README.md").read_text()))
-    assert {"serve", "test"} <= named <= targets
+    for page, text in TEXTS.items():
+        code = "\n".join([*(block for _, _, block in BLOCK.findall(text)), *re.findall(r"`([^`\n]+)`", text)])
+        assert set(re.findall(r"\bmake (\w+)", code)) <= targets, page
+    assert {"serve", "test"} <= set(re.findall(r"^make (\w+)", TEXTS["README.md"], re.MULTILINE))
 
 
-def test_every_wolun_command_that_is_named_exists() -> None:
-    text = (PROJECT / "README.md").read_text()
-    lines = [line for _, mark, block in BLOCKS if mark == "kernel" for line in block.splitlines()]
-    named = [line for line in lines if line.startswith("wolun ")] + re.findall(r"`(wolun [^`…]+)`", text)
+def test_links_lead_somewhere() -> None:
+    for page, text in TEXTS.items():
+        for target, heading in LINK.findall(text):
+            path = (PROJECT / page).parent / target
+            assert path.exists(), f"{page}: {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings}, target
+
+
+def test_named_wolun_commands_exist() -> None:
+    named = []
+    for text in TEXTS.values():
+        lines = [line for _, mark, block in BLOCK.findall(text) if mark == "kernel" for line in block.splitlines()]
+        named += [line for line in lines if line.startswith("wolun ")] + re.findall(r"`(wolun [^`…\n]+)`", text)
     assert len(named) > 8
     for line in named:
         group: click.Command = cli.main
         for word in shlex.split(line, comments=True)[1:]:
-            if isinstance(group, click.Group):
+            if isinstance(group, click.Group) and not word.startswith("--"):
                 assert word in group.commands, line
                 group = group.commands[word]
-        assert not isinstance(group, click.Group), line
+        assert group is not cli.main or line == "wolun --version", line

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shell at a real terminal, against a real daemon with a real initiator logged in.
 
-One of these sessions is the README's transcript.  After a deliberate change of the output, rewrite it with
+One of these sessions is the transcript in target/shell/README.md.  After a deliberate change of the output, rewrite it with
 `WOLUN_WRITE_README=1 make test ARGS=tests/target/shell/test_terminal.py`.
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from tests import daemon, libiscsi, peers
 
-README = Path(__file__).parents[3] / "README.md"
+README = Path(__file__).parents[3] / "target/shell/README.md"
 TRANSCRIPT = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
 VOLUMES = "  # the one from the quickstart\n  - {name: vol0, lun: 0, size: 1GiB}\n"
 ALICE = "iqn.2026-11.org.example:alice"
