@@ -27,7 +27,8 @@ from pathlib import Path
 import target
 from target import places
 from target.configuration import reader, settings
-from target.fabrics import fabric as fabrics
+from target.fabrics import choice
+from target.fabrics.fabric import CannotStart
 from target.service import lun_numbers
 from target.service.inventory import Inventory
 from target.service.service import Service
@@ -114,8 +115,8 @@ def _owned(state_dir: Path) -> Iterator[None]:
 def _run(service: Service, config: Path, on_file: settings.Settings) -> None:
     inventory = service.inventory
     try:
-        fabric = fabrics.make(inventory.settings, inventory.scsi, inventory.access)
-    except fabrics.CannotStart as error:
+        fabric = choice.make(inventory.settings, inventory.scsi, inventory.access)
+    except CannotStart as error:
         raise CannotServe(str(error)) from error
     try:
         fabric.start()
@@ -140,7 +141,7 @@ def _run(service: Service, config: Path, on_file: settings.Settings) -> None:
             service.stop()
         finally:
             control.close()
-    except fabrics.CannotStart as error:
+    except CannotStart as error:
         raise CannotServe(str(error)) from error
     finally:
         fabric.close(DRAIN_SECONDS)

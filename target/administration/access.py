@@ -14,7 +14,7 @@ from target.administration.in_force import InForce
 from target.administration.secrets import Secrets
 from target.configuration import settings
 from target.fabrics import access
-from target.fabrics import fabric as fabrics
+from target.fabrics.fabric import CannotStart, Fabric
 from target.scsi import scsi_target
 from target.service import problems
 from target.service.inventory import Inventory
@@ -23,7 +23,7 @@ from target.service.inventory import Inventory
 class AccessChanges:
     """The changes.  One caller at a time (see administration).  Every method raises Problem."""
 
-    def __init__(self, inventory: Inventory, fabric: fabrics.Fabric, in_force: InForce) -> None:
+    def __init__(self, inventory: Inventory, fabric: Fabric, in_force: InForce) -> None:
         self._inventory = inventory
         self._fabric = fabric
         self._in_force = in_force
@@ -149,7 +149,7 @@ class AccessChanges:
         """Put rules in force with the fabric and with each session."""
         try:
             self._fabric.admit(rules)
-        except fabrics.CannotStart as error:
+        except CannotStart as error:
             raise problems.refused("access was changed only in part", str(error), "try again") from error
         self._inventory.access.rules = rules
         for session in self._inventory.fabric.sessions():

@@ -27,7 +27,7 @@ from target.administration.portals import Portals
 from target.administration.volumes import VolumeChanges
 from target.configuration import settings, writer
 from target.fabrics import access
-from target.fabrics import fabric as fabrics
+from target.fabrics.fabric import Fabric
 from target.service.service import Service
 
 
@@ -38,7 +38,7 @@ class Administration:
     `--portal` was given.
     """
 
-    def __init__(self, service: Service, fabric: fabrics.Fabric, config: Path, on_file: settings.Settings) -> None:
+    def __init__(self, service: Service, fabric: Fabric, config: Path, on_file: settings.Settings) -> None:
         self._service = service
         self._inventory = service.inventory
         self._lock = threading.Lock()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 
 from target.administration.in_force import InForce
-from target.fabrics import fabric as fabrics
+from target.fabrics.fabric import CannotStart, Fabric
 from target.service import problems
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 class Portals:
     """The changes.  One caller at a time (see administration).  Every method raises Problem."""
 
-    def __init__(self, fabric: fabrics.Fabric, in_force: InForce) -> None:
+    def __init__(self, fabric: Fabric, in_force: InForce) -> None:
         self._fabric = fabric
         self._in_force = in_force
 
@@ -35,7 +35,7 @@ class Portals:
             return
         try:
             self._fabric.listen(address)
-        except fabrics.CannotStart as error:
+        except CannotStart as error:
             remedy = error.remedy or "`ss -tlnp` lists the programs that listen, `ip address` this machine's addresses"
             raise problems.refused(f"portal {address}", error.reason, remedy) from error
         self._in_force.put_listening(after.listen, on_file if address in on_file else (*on_file, address))
@@ -55,7 +55,7 @@ class Portals:
             return
         try:
             self._fabric.unlisten(address)
-        except fabrics.CannotStart as error:
+        except CannotStart as error:
             raise problems.refused(f"portal {address}", str(error), "try again") from error
         now, on_file = self._in_force.listening(self._in_force.settings).listen, self._in_force.on_file.listen
         deleted = now[addresses.index(address)]

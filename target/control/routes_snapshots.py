@@ -8,7 +8,7 @@ from typing import Annotated
 import fastapi
 
 from target import messages
-from target.exports import jobs as backups
+from target.exports import jobs
 from target.service.service import Service
 from target.service.snapshots import MAX_CELLS
 
@@ -47,7 +47,7 @@ def routes(service: Service) -> fastapi.APIRouter:
     @router.post("/volumes/{volume}/snapshots/{name}/export", status_code=202)
     def export(volume: str, name: str, request: messages.Export) -> messages.Job:
         """Begin a job that writes the snapshot's content into a file on the daemon's machine."""
-        return backups.export(service, volume, name, request).message()
+        return jobs.export(service, volume, name, request).message()
 
     @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
     def delete_snapshot(volume: str, name: str) -> messages.Job:
@@ -75,12 +75,12 @@ def routes(service: Service) -> fastapi.APIRouter:
     @router.post("/volumes/{volume}/snapshots/{name}/verify", status_code=202)
     def verify(volume: str, name: str) -> messages.Job:
         """Begin a job that compares all the data the snapshot needs with its checksums; its result is a Verification."""
-        return backups.verify(service, volume, name).message()
+        return jobs.verify(service, volume, name).message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/diff", status_code=202)
     def diff(volume: str, name: str, request: messages.FindChanges) -> messages.Job:
         """Begin a job that finds the changes since the snapshot; its result is a Difference."""
-        job = backups.diff(service, volume, name, request)
+        job = jobs.diff(service, volume, name, request)
         job.wait(0.2)
         return job.message()
 

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fabric over the kernel's target, whose commands come by TCMU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from target.configuration import settings
+from target.fabrics import access
+from target.fabrics.fabric import CannotListen, CannotStart
+from target.iscsi import chap, errors
+from target.iscsi.session_info import SessionInfo
+from target.portal import portal
+from target.scsi import scsi_target
+
+if TYPE_CHECKING:
+    from target.tcmu import configfs
+
+log = logging.getLogger(__name__)
+
+
+class KernelFabric:
+    """The kernel's target."""
+
+    def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
+        from target.tcmu import configfs, fabric  # what they need is slow to import, and the portal does without
+
+        self._listen = configured.lio.listen
+        self._target = configured.target
+        self._errors = fabric.ERRORS
+        self._fabric = fabric.LioFabric(
+            served,
+            configfs.Configuration(
+                configured.target,
+                portals=tuple(_address(listen) for listen in self._listen),
+                initiators=_initiators(policy.rules),
+                anyone=_anyone(policy.rules),
+                loopback=configured.lio.loopback,
+            ),
+        )
+
+    def addresses(self) -> Sequence[str]:
+        return self._listen
+
+    def listen(self, address: str) -> None:
+        try:
+            self._fabric.listen(*_address(address))
+        except self._errors as error:
+            raise CannotListen(str(error)) from error
+        self._listen = (*self._listen, address)
+
+    def unlisten(self, address: str) -> None:
+        try:
+            self._fabric.unlisten(*_address(address))
+        except self._errors as error:
+            raise CannotStart(str(error)) from error
+        self._listen = tuple(each for each in self._listen if each != address)
+
+    def users(self, address: str) -> Sequence[str]:
+        """By their TCP connections: the kernel's target does not tell by which of its portals somebody came."""
+        from target.tcmu import connections
+
+        named: dict[str, list[str]] = {}
+        for initiator, peer in self._fabric.sessions():
+            named.setdefault(peer, []).append(initiator)
+        peers = dict.fromkeys(each.peer for each in connections.established(*_address(address)))
+        return [f"{name} from {peer}" for peer in peers for name in named.get(peer, ["somebody"])]
+
+    def admit(self, rules: access.Rules) -> None:
+        try:
+            self._fabric.admit(_initiators(rules), anyone=_anyone(rules))
+        except self._errors as error:
+            raise CannotStart(str(error)) from error
+
+    def sessions(self) -> Sequence[SessionInfo]:
+        return [
+            SessionInfo(
+                tsih=0,
+                initiator=initiator,
+                alias="",
+                address=address,
+                target=self._target,
+                since=None,
+                bytes_read=None,
+                bytes_written=None,
+                commands=None,
+                outstanding=None,
+            )
+            for initiator, address in self._fabric.sessions()
+        ]
+
+    def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
+        return {}  # the kernel counts its own
+
+    def end_session(self, tsih: int) -> None:
+        """The kernel ends the sessions of those who may not log in any more."""
+
+    def start(self) -> None:
+        try:
+            self._fabric.start()
+        except self._errors as error:
+            self._fabric.close()
+            raise CannotStart(f"{error}: `wolun doctor` says what this machine lacks") from error
+        portal.tune_interpreter()
+
+    def close(self, drain: float) -> None:
+        self._fabric.close()
+
+
+def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:
+    """Those that are named, as the kernel's target wants them; one whose secrets cannot be read is left out."""
+    from target.tcmu import configfs
+
+    for rule in rules.broken():
+        log.error("%s may not log in: %s", rule.name, rule.broken)
+    return tuple(
+        configfs.Initiator(
+            rule.name,
+            user=proof.name if proof else "",
+            secret=_clear(proof.secret) if proof else "",
+            target_user=(proof.target_name or "") if proof else "",
+            target_secret=_clear(proof.target_secret) if proof and proof.target_secret else "",
+            view=rule.view,
+        )
+        for rule in rules.exact.values()
+        if not rule.broken
+        for proof in (rule.credentials,)
+    )
+
+
+def _anyone(rules: access.Rules) -> bool:
+    return rules.wanted.initiators is None and bool(rules.wanted.networks)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    """An address as the kernel's target wants it: IPv6 in its brackets."""
+    host, _, port = listen.rpartition(":")
+    return host, int(port)
+
+
+def _clear(secret: chap.Secret) -> str:
+    return secret.reveal().decode("utf-8", "surrogateescape")
