@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the content of a snapshot into a file.
+"""The file that an export writes: complete under its name, or not there at all.
 
-The file appears under its name only when all of it is there and on stable storage; until then it has no name, so that
-nothing is left if the export fails, is cancelled, or the daemon is killed.  (Where the file system has no files without a name
-it stands beside it under a name of its own, and a killed daemon leaves that.)  An existing file is replaced only on demand.
+The file gets its name only when it is complete and on stable storage.  Until then it has no name, so nothing is left if the
+export fails or is cancelled, or if the daemon is killed.  Some file systems have no files without a name: there the file
+stands under another name beside its place, and a killed daemon leaves it.  An existing file is replaced only on demand.
 
-A raw file is sparse: holes stay holes, and so does every stretch of `GRAIN` zeroes, since pre-images of blocks that were
-holes come as zeroes.  What a qcow2 image leaves out it shows of the image below.
+A raw file is sparse.  Holes stay holes, and each `GRAIN` of zeroes becomes one, because pre-images of blocks that were holes
+come as zeroes.  A qcow2 image shows the image below it where it has no data of its own.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from target.service import jobs, problems
 GRAIN = 64 << 10
 _ZEROES = bytes(GRAIN)
 _GLANCE = 256
-"""Bytes of a grain compared first: most data differs there, and the whole comparison keeps other threads waiting."""
+"""The bytes of a grain that are compared first: most data differs there, and a comparison of all keeps other threads waiting."""
 
 
 class Image(Protocol):
-    """Writes a file in some format."""
+    """A writer of a file in some format."""
 
     def write(self, offset: int, data: memoryview) -> None:
-        """What is at byte `offset` of the volume; calls come in order.  Raises OSError."""
+        """Write the data at byte `offset` of the volume; calls come in order.  Raises OSError."""
 
     def finish(self) -> None:
-        """All was written: complete the file and make it durable.  Raises OSError."""
+        """Complete the file after the last `write`, and make it durable.  Raises OSError."""
 
 
 def export(
@@ -50,10 +50,10 @@ def export(
     cancelled: Callable[[], bool],
     image: Callable[[int, int], Image] | None = None,
 ) -> None:
-    """Write `pieces`, which make up `size` bytes, to the file at `path`; `progress` is called with (bytes done, `size`).
-    `image` makes of (file descriptor, `size`) what writes the file; left out, the file is raw.
+    """Write `pieces`, which make up `size` bytes, to the file at `path`.
 
-    Raises jobs.Cancelled, Problem, and what reading the pieces raises.
+    `progress` is called with (bytes done, `size`).  `image` takes (file descriptor, `size`) and returns the writer of the
+    file; without it, the file is raw.  Raises jobs.Cancelled, Problem, and the errors of reading the pieces.
     """
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)
@@ -78,7 +78,7 @@ def export(
 
 
 class _Raw:
-    """What the volume holds, at the same place."""
+    """A raw image: each byte of the volume is at the same place in the file."""
 
     def __init__(self, fd: int, size: int) -> None:
         os.truncate(fd, size)
@@ -92,12 +92,12 @@ class _Raw:
 
 
 def place(path: Path) -> Path:
-    """Where a name really is; what it leads to, if it is a link, does not matter."""
+    """Return `path` with the links in its directory resolved.  If the name itself is a link, it is not followed."""
     return path.parent.resolve() / path.name
 
 
 def check_place(path: Path, volumes: Iterable[volume.Volume], *, overwrite: bool) -> None:
-    """Refuse what cannot be the name of an export, or must not: what `volumes` are made of.  Raises Problem."""
+    """Refuse a path that cannot take an export, and one that belongs to one of `volumes`.  Raises Problem."""
     if not path.is_absolute():
         raise problems.file_failed(path, "the path is not absolute")
     for owner in volumes:
@@ -108,7 +108,7 @@ def check_place(path: Path, volumes: Iterable[volume.Volume], *, overwrite: bool
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Refuse what is sure to fill the disk: there must be `needed` bytes where `path` will be.  Raises Problem."""
+    """Refuse an export if its file system has fewer than `needed` bytes free.  Raises Problem."""
     try:
         space = os.statvfs(path.parent)
     except OSError as error:
@@ -119,12 +119,18 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def data_bytes(view: block_device.BlockDevice) -> int:
-    """How much of a device is data; what of it is zeroes takes no room in an export, but that is seen only when it is read."""
+    """Return the bytes of a device that are data.
+
+    Zeroes among them take no room in an export, but only reading finds them.
+    """
     return sum(extent.length for extent in view.extents(0, view.size) if extent.kind is block_device.ExtentKind.DATA)
 
 
 class _NewFile:
-    """The file that will be at `path`, open as `fd`; gone at the end of the context unless it was published.  Raises OSError."""
+    """The file that will be at `path`, open as `fd`.
+
+    At the end of the context it is gone, unless it was published.  Raises OSError.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -134,24 +140,24 @@ class _NewFile:
             self.fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
             self._named = False
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # what file systems and old kernels without it say
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # from file systems and old kernels without it
                 raise
             self.fd = os.open(self._beside, flags | os.O_CREAT | os.O_EXCL, 0o600)
             self._named = True
 
     def publish(self, *, overwrite: bool) -> None:
-        """Give it its name, durably.  Raises OSError."""
+        """Give the file its name, and make that durable.  Raises OSError."""
         if overwrite:
             if not self._named:
                 self._link(self._beside)
                 self._named = True
             self._beside.replace(self._path)
         else:
-            self._link(self._path)  # unlike rename, refuses if the file has come into being meanwhile
+            self._link(self._path)  # unlike rename, this fails if another file has got the name meanwhile
         small_file.sync_directory(self._path.parent)
 
     def _link(self, name: Path) -> None:
-        # With a descriptor for the directory, which an absolute path has no use for, Python follows the link; else it does not.
+        # Python follows the link only if it is given a descriptor of a directory, although an absolute path needs none.
         os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=self.fd, follow_symlinks=True)
 
     def __enter__(self) -> Self:
@@ -164,7 +170,7 @@ class _NewFile:
 
 
 def _write(fd: int, offset: int, data: memoryview) -> None:
-    """Write what is not zero, in as few calls as there are stretches."""
+    """Write the grains that are not zero, each run of them in one call."""
     start: int | None = None
     for position in range(0, len(data), GRAIN):
         grain = data[position : position + GRAIN]

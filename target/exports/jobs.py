@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backups are made of: verifying a snapshot, finding what changed between two, and exporting all or only that.
+"""The jobs of backups: verify a snapshot, find the changes between two, export all data or only the changes.
 
-The jobs behind the control socket; see `lun_backends.backups.verification` and `differences` for what their answers mean.
+The control socket starts them.  See `lun_backends.backups.verification` and `differences` for the meaning of their answers.
 
-An export on top of an earlier image names that image relative to itself, so that both may move together, and only if what
-it finds there can be it: it must be of the size that the older snapshot has.
+An export on top of an earlier image records that image's name relative to the new one, so that both may move together.  It
+is refused unless the earlier image has the size of the older snapshot.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lun_backends import block_device
-from lun_backends.backups import differences, verification
-from lun_backends.backups import pieces as whole
-from lun_backends.backups.pieces import ExportPiece
+from lun_backends.backups import differences, pieces, verification
 from lun_backends.files import os_error
 from lun_backends.stores import contents
 from lun_backends.volumes import volume
@@ -30,22 +28,22 @@ from target.service.service import Service
 log = logging.getLogger(__name__)
 
 DAMAGE_NAMED = 10_000
-"""Extents of damage that a Verification names."""
+"""The most extents of damage that a Verification names."""
 FORMATS = ("raw", "qcow2")
 _STEP = 1 << 20
 
 
 def verify(service: Service, volume_name: str, name: str) -> jobs.Job:
-    """Begin to verify a snapshot; the job's result is a Verification.  Raises Problem."""
+    """Begin to verify a snapshot; the result of the job is a Verification.  Raises Problem."""
     owner, _ = service.inventory.find(volume_name, name)
 
     def work(job: jobs.Job) -> None:
         with problems.translated(f"{volume_name}@{name} was not verified"):
-            job.result = found = _verified(owner, name, job)
+            job.result = verified = _verified(owner, name, job)
         log.log(
-            logging.INFO if found.sound else logging.ERROR,
+            logging.INFO if verified.sound else logging.ERROR,
             "verified %s@%s: %d bytes good, %d unverifiable, %d damaged",
-            volume_name, name, found.good_bytes, found.unverifiable_bytes, found.damaged_bytes,
+            volume_name, name, verified.good_bytes, verified.unverifiable_bytes, verified.damaged_bytes,
         )  # fmt: skip
 
     return service.jobs.start("verify", f"{volume_name}@{name}", work)
@@ -95,12 +93,12 @@ def _add(damage: list[messages.Damage], checked: verification.Checked, block_siz
 
 
 def diff(service: Service, volume_name: str, since: str, request: messages.FindChanges) -> jobs.Job:
-    """Begin to find what changed since a snapshot; the job's result is a Difference.  Raises Problem."""
+    """Begin to find the changes since a snapshot; the result of the job is a Difference.  Raises Problem."""
     owner, older = service.inventory.find(volume_name, since)
     newer = None if request.to is None else service.inventory.find(volume_name, request.to)[1]
 
     def work(job: jobs.Job) -> None:
-        with problems.translated(f"what changed since {volume_name}@{since} is not known"):
+        with problems.translated(f"the changes since {volume_name}@{since} are not known"):
             ranges = differences.changed(owner, since, request.to)
             device = owner.device if newer is None else newer.view
             if request.exact:
@@ -123,55 +121,56 @@ def _differing(
 ) -> list[differences.Range]:
     total = sum(length for _, length in ranges)
     done = 0
-    found: list[differences.Range] = []
+    differing: list[differences.Range] = []
     for length, part in differences.differing(old, new, ranges):
         if job.cancelled():
             raise jobs.Cancelled
-        found += part
+        differing += part
         done += length
         job.progress(done, total)
-    return differences.merged(found)
+    return differences.merged(differing)
 
 
 def export(service: Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
-    """Begin to write a snapshot into a file on this machine, all of it or what changed.  Raises Problem."""
+    """Begin to write a snapshot into a file on this machine: all of it, or only the changes.  Raises Problem."""
     path = Path(request.path)
     if request.format not in FORMATS:
         raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
-    if request.since is None and request.format == "raw":
-        return _export_raw(service, volume_name, name, request)
     owner, snapshot = _exportable(service, volume_name, name, request)
-    what = f"{volume_name}@{name}"
-    size = snapshot.view.size
+    what, view = f"{volume_name}@{name}", snapshot.view
     backing = None
     if request.since is not None:
         older = service.inventory.find(volume_name, request.since)[1]
         with problems.translated(f"{what} was not exported"):
-            differences.changed(owner, request.since, name)  # refuses now what it would later
+            differences.changed(owner, request.since, name)  # refuse here what the job would refuse later
         backing = _backing(path, request, older.view.size, f"{volume_name}@{request.since}")
-    cluster = qcow2.cluster_size(size, owner.chunk_size)
+    raw = request.format == "raw" and backing is None
+    cluster = qcow2.cluster_size(view.size, owner.chunk_size)
+
+    def qcow2_writer(fd: int, length: int) -> image_file.Image:
+        return qcow2.Writer(fd, length, cluster, backing)
 
     def work(job: jobs.Job) -> None:
-        job.progress(0, size)
+        job.progress(0, view.size)
         with problems.translated(f"{what} was not exported"):
             if request.since is None:
-                ranges: Iterable[differences.Range] = _data(snapshot.view)
-                needed = image_file.data_bytes(snapshot.view)
+                ranges: Iterable[differences.Range] = _data(view)
+                needed = image_file.data_bytes(view)
             else:
                 ranges = changed = differences.changed(owner, request.since, name)
                 needed = sum(length for _, length in changed)
             if not request.anyway:
                 image_file.check_room(path, needed)
             image_file.export(
-                pieces(snapshot.view, ranges, cluster),
-                size,
+                pieces.export(view) if raw else whole_grains(view, ranges, cluster),
+                view.size,
                 path,
                 overwrite=request.overwrite,
                 progress=job.progress,
                 cancelled=job.cancelled,
-                image=lambda fd, length: qcow2.Writer(fd, length, cluster, backing),
+                image=None if raw else qcow2_writer,
             )
-        job.progress(size, size)
+        job.progress(view.size, view.size)
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
 
     return service.jobs.start("export", what, work)
@@ -180,7 +179,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
 def _exportable(
     service: Service, volume_name: str, name: str, request: messages.Export
 ) -> tuple[volume.Volume, Snapshot]:
-    """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raise Problem."""
+    """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raises Problem."""
     owner, snapshot = service.inventory.find(volume_name, name)
     if snapshot.unreadable:
         what = f"{volume_name}@{name} cannot be exported"
@@ -190,31 +189,8 @@ def _exportable(
     return owner, snapshot
 
 
-def _export_raw(service: Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
-    """Start a job that writes all of a snapshot into a raw image.  Raise Problem."""
-    path = Path(request.path)
-    _, snapshot = _exportable(service, volume_name, name, request)
-
-    def work(job: jobs.Job) -> None:
-        job.progress(0, snapshot.view.size)
-        with problems.translated(f"{volume_name}@{name} was not exported"):
-            if not request.anyway:
-                image_file.check_room(path, image_file.data_bytes(snapshot.view))
-            image_file.export(
-                whole.export(snapshot.view),
-                snapshot.view.size,
-                path,
-                overwrite=request.overwrite,
-                progress=job.progress,
-                cancelled=job.cancelled,
-            )
-        log.info("exported %s@%s to %s", volume_name, name, path)
-
-    return service.jobs.start("export", f"{volume_name}@{name}", work)
-
-
 def _backing(path: Path, request: messages.Export, size: int, since: str) -> qcow2.Backing:
-    """The image below, checked as far as it is there.  Raises Problem."""
+    """Return the image that the new one stands on, after checking it if it is on this machine.  Raises Problem."""
     if request.backing is None:
         raise problems.bad_request("backing", f"with `since`, name the image of {since}")
     below = Path(request.backing)
@@ -223,27 +199,27 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
     if request.backing_format not in (None, *FORMATS):
         raise problems.bad_request("backing_format", f"{request.backing_format!r} is none of {', '.join(FORMATS)}")
     try:
-        found, kind = qcow2.virtual_size(below)
+        below_size, kind = qcow2.virtual_size(below)
     except FileNotFoundError:
         if request.backing_format is None:
             raise problems.refused(
                 f"{path} was not written",
-                f"{below}, the image of {since} that it would stand on, is not there",
+                f"there is no {below}, the image of {since} that it would stand on",
                 "name that image with --backing, and its format with --backing-format if it is on another machine",
             ) from None
-        found, kind = size, request.backing_format
+        below_size, kind = size, request.backing_format
     except OSError as error:
         raise problems.refused(
             f"{path} was not written", f"{below} cannot be read: {os_error.reason(error)}", "check the file"
         ) from error
     kind = request.backing_format or kind
-    if found != size:
+    if below_size != size:
         raise problems.refused(
             f"{path} was not written",
-            f"{below} is no image of {since}: it shows {found} bytes, not {size}",
+            f"{below} is not an image of {since}: it shows {below_size} bytes, not {size}",
             "name the image that was exported from that snapshot",
         )
-    if any(image_file.place(path) in (image_file.place(each), each.resolve()) for each in qcow2.chain(below)):
+    if any(image_file.place(path) in (image_file.place(image), image.resolve()) for image in qcow2.chain(below)):
         raise problems.refused(
             f"{path} was not written",
             f"{below}, the image of {since}, is that file or stands on it",
@@ -251,28 +227,32 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
         )
     name = os.path.relpath(below, path.parent)
     if ":" in name.split("/")[0]:
-        name = f"./{name}"  # QEMU takes what stands before a colon for a protocol
+        name = f"./{name}"  # QEMU takes the part before a colon for a protocol
     return qcow2.Backing(name, kind)
 
 
 def _data(view: block_device.BlockDevice) -> Iterator[differences.Range]:
+    """Yield the ranges of a device that are no holes."""
     for extent in view.extents(0, view.size):
         if extent.kind is not block_device.ExtentKind.HOLE:
             yield extent.offset, extent.length
 
 
-def pieces(view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int) -> Iterator[ExportPiece]:
-    """The content of `ranges`, widened to whole `grain`s but at the end of the view, none twice.  The data is valid until the
-    next piece is asked for.
+def whole_grains(
+    view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int
+) -> Iterator[pieces.ExportPiece]:
+    """Yield the content of `ranges`, widened to whole `grain`s, except at the end of the view.
+
+    No grain comes twice.  The data of a piece is valid until the caller asks for the next one.
     """
-    whole = memoryview(bytearray(_STEP))
+    buffer = memoryview(bytearray(_STEP))
     done = 0
     for begin, length in ranges:
         offset = max(done, begin // grain * grain)
         end = min(view.size, -(-(begin + length) // grain) * grain)
         while offset < end:
-            piece = whole[: min(_STEP, end - offset)]
+            piece = buffer[: min(_STEP, end - offset)]
             view.readv(offset, [piece])
-            yield ExportPiece(offset, len(piece), piece)
+            yield pieces.ExportPiece(offset, len(piece), piece)
             offset += len(piece)
         done = max(done, end)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes qcow2 images (version 3, as QEMU's docs/interop/qcow2.txt has it), from front to back, in one go.
+"""A writer of qcow2 images (version 3, QEMU's docs/interop/qcow2.txt), from front to back in one pass.
 
-| clusters       | what                                                                                       |
+| clusters       | content                                                                                    |
 | -------------- | ------------------------------------------------------------------------------------------ |
-| 0              | the header, its extensions, the name of the backing file; written last, so that a file      |
-|                | that was not finished is no image                                                          |
-| then           | the L1 table: where the L2 tables are                                                      |
-| then, mingled  | data in order of address, and behind each L2 table's data that table                       |
-| then           | refcount blocks, all counts being 1                                                        |
+| 0              | the header, its extensions, and the name of the backing file; written last, so that an      |
+|                | unfinished file is not an image                                                            |
+| then           | the L1 table: the places of the L2 tables                                                  |
+| then, mixed    | data in order of address, and each L2 table after its data                                 |
+| then           | refcount blocks; all counts are 1                                                          |
 | then           | the refcount table                                                                         |
 
 A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data: with a
-backing file it is marked to read as zeroes.  There is no kept library that writes qcow2, and `qemu-img` need not be there.
+backing file it is marked to read as zeroes.  No maintained library writes qcow2, and `qemu-img` may not be installed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 
 MAGIC = b"QFI\xfb"
 CLUSTER_SIZES = (4096, 65536)
-"""The smallest and the largest that `cluster_size` chooses."""
+"""The smallest and the largest size that `cluster_size` chooses."""
 
 _VERSION = 3
-# magic, version, backing file's name: offset and length, cluster bits, size, encryption, L1 entries, L1 offset, refcount
+# magic, version, name of the backing file: offset and length, cluster bits, size, encryption, L1 entries, L1 offset, refcount
 # table: offset and clusters, snapshots: number and offset, incompatible, compatible and autoclear features, refcount order,
 # header length
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
@@ -37,19 +37,22 @@ _NAME_MAX = 1023
 _COPIED = 1 << 63
 _ZERO = 1
 _REFCOUNT_ORDER = 4  # counts of 16 bits
-_L1_MAX = 128 << 10  # bytes; QEMU takes 32 MiB
+_L1_MAX = 128 << 10  # bytes; QEMU accepts 32 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class Backing:
-    """The image below: its name as it is recorded (relative to the image), and its format, `raw` or `qcow2`."""
+    """The image below: its recorded name (relative to the image above), and its format, `raw` or `qcow2`."""
 
     name: str
     format: str
 
 
 def cluster_size(size: int, chunk_size: int) -> int:
-    """A good size for the clusters of an image of `size` bytes: what changed comes in chunks, and the L1 table stays small."""
+    """Return a good cluster size for an image of `size` bytes.
+
+    Changes come in chunks, so it is the chunk size where possible; but large enough to keep the L1 table small.
+    """
     smallest, largest = CLUSTER_SIZES
     chosen = max(smallest, min(chunk_size, largest))
     while chosen < largest and -(-size // (chosen * chosen // 8)) * 8 > _L1_MAX:
@@ -58,7 +61,7 @@ def cluster_size(size: int, chunk_size: int) -> int:
 
 
 def virtual_size(path: Path) -> tuple[int, str]:
-    """(bytes it shows, `raw` or `qcow2`) of the image at `path`; what is not qcow2 is raw.  Raises OSError."""
+    """Return (bytes that it shows, `raw` or `qcow2`) for the image at `path`; a file that is not qcow2 is raw.  Raises OSError."""
     with path.open("rb") as file:
         start = file.read(32)
         if start[:4] == MAGIC and len(start) == 32:
@@ -67,7 +70,7 @@ def virtual_size(path: Path) -> tuple[int, str]:
 
 
 def chain(path: Path) -> Iterator[Path]:
-    """The image at `path` and those that it stands on, as far as they are files that can be read here."""
+    """Yield the image at `path` and the images below it, as far as they can be read on this machine."""
     seen = set()
     below: Path | None = path
     while below is not None and below.resolve() not in seen:
@@ -77,7 +80,7 @@ def chain(path: Path) -> Iterator[Path]:
 
 
 def _below(path: Path) -> Path | None:
-    """What the image at `path` stands on."""
+    """Return the image that the one at `path` stands on; None if there is none."""
     try:
         with path.open("rb") as file:
             start = file.read(20)
@@ -94,10 +97,13 @@ def _below(path: Path) -> Path | None:
 
 
 class Writer:
-    """Fills the empty file `fd`.  `write` and `zero` come in order of address; `finish` is last.  All raise OSError."""
+    """A writer that fills the empty file `fd`.
+
+    Call `write` and `zero` in order of address, and `finish` last.  All raise OSError.
+    """
 
     def __init__(self, fd: int, size: int, cluster: int, backing: Backing | None = None) -> None:
-        """`size` bytes is what the image shows; a multiple of 512.  Raises ValueError if the backing file's name is too long."""
+        """Begin an image that shows `size` bytes, a multiple of 512.  Raises ValueError if the backing file's name is too long."""
         if backing is not None and len(os.fsencode(backing.name)) > _NAME_MAX:
             raise ValueError(f"the name of the backing file is longer than {_NAME_MAX} bytes")
         self._fd = fd
@@ -111,7 +117,10 @@ class Writer:
         self._entries: dict[int, int] = {}
 
     def write(self, offset: int, data: memoryview) -> None:
-        """What the image shows from `offset` on, which begins a cluster; the end ends one, or the image.  Zeroes are found."""
+        """Write the data that the image shows from `offset` on; clusters of zeroes take no room.
+
+        The data begins at the begin of a cluster, and ends at the end of one or of the image.
+        """
         for start in range(0, len(data), self._cluster):
             piece = bytes(data[start : start + self._cluster])
             if piece.count(0) == len(piece):
@@ -122,17 +131,17 @@ class Writer:
             self._append(piece)
 
     def zero(self, offset: int, length: int) -> None:
-        """The image shows zeroes there; begins and ends as in `write`."""
+        """Show zeroes in that range, which begins and ends as in `write`."""
         if self._backing is not None:
             for index in range(offset // self._cluster, -(-(offset + length) // self._cluster)):
                 place = self._place(index)
                 self._entries[place] = _ZERO
 
     def finish(self) -> None:
-        """Write the tables, and the header; then sync."""
+        """Write the tables, sync, write the header, and sync again."""
         self._close_table()
         used = self._next
-        # Every refcount block counts a block's worth of clusters; blocks and table are among them.
+        # Each refcount block counts `per_block` clusters, and the clusters of blocks and table are counted, too.
         per_block = self._cluster * 8 >> _REFCOUNT_ORDER
         blocks = tables = 0
         while blocks * per_block < used + blocks + tables:
@@ -171,7 +180,7 @@ class Writer:
         return -(-length // self._cluster)
 
     def _place(self, index: int) -> int:
-        """Where in the L2 table being filled a cluster has its entry; turns to its table first."""
+        """Turn to the L2 table of a cluster, and return the place of its entry there."""
         table, place = divmod(index, self._per_table)
         if table != self._table:
             self._close_table()

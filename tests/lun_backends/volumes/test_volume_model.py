@@ -192,7 +192,7 @@ class History(RuleBasedStateMachine):
         fd = os.open(place / "image.qcow2", os.O_RDWR | os.O_CREAT)
         try:
             writer = qcow2.Writer(fd, view.size, CHUNK, qcow2.Backing("below.img", "raw"))
-            for piece in jobs.pieces(view, differences.changed(self.volume, since, to), CHUNK):
+            for piece in jobs.whole_grains(view, differences.changed(self.volume, since, to), CHUNK):
                 assert piece.data is not None
                 writer.write(piece.offset, piece.data)
             writer.finish()

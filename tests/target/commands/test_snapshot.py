@@ -154,3 +154,19 @@ def test_ctrl_c_cancels_an_export_and_removes_the_file(served: daemon.Daemon, tm
     while served.json("status")["jobs"] and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.json("status")["jobs"] == []
+
+
+def test_labels_are_set_shown_and_removed(served: daemon.Daemon) -> None:
+    taken = served.json("snapshot", "create", "vol0", "a", "--label", "purpose=backup", "--label", "n=1=2")
+    assert taken["labels"] == {"purpose": "backup", "n": "1=2"}
+    served.run("snapshot", "create", "vol0", "b")
+    head, first, second = served.run("snapshot", "list", "vol0").stdout.splitlines()
+    assert head.split()[-1] == "LABELS"
+    assert first.split()[-1] == "n=1=2,purpose=backup"
+    assert second.split()[-1].isdigit()
+    assert served.run("snapshot", "label", "vol0@a", "n=", "owner=ada").stdout == "owner=ada,purpose=backup\n"
+    assert served.json("snapshot", "show", "vol0@a")["labels"] == {"purpose": "backup", "owner": "ada"}
+    assert "owner=ada,purpose=backup" in served.run("snapshot", "show", "vol0@a").stdout
+    refused = served.run("snapshot", "label", "vol0@a", "a b=c", check=False)
+    assert (refused.returncode, "no key for a label" in refused.stderr) == (1, True)
+    assert served.run("snapshot", "label", "vol0@a", "owner", check=False).returncode == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export files: all there or not there, sparse, and never over something that stands there already."""
+"""Export files: complete or absent, sparse, and never in the place of an existing file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA = os.urandom(MIB)
 
 
 def pieces(*parts: bytes | int) -> Iterator[ExportPiece]:
-    """Pieces of data (bytes) and holes (their lengths)."""
+    """Yield pieces of data (bytes) and holes (their lengths)."""
     offset = 0
     for part in parts:
         length = part if isinstance(part, int) else len(part)
@@ -32,7 +32,7 @@ def pieces(*parts: bytes | int) -> Iterator[ExportPiece]:
 def export(
     path: Path, parts: Iterable[ExportPiece], size: int, *, overwrite: bool = False, stop_after: int = 1 << 60
 ) -> list[tuple[int, int]]:
-    """Export, and return the progress that was reported; cancelled when `stop_after` reports have come."""
+    """Export, and return the reports of progress; after `stop_after` of them the export is cancelled."""
     seen: list[tuple[int, int]] = []
     image_file.export(
         parts,
@@ -45,7 +45,7 @@ def export(
     return seen
 
 
-def test_data_and_holes_arrive_and_the_file_is_sparse(tmp_path: Path) -> None:
+def test_file_has_data_and_holes_and_is_sparse(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
     seen = export(path, pieces(DATA, 64 * MIB, DATA, 7 * MIB), 73 * MIB)
     assert path.read_bytes() == DATA + bytes(64 * MIB) + DATA + bytes(7 * MIB)
@@ -62,7 +62,7 @@ def test_zeroes_in_data_take_no_space(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 <= 192 << 10
 
 
-def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
+def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
     path.write_bytes(b"precious")
     with pytest.raises(problems.Problem) as caught:
@@ -71,7 +71,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
-def test_a_file_that_comes_into_being_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_file_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
 
     def slow() -> Iterator[ExportPiece]:
@@ -85,7 +85,7 @@ def test_a_file_that_comes_into_being_meanwhile_is_left_alone(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_file_is_replaced_on_demand(tmp_path: Path) -> None:
+def test_existing_file_is_replaced_on_demand(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
     path.write_bytes(b"old")
     export(path, pieces(DATA), MIB, overwrite=True)
@@ -93,9 +93,9 @@ def test_an_existing_file_is_replaced_on_demand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_daemon_that_is_killed_leaves_nothing(overwrite: bool) -> None:
-    """There is no name to be left as long as the file is not complete."""
-    with replay.scratch() as directory:  # in memory, where files need no name
+def test_killed_daemon_leaves_no_file(overwrite: bool) -> None:
+    """The file has no name until it is complete."""
+    with replay.scratch() as directory:  # in memory, where files may be nameless
         path = directory / "out.img"
 
         def watched() -> Iterator[ExportPiece]:
@@ -109,7 +109,9 @@ def test_a_daemon_that_is_killed_leaves_nothing(overwrite: bool) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_where_files_need_a_name(tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_file_is_removed_where_files_need_a_name(
+    tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.open
 
     def refusing(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
@@ -127,7 +129,7 @@ def test_where_files_need_a_name(tmp_path: Path, overwrite: bool, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
+def test_cancelled_export_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
     path.write_bytes(b"old")
     with pytest.raises(jobs.Cancelled):
@@ -136,7 +138,7 @@ def test_a_cancelled_export_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failing_read_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_read_leaves_no_file(tmp_path: Path) -> None:
     def failing() -> Iterator[ExportPiece]:
         yield from pieces(DATA)
         raise block_device.MediumError(2048, writing=False, reason="rot")
@@ -147,14 +149,14 @@ def test_a_failing_read_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing/out.img", "."])
-def test_a_place_that_takes_no_file_is_named(tmp_path: Path, name: str) -> None:
+def test_refusal_names_a_place_that_takes_no_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(problems.Problem) as caught:
         export(tmp_path / name, pieces(DATA), MIB, overwrite=True)
     assert caught.value.code == "file-failed"
     assert str(tmp_path / name) in caught.value.message
 
 
-def test_what_is_sure_to_fill_the_disk_is_refused(tmp_path: Path) -> None:
+def test_export_larger_than_the_free_space_is_refused(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     image_file.check_room(tmp_path / "out", free // 2)
     with pytest.raises(problems.Problem, match="--anyway") as refused:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs of backups without a daemon: cancelled on the way, failing on the way, and what then is left."""
+"""The jobs of backups without a daemon: jobs that are cancelled or fail, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from lun_backends import block_device
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contents, thin
-from lun_backends.volumes import deleting, errors, volume
+from lun_backends.volumes import errors, volume
 from target import messages
 from target.configuration import reader
 from target.exports import jobs as backups
 from target.service import jobs, problems
 from target.service.service import Service
+from tests.memory_device import MemoryDevice
 
 MIB = 1 << 20
 CHUNK = 64 << 10
@@ -44,15 +46,17 @@ def ended(job: jobs.Job) -> messages.Job:
 
 
 @pytest.mark.parametrize("what", ["verify", "diff", "export"])
-def test_cancelled_on_the_way(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """The work would never end by itself."""
+def test_cancelled_job_ends_and_leaves_no_file(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The work is endless, so only the cancellation ends it."""
     report = contents.ChunkReport(0, CHUNK, contents.Verdict.GOOD)
     endless: dict[str, tuple[Any, str, Callable[..., Iterator[object]]]] = {
         "verify": (verification, "verify", lambda *_: itertools.repeat(verification.Checked("a", report))),
         "diff": (differences, "differing", lambda *_: itertools.repeat((CHUNK, []))),
         "export": (
             backups,
-            "pieces",
+            "whole_grains",
             lambda *_: itertools.repeat(ExportPiece(0, 4096, memoryview(bytes(4096)))),
         ),
     }
@@ -73,7 +77,7 @@ def test_cancelled_on_the_way(service: Service, tmp_path: Path, monkeypatch: pyt
     assert list(out.parent.iterdir()) == []
 
 
-def test_progress_comes_to_its_end(service: Service, tmp_path: Path) -> None:
+def test_progress_reaches_its_total(service: Service, tmp_path: Path) -> None:
     for job in (
         backups.verify(service, "vol0", "a"),
         backups.diff(service, "vol0", "a", messages.FindChanges("b", exact=True)),
@@ -83,7 +87,9 @@ def test_progress_comes_to_its_end(service: Service, tmp_path: Path) -> None:
         assert (message.state, message.done) == ("done", message.total)
 
 
-def test_a_snapshot_deleted_meanwhile(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verification_fails_if_the_snapshot_is_deleted_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     genuine = verification.verify
 
     def deleting(owner: volume.Volume, name: str) -> Iterator[verification.Checked]:
@@ -99,8 +105,8 @@ def test_a_snapshot_deleted_meanwhile(service: Service, monkeypatch: pytest.Monk
     assert message.refusal.message.startswith("vol0@a was not verified")
 
 
-def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(service: Service, tmp_path: Path) -> None:
-    """Rot in the map: the place of a chunk is lost, and the primary has new data by now."""
+def test_damaged_chunk_is_not_exported_as_good(service: Service, tmp_path: Path) -> None:
+    """Rot in the map loses the place of a chunk, and the primary has new data there."""
     owner = service.inventory.volume("vol0")
     path = thin.files(owner.directory / "snapshots" / str(owner.snapshot("a").uuid))[0]
     with path.open("r+b") as file:
@@ -117,13 +123,13 @@ def test_a_damaged_chunk_is_not_exported_as_if_it_were_good(service: Service, tm
         assert not Path(request.path).exists()
 
 
-def test_damage_of_neighbours_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adjacent_damage_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backups, "DAMAGE_NAMED", 2)
-    found: list[messages.Damage] = []
+    damage: list[messages.Damage] = []
     for offset, reason in ((0, "x"), (CHUNK, "x"), (2 * CHUNK, "y"), (4 * CHUNK, "y"), (5 * CHUNK, "y")):
         report = contents.ChunkReport(offset, CHUNK, contents.Verdict.DAMAGED, reason)
-        backups._add(found, verification.Checked("a", report), 512)
-    assert [(each.offset, each.length, each.lba, each.blocks) for each in found] == [
+        backups._add(damage, verification.Checked("a", report), 512)
+    assert [(extent.offset, extent.length, extent.lba, extent.blocks) for extent in damage] == [
         (0, 2 * CHUNK, 0, 256),
         (2 * CHUNK, CHUNK, 256, 128),
     ]
@@ -134,7 +140,7 @@ def export(service: Service, name: str, path: Path, **options: Any) -> jobs.Job:
     return backups.export(service, "vol0", name, request)
 
 
-def test_an_image_is_not_replaced_by_one_that_stands_on_it(service: Service, tmp_path: Path) -> None:
+def test_image_is_not_replaced_by_one_that_stands_on_it(service: Service, tmp_path: Path) -> None:
     a, b = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
     assert ended(export(service, "a", a)).state == "done"
     assert ended(export(service, "b", b, since="a", backing=str(a))).state == "done"
@@ -150,7 +156,7 @@ def test_an_image_is_not_replaced_by_one_that_stands_on_it(service: Service, tmp
 
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
-def test_what_a_volume_is_made_of_is_not_replaced(service: Service, tmp_path: Path, format_: str) -> None:
+def test_files_of_a_volume_are_not_replaced(service: Service, tmp_path: Path, format_: str) -> None:
     owner = service.inventory.volume("vol0")
     (tmp_path / "link").symlink_to(owner.directory)
     for path in (owner.primary.path, tmp_path / "link" / "volume.json", owner.directory / "snapshots" / "new"):
@@ -159,7 +165,7 @@ def test_what_a_volume_is_made_of_is_not_replaced(service: Service, tmp_path: Pa
             backups.export(service, "vol0", "a", request)
 
 
-def test_a_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
+def test_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
     owner = service.inventory.volume("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])
     with pytest.raises(errors.DeletionStopped):
@@ -170,27 +176,19 @@ def test_a_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path
         backups.export(service, "vol0", "b", messages.Export(str(tmp_path / "b.img")))
 
 
-def test_what_was_asked_of_a_snapshot_does_not_happen_to_its_namesake(service: Service) -> None:
-    """Two deletions and a rollback wait for each other's end; meanwhile the name is given to a new snapshot."""
-    owner = service.inventory.volume("vol0")
-    with owner.state.reshaping:
-        asked = [
-            service.snapshots.delete_snapshot("vol0", "b"),
-            service.reshaping.restore("vol0", "b", force=True),
-            service.snapshots.delete_snapshot("vol0", "b"),
-        ]
-        with owner.state.changing:
-            deleting.forget(owner.state, owner.snapshot("b"))
-        service.snapshots.create_snapshot("vol0", "b")
-    assert [ended(job).state for job in asked] == ["failed"] * 3
-    assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
-    assert owner.rolling_back_to is None
-
-
-def test_jobs_without_a_result(service: Service) -> None:
+def test_request_that_cannot_be_done_begins_no_job(service: Service) -> None:
     with pytest.raises(problems.Problem) as caught:
         backups.diff(service, "vol0", "a", messages.FindChanges("nothing"))
     assert caught.value.code == "no-such-snapshot"
     with pytest.raises(problems.Problem) as caught:
         backups.export(service, "vol0", "a", messages.Export("/x", format="vmdk"))
     assert caught.value.code == "bad-request"
+
+
+def test_grains_are_whole_and_none_comes_twice() -> None:
+    device: block_device.BlockDevice = MemoryDevice(10 * 4096 + 512)
+    ranges = [(512, 512), (3072, 1024), (4096, 512), (5 * 4096 - 512, 1024), (10 * 4096, 512)]
+    grains: list[ExportPiece] = list(backups.whole_grains(device, ranges, 4096))
+    assert [(piece.offset, piece.length) for piece in grains] == [
+        (0, 4096), (4096, 4096), (4 * 4096, 8192), (10 * 4096, 512),
+    ]  # fmt: skip

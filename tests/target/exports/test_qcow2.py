@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qcow2 images as QEMU sees them: clean, and with the content that was written."""
+"""Images in qcow2 format as QEMU reads them: clean, and with the content that was written."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def shown(image: Path) -> bytes:
 
 
 def assert_clean(image: Path) -> None:
-    found = json.loads(qemu_img("check", "--output=json", image))
-    assert found["check-errors"] == 0
-    assert "leaks" not in found
-    assert "corruptions" not in found
-    assert found["image-end-offset"] == image.stat().st_size
+    report = json.loads(qemu_img("check", "--output=json", image))
+    assert report["check-errors"] == 0
+    assert "leaks" not in report
+    assert "corruptions" not in report
+    assert report["image-end-offset"] == image.stat().st_size
 
 
 def write(path: Path, size: int, cluster: int, parts: dict[int, bytes], backing: qcow2.Backing | None = None) -> None:
@@ -50,7 +50,7 @@ def write(path: Path, size: int, cluster: int, parts: dict[int, bytes], backing:
     ("size", "cluster"), [(512, 4096), (5 * MIB + 512, 4096), (15 * MIB, 4096), (9 * MIB + 512, 65536), (MIB, 8192)]
 )
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_content_on_top_of_a_raw_image(tmp_path: Path, size: int, cluster: int, density: float) -> None:
+def test_image_shows_its_content_on_top_of_a_raw_image(tmp_path: Path, size: int, cluster: int, density: float) -> None:
     dice = random.Random(size + cluster)
     below = dice.randbytes(size // 3).ljust(size, b"\0")
     (tmp_path / "a.img").write_bytes(below)
@@ -73,7 +73,7 @@ def test_content_on_top_of_a_raw_image(tmp_path: Path, size: int, cluster: int, 
     assert qcow2.virtual_size(tmp_path / "a.img") == (size, "raw")
 
 
-def test_alone_zeroes_take_nothing(tmp_path: Path) -> None:
+def test_zeroes_take_no_room_without_a_backing_file(tmp_path: Path) -> None:
     image = tmp_path / "a.qcow2"
     data = b"x" * (3 * 65536) + bytes(MIB - 3 * 65536)
     write(image, 10 << 30, 65536, {0: data, 9 << 30: data})
@@ -82,13 +82,13 @@ def test_alone_zeroes_take_nothing(tmp_path: Path) -> None:
     info = json.loads(qemu_img("info", "--output=json", image))
     assert "backing-filename" not in info
     mapped = json.loads(qemu_img("map", "--output=json", image))
-    assert [(each["start"], each["length"]) for each in mapped if each["data"]] == [
+    assert [(extent["start"], extent["length"]) for extent in mapped if extent["data"]] == [
         (0, 3 * 65536),
         (9 << 30, 3 * 65536),
     ]
 
 
-def test_an_image_that_was_not_finished_is_none(tmp_path: Path) -> None:
+def test_unfinished_image_is_not_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.qcow2"
     with path.open("wb") as file:
         qcow2.Writer(file.fileno(), MIB, 4096).write(0, memoryview(b"x" * 8192))
@@ -96,7 +96,7 @@ def test_an_image_that_was_not_finished_is_none(tmp_path: Path) -> None:
         qemu_img("info", "-f", "qcow2", path)
 
 
-def test_64_tib(tmp_path: Path) -> None:
+def test_image_of_64_tib_is_small(tmp_path: Path) -> None:
     assert qcow2.cluster_size(64 << 40, 4096) == 65536
     image = tmp_path / "a.qcow2"
     write(image, 64 << 40, 65536, {(64 << 40) - 65536: b"x" * 65536}, qcow2.Backing("./a:b.img", "raw"))
@@ -105,13 +105,13 @@ def test_64_tib(tmp_path: Path) -> None:
     assert info["backing-filename"] == "./a:b.img"
 
 
-def test_the_clusters_fit_the_chunks() -> None:
+def test_cluster_size_follows_the_chunk_size() -> None:
     assert qcow2.cluster_size(MIB, 4096) == 4096
     assert qcow2.cluster_size(MIB, 16384) == 16384
     assert qcow2.cluster_size(MIB, MIB) == 65536
     assert qcow2.cluster_size(1 << 40, 4096) == 32768
 
 
-def test_names_that_are_too_long(tmp_path: Path) -> None:
+def test_backing_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file, pytest.raises(ValueError, match="longer than 1023"):
         qcow2.Writer(file.fileno(), MIB, 4096, qcow2.Backing("x" * 1024, "raw"))

@@ -8,6 +8,7 @@ import errno
 import pytest
 
 from lun_backends.files import small_file
+from lun_backends.volumes import deleting
 from target.service import problems
 from target.service.service import Service
 from tests.target.service.conftest import IQN
@@ -100,3 +101,22 @@ def test_snapshot_whose_deletion_fails_is_served_again(service: Service, monkeyp
     with pytest.raises(problems.Problem, match="vol0@a was not deleted"):
         job.check()
     assert {taken.view_lun, taken.write_once_lun} <= set(service.inventory.scsi.luns)
+
+
+def test_request_for_a_snapshot_does_not_reach_its_namesake(service: Service) -> None:
+    """Two deletions and a rollback wait for each other; meanwhile a new snapshot gets the name."""
+    owner = service.inventory.volume("vol0")
+    for snapshot_name in ("a", "b"):
+        service.snapshots.create_snapshot("vol0", snapshot_name)
+    with owner.state.reshaping:
+        asked = [
+            service.snapshots.delete_snapshot("vol0", "b"),
+            service.reshaping.restore("vol0", "b", force=True),
+            service.snapshots.delete_snapshot("vol0", "b"),
+        ]
+        with owner.state.changing:
+            deleting.forget(owner.state, owner.snapshot("b"))
+        service.snapshots.create_snapshot("vol0", "b")
+    assert [job.message().state for job in asked if job.wait(30)] == ["failed"] * 3
+    assert [snapshot.name for snapshot in owner.snapshots] == ["a", "b"]
+    assert owner.rolling_back_to is None
