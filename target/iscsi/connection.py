@@ -6,7 +6,8 @@ Bytes go in with `receive`, and answers come out of `output`.  A command that wo
 
 | state        | RFC 7143 8.1.1   | accepted requests                             | is left for                        |
 | ------------ | ---------------- | --------------------------------------------- | ---------------------------------- |
-| LOGIN        | S3, S4           | Login Requests                                | FULL_FEATURE, CLOSING              |
+| LOGIN        | S3, S4           | Login Requests                                | ENTERING, CLOSING                  |
+| ENTERING     | S4               | none; commands of a replaced session end      | FULL_FEATURE, CLOSING              |
 | FULL_FEATURE | S5               | all but Login Requests                        | LOGOUT, CLOSING                    |
 | LOGOUT       | S6               | none; running commands are waited for         | CLOSING                            |
 | CLOSING      | S8               | none; to be closed once `output` was sent     |                                    |
@@ -40,6 +41,7 @@ class State(enum.Enum):
     """The states of the module's table."""
 
     LOGIN = "login"
+    ENTERING = "entering"
     FULL_FEATURE = "full feature"
     LOGOUT = "logout"
     CLOSING = "closing"
@@ -55,7 +57,10 @@ class Host(Protocol):
     limits: Limits
 
     def reinstate(self, connection: Connection) -> list[Command]:
-        """End the sessions that `connection` replaces (RFC 7143 6.3.5); return their commands that still run."""
+        """End the sessions that `connection` replaces (RFC 7143 6.3.5); return their commands that still run.
+
+        Sessions that were lost earlier count, and so do logins that wait for the same commands.
+        """
 
     def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         """Open the session, and return (TSIH, nexus or None for discovery).  Raises LoginRefused."""
@@ -64,7 +69,7 @@ class Host(Protocol):
         """Return every address that accepts initiators, HOST:PORT, beginning with `reached`."""
 
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
-        """Return all sessions on the same target, `connection` among them."""
+        """Return all sessions on the same target, `connection` and lost ones whose commands still run among them."""
 
     def has_output(self, connection: Connection) -> None:
         """Note that `connection` has output that no call from the portal to it will find."""
@@ -132,6 +137,9 @@ class Connection:
                 self.stalled = True
                 break
             if self.state in (State.CLOSING, State.LOGOUT):
+                break
+            if self.state is State.ENTERING:
+                self._drop("a request before the login was answered")
                 break
             consumed = self._receive_one(buffer, start, end, now)
             if not consumed:
@@ -278,6 +286,7 @@ class Connection:
             answer = self.login.handle(header, bytes(request.data))
             if answer.done:
                 bhs = bytes(request.bhs)
+                self.state = State.ENTERING
                 Barrier(self.host.reinstate(self), lambda: self._enter(bhs, answer))
             else:
                 self._answer_login(request.bhs, answer.flags, LoginStatus.SUCCESS, answer.text)
@@ -314,7 +323,7 @@ class Connection:
 
     def _enter(self, bhs: bytes, answer: login.Answer) -> None:
         """Begin the full feature phase, now that no command of a replaced session runs."""
-        if self.state is not State.LOGIN:
+        if self.state is not State.ENTERING:
             return
         try:
             self.tsih, self.nexus = self.host.open_session(self)

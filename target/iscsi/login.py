@@ -167,6 +167,11 @@ class Login:
     _authenticated: bool = False
     _declared: bool = False
 
+    @property
+    def port_name(self) -> tuple[str, bytes, str | None]:
+        """The initiator's name, its ISID and the target: two sessions of which these agree replace each other."""
+        return self.initiator, self.isid, self.target
+
     def handle(self, request: Request, data: bytes) -> Answer:
         """Take one Login Request with its data segment, and return its answer.
 

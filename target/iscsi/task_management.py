@@ -8,7 +8,7 @@ aborts both, whatever LUNs each session knows the units by. The device server le
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol
 
 from target.iscsi import pdu
@@ -81,13 +81,14 @@ def _abort_task(session: Session, lun: int, referenced: int) -> list[Command]:
 
 
 def _abort_on(
-    units: Iterable[LogicalUnit], sessions: Iterable[Session], *, cleared_by: Session | None = None
+    units: Sequence[LogicalUnit], sessions: Iterable[Session], *, cleared_by: Session | None = None
 ) -> list[Command]:
     """Abort the commands of these sessions on the units; return those that still run.
 
     With `cleared_by`, every other session that loses a command gets the unit attention that says so.
     """
     chosen = {id(unit) for unit in units}
+    ending = {task for unit in units for task in list(unit.running) if task.aborted or task.cleared}
     still: list[Command] = []
     for session in sessions:
         nexus = session.nexus
@@ -96,7 +97,10 @@ def _abort_on(
         luns = {lun for lun, unit in nexus.units.items() if id(unit) in chosen}
         lost = {command.task.lun for command in session.tasks.commands.values()} & luns
         lost |= abort_held(session.held, functools.partial(_is_on, luns))
-        still += session.tasks.abort_on(luns)
+        aborted = session.tasks.abort_on(luns)
+        still += aborted
+        # A running command may no longer be addressed to the unit, because the session does not see it any more.
+        still += [command for command in session.tasks.running if command.task in ending and command not in aborted]
         if cleared_by is not None and session is not cleared_by:
             for lun in lost:
                 nexus.commands_cleared(lun)

@@ -96,6 +96,7 @@ class Portal:
         self._workers: Workers[Channel] = Workers(workers)
         self._channels: dict[int, Channel] = {}
         self._by_connection: dict[Connection, Channel] = {}
+        self._lost: set[Channel] = set()  # closed, but workers still run commands of theirs
         self._arenas = ArenaPool()
         self._buffers: list[ReceiveBuffer] = []
         self._dirty: set[Channel] = set()
@@ -198,7 +199,7 @@ class Portal:
         infos: list[SessionInfo] = []
         for channel in list(self._channels.values()):
             connection = channel.connection
-            if connection.state in (State.LOGIN, State.CLOSING):
+            if connection.state in (State.LOGIN, State.ENTERING, State.CLOSING):
                 continue
             infos.append(
                 SessionInfo(
@@ -234,20 +235,17 @@ class Portal:
     # -- for connections (connection.Host) -----------------------------------------------------------------------
 
     def reinstate(self, connection: Connection) -> list[Command]:
-        waits_for: list[Command] = []
-        mine = connection.login
+        name = connection.login.port_name
         for channel in list(self._channels.values()):
             other = channel.connection
-            if (
-                other is not connection
-                and other.state is not State.LOGIN
-                and (other.login.initiator, other.login.isid, other.login.target)
-                == (mine.initiator, mine.isid, mine.target)
-            ):
-                log.info("%s: session replaced by a new login", mine.initiator)
-                waits_for += other.tasks.running
+            if other is not connection and other.state is not State.LOGIN and other.login.port_name == name:
+                log.info("%s: session replaced by a new login", connection.login.initiator)
                 self._drop(channel)
-        return waits_for
+        lost = [channel.connection for channel in self._lost if channel.connection.login.port_name == name]
+        running = [command for other in lost for command in other.tasks.running]
+        if running:
+            log.info("%s: the login waits for %d commands of a lost session", connection.login.initiator, len(running))
+        return running
 
     def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         mine = connection.login
@@ -274,7 +272,7 @@ class Portal:
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         return [
             channel.connection
-            for channel in self._channels.values()
+            for channel in (*self._channels.values(), *self._lost)
             if channel.connection.nexus is not None and channel.connection.login.target == connection.login.target
         ]
 
@@ -492,12 +490,18 @@ class Portal:
                 self._stalled.add(channel)
 
     def _drop(self, channel: Channel) -> None:
-        """Close a channel; its nexus is closed once its last command is done."""
+        """Close a channel.
+
+        A worker may still run commands of it.  Until they are done the channel is in `_lost`, where the barriers of other
+        sessions find them, and its nexus stays open.
+        """
         fd = channel.sock.fileno()
         if fd < 0:
             return
         connection = channel.connection
         connection.close()
+        unstarted = [*connection.tasks.blocked, *channel.drop()]
+        connection.tasks.blocked = []
         del self._channels[fd], self._by_connection[connection]
         self._dirty.discard(channel)
         self._stalled.discard(channel)
@@ -505,16 +509,22 @@ class Portal:
             self._warm = None
         self._epoll.unregister(fd)
         channel.sock.close()
-        for command in channel.drop():
+        for command in unstarted:
             self._finish_command(channel, command)
-        target = connection.login.target
-        nexus = connection.nexus
-        if nexus is not None and target is not None:
-            server = self.targets.get(target)
-            log.info("%s logged out of %s", connection.login.initiator, target)
-            if server is not None:
-                Barrier(connection.tasks.running, lambda: server.close_nexus(nexus))
+        if connection.nexus is not None:
+            log.info("%s logged out of %s", connection.login.initiator, connection.login.target)
+        self._lost.add(channel)
+        Barrier(connection.tasks.running, lambda: self._quiet(channel))
         self._let_go(channel)
+
+    def _quiet(self, channel: Channel) -> None:
+        """Close the nexus of a closed channel, none of whose commands runs any longer."""
+        self._lost.discard(channel)
+        connection = channel.connection
+        if connection.nexus is not None and connection.login.target is not None:
+            server = self.targets.get(connection.login.target)
+            if server is not None:
+                server.close_nexus(connection.nexus)
 
     def _let_go(self, channel: Channel) -> None:
         """Give the memory of a closed channel back to the pools, once no worker has a command of it.

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from target.iscsi.connection import State
+from target.iscsi.command import Command, private_buffers
+from target.iscsi.connection import Connection, State
 from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
+from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
     DIGESTS,
@@ -57,6 +59,40 @@ def test_idle_sessions_are_pinged_and_dead_ones_dropped(connect: Connect) -> Non
     connection.tick(71)
     connection.tick(87)
     assert connection.state is State.CLOSING
+
+
+def entering(device: MemoryDevice) -> tuple[Initiator, Command]:
+    """Return an initiator whose login waits for a command of a lost session, and that command."""
+    running = Command(1, Task(private_buffers), 512, reads=False, writes=True, counted=True)
+
+    class Reinstating(FakePortal):
+        def reinstate(self, connection: Connection) -> list[Command]:
+            return [running]
+
+    initiator = Initiator(Reinstating({TARGET: make_target(device)}))
+    names = [("InitiatorName", initiator.name), ("TargetName", TARGET)]
+    assert initiator.feed(initiator.login_request(0x87, names)) == []
+    return initiator, running
+
+
+def test_a_login_is_answered_when_the_commands_of_the_replaced_session_have_ended(device: MemoryDevice) -> None:
+    initiator, running = entering(device)
+    initiator.connection.tick(1e6)  # however late that is
+    assert initiator.take() == []
+    running.finish()
+    (reply,) = initiator.take()
+    assert (reply.opcode, reply.words[0]) == (Opcode.LOGIN_RESPONSE, 0)
+    assert initiator.connection.state is State.FULL_FEATURE
+
+
+@pytest.mark.parametrize("opcode", [Opcode.LOGIN_REQUEST, Opcode.SCSI_COMMAND])
+def test_a_request_before_the_login_was_answered_ends_the_connection(device: MemoryDevice, opcode: Opcode) -> None:
+    initiator, running = entering(device)
+    assert initiator.feed(initiator.request(opcode, 0x87, itt=0, word20=0)) == []
+    assert initiator.connection.state is State.CLOSING
+    running.finish()
+    assert initiator.take() == []
+    assert initiator.connection.state is State.CLOSING
 
 
 @pytest.mark.parametrize(("reason", "response", "ends"), [(0, 0, True), (1, 0, True), (2, 2, False)])
