@@ -39,7 +39,6 @@ from target.scsi.task import Task
 MAILBOX_VERSION = 2
 CAP_OUT_OF_ORDER = 0x1
 CAP_READ_LEN = 0x2
-CAP_TMR = 0x4
 
 OP_MASK = 0x7
 OP_PAD, OP_CMD, OP_TMR = 0, 1, 2
