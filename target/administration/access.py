@@ -15,7 +15,7 @@ from target.administration.secrets import Secrets
 from target.configuration import settings
 from target.fabrics import access
 from target.fabrics.fabric import CannotStart, Fabric
-from target.scsi import scsi_target
+from target.scsi.nexus import sees_nothing
 from target.service import problems
 from target.service.inventory import Inventory
 
@@ -157,5 +157,5 @@ class AccessChanges:
                 self._fabric.end_session(session.tsih)
         for nexus in self._inventory.scsi.nexuses:
             rule = rules.find(nexus.initiator)
-            view = scsi_target.sees_nothing if rule is None or rule.broken else rule.view
+            view = sees_nothing if rule is None or rule.broken else rule.view
             self._inventory.scsi.change_view(nexus, view)

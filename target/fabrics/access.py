@@ -31,7 +31,7 @@ from target.configuration.access import within
 from target.iscsi import login
 from target.iscsi.chap import Algorithm, ChapAuthenticator, Credentials, Secret, SecretRefused
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.scsi import logical_unit, scsi_target
+from target.scsi import logical_unit, nexus
 
 _ALGORITHMS = {values.ChapAlgorithm.SHA256: Algorithm.SHA_256, values.ChapAlgorithm.MD5: Algorithm.MD5}
 _SECRET_FILE_MAXIMUM = 4096
@@ -123,17 +123,17 @@ class Rule:
     networks: Sequence[values.Network] = ()
     credentials: Credentials | None = None
     read_only: bool = False
-    luns: Mapping[str, tuple[scsi_target.Reach, ...]] | None = None  # by the unit's name; None: all as they are
+    luns: Mapping[str, tuple[nexus.Reach, ...]] | None = None  # by the unit's name; None: all as they are
     broken: str = ""
 
     def admits(self, address: str) -> bool:
         """Whether initiators that this rule is for may log in from there."""
         return not self.broken and (not self.networks or within(address, self.networks))
 
-    def view(self, number: int, unit: logical_unit.LogicalUnit) -> Iterable[scsi_target.Reach]:
-        """Under which LUNs the initiator reaches a unit of the target (`scsi_target.View`)."""
+    def view(self, number: int, unit: logical_unit.LogicalUnit) -> Iterable[nexus.Reach]:
+        """Under which LUNs the initiator reaches a unit of the target (`nexus.View`)."""
         if self.luns is None:
-            return (scsi_target.Reach(number, self.read_only),)
+            return (nexus.Reach(number, self.read_only),)
         return self.luns.get(unit_name(unit), ())
 
 
@@ -202,11 +202,11 @@ def _rule(wanted: settings.Initiator, state_dir: Path) -> Rule:
         found = None if wanted.chap is None else credentials(wanted.chap, state_dir)
     except SecretFileRefused as refused:
         broken = str(refused)
-    luns: dict[str, tuple[scsi_target.Reach, ...]] | None = None
+    luns: dict[str, tuple[nexus.Reach, ...]] | None = None
     if wanted.luns is not None:
         luns = {}
         for mapped in wanted.luns:
-            reach = scsi_target.Reach(mapped.lun, wanted.read_only or mapped.read_only)
+            reach = nexus.Reach(mapped.lun, wanted.read_only or mapped.read_only)
             luns[mapped.unit] = (*luns.get(mapped.unit, ()), reach)
     return Rule(wanted.name, wanted.networks, found, wanted.read_only, luns, broken)
 
@@ -235,7 +235,7 @@ class Access:
             return login.NoAuthentication()
         return ChapAuthenticator(rule.credentials, optional=target is None and not rules.wanted.discovery_chap)
 
-    def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
+    def view(self, initiator: str, address: str, target: str) -> nexus.View:
         """Which LUNs the initiator reaches."""
         rule = self.rules.admitting(initiator, address)
-        return scsi_target.sees_nothing if rule is None else rule.view
+        return nexus.sees_nothing if rule is None else rule.view

@@ -32,7 +32,8 @@ from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementRespons
 from target.iscsi.sender import MASK, Sender
 from target.iscsi.task_set import TaskSet
 from target.iscsi.text import TextExchange
-from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.nexus import Nexus
+from target.scsi.scsi_target import ScsiTarget
 
 log = logging.getLogger(__name__)
 

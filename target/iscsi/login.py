@@ -23,7 +23,7 @@ from typing import Protocol
 
 from target.iscsi import errors, keys, pdu
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.scsi import scsi_target
+from target.scsi import nexus
 
 MAX_TEXT_LENGTH = 16384
 MAX_PAIRS = 64
@@ -79,7 +79,7 @@ class AccessPolicy(Protocol):
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         """Return the authenticator of `initiator` for `target`, which is None in a discovery session."""
 
-    def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
+    def view(self, initiator: str, address: str, target: str) -> nexus.View:
         """Return the view of the LUNs in `target` that `initiator`, logged in from `address`, reaches."""
 
 
@@ -95,8 +95,8 @@ class OpenAccess:
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         return NoAuthentication()
 
-    def view(self, initiator: str, address: str, target: str) -> scsi_target.View:
-        return scsi_target.sees_all
+    def view(self, initiator: str, address: str, target: str) -> nexus.View:
+        return nexus.sees_all
 
 
 @dataclass(frozen=True, slots=True)

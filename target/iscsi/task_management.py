@@ -16,7 +16,7 @@ from target.iscsi.command import Command
 from target.iscsi.pdu import NO_TAG, Opcode, TaskManagementFunction, TaskManagementResponse
 from target.iscsi.task_set import TaskSet
 from target.scsi.logical_unit import LogicalUnit
-from target.scsi.scsi_target import Nexus
+from target.scsi.nexus import Nexus
 
 
 class Session(Protocol):

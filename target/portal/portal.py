@@ -39,7 +39,8 @@ from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
 from target.portal.channel import Channel, ReceiveBuffer
 from target.portal.workers import Workers
-from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.nexus import Nexus
+from target.scsi.scsi_target import ScsiTarget
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A logical unit: a block device with an identity, the I_T_L nexuses that reach it, and the tasks running on it.
 
-What every command passes (`scsi_target.Nexus.execute`), in this order:
+What every command passes (`nexus.Nexus.execute`), in this order:
 
 1. the task enters `running`;
 2. `ItlNexus.unusual` is looked at: one flag for everything that is not everyday (a unit attention is pending, the unit
@@ -19,21 +19,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 from uuid import UUID
 
 from lun_backends import atomic_journal, block_device
 from target.scsi import sense, transfer
-from target.scsi.commands import table
 from target.scsi.reservations import reservations
+from target.scsi.reservations.persistent_reservation import Access, Port
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
-from target.scsi.task import Status, Task
+from target.scsi.task import Status, Task, cdb_length
 from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's interface
-
-if TYPE_CHECKING:
-    from target.scsi.commands import extended_copy
-    from target.scsi.scsi_target import Nexus
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +41,86 @@ It is not told as the physical block size of READ CAPACITY(16), where it would b
 that one is the disk's own, where a primary is a disk, or what the configuration says.
 """
 
+Handler = Callable[["ItlNexus", Task, bool], None]
+"""Run one task (the last argument is `nowait`) and set its results; raises CheckCondition, BlockDeviceError, WouldBlock."""
+
+
+class CommandRow(Protocol):
+    """A row of the command table, as far as a unit and the reports about its commands look at it (`command_set.Command`)."""
+
+    @property
+    def opcode(self) -> int: ...
+    @property
+    def service_action(self) -> int | None: ...
+    @property
+    def usage(self) -> bytes: ...
+    @property
+    def timeout(self) -> int: ...
+    @property
+    def writes(self) -> bool: ...
+    @property
+    def attention_exempt(self) -> bool: ...
+    @property
+    def needs(self) -> Access: ...
+    @property
+    def despite_reserve(self) -> bool: ...
+
+
+class CommandSet(Protocol):
+    """The commands that a unit has (`command_set.UnitCommands`)."""
+
+    @property
+    def rows(self) -> Sequence[CommandRow]: ...
+    @property
+    def handlers(self) -> list[Handler]: ...
+    @property
+    def checked(self) -> list[Handler]: ...
+
+    def find(self, opcode: int, service_action: int) -> CommandRow | None:
+        """Return the row for an opcode, and the service action where the opcode has some."""
+
+
+class CommandsOf(Protocol):
+    """The choice of commands for a unit (`commands.table.for_unit`)."""
+
+    def __call__(self, kind: UnitKind, *, write_protected: bool, atomic: bool) -> CommandSet:
+        """Return the commands of a unit of that kind; `atomic` if the unit has a journal for atomic writes."""
+
+
+class Nexus(Protocol):
+    """An I_T nexus, as far as a unit and its commands look at it (`nexus.Nexus`)."""
+
+    @property
+    def port(self) -> Port: ...
+    @property
+    def target_name(self) -> str: ...
+    @property
+    def luns(self) -> Sequence[int]: ...
+    @property
+    def reached(self) -> Sequence[ItlNexus]: ...
+
+    def luns_reported(self) -> None:
+        """Take note that the initiator knows the LUNs."""
+
+    def ports_of(self, initiator: str) -> Sequence[Port]:
+        """Return the ports of that name which have a nexus to the target now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStatus:
+    """How an EXTENDED COPY ended."""
+
+    segments: int
+    bytes: int
+    failed: bool
+
 
 class ItlNexus:
     """One initiator port's relation to one logical unit: what it may do there, and its pending unit attentions."""
 
     __slots__ = (
         "attentions",
+        "commands",
         "copy_statuses",
         "handlers",
         "nexus",
@@ -65,11 +136,10 @@ class ItlNexus:
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, whatever others may do
         self.write_protected = read_only or unit.write_protected
-        self.handlers = table.for_unit(
-            unit.kind, write_protected=self.write_protected, atomic=unit.journal is not None
-        ).handlers
+        self.commands = unit.commands_for(write_protected=self.write_protected)
+        self.handlers = self.commands.handlers
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
-        self.copy_statuses: dict[int, extended_copy.Status] = {}  # by list identifier, oldest first
+        self.copy_statuses: dict[int, CopyStatus] = {}  # by list identifier, oldest first
         self.removed = False
         self.unusual = False
 
@@ -85,7 +155,7 @@ class ItlNexus:
             if attention is not None:
                 raise CheckCondition(attention)
         if command is not None:
-            self.unit.reservations.check(self, command, task.cdb)
+            self.unit.reservations.check(self, command.needs, task.cdb, despite_reserve=command.despite_reserve)
 
     def take_attention(self) -> Sense | None:
         """The oldest pending unit attention, which is thereby told and cleared."""
@@ -110,7 +180,7 @@ class ItlNexus:
                 self.attentions.append(asc)
             self.update()
 
-    def hold_copy_status(self, identifier: int, status: extended_copy.Status, room: int) -> None:
+    def hold_copy_status(self, identifier: int, status: CopyStatus, room: int) -> None:
         """Keep how an EXTENDED COPY ended, and forget the oldest such if there is no room."""
         with self.unit.lock:
             self.copy_statuses.pop(identifier, None)
@@ -149,11 +219,12 @@ class LogicalUnit:
         uuid: UUID,
         kind: UnitKind,
         name: str,
+        commands: CommandsOf,
         reservation_file: Path | None = None,
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
     ) -> None:
-        """`reservation_file` is where persistent reservations outlive the daemon; without one they cannot.  `journal` is what
+        """`commands` chooses the commands of the unit (`commands.table.for_unit`).  `reservation_file` is where persistent reservations outlive the daemon; without one they cannot.  `journal` is what
         WRITE ATOMIC writes through; without one the unit does not know that command.  `physical_block_size` (bytes) is told
         instead of what the device says of itself.
 
@@ -182,9 +253,14 @@ class LogicalUnit:
         self.itls: list[ItlNexus] = []  # under `lock`
         self.reservations = reservations.Reservations(self, reservation_file)
         self.journal = journal
-        self.commands = table.for_unit(kind, write_protected=self.write_protected, atomic=journal is not None)
+        self._commands_of = commands
+        self.commands = self.commands_for(write_protected=self.write_protected)
 
-    def command(self, cdb: bytes | memoryview) -> table.Command | None:
+    def commands_for(self, *, write_protected: bool) -> CommandSet:
+        """Return the commands of the unit for a nexus that may write, or may not."""
+        return self._commands_of(self.kind, write_protected=write_protected, atomic=self.journal is not None)
+
+    def command(self, cdb: bytes | memoryview) -> CommandRow | None:
         """The row of the command table that this CDB names, if the unit has it."""
         return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
 
@@ -298,7 +374,7 @@ class LogicalUnit:
                 return
             case block_device.BlockDeviceError():
                 told = sense.from_error(error)
-            case _ if len(task.cdb) < table.cdb_length(task.cdb):
+            case _ if len(task.cdb) < cdb_length(task.cdb):
                 told = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
             case _:
                 log.error("unit %s: CDB %s failed", self.name, bytes(task.cdb).hex(), exc_info=error)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a fabric hands to the device server, and what it gets back (SAM-5 clause 5).
 
-A fabric (the iSCSI portal, the TCMU ring) fills in a `Task`, calls `ScsiTarget.execute(task, nowait=True)` on its event
+A fabric (the iSCSI portal, the TCMU ring) fills in a `Task`, calls `Nexus.execute(task, nowait=True)` on its event
 loop, and on `WouldBlock` the same again on a worker thread with `nowait=False`; on WouldBlock the task's results are untouched.
 `execute` never raises anything else: every outcome, a bug of ours included, is a status with sense data.
 
@@ -16,6 +16,14 @@ from typing import Protocol
 
 Allocate = Callable[[int], Sequence[memoryview]]
 """Gives a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
+
+
+_LENGTH_OF_GROUP = (6, 10, 10, 16, 16, 12, 1, 1)  # SPC-4 4.2.5.1; groups 6 and 7 are the vendor's, we have none
+
+
+def cdb_length(cdb: bytes | memoryview) -> int:
+    """How long a CDB has to be, by the group code of its opcode."""
+    return _LENGTH_OF_GROUP[cdb[0] >> 5] if len(cdb) else 1
 
 
 class Status(enum.IntEnum):

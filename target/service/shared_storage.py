@@ -23,6 +23,7 @@ from lun_backends.stores.superblock import Superblock
 from lun_backends.volumes import shared
 from target.configuration import settings
 from target.scsi import logical_unit, scsi_target
+from target.scsi.commands import table
 from target.scsi.logical_unit import UnitKind
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,8 @@ class Sharing:
             self._closing.push(undo.pop_all())
 
     def _add(self, lun: int, device: block_device.BlockDevice, identity: uuid.UUID, kind: UnitKind, name: str) -> None:
-        self._scsi.add_lun(lun, logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name))
+        unit = logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name, commands=table.for_unit)
+        self._scsi.add_lun(lun, unit)
 
 
 def _identity(name: str) -> uuid.UUID:

@@ -14,6 +14,7 @@ from pathlib import Path
 from lun_backends import atomic_journal, block_device
 from lun_backends.volumes import volume
 from target.scsi import logical_unit
+from target.scsi.commands import table
 from target.scsi.reservations import persistent_reservation, reservation_file
 from target.service import problems, volumes
 
@@ -47,6 +48,7 @@ class UnitState:
                 uuid=identity,
                 kind=kind,
                 name=name,
+                commands=table.for_unit,
                 reservation_file=self._reservations(owner, identity),
                 journal=journal,
                 physical_block_size=physical_block_size,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from target.scsi import scsi_target
+from target.scsi import nexus
 from target.scsi.logical_unit import LogicalUnit
 from target.tcmu import aptpl, uio
 
@@ -58,7 +58,7 @@ class Initiator:
     secret: str = field(default="", repr=False)
     target_user: str = ""
     target_secret: str = field(default="", repr=False)
-    view: scsi_target.View = scsi_target.sees_all
+    view: nexus.View = nexus.sees_all
     """Which LUNs it reaches."""
 
 

@@ -33,7 +33,8 @@ from dataclasses import dataclass
 
 from target.scsi import plain
 from target.scsi.logical_unit import LogicalUnit
-from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.nexus import Nexus
+from target.scsi.scsi_target import ScsiTarget
 from target.scsi.unit_kind import UnitKind
 from target.tcmu import aptpl, configfs, connections, dbus, netlink, uio
 from target.tcmu.ring import Ring, RingError

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lun_backends import atomic_journal, block_device
 from lun_backends.block_device import BlankBlock, WouldBlock
 from target.scsi import sense, transfer
+from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.sense import CheckCondition
 from target.scsi.task import Status, Task
 from target.scsi.unit_kind import UnitKind
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
 
 _RANGE_6 = struct.Struct(">IBx")  # the opcode is part of the first number
 _RANGE_10 = struct.Struct(">2xIxHx")
@@ -33,7 +30,6 @@ _FAST_10 = struct.Struct(">xBIxHB").unpack_from  # flags, LBA, (group number), c
 _FAST_16 = struct.Struct(">xBQIxB").unpack_from
 
 FUA = 0x08
-IMMED = 0x02
 
 
 def cdb_range(cdb: bytes | memoryview) -> tuple[int, int]:

@@ -8,16 +8,13 @@ the first byte that differs in INFORMATION.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lun_backends import block_device
 from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.commands import block
+from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.task import Task
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
 
 
 def _compare(unit: LogicalUnit, task: Task, lba: int, count: int, expected: Sequence[memoryview] | None) -> None:

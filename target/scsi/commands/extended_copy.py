@@ -23,18 +23,16 @@ import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lun_backends import block_device
 from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
-from target.scsi.commands import inquiry, table
+from target.scsi.command_set import takes_copies
+from target.scsi.commands import inquiry
+from target.scsi.logical_unit import CopyStatus, ItlNexus, LogicalUnit
 from target.scsi.reservations.persistent_reservation import Access
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Task
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
 
 MAX_TARGETS = 16
 MAX_SEGMENTS = 64
@@ -49,15 +47,6 @@ _TARGET_TYPE, _SEGMENT_TYPE = 0xE4, 0x02
 _SEGMENT = struct.Struct(">BBHHHxxHQQ")
 _DC, _CAT = 0x02, 0x01
 _HOLD, _NO_IDENTIFIER = 0, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """How a copy ended."""
-
-    segments: int
-    bytes: int
-    failed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +157,7 @@ def _copy(segment: _Segment, home: LogicalUnit, task: Task) -> None:
     source, destination = segment.source.unit, segment.destination.unit
     if segment.destination.write_protected:
         raise sense.write_protected()
-    if not table.takes_copies(destination.kind):
+    if not takes_copies(destination.kind):
         raise _illegal(Asc.INVALID_FIELD_IN_PARAMETER_LIST)
     length = segment.blocks << source.shift
     start, to = segment.source_lba << source.shift, segment.destination_lba << destination.shift
@@ -219,7 +208,7 @@ def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
     finally:
         usage = data[1] >> 3 & 3
         if usage == _HOLD:
-            itl.hold_copy_status(data[0], Status(done, copied, done < len(segments)), HELD_STATUSES)
+            itl.hold_copy_status(data[0], CopyStatus(done, copied, done < len(segments)), HELD_STATUSES)
     transfer.good(task)
 
 

@@ -13,15 +13,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from lun_backends import atomic_journal
 from target.scsi import transfer
+from target.scsi.logical_unit import LogicalUnit
 from target.scsi.unit_kind import UnitKind
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import LogicalUnit
 
 VENDOR = b"WOLUN   "
 REVISION = b"0001"

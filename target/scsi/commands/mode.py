@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from target.scsi import sense, transfer
+from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.sense import Asc
 from target.scsi.task import Task
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
 
 WP = 0x80
 DPOFUA = 0x10

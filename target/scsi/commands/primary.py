@@ -6,17 +6,13 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from lun_backends import block_device
 from target.scsi import sense, transfer
 from target.scsi.commands import inquiry
+from target.scsi.logical_unit import CommandRow, ItlNexus
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
-
-if TYPE_CHECKING:
-    from target.scsi.commands.table import Command
-    from target.scsi.logical_unit import ItlNexus
 
 REPORT_LUNS_WELL_KNOWN_LUN = 0xC101 << 48
 
@@ -53,7 +49,7 @@ def inquiry_(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """INQUIRY."""
     evpd, code, allocation_length = check_inquiry(task.cdb)
     if evpd:
-        data = inquiry.page(itl.unit, code, itl.nexus.target.name)
+        data = inquiry.page(itl.unit, code, itl.nexus.target_name)
         if data is None:
             raise sense.invalid_field(2)
     else:
@@ -107,7 +103,7 @@ def prevent_allow(itl: ItlNexus, task: Task, nowait: bool) -> None:
     transfer.good(task)
 
 
-def _timeouts(command: Command) -> bytes:
+def _timeouts(command: CommandRow) -> bytes:
     return struct.pack(">HxBII", 0x0A, 0, 0, command.timeout)
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
+from target.scsi.logical_unit import ItlNexus
 from target.scsi.reservations import persistent_reservation, transport_id
 from target.scsi.reservations.persistent_reservation import Outcome, Port, State, Type
 from target.scsi.task import Task
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus
 
 RELATIVE_TARGET_PORT = 1  # the only one; what INQUIRY page 83h says
 _LU_SCOPE = 0
@@ -153,10 +150,10 @@ def _ports(itl: ItlNexus, data: bytes) -> list[Port]:
 def _resolved(itl: ItlNexus, port: Port, position: int) -> list[Port]:
     if port.isid:
         return [port]
-    found = [nexus.port for nexus in itl.nexus.target.nexuses if nexus.initiator == port.initiator]
-    if not found:
+    ports = list(itl.nexus.ports_of(port.initiator))
+    if not ports:
         raise sense.invalid_parameter(position)
-    return found
+    return ports
 
 
 def _run(itl: ItlNexus, task: Task, change: Callable[[State], Outcome], *, abort: bool = False) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from lun_backends.block_device import ExtentKind, WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.commands import block as block_commands
+from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.task import Task
-
-if TYPE_CHECKING:
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
 
 _UNMAP_DESCRIPTOR = struct.Struct(">QI4x")
 _STATUS_DESCRIPTOR = struct.Struct(">QIBB2x")

@@ -20,23 +20,54 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from lun_backends import block_device
 from target.scsi import sense, transfer
 from target.scsi.reservations import reservation_file
-from target.scsi.reservations.persistent_reservation import Access, Conflict, Outcome, State
+from target.scsi.reservations.persistent_reservation import Access, Conflict, Outcome, Port, State
 from target.scsi.sense import Asc
-
-if TYPE_CHECKING:
-    from target.scsi.commands.table import Command
-    from target.scsi.logical_unit import ItlNexus, LogicalUnit
-    from target.scsi.scsi_target import Nexus
-    from target.scsi.task import Task
+from target.scsi.task import Task
 
 log = logging.getLogger(__name__)
+
+
+class Nexus(Protocol):
+    """An I_T nexus: its port, and that it is the same."""
+
+    @property
+    def port(self) -> Port: ...
+
+
+class ItlNexus(Protocol):
+    """One nexus's relation to the unit (`logical_unit.ItlNexus`)."""
+
+    @property
+    def nexus(self) -> Nexus: ...
+
+    def add_attention(self, asc: int) -> None:
+        """Raise a unit attention, once."""
+
+    def update(self) -> None:
+        """Take a change of what the nexus may do into account.  The caller holds the unit's lock."""
+
+
+class Unit(Protocol):
+    """The unit whose reservations these are (`logical_unit.LogicalUnit`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lock(self) -> AbstractContextManager[object]: ...
+    @property
+    def itls(self) -> Sequence[ItlNexus]: ...
+
+    def clear(self, whose: Callable[[ItlNexus], bool]) -> Sequence[ItlNexus]:
+        """Clear the running tasks that are `whose`; return their owners when these tasks have ended."""
+
 
 _START_STOP_UNIT, _PREVENT_ALLOW = 0x1B, 0x1E
 
@@ -49,12 +80,12 @@ def _harmless(cdb: bytes | memoryview) -> bool:
 class Reservations:
     """See the module's docstring.  `path` is where the state persists; None: it cannot."""
 
-    def __init__(self, unit: LogicalUnit, path: Path | None) -> None:
+    def __init__(self, unit: Unit, path: Path | None) -> None:
         """Raises reservation_file.Damaged, OSError."""
         self.path = path
         self.state = State() if path is None else reservation_file.load(path)
         self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
-        self._unit: LogicalUnit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
+        self._unit: Unit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
         self._changing = threading.Lock()  # held while a state is stored: never taken on an event loop
 
     def restricts(self, itl: ItlNexus) -> bool:
@@ -63,14 +94,18 @@ class Reservations:
             return True
         return self.state.reservation is not None and self.state.access(itl.nexus.port) is not Access.EVERYTHING
 
-    def check(self, itl: ItlNexus, command: Command, cdb: bytes | memoryview) -> None:
-        """Raise ReservationConflict if the command must not run on this nexus."""
-        if self.reserved_by is not None and self.reserved_by is not itl.nexus and not command.despite_reserve:
+    def check(self, itl: ItlNexus, needs: Access, cdb: bytes | memoryview, *, despite_reserve: bool) -> None:
+        """Raise ReservationConflict if a command must not run on this nexus.
+
+        `needs` is what a persistent reservation must leave to the nexus, `despite_reserve` says that SPC-2's RESERVE does
+        not matter (`command_set.Command`).
+        """
+        if self.reserved_by is not None and self.reserved_by is not itl.nexus and not despite_reserve:
             raise block_device.ReservationConflict
-        if command.needs is Access.NOTHING:
+        if needs is Access.NOTHING:
             return
         access = self.state.access(itl.nexus.port)
-        if access is not Access.EVERYTHING and access is not command.needs and not _harmless(cdb):
+        if access is not Access.EVERYTHING and access is not needs and not _harmless(cdb):
             raise block_device.ReservationConflict
 
     def left_to(self, itl: ItlNexus) -> Access:

@@ -17,8 +17,9 @@ from target.fabrics.access import Rules, SecretFileRefused
 from target.iscsi import login
 from target.iscsi.chap import Algorithm, ChapAuthenticator, Secret
 from target.iscsi.errors import LoginRefused, LoginStatus
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import Reach
+from target.scsi.nexus import Reach
 from tests.memory_device import MemoryDevice
 
 SECRET = "twelve bytes"
@@ -264,7 +265,7 @@ class TestView:
 
     @staticmethod
     def unit(name: str, kind: UnitKind = UnitKind.PRIMARY) -> LogicalUnit:
-        return LogicalUnit(MemoryDevice(), uuid=uuid.uuid4(), kind=kind, name=name)
+        return LogicalUnit(MemoryDevice(), uuid=uuid.uuid4(), kind=kind, name=name, commands=table.for_unit)
 
     def test_everything_as_it_is(self) -> None:
         view = access_of(f"initiators: [{{name: '{ANN}'}}]").view(ANN, HERE, TARGET)

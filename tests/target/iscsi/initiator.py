@@ -18,8 +18,10 @@ from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.limits import Limits
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.nexus import Nexus
+from target.scsi.scsi_target import ScsiTarget
 
 TARGET = "iqn.2026-11.io.wolun:test"
 INITIATOR = "iqn.2026-11.io.wolun:initiator"
@@ -33,7 +35,10 @@ def make_target(*devices: BlockDevice, name: str = TARGET) -> ScsiTarget:
     target = ScsiTarget(name)
     for number, device in enumerate(devices):
         target.add_lun(
-            number, LogicalUnit(device, uuid=UUID(int=number + 1), kind=UnitKind.PRIMARY, name=f"vol{number}")
+            number,
+            LogicalUnit(
+                device, uuid=UUID(int=number + 1), kind=UnitKind.PRIMARY, name=f"vol{number}", commands=table.for_unit
+            ),
         )
     return target
 

@@ -15,6 +15,7 @@ import pytest
 from lun_backends import flat
 from lun_backends.files import backing_file
 from target.portal.portal import Portal
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import ScsiTarget
 from tests import libiscsi, peers
@@ -36,7 +37,9 @@ def image(tmp_path: Path) -> Path:
 def portal(image: Path) -> Iterator[Portal]:
     device = flat.Flat(image)
     target = ScsiTarget(TARGET)
-    target.add_lun(0, LogicalUnit(device, uuid=UUID(int=1), kind=UnitKind.PRIMARY, name="vol0"))
+    target.add_lun(
+        0, LogicalUnit(device, uuid=UUID(int=1), kind=UnitKind.PRIMARY, name="vol0", commands=table.for_unit)
+    )
     portal = Portal("127.0.0.1", 0, {TARGET: target})
     portal.start()
     yield portal

@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 
 from target.iscsi.pdu import NO_TAG, Opcode
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import Reach
+from target.scsi.nexus import Reach
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
     MIB,
@@ -87,7 +88,9 @@ def test_a_unit_is_reset_under_the_lun_of_each_session(
     """Commands of another session on the same LUN but another unit go on."""
     target = portal.targets[TARGET]
     other_device = MemoryDevice(MIB)
-    target.add_lun(1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other"))
+    target.add_lun(
+        1, LogicalUnit(other_device, uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="other", commands=table.for_unit)
+    )
     one, two = connect(), connect()
     target.change_view(one.nexus, lambda number, unit: [Reach(0)] if number == 0 else [])
     target.change_view(two.nexus, lambda number, unit: [Reach(1 - number)])

@@ -14,7 +14,7 @@ from lun_backends.copy_on_write import CopyOnWrite
 from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode, TaskManagementFunction
 from target.portal.portal import Portal
-from target.scsi.scsi_target import sees_nothing
+from target.scsi.nexus import sees_nothing
 from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import TARGET, make_target, read10, write10

@@ -9,8 +9,10 @@ from pathlib import Path
 from uuid import UUID
 
 from lun_backends.atomic_journal import AtomicJournal
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import Nexus, ScsiTarget
+from target.scsi.nexus import Nexus
+from target.scsi.scsi_target import ScsiTarget
 from target.scsi.task import Status, Task
 from tests.memory_device import MemoryDevice
 
@@ -115,6 +117,7 @@ class Bench:
             uuid=UNIT_UUID,
             kind=kind,
             name="vol0",
+            commands=table.for_unit,
             reservation_file=state_dir and state_dir / "reservations.json",
             journal=AtomicJournal(state_dir / "journal", device) if state_dir else None,
         )

@@ -11,6 +11,7 @@ import weakref
 import pytest
 
 from lun_backends import block_device
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.scsi_target import MAX_LUN, ScsiTarget
 from target.scsi.task import Task
@@ -38,7 +39,9 @@ PATIENCE = 30  # seconds until a test that hangs fails
 
 
 def a_unit(device: MemoryDevice | None = None) -> LogicalUnit:
-    return LogicalUnit(device or MemoryDevice(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="a")
+    return LogicalUnit(
+        device or MemoryDevice(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="a", commands=table.for_unit
+    )
 
 
 def attention_of(initiator: Initiator, lun: int = 0) -> int:

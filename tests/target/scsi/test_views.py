@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from lun_backends import block_device
+from target.scsi.commands import table
 from target.scsi.commands.table import COMMANDS
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from target.scsi.scsi_target import Reach, ScsiTarget, View, sees_all, sees_nothing
+from target.scsi.nexus import Reach, View, sees_all, sees_nothing
+from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import (
     CHECK,
@@ -32,7 +34,13 @@ BLOCK = b"\x5a" * 512
 
 
 def unit(name: str, kind: UnitKind = UnitKind.PRIMARY) -> LogicalUnit:
-    return LogicalUnit(MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE), uuid=uuid.uuid4(), kind=kind, name=name)
+    return LogicalUnit(
+        MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE),
+        uuid=uuid.uuid4(),
+        kind=kind,
+        name=name,
+        commands=table.for_unit,
+    )
 
 
 def mapping(luns: Mapping[str, tuple[Reach, ...]]) -> View:
@@ -125,7 +133,9 @@ def test_a_reader_has_nothing_prepared(target: ScsiTarget) -> None:
         def prepare_writes(self, ranges: object) -> None:
             prepared.append(ranges)
 
-    target.add_lun(9, LogicalUnit(Device(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="d"))
+    target.add_lun(
+        9, LogicalUnit(Device(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="d", commands=table.for_unit)
+    )
     for read_only in (True, False):
         initiator = login(target, mapping({"d": (Reach(0, read_only=read_only),)}))
         initiator.nexus.prepare([initiator.task(WRITE, BLOCK)])

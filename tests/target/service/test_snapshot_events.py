@@ -11,6 +11,7 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.volumes import policy
+from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.service import snapshot_events
 from tests.memory_device import MemoryDevice
@@ -18,7 +19,9 @@ from tests.memory_device import MemoryDevice
 
 @pytest.fixture
 def unit() -> LogicalUnit:
-    return LogicalUnit(MemoryDevice(1 << 20), uuid=UUID(int=1), kind=UnitKind.PRIMARY, name="vol0")
+    return LogicalUnit(
+        MemoryDevice(1 << 20), uuid=UUID(int=1), kind=UnitKind.PRIMARY, name="vol0", commands=table.for_unit
+    )
 
 
 def test_low_space_is_a_unit_attention(unit: LogicalUnit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from lun_backends import block_device
 from target.scsi import transfer
 from target.scsi.commands import inquiry, table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
+from target.scsi.task import cdb_length
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import (
     CHECK,
@@ -95,7 +96,7 @@ def test_identity_depends_on_the_uuid_alone() -> None:
     other = uuid.UUID(int=UNIT_UUID.int + 1)
     device = MemoryDevice()
     one, renamed, different = (
-        LogicalUnit(device, uuid=identity, kind=kind, name=name)
+        LogicalUnit(device, uuid=identity, kind=kind, name=name, commands=table.for_unit)
         for identity, kind, name in (
             (UNIT_UUID, UnitKind.PRIMARY, "a"),
             (UNIT_UUID, UnitKind.PRIMARY, "b"),
@@ -230,7 +231,9 @@ def luns(data: bytes) -> list[str]:
 
 def test_report_luns(primary: Bench) -> None:
     for number in (300, 7, 255, 256, 16383):
-        unit = LogicalUnit(MemoryDevice(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="other")
+        unit = LogicalUnit(
+            MemoryDevice(), uuid=uuid.uuid4(), kind=UnitKind.PRIMARY, name="other", commands=table.for_unit
+        )
         primary.target.add_lun(number, unit)
     units = ["00" * 8] + [f"{first}{'00' * 6}" for first in ("0007", "00ff", "4100", "412c", "7fff")]
     assert luns(primary.run(report_luns_cdb()).data) == units
@@ -298,6 +301,6 @@ def test_supported_task_management_functions(primary: Bench) -> None:
 
 def test_every_usage_mask_is_as_long_as_its_cdb() -> None:
     for row in table.COMMANDS:
-        assert len(row.usage) == table.cdb_length(row.usage)
+        assert len(row.usage) == cdb_length(row.usage)
         assert row.usage[0] == row.opcode
         assert row.usage[-1] == 0  # CONTROL: NACA is not supported

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lun_backends import block_device
+from target.scsi.command_set import Command
 from target.scsi.commands import table
 from target.scsi.logical_unit import UnitKind
 from target.scsi.task import Status, Task
@@ -29,7 +30,7 @@ def small(kind: UnitKind) -> Bench:
 
 
 @pytest.mark.parametrize("row", table.COMMANDS, ids=lambda row: row.name)
-def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: table.Command, tmp_path: Path) -> None:
+def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: Command, tmp_path: Path) -> None:
     bench = Bench(state_dir=tmp_path)
     for byte in range(1, len(row.usage)):
         for bit in range(8):
@@ -45,7 +46,7 @@ def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: table.C
 
 
 @pytest.mark.parametrize("row", table.COMMANDS, ids=lambda row: row.name)
-def test_a_cdb_that_is_too_short_is_refused(row: table.Command, tmp_path: Path) -> None:
+def test_a_cdb_that_is_too_short_is_refused(row: Command, tmp_path: Path) -> None:
     bench = Bench(state_dir=tmp_path)
     for length in range(1, len(row.usage)):
         task = Task(allocate)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of one kind of unit: the row of a command, the check of its CDB, and the list that dispatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from target.scsi import sense
+from target.scsi.logical_unit import Handler, ItlNexus
+from target.scsi.reservations.persistent_reservation import Access
+from target.scsi.sense import Asc
+from target.scsi.task import Task
+from target.scsi.unit_kind import UnitKind
+
+ALL = frozenset(UnitKind)
+NOT_WRITE_ONCE = frozenset({UnitKind.PRIMARY, UnitKind.SNAPSHOT_VIEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of the table; `usage` is as long as the CDB, its first byte the opcode."""
+
+    name: str
+    opcode: int
+    usage: bytes
+    handler: Handler
+    service_action: int | None = None
+    kinds: frozenset[UnitKind] = ALL
+    fast: Handler | None = None
+    writes: bool = False  # changes the medium
+    attention_exempt: bool = False  # runs while a unit attention is pending (SAM-5 5.14)
+    atomic: bool = False  # only for units with a journal
+    needs: Access = Access.EVERYTHING  # what a persistent reservation must leave (SPC-4 table 65, SBC-4 table 14)
+    despite_reserve: bool = False  # runs while another session has the unit with SPC-2's RESERVE
+    timeout: int = 30  # seconds an initiator should allow for it
+
+
+def _checked(command: Command) -> Handler:
+    """The command's handler behind the check of its CDB against the usage mask."""
+    length, handler = len(command.usage), command.handler
+    unused = ~int.from_bytes(command.usage) & ((1 << 8 * length) - 1)
+    unused &= (1 << 8 * (length - 1)) - 1  # not the opcode
+
+    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        cdb = task.cdb
+        if len(cdb) < length:
+            raise sense.illegal_request(Asc.INVALID_FIELD_IN_CDB)
+        wrong = int.from_bytes(cdb[:length]) & unused
+        if wrong:
+            position = wrong.bit_length() - 1
+            raise sense.invalid_field(length - 1 - position // 8, position % 8)
+        handler(itl, task, nowait)
+
+    return run
+
+
+def _unknown(_itl: ItlNexus, _task: Task, _nowait: bool) -> None:
+    raise sense.illegal_request(Asc.INVALID_COMMAND_OPERATION_CODE)
+
+
+def _protected(_itl: ItlNexus, _task: Task, _nowait: bool) -> None:
+    raise sense.write_protected()
+
+
+def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
+    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        handler = handlers.get(task.cdb[1] & 0x1F)
+        if handler is None:
+            raise sense.invalid_field(1, 4)
+        handler(itl, task, nowait)
+
+    return run
+
+
+class UnitCommands:
+    """The commands of one kind of unit: `handlers` by opcode, 256 of them, and `checked`, the same without the fast ones."""
+
+    def __init__(self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool) -> None:
+        self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
+        self._rows = {(command.opcode, command.service_action): command for command in self.rows}
+        self.checked: list[Handler] = [_unknown] * 256
+        self.handlers: list[Handler] = [_unknown] * 256
+        actions: dict[int, dict[int, Handler]] = {}
+        for command in self.rows:
+            protected = command.writes and write_protected
+            handler = _protected if protected else _checked(command)
+            if command.service_action is not None:
+                actions.setdefault(command.opcode, {})[command.service_action] = handler
+                handler = _by_service_action(actions[command.opcode])
+            self.checked[command.opcode] = handler
+            self.handlers[command.opcode] = command.fast if command.fast and not protected else handler
+
+    def find(self, opcode: int, service_action: int) -> Command | None:
+        """The row for an opcode, and the service action where it has some."""
+        return self._rows.get((opcode, None)) or self._rows.get((opcode, service_action))
+
+
+def takes_copies(kind: UnitKind) -> bool:
+    """Whether EXTENDED COPY may write to a unit of that kind: then every other way to change a block is open, too."""
+    return kind in NOT_WRITE_ONCE
