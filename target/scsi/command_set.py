@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from target.scsi import sense
 from target.scsi.logical_unit import Handler, ItlNexus
-from target.scsi.reservations.persistent_reservation import Access
+from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.sense import Asc
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
@@ -31,7 +31,9 @@ class Command:
     writes: bool = False  # changes the medium
     attention_exempt: bool = False  # runs while a unit attention is pending (SAM-5 5.14)
     atomic: bool = False  # only for units with a journal
-    needs: Access = Access.EVERYTHING  # what a persistent reservation must leave (SPC-4 table 65, SBC-4 table 14)
+    needs: Permission = (
+        Permission.EVERYTHING
+    )  # what a persistent reservation must leave (SPC-4 table 65, SBC-4 table 14)
     despite_reserve: bool = False  # runs while another session has the unit with SPC-2's RESERVE
     timeout: int = 30  # seconds an initiator should allow for it
 

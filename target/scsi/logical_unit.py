@@ -27,7 +27,7 @@ from uuid import UUID
 from lun_backends import atomic_journal, block_device
 from target.scsi import sense, transfer
 from target.scsi.reservations import reservations
-from target.scsi.reservations.persistent_reservation import Access, Port
+from target.scsi.reservations.persistent_reservation import InitiatorPort, Permission
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task, cdb_length
 from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's interface
@@ -61,7 +61,7 @@ class CommandRow(Protocol):
     @property
     def attention_exempt(self) -> bool: ...
     @property
-    def needs(self) -> Access: ...
+    def needs(self) -> Permission: ...
     @property
     def despite_reserve(self) -> bool: ...
 
@@ -91,7 +91,7 @@ class Nexus(Protocol):
     """An I_T nexus, as far as a unit and its commands look at it (`nexus.Nexus`)."""
 
     @property
-    def port(self) -> Port: ...
+    def port(self) -> InitiatorPort: ...
     @property
     def target_name(self) -> str: ...
     @property
@@ -102,7 +102,7 @@ class Nexus(Protocol):
     def luns_reported(self) -> None:
         """Take note that the initiator knows the LUNs."""
 
-    def ports_of(self, initiator: str) -> Sequence[Port]:
+    def ports_of(self, initiator: str) -> Sequence[InitiatorPort]:
         """Return the ports of that name which have a nexus to the target now."""
 
 
@@ -228,7 +228,7 @@ class LogicalUnit:
         WRITE ATOMIC writes through; without one the unit does not know that command.  `physical_block_size` (bytes) is told
         instead of what the device says of itself.
 
-        Raises reservation_file.Damaged, OSError.
+        Raises reservation_file.ReservationFileDamaged, OSError.
         """
         self.device = device
         self.uuid = uuid

@@ -15,7 +15,7 @@ from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.commands import block, inquiry, primary
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
-from target.scsi.reservations.persistent_reservation import Port
+from target.scsi.reservations.persistent_reservation import InitiatorPort
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task, cdb_length
 
@@ -63,7 +63,7 @@ class Nexus:
         self.target_name = target_name
         self.initiator = initiator
         self.tag = tag
-        self.port = Port(initiator, tag)
+        self.port = InitiatorPort(initiator, tag)
         self._view = view
         self._nexuses = nexuses
         self._luns: dict[int, ItlNexus] = {}
@@ -87,7 +87,7 @@ class Nexus:
         """The relations to all those units."""
         return list(self._luns.values())
 
-    def ports_of(self, initiator: str) -> Sequence[Port]:
+    def ports_of(self, initiator: str) -> Sequence[InitiatorPort]:
         """Return the ports of that name which have a nexus to the target now."""
         return [nexus.port for nexus in self._nexuses() if nexus.initiator == initiator]
 

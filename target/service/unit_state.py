@@ -53,7 +53,7 @@ class UnitState:
                 journal=journal,
                 physical_block_size=physical_block_size,
             )
-        except reservation_file.Damaged as error:
+        except reservation_file.ReservationFileDamaged as error:
             raise problems.refused(
                 f"{name} is not served",
                 str(error),
@@ -70,4 +70,4 @@ class UnitState:
     def forget(self, owner: volume.Volume, units: Iterable[uuid.UUID]) -> None:
         """Delete the state of units that are deleted.  Raise OSError."""
         for identity in units:
-            reservation_file.store(self._reservations(owner, identity), persistent_reservation.State())
+            reservation_file.store(self._reservations(owner, identity), persistent_reservation.ReservationState())

@@ -30,7 +30,7 @@ from target.scsi import sense, transfer
 from target.scsi.command_set import takes_copies
 from target.scsi.commands import inquiry
 from target.scsi.logical_unit import CopyStatus, ItlNexus, LogicalUnit
-from target.scsi.reservations.persistent_reservation import Access
+from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Task
 
@@ -133,7 +133,7 @@ def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
 
 
 @contextlib.contextmanager
-def _let_in(itl: ItlNexus, home: LogicalUnit, task: Task, access: Access) -> Iterator[None]:
+def _let_in(itl: ItlNexus, home: LogicalUnit, task: Task, access: Permission) -> Iterator[None]:
     """Run on another unit than the one the command was sent to, as if sent there: admitted, and waited for by who drains."""
     unit = itl.unit
     if unit is home:
@@ -144,7 +144,7 @@ def _let_in(itl: ItlNexus, home: LogicalUnit, task: Task, access: Access) -> Ite
         left = unit.reservations.left_to(itl)
         if itl.removed:
             raise _aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
-        if left is not Access.EVERYTHING and left is not access:
+        if left is not Permission.EVERYTHING and left is not access:
             raise block_device.ReservationConflict
         yield
     finally:
@@ -166,7 +166,7 @@ def _copy(segment: _Segment, home: LogicalUnit, task: Task) -> None:
     offsets = range(0, length, step)
     backwards = source is destination and start < to < start + length
     scratch = memoryview(bytearray(min(step, length)))
-    with _let_in(segment.source, home, task, Access.READ), _let_in_destination(segment, home, task):
+    with _let_in(segment.source, home, task, Permission.READ), _let_in_destination(segment, home, task):
         for offset in reversed(offsets) if backwards else offsets:
             transfer.go_on(task)
             piece = scratch[: min(step, length - offset)]
@@ -179,11 +179,11 @@ def _copy(segment: _Segment, home: LogicalUnit, task: Task) -> None:
 @contextlib.contextmanager
 def _let_in_destination(segment: _Segment, home: LogicalUnit, task: Task) -> Iterator[None]:
     if segment.destination.unit is segment.source.unit and segment.destination.unit is not home:
-        if segment.destination.unit.reservations.left_to(segment.destination) is not Access.EVERYTHING:
+        if segment.destination.unit.reservations.left_to(segment.destination) is not Permission.EVERYTHING:
             raise block_device.ReservationConflict
         yield
         return
-    with _let_in(segment.destination, home, task, Access.EVERYTHING):
+    with _let_in(segment.destination, home, task, Permission.EVERYTHING):
         yield
 
 

@@ -14,7 +14,7 @@ from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.logical_unit import ItlNexus
 from target.scsi.reservations import persistent_reservation, transport_id
-from target.scsi.reservations.persistent_reservation import Outcome, Port, State, Type
+from target.scsi.reservations.persistent_reservation import InitiatorPort, Outcome, ReservationState, ReservationType
 from target.scsi.task import Task
 
 RELATIVE_TARGET_PORT = 1  # the only one; what INQUIRY page 83h says
@@ -89,7 +89,7 @@ class _Request:
 
     key: int
     service_key: int
-    type: Type | None  # None: there is no such type
+    type: ReservationType | None  # None: there is no such type
     flags: int
     more: bytes  # the parameter list, for what follows the first 24 bytes
 
@@ -104,10 +104,10 @@ def _parameters(task: Task, nowait: bool) -> bytes:
     return data
 
 
-def _type(task: Task, *, checked: bool) -> Type | None:
+def _type(task: Task, *, checked: bool) -> ReservationType | None:
     code = task.cdb[2] & 0x0F
     try:
-        kind: Type | None = Type(code)
+        kind: ReservationType | None = ReservationType(code)
     except ValueError:
         kind = None
     if checked and (kind is None or task.cdb[2] >> 4 != _LU_SCOPE):
@@ -132,13 +132,13 @@ def _persists(itl: ItlNexus, flags: int, byte: int) -> bool:
     return bool(flags & APTPL)
 
 
-def _ports(itl: ItlNexus, data: bytes) -> list[Port]:
+def _ports(itl: ItlNexus, data: bytes) -> list[InitiatorPort]:
     """The ports listed by SPEC_I_PT; a name without ISID stands for all of its ports that are logged in."""
     if len(data) < _BASIC.size + 4:
         raise sense.parameter_list_length()
     if int.from_bytes(data[24:28]) != len(data) - 28:
         raise sense.parameter_list_length()
-    ports: list[Port] = []
+    ports: list[InitiatorPort] = []
     position = 28
     while position < len(data):
         port, end = transport_id.unpack(data, position)
@@ -147,7 +147,7 @@ def _ports(itl: ItlNexus, data: bytes) -> list[Port]:
     return ports
 
 
-def _resolved(itl: ItlNexus, port: Port, position: int) -> list[Port]:
+def _resolved(itl: ItlNexus, port: InitiatorPort, position: int) -> list[InitiatorPort]:
     if port.isid:
         return [port]
     ports = list(itl.nexus.ports_of(port.initiator))
@@ -156,7 +156,7 @@ def _resolved(itl: ItlNexus, port: Port, position: int) -> list[Port]:
     return ports
 
 
-def _run(itl: ItlNexus, task: Task, change: Callable[[State], Outcome], *, abort: bool = False) -> None:
+def _run(itl: ItlNexus, task: Task, change: Callable[[ReservationState], Outcome], *, abort: bool = False) -> None:
     itl.unit.reservations.change(task, change, abort=abort)
     transfer.good(task)
 
@@ -166,7 +166,7 @@ def register(itl: ItlNexus, task: Task, nowait: bool) -> None:
     asked = _request(itl, task, nowait)
     persists = _persists(itl, asked.flags, 20)
     port = itl.nexus.port
-    also: list[Port] = []
+    also: list[InitiatorPort] = []
     if asked.flags & SPEC_I_PT:
         if port in itl.unit.reservations.state.keys:  # SPC-4 5.12.7: only who is not registered yet
             raise sense.invalid_parameter(20, 3)
@@ -252,7 +252,7 @@ def register_and_move(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if len(ports) != 1:  # a name alone, and several sessions of that name: which one?
         raise sense.invalid_parameter(_MOVE.size)
 
-    def change(state: State) -> Outcome:
+    def change(state: ReservationState) -> Outcome:
         return persistent_reservation.register_and_move(
             state, itl.nexus.port, key, new_key, ports[0], unregister=bool(flags & UNREG), persists=persists
         )

@@ -33,14 +33,14 @@ MAX_REGISTRATIONS = 1024
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Port:
+class InitiatorPort:
     """An initiator port: iSCSI name and, in hexadecimal digits, ISID."""
 
     initiator: str
     isid: str
 
 
-class Type(enum.IntEnum):
+class ReservationType(enum.IntEnum):
     """SPC-4 table 65; see the module's docstring."""
 
     WRITE_EXCLUSIVE = 0x1
@@ -53,24 +53,24 @@ class Type(enum.IntEnum):
     @property
     def all_registrants(self) -> bool:
         """Whether everybody registered holds the reservation."""
-        return self >= Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS
+        return self >= ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS
 
     @property
     def registrants_may(self) -> bool:
         """Whether everybody registered may do everything."""
-        return self >= Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+        return self >= ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
 
     @property
     def others_read(self) -> bool:
         """Whether the others may read."""
         return self in (
-            Type.WRITE_EXCLUSIVE,
-            Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
-            Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS,
+            ReservationType.WRITE_EXCLUSIVE,
+            ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+            ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS,
         )
 
 
-class Access(enum.Enum):
+class Permission(enum.Enum):
     """What a nexus may do on the unit."""
 
     EVERYTHING = "everything"
@@ -82,30 +82,30 @@ class Access(enum.Enum):
 class Reservation:
     """The unit is reserved; `holder` made it, and holds it alone unless all registrants do."""
 
-    type: Type
-    holder: Port
+    type: ReservationType
+    holder: InitiatorPort
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ReservationState:
     """All there is to know about a unit's registrations and its reservation."""
 
-    keys: Mapping[Port, int] = field(default_factory=lambda: MappingProxyType({}))
+    keys: Mapping[InitiatorPort, int] = field(default_factory=lambda: MappingProxyType({}))
     reservation: Reservation | None = None
     generation: int = 0  # PRGENERATION
     persists: bool = False  # APTPL: it outlives the daemon
 
-    def holds(self, port: Port) -> bool:
+    def holds(self, port: InitiatorPort) -> bool:
         """Whether the port is a persistent reservation holder."""
         held = self.reservation
         return held is not None and (port in self.keys if held.type.all_registrants else port == held.holder)
 
-    def access(self, port: Port) -> Access:
+    def access(self, port: InitiatorPort) -> Permission:
         """What the reservation leaves to a port."""
         held = self.reservation
         if held is None or self.holds(port) or (held.type.registrants_may and port in self.keys):
-            return Access.EVERYTHING
-        return Access.READ if held.type.others_read else Access.NOTHING
+            return Permission.EVERYTHING
+        return Permission.READ if held.type.others_read else Permission.NOTHING
 
 
 class Conflict(Exception):
@@ -116,12 +116,14 @@ class Conflict(Exception):
 class Outcome:
     """The state after a service action; unit attentions to raise; whose tasks PREEMPT AND ABORT clears."""
 
-    state: State
-    attentions: Mapping[Port, Asc] = field(default_factory=lambda: MappingProxyType({}))
-    preempted: frozenset[Port] = frozenset()
+    state: ReservationState
+    attentions: Mapping[InitiatorPort, Asc] = field(default_factory=lambda: MappingProxyType({}))
+    preempted: frozenset[InitiatorPort] = frozenset()
 
 
-def _next(state: State, keys: Mapping[Port, int], reservation: Reservation | None) -> State:
+def _next(
+    state: ReservationState, keys: Mapping[InitiatorPort, int], reservation: Reservation | None
+) -> ReservationState:
     """The state with other registrations; a reservation that nobody holds any more is gone."""
     if reservation is not None and reservation.type.all_registrants:
         if reservation.holder not in keys:
@@ -137,29 +139,29 @@ def _next(state: State, keys: Mapping[Port, int], reservation: Reservation | Non
     )
 
 
-def _told(ports: Iterable[Port], asc: Asc) -> dict[Port, Asc]:
+def _told(ports: Iterable[InitiatorPort], asc: Asc) -> dict[InitiatorPort, Asc]:
     return dict.fromkeys(ports, asc)
 
 
-def _check_room(keys: Mapping[Port, int]) -> None:
+def _check_room(keys: Mapping[InitiatorPort, int]) -> None:
     if len(keys) > MAX_REGISTRATIONS:
         raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
 
 
-def check_registered(state: State, port: Port, key: int) -> None:
+def check_registered(state: ReservationState, port: InitiatorPort, key: int) -> None:
     """What all but REGISTER ask for: the port is registered with this key.  Raises Conflict."""
     if port not in state.keys or state.keys[port] != key:
         raise Conflict
 
 
 def register(
-    state: State,
-    port: Port,
+    state: ReservationState,
+    port: InitiatorPort,
     key: int,
     new_key: int,
     *,
     ignore_key: bool = False,
-    also: Iterable[Port] = (),
+    also: Iterable[InitiatorPort] = (),
     persists: bool = False,
 ) -> Outcome:
     """REGISTER, and with `ignore_key` REGISTER AND IGNORE EXISTING KEY; `also` are the ports of SPEC_I_PT.  Raises Conflict."""
@@ -182,7 +184,7 @@ def register(
     return Outcome(after, _told(keys, Asc.RESERVATIONS_RELEASED) if released else {})
 
 
-def reserve(state: State, port: Port, key: int, kind: Type) -> Outcome:
+def reserve(state: ReservationState, port: InitiatorPort, key: int, kind: ReservationType) -> Outcome:
     """RESERVE.  Raises Conflict."""
     check_registered(state, port, key)
     held = state.reservation
@@ -193,7 +195,7 @@ def reserve(state: State, port: Port, key: int, kind: Type) -> Outcome:
     return Outcome(replace(state, reservation=Reservation(kind, port)))
 
 
-def release(state: State, port: Port, key: int, kind: Type | None) -> Outcome:
+def release(state: ReservationState, port: InitiatorPort, key: int, kind: ReservationType | None) -> Outcome:
     """RELEASE; `kind` is None for a type there is not.  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)
     held = state.reservation
@@ -205,14 +207,16 @@ def release(state: State, port: Port, key: int, kind: Type | None) -> Outcome:
     return Outcome(replace(state, reservation=None), _told(others, Asc.RESERVATIONS_RELEASED))
 
 
-def clear(state: State, port: Port, key: int) -> Outcome:
+def clear(state: ReservationState, port: InitiatorPort, key: int) -> Outcome:
     """CLEAR.  Raises Conflict."""
     check_registered(state, port, key)
     others = [other for other in state.keys if other != port]
     return Outcome(_next(state, {}, None), _told(others, Asc.RESERVATIONS_PREEMPTED))
 
 
-def preempt(state: State, port: Port, key: int, victims_key: int, kind: Type | None) -> Outcome:
+def preempt(
+    state: ReservationState, port: InitiatorPort, key: int, victims_key: int, kind: ReservationType | None
+) -> Outcome:
     """PREEMPT, and the first half of PREEMPT AND ABORT (SPC-4 5.12.11.2).  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)
     held = state.reservation
@@ -238,7 +242,14 @@ def preempt(state: State, port: Port, key: int, victims_key: int, kind: Type | N
 
 
 def register_and_move(
-    state: State, port: Port, key: int, new_key: int, to: Port, *, unregister: bool, persists: bool
+    state: ReservationState,
+    port: InitiatorPort,
+    key: int,
+    new_key: int,
+    to: InitiatorPort,
+    *,
+    unregister: bool,
+    persists: bool,
 ) -> Outcome:
     """REGISTER AND MOVE (SPC-4 5.12.8).  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)

@@ -15,10 +15,15 @@ from typing import Literal
 import pydantic
 
 from lun_backends.files import small_file
-from target.scsi.reservations.persistent_reservation import Port, Reservation, State, Type
+from target.scsi.reservations.persistent_reservation import (
+    InitiatorPort,
+    Reservation,
+    ReservationState,
+    ReservationType,
+)
 
 
-class Damaged(Exception):
+class ReservationFileDamaged(Exception):
     """The file cannot be understood; says which, why and what to do."""
 
 
@@ -31,7 +36,7 @@ class _Registration:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class _Reservation:
-    type: Type
+    type: ReservationType
     initiator: str
     isid: str
 
@@ -46,30 +51,32 @@ class _File:
 _TYPE = pydantic.TypeAdapter(_File)
 
 
-def load(path: Path) -> State:
-    """What was remembered.  Raises Damaged, OSError."""
+def load(path: Path) -> ReservationState:
+    """What was remembered.  Raises ReservationFileDamaged, OSError."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        return State()
+        return ReservationState()
     try:
         found = _TYPE.validate_json(text, strict=False)
-        keys = {Port(each.initiator, each.isid): int(each.key, 16) for each in found.registrations}
+        keys = {InitiatorPort(each.initiator, each.isid): int(each.key, 16) for each in found.registrations}
     except ValueError as error:
         what = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
-        raise Damaged(
+        raise ReservationFileDamaged(
             f"{path} is damaged ({what}): put it back from a backup, or delete it and let initiators reserve anew"
         ) from error
     held = found.reservation
-    reservation = None if held is None else Reservation(held.type, Port(held.initiator, held.isid))
+    reservation = None if held is None else Reservation(held.type, InitiatorPort(held.initiator, held.isid))
     if not keys or any(not 0 < key < 1 << 64 for key in keys.values()):
-        raise Damaged(f"{path} is damaged (impossible keys): put it back from a backup, or delete it")
+        raise ReservationFileDamaged(f"{path} is damaged (impossible keys): put it back from a backup, or delete it")
     if reservation is not None and reservation.holder not in keys:
-        raise Damaged(f"{path} is damaged (its holder is not registered): put it back from a backup, or delete it")
-    return State(MappingProxyType(keys), reservation, persists=True)
+        raise ReservationFileDamaged(
+            f"{path} is damaged (its holder is not registered): put it back from a backup, or delete it"
+        )
+    return ReservationState(MappingProxyType(keys), reservation, persists=True)
 
 
-def store(path: Path, state: State) -> None:
+def store(path: Path, state: ReservationState) -> None:
     """Remember the state, or forget what was remembered if it does not persist.  Durable on return.  Raises OSError."""
     if state.persists:
         held = state.reservation

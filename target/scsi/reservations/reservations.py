@@ -28,7 +28,13 @@ from typing import Protocol
 from lun_backends import block_device
 from target.scsi import sense, transfer
 from target.scsi.reservations import reservation_file
-from target.scsi.reservations.persistent_reservation import Access, Conflict, Outcome, Port, State
+from target.scsi.reservations.persistent_reservation import (
+    Conflict,
+    InitiatorPort,
+    Outcome,
+    Permission,
+    ReservationState,
+)
 from target.scsi.sense import Asc
 from target.scsi.task import Task
 
@@ -39,7 +45,7 @@ class Nexus(Protocol):
     """An I_T nexus: its port, and that it is the same."""
 
     @property
-    def port(self) -> Port: ...
+    def port(self) -> InitiatorPort: ...
 
 
 class ItlNexus(Protocol):
@@ -81,9 +87,9 @@ class Reservations:
     """See the module's docstring.  `path` is where the state persists; None: it cannot."""
 
     def __init__(self, unit: Unit, path: Path | None) -> None:
-        """Raises reservation_file.Damaged, OSError."""
+        """Raises reservation_file.ReservationFileDamaged, OSError."""
         self.path = path
-        self.state = State() if path is None else reservation_file.load(path)
+        self.state = ReservationState() if path is None else reservation_file.load(path)
         self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
         self._unit: Unit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
         self._changing = threading.Lock()  # held while a state is stored: never taken on an event loop
@@ -92,9 +98,9 @@ class Reservations:
         """Whether anything is forbidden to this nexus."""
         if self.reserved_by is not None and self.reserved_by is not itl.nexus:
             return True
-        return self.state.reservation is not None and self.state.access(itl.nexus.port) is not Access.EVERYTHING
+        return self.state.reservation is not None and self.state.access(itl.nexus.port) is not Permission.EVERYTHING
 
-    def check(self, itl: ItlNexus, needs: Access, cdb: bytes | memoryview, *, despite_reserve: bool) -> None:
+    def check(self, itl: ItlNexus, needs: Permission, cdb: bytes | memoryview, *, despite_reserve: bool) -> None:
         """Raise ReservationConflict if a command must not run on this nexus.
 
         `needs` is what a persistent reservation must leave to the nexus, `despite_reserve` says that SPC-2's RESERVE does
@@ -102,19 +108,19 @@ class Reservations:
         """
         if self.reserved_by is not None and self.reserved_by is not itl.nexus and not despite_reserve:
             raise block_device.ReservationConflict
-        if needs is Access.NOTHING:
+        if needs is Permission.NOTHING:
             return
         access = self.state.access(itl.nexus.port)
-        if access is not Access.EVERYTHING and access is not needs and not _harmless(cdb):
+        if access is not Permission.EVERYTHING and access is not needs and not _harmless(cdb):
             raise block_device.ReservationConflict
 
-    def left_to(self, itl: ItlNexus) -> Access:
+    def left_to(self, itl: ItlNexus) -> Permission:
         """What both kinds of reservations leave to a nexus."""
         if self.reserved_by is not None and self.reserved_by is not itl.nexus:
-            return Access.NOTHING
+            return Permission.NOTHING
         return self.state.access(itl.nexus.port)
 
-    def change(self, task: Task, change: Callable[[State], Outcome], *, abort: bool = False) -> None:
+    def change(self, task: Task, change: Callable[[ReservationState], Outcome], *, abort: bool = False) -> None:
         """Put the outcome of `change` in force; with `abort` return when no task of those preempted runs any more.
 
         Never call it on an event loop.  Raises ReservationConflict, CheckCondition.
@@ -144,7 +150,7 @@ class Reservations:
             for itl in unit.clear(lambda itl: itl.nexus.port in outcome.preempted):
                 itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
-    def _store(self, state: State) -> None:
+    def _store(self, state: ReservationState) -> None:
         """Make the state durable, or what was stored forgotten, before it is in force."""
         if self.path is None or not (state.persists or self.state.persists) or state == self.state:
             return
@@ -157,7 +163,7 @@ class Reservations:
     def forget(self) -> None:
         """The unit is gone for good: what is stored about it goes, too.  Raises OSError."""
         if self.path is not None:
-            reservation_file.store(self.path, State())
+            reservation_file.store(self.path, ReservationState())
 
     def reserve(self, itl: ItlNexus) -> None:
         """RESERVE of SPC-2.  Raises ReservationConflict."""
@@ -194,7 +200,7 @@ class Reservations:
         return (
             self.state.reservation is not None
             and port in self.state.keys
-            and self.state.access(port) is Access.EVERYTHING
+            and self.state.access(port) is Permission.EVERYTHING
         )
 
     def _reserve_for(self, nexus: Nexus | None) -> None:

@@ -14,7 +14,7 @@ import re
 import struct
 
 from target.scsi import sense
-from target.scsi.reservations.persistent_reservation import Port
+from target.scsi.reservations.persistent_reservation import InitiatorPort
 
 ISCSI = 0x05
 NAME_ONLY, NAME_AND_ISID = 0x00, 0x40
@@ -23,7 +23,7 @@ _NAME_LENGTH = 223  # RFC 7143 4.2.7
 _PORT = re.compile(r"(?P<name>[^,]+),i,0x(?P<isid>[0-9a-fA-F]{1,12})")
 
 
-def pack(port: Port) -> bytes:
+def pack(port: InitiatorPort) -> bytes:
     """The TransportID of a port."""
     if port.isid:
         code, text = NAME_AND_ISID, f"{port.initiator},i,0x{port.isid}"
@@ -34,7 +34,7 @@ def pack(port: Port) -> bytes:
     return struct.pack(">BxH", code | ISCSI, len(name)) + name
 
 
-def unpack(data: bytes, start: int) -> tuple[Port, int]:
+def unpack(data: bytes, start: int) -> tuple[InitiatorPort, int]:
     """The port named at `data[start:]`, and where the TransportID ends; format 00b gives a port without ISID.
 
     Raises CheckCondition with a pointer into the parameter list.
@@ -60,9 +60,9 @@ def unpack(data: bytes, start: int) -> tuple[Port, int]:
         found = _PORT.fullmatch(text)
         if found is None:
             raise sense.invalid_parameter(start + 4)
-        port = Port(found["name"], found["isid"].lower().zfill(12))
+        port = InitiatorPort(found["name"], found["isid"].lower().zfill(12))
     else:
-        port = Port(text, "")
+        port = InitiatorPort(text, "")
     if not port.initiator or len(port.initiator.encode()) > _NAME_LENGTH or "," in port.initiator:
         raise sense.invalid_parameter(start + 4)
     return port, end

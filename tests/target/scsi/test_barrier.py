@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from target.scsi.reservations.persistent_reservation import Type
+from target.scsi.reservations.persistent_reservation import ReservationType
 from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import CHECK, GOOD, Bench, Initiator, cdb10, cdb16, result_of
@@ -23,7 +23,7 @@ from tests.target.scsi.reservations.test_reservations import (
     registered,
 )
 
-WERO = Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
+WERO = ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
 SECONDS = 30
 BLOCK = b"w" * 512
 

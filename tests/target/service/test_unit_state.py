@@ -20,8 +20,8 @@ def reservations(service: Service, tmp_path: Path, name: str = "vol0") -> Path:
 
 def test_unit_has_the_reservations_of_its_file(serve: Serve, tmp_path: Path) -> None:
     service = serve()
-    port = persistent_reservation.Port("iqn.2026-11.x:a", "800000000001")
-    state = persistent_reservation.State({port: 5}, None, persists=True)
+    port = persistent_reservation.InitiatorPort("iqn.2026-11.x:a", "800000000001")
+    state = persistent_reservation.ReservationState({port: 5}, None, persists=True)
     reservation_file.store(reservations(service, tmp_path), state)
     again = serve()
     assert again.inventory.scsi.luns[0].reservations.state.keys == {port: 5}
@@ -44,7 +44,7 @@ def test_state_of_a_deleted_snapshot_is_deleted(service: Service, tmp_path: Path
     service.snapshots.create_snapshot("vol0", "s")
     identity = service.inventory.find("vol0", "s")[1].uuid
     path = reservations(service, tmp_path).with_name(f"{view_uuid(identity) if which == 'view' else identity}.json")
-    port = persistent_reservation.Port("iqn.2026-11.x:a", "800000000001")
-    reservation_file.store(path, persistent_reservation.State({port: 5}, None, persists=True))
+    port = persistent_reservation.InitiatorPort("iqn.2026-11.x:a", "800000000001")
+    reservation_file.store(path, persistent_reservation.ReservationState({port: 5}, None, persists=True))
     service.snapshots.delete_snapshot("vol0", "s").wait()
     assert not path.exists()

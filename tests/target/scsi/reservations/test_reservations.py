@@ -13,7 +13,7 @@ import pytest
 
 from target.scsi.commands import table
 from target.scsi.reservations import persistent_reservation, reservation_file, transport_id
-from target.scsi.reservations.persistent_reservation import Access, Port, Type
+from target.scsi.reservations.persistent_reservation import InitiatorPort, Permission, ReservationType
 from target.scsi.task import Status
 from tests.target.scsi.harness import (
     CHECK,
@@ -127,8 +127,8 @@ def test_register_change_and_unregister(one: Initiator, two: Initiator) -> None:
 @pytest.mark.parametrize("action", [RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT])
 def test_only_the_registered_with_their_own_key(one: Initiator, two: Initiator, action: int) -> None:
     registered(one)
-    assert out(two, action, 1, 1, Type.WRITE_EXCLUSIVE).status == CONFLICT
-    assert out(one, action, 2, 1, Type.WRITE_EXCLUSIVE).status == CONFLICT
+    assert out(two, action, 1, 1, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
+    assert out(one, action, 2, 1, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
     assert (keys(one), reservation(one)) == ([1], None)
 
 
@@ -138,16 +138,22 @@ EVERYTHING, READING, NOTHING = "everything", "reading", "nothing"
 @pytest.mark.parametrize(
     ("kind", "to_registered", "to_others"),
     [
-        (Type.WRITE_EXCLUSIVE, READING, READING),
-        (Type.EXCLUSIVE_ACCESS, NOTHING, NOTHING),
-        (Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY, EVERYTHING, READING),
-        (Type.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY, EVERYTHING, NOTHING),
-        (Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS, EVERYTHING, READING),
-        (Type.EXCLUSIVE_ACCESS_ALL_REGISTRANTS, EVERYTHING, NOTHING),
+        (ReservationType.WRITE_EXCLUSIVE, READING, READING),
+        (ReservationType.EXCLUSIVE_ACCESS, NOTHING, NOTHING),
+        (ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY, EVERYTHING, READING),
+        (ReservationType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY, EVERYTHING, NOTHING),
+        (ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS, EVERYTHING, READING),
+        (ReservationType.EXCLUSIVE_ACCESS_ALL_REGISTRANTS, EVERYTHING, NOTHING),
     ],
 )
 def test_who_may_do_what(
-    bench: Bench, one: Initiator, two: Initiator, three: Initiator, kind: Type, to_registered: str, to_others: str
+    bench: Bench,
+    one: Initiator,
+    two: Initiator,
+    three: Initiator,
+    kind: ReservationType,
+    to_registered: str,
+    to_others: str,
 ) -> None:
     registered(one, two)
     assert out(one, RESERVE, 1, kind=kind).status == GOOD
@@ -189,21 +195,23 @@ def test_reserve_again_and_release(one: Initiator, two: Initiator, three: Initia
     registered(one, two)
     assert out(one, RESERVE, 1, kind=0x2).asc == 0x2400  # no such type
     assert out(one, RESERVE, 1, kind=0x11).asc == 0x2400  # no such scope
-    assert out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
-    assert out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
-    assert out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE).status == CONFLICT
-    assert out(two, RESERVE, 2, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == CONFLICT
-    assert out(two, RELEASE, 2, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD  # not the holder: nothing
+    assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
+    assert out(two, RESERVE, 2, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == CONFLICT
+    assert (
+        out(two, RELEASE, 2, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    )  # not the holder: nothing
     assert reservation(one) == (1, 5)
-    assert out(one, RELEASE, 1, kind=Type.WRITE_EXCLUSIVE).asc == 0x2604
-    assert out(one, RELEASE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE).asc == 0x2604
+    assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert reservation(one) is None
     assert [attention(each) for each in (one, two, three)] == [0, 0x2A04, 0]
 
 
 def test_unregistering_the_holder_ends_its_reservation(one: Initiator, two: Initiator) -> None:
     registered(one, two)
-    out(one, RESERVE, 1, kind=Type.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY)
+    out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY)
     assert out(one, REGISTER, 1, 0).status == GOOD
     assert reservation(one) is None
     assert attention(two) == 0x2A04
@@ -212,7 +220,7 @@ def test_unregistering_the_holder_ends_its_reservation(one: Initiator, two: Init
 
 def test_all_registrants_hold_until_the_last_is_gone(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two)
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_ALL_REGISTRANTS)
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS)
     assert out(one, REGISTER, 1, 0).status == GOOD
     assert reservation(one) == (0, 7)
     assert one.run(WRITE, BLOCK).status == CONFLICT
@@ -224,7 +232,7 @@ def test_all_registrants_hold_until_the_last_is_gone(one: Initiator, two: Initia
 
 def test_clear(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two)
-    out(one, RESERVE, 1, kind=Type.EXCLUSIVE_ACCESS)
+    out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS)
     before = generation(one)
     assert out(two, CLEAR, 2).status == GOOD
     assert attention(one) == 0x2A03
@@ -234,8 +242,8 @@ def test_clear(one: Initiator, two: Initiator, three: Initiator) -> None:
 
 def test_preempt_takes_the_reservation(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two, three)
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
-    assert out(two, PREEMPT, 2, 1, Type.EXCLUSIVE_ACCESS).status == GOOD
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    assert out(two, PREEMPT, 2, 1, ReservationType.EXCLUSIVE_ACCESS).status == GOOD
     assert [attention(each) for each in (one, two, three)] == [0x2A05, 0, 0x2A04]
     assert reservation(two) == (2, 3)
     assert sorted(keys(two)) == [2, 3]
@@ -245,21 +253,21 @@ def test_preempt_takes_the_reservation(one: Initiator, two: Initiator, three: In
 
 def test_preempt_of_a_registration_leaves_the_reservation(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two, three)
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
-    assert out(two, PREEMPT, 2, 3, Type.WRITE_EXCLUSIVE).status == GOOD
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    assert out(two, PREEMPT, 2, 3, ReservationType.WRITE_EXCLUSIVE).status == GOOD
     assert (reservation(one), sorted(keys(one))) == ((1, 5), [1, 2])
     assert attention(three) == 0x2A05
     assert three.run(WRITE, BLOCK).status == CONFLICT
-    assert out(two, PREEMPT, 2, 3, Type.WRITE_EXCLUSIVE).status == CONFLICT  # gone already
-    assert out(two, PREEMPT, 2, 0, Type.WRITE_EXCLUSIVE).asc == 0x2600  # 0 is for all registrants only
+    assert out(two, PREEMPT, 2, 3, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT  # gone already
+    assert out(two, PREEMPT, 2, 0, ReservationType.WRITE_EXCLUSIVE).asc == 0x2600  # 0 is for all registrants only
 
 
 def test_preempt_of_all_registrants(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two, three)
-    out(one, RESERVE, 1, kind=Type.EXCLUSIVE_ACCESS_ALL_REGISTRANTS)
-    assert out(two, PREEMPT, 2, 3, Type.WRITE_EXCLUSIVE).status == GOOD  # a registration only
+    out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS_ALL_REGISTRANTS)
+    assert out(two, PREEMPT, 2, 3, ReservationType.WRITE_EXCLUSIVE).status == GOOD  # a registration only
     assert (reservation(two), sorted(keys(two))) == ((0, 8), [1, 2])
-    assert out(two, PREEMPT, 2, 0, Type.WRITE_EXCLUSIVE).status == GOOD
+    assert out(two, PREEMPT, 2, 0, ReservationType.WRITE_EXCLUSIVE).status == GOOD
     assert (reservation(two), keys(two)) == ((2, 1), [2])
 
 
@@ -267,21 +275,23 @@ def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, t
     """The cluster's snapshot: all nodes have the old epoch's key, one changes to the new one and preempts."""
     for node in (one, two, three):
         assert out(node, REGISTER, 0, 0x0E1).status == GOOD
-    out(one, RESERVE, 0x0E1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    out(one, RESERVE, 0x0E1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     assert out(two, REGISTER, 0x0E1, 0x0E2).status == GOOD
-    assert out(two, PREEMPT_AND_ABORT, 0x0E2, 0x0E1, Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    assert out(two, PREEMPT_AND_ABORT, 0x0E2, 0x0E1, ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert (keys(two), reservation(two)) == ([0x0E2], (0x0E2, 5))
     for node in (one, three):
         assert attention(node) == 0x2A05
         assert node.run(WRITE, BLOCK).status == CONFLICT
         assert node.run(READ).status == GOOD
     # The second taker finds the old key gone; a node that catches up writes again.
-    assert out(three, PREEMPT_AND_ABORT, 0x0E1, 0x0E1, Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == CONFLICT
+    assert (
+        out(three, PREEMPT_AND_ABORT, 0x0E1, 0x0E1, ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == CONFLICT
+    )
     assert out(three, REGISTER, 0, 0x0E2).status == GOOD
     assert three.run(WRITE, BLOCK).status == GOOD
 
 
-def move_list(key: int, new_key: int, to: Port, *, unregister: bool = False, target_port: int = 1) -> bytes:
+def move_list(key: int, new_key: int, to: InitiatorPort, *, unregister: bool = False, target_port: int = 1) -> bytes:
     name = transport_id.pack(to)
     return struct.pack(">QQxBHI", key, new_key, 2 if unregister else 0, target_port, len(name)) + name
 
@@ -292,7 +302,7 @@ def move(initiator: Initiator, data: bytes) -> Result:
 
 def test_register_and_move(one: Initiator, two: Initiator) -> None:
     registered(one)
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE)
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE)
     to = two.nexus.port
     assert move(one, move_list(2, 9, to)).status == CONFLICT
     assert move(one, move_list(1, 0, to)).asc == 0x2600
@@ -307,15 +317,15 @@ def test_register_and_move(one: Initiator, two: Initiator) -> None:
 
 
 def test_spec_i_pt_registers_others_too(bench: Bench, one: Initiator, two: Initiator) -> None:
-    absent = Port("iqn.absent", "0000000000aa")
-    names = transport_id.pack(Port("iqn.two", "")) + transport_id.pack(absent)
+    absent = InitiatorPort("iqn.absent", "0000000000aa")
+    names = transport_id.pack(InitiatorPort("iqn.two", "")) + transport_id.pack(absent)
     more = len(names).to_bytes(4) + names
     assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT | ALL_TG_PT, more=more).status == GOOD
     assert set(bench.unit.reservations.state.keys) == {one.nexus.port, two.nexus.port, absent}
     assert out(one, REGISTER, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600  # registered already
     assert out(one, IGNORE, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600
     assert out(bench.login("iqn.x", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=more[:-1]).asc == 0x1A00
-    unknown = transport_id.pack(Port("iqn.nobody", ""))
+    unknown = transport_id.pack(InitiatorPort("iqn.nobody", ""))
     refused = out(bench.login("iqn.y", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=len(unknown).to_bytes(4) + unknown)
     assert refused.asc == 0x2600
     assert keys(one) == [7, 7, 7]
@@ -353,7 +363,7 @@ def test_capabilities(bench: Bench, one: Initiator, primary: Bench) -> None:
 
 def test_full_status(one: Initiator, two: Initiator) -> None:
     registered(one, two)
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     data = read_in(one, FULL_STATUS)
     assert int.from_bytes(data[4:8]) == len(data) - 8
     found, position = [], 8
@@ -383,7 +393,7 @@ def test_aptpl_survives_a_restart(bench: Bench, one: Initiator, two: Initiator, 
     registered(one, two)
     assert not (tmp_path / "reservations.json").exists()
     out(one, REGISTER, 1, 0xFEDCBA9876543210, flags=APTPL)
-    out(one, RESERVE, 0xFEDCBA9876543210, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    out(one, RESERVE, 0xFEDCBA9876543210, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     restarted = again(bench, tmp_path)
     late = restarted.login("iqn.three", "000000000003")
     assert sorted(keys(late)) == [2, 0xFEDCBA9876543210]
@@ -420,7 +430,7 @@ def test_a_state_that_cannot_be_stored_is_not_in_force(bench: Bench, one: Initia
 )
 def test_a_damaged_file_stops_the_unit(tmp_path: Path, text: str) -> None:
     (tmp_path / "reservations.json").write_text(text)
-    with pytest.raises(reservation_file.Damaged, match=r"reservations\.json is damaged"):
+    with pytest.raises(reservation_file.ReservationFileDamaged, match=r"reservations\.json is damaged"):
         Bench(state_dir=tmp_path)
 
 
@@ -460,7 +470,7 @@ def test_spc2_under_a_persistent_reservation(one: Initiator, two: Initiator, thr
     registered(one, two)
     assert one.run(RESERVE_6).status == CONFLICT
     assert three.run(RELEASE_6).status == CONFLICT
-    out(one, RESERVE, 1, kind=Type.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     assert one.run(RESERVE_6).status == GOOD  # compatible reservation handling: it has as much already
     assert two.run(RELEASE_6).status == GOOD
     assert three.run(RESERVE_6).status == CONFLICT
@@ -473,5 +483,5 @@ def test_spc2_under_a_persistent_reservation(one: Initiator, two: Initiator, thr
 def test_no_command_that_writes_is_let_in_by_what_only_lets_read() -> None:
     for row in table.COMMANDS:
         if row.writes:
-            assert row.needs is Access.EVERYTHING, row.name
+            assert row.needs is Permission.EVERYTHING, row.name
             assert not row.despite_reserve, row.name
