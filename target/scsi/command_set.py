@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from target.scsi import sense
-from target.scsi.logical_unit import Handler, ItlNexus
+from target.scsi.logical_unit import Handler, ItlNexus, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.sense import Asc
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
 
 ALL = frozenset(UnitKind)
+PRIMARY = frozenset({UnitKind.PRIMARY})
+NONE: frozenset[UnitKind] = frozenset()
 NOT_WRITE_ONCE = frozenset({UnitKind.PRIMARY, UnitKind.SNAPSHOT_VIEW})
 
 
@@ -28,7 +30,11 @@ class Command:
     service_action: int | None = None
     kinds: frozenset[UnitKind] = ALL
     fast: Handler | None = None
+    plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and run it again if it failed
     writes: bool = False  # changes the medium
+    range_written: RangeOf | None = (
+        None  # the blocks a write changes, where the CDB alone says it and they can be prepared
+    )
     attention_exempt: bool = False  # runs while a unit attention is pending (SAM-5 5.14)
     atomic: bool = False  # only for units with a journal
     needs: Permission = (
@@ -83,6 +89,11 @@ class UnitCommands:
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
         self.checked: list[Handler] = [_unknown] * 256
         self.handlers: list[Handler] = [_unknown] * 256
+        allowed = [command for command in self.rows if not (command.writes and write_protected)]
+        self.plain = frozenset(command.opcode for command in allowed if kind in command.plain)
+        self.ranges = {
+            command.opcode: command.range_written for command in allowed if command.range_written is not None
+        }
         actions: dict[int, dict[int, Handler]] = {}
         for command in self.rows:
             protected = command.writes and write_protected

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,9 @@ that one is the disk's own, where a primary is a disk, or what the configuration
 
 Handler = Callable[["ItlNexus", Task, bool], None]
 """Run one task (the last argument is `nowait`) and set its results; raises CheckCondition, BlockDeviceError, WouldBlock."""
+
+RangeOf = Callable[[bytes | memoryview], tuple[int, int]]
+"""Return the first LBA and the number of blocks that a CDB names."""
 
 
 class CommandRow(Protocol):
@@ -75,6 +78,10 @@ class CommandSet(Protocol):
     def handlers(self) -> list[Handler]: ...
     @property
     def checked(self) -> list[Handler]: ...
+    @property
+    def plain(self) -> frozenset[int]: ...
+    @property
+    def ranges(self) -> Mapping[int, RangeOf]: ...
 
     def find(self, opcode: int, service_action: int) -> CommandRow | None:
         """Return the row for an opcode, and the service action where the opcode has some."""

@@ -13,16 +13,13 @@ from dataclasses import dataclass
 
 from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
-from target.scsi.commands import block, inquiry, primary
+from target.scsi.commands import inquiry, primary
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.reservations.persistent_reservation import InitiatorPort
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
 from target.scsi.task import Status, Task, cdb_length
 
 log = logging.getLogger(__name__)
-
-_RANGE_WRITES = frozenset({0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0xAE, 0x8E, 0x41, 0x93})  # what `cdb_range` understands
-_COMPARE_AND_WRITE = 0x89
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +182,14 @@ class Nexus:
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
             itl = self._itls.get(task.lun)
-            if itl is None or itl.unusual or itl.write_protected or len(task.cdb) < cdb_length(task.cdb):
+            cdb = task.cdb
+            if itl is None or itl.unusual or len(cdb) < cdb_length(cdb):
                 continue
-            unit, cdb = itl.unit, task.cdb
-            if cdb[0] in _RANGE_WRITES:
-                lba, count = block.cdb_range(cdb)
-            elif cdb[0] == _COMPARE_AND_WRITE:
-                lba, count = int.from_bytes(cdb[2:10]), cdb[13]
-            else:
+            range_of = itl.commands.ranges.get(cdb[0])
+            if range_of is None:
                 continue
+            lba, count = range_of(cdb)
+            unit = itl.unit
             if count and lba + count <= unit.blocks and count <= unit.max_transfer:
                 ranges.setdefault(unit, []).append((lba << unit.shift, count << unit.shift))
         prepared = False

@@ -13,10 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from target.scsi.commands import block
 from target.scsi.logical_unit import ItlNexus
 from target.scsi.task import Task
-from target.scsi.unit_kind import UnitKind
 
 _TEN = struct.Struct(">BBIxHB").unpack_from  # opcode, flags, LBA, (group number), count, control
 _SIXTEEN = struct.Struct(">BBQIxB").unpack_from
@@ -33,8 +31,9 @@ class Plain:
         self._itl = itl
         self._unit = itl.unit
         self._task = Task(lambda _length: ())  # stands for the command that runs; nobody looks into it
-        # A write that met an error is run again: right for a volume, but a write-once unit would refuse what it had stored.
-        self._writes = itl.unit.kind is UnitKind.PRIMARY and itl.handlers[WRITE_10] is block.fast_write_10
+        # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored, so
+        # the table marks writes as plain for primaries alone.
+        self._writes = {WRITE_10, WRITE_16} <= itl.commands.plain
 
     def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         """Run the command whose CDB is at `memory[at]`, with `length` bytes of `buffers` for its data.

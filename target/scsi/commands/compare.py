@@ -75,11 +75,15 @@ def write_and_verify(itl: ItlNexus, task: Task, nowait: bool) -> None:
     transfer.good(task)
 
 
+def compare_and_write_range(cdb: bytes | memoryview) -> tuple[int, int]:
+    """Return LBA and number of blocks of a COMPARE AND WRITE."""
+    return int.from_bytes(cdb[2:10]), cdb[13]
+
+
 def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """COMPARE AND WRITE: atomic against every other write to the device, which waits outside."""
     unit, cdb = itl.unit, task.cdb
-    lba = int.from_bytes(cdb[2:10])
-    count = cdb[13]
+    lba, count = compare_and_write_range(cdb)
     unit.check_range(lba, count)
     length = count << unit.shift
     if not count and task.data_out:  # 256 blocks do not fit the field: this is what is left of them
