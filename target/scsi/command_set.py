@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of one kind of unit: the row of a command, the check of its CDB, and the list that dispatches."""
+"""The commands of one kind of unit: the row of a command, the check of its CDB, and the list that dispatches.
+
+A command that is not in the table, or not for this kind of unit, is refused: a command that could change data and is not
+known never runs (rule 5, lun_backends/README.md).  On a write-protected unit the commands marked `writes` stay in the
+table but end with DATA PROTECT.
+"""
 
 from __future__ import annotations
 
@@ -29,23 +34,19 @@ class Command:
     handler: Handler
     service_action: int | None = None
     kinds: frozenset[UnitKind] = ALL
-    fast: Handler | None = None
+    fast: Handler | None = None  # a handler for the everyday forms, which leaves the others to the checked one
     plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and run it again if it failed
-    writes: bool = False  # changes the medium
-    range_written: RangeOf | None = (
-        None  # the blocks a write changes, where the CDB alone says it and they can be prepared
-    )
-    attention_exempt: bool = False  # runs while a unit attention is pending (SAM-5 5.14)
+    writes: bool = False  # it changes the medium
+    range_written: RangeOf | None = None  # finds the blocks that a write changes, so that they can be prepared
+    attention_exempt: bool = False  # it runs while a unit attention is pending (SAM-5 5.14)
     atomic: bool = False  # only for units with a journal
-    needs: Permission = (
-        Permission.EVERYTHING
-    )  # what a persistent reservation must leave (SPC-4 table 65, SBC-4 table 14)
-    despite_reserve: bool = False  # runs while another session has the unit with SPC-2's RESERVE
-    timeout: int = 30  # seconds an initiator should allow for it
+    needs: Permission = Permission.EVERYTHING  # least that a reservation must permit (SPC-4 table 65, SBC-4 table 14)
+    despite_reserve: bool = False  # it runs while another session holds SPC-2's RESERVE
+    timeout: int = 30  # seconds that an initiator should allow for it
 
 
 def _checked(command: Command) -> Handler:
-    """The command's handler behind the check of its CDB against the usage mask."""
+    """Return the command's handler behind the check of its CDB against the usage mask."""
     length, handler = len(command.usage), command.handler
     unused = ~int.from_bytes(command.usage) & ((1 << 8 * length) - 1)
     unused &= (1 << 8 * (length - 1)) - 1  # not the opcode
@@ -82,7 +83,12 @@ def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
 
 
 class UnitCommands:
-    """The commands of one kind of unit: `handlers` by opcode, 256 of them, and `checked`, the same without the fast ones."""
+    """The commands of one kind of unit.
+
+    `handlers` has 256 handlers, by opcode, and `checked` the same without the fast ones.  `plain` holds the opcodes that
+    `Plain` may run, and `ranges` finds the blocks in the CDB of a write that can be prepared.  On a write-protected
+    unit neither has a command that writes.
+    """
 
     def __init__(self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool) -> None:
         self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
@@ -105,10 +111,10 @@ class UnitCommands:
             self.handlers[command.opcode] = command.fast if command.fast and not protected else handler
 
     def find(self, opcode: int, service_action: int) -> Command | None:
-        """The row for an opcode, and the service action where it has some."""
+        """Return the row for an opcode, and the service action where the opcode has some."""
         return self._rows.get((opcode, None)) or self._rows.get((opcode, service_action))
 
 
 def takes_copies(kind: UnitKind) -> bool:
-    """Whether EXTENDED COPY may write to a unit of that kind: then every other way to change a block is open, too."""
+    """Return whether EXTENDED COPY may write to a unit of that kind, as every other command that changes blocks may."""
     return kind in NOT_WRITE_ONCE

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A logical unit: a block device with an identity, the I_T_L nexuses that reach it, and the tasks running on it.
 
-What every command passes (`nexus.Nexus.execute`), in this order:
+Every command takes these steps (`nexus.Nexus.execute`), in this order:
 
 1. the task enters `running`;
-2. `ItlNexus.unusual` is looked at: one flag for everything that is not everyday (a unit attention is pending, the unit
-   was removed, or is reserved for others); only if it is set `ItlNexus.admit` finds out what;
+2. `execute` looks at `ItlNexus.unusual`, one flag for everything that is not everyday: a unit attention is pending, the
+   unit was removed, or is reserved for others.  Only if the flag is set, `ItlNexus.admit` finds out the reason;
 3. the handler for the opcode runs;
-4. the task leaves `running`, and whoever waits in `drain` is told.
+4. the task leaves `running`, and callers that wait in `drain` are notified.
 
-Because 1 comes before 2, whoever first changes what `admit` looks at and then calls `drain` knows afterwards that no
-task runs which was let in under the old rules.  The order holds without a lock because dictionary operations and
-attribute stores are atomic in CPython.
+Step 1 comes before step 2.  So a caller that first changes the state that `admit` looks at, and then calls `drain`, knows
+afterwards that no task runs which was admitted under the old rules.  The order holds without a lock because dictionary
+operations and attribute stores are atomic in CPython.
+
+A unit is below the commands and the nexuses.  The maker of a unit hands in its commands, and the Protocols here name the
+parts of both that a unit looks at.
 """
 
 from __future__ import annotations
@@ -35,10 +38,10 @@ from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's 
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
-"""What the unit reports as granularity of transfers and of UNMAP: the page, below which a write costs a read.
+"""The granularity of transfers and of UNMAP that a unit reports: the page, below which a write costs a read.
 
-It is not told as the physical block size of READ CAPACITY(16), where it would be a promise about what tears in a power cut;
-that one is the disk's own, where a primary is a disk, or what the configuration says.
+READ CAPACITY(16) does not report it as the physical block size, because that is a promise about torn writes in a power
+cut.  The physical block size is the disk's own if the primary is a disk, or the one of the configuration.
 """
 
 Handler = Callable[["ItlNexus", Task, bool], None]
@@ -123,7 +126,7 @@ class CopyStatus:
 
 
 class ItlNexus:
-    """One initiator port's relation to one logical unit: what it may do there, and its pending unit attentions."""
+    """One initiator port's relation to one logical unit: its rights there, and its pending unit attentions."""
 
     __slots__ = (
         "attentions",
@@ -141,7 +144,7 @@ class ItlNexus:
     def __init__(self, unit: LogicalUnit, nexus: Nexus, *, read_only: bool = False) -> None:
         self.unit = unit
         self.nexus = nexus
-        self.read_only = read_only  # for this initiator port, whatever others may do
+        self.read_only = read_only  # for this initiator port, even if others may write
         self.write_protected = read_only or unit.write_protected
         self.commands = unit.commands_for(write_protected=self.write_protected)
         self.handlers = self.commands.handlers
@@ -151,8 +154,9 @@ class ItlNexus:
         self.unusual = False
 
     def admit(self, task: Task) -> None:
-        """Raise CheckCondition or ReservationConflict if the task must not run: the unit is gone, a unit attention comes first
-        (SAM-5 5.14), or the unit is reserved for others.
+        """Raise CheckCondition or ReservationConflict if the task must not run.
+
+        The unit was removed, a unit attention comes first (SAM-5 5.14), or the unit is reserved for others.
         """
         if self.removed:
             raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
@@ -165,7 +169,7 @@ class ItlNexus:
             self.unit.reservations.check(self, command.needs, task.cdb, despite_reserve=command.despite_reserve)
 
     def take_attention(self) -> Sense | None:
-        """The oldest pending unit attention, which is thereby told and cleared."""
+        """Return and clear the oldest pending unit attention; None if there is none."""
         with self.unit.lock:
             if not self.attentions:
                 return None
@@ -174,7 +178,7 @@ class ItlNexus:
         return Sense(SenseKey.UNIT_ATTENTION, asc)
 
     def drop_attention(self, asc: int) -> None:
-        """Clear a unit attention without telling it (REPORT LUNS tells what 3Fh/0Eh is about)."""
+        """Clear a unit attention that was not reported (REPORT LUNS reports the change that 3Fh/0Eh announces)."""
         with self.unit.lock:
             if asc in self.attentions:
                 self.attentions.remove(asc)
@@ -188,7 +192,7 @@ class ItlNexus:
             self.update()
 
     def hold_copy_status(self, identifier: int, status: CopyStatus, room: int) -> None:
-        """Keep how an EXTENDED COPY ended, and forget the oldest such if there is no room."""
+        """Keep the status of an EXTENDED COPY; forget the oldest if there is no room."""
         with self.unit.lock:
             self.copy_statuses.pop(identifier, None)
             while len(self.copy_statuses) >= room:
@@ -196,22 +200,22 @@ class ItlNexus:
             self.copy_statuses[identifier] = status
 
     def update(self) -> None:
-        """Set `unusual` from everything it stands for.  The caller holds `unit.lock`."""
+        """Set `unusual` from all the conditions that it stands for.  The caller holds `unit.lock`."""
         self.unusual = self.removed or bool(self.attentions) or self.unit.reservations.restricts(self)
 
 
 class Counters:
-    """What a unit has done since it was made.
+    """The numbers of commands, errors and bytes of a unit since it was made.
 
-    The hot path adds to these without a lock: `+=` of an attribute is not interrupted by another thread in CPython 3.11;
-    were that to change, they would be a little low, and nothing depends on them but people.
+    The hot path adds to these without a lock: no other thread interrupts `+=` of an attribute in CPython 3.11.  If that
+    changed, the numbers would be a little low.  Only reports use them.
     """
 
     __slots__ = ("bytes_read", "bytes_written", "commands", "errors")
 
     def __init__(self) -> None:
         self.commands = 0
-        self.errors = 0  # commands that ended with anything but GOOD, CONDITION MET or a unit attention
+        self.errors = 0  # commands that ended neither with GOOD or CONDITION MET nor with a unit attention
         self.bytes_read = 0
         self.bytes_written = 0
 
@@ -231,9 +235,11 @@ class LogicalUnit:
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
     ) -> None:
-        """`commands` chooses the commands of the unit (`commands.table.for_unit`).  `reservation_file` is where persistent reservations outlive the daemon; without one they cannot.  `journal` is what
-        WRITE ATOMIC writes through; without one the unit does not know that command.  `physical_block_size` (bytes) is told
-        instead of what the device says of itself.
+        """Make the unit, with the persistent reservations that its file has.
+
+        `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon in
+        `reservation_file`; without one they end with it.  WRITE ATOMIC writes through `journal`; without one the unit
+        does not know that command.  The unit reports `physical_block_size` (bytes) instead of the device's own.
 
         Raises reservation_file.ReservationFileDamaged, OSError.
         """
@@ -245,7 +251,7 @@ class LogicalUnit:
         self.block_size = device.block_size
         self.shift = device.block_size.bit_length() - 1
         self.blocks = device.size >> self.shift
-        # LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT: what the disk below says of itself, unless somebody knows better
+        # LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT: the disk's own, unless the configuration says otherwise
         physical = physical_block_size or device.physical_block_size
         self.physical_exponent = max(0, (physical >> self.shift).bit_length() - 1)
         self.page_blocks = max(1, PAGE_BYTES >> self.shift, 1 << self.physical_exponent)
@@ -268,11 +274,11 @@ class LogicalUnit:
         return self._commands_of(self.kind, write_protected=write_protected, atomic=self.journal is not None)
 
     def command(self, cdb: bytes | memoryview) -> CommandRow | None:
-        """The row of the command table that this CDB names, if the unit has it."""
+        """Return the row of the command table that this CDB names; None if the unit does not have it."""
         return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
 
     def attach(self, nexus: Nexus, *, read_only: bool = False) -> ItlNexus:
-        """Let an initiator port reach the unit, perhaps for reading only."""
+        """Let an initiator port reach the unit; with `read_only` for reading only."""
         itl = ItlNexus(self, nexus, read_only=read_only)
         with self.lock:
             self.itls.append(itl)
@@ -280,7 +286,7 @@ class LogicalUnit:
         return itl
 
     def detach(self, itl: ItlNexus) -> None:
-        """The initiator port reaches the unit no more: what it still sends ends with LOGICAL UNIT NOT SUPPORTED."""
+        """Cut an initiator port off: its later commands end with LOGICAL UNIT NOT SUPPORTED."""
         with self.lock:
             if itl in self.itls:
                 self.itls.remove(itl)
@@ -296,13 +302,13 @@ class LogicalUnit:
                     itl.add_attention(asc << 8 | ascq)
 
     def resized(self) -> None:
-        """The device's size has changed: serve the new one and tell every initiator (2Ah/09h)."""
+        """Serve the device's new size, and raise CAPACITY DATA HAS CHANGED (2Ah/09h) for every initiator."""
         self.blocks = self.device.size >> self.shift
         self.descriptor_sense = self.blocks > 1 << 32
         self.attention(*divmod(Asc.CAPACITY_DATA_HAS_CHANGED, 256))
 
     def abort(self, nexus: Nexus | None = None) -> set[Nexus]:
-        """Mark the running tasks (of one I_T nexus, or all) aborted; returns whose they were."""
+        """Mark the running tasks (of one I_T nexus, or all) aborted; return their owners."""
         owners = set()
         for task, itl in list(self.running.items()):
             if nexus is None or itl.nexus is nexus:
@@ -311,45 +317,46 @@ class LogicalUnit:
         return owners
 
     def reset(self) -> None:
-        """LOGICAL UNIT RESET (SAM-5 6.3.3): running tasks are marked aborted, SPC-2's reservation ends, every I_T nexus
-        is told (29h/03h).
+        """Do LOGICAL UNIT RESET (SAM-5 6.3.3).
+
+        Running tasks are marked aborted, SPC-2's reservation ends, and every I_T nexus gets a unit attention (29h/03h).
         """
         self.abort()
         self.reservations.reset()
         self.attention(*divmod(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED, 256))
 
     def drain(self, tasks: Iterable[Task] | None = None) -> None:
-        """Return when the tasks (all that run now) have ended.  Never call it from a task that is among them."""
+        """Return when the tasks (default: all that run now) have ended.  Never call it from one of these tasks."""
         with self._ended:
             self.draining += 1
             running = list(self.running)
             self._wait_for(running if tasks is None else set(tasks).intersection(running))
 
     def clear(self, whose: Callable[[ItlNexus], bool]) -> Sequence[ItlNexus]:
-        """Clear the tasks that run now and are `whose`; returns whose they were when they have ended.
+        """Clear the running tasks of the nexuses that `whose` selects; return these nexuses when the tasks have ended.
 
-        Long ones end early, with an answer that makes their initiator try again.  Never call it for the caller's own task.
+        Long tasks end early, with an answer that makes their initiator try again.  Never call it for the caller's own task.
         """
         with self._ended:
             self.draining += 1
-            found = {task: itl for task, itl in list(self.running.items()) if whose(itl)}
-            for task in found:
-                task.cleared = True  # until it ends: `task_ended` takes it back, since fabrics use tasks again
-            self._wait_for(found)
-        return list({id(itl): itl for itl in found.values()}.values())
+            owners = {task: itl for task, itl in list(self.running.items()) if whose(itl)}
+            for task in owners:
+                task.cleared = True  # until it ends: `task_ended` takes it back, because fabrics use tasks again
+            self._wait_for(owners)
+        return list({id(itl): itl for itl in owners.values()}.values())
 
     def _wait_for(self, tasks: Iterable[Task]) -> None:
-        """Wait for tasks that were running after `draining` was raised, so that each of them passes `task_ended`."""
+        """Wait for tasks that were running after `draining` was raised, so that each passes `task_ended`."""
         waiting = set(tasks)
         self._awaited.append(waiting)
         try:
             self._ended.wait_for(lambda: not waiting)
         finally:
-            self._awaited = [each for each in self._awaited if each is not waiting]
+            self._awaited = [tasks for tasks in self._awaited if tasks is not waiting]
             self.draining -= 1
 
     def task_ended(self, task: Task) -> None:
-        """A task left `running` while someone drains."""
+        """Take note that a task left `running` while a caller drains."""
         with self._ended:
             task.cleared = False
             for waiting in self._awaited:
@@ -362,11 +369,11 @@ class LogicalUnit:
             raise sense.out_of_range(max(lba, self.blocks))
 
     def fail(self, task: Task, error: Exception) -> None:
-        """End the task as the error asks; an error nobody foresaw is HARDWARE ERROR, and logged with its traceback."""
+        """End the task as the error asks; log an unforeseen error with its traceback, as HARDWARE ERROR."""
         task.data_in = ()
         counters = self.counters
         match error:
-            case CheckCondition(sense=told):
+            case CheckCondition(sense=reported):
                 task.data_in = error.data_in
             case block_device.ReservationConflict():
                 counters.errors += 1
@@ -374,19 +381,19 @@ class LogicalUnit:
                 task.status = Status.RESERVATION_CONFLICT
                 return
             case transfer.Aborted(cleared=True):
-                told = Sense(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+                reported = Sense(SenseKey.ABORTED_COMMAND, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
             case transfer.Aborted():
                 task.sense = b""
                 task.status = Status.TASK_ABORTED
                 return
             case block_device.BlockDeviceError():
-                told = sense.from_error(error)
+                reported = sense.from_error(error)
             case _ if len(task.cdb) < cdb_length(task.cdb):
-                told = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
+                reported = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
             case _:
                 log.error("unit %s: CDB %s failed", self.name, bytes(task.cdb).hex(), exc_info=error)
-                told = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
-        if told.key != SenseKey.UNIT_ATTENTION:
+                reported = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+        if reported.key != SenseKey.UNIT_ATTENTION:
             counters.errors += 1
-        task.sense = told.pack(descriptor=self.descriptor_sense)
+        task.sense = reported.pack(descriptor=self.descriptor_sense)
         task.status = Status.CHECK_CONDITION

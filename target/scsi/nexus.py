@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An I_T nexus: the units that an initiator port reaches, and the way every command takes (SAM-5 clauses 4 and 5).
+"""An I_T nexus: the units that an initiator port reaches, and the way of every command (SAM-5 clauses 4 and 5).
 
-A fabric calls `Nexus.execute`; see `task.py` for what it hands over and gets back, and `logical_unit.py` for what a
-command passes.  Everything here is thread-safe; tasks of one nexus run on any threads.
+A fabric calls `Nexus.execute`; `task.py` describes the task that it hands over, and `logical_unit.py` the steps that a
+command takes.  Everything here is thread-safe; tasks of one nexus run on any threads.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """That a nexus reaches a unit, as which LUN, and whether it may only read."""
+    """The LUN under which a nexus reaches a unit, and whether it may only read."""
 
     lun: int
     read_only: bool = False
 
 
 View = Callable[[int, LogicalUnit], Iterable[Reach]]
-"""Told a unit and its number in the target, says how a nexus reaches it; always the same for the same unit and number."""
+"""Return how a nexus reaches a unit with that number in the target; always the same for the same number and unit."""
 
 
 def sees_all(number: int, unit: LogicalUnit) -> Iterable[Reach]:
-    """The View of everything as it is."""
+    """Return a unit under its own number: the View of a nexus that sees all units."""
     return (Reach(number),)
 
 
 def sees_nothing(number: int, unit: LogicalUnit) -> Iterable[Reach]:
-    """The View of nothing at all."""
+    """Return nothing: the View of a nexus that sees no unit."""
     return ()
 
 
 def lun_fields(number: int) -> tuple[int, ...]:
-    """Every 8-byte LUN that addresses the unit: flat space, and peripheral addressing below 256."""
+    """Return every 8-byte LUN that addresses the unit: flat space, and peripheral addressing below 256."""
     flat = (0x4000 | number) << 48
     return (number << 48, flat) if number < 256 else (flat,)
 
@@ -56,7 +56,7 @@ class Nexus:
     def __init__(
         self, target_name: str, initiator: str, tag: str, view: View, nexuses: Callable[[], Sequence[Nexus]]
     ) -> None:
-        """`nexuses` returns all that are open to the target at the time."""
+        """Make a nexus that reaches no unit yet; `nexuses` returns those that are open to the target at the time."""
         self.target_name = target_name
         self.initiator = initiator
         self.tag = tag
@@ -71,38 +71,38 @@ class Nexus:
 
     @property
     def units(self) -> dict[int, LogicalUnit]:
-        """The units this nexus reaches, by the raw 8-byte LUN."""
+        """The units that this nexus reaches, by the raw 8-byte LUN."""
         return {field: itl.unit for field, itl in list(self._itls.items())}
 
     @property
     def luns(self) -> Sequence[int]:
-        """The LUNs this nexus reaches."""
+        """The LUNs that this nexus reaches."""
         return list(self._luns)
 
     @property
     def reached(self) -> Sequence[ItlNexus]:
-        """The relations to all those units."""
+        """The relations to the units that this nexus reaches."""
         return list(self._luns.values())
 
     def ports_of(self, initiator: str) -> Sequence[InitiatorPort]:
-        """Return the ports of that name which have a nexus to the target now."""
+        """Return the ports of that name that have a nexus to the target now."""
         return [nexus.port for nexus in self._nexuses() if nexus.initiator == initiator]
 
     def seen(self) -> Mapping[int, LogicalUnit]:
-        """The units this nexus reaches, by LUN."""
+        """Return the units that this nexus reaches, by LUN."""
         return {lun: itl.unit for lun, itl in list(self._luns.items())}
 
     def attach(self, number: int, unit: LogicalUnit) -> bool:
-        """For the target: let the nexus reach a unit, if it sees it; whether it does."""
+        """Let the nexus reach a unit if its view shows it; return whether it does.  Only the target calls it."""
         seen = False
         for reach in self._view(number, unit):
-            if reach.lun not in self._luns:  # two units as one LUN: the one that was there first stays
+            if reach.lun not in self._luns:  # two units with one LUN: the first one stays
                 self._attach(reach.lun, unit.attach(self, read_only=reach.read_only))
                 seen = True
         return seen
 
     def detach(self, number: int, unit: LogicalUnit) -> bool:
-        """For the target: let it reach the unit no more; whether it did."""
+        """Cut the nexus off from a unit; return whether it reached it.  Only the target calls it."""
         seen = False
         for reach in self._view(number, unit):
             itl = self._luns.get(reach.lun)
@@ -112,25 +112,25 @@ class Nexus:
         return seen
 
     def change_view(self, view: View, units: Mapping[int, LogicalUnit]) -> tuple[list[ItlNexus], list[ItlNexus]]:
-        """For the target: see `units` another way; what is gone, and what is new."""
-        wanted: dict[int, tuple[LogicalUnit, bool]] = {}
+        """See `units` another way; return the relations that ended and those that began.  Only the target calls it."""
+        seen: dict[int, tuple[LogicalUnit, bool]] = {}
         for number, unit in units.items():
             for reach in view(number, unit):
-                wanted.setdefault(reach.lun, (unit, reach.read_only))
+                seen.setdefault(reach.lun, (unit, reach.read_only))
         self._view = view
         gone: list[ItlNexus] = []
         for lun, itl in list(self._luns.items()):
-            if wanted.get(lun) == (itl.unit, itl.read_only):
-                del wanted[lun]
+            if seen.get(lun) == (itl.unit, itl.read_only):
+                del seen[lun]
             else:
                 self._detach(lun)
                 gone.append(itl)
-        for lun, (unit, read_only) in wanted.items():
+        for lun, (unit, read_only) in seen.items():
             self._attach(lun, unit.attach(self, read_only=read_only))
-        return gone, [self._luns[lun] for lun in wanted]
+        return gone, [self._luns[lun] for lun in seen]
 
     def luns_changed(self, *, excluding: Collection[int] = ()) -> None:
-        """For the target: raise 3Fh/0Eh on every unit but those whose `id` is in `excluding`."""
+        """Raise 3Fh/0Eh on every unit but those whose `id` is in `excluding`.  Only the target calls it."""
         for itl in list(self._luns.values()):
             if id(itl.unit) not in excluding:
                 itl.add_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
@@ -149,7 +149,7 @@ class Nexus:
     def execute(self, task: Task, *, nowait: bool) -> None:
         """Run one task and set its results.
 
-        Raises WouldBlock (only with `nowait`, the results untouched), and nothing else.
+        Raises WouldBlock (only with `nowait`; the results are untouched) and nothing else.
         """
         itl = self._itls.get(task.lun)
         if itl is None:
@@ -165,7 +165,7 @@ class Nexus:
             unit.counters.commands += 1
         except WouldBlock:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the initiator gets an answer; `fail` logs what it does not know
+        except Exception as error:  # noqa: BLE001 - the initiator gets an answer to every error; `fail` logs an unforeseen one
             unit.counters.commands += 1
             unit.fail(task, error)
         finally:
@@ -174,10 +174,9 @@ class Nexus:
                 unit.task_ended(task)
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
-        """Tell each unit's device what these tasks are going to write, all at once (`BlockDevice.prepare_writes`).
+        """Hand each unit's device all ranges that these tasks will write, at once (`BlockDevice.prepare_writes`).
 
-        With `nowait`: whether any of them could do something about it without waiting, so that the tasks are worth
-        another try.
+        With `nowait`, return whether a device could prepare some without waiting, so that the tasks are worth another try.
         """
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
@@ -193,30 +192,31 @@ class Nexus:
             if count and lba + count <= unit.blocks and count <= unit.max_transfer:
                 ranges.setdefault(unit, []).append((lba << unit.shift, count << unit.shift))
         prepared = False
-        for unit, wanted in ranges.items():
+        for unit, written in ranges.items():
             if not nowait:
-                unit.device.prepare_writes(wanted)
+                unit.device.prepare_writes(written)
                 prepared = True
-            elif unit.device.prepare_now(wanted):
+            elif unit.device.prepare_now(written):
                 prepared = True
         return prepared
 
     def begins(self) -> None:
-        """The session is a new one: what it had agreed before, RESERVE above all, is gone, and each unit says so (SAM-5 5.14).
+        """Raise 29h/00h on each unit: the session is new, and the state of an earlier one is gone (SAM-5 5.14).
 
-        29h/00h stands for what cannot be told apart: a session that was lost, and one after a start of the daemon.
+        Above all an earlier RESERVE is gone.  29h/00h stands for two cases that the target cannot tell apart: the earlier
+        session was lost, or the daemon has started.
         """
         for itl in self.reached:
             itl.add_attention(Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED)
 
     def luns_reported(self) -> None:
-        """The initiator knows the LUNs: 3Fh/0Eh need not be told any more (SAM-5 5.14.3)."""
+        """Clear 3Fh/0Eh on every unit, because the initiator knows the LUNs now (SAM-5 5.14.3)."""
         for itl in list(self._itls.values()):
             if itl.unusual:
                 itl.drop_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 
     def abort_task_set(self, lun: int) -> bool:
-        """ABORT TASK SET: mark this nexus's running tasks on the unit aborted.  False if there is no such unit."""
+        """Do ABORT TASK SET: mark this nexus's running tasks on the unit aborted.  Return False if there is no such unit."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -224,7 +224,7 @@ class Nexus:
         return True
 
     def clear_task_set(self, lun: int) -> bool:
-        """CLEAR TASK SET: mark every running task on the unit aborted; the others' owners are told (2Fh/00h)."""
+        """Do CLEAR TASK SET: mark every running task on the unit aborted, and raise 2Fh/00h for their other owners."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -236,13 +236,13 @@ class Nexus:
         return True
 
     def commands_cleared(self, lun: int) -> None:
-        """Another session's CLEAR TASK SET took commands from this one that had not got as far as here (2Fh/00h)."""
+        """Raise 2Fh/00h: another session's CLEAR TASK SET took commands from this one that had not reached the unit."""
         itl = self._itls.get(lun)
         if itl is not None:
             itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
     def lun_reset(self, lun: int) -> bool:
-        """LOGICAL UNIT RESET: every running task on the unit is marked aborted, every nexus is told (29h/03h)."""
+        """Do LOGICAL UNIT RESET: mark every running task on the unit aborted, and raise 29h/03h for every nexus."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -250,12 +250,12 @@ class Nexus:
         return True
 
     def target_warm_reset(self) -> None:
-        """TARGET WARM RESET: a reset of every unit that this nexus reaches."""
+        """Do TARGET WARM RESET: reset every unit that this nexus reaches."""
         for unit in {id(itl.unit): itl.unit for itl in list(self._luns.values())}.values():
             unit.reset()
 
     def _execute_without_unit(self, task: Task) -> None:
-        """Commands to a LUN that has no unit: what SPC-4 6.6.2 and SAM-5 4.7.4 let be answered all the same."""
+        """Answer a command to a LUN that has no unit, as SPC-4 6.6.2 and SAM-5 4.7.4 say."""
         try:
             well_known = task.lun == primary.REPORT_LUNS_WELL_KNOWN_LUN
             if len(task.cdb) < max(cdb_length(task.cdb), 6):
@@ -283,12 +283,12 @@ class Nexus:
                 case _:
                     raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
         except CheckCondition as error:
-            told = error.sense
+            reported = error.sense
         except Exception as error:
             log.error("CDB %s to a LUN without a unit failed", bytes(task.cdb).hex(), exc_info=error)
-            told = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+            reported = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
         else:
             return
         task.data_in = ()
-        task.sense = told.pack(descriptor=False)
+        task.sense = reported.pack(descriptor=False)
         task.status = Status.CHECK_CONDITION

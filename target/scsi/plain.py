@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""READ and WRITE at their plainest, on the shortest way there is: for a fabric whose commands come one at a time.
+"""The shortest way of plain READs and WRITEs, for a fabric whose commands come one at a time.
 
-`Nexus.execute` is made for every command.  Where an initiator waits for each answer before it asks again, what that costs
-is most of what the initiator waits for.  So for the commands of everyday - READ and WRITE of 10 and 16 bytes without any
-flag, of blocks that exist, with data of just that length - there is `Plain.run`, decided ahead for one nexus and one unit.
-It passes what every command passes (see `logical_unit`), needs no `Task` to be filled in, and either has done all of the
-command, with GOOD, or nothing that running it again by `Nexus.execute` would not do again.
+`Nexus.execute` is made for every command.  If an initiator waits for each answer before it sends the next command, the
+cost of `execute` is most of its wait.  `Plain.run` is for the everyday commands: READ and WRITE of 10 and 16 bytes
+without any flag, of blocks that exist, with data of exactly that length.  The table says on which kinds of unit a command
+is plain (`Command.plain`), and a `Plain` looks there once for its nexus and unit.
+
+A command on this way takes the steps of every command (see `logical_unit`), but needs no `Task` to be filled in.  Either
+`run` has done all of the command, with GOOD, or `Nexus.execute` can run it again from the start without harm.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Plain:
     def __init__(self, itl: ItlNexus) -> None:
         self._itl = itl
         self._unit = itl.unit
-        self._task = Task(lambda _length: ())  # stands for the command that runs; nobody looks into it
+        self._task = Task(lambda _length: ())  # stands for the command that runs; its fields are not used
         # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored, so
         # the table marks writes as plain for primaries alone.
         self._writes = {WRITE_10, WRITE_16} <= itl.commands.plain
@@ -38,7 +40,8 @@ class Plain:
     def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         """Run the command whose CDB is at `memory[at]`, with `length` bytes of `buffers` for its data.
 
-        Whether it was plain and ended with GOOD; if not, `Nexus.execute` has to see to it.  Never raises, nor waits.
+        Return whether it was plain and ended with GOOD; if not, the caller hands it to `Nexus.execute`.  This method
+        neither raises nor waits.
         """
         opcode, flags, lba, count, control = _TEN(memory, at)
         if opcode != READ_10 and opcode != WRITE_10:
@@ -70,7 +73,7 @@ class Plain:
                     return False
                 unit.counters.bytes_written += length
             unit.counters.commands += 1
-        except Exception:  # noqa: BLE001 - whatever it is, it meets whoever runs the command again, who can report it
+        except Exception:  # noqa: BLE001 - `execute` runs the command again, meets any lasting error again, and reports it
             return False
         finally:
             del running[self._task]

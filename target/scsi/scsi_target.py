@@ -3,7 +3,8 @@
 
 A fabric opens a `Nexus` for each session.  Everything here is thread-safe.
 
-A change of the LUNs is told to every nexus as unit attention 3Fh/0Eh on each unit that was there before, and to the listeners.
+After a change of the LUNs, every nexus that sees it gets unit attention 3Fh/0Eh on each unit that was there before, and
+the target calls its listeners.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from target.scsi.logical_unit import LogicalUnit
 from target.scsi.nexus import Nexus, View, sees_all
 from target.scsi.sense import Asc
 
-MAX_LUN = 0x3FFF  # what flat space addressing reaches (SAM-5 4.7.7.3)
+MAX_LUN = 0x3FFF  # the last one of flat space addressing (SAM-5 4.7.7.3)
 
 
 class ScsiTarget:
@@ -31,7 +32,7 @@ class ScsiTarget:
 
     @property
     def luns(self) -> Mapping[int, LogicalUnit]:
-        """The units by LUN, as they are now; the mapping never changes, a later one may differ."""
+        """The units by LUN at this moment; this mapping never changes, and a later one may differ."""
         return MappingProxyType(self._luns)
 
     @property
@@ -41,7 +42,7 @@ class ScsiTarget:
             return tuple(self._nexuses)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` (on the thread that changes them) after every change of the LUNs."""
+        """Call `listener` after every change of the LUNs, on the thread that makes the change."""
         with self._lock:
             self._listeners.append(listener)
 
@@ -57,7 +58,7 @@ class ScsiTarget:
         self._changed(affected, excluding=unit)
 
     def remove_lun(self, number: int) -> None:
-        """Take the LUN away; returns when the tasks running on the unit have ended.  Raises KeyError if there is none.
+        """Take the LUN away; return when the tasks running on the unit have ended.  Raises KeyError if there is none.
 
         Never call it on a thread that a running task needs (an event loop).
         """
@@ -69,7 +70,7 @@ class ScsiTarget:
         self._changed(affected)
 
     def open_nexus(self, initiator: str, *, tag: str = "", view: View = sees_all) -> Nexus:
-        """A new I_T nexus; `tag` (the ISID, say) tells several sessions of one initiator apart."""
+        """Open an I_T nexus; `tag` (for iSCSI the ISID) tells several sessions of one initiator apart."""
         nexus = Nexus(self.name, initiator, tag, view, lambda: self.nexuses)
         with self._lock:
             for number, unit in self._luns.items():
@@ -78,7 +79,7 @@ class ScsiTarget:
         return nexus
 
     def close_nexus(self, nexus: Nexus) -> None:
-        """The session is over; its tasks that still run are marked aborted and may end later.  Closing twice is allowed."""
+        """Close a nexus, and mark its running tasks aborted, which may end later.  Closing twice is allowed."""
         with self._lock:
             if nexus not in self._nexuses:
                 return
@@ -88,16 +89,17 @@ class ScsiTarget:
                 nexus.detach(number, unit)
 
     def change_view(self, nexus: Nexus, view: View) -> bool:
-        """Let an open nexus see something else; whether that changed anything for it.
+        """Let an open nexus see the units another way; return whether that changed anything for it.
 
-        Returns when no task runs any more that the new view would not have let in.  Never call it on an event loop.
+        Return only when no task runs any longer that the new view would not have admitted.  Never call it on an event
+        loop.
         """
         with self._lock:
             if nexus not in self._nexuses:
                 return False
             gone, new = nexus.change_view(view, self._luns)
             if new:
-                # Where only the right to write changed, the medium's protection is what the initiator should look at.
+                # If only the right to write changed, the initiator should look at the medium's protection again.
                 before = {id(itl.unit) for itl in gone}
                 for itl in new:
                     if id(itl.unit) in before:
@@ -109,7 +111,7 @@ class ScsiTarget:
         return bool(gone or new)
 
     def _changed(self, affected: Sequence[Nexus], *, excluding: LogicalUnit | None = None) -> None:
-        """Tell what changed to those that see it, on every unit that was there before."""
+        """Raise 3Fh/0Eh for the affected nexuses on every unit that was there before, and call the listeners."""
         with self._lock:
             listeners = tuple(self._listeners)
             for nexus in affected:

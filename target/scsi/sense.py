@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sense data (SPC-4 4.5): what went wrong, in the terms initiators act on.
+"""Sense data (SPC-4 4.5): the reason of a failure in the terms on which initiators act.
 
-Handlers raise `CheckCondition`; the block devices below raise their typed errors, and `from_error` holds the one table
-that turns those into sense data.  `Sense.pack` gives fixed (70h) or descriptor (72h) format, as the control mode page's
-D_SENSE bit asks.  The fixed format's INFORMATION field has 32 bits: a larger LBA is left out there with VALID = 0
-(SBC-4 4.18.1), which is why a unit of more than 2**32 blocks starts with D_SENSE = 1.
+Handlers raise `CheckCondition`.  The block devices below raise their typed errors, and `from_error` holds the one table
+that turns those into sense data.  `Sense.pack` returns fixed (70h) or descriptor (72h) format, as the D_SENSE bit of the
+control mode page asks.  The fixed format's INFORMATION field has 32 bits: it leaves a larger LBA out, with VALID = 0
+(SBC-4 4.18.1).  This is why a unit of more than 2**32 blocks starts with D_SENSE = 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lun_backends import block_device
 
 
 class SenseKey(enum.IntEnum):
-    """SPC-4 table 49."""
+    """The sense keys of SPC-4 table 49."""
 
     NO_SENSE = 0x0
     RECOVERED_ERROR = 0x1
@@ -80,14 +80,14 @@ class Asc(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldPointer:
-    """Which field of the CDB (or of the parameter list) is in error (SPC-4 4.5.2.4.2): its byte and, if known, its bit."""
+    """The field of the CDB or of the parameter list that is in error (SPC-4 4.5.2.4.2): its byte and, if known, its bit."""
 
     byte: int
     bit: int | None = None
     in_cdb: bool = True
 
     def pack(self) -> bytes:
-        """The three SENSE KEY SPECIFIC bytes."""
+        """Return the three SENSE KEY SPECIFIC bytes."""
         flags = 0x80 | (0x40 if self.in_cdb else 0) | (0 if self.bit is None else 0x08 | self.bit)
         return struct.pack(">BH", flags, self.byte)
 
@@ -108,7 +108,7 @@ class Sense:
     field: FieldPointer | None = None
 
     def pack(self, *, descriptor: bool) -> bytes:
-        """The sense data as bytes: fixed format (18 bytes) or descriptor format."""
+        """Return the sense data as bytes: fixed format (18 bytes) or descriptor format."""
         specific = b"" if self.field is None else self.field.pack()
         if descriptor:
             descriptors = b""
@@ -129,67 +129,67 @@ class CheckCondition(Exception):
     def __init__(self, sense: Sense, data_in: Sequence[memoryview] = ()) -> None:
         super().__init__(f"{sense.key.name} {sense.asc >> 8:02X}h/{sense.asc & 0xFF:02X}h")
         self.sense = sense
-        self.data_in = data_in  # what a read got before it met the block that failed it
+        self.data_in = data_in  # the data before the block that made a read fail
 
 
 NO_SENSE = Sense(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE_INFORMATION)
 
 
 def illegal_request(asc: Asc) -> CheckCondition:
-    """ILLEGAL REQUEST with nothing but an additional sense code."""
+    """Return ILLEGAL REQUEST with an additional sense code alone."""
     return CheckCondition(Sense(SenseKey.ILLEGAL_REQUEST, asc))
 
 
 def invalid_field(byte: int, bit: int | None = None) -> CheckCondition:
-    """ILLEGAL REQUEST, INVALID FIELD IN CDB, pointing at the field."""
+    """Return ILLEGAL REQUEST, INVALID FIELD IN CDB, with a pointer at the field."""
     return CheckCondition(Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB, field=FieldPointer(byte, bit)))
 
 
 def invalid_parameter(byte: int, bit: int | None = None) -> CheckCondition:
-    """ILLEGAL REQUEST, INVALID FIELD IN PARAMETER LIST, pointing at the field."""
+    """Return ILLEGAL REQUEST, INVALID FIELD IN PARAMETER LIST, with a pointer at the field."""
     field = FieldPointer(byte, bit, in_cdb=False)
     return CheckCondition(Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_PARAMETER_LIST, field=field))
 
 
 def parameter_list_length() -> CheckCondition:
-    """ILLEGAL REQUEST, PARAMETER LIST LENGTH ERROR."""
+    """Return ILLEGAL REQUEST, PARAMETER LIST LENGTH ERROR."""
     return illegal_request(Asc.PARAMETER_LIST_LENGTH_ERROR)
 
 
 def out_of_range(lba: int) -> CheckCondition:
-    """ILLEGAL REQUEST, LOGICAL BLOCK ADDRESS OUT OF RANGE; `lba` is the first one that does not exist."""
+    """Return ILLEGAL REQUEST, LOGICAL BLOCK ADDRESS OUT OF RANGE; `lba` is the first one that does not exist."""
     return CheckCondition(Sense(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, lba))
 
 
 def write_protected() -> CheckCondition:
-    """DATA PROTECT, WRITE PROTECTED."""
+    """Return DATA PROTECT, WRITE PROTECTED."""
     return CheckCondition(Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED))
 
 
 def miscompare(offset: int) -> CheckCondition:
-    """MISCOMPARE; INFORMATION is the offset of the first byte that differs (SBC-4 5.3, 5.35)."""
+    """Return MISCOMPARE; INFORMATION is the offset of the first byte that differs (SBC-4 5.3, 5.35)."""
     return CheckCondition(Sense(SenseKey.MISCOMPARE, Asc.MISCOMPARE_DURING_VERIFY_OPERATION, offset))
 
 
 def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per error, as long as there are errors
-    """The one table from what block devices refuse to what initiators are told.
+    """Return the sense data for an error of a block device, by the one table there is.
 
     `ReservationConflict` is not here: it is a status of its own, without sense data.
 
     | error             | sense key       | ASC/ASCQ | why |
     | ----------------- | --------------- | -------- | --- |
-    | `BlankBlock`      | BLANK CHECK     | 00h/00h  | blank medium met while reading (SPC-4 table 49); INFORMATION = first blank LBA |
-    | `BlockWritten`    | BLANK CHECK     | 00h/00h  | non-blank medium met while writing (same); INFORMATION = first written LBA |
-    | `SpaceExhausted`  | DATA PROTECT    | 27h/07h  | SBC-4 4.7.3.6; Linux gives ENOSPC |
+    | `BlankBlock`      | BLANK CHECK     | 00h/00h  | a read met blank medium (SPC-4 table 49); INFORMATION = first blank LBA |
+    | `BlockWritten`    | BLANK CHECK     | 00h/00h  | a write met non-blank medium (same); INFORMATION = first written LBA |
+    | `SpaceExhausted`  | DATA PROTECT    | 27h/07h  | SBC-4 4.7.3.6; Linux returns ENOSPC |
     | `WriteProtected`  | DATA PROTECT    | 27h/00h  | SBC-4 4.13 |
     | `OutOfRange`      | ILLEGAL REQUEST | 21h/00h  | INFORMATION = first LBA beyond the end |
-    | `MediumError`     | MEDIUM ERROR    | 11h/00h reading, 0Ch/00h writing | not retried by Linux, INFORMATION = LBA |
-    | `NotSupported`    | ILLEGAL REQUEST | 20h/00h  | the unit's nature forbids the command |
-    | `SnapshotInvalid` | NOT READY       | 04h/03h  | the whole unit is lost for good, not one block: only a person can act |
-    | `PreserveFailed`  | as its cause: DATA PROTECT 27h/07h when out of space, else MEDIUM ERROR 0Ch/00h | | the write was refused |
-    | `StateInDoubt`    | DATA PROTECT    | 27h/02h  | all writes are refused until somebody sees to the disk; Linux does not retry |
-    | `CopyTimedOut`  | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; met on its own only by who copies, else as a cause |
-    | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is going away |
+    | `MediumError`     | MEDIUM ERROR    | 11h/00h reading, 0Ch/00h writing | Linux does not retry; INFORMATION = LBA |
+    | `NotSupported`    | ILLEGAL REQUEST | 20h/00h  | this kind of unit does not know the command |
+    | `SnapshotInvalid` | NOT READY       | 04h/03h  | the whole unit is lost for good, not one block: only an administrator can act |
+    | `PreserveFailed`  | as its cause: DATA PROTECT 27h/07h when out of space, else MEDIUM ERROR 0Ch/00h | | the device refused the write |
+    | `StateInDoubt`    | DATA PROTECT    | 27h/02h  | all writes are refused until an administrator sees to the disk; Linux does not retry |
+    | `CopyTimedOut`    | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; on its own only while copying, else a cause |
+    | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is about to close |
     """
     match error:
         case block_device.BlankBlock(lba) | block_device.BlockWritten(lba):

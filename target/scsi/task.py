@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fabric hands to the device server, and what it gets back (SAM-5 clause 5).
+"""The seam between fabrics and the device server: a task, its status, and the executor of tasks (SAM-5 clause 5).
 
-A fabric (the iSCSI portal, the TCMU ring) fills in a `Task`, calls `Nexus.execute(task, nowait=True)` on its event
-loop, and on `WouldBlock` the same again on a worker thread with `nowait=False`; on WouldBlock the task's results are untouched.
-`execute` never raises anything else: every outcome, a bug of ours included, is a status with sense data.
+A fabric (the iSCSI portal, the TCMU ring) fills in a `Task` and calls `Nexus.execute(task, nowait=True)` on its event
+loop.  On `WouldBlock` the task's results are untouched, and the fabric calls `execute` again on a worker thread with
+`nowait=False`.  `execute` raises nothing else: every outcome, a bug of the device server included, is a status with sense data.
 
 The device server does no I/O of its own and keeps no reference to a task's buffers after `execute` returned.
 """
@@ -15,19 +15,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Allocate = Callable[[int], Sequence[memoryview]]
-"""Gives a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
+"""Return a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
 
 
-_LENGTH_OF_GROUP = (6, 10, 10, 16, 16, 12, 1, 1)  # SPC-4 4.2.5.1; groups 6 and 7 are the vendor's, we have none
+_LENGTH_OF_GROUP = (6, 10, 10, 16, 16, 12, 1, 1)  # SPC-4 4.2.5.1; groups 6 and 7 are vendor specific, and unused here
 
 
 def cdb_length(cdb: bytes | memoryview) -> int:
-    """How long a CDB has to be, by the group code of its opcode."""
+    """Return the length in bytes that a CDB must have, by the group code of its opcode."""
     return _LENGTH_OF_GROUP[cdb[0] >> 5] if len(cdb) else 1
 
 
 class Status(enum.IntEnum):
-    """SAM-5 5.3.1."""
+    """The status codes of SAM-5 5.3.1."""
 
     GOOD = 0x00
     CHECK_CONDITION = 0x02
@@ -42,11 +42,19 @@ class Status(enum.IntEnum):
 class Task:
     """One SCSI command on one I_T_L nexus; a fabric may use the same object again for the next command.
 
-    In: `cdb` (bytes-like, at least 16 bytes long or as long as the command needs; may be reused after `execute` returns), `data_out` (all of
-    the data-out buffer, as a scatter list), `allocate`, `expected_in` (bytes the initiator can take; the transport truncates).
-    The fabric also sets `residual_out` to 0; the device server sets it when the CDB asks for more (positive: overflow) or fewer
-    (negative: underflow) bytes of data-out than `data_out` holds.
-    Out: `status`, `sense` (fixed or descriptor format, empty when GOOD), `data_in` (scatter list, may be shorter than allocated).
+    The fabric sets these:
+
+    * `cdb`: bytes-like, at least 16 bytes long or as long as the command needs; may be reused after `execute` returns;
+    * `data_out`: all of the data-out buffer, as a scatter list;
+    * `allocate`, and `expected_in`: the number of bytes that the initiator can take (the transport truncates);
+    * `residual_out` to 0.
+
+    The device server sets these:
+
+    * `status`, and `sense` (fixed or descriptor format, empty when GOOD);
+    * `data_in`: a scatter list, may be shorter than allocated;
+    * `residual_out`, when the CDB asks for more (positive: overflow) or fewer (negative: underflow) bytes of data-out
+      than `data_out` holds.
     """
 
     __slots__ = (
@@ -70,7 +78,7 @@ class Task:
         self.expected_in: int = 0
         self.residual_out: int = 0
         self.allocate: Allocate = allocate
-        self.aborted: bool = False  # set by task management; a long command may look at it between steps
+        self.aborted: bool = False  # set by task management; a long command looks at it between its steps
         self.cleared: bool = False  # set and taken back by the device server: another initiator's PREEMPT AND ABORT
         self.status: int = Status.GOOD
         self.sense: bytes = b""
@@ -87,7 +95,7 @@ class Executor(Protocol):
         """
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
-        """Do at once what the writes among these tasks would each wait for; return whether another try is worth it.
+        """Do the work at once for which each write of these tasks would wait; return whether another try is worth it.
 
         With `nowait`, do only the part that takes no waiting.
         """

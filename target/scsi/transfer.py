@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How handlers take their data-out and give their data-in, and the numbers that bound a transfer."""
+"""Data-out and data-in of handlers, and the numbers that bound a transfer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from target.scsi import sense
 from target.scsi.task import Status, Task
 
 MAX_TRANSFER_BYTES = 32 << 20
-"""MAXIMUM TRANSFER LENGTH (VPD B0h) in bytes: every READ(10) of 512-byte blocks fits, one command's memory is bounded."""
+"""MAXIMUM TRANSFER LENGTH (VPD B0h) in bytes: every READ(10) of 512-byte blocks fits, and a command's memory is bounded."""
 
 OPTIMAL_TRANSFER_BYTES = 1 << 20
-"""OPTIMAL TRANSFER LENGTH, and the step in which long commands work and look whether they were aborted."""
+"""OPTIMAL TRANSFER LENGTH in bytes; a long command works in steps of this length and looks after each whether it was aborted."""
 
 MAX_WRITE_SAME_BYTES = 1 << 30
-"""MAXIMUM WRITE SAME LENGTH in bytes: a worker thread is held for seconds at most, copy-on-write included."""
+"""MAXIMUM WRITE SAME LENGTH in bytes: it holds a worker thread for seconds at most, copy-on-write included."""
 
 MAX_UNMAP_BYTES = 512 << 20
-"""MAXIMUM UNMAP LBA COUNT in bytes; more than 2**20 blocks are found insane by libiscsi's conformance suite."""
+"""MAXIMUM UNMAP LBA COUNT in bytes; libiscsi's conformance suite refuses more than 2**20 blocks as insane."""
 
 MAX_UNMAP_DESCRIPTORS = 256
 
@@ -27,9 +27,10 @@ MAX_COMPARE_AND_WRITE_BLOCKS = 255
 
 
 class Aborted(Exception):
-    """The task was aborted while it ran; what it had not done yet is not done.
+    """The task was aborted while it ran; its remaining steps are not done.
 
-    `cleared`: by PREEMPT AND ABORT, and its initiator is answered; else by task management, and it is not.
+    `cleared`: PREEMPT AND ABORT aborted the task, and its initiator gets an answer.  Otherwise task management aborted
+    it, and there is no answer.
     """
 
     def __init__(self, *, cleared: bool) -> None:
@@ -38,7 +39,7 @@ class Aborted(Exception):
 
 
 def go_on(task: Task) -> None:
-    """Raise Aborted if the task was aborted: a long command asks between its steps."""
+    """Raise Aborted if the task was aborted; a long command calls this between its steps."""
     if task.aborted or task.cleared:
         raise Aborted(cleared=not task.aborted)
 
@@ -66,7 +67,7 @@ def reply(task: Task, data: bytes | bytearray, allocation_length: int) -> None:
 
 
 def trim(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
-    """The first `length` bytes of a scatter list."""
+    """Return the first `length` bytes of a scatter list."""
     kept = []
     for buffer in buffers:
         if length <= 0:
@@ -77,7 +78,7 @@ def trim(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
 
 
 def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
-    """A scatter list without its first `length` bytes."""
+    """Return a scatter list without its first `length` bytes."""
     kept = []
     for buffer in buffers:
         if length < len(buffer):
@@ -87,11 +88,11 @@ def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
 
 
 def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memoryview]:
-    """Exactly the `length` bytes of data-out that the CDB asks for.
+    """Return exactly the `length` bytes of data-out that the CDB asks for.
 
-    An initiator that announced more keeps the rest (`residual_out` tells the fabric).  One that announced less gets
-    INVALID FIELD IN COMMAND INFORMATION UNIT and nothing is done (FCP-4 9.4.2 b).  With `exact` more is refused as well: for
-    commands where a stray length means that the initiator and we speak of different things.
+    If the initiator announced more, the rest is not used (`residual_out` tells the fabric).  If it announced less, the
+    command ends with INVALID FIELD IN COMMAND INFORMATION UNIT and does nothing (FCP-4 9.4.2 b).  With `exact` more is
+    refused as well: for commands where a stray length means that initiator and target disagree about the command.
     """
     given = block_device.total_length(task.data_out)
     if given == length:
@@ -103,8 +104,10 @@ def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memory
 
 
 def blocks_out(task: Task, length: int, block_size: int) -> Sequence[memoryview]:
-    """`data_out` of a plain write: an initiator that announced fewer, but whole blocks has these written, with the rest as
-    residual overflow (RFC 7143 11.4.5.1: the transfer ends where the initiator's buffer does).
+    """Return the `data_out` of a plain write, which may be shorter than the CDB asks for.
+
+    If the initiator announced fewer, but whole blocks, these are written.  The rest is a residual overflow (RFC 7143
+    11.4.5.1: the transfer ends at the end of the initiator's buffer).
     """
     given = block_device.total_length(task.data_out)
     if given >= length or given % block_size:
@@ -114,12 +117,12 @@ def blocks_out(task: Task, length: int, block_size: int) -> Sequence[memoryview]
 
 
 def joined(task: Task, length: int) -> bytes:
-    """`data_out` as one piece, for parameter lists."""
+    """Return `data_out` as one piece, for parameter lists."""
     return b"".join(data_out(task, length))
 
 
 def first_difference(left: bytes | memoryview, right: bytes | memoryview) -> int | None:
-    """The offset of the first byte in which two strings of equal length differ."""
+    """Return the offset of the first byte in which two strings of equal length differ; None if they are equal."""
     if left == right:
         return None
     low, high = 0, len(left)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a logical unit is for; decides which commands it knows and what it says about itself."""
+"""The kinds of logical unit: they decide which commands a unit knows and what it reports about itself."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 """READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE and READ CAPACITY (SBC-4 clause 5).
 
 The `fast_` handlers are the hot path: plain READ and WRITE of 10 and 16 bytes with no flag set, a range that exists, and
-data of the right length.  Whatever is not plain goes to the checked handler of the same opcode, which does it all again, slowly.
+data of the right length.  Every other case goes to the checked handler of the same opcode, which starts again, slowly.
 
-Data is not copied here: the device fills the fabric's buffers, and is given the fabric's buffers.
+This module does not copy data: the device reads into the fabric's buffers and writes from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FUA = 0x08
 
 
 def cdb_range(cdb: bytes | memoryview) -> tuple[int, int]:
-    """LBA and number of blocks of a READ- or WRITE-like CDB of any length."""
+    """Return LBA and number of blocks of a READ- or WRITE-like CDB of any length."""
     match cdb[0] >> 5:
         case 0:
             lba, count = _RANGE_6.unpack_from(cdb)
@@ -48,7 +48,7 @@ def cdb_range(cdb: bytes | memoryview) -> tuple[int, int]:
 
 
 def transfer_range(unit: LogicalUnit, cdb: bytes | memoryview) -> tuple[int, int]:
-    """`cdb_range`, checked against the unit's capacity and the MAXIMUM TRANSFER LENGTH."""
+    """Return `cdb_range`, checked against the unit's capacity and the MAXIMUM TRANSFER LENGTH."""
     lba, count = cdb_range(cdb)
     unit.check_range(lba, count)
     if count > unit.max_transfer:
@@ -57,14 +57,14 @@ def transfer_range(unit: LogicalUnit, cdb: bytes | memoryview) -> tuple[int, int
 
 
 def has_fua(cdb: bytes | memoryview) -> bool:
-    """Whether a READ or WRITE of 10 bytes or more forces unit access; those of 6 bytes cannot."""
+    """Return whether a READ or WRITE forces unit access; those of 6 bytes cannot."""
     return cdb[0] >= 0x20 and bool(cdb[1] & FUA)
 
 
 def blank_read(
     unit: LogicalUnit, blank: BlankBlock, lba: int, buffers: Sequence[memoryview], nowait: bool
 ) -> CheckCondition:
-    """BLANK CHECK for a read from `lba` on, with the blocks before the first blank one as its data."""
+    """Return BLANK CHECK for a read from `lba` on, with the blocks before the first blank one as its data."""
     leading: Sequence[memoryview] = ()
     if blank.lba > lba:
         leading = transfer.trim(buffers, (blank.lba - lba) << unit.shift)
@@ -74,18 +74,18 @@ def blank_read(
             elif not unit.device.read_now(lba << unit.shift, (blank.lba - lba) << unit.shift, leading):
                 raise WouldBlock
         except block_device.BlockDeviceError:
-            leading = ()  # the sense data says what matters
+            leading = ()  # the sense data is enough
     return CheckCondition(sense.from_error(blank), leading)
 
 
 def fast_read_10(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ(10), plain."""
+    """Run a plain READ(10)."""
     flags, lba, count, control = _FAST_10(task.cdb)
     _fast_read(itl, task, nowait, flags | control, lba, count)
 
 
 def fast_read_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ(16), plain."""
+    """Run a plain READ(16)."""
     flags, lba, count, control = _FAST_16(task.cdb)
     _fast_read(itl, task, nowait, flags | control, lba, count)
 
@@ -111,13 +111,13 @@ def _fast_read(itl: ItlNexus, task: Task, nowait: bool, flags: int, lba: int, co
 
 
 def fast_write_10(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE(10), plain."""
+    """Run a plain WRITE(10)."""
     flags, lba, count, control = _FAST_10(task.cdb)
     _fast_write(itl, task, nowait, flags | control, lba, count)
 
 
 def fast_write_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE(16), plain."""
+    """Run a plain WRITE(16)."""
     flags, lba, count, control = _FAST_16(task.cdb)
     _fast_write(itl, task, nowait, flags | control, lba, count)
 
@@ -141,7 +141,7 @@ def _fast_write(itl: ItlNexus, task: Task, nowait: bool, flags: int, lba: int, c
 
 
 def read(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ(6), (10), (12), (16) in all their forms.  FUA first makes what is only cached stable (SBC-4 5.16)."""
+    """Run READ(6), (10), (12), (16) in all their forms.  FUA first makes cached data stable (SBC-4 5.16)."""
     unit, cdb = itl.unit, task.cdb
     lba, count = transfer_range(unit, cdb)
     if has_fua(cdb):
@@ -164,7 +164,7 @@ def read(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def write(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE(6), (10), (12), (16) in all their forms."""
+    """Run WRITE(6), (10), (12), (16) in all their forms."""
     unit, cdb = itl.unit, task.cdb
     lba, count = transfer_range(unit, cdb)
     data = transfer.blocks_out(task, count << unit.shift, unit.block_size)
@@ -180,7 +180,7 @@ def write(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE ATOMIC(16) (SBC-4 5.40): as a whole or not at all, whatever happens; always on stable storage when it is done."""
+    """Run WRITE ATOMIC(16) (SBC-4 5.40): all of it or nothing, through any crash, and on stable storage when it ends."""
     unit = itl.unit
     lba, boundary, count = _ATOMIC.unpack_from(task.cdb)
     unit.check_range(lba, count)
@@ -192,16 +192,16 @@ def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if nowait:
         raise WouldBlock
     if count:
-        assert unit.journal is not None  # or this command would not be in the unit's table
+        assert unit.journal is not None  # the unit's table has this command only with a journal
         unit.journal.writev(lba << unit.shift, data)
         unit.counters.bytes_written += count << unit.shift
     transfer.good(task)
 
 
 def pre_fetch(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """PRE-FETCH(10) and (16): the page cache does its own reading ahead, so all there is to do is to check the range.
+    """Run PRE-FETCH(10) and (16): check the range, and leave reading ahead to the page cache.
 
-    CONDITION MET says that the cache has room for the blocks (SBC-4 5.13), and it does.
+    CONDITION MET says that the cache has room for the blocks (SBC-4 5.13), and it has.
     """
     itl.unit.check_range(*cdb_range(task.cdb))
     transfer.good(task)
@@ -209,9 +209,9 @@ def pre_fetch(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def synchronize_cache(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """SYNCHRONIZE CACHE(10) and (16): the whole device is flushed, whatever the range.
+    """Run SYNCHRONIZE CACHE(10) and (16): flush the whole device, whatever the range.
 
-    IMMED is accepted, but GOOD is still only given when the data is stable: that is more than was asked for.
+    IMMED is accepted, but GOOD still waits until the data is stable: that is more than the initiator asks for.
     """
     itl.unit.check_range(*cdb_range(task.cdb))
     if nowait:
@@ -221,16 +221,17 @@ def synchronize_cache(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def read_capacity_10(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ CAPACITY(10): FFFFFFFFh sends the initiator of a large unit to READ CAPACITY(16) (SBC-4 5.20)."""
+    """Run READ CAPACITY(10): FFFFFFFFh sends the initiator of a large unit to READ CAPACITY(16) (SBC-4 5.20)."""
     unit = itl.unit
     transfer.reply(task, struct.pack(">II", min(unit.blocks - 1, 0xFFFFFFFF), unit.block_size), 8)
 
 
 def read_capacity_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ CAPACITY(16) (SBC-4 5.21).
+    """Run READ CAPACITY(16) (SBC-4 5.21).
 
-    All units are thin (LBPME), so that GET LBA STATUS is asked: on a view it lets an export stay sparse, on a write-once unit
-    it tells what was written.  LBPRZ is not set there, since blank blocks do not read as zeroes: they do not read.
+    All units are thin (LBPME), so that initiators use GET LBA STATUS: on a view it lets an export stay sparse, on a
+    write-once unit it reports the written blocks.  A write-once unit does not set LBPRZ, because a read of a blank block
+    fails instead of returning zeroes.
     """
     unit = itl.unit
     (allocation_length,) = struct.unpack_from(">I", task.cdb, 10)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that look before they write: VERIFY, WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE (SBC-4 5.3, 5.9, 5.33 ff., 5.48 ff.).
 
-They read what they compare or change, so none is done on an event loop.  A difference ends with MISCOMPARE and the offset of
-the first byte that differs in INFORMATION.
+They read the blocks that they compare or change, so none runs on an event loop.  A difference ends with MISCOMPARE, with
+the offset of the first byte that differs in INFORMATION.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from target.scsi.task import Task
 
 
 def _compare(unit: LogicalUnit, task: Task, lba: int, count: int, expected: Sequence[memoryview] | None) -> None:
-    """Read the blocks step by step; raise MISCOMPARE where they are not `expected` (None: being readable is enough)."""
+    """Read the blocks step by step; raise MISCOMPARE where they differ from `expected` (None: readable is enough)."""
     step = min(count << unit.shift, transfer.OPTIMAL_TRANSFER_BYTES)
     scratch = memoryview(bytearray(step))
-    wanted = b"" if expected is None else b"".join(expected)
+    compared = b"" if expected is None else b"".join(expected)
     end = count << unit.shift
     for start in range(0, end, max(step, 1)):
         transfer.go_on(task)
         piece = scratch[: min(step, end - start)]
         unit.device.readv((lba << unit.shift) + start, [piece])
         if expected is not None:
-            different = transfer.first_difference(piece, memoryview(wanted)[start : start + len(piece)])
+            different = transfer.first_difference(piece, memoryview(compared)[start : start + len(piece)])
             if different is not None:
                 raise sense.miscompare(start + different)
 
 
 def _byte_check(unit: LogicalUnit, task: Task, count: int) -> Sequence[memoryview] | None:
-    """What the blocks are to be compared with, by BYTCHK (SBC-4 table 154)."""
+    """Return the data to compare the blocks with, by BYTCHK (SBC-4 table 154); None: nothing."""
     match task.cdb[1] >> 1 & 3:
         case 0:
             return None
@@ -47,7 +47,7 @@ def _byte_check(unit: LogicalUnit, task: Task, count: int) -> Sequence[memoryvie
 
 
 def verify(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """VERIFY(10), (12), (16); BYTCHK 3 compares every block with the one block sent."""
+    """Run VERIFY(10), (12), (16); BYTCHK 3 compares every block with the one block sent."""
     unit = itl.unit
     lba, count = block.transfer_range(unit, task.cdb)
     expected = _byte_check(unit, task, count)
@@ -58,7 +58,7 @@ def verify(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def write_and_verify(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE AND VERIFY(10), (12), (16): written through to stable storage, then read again and, with BYTCHK 1, compared."""
+    """Run WRITE AND VERIFY(10), (12), (16): write to stable storage, read again and, with BYTCHK 1, compare."""
     unit = itl.unit
     lba, count = block.transfer_range(unit, task.cdb)
     check = task.cdb[1] >> 1 & 3
@@ -81,22 +81,22 @@ def compare_and_write_range(cdb: bytes | memoryview) -> tuple[int, int]:
 
 
 def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """COMPARE AND WRITE: atomic against every other write to the device, which waits outside."""
+    """Run COMPARE AND WRITE, atomically: every other write to the device waits."""
     unit, cdb = itl.unit, task.cdb
     lba, count = compare_and_write_range(cdb)
     unit.check_range(lba, count)
     length = count << unit.shift
-    if not count and task.data_out:  # 256 blocks do not fit the field: this is what is left of them
+    if not count and task.data_out:  # 256 blocks do not fit the field, which holds 0 then
         raise sense.invalid_field(13)
     data = transfer.data_out(task, 2 * length, exact=True)
     if nowait:
         raise WouldBlock
     if count:
         both = memoryview(b"".join(data))
-        found = memoryview(bytearray(length))
+        current = memoryview(bytearray(length))
         with unit.device.exclusive() as held:
-            held.readv(lba << unit.shift, [found])
-            different = transfer.first_difference(found, both[:length])
+            held.readv(lba << unit.shift, [current])
+            different = transfer.first_difference(current, both[:length])
             if different is not None:
                 raise sense.miscompare(different)
             held.writev(lba << unit.shift, [both[length:]], fua=block.has_fua(cdb))
@@ -105,7 +105,7 @@ def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def orwrite(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """ORWRITE(16): the bits sent are set, atomically against every other write to the device."""
+    """Run ORWRITE(16): set the bits sent, atomically: every other write to the device waits."""
     unit, cdb = itl.unit, task.cdb
     lba, count = block.transfer_range(unit, cdb)
     length = count << unit.shift
@@ -113,10 +113,10 @@ def orwrite(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if nowait:
         raise WouldBlock
     if count:
-        found = memoryview(bytearray(length))
+        current = memoryview(bytearray(length))
         with unit.device.exclusive() as held:
-            held.readv(lba << unit.shift, [found])
-            bits = int.from_bytes(found) | int.from_bytes(b"".join(data))
+            held.readv(lba << unit.shift, [current])
+            bits = int.from_bytes(current) | int.from_bytes(b"".join(data))
             held.writev(lba << unit.shift, [memoryview(bits.to_bytes(length))], fua=block.has_fua(cdb))
         unit.counters.bytes_written += length
     transfer.good(task)

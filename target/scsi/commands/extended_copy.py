@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EXTENDED COPY(LID1) and what RECEIVE COPY RESULTS tells about it (SPC-4 6.4, 6.20 ff.): copies between units of this target.
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.20 ff.): copies between units of this target.
 
-The data does not leave the target, but takes the same way into the destination as any other write: through its block
-device, and so through copy-on-write (rule 5, lun_backends/README.md), and only if a write of this nexus would be let in there.
+The data does not leave the target.  It takes the way of any other write into the destination: through its block device,
+and so through copy-on-write (rule 5, lun_backends/README.md), and only if the unit would admit a write of this nexus.
 
-Understood are identification target descriptors (E4h) with a name of INQUIRY page 83h, of units that the nexus
-reaches, and block to block segments (02h).  All descriptors are checked before the first block is copied.  The parameter list:
+The target understands identification target descriptors (E4h) with a name of INQUIRY page 83h, of units that the nexus
+reaches, and block to block segments (02h).  It checks all descriptors before it copies the first block.  The parameter
+list:
 
 | byte | |
 | --- | --- |
@@ -38,7 +39,7 @@ MAX_TARGETS = 16
 MAX_SEGMENTS = 64
 MAX_LIST_BYTES = 4096
 MAX_SEGMENT_BYTES = 256 << 20
-MAX_COPIES = 8  # at once; a fabric's workers are what really bounds them
+MAX_COPIES = 8  # at once, as reported; the real bound is the number of a fabric's workers
 HELD_STATUSES = 16  # of one nexus
 
 _HEADER = 16
@@ -55,7 +56,7 @@ class _Segment:
     destination: ItlNexus
     source_lba: int
     destination_lba: int
-    blocks: int  # of the source, unless DC says of the destination; the two have blocks of one size
+    blocks: int  # of the source, or with DC of the destination; the two have the same block size
 
 
 def _aborted(asc: Asc) -> CheckCondition:
@@ -67,7 +68,7 @@ def _illegal(asc: Asc) -> CheckCondition:
 
 
 def _find(itl: ItlNexus, descriptor: bytes, start: int) -> ItlNexus | None:
-    """The unit that a target descriptor names, as this nexus reaches it; None if it reaches none of that name."""
+    """Return the unit that a target descriptor names, as this nexus reaches it; None if it reaches none of that name."""
     if descriptor[0] != _TARGET_TYPE:
         raise _illegal(Asc.UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE)
     if descriptor[1] & 0x1F:  # PERIPHERAL DEVICE TYPE
@@ -92,19 +93,19 @@ def _segment(descriptor: bytes, start: int, targets: list[ItlNexus | None]) -> _
         raise sense.invalid_parameter(start + 1)
     if length != _SEGMENT_BYTES - 4:
         raise sense.invalid_parameter(start + 2)
-    found = [targets[index] if index < len(targets) else None for index in (source, destination)]
-    if found[0] is None or found[1] is None:
+    source_itl, destination_itl = (targets[index] if index < len(targets) else None for index in (source, destination))
+    if source_itl is None or destination_itl is None:
         raise _aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
-    if found[0].unit.block_size != found[1].unit.block_size:  # padding is not supported
+    if source_itl.unit.block_size != destination_itl.unit.block_size:  # padding is not supported
         raise sense.invalid_parameter(start + 6)
-    for itl, lba in ((found[0], source_lba), (found[1], destination_lba)):
+    for itl, lba in ((source_itl, source_lba), (destination_itl, destination_lba)):
         if lba >= itl.unit.blocks or lba + blocks > itl.unit.blocks:
             raise _aborted(Asc.NO_ADDITIONAL_SENSE_INFORMATION)
-    return _Segment(found[0], found[1], source_lba, destination_lba, blocks)
+    return _Segment(source_itl, destination_itl, source_lba, destination_lba, blocks)
 
 
 def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
-    """The segments, checked.  Raises CheckCondition."""
+    """Return the segments, checked.  Raises CheckCondition."""
     if len(data) < _HEADER:
         raise sense.parameter_list_length()
     targets_length = int.from_bytes(data[2:4])
@@ -124,7 +125,7 @@ def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
     targets = [_find(itl, data[start : start + _TARGET_BYTES], start) for start in range(_HEADER, first, _TARGET_BYTES)]
     segments = []
     for start in range(first, end, _SEGMENT_BYTES):
-        if data[start] != _SEGMENT_TYPE:  # others have other lengths: say that before anything about lengths
+        if data[start] != _SEGMENT_TYPE:  # other types have other lengths: refuse the type before the length
             raise _illegal(Asc.UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE)
         if start + _SEGMENT_BYTES > end:
             raise sense.parameter_list_length()
@@ -134,7 +135,7 @@ def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
 
 @contextlib.contextmanager
 def _let_in(itl: ItlNexus, home: LogicalUnit, task: Task, access: Permission) -> Iterator[None]:
-    """Run on another unit than the one the command was sent to, as if sent there: admitted, and waited for by who drains."""
+    """Run on another unit than the command's own, as if sent there: the unit admits the task, and a drain waits for it."""
     unit = itl.unit
     if unit is home:
         yield
@@ -162,7 +163,7 @@ def _copy(segment: _Segment, home: LogicalUnit, task: Task) -> None:
     length = segment.blocks << source.shift
     start, to = segment.source_lba << source.shift, segment.destination_lba << destination.shift
     step = transfer.OPTIMAL_TRANSFER_BYTES
-    # Overlapping upwards, the end goes first, so that nothing is read that was already copied over.
+    # If the ranges overlap upwards, copy the end first, so that no block is overwritten before it is read.
     offsets = range(0, length, step)
     backwards = source is destination and start < to < start + length
     scratch = memoryview(bytearray(min(step, length)))
@@ -188,7 +189,7 @@ def _let_in_destination(segment: _Segment, home: LogicalUnit, task: Task) -> Ite
 
 
 def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """EXTENDED COPY(LID1): the segments one after the other, GOOD when all were copied."""
+    """Run EXTENDED COPY(LID1): copy the segments one after the other; GOOD when all were copied."""
     length = int.from_bytes(task.cdb[10:14])
     if length > _HEADER + MAX_LIST_BYTES:
         raise sense.parameter_list_length()
@@ -213,17 +214,17 @@ def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def copy_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RECEIVE COPY STATUS(LID1) of a copy whose status was held."""
-    found = itl.copy_statuses.get(task.cdb[2])
-    if found is None:
+    """Run RECEIVE COPY STATUS(LID1) for a copy whose status was held."""
+    status = itl.copy_statuses.get(task.cdb[2])
+    if status is None:
         raise sense.invalid_field(2)
-    # The transfer count has 32 bits: in units of KiB (01h) whatever was copied fits.
-    data = struct.pack(">IBHBI", 8, 2 if found.failed else 1, found.segments, 1, found.bytes >> 10)
+    # The transfer count has 32 bits: in units of KiB (01h) the largest copy fits.
+    data = struct.pack(">IBHBI", 8, 2 if status.failed else 1, status.segments, 1, status.bytes >> 10)
     transfer.reply(task, data, int.from_bytes(task.cdb[10:14]))
 
 
 def operating_parameters(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RECEIVE COPY OPERATING PARAMETERS (SPC-4 6.21)."""
+    """Run RECEIVE COPY OPERATING PARAMETERS (SPC-4 6.21)."""
     data = bytearray(46)
     struct.pack_into(">I", data, 0, len(data) - 4)
     struct.pack_into(">HHIIIII", data, 8, MAX_TARGETS, MAX_SEGMENTS, MAX_LIST_BYTES, MAX_SEGMENT_BYTES, 0, 0, 0)

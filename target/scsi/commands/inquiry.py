@@ -4,8 +4,8 @@
 Identity comes from the unit's UUID alone, so that it survives restarts, renames and moves to another host:
 
 * the serial number (80h) is the UUID in hexadecimal, 32 digits;
-* 83h names it as NAA 3h, locally assigned (60 bits drawn from the UUID; the forms with an IEEE company id need one), as
-  T10 vendor id `WOLUN` with the UUID, and tells the target port and the target device it was reached through.
+* 83h names the unit as NAA 3h, locally assigned (60 bits drawn from the UUID; the other forms need an IEEE company id),
+  and as T10 vendor id `WOLUN` with the UUID.  It also names the target port and the target device of the nexus.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ WELL_KNOWN_UNIT = 0x1E
 
 
 def standard(peripheral: int, product: bytes, *, features: int = 0) -> bytes:
-    """Standard INQUIRY data (SPC-4 table 169), 96 bytes; `peripheral` is the qualifier and the device type, `features` byte 5."""
+    """Return standard INQUIRY data (SPC-4 table 169), 96 bytes.
+
+    `peripheral` is the peripheral qualifier and device type, `features` is byte 5.
+    """
     data = bytearray(96)
     data[0] = peripheral
     data[2] = SPC_4
@@ -56,18 +59,18 @@ def standard(peripheral: int, product: bytes, *, features: int = 0) -> bytes:
 
 
 def for_unit(unit: LogicalUnit) -> bytes:
-    """Standard INQUIRY data of a unit."""
+    """Return the standard INQUIRY data of a unit."""
     features = 0 if unit.kind is UnitKind.WRITE_ONCE else THIRD_PARTY_COPY
     return standard(0x00, _PRODUCTS[unit.kind], features=features)
 
 
 def serial_number(uuid: UUID) -> bytes:
-    """The unit serial number."""
+    """Return the unit serial number."""
     return uuid.hex.encode("ascii")
 
 
 def naa(uuid: UUID) -> bytes:
-    """The NAA 3h (locally assigned) name of a unit, 8 bytes."""
+    """Return the NAA 3h (locally assigned) name of a unit, 8 bytes."""
     name = bytearray(hashlib.blake2b(uuid.bytes, digest_size=8).digest())
     name[0] = 0x30 | name[0] & 0x0F
     return bytes(name)
@@ -79,7 +82,7 @@ def _designator(code_set: int, kind: int, association: int, value: bytes, protoc
 
 
 def is_called(unit: LogicalUnit, code_set: int, kind: int, name: bytes) -> bool:
-    """Whether page 83h gives this designator for the unit itself."""
+    """Return whether page 83h has this designator for the unit itself."""
     return (code_set, kind, name) in (
         (BINARY, 3, naa(unit.uuid)),
         (ASCII, 1, VENDOR + str(unit.uuid).encode("ascii")),
@@ -87,7 +90,7 @@ def is_called(unit: LogicalUnit, code_set: int, kind: int, name: bytes) -> bool:
 
 
 def _name_string(name: str) -> bytes:
-    """A SCSI name string: NUL-terminated, padded to a multiple of four (SPC-4 7.8.6.11)."""
+    """Return a SCSI name string: NUL-terminated, padded to a multiple of four (SPC-4 7.8.6.11)."""
     value = name.encode() + b"\0"
     return value + bytes(-len(value) % 4)
 
@@ -106,7 +109,7 @@ def _unit_serial_number(unit: LogicalUnit, target_name: str) -> bytes:
 
 
 def _device_identification(unit: LogicalUnit, target_name: str) -> bytes:
-    # The order matters to those who take the first they know: the unit's own names come before the port's.
+    # An initiator may take the first designator that it knows, so the unit's own names come before the port's.
     return b"".join(
         (
             _designator(BINARY, 3, UNIT, naa(unit.uuid)),
@@ -164,7 +167,7 @@ PAGES: dict[int, Callable[[LogicalUnit, str], bytes]] = {
 
 
 def page(unit: LogicalUnit, code: int, target_name: str) -> bytes | None:
-    """A vital product data page with its header; None if there is no such page."""
+    """Return a vital product data page with its header; None if there is no such page."""
     build = PAGES.get(code)
     if build is None:
         return None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MODE SENSE and MODE SELECT, (6) and (10), and the mode pages (SPC-4 6.9 ff., 7.5; SBC-4 6.5).
 
-Nothing can be changed: MODE SELECT takes what is already so, and refuses the rest.
+No parameter can be changed: MODE SELECT accepts the values that are in force, and refuses all others.
 
-| page | what it says |
+| page | content |
 | --- | --- |
 | 01h read-write error recovery | nothing special |
-| 08h caching | WCE = 1 where there is something to write: a write is stable only after SYNCHRONIZE CACHE or with FUA |
+| 08h caching | WCE = 1 unless the unit is write protected: a write is stable only after SYNCHRONIZE CACHE or with FUA |
 | 0Ah control | commands may be reordered; D_SENSE |
 | 1Ch informational exceptions control | none are reported |
 """
@@ -55,17 +55,20 @@ PAGES: dict[int, Callable[[LogicalUnit], bytes]] = {
 
 
 def pages(unit: LogicalUnit, control: int, code: int, subpage: int) -> bytes | None:
-    """The mode pages asked for; nothing can be changed, so the changeable values are all zero.  None if there is no such page."""
+    """Return the mode pages asked for; None if there is no such page.
+
+    No parameter can be changed, so the changeable values are all zero.
+    """
     if subpage not in (0, ALL_SUBPAGES):
         return None
     codes = sorted(PAGES) if code == ALL_PAGES else [code]
-    found = b""
-    for each in codes:
-        if each not in PAGES:
+    data = b""
+    for page in codes:
+        if page not in PAGES:
             return None
-        body = PAGES[each](unit)
-        found += bytes((each, len(body))) + (bytes(len(body)) if control == CHANGEABLE else body)
-    return found
+        body = PAGES[page](unit)
+        data += bytes((page, len(body))) + (bytes(len(body)) if control == CHANGEABLE else body)
+    return data
 
 
 def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
@@ -75,30 +78,30 @@ def _block_descriptor(unit: LogicalUnit, *, long: bool) -> bytes:
 
 
 def mode_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """MODE SENSE(6) and (10)."""
+    """Run MODE SENSE(6) and (10)."""
     unit, cdb = itl.unit, task.cdb
     ten = cdb[0] == 0x5A
     control, code, subpage = cdb[2] >> 6, cdb[2] & 0x3F, cdb[3]
     if control == SAVED:
         raise sense.illegal_request(Asc.SAVING_PARAMETERS_NOT_SUPPORTED)
-    found = pages(unit, control, code, subpage)
-    if found is None:
+    data = pages(unit, control, code, subpage)
+    if data is None:
         raise sense.invalid_field(2 if subpage in (0, ALL_SUBPAGES) else 3)
     long = ten and bool(cdb[1] & 0x10)
     descriptor = b"" if cdb[1] & 0x08 else _block_descriptor(unit, long=long)
     specific = DPOFUA | (WP if itl.write_protected else 0)
-    length = len(descriptor) + len(found)
+    length = len(descriptor) + len(data)
     if ten:
         header = struct.pack(">HBBBxH", length + 6, 0, specific, 1 if long and descriptor else 0, len(descriptor))
         allocation_length = int.from_bytes(cdb[7:9])
     else:
         header = struct.pack(">BBBB", length + 3, 0, specific, len(descriptor))
         allocation_length = cdb[4]
-    transfer.reply(task, header + descriptor + found, allocation_length)
+    transfer.reply(task, header + descriptor + data, allocation_length)
 
 
 def _check_block_descriptor(unit: LogicalUnit, given: bytes, start: int, *, long: bool) -> None:
-    """Refuse another capacity or block size; a number of blocks of 0, or all ones, leaves it (SBC-4 6.5.2)."""
+    """Refuse another capacity or block size; a number of blocks of 0, or all ones, keeps the capacity (SBC-4 6.5.2)."""
     blocks = int.from_bytes(given[:8] if long else given[:4])
     block_size = int.from_bytes(given[12:16] if long else given[5:8])
     ones = (1 << 64 if long else 1 << 32) - 1
@@ -109,7 +112,7 @@ def _check_block_descriptor(unit: LogicalUnit, given: bytes, start: int, *, long
 
 
 def mode_select(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """MODE SELECT(6) and (10): GOOD if every page says what MODE SENSE would; saving is not supported."""
+    """Run MODE SELECT(6) and (10): GOOD if every page equals that of MODE SENSE; saving is not supported."""
     unit, cdb = itl.unit, task.cdb
     ten = cdb[0] == 0x55
     length = int.from_bytes(cdb[7:9]) if ten else cdb[4]

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands every device has (SPC-4 clause 6): INQUIRY, REPORT LUNS, TEST UNIT READY, REQUEST SENSE, the two reports of what is supported."""
+"""Commands that every device has (SPC-4 clause 6).
+
+INQUIRY, REPORT LUNS, TEST UNIT READY, REQUEST SENSE, and the reports of supported operation codes and task management
+functions.  START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL are here, too.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,17 @@ REPORT_LUNS_WELL_KNOWN_LUN = 0xC101 << 48
 
 
 def lun_field(number: int) -> int:
-    """The 8-byte LUN of a unit as REPORT LUNS tells it: peripheral addressing below 256, flat above (SAM-5 4.7.7)."""
+    """Return the 8-byte LUN of a unit for REPORT LUNS: peripheral addressing below 256, flat above (SAM-5 4.7.7)."""
     return (number if number < 256 else 0x4000 | number) << 48
 
 
 def test_unit_ready(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """TEST UNIT READY.  A snapshot that was given up is not ready; only reading it tells."""
+    """Run TEST UNIT READY.  An invalid snapshot is not ready, and only a read finds that out."""
     unit = itl.unit
     if unit.kind is not UnitKind.PRIMARY:
         block = memoryview(bytearray(unit.block_size))
-        with contextlib.suppress(
-            block_device.BlankBlock, block_device.MediumError
-        ):  # one block does not make a unit unready
+        # One bad or blank block does not make a unit unready.
+        with contextlib.suppress(block_device.BlankBlock, block_device.MediumError):
             if not nowait:
                 unit.device.readv(0, [block])
             elif not unit.device.read_now(0, unit.block_size, [block]):
@@ -38,7 +41,7 @@ def test_unit_ready(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def check_inquiry(cdb: bytes | memoryview) -> tuple[bool, int, int]:
-    """EVPD, page code and allocation length of an INQUIRY; a page code without EVPD is refused."""
+    """Return EVPD, page code and allocation length of an INQUIRY; refuse a page code without EVPD."""
     evpd = bool(cdb[1] & 1)
     if cdb[2] and not evpd:
         raise sense.invalid_field(2)
@@ -46,7 +49,7 @@ def check_inquiry(cdb: bytes | memoryview) -> tuple[bool, int, int]:
 
 
 def inquiry_(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """INQUIRY."""
+    """Run INQUIRY."""
     evpd, code, allocation_length = check_inquiry(task.cdb)
     if evpd:
         data = inquiry.page(itl.unit, code, itl.nexus.target_name)
@@ -57,18 +60,18 @@ def inquiry_(itl: ItlNexus, task: Task, nowait: bool) -> None:
     transfer.reply(task, data, allocation_length)
 
 
-def reply_sense(task: Task, told: sense.Sense) -> None:
-    """REQUEST SENSE's answer: sense data as parameter data, in the format that DESC asks for."""
-    transfer.reply(task, told.pack(descriptor=bool(task.cdb[1] & 1)), task.cdb[4])
+def reply_sense(task: Task, reported: sense.Sense) -> None:
+    """Answer REQUEST SENSE: sense data as parameter data, in the format that DESC asks for."""
+    transfer.reply(task, reported.pack(descriptor=bool(task.cdb[1] & 1)), task.cdb[4])
 
 
 def request_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REQUEST SENSE: the oldest pending unit attention, else nothing (all other sense data went with its status)."""
+    """Run REQUEST SENSE: report the oldest unit attention, else nothing (other sense data went with its status)."""
     reply_sense(task, itl.take_attention() or sense.NO_SENSE)
 
 
 def reply_luns(task: Task, numbers: Iterable[int]) -> None:
-    """REPORT LUNS's answer, by SELECT REPORT (SPC-4 table 293)."""
+    """Answer REPORT LUNS, by SELECT REPORT (SPC-4 table 293)."""
     match task.cdb[2]:
         case 0x00:
             luns = [lun_field(number) for number in sorted(numbers)]
@@ -82,13 +85,13 @@ def reply_luns(task: Task, numbers: Iterable[int]) -> None:
 
 
 def report_luns(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REPORT LUNS; whoever asked need not be told that the answer changed."""
+    """Run REPORT LUNS; this initiator then needs no unit attention about changed LUNs."""
     reply_luns(task, itl.nexus.luns)
     itl.nexus.luns_reported()
 
 
 def start_stop_unit(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """START STOP UNIT: there is nothing to spin, load or eject (SBC-4 5.31); stopping flushes what a drive would flush."""
+    """Run START STOP UNIT: flush the device, as a drive would; there is no medium to spin, load or eject (SBC-4 5.31)."""
     if task.cdb[4] & 0x02:  # LOEJ: the medium is not removable
         raise sense.invalid_field(4, 1)
     if not task.cdb[4] & 0x04:  # NO_FLUSH
@@ -99,7 +102,7 @@ def start_stop_unit(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def prevent_allow(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """PREVENT ALLOW MEDIUM REMOVAL: the medium is not removable, so its removal is always prevented."""
+    """Run PREVENT ALLOW MEDIUM REMOVAL: the medium is not removable, so its removal is always prevented."""
     transfer.good(task)
 
 
@@ -108,7 +111,7 @@ def _timeouts(command: CommandRow) -> bytes:
 
 
 def report_supported_operation_codes(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REPORT SUPPORTED OPERATION CODES (SPC-4 6.35), from the table that dispatches."""
+    """Run REPORT SUPPORTED OPERATION CODES (SPC-4 6.35), from the table that dispatches."""
     options, opcode, action, allocation_length = struct.unpack_from(">BBHI", task.cdb, 2)
     timeouts = bool(options & 0x80)
     rows = itl.unit.commands.rows
@@ -126,16 +129,16 @@ def report_supported_operation_codes(itl: ItlNexus, task: Task, nowait: bool) ->
     has_actions = any(row.service_action is not None for row in same)
     if option > 3 or (option == 1 and has_actions) or (option == 2 and same and not has_actions):
         raise sense.invalid_field(2, 2)
-    wanted = action if has_actions else None if option == 1 or action == 0 else action
-    found = next((row for row in same if row.service_action == wanted), None)
-    if found is None:
+    row_action = action if has_actions else None if option == 1 or action == 0 else action
+    supported = next((row for row in same if row.service_action == row_action), None)
+    if supported is None:
         data = bytearray(struct.pack(">BBH", 0, 1, 0))
     else:
-        usage = bytearray(found.usage)
-        if found.service_action is not None:
-            usage[1] = usage[1] & 0xE0 | found.service_action  # the usage map holds the service action's own value
+        usage = bytearray(supported.usage)
+        if supported.service_action is not None:
+            usage[1] = usage[1] & 0xE0 | supported.service_action  # the usage map holds the service action's own value
         data = bytearray(struct.pack(">BBH", 0, 3 | (0x80 if timeouts else 0), len(usage))) + usage
-        data += _timeouts(found) if timeouts else b""
+        data += _timeouts(supported) if timeouts else b""
     transfer.reply(task, data, allocation_length)
 
 
@@ -144,7 +147,7 @@ TASK_MANAGEMENT_FUNCTIONS = 0x80 | 0x40 | 0x10 | 0x08 | 0x02
 
 
 def report_supported_tmf(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36), with timeouts if REPD asks for them."""
+    """Run REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36), with timeouts if REPD asks for them."""
     data = bytes((TASK_MANAGEMENT_FUNCTIONS, 0, 0, 0))
     if task.cdb[2] & 0x80:
         data = bytes((TASK_MANAGEMENT_FUNCTIONS, 0, 0, 12, 0, 0, 0, 0)) + bytes(8)

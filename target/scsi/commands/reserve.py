@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PERSISTENT RESERVE IN and OUT (SPC-4 6.16, 6.17), RESERVE and RELEASE of 6 and 10 bytes (SPC-2 7.16 ff., 7.21 ff.).
 
-What they mean is in persistent_reservation.py; here are their parameters.  None is done on an event loop.
+persistent_reservation.py has their meaning; this module has their parameters.  No PERSISTENT RESERVE OUT, RESERVE or
+RELEASE runs on an event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from target.scsi.reservations import persistent_reservation, transport_id
 from target.scsi.reservations.persistent_reservation import InitiatorPort, Outcome, ReservationState, ReservationType
 from target.scsi.task import Task
 
-RELATIVE_TARGET_PORT = 1  # the only one; what INQUIRY page 83h says
+RELATIVE_TARGET_PORT = 1  # the only one, as INQUIRY page 83h reports
 _LU_SCOPE = 0
 _BASIC = struct.Struct(">QQ4xB3x")
 _MOVE = struct.Struct(">QQxBHI")
@@ -40,14 +41,14 @@ def _reply(task: Task, data: bytes) -> None:
 
 
 def read_keys(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ KEYS: a key for every registration, equal ones included."""
+    """Run READ KEYS: report a key for every registration, equal ones included."""
     state = itl.unit.reservations.state
     keys = [state.keys[port] for port in sorted(state.keys)]
     _reply(task, struct.pack(f">II{len(keys)}Q", state.generation, 8 * len(keys), *keys))
 
 
 def read_reservation(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ RESERVATION; the key of an all registrants reservation is 0."""
+    """Run READ RESERVATION; the key of an all registrants reservation is 0."""
     state = itl.unit.reservations.state
     held = state.reservation
     if held is None:
@@ -58,7 +59,7 @@ def read_reservation(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def report_capabilities(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REPORT CAPABILITIES (SPC-4 6.16.4)."""
+    """Run REPORT CAPABILITIES (SPC-4 6.16.4)."""
     reservations = itl.unit.reservations
     flags = _COMPATIBLE_RESERVATION_HANDLING | _SPECIFY_INITIATOR_PORTS_CAPABLE | _ALL_TARGET_PORTS_CAPABLE
     flags |= _PERSIST_THROUGH_POWER_LOSS_CAPABLE if reservations.path is not None else 0
@@ -67,7 +68,7 @@ def report_capabilities(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def read_full_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """READ FULL STATUS: who is registered, and who of them holds the reservation."""
+    """Run READ FULL STATUS: report the registered ports, and which of them hold the reservation."""
     state = itl.unit.reservations.state
     held = state.reservation
     data = bytearray()
@@ -85,13 +86,13 @@ def read_full_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What every service action but REGISTER AND MOVE is told."""
+    """The parameters of every service action but REGISTER AND MOVE."""
 
     key: int
     service_key: int
     type: ReservationType | None  # None: there is no such type
     flags: int
-    more: bytes  # the parameter list, for what follows the first 24 bytes
+    more: bytes  # the parameter list, with the part after the first 24 bytes
 
 
 def _parameters(task: Task, nowait: bool) -> bytes:
@@ -133,7 +134,7 @@ def _persists(itl: ItlNexus, flags: int, byte: int) -> bool:
 
 
 def _ports(itl: ItlNexus, data: bytes) -> list[InitiatorPort]:
-    """The ports listed by SPEC_I_PT; a name without ISID stands for all of its ports that are logged in."""
+    """Return the ports listed by SPEC_I_PT; a name without ISID stands for all of its ports that are logged in."""
     if len(data) < _BASIC.size + 4:
         raise sense.parameter_list_length()
     if int.from_bytes(data[24:28]) != len(data) - 28:
@@ -162,13 +163,13 @@ def _run(itl: ItlNexus, task: Task, change: Callable[[ReservationState], Outcome
 
 
 def register(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REGISTER, with SPEC_I_PT; ALL_TG_PT means nothing, there is one target port."""
+    """Run REGISTER, with SPEC_I_PT; ALL_TG_PT means nothing because there is one target port."""
     asked = _request(itl, task, nowait)
     persists = _persists(itl, asked.flags, 20)
     port = itl.nexus.port
     also: list[InitiatorPort] = []
     if asked.flags & SPEC_I_PT:
-        if port in itl.unit.reservations.state.keys:  # SPC-4 5.12.7: only who is not registered yet
+        if port in itl.unit.reservations.state.keys:  # SPC-4 5.12.7: only for a port that is not registered yet
             raise sense.invalid_parameter(20, 3)
         also = _ports(itl, asked.more)
     _run(
@@ -181,7 +182,7 @@ def register(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def register_and_ignore(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REGISTER AND IGNORE EXISTING KEY."""
+    """Run REGISTER AND IGNORE EXISTING KEY."""
     asked = _request(itl, task, nowait)
     persists = _persists(itl, asked.flags, 20)
     port = itl.nexus.port
@@ -195,7 +196,7 @@ def register_and_ignore(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def reserve(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RESERVE."""
+    """Run RESERVE."""
     asked = _request(itl, task, nowait, typed=True)
     kind = asked.type
     assert kind is not None
@@ -203,14 +204,14 @@ def reserve(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def release(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RELEASE."""
+    """Run RELEASE."""
     asked = _request(itl, task, nowait)
     kind = None if task.cdb[2] >> 4 != _LU_SCOPE else asked.type
     _run(itl, task, lambda state: persistent_reservation.release(state, itl.nexus.port, asked.key, kind))
 
 
 def clear(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """CLEAR."""
+    """Run CLEAR."""
     asked = _request(itl, task, nowait)
     _run(itl, task, lambda state: persistent_reservation.clear(state, itl.nexus.port, asked.key))
 
@@ -227,17 +228,17 @@ def _preempt(itl: ItlNexus, task: Task, nowait: bool, *, abort: bool) -> None:
 
 
 def preempt(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """PREEMPT."""
+    """Run PREEMPT."""
     _preempt(itl, task, nowait, abort=False)
 
 
 def preempt_and_abort(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """PREEMPT AND ABORT: GOOD only when nothing of the preempted runs any more."""
+    """Run PREEMPT AND ABORT: GOOD only when no task of the preempted ports runs any longer."""
     _preempt(itl, task, nowait, abort=True)
 
 
 def register_and_move(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """REGISTER AND MOVE."""
+    """Run REGISTER AND MOVE."""
     data = _parameters(task, nowait)
     key, new_key, flags, target_port, length = _MOVE.unpack_from(data)
     if length != len(data) - _MOVE.size or length < 24:
@@ -249,7 +250,7 @@ def register_and_move(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if target_port != RELATIVE_TARGET_PORT:
         raise sense.invalid_parameter(18)
     ports = _resolved(itl, to, _MOVE.size)
-    if len(ports) != 1:  # a name alone, and several sessions of that name: which one?
+    if len(ports) != 1:  # a name without ISID, and several sessions of that name
         raise sense.invalid_parameter(_MOVE.size)
 
     def change(state: ReservationState) -> Outcome:
@@ -264,7 +265,7 @@ def register_and_move(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def reserve_spc2(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RESERVE(6) and (10), of the whole unit, for this session."""
+    """Run RESERVE(6) and (10), for the whole unit and this session."""
     if nowait:
         raise WouldBlock
     itl.unit.reservations.reserve(itl)
@@ -272,7 +273,7 @@ def reserve_spc2(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def release_spc2(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """RELEASE(6) and (10)."""
+    """Run RELEASE(6) and (10)."""
     if nowait:
         raise WouldBlock
     itl.unit.reservations.release(itl)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table of commands: what is dispatched, what is checked in every CDB, and what REPORT SUPPORTED OPERATION CODES says.
+"""The one table of commands: for the dispatch, the check of every CDB, and REPORT SUPPORTED OPERATION CODES.
 
 A row's `usage` is the CDB usage data of SPC-4 6.35.3: a mask of the bits that the unit looks at.  A CDB with any other bit
-set is refused with INVALID FIELD IN CDB and a pointer to that bit, so a protection, NACA or reserved bit is never
-ignored in silence; this one check stands before every handler.  READ and WRITE of 10 and 16 bytes have a `fast` handler in
-front, which does the plain case itself and hands everything else to the checked one.  FUA_NV (bit 1 of READ and WRITE), which
-SBC-3 made obsolete, is taken and means nothing: there is no non-volatile cache.
+set is refused with INVALID FIELD IN CDB and a pointer to that bit.  So the unit never ignores a protection, NACA or
+reserved bit in silence; this one check stands before every handler.
 
-A command that is not in the table, or not for this kind of unit, is refused: what could change data and is not known never runs
-(rule 5, lun_backends/README.md).  On a write-protected unit those marked `writes` stay in the table but end with DATA PROTECT.
+READ and WRITE of 10 and 16 bytes have a `fast` handler in front, which does the plain case itself and hands every other
+case to the checked one.  FUA_NV (bit 1 of READ and WRITE), which SBC-3 made obsolete, is accepted and means nothing:
+there is no non-volatile cache.  `command_set.py` has the columns of a row and the commands of one kind of unit.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def _row(
 def _reservation(
     name: str, opcode: int, action: int, handler: Handler, usage: str = "00 00 00 00 00 ff ff 00"
 ) -> Command:
-    """A row of PERSISTENT RESERVE IN or OUT, which look at the reservation themselves."""
+    """Return a row of PERSISTENT RESERVE IN or OUT, whose handlers look at the reservation themselves."""
     return _row(name, f"{opcode:02x} 1f {usage}", handler, service_action=action, needs=Permission.NOTHING)
 
 
@@ -135,5 +134,5 @@ COMMANDS: tuple[Command, ...] = (
 
 @functools.cache
 def for_unit(kind: UnitKind, *, write_protected: bool, atomic: bool = False) -> UnitCommands:
-    """The commands of a unit of that kind; `atomic` if it has a journal for atomic writes."""
+    """Return the commands of a unit of that kind; `atomic` if it has a journal for atomic writes."""
     return UnitCommands(COMMANDS, kind, write_protected=write_protected, atomic=atomic)

@@ -17,13 +17,13 @@ _STATUS_DESCRIPTOR = struct.Struct(">QIBB2x")
 MAPPED, DEALLOCATED = 0, 1
 
 MAX_STATUS_DESCRIPTORS = 8192
-"""Descriptors in one answer of GET LBA STATUS, whatever the allocation length."""
+"""The most descriptors in one answer of GET LBA STATUS, whatever the allocation length."""
 
 _ZERO_STEP = 64 << 20  # bytes zeroed between two looks at `task.aborted`
 
 
 def _zero(unit: LogicalUnit, task: Task, lba: int, count: int, *, discard: bool) -> None:
-    """Zero blocks step by step, giving up when the task was aborted."""
+    """Zero blocks step by step; stop when the task was aborted."""
     step = _ZERO_STEP >> unit.shift
     while count:
         transfer.go_on(task)
@@ -34,7 +34,7 @@ def _zero(unit: LogicalUnit, task: Task, lba: int, count: int, *, discard: bool)
 
 
 def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """WRITE SAME(10) and (16) with UNMAP and NDOB; a NUMBER OF LOGICAL BLOCKS of 0 reaches to the end (WSNZ is 0)."""
+    """Run WRITE SAME(10) and (16) with UNMAP and NDOB; a NUMBER OF LOGICAL BLOCKS of 0 reaches to the end (WSNZ is 0)."""
     unit, cdb = itl.unit, task.cdb
     lba, count = block_commands.cdb_range(cdb)
     unit.check_range(lba, count)
@@ -47,8 +47,9 @@ def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
         raise WouldBlock
     discard = bool(cdb[1] & 0x08)
     if discard or not any(block):
-        # With UNMAP whatever data was sent: SBC-4 4.7.3.4.3 would have other data than zeroes written, but LIO and tgtd unmap,
-        # libiscsi's suite (WriteSame10.UnmapUntilEnd) expects it, and nobody who asks for UNMAP means the data.
+        # UNMAP unmaps, whatever data was sent.  SBC-4 4.7.3.4.3 asks to write other data than zeroes, but LIO and tgtd
+        # unmap, libiscsi's suite (WriteSame10.UnmapUntilEnd) expects it, and an initiator that sets UNMAP does not mean
+        # the data.
         _zero(unit, task, lba, count, discard=discard)
     else:
         blocks = min(count, transfer.OPTIMAL_TRANSFER_BYTES >> unit.shift)
@@ -64,7 +65,7 @@ def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def unmap(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """UNMAP: every descriptor is checked before the first is done."""
+    """Run UNMAP: check every descriptor before unmapping the first."""
     unit = itl.unit
     length = int.from_bytes(task.cdb[7:9])
     parameters = transfer.joined(task, length)
@@ -76,13 +77,13 @@ def unmap(itl: ItlNexus, task: Task, nowait: bool) -> None:
     descriptors_length = int.from_bytes(parameters[2:4])
     if descriptors_length > length - 8:
         raise sense.parameter_list_length()
-    count = descriptors_length // 16  # a last one that is incomplete is ignored (SBC-4 5.30.2)
+    count = descriptors_length // 16  # an incomplete last descriptor is ignored (SBC-4 5.30.2)
     if count > transfer.MAX_UNMAP_DESCRIPTORS:
         raise sense.invalid_parameter(2)
     ranges = list(_UNMAP_DESCRIPTOR.iter_unpack(parameters[8 : 8 + 16 * count]))
     total = 0
     for index, (lba, blocks) in enumerate(ranges):
-        if blocks:  # none may be unmapped anywhere (SBC-4 5.30.2)
+        if blocks:  # a count of 0 is no error at any LBA (SBC-4 5.30.2)
             unit.check_range(lba, blocks)
         total += blocks
         if total > transfer.MAX_UNMAP_BYTES >> unit.shift:
@@ -95,16 +96,16 @@ def unmap(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def _status(unit: LogicalUnit, lba: int) -> Iterator[tuple[int, int, int]]:
-    """From `lba` to the end: (LBA, blocks, provisioning status), neighbours of one status merged."""
+    """Yield (LBA, blocks, provisioning status) from `lba` to the end; neighbours of one status are merged."""
     start, blocks, status = lba, 0, MAPPED
     for extent in unit.device.extents(lba << unit.shift, (unit.blocks - lba) << unit.shift):
-        found = MAPPED if extent.kind is ExtentKind.DATA else DEALLOCATED
-        if found != status:
+        extent_status = MAPPED if extent.kind is ExtentKind.DATA else DEALLOCATED
+        if extent_status != status:
             if blocks:
                 yield start, blocks, status
-            start, blocks, status = start + blocks, 0, found
+            start, blocks, status = start + blocks, 0, extent_status
         blocks += extent.length >> unit.shift
-        while blocks > 0xFFFFFFFF:  # what the descriptor's field holds
+        while blocks > 0xFFFFFFFF:  # the largest count of the descriptor's field
             yield start, 0xFFFFFFFF, status
             start, blocks = start + 0xFFFFFFFF, blocks - 0xFFFFFFFF
     if blocks:
@@ -112,7 +113,7 @@ def _status(unit: LogicalUnit, lba: int) -> Iterator[tuple[int, int, int]]:
 
 
 def get_lba_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """GET LBA STATUS: holes and blank blocks are deallocated, the rest is mapped; on a write-once unit that is what was written."""
+    """Run GET LBA STATUS: holes and blank blocks are deallocated, all others (on a write-once unit: the written) mapped."""
     unit = itl.unit
     lba, allocation_length = struct.unpack_from(">QI", task.cdb, 2)
     if lba >= unit.blocks:

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent reservations (SPC-4 5.12): who is registered with which key, who holds the unit reserved, and what that forbids.
+"""Persistent reservations (SPC-4 5.12): registered ports with their keys, the reservation, and the permissions it leaves.
 
-Values and rules only.  Every service action of PERSISTENT RESERVE OUT is a function from one `State` to the next, with
-the unit attentions that go with it, so that whoever keeps the state can store the next one before anybody acts on it
-(`reservations.py`), and a refused request has changed nothing.
+This module has values and rules only.  Every service action of PERSISTENT RESERVE OUT is a function from one
+`ReservationState` to the next, with the unit attentions that go with it.  So `reservations.py`, which keeps the state,
+can store the next one before it is in force, and a refused request has changed nothing.
 
-A registration belongs to an I_T nexus.  There is one target port, so an I_T nexus is named by its initiator port: the
-iSCSI name and the ISID.  It survives the session.
+A registration belongs to an I_T nexus.  There is one target port, so the initiator port (iSCSI name and ISID) names an
+I_T nexus.  A registration survives the session.  These are the permissions of a reservation, by its type:
 
-| type | | others that are registered | others that are not |
+| type | | other registered ports | other ports |
 | --- | --- | --- | --- |
 | 1h | write exclusive                           | read       | read |
 | 3h | exclusive access                          | nothing    | nothing |
 | 5h | write exclusive, registrants only         | everything | read |
 | 6h | exclusive access, registrants only        | everything | nothing |
-| 7h | write exclusive, all registrants          | everything, all are holders | read |
-| 8h | exclusive access, all registrants         | everything, all are holders | nothing |
+| 7h | write exclusive, all registrants          | everything, as holders | read |
+| 8h | exclusive access, all registrants         | everything, as holders | nothing |
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from target.scsi import sense
 from target.scsi.sense import Asc
 
 MAX_REGISTRATIONS = 1024
-"""Of one unit.  Registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
+"""The bound for one unit: registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +41,7 @@ class InitiatorPort:
 
 
 class ReservationType(enum.IntEnum):
-    """SPC-4 table 65; see the module's docstring."""
+    """The types of SPC-4 table 65; see the module's docstring."""
 
     WRITE_EXCLUSIVE = 0x1
     EXCLUSIVE_ACCESS = 0x3
@@ -52,17 +52,17 @@ class ReservationType(enum.IntEnum):
 
     @property
     def all_registrants(self) -> bool:
-        """Whether everybody registered holds the reservation."""
+        """Whether every registered port holds the reservation."""
         return self >= ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS
 
     @property
     def registrants_may(self) -> bool:
-        """Whether everybody registered may do everything."""
+        """Whether every registered port may do everything."""
         return self >= ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
 
     @property
     def others_read(self) -> bool:
-        """Whether the others may read."""
+        """Whether the other ports may read."""
         return self in (
             ReservationType.WRITE_EXCLUSIVE,
             ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
@@ -71,7 +71,7 @@ class ReservationType(enum.IntEnum):
 
 
 class Permission(enum.Enum):
-    """What a nexus may do on the unit."""
+    """The permission of a nexus on the unit."""
 
     EVERYTHING = "everything"
     READ = "read"
@@ -80,7 +80,7 @@ class Permission(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The unit is reserved; `holder` made it, and holds it alone unless all registrants do."""
+    """A reservation of the unit; `holder` made it, and holds it alone unless all registrants hold it."""
 
     type: ReservationType
     holder: InitiatorPort
@@ -88,7 +88,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class ReservationState:
-    """All there is to know about a unit's registrations and its reservation."""
+    """The registrations of a unit and its reservation."""
 
     keys: Mapping[InitiatorPort, int] = field(default_factory=lambda: MappingProxyType({}))
     reservation: Reservation | None = None
@@ -96,12 +96,12 @@ class ReservationState:
     persists: bool = False  # APTPL: it outlives the daemon
 
     def holds(self, port: InitiatorPort) -> bool:
-        """Whether the port is a persistent reservation holder."""
+        """Return whether the port is a persistent reservation holder."""
         held = self.reservation
         return held is not None and (port in self.keys if held.type.all_registrants else port == held.holder)
 
     def access(self, port: InitiatorPort) -> Permission:
-        """What the reservation leaves to a port."""
+        """Return the permission that the reservation leaves to a port."""
         held = self.reservation
         if held is None or self.holds(port) or (held.type.registrants_may and port in self.keys):
             return Permission.EVERYTHING
@@ -114,7 +114,7 @@ class Conflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The state after a service action; unit attentions to raise; whose tasks PREEMPT AND ABORT clears."""
+    """The state after a service action, the unit attentions to raise, and the ports whose tasks PREEMPT AND ABORT clears."""
 
     state: ReservationState
     attentions: Mapping[InitiatorPort, Asc] = field(default_factory=lambda: MappingProxyType({}))
@@ -124,7 +124,7 @@ class Outcome:
 def _next(
     state: ReservationState, keys: Mapping[InitiatorPort, int], reservation: Reservation | None
 ) -> ReservationState:
-    """The state with other registrations; a reservation that nobody holds any more is gone."""
+    """Return the state with other registrations; a reservation without a holder ends."""
     if reservation is not None and reservation.type.all_registrants:
         if reservation.holder not in keys:
             reservation = replace(reservation, holder=min(keys)) if keys else None
@@ -139,7 +139,7 @@ def _next(
     )
 
 
-def _told(ports: Iterable[InitiatorPort], asc: Asc) -> dict[InitiatorPort, Asc]:
+def _attentions(ports: Iterable[InitiatorPort], asc: Asc) -> dict[InitiatorPort, Asc]:
     return dict.fromkeys(ports, asc)
 
 
@@ -149,7 +149,7 @@ def _check_room(keys: Mapping[InitiatorPort, int]) -> None:
 
 
 def check_registered(state: ReservationState, port: InitiatorPort, key: int) -> None:
-    """What all but REGISTER ask for: the port is registered with this key.  Raises Conflict."""
+    """Raise Conflict unless the port is registered with this key, as all actions but REGISTER ask."""
     if port not in state.keys or state.keys[port] != key:
         raise Conflict
 
@@ -164,7 +164,7 @@ def register(
     also: Iterable[InitiatorPort] = (),
     persists: bool = False,
 ) -> Outcome:
-    """REGISTER, and with `ignore_key` REGISTER AND IGNORE EXISTING KEY; `also` are the ports of SPEC_I_PT.  Raises Conflict."""
+    """Do REGISTER, or with `ignore_key` REGISTER AND IGNORE EXISTING KEY; `also`: the ports of SPEC_I_PT.  Raises Conflict."""
     if not ignore_key and state.keys.get(port, 0) != key:
         raise Conflict
     keys = dict(state.keys)
@@ -177,15 +177,15 @@ def register(
     if port not in keys:
         return Outcome(state)
     del keys[port]
-    # SPC-4 5.12.11.1: who shared a reservation that ends here is told.
+    # SPC-4 5.12.11.1: the ports that shared a reservation which ends here get a unit attention.
     held = state.reservation
     after = replace(_next(state, keys, held), persists=persists and bool(keys))
     released = held is not None and after.reservation is None and held.type.registrants_may
-    return Outcome(after, _told(keys, Asc.RESERVATIONS_RELEASED) if released else {})
+    return Outcome(after, _attentions(keys, Asc.RESERVATIONS_RELEASED) if released else {})
 
 
 def reserve(state: ReservationState, port: InitiatorPort, key: int, kind: ReservationType) -> Outcome:
-    """RESERVE.  Raises Conflict."""
+    """Do RESERVE.  Raises Conflict."""
     check_registered(state, port, key)
     held = state.reservation
     if held is not None:
@@ -196,7 +196,7 @@ def reserve(state: ReservationState, port: InitiatorPort, key: int, kind: Reserv
 
 
 def release(state: ReservationState, port: InitiatorPort, key: int, kind: ReservationType | None) -> Outcome:
-    """RELEASE; `kind` is None for a type there is not.  Raises Conflict, CheckCondition."""
+    """Do RELEASE; `kind` is None for a type that does not exist.  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)
     held = state.reservation
     if held is None or not state.holds(port):
@@ -204,20 +204,20 @@ def release(state: ReservationState, port: InitiatorPort, key: int, kind: Reserv
     if held.type is not kind:
         raise sense.illegal_request(Asc.INVALID_RELEASE_OF_PERSISTENT_RESERVATION)
     others = [other for other in state.keys if other != port] if held.type.registrants_may else []
-    return Outcome(replace(state, reservation=None), _told(others, Asc.RESERVATIONS_RELEASED))
+    return Outcome(replace(state, reservation=None), _attentions(others, Asc.RESERVATIONS_RELEASED))
 
 
 def clear(state: ReservationState, port: InitiatorPort, key: int) -> Outcome:
-    """CLEAR.  Raises Conflict."""
+    """Do CLEAR.  Raises Conflict."""
     check_registered(state, port, key)
     others = [other for other in state.keys if other != port]
-    return Outcome(_next(state, {}, None), _told(others, Asc.RESERVATIONS_PREEMPTED))
+    return Outcome(_next(state, {}, None), _attentions(others, Asc.RESERVATIONS_PREEMPTED))
 
 
 def preempt(
     state: ReservationState, port: InitiatorPort, key: int, victims_key: int, kind: ReservationType | None
 ) -> Outcome:
-    """PREEMPT, and the first half of PREEMPT AND ABORT (SPC-4 5.12.11.2).  Raises Conflict, CheckCondition."""
+    """Do PREEMPT, or the first half of PREEMPT AND ABORT (SPC-4 5.12.11.2).  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)
     held = state.reservation
     shared = held is not None and held.type.all_registrants
@@ -228,17 +228,17 @@ def preempt(
     if takes_over:
         if kind is None:
             raise sense.invalid_field(2)
-        victims.discard(port)  # the one that takes the reservation stays registered
+        victims.discard(port)  # the port that takes the reservation stays registered
     elif not victims:
         raise Conflict
     keys = {other: its for other, its in state.keys.items() if other not in victims}
     new = Reservation(kind, port) if takes_over and kind is not None else held
-    told = _told(victims - {port}, Asc.REGISTRATIONS_PREEMPTED)
+    attentions = _attentions(victims - {port}, Asc.REGISTRATIONS_PREEMPTED)
     after = _next(state, keys, new)
     changed = held is not None and (after.reservation is None or after.reservation.type is not held.type)
     if changed and held is not None and held.type.registrants_may:
-        told |= _told((other for other in keys if other != port), Asc.RESERVATIONS_RELEASED)
-    return Outcome(after, told, frozenset(victims - {port}))
+        attentions |= _attentions((other for other in keys if other != port), Asc.RESERVATIONS_RELEASED)
+    return Outcome(after, attentions, frozenset(victims - {port}))
 
 
 def register_and_move(
@@ -251,7 +251,7 @@ def register_and_move(
     unregister: bool,
     persists: bool,
 ) -> Outcome:
-    """REGISTER AND MOVE (SPC-4 5.12.8).  Raises Conflict, CheckCondition."""
+    """Do REGISTER AND MOVE (SPC-4 5.12.8).  Raises Conflict, CheckCondition."""
     check_registered(state, port, key)
     held = state.reservation
     if held is None or not state.holds(port) or held.type.all_registrants:

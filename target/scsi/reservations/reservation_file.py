@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file in which a unit's persistent reservation outlives the daemon (APTPL, SPC-4 5.12.5).
 
-JSON, written beside and renamed over, synced with its directory: after a crash it is the state before or the state
-after, never half of one.  No file means that nothing is to be remembered.  A file that cannot be understood stops the
-unit from being served: a reservation forgotten would let in whom it was made to keep out.
+The file is JSON, written beside and renamed over, synced with its directory: after a crash it has the state before or
+the state after, never half of one.  No file means that there is nothing to remember.  If the file cannot be understood,
+the daemon does not serve the unit: without the reservation, initiators that it excludes could write.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from target.scsi.reservations.persistent_reservation import (
 
 
 class ReservationFileDamaged(Exception):
-    """The file cannot be understood; says which, why and what to do."""
+    """The file cannot be understood; the message has its path, the reason and the remedy."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class _Registration:
     initiator: str
     isid: str
-    key: str  # hexadecimal: JSON numbers end at 53 bits for many who read them
+    key: str  # hexadecimal: many readers of JSON keep only 53 bits of a number
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -52,20 +52,20 @@ _TYPE = pydantic.TypeAdapter(_File)
 
 
 def load(path: Path) -> ReservationState:
-    """What was remembered.  Raises ReservationFileDamaged, OSError."""
+    """Return the stored state, or an empty one if there is no file.  Raises ReservationFileDamaged, OSError."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return ReservationState()
     try:
-        found = _TYPE.validate_json(text, strict=False)
-        keys = {InitiatorPort(each.initiator, each.isid): int(each.key, 16) for each in found.registrations}
+        file = _TYPE.validate_json(text, strict=False)
+        keys = {InitiatorPort(entry.initiator, entry.isid): int(entry.key, 16) for entry in file.registrations}
     except ValueError as error:
-        what = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise ReservationFileDamaged(
-            f"{path} is damaged ({what}): put it back from a backup, or delete it and let initiators reserve anew"
+            f"{path} is damaged ({reason}): put it back from a backup, or delete it and let initiators reserve anew"
         ) from error
-    held = found.reservation
+    held = file.reservation
     reservation = None if held is None else Reservation(held.type, InitiatorPort(held.initiator, held.isid))
     if not keys or any(not 0 < key < 1 << 64 for key in keys.values()):
         raise ReservationFileDamaged(f"{path} is damaged (impossible keys): put it back from a backup, or delete it")
@@ -77,7 +77,7 @@ def load(path: Path) -> ReservationState:
 
 
 def store(path: Path, state: ReservationState) -> None:
-    """Remember the state, or forget what was remembered if it does not persist.  Durable on return.  Raises OSError."""
+    """Store the state, or remove the stored one if it does not persist.  Durable on return.  Raises OSError."""
     if state.persists:
         held = state.reservation
         content = _File(

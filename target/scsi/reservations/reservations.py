@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One unit's reservations at work: keeps the state, lets commands in or not, and makes changes of it barriers.
+"""The reservations of one unit: they keep the state, admit or refuse commands, and make each change a barrier.
 
-A change is made in this order: stored if it is to persist, then put in force for every I_T nexus at once, then unit
-attentions; PREEMPT AND ABORT last clears the running tasks of those it preempted and waits until they have ended.  A task
-enters `running` before it looks at `unusual` (logical_unit.py), so from the moment the change is in force a task is
-either refused, or among those waited for: when PREEMPT AND ABORT returns, nothing is written any more in the name of an
-old key, and what was refused has changed nothing.
+A change takes these steps, in this order:
 
-Changes follow each other; who waits for tasks to end does so outside of the lock.  Two that preempt each other do not wait
-for each other for ever: a change whose own task was cleared meanwhile is not made (`transfer.go_on`), so whoever
-waits does so for tasks begun before its own change, and there is no circle.
+1. store the new state, if it persists;
+2. put it in force for every I_T nexus at once, and raise the unit attentions;
+3. for PREEMPT AND ABORT: clear the running tasks of the preempted ports, and wait until they have ended.
 
-The reservation of SPC-2 (RESERVE, RELEASE) is here, too.  It belongs to the session, excludes the persistent kind,
-and ends with the session, and with a reset.
+A task enters `running` before it looks at `unusual` (logical_unit.py).  So from the moment the change is in force, a task
+is either refused or among those that step 3 waits for.  When PREEMPT AND ABORT returns, no task writes any longer under
+an old key, and a refused task has changed nothing.
+
+Changes follow each other, but wait for tasks outside of the lock.  Two ports that preempt each other do not wait for each
+other for ever: a change whose own task was cleared meanwhile is not made (`transfer.go_on`).  So each change waits only
+for tasks that began before it, and there is no circle.
+
+The reservation of SPC-2 (RESERVE, RELEASE) is here, too.  It belongs to the session, excludes the persistent kind, and
+ends with the session or with a reset.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Nexus(Protocol):
-    """An I_T nexus: its port, and that it is the same."""
+    """An I_T nexus; only its port and its identity matter here (`nexus.Nexus`)."""
 
     @property
     def port(self) -> InitiatorPort: ...
@@ -58,7 +62,7 @@ class ItlNexus(Protocol):
         """Raise a unit attention, once."""
 
     def update(self) -> None:
-        """Take a change of what the nexus may do into account.  The caller holds the unit's lock."""
+        """Take note that the rights of the nexus may have changed.  The caller holds the unit's lock."""
 
 
 class Unit(Protocol):
@@ -79,23 +83,25 @@ _START_STOP_UNIT, _PREVENT_ALLOW = 0x1B, 0x1E
 
 
 def _harmless(cdb: bytes | memoryview) -> bool:
-    """The forms of two commands that reservations do not forbid (SBC-3 table 13): starting, and allowing removal."""
+    """Return whether a START STOP UNIT starts or a PREVENT ALLOW allows; reservations permit these (SBC-3 table 13)."""
     return (cdb[0] == _START_STOP_UNIT and cdb[4] & 0xF1 == 0x01) or (cdb[0] == _PREVENT_ALLOW and not cdb[4] & 0x03)
 
 
 class Reservations:
-    """See the module's docstring.  `path` is where the state persists; None: it cannot."""
+    """The reservations of one unit; see the module's docstring."""
 
     def __init__(self, unit: Unit, path: Path | None) -> None:
-        """Raises reservation_file.ReservationFileDamaged, OSError."""
+        """Load the state from `path`; None: it cannot persist.  Raises reservation_file.ReservationFileDamaged, OSError."""
         self.path = path
         self.state = ReservationState() if path is None else reservation_file.load(path)
         self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
-        self._unit: Unit = weakref.proxy(unit)  # whose we are: no circle is left when it goes
+        self._unit: Unit = weakref.proxy(
+            unit
+        )  # a proxy, so that the unit and its reservations form no reference circle
         self._changing = threading.Lock()  # held while a state is stored: never taken on an event loop
 
     def restricts(self, itl: ItlNexus) -> bool:
-        """Whether anything is forbidden to this nexus."""
+        """Return whether a reservation forbids anything to this nexus."""
         if self.reserved_by is not None and self.reserved_by is not itl.nexus:
             return True
         return self.state.reservation is not None and self.state.access(itl.nexus.port) is not Permission.EVERYTHING
@@ -103,8 +109,8 @@ class Reservations:
     def check(self, itl: ItlNexus, needs: Permission, cdb: bytes | memoryview, *, despite_reserve: bool) -> None:
         """Raise ReservationConflict if a command must not run on this nexus.
 
-        `needs` is what a persistent reservation must leave to the nexus, `despite_reserve` says that SPC-2's RESERVE does
-        not matter (`command_set.Command`).
+        `needs` is the least that a persistent reservation must permit; with `despite_reserve` SPC-2's RESERVE does not
+        matter (`command_set.Command`).
         """
         if self.reserved_by is not None and self.reserved_by is not itl.nexus and not despite_reserve:
             raise block_device.ReservationConflict
@@ -115,13 +121,13 @@ class Reservations:
             raise block_device.ReservationConflict
 
     def left_to(self, itl: ItlNexus) -> Permission:
-        """What both kinds of reservations leave to a nexus."""
+        """Return the permission that both kinds of reservations leave to a nexus."""
         if self.reserved_by is not None and self.reserved_by is not itl.nexus:
             return Permission.NOTHING
         return self.state.access(itl.nexus.port)
 
     def change(self, task: Task, change: Callable[[ReservationState], Outcome], *, abort: bool = False) -> None:
-        """Put the outcome of `change` in force; with `abort` return when no task of those preempted runs any more.
+        """Put the outcome of `change` in force; with `abort` return when no task of the preempted ports runs any longer.
 
         Never call it on an event loop.  Raises ReservationConflict, CheckCondition.
         """
@@ -151,7 +157,7 @@ class Reservations:
                 itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
     def _store(self, state: ReservationState) -> None:
-        """Make the state durable, or what was stored forgotten, before it is in force."""
+        """Store the state, or remove the stored one, before the state is in force."""
         if self.path is None or not (state.persists or self.state.persists) or state == self.state:
             return
         try:
@@ -161,12 +167,12 @@ class Reservations:
             raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES) from error
 
     def forget(self) -> None:
-        """The unit is gone for good: what is stored about it goes, too.  Raises OSError."""
+        """Remove the stored state of a unit that is gone for good.  Raises OSError."""
         if self.path is not None:
             reservation_file.store(self.path, ReservationState())
 
     def reserve(self, itl: ItlNexus) -> None:
-        """RESERVE of SPC-2.  Raises ReservationConflict."""
+        """Do SPC-2's RESERVE.  Raises ReservationConflict."""
         with self._changing, self._unit.lock:
             if self._compatible(itl):
                 return
@@ -175,7 +181,7 @@ class Reservations:
             self._reserve_for(itl.nexus)
 
     def release(self, itl: ItlNexus) -> None:
-        """RELEASE of SPC-2; nothing, for who has not reserved.  Raises ReservationConflict."""
+        """Do SPC-2's RELEASE; nothing if another session, or none, has reserved.  Raises ReservationConflict."""
         with self._changing, self._unit.lock:
             if self._compatible(itl):
                 return
@@ -185,17 +191,17 @@ class Reservations:
                 self._reserve_for(None)
 
     def nexus_lost(self, nexus: Nexus) -> None:
-        """A session does not reach the unit any more.  The caller holds `unit.lock`."""
+        """End the SPC-2 reservation of a session that no longer reaches the unit.  The caller holds `unit.lock`."""
         if self.reserved_by is nexus and all(itl.nexus is not nexus for itl in self._unit.itls):
             self._reserve_for(None)
 
     def reset(self) -> None:
-        """The unit was reset; persistent reservations stay."""
+        """End the SPC-2 reservation because the unit was reset; persistent reservations stay."""
         with self._unit.lock:
             self._reserve_for(None)
 
     def _compatible(self, itl: ItlNexus) -> bool:
-        """Whether RESERVE and RELEASE change nothing and are GOOD, since a persistent reservation gives as much (CRH)."""
+        """Return whether RESERVE and RELEASE change nothing and are GOOD: a persistent reservation permits as much (CRH)."""
         port = itl.nexus.port
         return (
             self.state.reservation is not None

@@ -24,7 +24,7 @@ _PORT = re.compile(r"(?P<name>[^,]+),i,0x(?P<isid>[0-9a-fA-F]{1,12})")
 
 
 def pack(port: InitiatorPort) -> bytes:
-    """The TransportID of a port."""
+    """Return the TransportID of a port."""
     if port.isid:
         code, text = NAME_AND_ISID, f"{port.initiator},i,0x{port.isid}"
     else:
@@ -35,7 +35,7 @@ def pack(port: InitiatorPort) -> bytes:
 
 
 def unpack(data: bytes, start: int) -> tuple[InitiatorPort, int]:
-    """The port named at `data[start:]`, and where the TransportID ends; format 00b gives a port without ISID.
+    """Return the port named at `data[start:]`, and the end of the TransportID; a port of format 00b has no ISID.
 
     Raises CheckCondition with a pointer into the parameter list.
     """
@@ -57,10 +57,10 @@ def unpack(data: bytes, start: int) -> tuple[InitiatorPort, int]:
     if not nul:
         raise sense.invalid_parameter(start + 4)
     if code & 0xC0 == NAME_AND_ISID:
-        found = _PORT.fullmatch(text)
-        if found is None:
+        match = _PORT.fullmatch(text)
+        if match is None:
             raise sense.invalid_parameter(start + 4)
-        port = InitiatorPort(found["name"], found["isid"].lower().zfill(12))
+        port = InitiatorPort(match["name"], match["isid"].lower().zfill(12))
     else:
         port = InitiatorPort(text, "")
     if not port.initiator or len(port.initiator.encode()) > _NAME_LENGTH or "," in port.initiator:
