@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from target.scsi.logical_unit import UnitKind
-from tests.target.scsi.harness import Bench
+from tests.target.scsi.harness import Bench, Initiator
 
 
 @pytest.fixture
@@ -31,3 +33,23 @@ def view() -> Bench:
 def any_kind(request: pytest.FixtureRequest) -> Bench:
     """Each kind in turn."""
     return Bench(request.param)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(state_dir=tmp_path)
+
+
+@pytest.fixture
+def one(bench: Bench) -> Initiator:
+    return bench.login("iqn.one", "000000000001")
+
+
+@pytest.fixture
+def two(bench: Bench) -> Initiator:
+    return bench.login("iqn.two", "000000000002")
+
+
+@pytest.fixture
+def three(bench: Bench) -> Initiator:
+    return bench.login("iqn.three", "000000000003")

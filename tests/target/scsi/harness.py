@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from lun_backends.atomic_journal import AtomicJournal
 from target.scsi.commands import table
@@ -17,6 +17,10 @@ from target.scsi.task import Status, Task
 from tests.memory_device import MemoryDevice
 
 TARGET_NAME = "iqn.2026-11.io.wolun:test"
+WELL_KNOWN = 0xC101 << 48
+TEST_UNIT_READY = bytes(6)
+GOOD, CHECK, CONDITION_MET = Status.GOOD, Status.CHECK_CONDITION, Status.CONDITION_MET
+PATIENCE = 30  # seconds until a test that hangs fails
 UNIT_UUID = UUID("12345678-9abc-4def-8123-456789abcdef")
 
 
@@ -96,6 +100,23 @@ def result_of(task: Task) -> Result:
     assert task.status == Status.CHECK_CONDITION or not task.sense
     assert task.status != Status.CHECK_CONDITION or len(task.sense) >= 8
     return Result(task.status, b"".join(task.data_in), task.sense, task.residual_out)
+
+
+def attention_of(initiator: Initiator, lun: int = 0) -> int:
+    """Return the unit attention that TEST UNIT READY meets; 0 if there is none."""
+    result = initiator.run(TEST_UNIT_READY, lun=lun << 48)
+    if result.status == GOOD:
+        return 0
+    assert (result.status, result.key) == (CHECK, 0x6)
+    return result.asc
+
+
+def make_unit(
+    device: MemoryDevice | None = None, kind: UnitKind = UnitKind.PRIMARY, *, name: str = "a", uuid: UUID | None = None
+) -> LogicalUnit:
+    """Make a unit, by default on a device in memory that suits its kind."""
+    device = device or MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE)
+    return LogicalUnit(device, uuid=uuid or uuid4(), kind=kind, name=name, commands=table.for_unit)
 
 
 class Bench:
@@ -202,7 +223,3 @@ def inquiry_cdb(page: int | None = None, allocation_length: int = 0xFFFF) -> byt
 def report_luns_cdb(select: int = 0, allocation_length: int = 0x10000) -> bytes:
     """REPORT LUNS."""
     return struct.pack(">BxB3xI2x", 0xA0, select, allocation_length)
-
-
-TEST_UNIT_READY = bytes(6)
-GOOD, CHECK, CONDITION_MET = Status.GOOD, Status.CHECK_CONDITION, Status.CONDITION_MET

@@ -50,7 +50,9 @@ class Shortest:
 
 @pytest.mark.parametrize("kind", list(UnitKind), ids=lambda kind: kind.value)
 @given(steps=st.lists(commands, max_size=30))
-def test_it_is_done_as_ever_or_not_at_all(kind: UnitKind, steps: list[tuple[int, int, int, int, int]]) -> None:
+def test_plain_does_a_command_like_execute_or_not_at_all(
+    kind: UnitKind, steps: list[tuple[int, int, int, int, int]]
+) -> None:
     short, usual = Shortest(bench_of(kind)), bench_of(kind)
     for number, (opcode, lba, count, flags, more) in enumerate(steps):
         cdb = block_cdb(opcode, lba, count, flags).ljust(16, b"\0")
@@ -76,7 +78,7 @@ def test_it_is_done_as_ever_or_not_at_all(kind: UnitKind, steps: list[tuple[int,
 
 
 @pytest.mark.parametrize("opcode", PLAIN, ids=hex)
-def test_what_is_plain_is_done(opcode: int) -> None:
+def test_plain_commands_are_done(opcode: int) -> None:
     short = Shortest(bench_of(UnitKind.PRIMARY))
     assert short.run(block_cdb(opcode, 2, 3), bytearray(3 * 512))
 
@@ -89,7 +91,7 @@ def test_a_unit_attention_comes_first() -> None:
     assert short.run(cdb10(0x28, 0, 1), bytearray(512))
 
 
-def test_what_would_wait_or_fails_is_left_to_the_usual_way() -> None:
+def test_waiting_and_failing_commands_are_left_to_execute() -> None:
     short = Shortest(bench_of(UnitKind.PRIMARY))
     short.bench.device.blocking = True
     assert not short.run(cdb10(0x2A, 0, 1), bytearray(512))
@@ -101,13 +103,13 @@ def test_what_would_wait_or_fails_is_left_to_the_usual_way() -> None:
     assert short.bench.unit.counters.errors == 1
 
 
-def test_a_write_once_unit_is_written_to_by_the_usual_way_alone() -> None:
+def test_writes_to_a_write_once_unit_are_left_to_execute() -> None:
     short = Shortest(bench_of(UnitKind.WRITE_ONCE))
     assert not short.run(cdb10(0x2A, 100, 1), bytearray(512))
     assert short.run(cdb10(0x28, 0, 1), bytearray(512))
 
 
-def test_a_write_under_way_is_waited_for() -> None:
+def test_a_drain_waits_for_a_running_write() -> None:
     short = Shortest(bench_of(UnitKind.PRIMARY))
     reached, go_on, drained = threading.Event(), threading.Event(), threading.Event()
 

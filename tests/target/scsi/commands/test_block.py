@@ -11,7 +11,6 @@ import pytest
 from lun_backends import block_device
 from target.scsi import transfer
 from target.scsi.logical_unit import UnitKind
-from target.scsi.task import Status
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import CHECK, CONDITION_MET, GOOD, Bench, Result, block_cdb, cdb10, cdb16
 
@@ -32,7 +31,7 @@ def illegal(result: Result, asc: int) -> bool:
 
 @pytest.mark.parametrize(("write", "read"), list(zip(WRITES, READS, strict=True)))
 @pytest.mark.parametrize("nowait", [False, True])
-def test_what_is_written_is_read(primary: Bench, write: int, read: int, nowait: bool) -> None:
+def test_written_data_is_read_back(primary: Bench, write: int, read: int, nowait: bool) -> None:
     data = pattern(3)
     assert primary.run(block_cdb(write, 5, 3), data, nowait=nowait).status == GOOD
     assert primary.device.data[5 * 512 : 8 * 512] == data
@@ -73,7 +72,7 @@ def test_beyond_the_end(primary: Bench, opcode: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", [0x88, 0x8A])
-def test_an_lba_that_only_16_bytes_hold(primary: Bench, opcode: int) -> None:
+def test_an_lba_that_only_16_byte_cdbs_hold(primary: Bench, opcode: int) -> None:
     data = pattern(1) if opcode == 0x8A else b""
     assert illegal(primary.run(cdb16(opcode, (1 << 64) - 1, 1), data), 0x2100)
 
@@ -158,7 +157,7 @@ def test_too_little_data_out_that_ends_in_a_block_writes_nothing(primary: Bench,
 
 
 @pytest.mark.parametrize("opcode", WRITES)
-def test_fewer_blocks_than_the_cdb_says_are_written_as_far_as_they_go(primary: Bench, opcode: int) -> None:
+def test_fewer_whole_blocks_than_the_cdb_says_are_written(primary: Bench, opcode: int) -> None:
     primary.device.fill(b"x" * 1024)
     data = pattern(1)
     result = primary.run(block_cdb(opcode, 0, 2), data)
@@ -170,14 +169,14 @@ def test_fewer_blocks_than_the_cdb_says_are_written_as_far_as_they_go(primary: B
 
 
 @pytest.mark.parametrize("opcode", WRITES)
-def test_too_much_data_out_is_left(primary: Bench, opcode: int) -> None:
+def test_surplus_data_out_is_not_written(primary: Bench, opcode: int) -> None:
     data = pattern(3)
     result = primary.run(block_cdb(opcode, 0, 1), data)
     assert (result.status, result.residual_out) == (GOOD, -1024)
     assert primary.device.data[:1024] == data[:512] + bytes(512)
 
 
-def test_data_travels_in_the_fabrics_own_buffers(primary: Bench) -> None:
+def test_the_device_gets_the_fabrics_own_buffers(primary: Bench) -> None:
     primary.device.fill(b"x" * 1024)
     buffer = memoryview(bytearray(1024))
     task = primary.initiator.task(cdb10(0x28, 0, 2))
@@ -188,7 +187,7 @@ def test_data_travels_in_the_fabrics_own_buffers(primary: Bench) -> None:
 
 
 @pytest.mark.parametrize("read", READS)
-def test_a_blank_block_ends_the_read_with_what_came_before(write_once: Bench, read: int) -> None:
+def test_a_blank_block_ends_the_read_with_the_data_before_it(write_once: Bench, read: int) -> None:
     data = pattern(2)
     write_once.device.fill(data, 4 * 512)
     result = write_once.run(block_cdb(read, 4, 6))
@@ -203,7 +202,7 @@ def test_a_blank_block_read_without_waiting(write_once: Bench) -> None:
     assert write_once.run(cdb10(0x28, 0, 2), nowait=True).information == 1
 
 
-def test_leading_data_that_fails_is_left_out(write_once: Bench) -> None:
+def test_unreadable_leading_data_is_left_out(write_once: Bench) -> None:
     write_once.device.inject("readv", block_device.BlankBlock(2))
     write_once.device.inject("readv", block_device.MediumError(0, writing=False, reason="rot"))
     result = write_once.run(cdb10(0x28, 0, 4))
@@ -220,13 +219,13 @@ def test_a_written_block_refuses_the_whole_write(write_once: Bench, write: int) 
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_view_takes_no_writes(view: Bench, write: int) -> None:
+def test_a_view_refuses_writes(view: Bench, write: int) -> None:
     result = view.run(block_cdb(write, 0, 1), pattern(1))
     assert (result.status, result.key, result.asc) == (CHECK, 0x7, 0x2700)
     assert not view.device.calls
 
 
-def test_an_lba_beyond_32_bits_is_told_in_descriptor_format() -> None:
+def test_an_lba_beyond_32_bits_is_reported_in_descriptor_format() -> None:
     class Sparse(MemoryDevice):
         """16 TiB on paper."""
 
@@ -240,28 +239,6 @@ def test_an_lba_beyond_32_bits_is_told_in_descriptor_format() -> None:
     assert result.sense[0] == 0x72
     assert (result.key, result.information) == (0x8, 0x4_0000_0000)
     assert bench.run(bytes.fromhex("25")).data == bytes.fromhex("ffffffff00000200")
-
-
-def test_reservation_conflict_of_a_backend_is_a_status(primary: Bench) -> None:
-    primary.device.inject("writev", block_device.ReservationConflict())
-    assert primary.run(cdb10(0x2A, 0, 1), pattern(1)) == Result(Status.RESERVATION_CONFLICT, b"", b"")
-
-
-def test_an_unforeseen_error_is_a_hardware_error_and_logged(primary: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    primary.device.inject("readv", ZeroDivisionError("a bug"))
-    result = primary.run(cdb10(0x28, 0, 1))
-    assert (result.status, result.key, result.asc) == (CHECK, 0x4, 0x4400)
-    assert "ZeroDivisionError: a bug" in caplog.text
-    assert "vol0" in caplog.text
-
-
-def test_counters(primary: Bench) -> None:
-    primary.run(cdb10(0x2A, 0, 2), pattern(2))
-    primary.run(cdb10(0x28, 0, 3))
-    primary.run(cdb10(0x28, BLOCKS, 1))
-    counters = primary.unit.counters
-    assert (counters.commands, counters.errors) == (3, 1)
-    assert (counters.bytes_read, counters.bytes_written) == (3 * 512, 2 * 512)
 
 
 @pytest.mark.parametrize("opcode", [0x34, 0x90])
@@ -283,7 +260,7 @@ def test_synchronize_cache(any_kind: Bench, opcode: int, immed: int) -> None:
     assert illegal(any_kind.run(block_cdb(opcode, BLOCKS - 1, 2, flags=immed)), 0x2100)
 
 
-def test_synchronize_cache_tells_when_the_medium_fails(primary: Bench) -> None:
+def test_synchronize_cache_reports_a_medium_error(primary: Bench) -> None:
     primary.device.inject("flush", block_device.MediumError(0, writing=True, reason="EIO"))
     result = primary.run(cdb10(0x35, 0, 0))
     assert (result.status, result.key, result.asc) == (CHECK, 0x3, 0x0C00)

@@ -63,7 +63,7 @@ def test_a_reserved_bytchk_is_refused(primary: Bench, opcode: int) -> None:
 
 @pytest.mark.parametrize("opcode", VERIFIES + WRITE_AND_VERIFIES)
 @pytest.mark.parametrize("flags", [0, BYTCHK_1])
-def test_nothing_to_verify(primary: Bench, opcode: int, flags: int) -> None:
+def test_a_count_of_0_verifies_nothing(primary: Bench, opcode: int, flags: int) -> None:
     assert primary.run(block_cdb(opcode, 5, 0, flags)).status == GOOD
     assert primary.run(block_cdb(opcode, BLOCKS, 0, flags)).asc == 0x2100
     assert not primary.device.calls
@@ -93,7 +93,7 @@ def test_verify_of_more_than_one_step() -> None:
 
 
 @pytest.mark.parametrize("opcode", VERIFIES + WRITE_AND_VERIFIES)
-def test_none_is_done_where_waiting_is_not_allowed(primary: Bench, opcode: int) -> None:
+def test_no_command_runs_without_waiting(primary: Bench, opcode: int) -> None:
     with pytest.raises(block_device.WouldBlock):
         primary.run(block_cdb(opcode, 0, 1), pattern(1), nowait=True)
     assert not primary.device.calls
@@ -116,7 +116,7 @@ def test_write_and_verify(primary: Bench, opcode: int, flags: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", WRITE_AND_VERIFIES)
-def test_write_and_verify_of_a_medium_that_lies(opcode: int) -> None:
+def test_write_and_verify_finds_a_medium_that_lost_the_write(opcode: int) -> None:
     class Lying(MemoryDevice):
         def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False) -> None:
             pass
@@ -143,7 +143,7 @@ def test_compare_and_write(primary: Bench) -> None:
     assert primary.device.calls["exclusive"] == 1
 
 
-def test_compare_and_write_of_what_is_different(primary: Bench) -> None:
+def test_compare_and_write_of_different_data_is_a_miscompare(primary: Bench) -> None:
     old = pattern(3)
     primary.device.fill(old)
     result = primary.run(compare_and_write_cdb(0, 3), changed(old, 1030) + pattern(3))
@@ -171,7 +171,7 @@ def test_compare_and_write_refuses(primary: Bench, write_once: Bench, view: Benc
     assert view.run(compare_and_write_cdb(0, 1), data).asc == 0x2700
 
 
-def test_compare_and_write_lets_nobody_between(primary: Bench) -> None:
+def test_compare_and_write_admits_no_write_between(primary: Bench) -> None:
     """Four threads count in one block, each adding 1 with COMPARE AND WRITE until it succeeds: none is lost."""
     rounds = 25
 
@@ -191,18 +191,9 @@ def test_compare_and_write_lets_nobody_between(primary: Bench) -> None:
     assert int.from_bytes(primary.device.data[:512]) == 4 * rounds
 
 
-def test_a_verify_that_was_aborted_stops(primary: Bench) -> None:
+def test_an_aborted_verify_stops(primary: Bench) -> None:
     task = primary.initiator.task(cdb16(0x8F, 0, 4))
     task.aborted = True
     primary.initiator.nexus.execute(task, nowait=False)
     assert task.status == 0x40
     assert not primary.device.calls
-
-
-@pytest.mark.parametrize("offset", [0, 1, 511, 512, 700, 1023])
-def test_first_difference(offset: int) -> None:
-    data = pattern(2)
-    assert transfer.first_difference(data, data) is None
-    assert transfer.first_difference(changed(data, offset), data) == offset
-    other = bytes(byte ^ 1 for byte in data[offset:])
-    assert transfer.first_difference(data[:offset] + other, data) == offset

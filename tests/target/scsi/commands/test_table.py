@@ -14,9 +14,10 @@ from lun_backends import block_device
 from target.scsi.command_set import Command
 from target.scsi.commands import table
 from target.scsi.logical_unit import UnitKind
-from target.scsi.task import Status, Task
+from target.scsi.reservations.persistent_reservation import Permission
+from target.scsi.task import Status, Task, cdb_length
 from tests.memory_device import MemoryDevice
-from tests.target.scsi.harness import Bench, allocate, result_of
+from tests.target.scsi.harness import Bench, allocate, block_cdb, compare_and_write_cdb, result_of
 
 BLOCKS = 64
 
@@ -30,7 +31,7 @@ def small(kind: UnitKind) -> Bench:
 
 
 @pytest.mark.parametrize("row", table.COMMANDS, ids=lambda row: row.name)
-def test_every_bit_outside_the_usage_mask_is_refused_and_pointed_at(row: Command, tmp_path: Path) -> None:
+def test_every_bit_outside_the_usage_mask_is_refused_with_a_pointer(row: Command, tmp_path: Path) -> None:
     bench = Bench(state_dir=tmp_path)
     for byte in range(1, len(row.usage)):
         for bit in range(8):
@@ -99,7 +100,7 @@ BYTES = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 8, 16]) | st.integers(0, 255
     lun=st.sampled_from([0, 0, 0, 1 << 48, 0xC101 << 48, 3]),
     nowait=st.booleans(),
 )
-def test_bytes_nobody_meant(
+def test_random_bytes_change_nothing_they_must_not(
     kind: UnitKind, opcode: int, rest: bytes, pieces: list[int], lun: int, nowait: bool
 ) -> None:
     """Nothing is raised, the status is a proper one, and only a write that is in the table changes anything."""
@@ -127,3 +128,43 @@ def test_bytes_nobody_meant(
     if kind is UnitKind.WRITE_ONCE:
         written = before[1].index(0) * 512
         assert device.data[:written] == before[0][:written]
+
+
+def test_no_write_needs_less_than_every_permission() -> None:
+    for row in table.COMMANDS:
+        if row.writes:
+            assert row.needs is Permission.EVERYTHING, row.name
+            assert not row.despite_reserve, row.name
+
+
+def test_every_usage_mask_is_as_long_as_its_cdb() -> None:
+    for row in table.COMMANDS:
+        assert len(row.usage) == cdb_length(row.usage)
+        assert row.usage[0] == row.opcode
+        assert row.usage[-1] == 0  # CONTROL: NACA is not supported
+
+
+@pytest.mark.parametrize("row", [row for row in table.COMMANDS if row.range_written], ids=lambda row: row.name)
+def test_a_range_names_the_blocks_that_the_write_changes(row: Command) -> None:
+    bench = small(UnitKind.PRIMARY)
+    lba, count = 5, 3
+    compares = row.opcode == 0x89
+    cdb = compare_and_write_cdb(lba, count) if compares else block_cdb(row.opcode, lba, count)
+    assert row.range_written is not None
+    assert row.range_written(cdb) == (lba, count)
+    new = bytes(byte ^ 0xFF for byte in bench.device.data[lba * 512 : (lba + count) * 512])
+    before = bytes(bench.device.data)
+    data = {0x89: before[lba * 512 : (lba + count) * 512] + new, 0x41: new[:512], 0x93: new[:512]}.get(row.opcode, new)
+    assert bench.run(cdb, data).status == Status.GOOD
+    changed = [
+        block for block in range(BLOCKS) if bench.device.data[block * 512 :][:512] != before[block * 512 :][:512]
+    ]
+    assert changed == list(range(lba, lba + count))
+
+
+def test_the_plain_commands_are_reads_everywhere_and_writes_on_primaries() -> None:
+    for kind in UnitKind:
+        for write_protected in (False, True):
+            writes = kind is UnitKind.PRIMARY and not write_protected
+            plain = table.for_unit(kind, write_protected=write_protected).plain
+            assert plain == ({0x28, 0x88, 0x2A, 0x8A} if writes else {0x28, 0x88})

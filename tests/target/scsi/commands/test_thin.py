@@ -131,7 +131,7 @@ def test_write_same_of_zeroes(full: Bench, opcode: int, flags: int) -> None:
 
 
 @pytest.mark.parametrize("opcode", WRITE_SAMES)
-def test_write_same_with_unmap_unmaps_whatever_data_came_along(full: Bench, opcode: int) -> None:
+def test_write_same_with_unmap_unmaps_whatever_the_data(full: Bench, opcode: int) -> None:
     assert full.run(block_cdb(opcode, 8, 8, UNMAP), b"x" * 512).status == GOOD
     assert full.device.data[8 * 512 : 16 * 512] == bytes(8 * 512)
     assert lba_status(full.run(get_lba_status_cdb(8, 24)).data)[0][2] == DEALLOCATED
@@ -188,7 +188,7 @@ def test_a_long_command_stops_when_it_is_aborted() -> None:
 
 
 @pytest.mark.parametrize("kind", [UnitKind.WRITE_ONCE, UnitKind.SNAPSHOT_VIEW])
-def test_what_other_units_say_to_deallocation(kind: UnitKind) -> None:
+def test_units_other_than_primaries_refuse_deallocation(kind: UnitKind) -> None:
     bench = Bench(kind)
     expected = (0x5, 0x2000) if kind is UnitKind.WRITE_ONCE else (0x7, 0x2700)
     for cdb, data in (
@@ -203,7 +203,7 @@ def test_what_other_units_say_to_deallocation(kind: UnitKind) -> None:
     assert not bench.device.calls
 
 
-def test_a_write_once_unit_tells_written_from_blank(write_once: Bench) -> None:
+def test_get_lba_status_of_a_write_once_unit_reports_written_blocks(write_once: Bench) -> None:
     assert lba_status(write_once.run(get_lba_status_cdb(0, 24)).data) == [(0, BLOCKS, DEALLOCATED)]
     write_once.run(cdb10(0x2A, 10, 5), bytes(5 * 512))
     write_once.run(cdb10(0x2A, 100, 1), bytes(512))
@@ -231,7 +231,7 @@ def test_get_lba_status_refuses(primary: Bench) -> None:
         primary.run(get_lba_status_cdb(0, 24), nowait=True)
 
 
-def test_get_lba_status_merges_neighbours_and_splits_what_its_fields_cannot_hold() -> None:
+def test_get_lba_status_merges_neighbours_and_splits_long_extents() -> None:
     class Huge(MemoryDevice):
         """5 Gi blocks: 4.5 Gi of holes in two pieces, then data."""
 
@@ -253,14 +253,14 @@ def test_get_lba_status_merges_neighbours_and_splits_what_its_fields_cannot_hold
     ]
 
 
-def test_get_lba_status_has_a_last_descriptor(monkeypatch: pytest.MonkeyPatch, write_once: Bench) -> None:
+def test_get_lba_status_bounds_its_descriptors(monkeypatch: pytest.MonkeyPatch, write_once: Bench) -> None:
     for lba in range(0, 40, 2):
         write_once.device.fill(bytes(512), lba * 512)
     monkeypatch.setattr(thin, "MAX_STATUS_DESCRIPTORS", 7)
     assert len(lba_status(write_once.run(get_lba_status_cdb(0, 0xFFFFFFFF)).data)) == 7
 
 
-def test_an_aborted_task_is_not_reported_good(full: Bench) -> None:
+def test_an_aborted_task_does_not_end_with_good(full: Bench) -> None:
     task: Task = full.initiator.task(cdb10(0x41, 0, 1), bytes(512))
     task.aborted = True
     full.initiator.nexus.execute(task, nowait=False)

@@ -6,104 +6,42 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
 
-from target.scsi.commands import table
-from target.scsi.reservations import persistent_reservation, reservation_file, transport_id
-from target.scsi.reservations.persistent_reservation import InitiatorPort, Permission, ReservationType
-from target.scsi.task import Status
+from target.scsi.reservations import persistent_reservation
+from target.scsi.reservations.persistent_reservation import ReservationType
 from tests.target.scsi.harness import (
-    CHECK,
     GOOD,
     TEST_UNIT_READY,
     Bench,
     Initiator,
-    Result,
+    attention_of,
     cdb10,
     compare_and_write_cdb,
     inquiry_cdb,
     report_luns_cdb,
 )
-
-CONFLICT = Status.RESERVATION_CONFLICT
-REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, MOVE = range(8)
-KEYS, RESERVATION, CAPABILITIES, FULL_STATUS = range(4)
-APTPL, ALL_TG_PT, SPEC_I_PT = 0x01, 0x04, 0x08
-READ, WRITE = cdb10(0x28, 0, 1), cdb10(0x2A, 0, 1)
-BLOCK = b"w" * 512
-
-
-def out(
-    initiator: Initiator,
-    action: int,
-    key: int = 0,
-    service_key: int = 0,
-    kind: int = 0,
-    flags: int = 0,
-    more: bytes = b"",
-) -> Result:
-    data = struct.pack(">QQ4xB3x", key, service_key, flags) + more
-    return initiator.run(struct.pack(">BBB2xIB", 0x5F, action, kind, len(data), 0), data)
-
-
-def read_in(initiator: Initiator, action: int, length: int = 4096) -> bytes:
-    result = initiator.run(struct.pack(">BB5xHB", 0x5E, action, length, 0))
-    assert result.status == GOOD
-    return result.data
-
-
-def keys(initiator: Initiator) -> list[int]:
-    data = read_in(initiator, KEYS)
-    assert int.from_bytes(data[4:8]) == len(data) - 8
-    return [key for (key,) in struct.iter_unpack(">Q", data[8:])]
-
-
-def generation(initiator: Initiator) -> int:
-    return int.from_bytes(read_in(initiator, KEYS)[:4])
-
-
-def reservation(initiator: Initiator) -> tuple[int, int] | None:
-    data = read_in(initiator, RESERVATION)
-    if not int.from_bytes(data[4:8]):
-        return None
-    assert len(data) == 24
-    return int.from_bytes(data[8:16]), data[21]
-
-
-def attention(initiator: Initiator) -> int:
-    result = initiator.run(TEST_UNIT_READY)
-    if result.status == GOOD:
-        return 0
-    assert (result.status, result.key) == (CHECK, 0x6)
-    return result.asc
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(state_dir=tmp_path)
-
-
-@pytest.fixture
-def one(bench: Bench) -> Initiator:
-    return bench.login("iqn.one", "000000000001")
-
-
-@pytest.fixture
-def two(bench: Bench) -> Initiator:
-    return bench.login("iqn.two", "000000000002")
-
-
-@pytest.fixture
-def three(bench: Bench) -> Initiator:
-    return bench.login("iqn.three", "000000000003")
-
-
-def registered(*initiators: Initiator) -> None:
-    for number, initiator in enumerate(initiators, 1):
-        assert out(initiator, REGISTER, 0, number).status == GOOD
+from tests.target.scsi.reservations.requests import (
+    APTPL,
+    BLOCK,
+    CLEAR,
+    CONFLICT,
+    IGNORE,
+    PREEMPT,
+    PREEMPT_AND_ABORT,
+    READ,
+    REGISTER,
+    RELEASE,
+    RESERVE,
+    WRITE,
+    generation,
+    keys,
+    out,
+    registered,
+    reservation,
+)
 
 
 def test_register_change_and_unregister(one: Initiator, two: Initiator) -> None:
@@ -125,7 +63,7 @@ def test_register_change_and_unregister(one: Initiator, two: Initiator) -> None:
 
 
 @pytest.mark.parametrize("action", [RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT])
-def test_only_the_registered_with_their_own_key(one: Initiator, two: Initiator, action: int) -> None:
+def test_only_a_registered_port_with_its_own_key_is_served(one: Initiator, two: Initiator, action: int) -> None:
     registered(one)
     assert out(two, action, 1, 1, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
     assert out(one, action, 2, 1, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
@@ -146,7 +84,7 @@ EVERYTHING, READING, NOTHING = "everything", "reading", "nothing"
         (ReservationType.EXCLUSIVE_ACCESS_ALL_REGISTRANTS, EVERYTHING, NOTHING),
     ],
 )
-def test_who_may_do_what(
+def test_each_type_leaves_its_permissions(
     bench: Bench,
     one: Initiator,
     two: Initiator,
@@ -206,7 +144,7 @@ def test_reserve_again_and_release(one: Initiator, two: Initiator, three: Initia
     assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE).asc == 0x2604
     assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert reservation(one) is None
-    assert [attention(each) for each in (one, two, three)] == [0, 0x2A04, 0]
+    assert [attention_of(each) for each in (one, two, three)] == [0, 0x2A04, 0]
 
 
 def test_unregistering_the_holder_ends_its_reservation(one: Initiator, two: Initiator) -> None:
@@ -214,7 +152,7 @@ def test_unregistering_the_holder_ends_its_reservation(one: Initiator, two: Init
     out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY)
     assert out(one, REGISTER, 1, 0).status == GOOD
     assert reservation(one) is None
-    assert attention(two) == 0x2A04
+    assert attention_of(two) == 0x2A04
     assert one.run(WRITE, BLOCK).status == GOOD
 
 
@@ -235,16 +173,16 @@ def test_clear(one: Initiator, two: Initiator, three: Initiator) -> None:
     out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS)
     before = generation(one)
     assert out(two, CLEAR, 2).status == GOOD
-    assert attention(one) == 0x2A03
+    assert attention_of(one) == 0x2A03
     assert (keys(one), reservation(one), generation(one)) == ([], None, before + 1)
-    assert attention(three) == 0
+    assert attention_of(three) == 0
 
 
 def test_preempt_takes_the_reservation(one: Initiator, two: Initiator, three: Initiator) -> None:
     registered(one, two, three)
     out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     assert out(two, PREEMPT, 2, 1, ReservationType.EXCLUSIVE_ACCESS).status == GOOD
-    assert [attention(each) for each in (one, two, three)] == [0x2A05, 0, 0x2A04]
+    assert [attention_of(each) for each in (one, two, three)] == [0x2A05, 0, 0x2A04]
     assert reservation(two) == (2, 3)
     assert sorted(keys(two)) == [2, 3]
     assert one.run(READ).status == CONFLICT
@@ -256,7 +194,7 @@ def test_preempt_of_a_registration_leaves_the_reservation(one: Initiator, two: I
     out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     assert out(two, PREEMPT, 2, 3, ReservationType.WRITE_EXCLUSIVE).status == GOOD
     assert (reservation(one), sorted(keys(one))) == ((1, 5), [1, 2])
-    assert attention(three) == 0x2A05
+    assert attention_of(three) == 0x2A05
     assert three.run(WRITE, BLOCK).status == CONFLICT
     assert out(two, PREEMPT, 2, 3, ReservationType.WRITE_EXCLUSIVE).status == CONFLICT  # gone already
     assert out(two, PREEMPT, 2, 0, ReservationType.WRITE_EXCLUSIVE).asc == 0x2600  # 0 is for all registrants only
@@ -280,7 +218,7 @@ def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, t
     assert out(two, PREEMPT_AND_ABORT, 0x0E2, 0x0E1, ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert (keys(two), reservation(two)) == ([0x0E2], (0x0E2, 5))
     for node in (one, three):
-        assert attention(node) == 0x2A05
+        assert attention_of(node) == 0x2A05
         assert node.run(WRITE, BLOCK).status == CONFLICT
         assert node.run(READ).status == GOOD
     # The second taker finds the old key gone; a node that catches up writes again.
@@ -289,46 +227,6 @@ def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, t
     )
     assert out(three, REGISTER, 0, 0x0E2).status == GOOD
     assert three.run(WRITE, BLOCK).status == GOOD
-
-
-def move_list(key: int, new_key: int, to: InitiatorPort, *, unregister: bool = False, target_port: int = 1) -> bytes:
-    name = transport_id.pack(to)
-    return struct.pack(">QQxBHI", key, new_key, 2 if unregister else 0, target_port, len(name)) + name
-
-
-def move(initiator: Initiator, data: bytes) -> Result:
-    return initiator.run(struct.pack(">BBB2xIB", 0x5F, MOVE, 0, len(data), 0), data)
-
-
-def test_register_and_move(one: Initiator, two: Initiator) -> None:
-    registered(one)
-    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE)
-    to = two.nexus.port
-    assert move(one, move_list(2, 9, to)).status == CONFLICT
-    assert move(one, move_list(1, 0, to)).asc == 0x2600
-    assert move(one, move_list(1, 9, one.nexus.port)).asc == 0x2600
-    assert move(one, move_list(1, 9, to, target_port=2)).asc == 0x2600
-    assert move(one, move_list(1, 9, to)[:-4]).asc == 0x1A00
-    assert move(two, move_list(1, 9, to)).status == CONFLICT
-    assert move(one, move_list(1, 9, to, unregister=True)).status == GOOD
-    assert (keys(one), reservation(one)) == ([9], (9, 1))
-    assert one.run(WRITE, BLOCK).status == CONFLICT
-    assert two.run(WRITE, BLOCK).status == GOOD
-
-
-def test_spec_i_pt_registers_others_too(bench: Bench, one: Initiator, two: Initiator) -> None:
-    absent = InitiatorPort("iqn.absent", "0000000000aa")
-    names = transport_id.pack(InitiatorPort("iqn.two", "")) + transport_id.pack(absent)
-    more = len(names).to_bytes(4) + names
-    assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT | ALL_TG_PT, more=more).status == GOOD
-    assert set(bench.unit.reservations.state.keys) == {one.nexus.port, two.nexus.port, absent}
-    assert out(one, REGISTER, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600  # registered already
-    assert out(one, IGNORE, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600
-    assert out(bench.login("iqn.x", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=more[:-1]).asc == 0x1A00
-    unknown = transport_id.pack(InitiatorPort("iqn.nobody", ""))
-    refused = out(bench.login("iqn.y", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=len(unknown).to_bytes(4) + unknown)
-    assert refused.asc == 0x2600
-    assert keys(one) == [7, 7, 7]
 
 
 def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,45 +242,6 @@ def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert out(ports[0], REGISTER, 7, 8).status == GOOD  # who is registered may change its key, or go
     assert out(ports[0], REGISTER, 8, 0).status == GOOD
     assert out(ports[3], REGISTER, 0, 7).status == GOOD
-
-
-def test_parameter_lists_of_other_lengths_are_refused(one: Initiator) -> None:
-    assert out(one, REGISTER, 0, 1, more=bytes(4)).asc == 0x1A00
-    assert one.run(struct.pack(">BBB2xIB", 0x5F, REGISTER, 0, 23, 0), bytes(23)).asc == 0x1A00
-    assert one.run(struct.pack(">BBB2xIB", 0x5F, REGISTER, 0, 24, 0), bytes(20)).asc == 0x0E03
-    assert keys(one) == []
-
-
-def test_capabilities(bench: Bench, one: Initiator, primary: Bench) -> None:
-    assert read_in(one, CAPABILITIES).hex() == "00081d80ea010000"
-    assert read_in(primary.initiator, CAPABILITIES).hex() == "00081c80ea010000"
-    out(one, REGISTER, 0, 1, flags=APTPL)
-    assert read_in(one, CAPABILITIES)[3] == 0x81
-    assert out(primary.initiator, REGISTER, 0, 1, flags=APTPL).asc == 0x2600
-
-
-def test_full_status(one: Initiator, two: Initiator) -> None:
-    registered(one, two)
-    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
-    data = read_in(one, FULL_STATUS)
-    assert int.from_bytes(data[4:8]) == len(data) - 8
-    found, position = [], 8
-    while position < len(data):
-        key, flags, kind, target_port, length = struct.unpack_from(">Q4xBB4xHI", data, position)
-        port, end = transport_id.unpack(data, position + 24)
-        assert end == position + 24 + length
-        found.append((key, flags, kind, target_port, port))
-        position = end
-    assert found == [(1, 1, 5, 1, one.nexus.port), (2, 0, 0, 1, two.nexus.port)]
-
-
-@pytest.mark.parametrize("action", range(4))
-def test_in_is_cut_to_the_allocation_length(one: Initiator, action: int) -> None:
-    registered(one)
-    out(one, RESERVE, 1, kind=1)
-    whole = read_in(one, action)
-    for length in (0, 4, 8, 11, len(whole)):
-        assert read_in(one, action, length) == whole[:length]
 
 
 def again(bench: Bench, tmp_path: Path) -> Bench:
@@ -415,25 +274,6 @@ def test_a_state_that_cannot_be_stored_is_not_in_force(bench: Bench, one: Initia
     assert out(one, REGISTER, 0, 1, flags=APTPL).status == GOOD
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        '{"format": 2, "registrations": [], "reservation": null}',
-        '{"format": 1, "registrations": [], "reservation": null}',
-        '{"format": 1, "registrations": [{"initiator": "a", "isid": "1", "key": "0x0"}], "reservation": null}',
-        '{"format": 1, "registrations": [{"initiator": "a", "isid": "1", "key": "nine"}], "reservation": null}',
-        '{"format": 1, "registrations": [{"initiator": "a", "isid": "1", "key": "0x1"}], '
-        '"reservation": {"type": 1, "initiator": "b", "isid": "1"}}',
-    ],
-)
-def test_a_damaged_file_stops_the_unit(tmp_path: Path, text: str) -> None:
-    (tmp_path / "reservations.json").write_text(text)
-    with pytest.raises(reservation_file.ReservationFileDamaged, match=r"reservations\.json is damaged"):
-        Bench(state_dir=tmp_path)
-
-
 # -- SPC-2 -------------------------------------------------------------------------------------------------------
 
 RESERVE_6, RELEASE_6 = bytes([0x16, 0, 0, 0, 0, 0]), bytes([0x17, 0, 0, 0, 0, 0])
@@ -459,10 +299,10 @@ def test_spc2_reserve(one: Initiator, two: Initiator, reserve: bytes, release: b
 def test_spc2_reservation_ends_with_a_reset_and_with_the_session(bench: Bench, one: Initiator, two: Initiator) -> None:
     one.run(RESERVE_6)
     bench.unit.reset()
-    assert attention(two) == 0x2903
+    assert attention_of(two) == 0x2903
     assert two.run(RESERVE_6).status == GOOD
     bench.target.close_nexus(two.nexus)
-    assert attention(one) == 0x2903
+    assert attention_of(one) == 0x2903
     assert one.run(WRITE, BLOCK).status == GOOD
 
 
@@ -478,10 +318,3 @@ def test_spc2_under_a_persistent_reservation(one: Initiator, two: Initiator, thr
 
 
 # -- the table ---------------------------------------------------------------------------------------------------
-
-
-def test_no_command_that_writes_is_let_in_by_what_only_lets_read() -> None:
-    for row in table.COMMANDS:
-        if row.writes:
-            assert row.needs is Permission.EVERYTHING, row.name
-            assert not row.despite_reserve, row.name

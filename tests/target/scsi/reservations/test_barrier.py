@@ -12,20 +12,19 @@ import pytest
 from target.scsi.reservations.persistent_reservation import ReservationType
 from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
-from tests.target.scsi.harness import CHECK, GOOD, Bench, Initiator, cdb10, cdb16, result_of
-from tests.target.scsi.reservations.test_reservations import (
+from tests.target.scsi.harness import CHECK, GOOD, Bench, Initiator, attention_of, cdb10, cdb16, result_of
+from tests.target.scsi.reservations.requests import (
+    BLOCK,
     CONFLICT,
     PREEMPT,
     PREEMPT_AND_ABORT,
     RESERVE,
-    attention,
     out,
     registered,
 )
 
 WERO = ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY
 SECONDS = 30
-BLOCK = b"w" * 512
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_preempt_and_abort_waits_for_a_running_write(bench: Bench) -> None:
     while not task.cleared:
         assert preempting.is_alive()
     # In force at once, for everybody but those already running.
-    assert attention(one) == 0x2A05
+    assert attention_of(one) == 0x2A05
     assert one.run(cdb10(0x2A, 8, 1), BLOCK).status == CONFLICT
     assert not done.is_set()
     stop.let_go.set()
@@ -90,7 +89,7 @@ def test_preempt_and_abort_waits_for_a_running_write(bench: Bench) -> None:
     assert done.is_set()
     assert result_of(task).status == GOOD
     assert not task.cleared  # the fabric may use it again
-    assert attention(one) == 0x2F00
+    assert attention_of(one) == 0x2F00
     assert bench.device.data[8 * 512 : 9 * 512] == bytes(512)
 
 
@@ -105,7 +104,7 @@ def test_plain_preempt_does_not_wait(bench: Bench) -> None:
     assert result_of(task).status == GOOD
 
 
-def test_what_takes_long_ends_early_and_is_told(bench: Bench) -> None:
+def test_preempt_and_abort_ends_a_long_command_early(bench: Bench) -> None:
     one, two = two_nodes(bench)
     stop = Stop(bench, "write_zeroes")
     blocks = bench.unit.blocks
@@ -122,7 +121,7 @@ def test_what_takes_long_ends_early_and_is_told(bench: Bench) -> None:
     assert bench.device.calls["write_zeroes"] == 1
 
 
-def test_two_that_preempt_each_other(bench: Bench) -> None:
+def test_two_ports_that_preempt_each_other_both_end(bench: Bench) -> None:
     for number in range(200):
         one, two = bench.login("iqn.one", f"{number:012x}"), bench.login("iqn.two", f"{number:012x}")
         registered(one, two)
