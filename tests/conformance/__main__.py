@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make conformance`: libiscsi's suite against a volume of ours and a file behind tgtd, side by side.
+"""`make conformance`: libiscsi's suite against a volume of wolun and a file behind tgtd, side by side.
 
-Prints the tests that fail or are skipped at either, and the sums.  Ends with 1 if one of ours fails, or is skipped
-without standing in expected.yaml.
+The program prints the tests that fail or are skipped at either target, and the sums.  It ends with 1 if a result of wolun
+is not the one of expected.yaml.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def _all(url: str) -> list[suite.Result]:
 
 
 def main() -> int:
-    """Run both; the exit code."""
+    """Run the suite against both targets; return the exit code."""
     console = Console()
     peers.require("tgtd")
     with tempfile.TemporaryDirectory() as directory:
-        with daemon.Daemon(Path(directory), VOLUME) as served:
-            ours = _all(served.url(0))
+        with daemon.Daemon(Path(directory), VOLUME) as wolun:
+            ours = _all(wolun.url(0))
         backing = Path(directory) / "tgtd.img"
         with backing.open("wb") as file:
             file.truncate(SIZE)
         with servers.tgtd(Path(directory), backing) as url:
             theirs = {result.name: result for result in _all(url)}
-    table = Table("test", "wolun", "tgtd", "why")
+    table = Table("test", "wolun", "tgtd", "reason")
     for result in ours:
         other = theirs.pop(result.name, suite.Result(result.name, suite.Outcome.FAILED, "did not run"))
         if {result.outcome, other.outcome} != {suite.Outcome.PASSED}:
@@ -57,12 +57,12 @@ def main() -> int:
             f"{name:6} {len(results)} tests: "
             + ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in suite.Outcome)
         )
-    surprising = suite.surprises(
+    deviations = suite.deviations(
         [suite.Result(result.name.partition(".")[2], result.outcome, result.detail) for result in ours], "primary"
     )
-    for line in surprising:
+    for line in deviations:
         console.print(f"wolun: {line}")
-    return 1 if surprising else 0
+    return 1 if deviations else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs libiscsi's suite against a LUN by two paths, and says what became of each test.
+"""libiscsi's suite, run against a LUN by two paths, and the outcome of each test.
 
-A test that finds that it does not apply prints `[SKIPPED]` and passes; here it is skipped.  Families (`ALL`, `SCSI`,
-`iSCSI`, `LINUX`) are selections of the same tests; `ALL` has each of them once.
+A test that does not apply prints `[SKIPPED]` and passes; here its outcome is skipped.  Families (`ALL`, `SCSI`, `iSCSI`,
+`LINUX`) are selections of the same tests; `ALL` has each test once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One test; `detail` is what it printed when it was skipped or failed."""
+    """The result of one test; `detail` is its output if it was skipped or failed."""
 
     name: str
     outcome: Outcome
@@ -44,7 +44,7 @@ class Result:
 
 
 class SuiteBroke(Exception):
-    """The suite did not run to its end; its last words."""
+    """The suite did not run to its end; the message has its last output."""
 
 
 def run(url: str, family: str = "ALL") -> list[Result]:
@@ -63,15 +63,15 @@ def run(url: str, family: str = "ALL") -> list[Result]:
 
 
 def parse(text: str) -> Iterator[Result]:
-    """Return the results in the output of the suite."""
+    """Yield the results from the suite's output."""
     suite, name, lines = "", "", list[str]()
     for line in [*text.splitlines(), "Suite: end"]:
         started = _TEST.match(line)
         if name and (started or line.startswith(("Suite: ", "Run Summary", "\nRun Summary"))):
             yield _result(f"{suite}.{name}", lines)
             name = ""
-        if found := _SUITE.match(line):
-            suite = found[1]
+        if header := _SUITE.match(line):
+            suite = header[1]
         elif started:
             name, lines = started[1], [started[2].strip()]
         else:
@@ -79,11 +79,11 @@ def parse(text: str) -> Iterator[Result]:
 
 
 def _result(name: str, lines: Sequence[str]) -> Result:
-    said = [line for line in lines if line]
-    skipped = [line for line in said if "[SKIPPED]" in line]
-    if any(line.endswith("FAILED") for line in said):
+    printed = [line for line in lines if line]
+    skipped = [line for line in printed if "[SKIPPED]" in line]
+    if any(line.endswith("FAILED") for line in printed):
         return Result(
-            name, Outcome.FAILED, next((line for line in said if re.match(r"\d+\. ", line)), " ".join(said[:2]))
+            name, Outcome.FAILED, next((line for line in printed if re.match(r"\d+\. ", line)), " ".join(printed[:2]))
         )
     if skipped:
         return Result(name, Outcome.SKIPPED, skipped[0].partition("[SKIPPED]")[2].strip())
@@ -91,30 +91,30 @@ def _result(name: str, lines: Sequence[str]) -> Result:
 
 
 def expected(unit: str, path: Path = EXPECTED) -> Mapping[str, tuple[Sequence[Outcome], str]]:
-    """Return the outcomes and reasons that expected.yaml lists for a kind of LUN, by test; all other tests must pass.
+    """Return the outcomes and the reason that expected.yaml lists by test for a kind of LUN; all other tests must pass.
 
-    Several outcomes are for what somebody else leaves to chance.
+    Several outcomes stand for a result that depends on chance outside of wolun.
     """
-    found: dict[str, tuple[Sequence[Outcome], str]] = {}
+    listed: dict[str, tuple[Sequence[Outcome], str]] = {}
     for group in yaml.safe_load(path.read_text())[unit]:
         for name in group["tests"]:
-            assert name not in found, f"{name} stands in {path.name} twice"
+            assert name not in listed, f"{name} stands in {path.name} twice"
             outcomes = group["outcome"] if isinstance(group["outcome"], list) else [group["outcome"]]
-            found[name] = [Outcome(each) for each in outcomes], group["reason"]
-    return found
+            listed[name] = [Outcome(outcome) for outcome in outcomes], group["reason"]
+    return listed
 
 
-def surprises(results: Sequence[Result], unit: str, path: Path = EXPECTED) -> list[str]:
-    """Where the results are not what is expected, an unexpected pass included."""
-    wanted = expected(unit, path)
-    told = []
+def deviations(results: Sequence[Result], unit: str, path: Path = EXPECTED) -> list[str]:
+    """Return a line for each result that is not the expected one, an unexpected pass included."""
+    listed = expected(unit, path)
+    lines = []
     for result in results:
-        outcomes, reason = wanted.get(result.name, ([Outcome.PASSED], ""))
+        outcomes, reason = listed.get(result.name, ([Outcome.PASSED], ""))
         if result.outcome not in outcomes:
-            why = f" ({result.detail})" if result.detail else ""
-            awaited = " or ".join(each.value for each in outcomes)
-            told.append(
-                f"{result.name} {result.outcome.value}{why}, expected: {awaited}{': ' + reason if reason else ''}"
+            detail = f" ({result.detail})" if result.detail else ""
+            awaited = " or ".join(outcome.value for outcome in outcomes)
+            lines.append(
+                f"{result.name} {result.outcome.value}{detail}, expected: {awaited}{': ' + reason if reason else ''}"
             )
-    missing = set(wanted) - {result.name for result in results}
-    return told + [f"{name} did not run" for name in sorted(missing)]
+    missing = set(listed) - {result.name for result in results}
+    return lines + [f"{name} did not run" for name in sorted(missing)]

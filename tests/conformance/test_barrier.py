@@ -86,10 +86,10 @@ def test_the_old_key_writes_nothing_after_preempt_and_abort(tmp_path: Path) -> N
         for number in range(ROUNDS):
             dice.shuffle(sessions)
             taker, *others = sessions
-            if number % 200 == 0:  # and copy-on-write is in the way of some of the writes
+            if number % 200 == 0:  # copy-on-write takes part in some of the writes
                 daemon.run("snapshot", "create", "vol", f"s{number}")
                 for session in sessions:
-                    session.settle(0)  # its LUNs are news
+                    session.settle(0)  # the new LUNs raise a unit attention
             nodes = [Node(session, 64 * index, random.Random(dice.random())) for index, session in enumerate(others, 1)]
             assert reserve_out(taker, REGISTER, key, key + 1) == GOOD
             threads = [threading.Thread(target=node.write_until_refused, args=(number << 32,)) for node in nodes]
@@ -116,8 +116,8 @@ def test_the_old_key_writes_nothing_after_preempt_and_abort(tmp_path: Path) -> N
             session.close()
 
 
-def test_a_reservation_outlives_a_killed_daemon_if_it_is_to(tmp_path: Path) -> None:
-    """APTPL, by initiator ports that log in again; without it the same is forgotten."""
+def test_a_reservation_outlives_a_killed_daemon_with_aptpl_alone(tmp_path: Path) -> None:
+    """Initiator ports log in again after the kill; without APTPL the daemon has forgotten their registrations."""
     node, other = "iqn.2026-11.io.wolun:node", "iqn.2026-11.io.wolun:other"
     write = struct.pack(">BBIxHx", 0x2A, 0, 0, 1)
     full_status = struct.pack(">BB5xHx", 0x5E, 3, 4096)
@@ -137,14 +137,14 @@ def test_a_reservation_outlives_a_killed_daemon_if_it_is_to(tmp_path: Path) -> N
                 after = session.command(0, full_status, read=4096).data
                 assert after[8:] == (before[8:] if persists else b"")
                 assert session.command(0, write, out=bytes(512)).status == (CONFLICT if persists else GOOD)
-                if persists:  # a new session is another port: it takes over as a cluster's next node would
+                if persists:  # a new session is another port, and takes over like the next node of a cluster
                     assert reserve_out(session, REGISTER, 0, 3) == GOOD
                     assert reserve_out(session, PREEMPT_AND_ABORT, 3, 2) == GOOD
                     assert session.command(0, write, out=bytes(512)).status == GOOD
                     assert reserve_out(session, CLEAR, 3, 0) == GOOD
 
 
-def test_of_two_takers_one_wins(tmp_path: Path) -> None:
+def test_at_most_one_of_two_takers_wins(tmp_path: Path) -> None:
     with Daemon(tmp_path, "  - {name: vol, lun: 0, size: 64MiB}\n") as daemon:
         sessions = [daemon.session(initiator=f"iqn.2026-11.io.wolun:node{number}") for number in range(2)]
         for number in range(ROUNDS // 4):

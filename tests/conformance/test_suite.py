@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reading of the suite's output: each result that differs from the lists is named, an unexpected pass, too."""
+"""The parsing of the suite's output, and the lines for results that are not the expected ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lists(tmp_path: Path) -> Path:
     return path
 
 
-def test_results() -> None:
+def test_parse_yields_each_result() -> None:
     assert list(suite.parse(PRINTED)) == [
         Result("Read10.Simple", Outcome.PASSED),
         Result("Read10.BeyondEol", Outcome.SKIPPED, "not for this one."),
@@ -52,15 +52,15 @@ def test_results() -> None:
     ]
 
 
-def test_surprises(lists: Path) -> None:
-    assert suite.surprises(list(suite.parse(PRINTED)), "unit", lists) == [
+def test_each_deviation_has_a_line(lists: Path) -> None:
+    assert suite.deviations(list(suite.parse(PRINTED)), "unit", lists) == [
         "Write10.Async passed, expected: failed: it writes",
         "Read10.Async did not run",
     ]
     unlisted = [Result("Verify10.Simple", Outcome.FAILED, "1. it does not")]
-    assert suite.surprises(unlisted, "unit", lists)[0] == "Verify10.Simple failed (1. it does not), expected: passed"
+    assert suite.deviations(unlisted, "unit", lists)[0] == "Verify10.Simple failed (1. it does not), expected: passed"
     chance = [Result("Read10.Simple", Outcome.SKIPPED)]
-    assert suite.surprises(chance, "unit", lists)[0].startswith("Read10.Simple skipped, expected: passed or failed: ")
+    assert suite.deviations(chance, "unit", lists)[0].startswith("Read10.Simple skipped, expected: passed or failed: ")
     for outcome in (Outcome.PASSED, Outcome.FAILED):
-        told = suite.surprises([Result("Read10.Simple", outcome)], "unit", lists)
-        assert all(line.endswith("did not run") for line in told)
+        lines = suite.deviations([Result("Read10.Simple", outcome)], "unit", lists)
+        assert all(line.endswith("did not run") for line in lines)

@@ -81,7 +81,7 @@ def main() -> int:
     console.print(
         f"{len(results)} tests: " + ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in suite.Outcome)
     )
-    surprising = suite.surprises(results, "lio", EXPECTED)
+    surprising = suite.deviations(results, "lio", EXPECTED)
     for line in surprising:
         console.print(line)
     return 1 if surprising else 0

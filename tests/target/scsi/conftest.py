@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three kinds of units, each with an initiator."""
+"""Units of the three kinds, and initiators that reserve."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from tests.target.scsi.harness import Bench, Initiator
 
 @pytest.fixture
 def primary() -> Bench:
-    """A primary of 1 MiB with 512-byte blocks."""
+    """Make a primary of 1 MiB with 512-byte blocks."""
     return Bench()
 
 
 @pytest.fixture
 def write_once() -> Bench:
-    """A write-once unit, blank."""
+    """Make a write-once unit, blank."""
     return Bench(UnitKind.WRITE_ONCE)
 
 
 @pytest.fixture
 def view() -> Bench:
-    """A snapshot view."""
+    """Make a snapshot view."""
     return Bench(UnitKind.SNAPSHOT_VIEW)
 
 
 @pytest.fixture(params=list(UnitKind), ids=lambda kind: kind.value)
 def any_kind(request: pytest.FixtureRequest) -> Bench:
-    """Each kind in turn."""
+    """Make a unit of each kind in turn."""
     return Bench(request.param)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
+    """Make a primary that persists reservations."""
     return Bench(state_dir=tmp_path)
 
 
 @pytest.fixture
 def one(bench: Bench) -> Initiator:
+    """Log an initiator in at `bench`."""
     return bench.login("iqn.one", "000000000001")
 
 
 @pytest.fixture
 def two(bench: Bench) -> Initiator:
+    """Log a second initiator in at `bench`."""
     return bench.login("iqn.two", "000000000002")
 
 
 @pytest.fixture
 def three(bench: Bench) -> Initiator:
+    """Log a third initiator in at `bench`."""
     return bench.login("iqn.three", "000000000003")

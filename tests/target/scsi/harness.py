@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An initiator of few words: builds CDBs, runs them against a unit in memory, and takes sense data apart."""
+"""A small initiator: it builds CDBs, runs them against a unit in memory, and parses sense data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNIT_UUID = UUID("12345678-9abc-4def-8123-456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came back for one command."""
+    """The outcome of one command."""
 
     status: int
     data: bytes
@@ -66,7 +66,7 @@ class Result:
 
 
 def allocate(length: int) -> list[memoryview]:
-    """Data-in buffers in two pieces, so that nobody gets used to one; full of what must not be sent."""
+    """Return data-in buffers in two pieces, so that no handler relies on one; full of bytes that must not be sent."""
     cut = length // 3
     pieces = [memoryview(bytearray(b"\xee" * cut)), memoryview(bytearray(b"\xee" * (length - cut)))]
     return [piece for piece in pieces if len(piece)]
@@ -80,7 +80,7 @@ class Initiator:
         self.lun = lun
 
     def task(self, cdb: bytes, data_out: bytes = b"", *, lun: int | None = None) -> Task:
-        """A task ready to run; its data-out comes in two pieces."""
+        """Return a task ready to run; its data-out comes in two pieces."""
         task = Task(allocate)
         task.cdb = cdb.ljust(16, b"\0")
         task.lun = (self.lun << 48) if lun is None else lun
@@ -96,7 +96,7 @@ class Initiator:
 
 
 def result_of(task: Task) -> Result:
-    """The outcome of a task that has run, which is checked to be a proper one."""
+    """Return the outcome of a task that has run, and check that it is a proper one."""
     assert task.status == Status.CHECK_CONDITION or not task.sense
     assert task.status != Status.CHECK_CONDITION or len(task.sense) >= 8
     return Result(task.status, b"".join(task.data_in), task.sense, task.residual_out)
@@ -129,7 +129,7 @@ class Bench:
         *,
         state_dir: Path | None = None,
     ) -> None:
-        """With `state_dir` the unit persists reservations and writes atomically."""
+        """Make the target and its unit; with `state_dir` the unit persists reservations and writes atomically."""
         if device is None:
             device = MemoryDevice(write_once=kind is UnitKind.WRITE_ONCE, read_only=kind is UnitKind.SNAPSHOT_VIEW)
         self.device = device
@@ -148,35 +148,35 @@ class Bench:
         self.run = self.initiator.run
 
     def login(self, name: str, isid: str = "") -> Initiator:
-        """Another I_T nexus."""
+        """Open another I_T nexus."""
         return Initiator(self.target.open_nexus(name, tag=isid))
 
 
-# CDBs, by the standard's names.  `flags` is byte 1.
+# CDBs and parameter lists, by the standard's names.  `flags` is byte 1.
 
 
 def cdb6(opcode: int, lba: int, count: int) -> bytes:
-    """READ(6), WRITE(6)."""
+    """Return a READ(6) or WRITE(6)."""
     return struct.pack(">IBB", opcode << 24 | lba, count, 0)
 
 
 def cdb10(opcode: int, lba: int, count: int, flags: int = 0) -> bytes:
-    """A block command of 10 bytes."""
+    """Return a block command of 10 bytes."""
     return struct.pack(">BBIBHB", opcode, flags, lba, 0, count, 0)
 
 
 def cdb12(opcode: int, lba: int, count: int, flags: int = 0) -> bytes:
-    """A block command of 12 bytes."""
+    """Return a block command of 12 bytes."""
     return struct.pack(">BBIIBB", opcode, flags, lba, count, 0, 0)
 
 
 def cdb16(opcode: int, lba: int, count: int, flags: int = 0) -> bytes:
-    """A block command of 16 bytes."""
+    """Return a block command of 16 bytes."""
     return struct.pack(">BBQIBB", opcode, flags, lba, count, 0, 0)
 
 
 def block_cdb(opcode: int, lba: int, count: int, flags: int = 0) -> bytes:
-    """A block command of the length its opcode's group says."""
+    """Return a block command of the length that its opcode's group says."""
     match opcode >> 5:
         case 0:
             return cdb6(opcode, lba, count)
@@ -189,37 +189,37 @@ def block_cdb(opcode: int, lba: int, count: int, flags: int = 0) -> bytes:
 
 
 def compare_and_write_cdb(lba: int, count: int, flags: int = 0) -> bytes:
-    """COMPARE AND WRITE."""
+    """Return a COMPARE AND WRITE."""
     return struct.pack(">BBQ3xBBB", 0x89, flags, lba, count, 0, 0)
 
 
 def unmap_cdb(length: int, flags: int = 0) -> bytes:
-    """UNMAP."""
+    """Return an UNMAP."""
     return struct.pack(">BB5xHB", 0x42, flags, length, 0)
 
 
 def unmap_list(*ranges: tuple[int, int]) -> bytes:
-    """UNMAP's parameter list."""
+    """Return the parameter list of UNMAP."""
     descriptors = b"".join(struct.pack(">QI4x", lba, count) for lba, count in ranges)
     return struct.pack(">HH4x", len(descriptors) + 6, len(descriptors)) + descriptors
 
 
 def get_lba_status_cdb(lba: int, allocation_length: int) -> bytes:
-    """GET LBA STATUS."""
+    """Return a GET LBA STATUS."""
     return struct.pack(">BBQIBB", 0x9E, 0x12, lba, allocation_length, 0, 0)
 
 
 def lba_status(data: bytes) -> list[tuple[int, int, int]]:
-    """GET LBA STATUS's descriptors: (LBA, blocks, provisioning status)."""
+    """Return the descriptors of GET LBA STATUS: (LBA, blocks, provisioning status)."""
     assert int.from_bytes(data[:4]) == len(data) - 4
     return [(lba, blocks, status) for lba, blocks, status in struct.iter_unpack(">QIB3x", data[8:])]
 
 
 def inquiry_cdb(page: int | None = None, allocation_length: int = 0xFFFF) -> bytes:
-    """INQUIRY, of a vital product data page if one is given."""
+    """Return an INQUIRY, for a vital product data page if one is given."""
     return struct.pack(">BBBHB", 0x12, page is not None, page or 0, allocation_length, 0)
 
 
 def report_luns_cdb(select: int = 0, allocation_length: int = 0x10000) -> bytes:
-    """REPORT LUNS."""
+    """Return a REPORT LUNS."""
     return struct.pack(">BxB3xI2x", 0xA0, select, allocation_length)

@@ -52,7 +52,7 @@ def test_report_luns_clears_the_attention_about_luns(primary: Bench) -> None:
     assert attention_of(primary.initiator, 5) == 0
     assert attention_of(second, 5) == 0x3F0E
     assert attention_of(second, 0) == 0x3F0E
-    assert attention_of(second, 0) == 0x2A09  # 3Fh/0Eh was raised twice and told once
+    assert attention_of(second, 0) == 0x2A09  # 3Fh/0Eh was raised twice and reported once
 
 
 def test_inquiry_to_a_lun_without_a_unit(primary: Bench) -> None:
@@ -93,7 +93,7 @@ def test_the_well_known_lun_answers_its_commands(primary: Bench) -> None:
 
 
 def test_a_task_that_found_the_unit_before_its_removal_is_refused(primary: Bench) -> None:
-    """The moment between the look at the LUNs and the entry into `running`."""
+    """The removal falls between the look at the LUNs and the entry into `running`."""
     itl = primary.initiator.nexus._itls[0]
     primary.target.remove_lun(0)
     primary.initiator.nexus._itls[0] = itl

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a nexus sees of a target: other LUNs than its neighbours, read-only ones, and changes of both under its eyes."""
+"""The views of nexuses: LUNs of their own, read-only ones, and changes of both during a session."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BLOCK = b"\x5a" * 512
 
 
 def mapping(luns: Mapping[str, tuple[Reach, ...]]) -> View:
-    """A view by the units' names."""
+    """Return a view by the units' names."""
 
     def view(number: int, unit: LogicalUnit) -> Iterable[Reach]:
         return luns.get(unit.name, ())
@@ -44,7 +44,7 @@ def mapping(luns: Mapping[str, tuple[Reach, ...]]) -> View:
 
 @pytest.fixture
 def target() -> ScsiTarget:
-    """Three units, LUNs 0 to 2."""
+    """Make a target with three units, LUNs 0 to 2."""
     target = ScsiTarget(TARGET_NAME)
     for number, name in enumerate("abc"):
         target.add_lun(number, make_unit(name=name))
@@ -56,7 +56,7 @@ def login(target: ScsiTarget, view: View) -> Initiator:
 
 
 def luns_of(initiator: Initiator, lun: int = 0) -> list[int]:
-    """REPORT LUNS."""
+    """Return the LUNs of REPORT LUNS."""
     data = initiator.run(report_luns_cdb(), lun=lun << 48).data
     return [field >> 48 & 0x3FFF for (field,) in struct.iter_unpack(">Q", data[8:])]
 
@@ -126,16 +126,16 @@ def test_writes_of_a_reader_are_not_prepared(target: ScsiTarget) -> None:
 
 
 def test_only_nexuses_that_see_a_change_get_an_attention(target: ScsiTarget) -> None:
-    sees_it = login(target, mapping({"a": (Reach(0),), "new": (Reach(5),)}))
-    does_not = login(target, mapping({"a": (Reach(0),)}))
+    sees_change = login(target, mapping({"a": (Reach(0),), "new": (Reach(5),)}))
+    sees_none = login(target, mapping({"a": (Reach(0),)}))
     target.add_lun(3, make_unit(name="new"))
-    assert attention_of(sees_it, 0) == 0x3F0E
-    assert attention_of(sees_it, 5) == 0
-    assert attention_of(does_not, 0) == 0
+    assert attention_of(sees_change, 0) == 0x3F0E
+    assert attention_of(sees_change, 5) == 0
+    assert attention_of(sees_none, 0) == 0
     target.remove_lun(3)
-    assert attention_of(sees_it, 0) == 0x3F0E
-    assert sees_it.run(TEST_UNIT_READY, lun=5 << 48).asc == 0x2500
-    assert attention_of(does_not, 0) == 0
+    assert attention_of(sees_change, 0) == 0x3F0E
+    assert sees_change.run(TEST_UNIT_READY, lun=5 << 48).asc == 0x2500
+    assert attention_of(sees_none, 0) == 0
 
 
 def test_the_first_of_two_units_with_one_lun_stays(target: ScsiTarget) -> None:
@@ -152,7 +152,7 @@ def test_a_changed_view_is_in_force_and_raises_an_attention(target: ScsiTarget) 
     assert attention_of(initiator, 0) == 0
     assert initiator.run(READ, lun=1 << 48).asc == 0x2500
     assert initiator.run(READ, lun=2 << 48).status == GOOD
-    target.add_lun(3, make_unit(name="b"))  # asked of the new view, too
+    target.add_lun(3, make_unit(name="b"))  # the target asks the new view, too
     assert luns_of(initiator) == [0, 2]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortest way does what the usual way does, or nothing."""
+"""`Plain` does the same as `Nexus.execute`, or nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ commands = st.tuples(
     st.one_of(st.integers(0, 15), st.integers(BLOCKS - 4, BLOCKS + 4)),  # LBA
     st.integers(0, 12),  # blocks
     st.sampled_from((0, 0, 0, 0, 0x08, 0x10, 0x80)),  # flags
-    st.sampled_from((0, 0, 0, 0, -512, 512)),  # how far the buffers are from what the CDB asks for
+    st.sampled_from((0, 0, 0, 0, -512, 512)),  # difference between the buffers' length and the CDB's
 )
 
 
@@ -128,7 +128,7 @@ def test_a_drain_waits_for_a_running_write() -> None:
 
     waiter = threading.Thread(target=drain)
     waiter.start()
-    assert not drained.wait(0.1)  # red only if it does not wait
+    assert not drained.wait(0.1)  # fails only if the drain does not wait
     go_on.set()
     writer.join()
     assert drained.wait(30)

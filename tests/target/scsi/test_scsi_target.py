@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The target: LUNs coming and going, I_T nexuses, unit attentions, task management, and the way a task takes."""
+"""The target: adding and removing LUNs, and opening and closing nexuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_new_lun_raises_an_attention_and_calls_listeners(primary: Bench) -> No
     for initiator in (primary.initiator, second):
         assert attention_of(initiator) == 0x3F0E
         assert attention_of(initiator) == 0
-        assert attention_of(initiator, 5) == 0  # whoever speaks to it knows
+        assert attention_of(initiator, 5) == 0  # it was not there before
 
 
 def test_a_removed_lun_raises_an_attention(primary: Bench) -> None:
@@ -90,7 +90,7 @@ def test_remove_lun_waits_for_running_tasks_and_admits_no_new_ones(primary: Benc
 
 
 def test_a_removed_unit_is_never_touched_under_load(primary: Bench) -> None:
-    """Three threads use a LUN that comes and goes; once `remove_lun` returned its device is never touched."""
+    """Three threads use a LUN that comes and goes; after `remove_lun` returned, no thread touches its device."""
     stop = threading.Event()
     wrong: list[object] = []
 
@@ -130,12 +130,12 @@ def test_closing_a_nexus_detaches_it_and_aborts_its_tasks(primary: Bench) -> Non
     assert primary.target.nexuses == (primary.initiator.nexus,)
     assert second.run(TEST_UNIT_READY).asc == 0x2500
     primary.target.close_nexus(second.nexus)
-    primary.unit.attention(0x2A, 0x09)  # nobody is left behind in the unit
+    primary.unit.attention(0x2A, 0x09)  # the closed nexus left no trace in the unit
     assert attention_of(primary.initiator) == 0x2A09
 
 
 def test_a_removed_unit_is_freed_at_once(primary: Bench) -> None:
-    """Without the garbage collector, which a daemon runs seldom: units that come and go must not pile up."""
+    """The garbage collector is off, because a daemon runs it seldom: removed units must not pile up."""
     gc.collect()
     gc.disable()
     try:

@@ -11,13 +11,13 @@ from target.scsi.sense import FieldPointer, Sense, SenseKey
 
 
 def test_fixed_format() -> None:
-    told = Sense(SenseKey.BLANK_CHECK, 0x1234, information=0x01020304)
-    assert told.pack(descriptor=False).hex() == "f0000801020304" + "0a" + "00000000" + "1234" + "00" + "000000"
+    reported = Sense(SenseKey.BLANK_CHECK, 0x1234, information=0x01020304)
+    assert reported.pack(descriptor=False).hex() == "f0000801020304" + "0a" + "00000000" + "1234" + "00" + "000000"
 
 
 def test_fixed_format_points_at_fields() -> None:
-    told = Sense(SenseKey.ILLEGAL_REQUEST, 0x2400, field=FieldPointer(8, 3))
-    assert told.pack(descriptor=False)[15:].hex() == "cb0008"
+    reported = Sense(SenseKey.ILLEGAL_REQUEST, 0x2400, field=FieldPointer(8, 3))
+    assert reported.pack(descriptor=False)[15:].hex() == "cb0008"
     in_list = Sense(SenseKey.ILLEGAL_REQUEST, 0x2600, field=FieldPointer(300, in_cdb=False))
     assert in_list.pack(descriptor=False)[15:].hex() == "80012c"
 
@@ -29,8 +29,8 @@ def test_fixed_format_leaves_out_an_lba_beyond_32_bits() -> None:
 
 
 def test_descriptor_format() -> None:
-    told = Sense(SenseKey.BLANK_CHECK, 0x1234, information=1 << 40, field=FieldPointer(2))
-    packed = told.pack(descriptor=True)
+    reported = Sense(SenseKey.BLANK_CHECK, 0x1234, information=1 << 40, field=FieldPointer(2))
+    packed = reported.pack(descriptor=True)
     assert packed[:8].hex() == "7208123400000014"
     assert packed[8:20].hex() == "000a80000000010000000000"
     assert packed[20:].hex() == "02060000c0000200"
@@ -50,7 +50,7 @@ TABLE = [
     (block_device.SnapshotInvalid("the disk was full"), 0x2, 0x0403, None),
     (block_device.PreserveFailed(LBA, block_device.SpaceExhausted(1)), 0x7, 0x2707, LBA),
     (block_device.PreserveFailed(LBA, block_device.MediumError(1, writing=False, reason="rot")), 0x3, 0x0C00, LBA),
-    (block_device.StateInDoubt("nobody knows"), 0x7, 0x2702, None),
+    (block_device.StateInDoubt("the state is unknown"), 0x7, 0x2702, None),
     (block_device.DeviceClosed(), 0x2, 0x0400, None),
 ]
 

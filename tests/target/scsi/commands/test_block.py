@@ -227,7 +227,7 @@ def test_a_view_refuses_writes(view: Bench, write: int) -> None:
 
 def test_an_lba_beyond_32_bits_is_reported_in_descriptor_format() -> None:
     class Sparse(MemoryDevice):
-        """16 TiB on paper."""
+        """A device that claims 16 TiB."""
 
         def readv(self, offset: int, buffers: block_device.Buffers) -> None:
             raise block_device.BlankBlock(offset // 512)

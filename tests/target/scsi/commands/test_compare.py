@@ -172,7 +172,7 @@ def test_compare_and_write_refuses(primary: Bench, write_once: Bench, view: Benc
 
 
 def test_compare_and_write_admits_no_write_between(primary: Bench) -> None:
-    """Four threads count in one block, each adding 1 with COMPARE AND WRITE until it succeeds: none is lost."""
+    """Four threads count in one block with COMPARE AND WRITE, and repeat it until it succeeds: no count is lost."""
     rounds = 25
 
     def count() -> None:

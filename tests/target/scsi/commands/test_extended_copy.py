@@ -23,7 +23,7 @@ DATA = random.Random(3).randbytes(MIB)
 
 @pytest.fixture
 def copier() -> Bench:
-    """A primary full of random bytes at LUN 0, and an empty one of the same size at LUN 1."""
+    """Make a primary full of random bytes at LUN 0, and an empty one of the same size at LUN 1."""
     bench = Bench()
     bench.device.fill(DATA)
     bench.target.add_lun(1, make_unit(name="other", uuid=OTHER_UUID))
@@ -79,7 +79,7 @@ def test_segments_are_copied_between_units(copier: Bench) -> None:
 
 @pytest.mark.parametrize(("source", "to"), [(0, 100), (100, 0), (7, 7)])
 def test_overlapping_ranges_are_copied_as_if_read_first(source: int, to: int) -> None:
-    """In steps of 1 MiB, so that the order of the steps decides."""
+    """The copy takes steps of 1 MiB, so their order decides."""
     bench = Bench(device=MemoryDevice(4 * MIB))
     data = random.Random(4).randbytes(4 * MIB)
     bench.device.fill(data)
@@ -172,7 +172,7 @@ def test_a_reservation_of_the_other_unit_counts(copier: Bench, kind: int, from_o
 
 
 def test_a_copy_runs_on_both_units(copier: Bench) -> None:
-    """So that a drain of either waits for it."""
+    """A drain of either unit waits for the copy."""
     running: list[int] = []
     other_device(copier).before = lambda method, offset, length: running.append(len(copier.target.luns[1].running))
     assert extended_copy_of(copier, copy_list(segment(0, 1, 1, 0, 0))).status == GOOD

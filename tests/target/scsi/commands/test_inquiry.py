@@ -68,12 +68,12 @@ def test_the_serial_number_is_the_uuid(any_kind: Bench) -> None:
 
 
 def test_device_identification(any_kind: Bench) -> None:
-    rest, found = page(any_kind, 0x83), []
+    rest, designators = page(any_kind, 0x83), []
     while rest:
         code_set, kind, length = rest[0] & 0xF, rest[1] & 0x3F, rest[3]
-        found.append((code_set, kind, rest[4 : 4 + length]))
+        designators.append((code_set, kind, rest[4 : 4 + length]))
         rest = rest[4 + length :]
-    naa, t10, port, port_name, device_name = found
+    naa, t10, port, port_name, device_name = designators
     assert naa == (1, 0x03, inquiry.naa(UNIT_UUID))
     assert len(naa[2]) == 8
     assert naa[2][0] >> 4 == 3

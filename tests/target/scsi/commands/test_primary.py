@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INQUIRY with its pages, MODE SENSE, REPORT LUNS, REQUEST SENSE, TEST UNIT READY, START STOP UNIT and the reports of what is supported."""
+"""REPORT LUNS, REQUEST SENSE, TEST UNIT READY, START STOP UNIT, and the reports of supported commands and functions."""
 
 from __future__ import annotations
 
@@ -83,17 +83,17 @@ def supported(bench: Bench, options: int, opcode: int = 0, action: int = 0) -> b
 def test_all_supported_operation_codes(any_kind: Bench, timeouts: bool) -> None:
     data = supported(any_kind, 0x80 * timeouts)
     assert int.from_bytes(data[:4]) == len(data) - 4
-    size, found = 20 if timeouts else 8, []
+    size, reported = 20 if timeouts else 8, []
     for start in range(4, len(data), size):
         opcode, action, flags, length = struct.unpack_from(">BxHxBH", data, start)
         assert bool(flags & 2) == timeouts
-        found.append((opcode, action if flags & 1 else None, length))
+        reported.append((opcode, action if flags & 1 else None, length))
         if timeouts:
             assert struct.unpack_from(">HxB", data, start + 8) == (10, 0)
             assert struct.unpack_from(">I", data, start + 16)[0] > 0
     rows = any_kind.unit.commands.rows
-    assert found == [(row.opcode, row.service_action, len(row.usage)) for row in rows]
-    assert (0x42 in {opcode for opcode, _, _ in found}) == (any_kind.unit.kind is not UnitKind.WRITE_ONCE)
+    assert reported == [(row.opcode, row.service_action, len(row.usage)) for row in rows]
+    assert (0x42 in {opcode for opcode, _, _ in reported}) == (any_kind.unit.kind is not UnitKind.WRITE_ONCE)
 
 
 def test_one_supported_operation_code(any_kind: Bench) -> None:

@@ -96,14 +96,14 @@ def test_full_status(one: Initiator, two: Initiator) -> None:
     out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     data = read_in(one, FULL_STATUS)
     assert int.from_bytes(data[4:8]) == len(data) - 8
-    found, position = [], 8
+    registrations, position = [], 8
     while position < len(data):
         key, flags, kind, target_port, length = struct.unpack_from(">Q4xBB4xHI", data, position)
         port, end = transport_id.unpack(data, position + 24)
         assert end == position + 24 + length
-        found.append((key, flags, kind, target_port, port))
+        registrations.append((key, flags, kind, target_port, port))
         position = end
-    assert found == [(1, 1, 5, 1, one.nexus.port), (2, 0, 0, 1, two.nexus.port)]
+    assert registrations == [(1, 1, 5, 1, one.nexus.port), (2, 0, 0, 1, two.nexus.port)]
 
 
 @pytest.mark.parametrize("action", range(4))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command table as a whole: every bit of every CDB, and bytes nobody meant as a CDB."""
+"""The command table as a whole: every bit of every CDB, and random bytes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_rows_that_write_are_those_that_write() -> None:
 
 
 OPCODES = st.sampled_from(sorted({row.opcode for row in table.COMMANDS})) | st.integers(0, 255)
-# A byte is likely to be 0 or small, or else no range would ever exist.
+# A byte is likely to be 0 or small, because otherwise no range would ever exist.
 BYTES = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 8, 16]) | st.integers(0, 255), min_size=0, max_size=31).map(bytes)
 
 
@@ -103,7 +103,7 @@ BYTES = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 8, 16]) | st.integers(0, 255
 def test_random_bytes_change_nothing_they_must_not(
     kind: UnitKind, opcode: int, rest: bytes, pieces: list[int], lun: int, nowait: bool
 ) -> None:
-    """Nothing is raised, the status is a proper one, and only a write that is in the table changes anything."""
+    """The device server raises nothing, the status is a proper one, and only a write of the table changes data."""
     bench = small(kind)
     device = bench.device
     before = bytes(device.data), bytes(device.written)
@@ -120,7 +120,7 @@ def test_random_bytes_change_nothing_they_must_not(
     result = result_of(task)
     assert result.status in (Status.GOOD, Status.CHECK_CONDITION, Status.CONDITION_MET)
     assert result.key != 0x4, "an unforeseen error"
-    assert b"\xee" * 64 not in result.data, "a buffer was sent that nobody filled"
+    assert b"\xee" * 64 not in result.data, "the answer has a buffer that no handler filled"
     row = bench.unit.command(task.cdb)
     may_write = row is not None and row.writes and lun == 0 and kind is not UnitKind.SNAPSHOT_VIEW
     if result.status != Status.GOOD or not may_write:

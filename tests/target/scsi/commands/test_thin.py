@@ -233,7 +233,7 @@ def test_get_lba_status_refuses(primary: Bench) -> None:
 
 def test_get_lba_status_merges_neighbours_and_splits_long_extents() -> None:
     class Huge(MemoryDevice):
-        """5 Gi blocks: 4.5 Gi of holes in two pieces, then data."""
+        """A device of 5 Gi blocks: 4.5 Gi of holes in two pieces, then data."""
 
         def extents(self, offset: int, length: int) -> list[Extent]:  # type: ignore[override] # a list is iterable too
             gi = 512 << 30
@@ -245,8 +245,8 @@ def test_get_lba_status_merges_neighbours_and_splits_long_extents() -> None:
 
     device = Huge()
     device.size = 5 * 512 << 30
-    found = lba_status(Bench(device=device).run(get_lba_status_cdb(0, 1000)).data)
-    assert found == [
+    descriptors = lba_status(Bench(device=device).run(get_lba_status_cdb(0, 1000)).data)
+    assert descriptors == [
         (0, 0xFFFFFFFF, DEALLOCATED),
         (0xFFFFFFFF, (1 << 29) + 1, DEALLOCATED),
         (9 << 29, 1 << 29, MAPPED),

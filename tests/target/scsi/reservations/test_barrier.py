@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PREEMPT AND ABORT waits for what runs, ends early what takes long, and two that preempt each other do not wait for ever."""
+"""PREEMPT AND ABORT waits for running commands and ends long ones early, and two that preempt each other both end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 class Stop:
-    """Holds the device's first operation of a kind until it is let go."""
+    """A stop that holds the device's first operation of a kind until `let_go` is set."""
 
     def __init__(self, bench: Bench, method: str) -> None:
         self.reached, self.let_go = threading.Event(), threading.Event()
@@ -79,7 +79,7 @@ def test_preempt_and_abort_waits_for_a_running_write(bench: Bench) -> None:
     preempting = started(preempt)
     while not task.cleared:
         assert preempting.is_alive()
-    # In force at once, for everybody but those already running.
+    # In force at once for every command but those that already run.
     assert attention_of(one) == 0x2A05
     assert one.run(cdb10(0x2A, 8, 1), BLOCK).status == CONFLICT
     assert not done.is_set()
@@ -88,7 +88,7 @@ def test_preempt_and_abort_waits_for_a_running_write(bench: Bench) -> None:
     writing.join(SECONDS)
     assert done.is_set()
     assert result_of(task).status == GOOD
-    assert not task.cleared  # the fabric may use it again
+    assert not task.cleared  # because the fabric may use the task again
     assert attention_of(one) == 0x2F00
     assert bench.device.data[8 * 512 : 9 * 512] == bytes(512)
 
@@ -142,7 +142,7 @@ def test_two_ports_that_preempt_each_other_both_end(bench: Bench) -> None:
         for thread in threads:
             thread.join(SECONDS)
             assert not thread.is_alive()
-        assert statuses.count(GOOD) == 1  # the other found itself not registered any more, or was cleared
+        assert statuses.count(GOOD) == 1  # the other one was no longer registered, or was cleared
         assert len(bench.unit.reservations.state.keys) == 1
         survivor = one if one.nexus.port in bench.unit.reservations.state.keys else two
         assert out(survivor, 3, 1 if survivor is one else 2).status == GOOD

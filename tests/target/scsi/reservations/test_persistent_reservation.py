@@ -49,7 +49,7 @@ requests = st.one_of(
 
 @given(steps=st.lists(requests, max_size=40))
 def test_every_state_is_sound(steps: list[Request]) -> None:
-    """The holder is registered, the generation counts up, and no port that lost its rights goes without an attention."""
+    """The holder is registered, the generation counts up, and each preempted port gets an attention."""
     state = ReservationState()
     for request in steps:
         try:

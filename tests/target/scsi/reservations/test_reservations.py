@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent reservations and SPC-2's: service actions, who may do what, unit attentions, and what a restart remembers.
-
-(Longer than most modules here: a case for each service action, all with the same initiators.)
-"""
+"""Persistent reservations and SPC-2's: service actions, permissions, unit attentions, and the state after a restart."""
 
 from __future__ import annotations
 
@@ -117,16 +114,15 @@ def test_each_type_leaves_its_permissions(
             cdb10(0x25, 0, 0),
         ):
             assert initiator.run(cdb).status == GOOD
-        for cdb in (  # what SPC-4's table of commands and reservations allows to who may read
+        for cdb in (  # commands that SPC-4's table permits to a nexus that may read
             bytes([0x1A, 0, 0x3F, 0, 255, 0]),  # MODE SENSE
             bytes([0x5A, 0, 0x3F, 0, 0, 0, 0, 0, 255, 0]),
             bytes([0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]),  # REPORT SUPPORTED OPERATION CODES
             bytes([0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]),
         ):
             assert initiator.run(cdb).status == (CONFLICT if may == NOTHING else GOOD)
-        assert initiator.nexus._itls[0].unusual is (
-            may != EVERYTHING
-        )  # the hot path of those who may is as short as ever
+        # The hot path of a nexus with every permission is as short as without a reservation.
+        assert initiator.nexus._itls[0].unusual is (may != EVERYTHING)
 
 
 def test_reserve_again_and_release(one: Initiator, two: Initiator, three: Initiator) -> None:
@@ -137,14 +133,13 @@ def test_reserve_again_and_release(one: Initiator, two: Initiator, three: Initia
     assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE).status == CONFLICT
     assert out(two, RESERVE, 2, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == CONFLICT
-    assert (
-        out(two, RELEASE, 2, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
-    )  # not the holder: nothing
+    # A port that is not the holder releases nothing.
+    assert out(two, RELEASE, 2, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert reservation(one) == (1, 5)
     assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE).asc == 0x2604
     assert out(one, RELEASE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
     assert reservation(one) is None
-    assert [attention_of(each) for each in (one, two, three)] == [0, 0x2A04, 0]
+    assert [attention_of(initiator) for initiator in (one, two, three)] == [0, 0x2A04, 0]
 
 
 def test_unregistering_the_holder_ends_its_reservation(one: Initiator, two: Initiator) -> None:
@@ -182,7 +177,7 @@ def test_preempt_takes_the_reservation(one: Initiator, two: Initiator, three: In
     registered(one, two, three)
     out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     assert out(two, PREEMPT, 2, 1, ReservationType.EXCLUSIVE_ACCESS).status == GOOD
-    assert [attention_of(each) for each in (one, two, three)] == [0x2A05, 0, 0x2A04]
+    assert [attention_of(initiator) for initiator in (one, two, three)] == [0x2A05, 0, 0x2A04]
     assert reservation(two) == (2, 3)
     assert sorted(keys(two)) == [2, 3]
     assert one.run(READ).status == CONFLICT
@@ -210,7 +205,7 @@ def test_preempt_of_all_registrants(one: Initiator, two: Initiator, three: Initi
 
 
 def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, three: Initiator) -> None:
-    """The cluster's snapshot: all nodes have the old epoch's key, one changes to the new one and preempts."""
+    """All nodes of a cluster have the old epoch's key; one node changes to the new key and preempts the old one."""
     for node in (one, two, three):
         assert out(node, REGISTER, 0, 0x0E1).status == GOOD
     out(one, RESERVE, 0x0E1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
@@ -230,7 +225,7 @@ def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, t
 
 
 def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They outlive sessions, and the next session may have another ISID: or memory would grow for ever."""
+    """Registrations outlive sessions, and each session may have a new ISID: without a bound, memory would grow for ever."""
     monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS", 3)
     ports = [bench.login("iqn.many", f"{number:012x}") for number in range(4)]
     for port in ports[:3]:
@@ -239,7 +234,7 @@ def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert out(ports[3], REGISTER, 0, 7).asc == 0x5504
     assert out(ports[3], IGNORE, 0, 7).asc == 0x5504
     assert bench.unit.reservations.state is before
-    assert out(ports[0], REGISTER, 7, 8).status == GOOD  # who is registered may change its key, or go
+    assert out(ports[0], REGISTER, 7, 8).status == GOOD  # a registered port may change its key, or unregister
     assert out(ports[0], REGISTER, 8, 0).status == GOOD
     assert out(ports[3], REGISTER, 0, 7).status == GOOD
 
@@ -261,7 +256,7 @@ def test_aptpl_survives_a_restart(bench: Bench, one: Initiator, two: Initiator, 
     assert restarted.login("iqn.two", "000000000002").run(WRITE, BLOCK).status == GOOD
     assert restarted.login("iqn.two", "000000000009").run(WRITE, BLOCK).status == CONFLICT  # another port of that name
     holder = restarted.login("iqn.one", "000000000001")
-    assert out(holder, REGISTER, 0xFEDCBA9876543210, 5).status == GOOD  # without APTPL: forgotten from now on
+    assert out(holder, REGISTER, 0xFEDCBA9876543210, 5).status == GOOD  # without APTPL the file goes
     assert not (tmp_path / "reservations.json").exists()
     assert keys(again(bench, tmp_path).initiator) == []
 
@@ -311,10 +306,7 @@ def test_spc2_under_a_persistent_reservation(one: Initiator, two: Initiator, thr
     assert one.run(RESERVE_6).status == CONFLICT
     assert three.run(RELEASE_6).status == CONFLICT
     out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
-    assert one.run(RESERVE_6).status == GOOD  # compatible reservation handling: it has as much already
+    assert one.run(RESERVE_6).status == GOOD  # compatible reservation handling: the port has as much already
     assert two.run(RELEASE_6).status == GOOD
     assert three.run(RESERVE_6).status == CONFLICT
     assert two.run(WRITE, BLOCK).status == GOOD
-
-
-# -- the table ---------------------------------------------------------------------------------------------------
