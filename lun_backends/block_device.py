@@ -29,7 +29,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -109,6 +110,26 @@ class MediumError(BlockDeviceError):
 
     def __str__(self) -> str:
         return f"{'write' if self.writing else 'read'} error at block {self.lba}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Blocks that no longer are what was stored: `length` bytes from byte `offset` of the LUN on.
+
+    `kept_in` is the UUID of the write-once LUN that stores them.
+    """
+
+    offset: int
+    length: int
+    reason: str
+    kept_in: uuid.UUID
+
+
+@dataclass(eq=False)
+class DamagedBlocks(MediumError):
+    """A read met blocks whose checksum does not fit; `damage` says which.  They can be read as they are, see `read_checked`."""
+
+    damage: Damage
 
 
 @dataclass(eq=False)
@@ -276,6 +297,15 @@ class BlockDevice(abc.ABC):
         `length` is the total length of `buffers` in bytes, which the caller knows.  Raises what `readv` raises.
         """
         return False
+
+    def read_checked(self, offset: int, buffers: Buffers, on_damage: Callable[[Damage], None] | None = None) -> None:
+        """Read as `readv`, and compare all data with its checksum, where there is one.
+
+        Everything that leaves a snapshot for good is read so.  With `on_damage`, call it for damaged and unreadable blocks
+        instead of raising an error.  Damaged blocks are read as they are, and unreadable ones as zeroes.  A device that has
+        no checksums just reads.  Raises what `readv` raises.
+        """
+        self.readv(offset, buffers)
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """Write without waiting.  Return True if done, False if that would wait; some of the data may be written then.

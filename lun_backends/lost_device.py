@@ -37,6 +37,11 @@ class LostDevice(block_device.BlockDevice):
         """Return 0: no block can be read."""
         return 0
 
+    @property
+    def damaged_chunks(self) -> int:
+        """Return 0: all of it is lost, and `reason` says so."""
+        return 0
+
     def _refuse(self) -> NoReturn:
         raise block_device.SnapshotInvalid(self.reason)
 

@@ -7,7 +7,7 @@ of the snapshot's moment, whatever is written, snapshotted or deleted meanwhile.
 
     k  ->  k+1  ->  ...  ->  newest  ->  primary        a block is blank: ask the next one
                                             |
-    k  <-  k+1  <-  ...  <-  newest  <------+           look again: a copy made meanwhile wins, the oldest of all
+    k  ->  k+1  ->  ...  ->  newest  <------+           look again, from k on: a copy made meanwhile wins, the oldest of all
 
 Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is looked up
 again in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found there wins (rule 3).  This is
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 from lun_backends import block_device
@@ -30,6 +30,9 @@ from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
 
 _WINDOW = 64 << 20  # bytes whose extents are found at a time: a slow caller must not keep a snapshot from being deleted
 _POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for a wake-up
+
+_Read = Callable[[BlockDevice, int, int, Buffers], bool]
+"""Reads (offset, length, buffers) of a device; returns False if that would wait and must not."""
 
 
 class Chain:
@@ -77,7 +80,23 @@ class SnapshotView(BlockDevice):
         reading = self._chain.reading
         reading.append(None)
         try:
-            self._read(self._links(), offset, length, buffers, now=False)
+            self._read(offset, length, buffers, _wait)
+        finally:
+            reading.pop()
+
+    def read_checked(
+        self, offset: int, buffers: Buffers, on_damage: Callable[[block_device.Damage], None] | None = None
+    ) -> None:
+        def check(device: BlockDevice, at: int, _length: int, piece: Buffers) -> bool:
+            device.read_checked(at, piece, on_damage)
+            return True
+
+        length = block_device.total_length(buffers)
+        self._check(offset, length)
+        reading = self._chain.reading
+        reading.append(None)
+        try:
+            self._read(offset, length, buffers, check)
         finally:
             reading.pop()
 
@@ -86,7 +105,7 @@ class SnapshotView(BlockDevice):
         reading = self._chain.reading
         reading.append(None)
         try:
-            return self._read(self._links(), offset, length, buffers, now=True)
+            return self._read(offset, length, buffers, _now)
         finally:
             reading.pop()
 
@@ -133,40 +152,39 @@ class SnapshotView(BlockDevice):
             raise block_device.DeviceClosed
         return links[links.index(self._own) :]
 
-    def _read(self, links: Sequence[BlockDevice], offset: int, length: int, buffers: Buffers, *, now: bool) -> bool:
-        """Read through `links` and the primary; with `now` return False where that would wait."""
-        if not links:
-            if not now:
-                self._primary.readv(offset, buffers)
-            elif not self._primary.read_now(offset, length, buffers):
+    def _read(self, offset: int, length: int, buffers: Buffers, read: _Read) -> bool:
+        """Read with `read`, and return False as soon as it does."""
+        blank = self._read_links([(offset, length)], offset, length, buffers, read)
+        if not blank:
+            return blank is not None
+        for start, count in blank:
+            if not read(self._primary, start, count, _piece(buffers, offset, length, start, count)):
                 return False
-            return self._look_again(offset, length, buffers, now=now)
-        for extent in links[0].extents(offset, length):
-            whole = extent.length == length
-            piece = buffers if whole else block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
-            if extent.kind is ExtentKind.BLANK:
-                if not self._read(links[1:], extent.offset, extent.length, piece, now=now):
-                    return False
-            elif not now:
-                links[0].readv(extent.offset, piece)
-            elif not links[0].read_now(extent.offset, extent.length, piece):
-                return False
-        return True
+        # Look again: copies that were made while the primary was read (rule 3).
+        return self._read_links(blank, offset, length, buffers, read) is not None
 
-    def _look_again(self, offset: int, length: int, buffers: Buffers, *, now: bool) -> bool:
-        """Replace what was preserved while the primary was read by its copy (rule 3); with `now` as `_read`.
+    def _read_links(
+        self, blank: list[tuple[int, int]], offset: int, length: int, buffers: Buffers, read: _Read
+    ) -> list[tuple[int, int]] | None:
+        """Read the (offset, length) ranges `blank` from the first link that has them; return those that no link has.
 
-        The oldest copy is the one to show, so it comes last.
+        `buffers` hold `length` bytes from `offset` on.  Return None as soon as `read` returns False.  There may be thousands
+        of links.
         """
-        for link in reversed(self._links()):
-            for extent in link.extents(offset, length):
-                if extent.kind is not ExtentKind.BLANK:
-                    piece = block_device.slice_buffers(buffers, extent.offset - offset, extent.length)
-                    if not now:
-                        link.readv(extent.offset, piece)
-                    elif not link.read_now(extent.offset, extent.length, piece):
-                        return False
-        return True
+        for link in self._links():
+            left: list[tuple[int, int]] = []
+            for start, count in blank:
+                for extent in link.extents(start, count):
+                    if extent.kind is ExtentKind.BLANK:
+                        left.append((extent.offset, extent.length))
+                        continue
+                    piece = _piece(buffers, offset, length, extent.offset, extent.length)
+                    if not read(link, extent.offset, extent.length, piece):
+                        return None
+            if not left:
+                return left
+            blank = left
+        return blank
 
     def _window(self, offset: int, length: int) -> list[Extent]:
         reading = self._chain.reading
@@ -181,6 +199,20 @@ class SnapshotView(BlockDevice):
             return extents
         finally:
             reading.pop()
+
+
+def _wait(device: BlockDevice, offset: int, _length: int, buffers: Buffers) -> bool:
+    device.readv(offset, buffers)
+    return True
+
+
+def _now(device: BlockDevice, offset: int, length: int, buffers: Buffers) -> bool:
+    return device.read_now(offset, length, buffers)
+
+
+def _piece(buffers: Buffers, offset: int, length: int, start: int, count: int) -> Buffers:
+    """Return the part of `buffers`, which hold `length` bytes from `offset` on, for `count` bytes from `start` on."""
+    return buffers if count == length else block_device.slice_buffers(buffers, start - offset, count)
 
 
 def _overlay(base: Sequence[Extent], data: Sequence[Extent]) -> Iterator[Extent]:

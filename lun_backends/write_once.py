@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, NoReturn
 
 import pyroaring
@@ -38,6 +38,7 @@ class WriteOnce(block_device.BlockDevice):
 
     def __init__(self, store: thin.ThinStore) -> None:
         self.store = store
+        self._reader = store.reader
         self.uuid = store.snapshot
         self.size = store.size
         self.block_size = store.block_size
@@ -65,7 +66,7 @@ class WriteOnce(block_device.BlockDevice):
             if first + count > self._blocks:
                 raise block_device.OutOfRange(max(first, self._blocks))
             if count:
-                self.store.read(first, count, buffers)
+                self._reader.read(first, count, buffers)
         finally:
             self._running.pop()
 
@@ -78,9 +79,23 @@ class WriteOnce(block_device.BlockDevice):
                 self._refuse()
             if first + count > self._blocks:
                 raise block_device.OutOfRange(max(first, self._blocks))
-            return not count or self.store.read(first, count, buffers, now=True)
+            return not count or self._reader.read(first, count, buffers, now=True)
         finally:
             self._running.pop()
+
+    def read_checked(
+        self,
+        offset: int,
+        buffers: block_device.Buffers,
+        on_damage: Callable[[block_device.Damage], None] | None = None,
+    ) -> None:
+        first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
+        with self._call():
+            if self._stopped:
+                self._refuse()
+            if first + count > self._blocks:
+                raise block_device.OutOfRange(max(first, self._blocks))
+            self._reader.read_checked(first, count, buffers, on_damage)
 
     def writev(self, offset: int, buffers: block_device.Buffers, *, fua: bool = False) -> None:
         self._write(offset, block_device.total_length(buffers), buffers, fua)
@@ -167,6 +182,20 @@ class WriteOnce(block_device.BlockDevice):
     def reason(self) -> str | None:
         """The reason why it is invalid, None if it is not."""
         return self._invalid
+
+    @property
+    def verify_reads(self) -> bool:
+        """Whether reads compare chunks with their checksums, see `stores.reader`."""
+        return self._reader.verify
+
+    @verify_reads.setter
+    def verify_reads(self, on: bool) -> None:
+        self._reader.verify = on
+
+    @property
+    def damaged_chunks(self) -> int:
+        """The number of chunks that were found damaged since it was opened."""
+        return len(self._reader.damaged)
 
     @property
     def syncs(self) -> thin.Syncs:

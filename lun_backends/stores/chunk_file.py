@@ -130,6 +130,11 @@ class ChunkFile:
         self._io.forget(self._fd, place, length)
         return value
 
+    def forget(self, place: int, length: int) -> None:
+        """Drop bytes from the page cache, so that the next read of them is one from the disk.  It is only a hint."""
+        with contextlib.suppress(OSError):
+            self._io.forget(self._fd, place, length)
+
     def check_header(self, superblock: Superblock) -> list[str]:
         """Read the header again and return its faults, a phrase each."""
         rest = memoryview(bytearray(self.chunk_size))

@@ -39,13 +39,10 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, contents, group_commit, store_file
+from lun_backends.stores import chunk_file, contents, group_commit, reader, store_file
 from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
-
-Piece = tuple[int, int, int]
-"""Blocks of one chunk: chunk number, first block within it, number of blocks."""
 
 
 @dataclass(slots=True)
@@ -95,6 +92,8 @@ class ThinStore:
         self.chunk_size = superblock.chunk_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.syncs = Syncs()
+        self.reader = reader.Reader(chunk_map, file)
+        """It reads."""
         self._map = chunk_map
         self._file = file
         self._synced = durability is Durability.POWER_LOSS
@@ -212,49 +211,6 @@ class ThinStore:
             except OSError as error:
                 raise block_device.MediumError(0, True, f"{self._map.path}: {os_error.reason(error)}") from error
 
-    # -- reading
-
-    def read(self, first: int, count: int, buffers: block_device.Buffers, *, now: bool = False) -> bool:
-        """Fill `buffers` with `count` blocks from block `first` on; with `now` return False if that would wait.
-
-        Raises BlankBlock, MediumError.
-        """
-        chunk_map = self._map
-        per_chunk = self.blocks_per_chunk
-        block_size = self.block_size
-        chunk, start = divmod(first, per_chunk)
-        if start + count <= per_chunk:
-            mask = ((1 << count) - 1) << start
-            if missing := mask & ~chunk_map.written(chunk):
-                raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            place = self._place(chunk, start)
-            return self._file.read(place, buffers, count * block_size, first, now)
-        runs: list[list[int]] = []  # [place in the chunk file, bytes]; neighbours there are joined
-        for chunk, start, blocks in self._pieces(first, count):
-            mask = ((1 << blocks) - 1) << start
-            if missing := mask & ~chunk_map.written(chunk):
-                raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            place = self._place(chunk, start)
-            if runs and sum(runs[-1]) == place:
-                runs[-1][1] += blocks * block_size
-            else:
-                runs.append([place, blocks * block_size])
-        done = 0
-        for place, length in runs:
-            part = buffers if len(runs) == 1 else block_device.slice_buffers(buffers, done, length)
-            if not self._file.read(place, part, length, first + done // block_size, now):
-                return False
-            done += length
-        return True
-
-    def _place(self, chunk: int, start: int) -> int:
-        """Return the place of written blocks in the chunk file, in bytes.  Raises MediumError."""
-        slot = self._map.slot(chunk)
-        if not slot:
-            why = f"{self._map.path}: the map has lost where the chunk is"
-            raise block_device.MediumError(chunk * self.blocks_per_chunk + start, False, why)
-        return slot * self.chunk_size + start * self.block_size
-
     # -- writing
 
     def put(self, batch: Batch, first: int, count: int, buffers: block_device.Buffers | None) -> None:
@@ -264,7 +220,11 @@ class ThinStore:
         Raises BlockWritten, SpaceExhausted, MediumError: then nothing of this range is stored, and `batch` is as before.
         """
         chunk, start = divmod(first, self.blocks_per_chunk)
-        pieces = [(chunk, start, count)] if start + count <= self.blocks_per_chunk else list(self._pieces(first, count))
+        pieces = (
+            [(chunk, start, count)]
+            if start + count <= self.blocks_per_chunk
+            else list(reader.pieces(first, count, self.blocks_per_chunk))
+        )
         masks = [(chunk, ((1 << blocks) - 1) << start) for chunk, start, blocks in pieces]
         while (slots := self._claim(masks, first, wait=not batch.claims)) is None:
             self.commit(batch)
@@ -324,15 +284,6 @@ class ThinStore:
         except OSError as error:
             raise self._break(error, 0) from error
 
-    def _pieces(self, first: int, count: int) -> Iterator[Piece]:
-        per_chunk = self.blocks_per_chunk
-        end = first + count
-        while first < end:
-            chunk, start = divmod(first, per_chunk)
-            blocks = min(per_chunk - start, end - first)
-            yield chunk, start, blocks
-            first += blocks
-
     def _claim(self, masks: list[tuple[int, int]], first: int, wait: bool) -> list[int] | None:
         """Make the blocks pending and return their chunks' slots.
 
@@ -381,7 +332,11 @@ class ThinStore:
                 self._free.append(slot)
 
     def _store(
-        self, pieces: list[Piece], masks: list[tuple[int, int]], slots: list[int], buffers: block_device.Buffers | None
+        self,
+        pieces: list[reader.Piece],
+        masks: list[tuple[int, int]],
+        slots: list[int],
+        buffers: block_device.Buffers | None,
     ) -> list[int]:
         """Write the data of claimed blocks.
 
@@ -560,7 +515,11 @@ class ThinStore:
 
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
-        return contents.verify(self._map, self._file, passed_over)
+        for report in contents.verify(self._map, self._file, passed_over):
+            if report.verdict is not contents.Verdict.UNVERIFIABLE:
+                damaged = report.verdict is contents.Verdict.DAMAGED
+                self.reader.found(report.offset // self.chunk_size, damaged=damaged)
+            yield report
 
     def check_headers(self) -> list[str]:
         """Return the faults of superblocks and header on the disk, and of the places that have to be zeroes, a phrase each."""

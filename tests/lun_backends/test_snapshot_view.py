@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import random
 import threading
+import uuid
+from collections.abc import Callable
 
 import pytest
 
 from lun_backends import block_device
-from lun_backends.block_device import ExtentKind
+from lun_backends.block_device import Buffers, Damage, ExtentKind
 from lun_backends.snapshot_view import Chain, SnapshotView
 from tests.lun_backends.memory_side import SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
@@ -81,6 +83,49 @@ def test_a_copy_made_while_the_primary_was_read_wins(
     else:
         view.readv(0, [memoryview(data)])
     assert data == before
+
+
+def test_thousands_of_snapshots_are_read_through(primary: MemoryDevice) -> None:
+    links = [MemorySide(SIZE) for _ in range(3000)]
+    links[-1].fill(b"\x11" * 512, 512)
+    view = SnapshotView(primary, Chain(links), links[0])
+    data = bytearray(1536)
+    for attempt in (
+        lambda: view.readv(0, [memoryview(data)]),
+        lambda: view.read_now(0, 1536, [memoryview(data)]),
+        lambda: view.read_checked(0, [memoryview(data)]),
+    ):
+        data[:] = bytes(1536)
+        attempt()
+        assert data == primary.data[:512] + b"\x11" * 512 + primary.data[1024:1536]
+
+
+def test_checked_reads_check_every_link(primary: MemoryDevice, links: list[MemorySide], chain: Chain) -> None:
+    class Spoiled(MemorySide):
+        def read_checked(
+            self, offset: int, buffers: Buffers, on_damage: Callable[[Damage], None] | None = None
+        ) -> None:
+            self.readv(offset, buffers)
+            damage = Damage(offset, block_device.total_length(buffers), "spoiled", uuid.UUID(int=9))
+            if on_damage is None:
+                raise block_device.DamagedBlocks(offset // 512, False, "spoiled", damage)
+            on_damage(damage)
+
+    newest = Spoiled(SIZE)
+    newest.fill(b"\x11" * 1024, 512)
+    links[1].fill(b"\x22" * 512, 512)
+    chain.append(newest)
+    view = SnapshotView(primary, chain, links[0])
+    data = bytearray(2048)
+    view.readv(0, [memoryview(data)])
+    with pytest.raises(block_device.DamagedBlocks):
+        view.read_checked(0, [memoryview(data)])
+    found: list[Damage] = []
+    view.read_checked(0, [memoryview(data)], found.append)
+    assert [(damage.offset, damage.length) for damage in found] == [
+        (1024, 512)
+    ]  # the older copy of block 1 is the one shown
+    assert data == primary.data[:512] + b"\x22" * 512 + b"\x11" * 512 + primary.data[1536:2048]
 
 
 @pytest.mark.parametrize("slow", ["primary", "link"])
