@@ -12,7 +12,7 @@ from target.scsi import scsi_target
 
 
 def make(configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> Fabric:
-    """The fabric that the configuration asks for.  Raises CannotStart."""
+    """Make the fabric that the configuration names.  Raises CannotStart."""
     if configured.fabric is settings.Fabric.LIO:
         return KernelFabric(configured, served, policy)
     return PortalFabric(configured, served, policy)

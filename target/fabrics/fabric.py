@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of a fabric as the daemon runs it.
 
-| `fabric:`  | module    | who listens                       | what it needs                                        |
+| `fabric:`  | module    | listens                           | needs                                                |
 | ---------- | --------- | --------------------------------- | ---------------------------------------------------- |
 | `portal`   | portal.py | this process                      | nothing                                              |
 | `lio`      | kernel.py | the kernel; SCSI comes by TCMU    | root, and the modules target_core_user,              |
@@ -19,7 +19,7 @@ from target.iscsi.session_info import SessionInfo
 
 
 class CannotStart(Exception):
-    """The fabric cannot be started; says why and what to do."""
+    """The fabric cannot be started, with the reason and the remedy."""
 
     def __init__(self, reason: str, remedy: str = "") -> None:
         super().__init__(f"{reason}: {remedy}" if remedy else reason)
@@ -28,38 +28,38 @@ class CannotStart(Exception):
 
 
 class CannotListen(CannotStart):
-    """Initiators cannot be let in at an address; says why and what to do."""
+    """The fabric cannot listen on an address, with the reason and the remedy."""
 
 
 class Fabric(Protocol):
-    """Lets initiators reach the LUNs of a SCSI target."""
+    """The part of the daemon through which initiators reach the LUNs of a SCSI target."""
 
     def addresses(self) -> Sequence[str]:
-        """Where initiators connect, HOST:PORT each."""
+        """Return the addresses that initiators connect to, HOST:PORT each."""
 
     def listen(self, address: str) -> None:
-        """Let initiators connect there, too.  Raises CannotListen."""
+        """Listen on another address.  Raises CannotListen."""
 
     def unlisten(self, address: str) -> None:
-        """Let them connect there no more, and end the sessions of those who did.  Raises CannotStart."""
+        """Stop listening on an address, and end the sessions that came there.  Raises CannotStart."""
 
     def users(self, address: str) -> Sequence[str]:
-        """Who came by way of an address and is logged in, for people."""
+        """Return the initiators that came by an address and are logged in, as text for administrators."""
 
     def sessions(self) -> Sequence[SessionInfo]:
-        """Who is logged in."""
+        """Return the sessions that are logged in."""
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
-        """How many logins were refused since the start, by status."""
+        """Return how many logins were refused since the start, by status."""
 
     def end_session(self, tsih: int) -> None:
-        """Drop a session."""
+        """End a session."""
 
     def admit(self, rules: access.Rules) -> None:
-        """Other initiators may log in from now on, or see other LUNs.  Raises CannotStart."""
+        """Put other rules in force: who may log in, and the LUNs that they see.  Raises CannotStart."""
 
     def start(self) -> None:
-        """Let initiators in.  Raises CannotStart."""
+        """Let initiators log in.  Raises CannotStart."""
 
     def close(self, drain: float) -> None:
-        """Let nobody in any more, and end what is under way, within about `drain` seconds."""
+        """Refuse further logins, and end the commands that run, within about `drain` seconds."""

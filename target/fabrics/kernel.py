@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fabric over the kernel's target, whose commands come by TCMU."""
+"""The fabric over the kernel's target, whose commands come by TCMU.
+
+The functions import target.tcmu themselves: the packages below it are slow to import, and the portal does without them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class KernelFabric:
     """The kernel's target."""
 
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
-        from target.tcmu import configfs, fabric  # what they need is slow to import, and the portal does without
+        from target.tcmu import configfs, fabric
 
         self._listen = configured.lio.listen
         self._target = configured.target
@@ -56,17 +59,20 @@ class KernelFabric:
             self._fabric.unlisten(*_address(address))
         except self._errors as error:
             raise CannotStart(str(error)) from error
-        self._listen = tuple(each for each in self._listen if each != address)
+        self._listen = tuple(other for other in self._listen if other != address)
 
     def users(self, address: str) -> Sequence[str]:
-        """By their TCP connections: the kernel's target does not tell by which of its portals somebody came."""
+        """Return the initiators whose TCP connections go to that address.
+
+        The kernel's target does not say by which of its portals an initiator came.
+        """
         from target.tcmu import connections
 
         named: dict[str, list[str]] = {}
         for initiator, peer in self._fabric.sessions():
             named.setdefault(peer, []).append(initiator)
-        peers = dict.fromkeys(each.peer for each in connections.established(*_address(address)))
-        return [f"{name} from {peer}" for peer in peers for name in named.get(peer, ["somebody"])]
+        peers = dict.fromkeys(connection.peer for connection in connections.established(*_address(address)))
+        return [f"{name} from {peer}" for peer in peers for name in named.get(peer, ["an unknown initiator"])]
 
     def admit(self, rules: access.Rules) -> None:
         try:
@@ -92,10 +98,10 @@ class KernelFabric:
         ]
 
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
-        return {}  # the kernel counts its own
+        return {}  # the kernel has counters of its own
 
     def end_session(self, tsih: int) -> None:
-        """The kernel ends the sessions of those who may not log in any more."""
+        """Do nothing: the kernel ends the sessions of initiators that may no longer log in."""
 
     def start(self) -> None:
         try:
@@ -110,7 +116,10 @@ class KernelFabric:
 
 
 def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:
-    """Those that are named, as the kernel's target wants them; one whose secrets cannot be read is left out."""
+    """Return the initiators with full names, in the form of the kernel's target.
+
+    An initiator whose secrets cannot be read is left out.
+    """
     from target.tcmu import configfs
 
     for rule in rules.broken():
@@ -135,7 +144,7 @@ def _anyone(rules: access.Rules) -> bool:
 
 
 def _address(listen: str) -> tuple[str, int]:
-    """An address as the kernel's target wants it: IPv6 in its brackets."""
+    """Split an address for the kernel's target, which wants IPv6 in brackets."""
     host, _, port = listen.rpartition(":")
     return host, int(port)
 

@@ -18,15 +18,15 @@ from target.scsi import scsi_target
 
 
 class PortalFabric:
-    """Our own iSCSI portal; the address is bound when this is made."""
+    """Wolun's own iSCSI portal.  The constructor binds the addresses."""
 
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
         first, *others = configured.portal.listen
         with _explained(first):
             self._portal = portal.Portal(*fabric_kind.host_and_port(first), {configured.target: served}, policy=policy)
         try:
-            for each in others:
-                self.listen(each)
+            for address in others:
+                self.listen(address)
         except CannotStart:
             self._portal.close()
             raise
@@ -40,12 +40,16 @@ class PortalFabric:
 
     def unlisten(self, address: str) -> None:
         self._portal.unlisten(address)
-        for each in self._portal.sessions():
-            if each.portal == address:
-                self._portal.end_session(each.tsih)
+        for session in self._portal.sessions():
+            if session.portal == address:
+                self._portal.end_session(session.tsih)
 
     def users(self, address: str) -> Sequence[str]:
-        return [f"{each.initiator} from {each.address}" for each in self._portal.sessions() if each.portal == address]
+        return [
+            f"{session.initiator} from {session.address}"
+            for session in self._portal.sessions()
+            if session.portal == address
+        ]
 
     def sessions(self) -> Sequence[SessionInfo]:
         return self._portal.sessions()
@@ -57,7 +61,7 @@ class PortalFabric:
         self._portal.end_session(tsih)
 
     def admit(self, rules: access.Rules) -> None:
-        """The portal asks the access policy at each login."""
+        """Do nothing: the portal asks the access policy at each login."""
 
     def start(self) -> None:
         portal.tune_interpreter()
@@ -69,14 +73,14 @@ class PortalFabric:
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Explain why nobody can listen there.  Raises CannotListen."""
+    """Turn an OSError into a CannotListen that says why and what to do."""
     try:
         yield
     except OSError as error:
         remedy = "choose another with --portal HOST:PORT, or in the configuration file"
         if error.errno == errno.EADDRINUSE:
-            remedy = f"stop what uses it (`ss -tlnp` lists who listens), or {remedy}"
+            remedy = f"stop the program that uses it (`ss -tlnp` lists it), or {remedy}"
         elif error.errno == errno.EADDRNOTAVAIL:
             remedy = f"`ip address` lists those that this machine has; {remedy}"
-        reason = os_error.reason(error)  # without the address once more, which `error.strerror` may have
-        raise CannotListen(f"initiators cannot be listened for on {address} ({reason})", remedy) from error
+        reason = os_error.reason(error)  # `error.strerror` may name the address a second time
+        raise CannotListen(f"cannot listen for initiators on {address} ({reason})", remedy) from error

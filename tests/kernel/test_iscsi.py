@@ -219,7 +219,7 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
         {known}/portals delete 0.0.0.0 3260
         """
     said = served.machine.run(f"{served.command} shell --keep-going 2>&1 <<'END'\n{script}\nEND", check=False).output
-    assert "portal 10.9.0.1:3270 is in use by somebody from 10.9.0.2" in said
+    assert "portal 10.9.0.1:3270 is in use by an unknown initiator from 10.9.0.2" in said
     assert "portal 10.9.0.1:3260" in said
     assert "portal 0.0.0.0:3260 is in use by all initiators: it is the only one" in said
     by_another.await_end()

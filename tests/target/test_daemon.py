@@ -180,7 +180,7 @@ def test_a_portal_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         said = refused("--portal", listen, "--state-dir", tmp_path / "s")
-    assert f"initiators cannot be listened for on {listen} (Address already in use" in said
+    assert f"cannot listen for initiators on {listen} (Address already in use" in said
 
 
 def test_an_invalid_portal_is_refused(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_portals_come_and_go_and_are_saved(
     assert kernel.listening == [FIRST, SECOND]
     assert reader.load(file).lio.listen == (FIRST, SECOND)
     assert restored(admin) == {}
-    kernel.came_by[SECOND] = ["somebody from 10.0.0.2"]
-    with pytest.raises(problems.Problem, match="is in use by somebody from 10"):
+    kernel.came_by[SECOND] = ["an unknown initiator from 10.0.0.2"]
+    with pytest.raises(problems.Problem, match="is in use by an unknown initiator from 10"):
         admin.delete_portal(SECOND, force=False, dry_run=False)
     admin.delete_portal(SECOND, force=True, dry_run=False)
     assert kernel.listening == [FIRST]

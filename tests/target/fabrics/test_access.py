@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may log in and what they see: rules by name, pattern and network, secrets from files, LUN mapping."""
+"""The rules of `access`: by name, pattern and network, with secrets from files, and the LUNs that an initiator sees."""
 
 from __future__ import annotations
 
@@ -55,36 +55,36 @@ def problems_of(text: str) -> str:
     return str(caught.value)
 
 
-class TestWho:
+class TestAdmission:
     """The table of access.py."""
 
-    def test_nobody_unless_said(self) -> None:
+    def test_default_admits_no_initiator(self) -> None:
         assert not admitted(access.Access(Rules.read(settings.Access(), Path())))
 
-    def test_networks_alone_let_anybody_in_from_there(self) -> None:
+    def test_networks_alone_admit_any_initiator_from_there(self) -> None:
         policy = access_of("networks: [192.0.2.0/24]")
         assert admitted(policy)
         assert admitted(policy, BOB)
         assert not admitted(policy, address=THERE)
         assert admitted(policy, address="::ffff:192.0.2.9")
 
-    def test_an_empty_list_lets_nobody_in(self) -> None:
+    def test_empty_list_admits_no_initiator(self) -> None:
         assert not admitted(access_of("networks: [192.0.2.0/24]\ninitiators: []"))
         assert not admitted(access_of("initiators: []"))
 
-    def test_initiators_alone_may_come_from_anywhere(self) -> None:
+    def test_listed_initiator_may_come_from_any_network(self) -> None:
         policy = access_of(f"initiators: [{{name: '{ANN}'}}]")
         assert admitted(policy)
         assert admitted(policy, address=THERE)
         assert not admitted(policy, BOB)
 
-    def test_both_must_allow(self) -> None:
+    def test_network_and_list_must_both_admit(self) -> None:
         policy = access_of(f"networks: [192.0.2.0/24]\ninitiators: [{{name: '{ANN}'}}]")
         assert admitted(policy)
         assert not admitted(policy, address=THERE)
         assert not admitted(policy, BOB)
 
-    def test_an_initiators_own_networks_narrow_it_further(self) -> None:
+    def test_own_networks_of_an_initiator_restrict_it_further(self) -> None:
         policy = access_of(
             f"networks: [192.0.2.0/24]\ninitiators: [{{name: '{ANN}', networks: [192.0.2.7/32, 198.51.100.0/24]}}]"
         )
@@ -106,21 +106,21 @@ class TestWho:
             ("iqn*2026-11+org.example:ann", None),
         ],
     )
-    def test_patterns(self, pattern: str, fits: bool | None) -> None:
+    def test_pattern_fits_names_like_a_shell(self, pattern: str, fits: bool | None) -> None:
         text = f"initiators: [{{name: '{pattern}'}}]"
         if fits is None:
             assert "is not an initiator's name" in problems_of(text)
         else:
             assert admitted(access_of(text)) is fits
 
-    def test_a_name_is_no_regular_expression(self) -> None:
+    def test_name_is_not_a_regular_expression(self) -> None:
         policy = access_of("initiators: [{name: 'iqn.2026-11.org.example:an*'}]")
         assert not admitted(policy, "iqnX2026-11.org.example:ann")
 
-    def test_case_does_not_matter(self) -> None:
+    def test_case_of_a_name_does_not_matter(self) -> None:
         assert admitted(access_of(f"initiators: [{{name: '{ANN}'}}]"), ANN.upper().replace("IQN", "iqn"))
 
-    def test_the_full_name_goes_before_patterns_and_the_first_pattern_counts(self) -> None:
+    def test_full_name_goes_before_patterns_and_the_first_pattern_counts(self) -> None:
         text = f"""
             initiators:
               - {{name: "*:b*", read_only: true}}
@@ -129,11 +129,11 @@ class TestWho:
               - {{name: "*:bob", networks: [198.51.100.0/24]}}
             """
         rules = access_of(text).rules
-        found = {name: rules.find(name) for name in (ANN, BOB, "iqn.2026-11.org.example:carl")}
-        assert [rule.name for rule in found.values() if rule] == [ANN, "*:b*", "*"]
+        chosen = {name: rules.find(name) for name in (ANN, BOB, "iqn.2026-11.org.example:carl")}
+        assert [rule.name for rule in chosen.values() if rule] == [ANN, "*:b*", "*"]
         assert not admitted(access.Access(rules), ANN, HERE)  # does not fall through to `*`
 
-    def test_other_rules_can_be_put_in_force(self) -> None:
+    def test_new_rules_replace_the_old_ones(self) -> None:
         policy = access_of(f"initiators: [{{name: '{ANN}'}}]")
         policy.rules = Rules.read(settings_of(f"initiators: [{{name: '{BOB}'}}]").access, Path())
         assert not admitted(policy, ANN)
@@ -141,7 +141,7 @@ class TestWho:
 
 
 class TestProof:
-    """CHAP, as configured."""
+    """The authentication that the configuration asks for."""
 
     TEXT = f"""
         initiators:
@@ -150,45 +150,45 @@ class TestProof:
           - name: {BOB}
         """
 
-    def test_who_has_no_chap_needs_none(self, tmp_path: Path) -> None:
+    def test_initiator_without_chap_needs_no_authentication(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "ann.secret")
         policy = access_of(self.TEXT, tmp_path)
         for target in (TARGET, None):
             assert isinstance(policy.authenticator(BOB, target), login.NoAuthentication)
 
-    def test_who_has_chap_must_use_it(self, tmp_path: Path) -> None:
+    def test_initiator_with_chap_must_use_it(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "ann.secret")
         authenticator = access_of(self.TEXT, tmp_path).authenticator(ANN, TARGET)
         assert isinstance(authenticator, ChapAuthenticator)
         assert list(authenticator.methods) == ["CHAP"]
 
-    def test_discovery_takes_chap_and_requires_it_if_told_to(self, tmp_path: Path) -> None:
+    def test_discovery_accepts_chap_and_requires_it_on_demand(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "ann.secret")
         policy = access_of(self.TEXT, tmp_path)
         assert list(policy.authenticator(ANN, None).methods) == ["CHAP", "None"]
         policy = access_of("discovery_chap: true\n" + textwrap.dedent(self.TEXT), tmp_path)
         assert list(policy.authenticator(ANN, None).methods) == ["CHAP"]
 
-    def test_who_may_not_log_in_may_not_discover(self) -> None:
+    def test_initiator_that_may_not_log_in_may_not_discover(self) -> None:
         policy = access_of("networks: [192.0.2.0/24]")
         assert policy.admits(ANN, HERE)
         assert not policy.admits(ANN, THERE)
 
     @pytest.mark.parametrize("name", [ANN, BOB])
-    def test_who_was_let_in_under_rules_that_are_gone_is_not_asked_for_less(self, name: str) -> None:
+    def test_initiator_admitted_by_replaced_rules_is_refused(self, name: str) -> None:
         policy = access_of(f"initiators: [{{name: '{ANN}', chap: {{name: a, secret_file: none}}}}]")
         with pytest.raises(LoginRefused) as caught:
             policy.authenticator(name, TARGET)
         assert caught.value.status is LoginStatus.AUTHORIZATION_FAILURE
 
-    def test_a_broken_entry_lets_nobody_in_and_is_named(self, tmp_path: Path) -> None:
+    def test_broken_entry_admits_no_initiator_and_is_named(self, tmp_path: Path) -> None:
         policy = access_of(self.TEXT.replace("- name: iqn.2026-11.org.example:bob", "- name: '*'"), tmp_path)
         assert not admitted(policy, ANN)
         assert admitted(policy, BOB)
         (broken,) = policy.rules.broken()
         assert (broken.name, broken.broken) == (ANN, f"{tmp_path}/ann.secret cannot be read: No such file or directory")
 
-    def test_algorithms_and_mutual(self, tmp_path: Path) -> None:
+    def test_credentials_have_the_algorithms_and_the_secret_of_the_target(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "a")
         secret_file(tmp_path / "b", "another secret")
         chap = settings.Chap(
@@ -198,11 +198,11 @@ class TestProof:
             target_secret_file=Path("b"),
             algorithms=(values.ChapAlgorithm.SHA256,),
         )
-        found = access.credentials(chap, tmp_path)
-        assert (found.name, found.target_name, found.algorithms) == ("ann", "wolun", (Algorithm.SHA_256,))
-        assert (found.secret, found.target_secret) == (Secret(b"twelve bytes"), Secret(b"another secret"))
+        proof = access.credentials(chap, tmp_path)
+        assert (proof.name, proof.target_name, proof.algorithms) == ("ann", "wolun", (Algorithm.SHA_256,))
+        assert (proof.secret, proof.target_secret) == (Secret(b"twelve bytes"), Secret(b"another secret"))
 
-    def test_the_same_secret_in_two_files_is_refused(self, tmp_path: Path) -> None:
+    def test_same_secret_for_both_sides_is_refused(self, tmp_path: Path) -> None:
         secret_file(tmp_path / "a")
         secret_file(tmp_path / "b")
         chap = settings.Chap(name="ann", secret_file=Path("a"), target_name="w", target_secret_file=Path("b"))
@@ -211,15 +211,15 @@ class TestProof:
 
 
 class TestSecretFiles:
-    """Only what nobody else can read is a secret."""
+    """A secret file must be closed to other users."""
 
     @pytest.mark.parametrize("mode", [0o600, 0o400])
     @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-    def test_read(self, tmp_path: Path, mode: int, end: str) -> None:
+    def test_secret_is_the_one_line_of_its_file(self, tmp_path: Path, mode: int, end: str) -> None:
         assert access.read_secret(secret_file(tmp_path / "s", SECRET + end, mode)) == Secret(SECRET.encode())
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601, 0o620])
-    def test_open_to_others(self, tmp_path: Path, mode: int) -> None:
+    def test_file_that_is_open_to_others_is_refused(self, tmp_path: Path, mode: int) -> None:
         path = secret_file(tmp_path / "s", mode=mode)
         with pytest.raises(
             SecretFileRefused, match=re.escape(f"is open to others (mode {mode:04o}): chmod 600 {path}")
@@ -227,7 +227,7 @@ class TestSecretFiles:
             access.read_secret(path)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-    def test_somebody_elses(self, tmp_path: Path) -> None:
+    def test_file_of_another_user_is_refused(self, tmp_path: Path) -> None:
         path = secret_file(tmp_path / "s")
         os.chown(path, 12345, -1)
         with pytest.raises(SecretFileRefused, match="belongs to another user"):
@@ -244,12 +244,12 @@ class TestSecretFiles:
             ("nul\0" + SECRET, "more than one line"),
         ],
     )
-    def test_content(self, tmp_path: Path, content: str, why: str) -> None:
+    def test_content_that_is_no_secret_is_refused_and_not_shown(self, tmp_path: Path, content: str, why: str) -> None:
         with pytest.raises(SecretFileRefused, match=why) as caught:
             access.read_secret(secret_file(tmp_path / "s", content))
         assert SECRET not in str(caught.value)
 
-    def test_no_file(self, tmp_path: Path) -> None:
+    def test_other_kinds_of_files_are_refused(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "fifo", 0o600)
         for path, why in (
             (tmp_path, "not a regular file"),
@@ -261,26 +261,26 @@ class TestSecretFiles:
 
 
 class TestView:
-    """Which LUNs an initiator sees."""
+    """The LUNs that an initiator sees."""
 
     @staticmethod
     def unit(name: str, kind: UnitKind = UnitKind.PRIMARY) -> LogicalUnit:
         return LogicalUnit(MemoryDevice(), uuid=uuid.uuid4(), kind=kind, name=name, commands=table.for_unit)
 
-    def test_everything_as_it_is(self) -> None:
+    def test_all_units_have_their_own_luns_without_a_mapping(self) -> None:
         view = access_of(f"initiators: [{{name: '{ANN}'}}]").view(ANN, HERE, TARGET)
         assert list(view(5, self.unit("vol0"))) == [Reach(5)]
 
-    def test_everything_for_reading(self) -> None:
+    def test_all_units_are_read_only_for_a_reader(self) -> None:
         view = access_of(f"initiators: [{{name: '{ANN}', read_only: true}}]").view(ANN, HERE, TARGET)
         assert list(view(5, self.unit("vol0"))) == [Reach(5, read_only=True)]
 
-    def test_mapped_for_reading(self) -> None:
+    def test_mapped_units_are_read_only_for_a_reader(self) -> None:
         text = f"initiators: [{{name: '{ANN}', read_only: true, luns: [{{lun: 4, unit: vol0}}]}}]"
         view = access_of(text).view(ANN, HERE, TARGET)
         assert list(view(0, self.unit("vol0"))) == [Reach(4, read_only=True)]
 
-    def test_mapped(self) -> None:
+    def test_mapping_chooses_units_luns_and_read_only(self) -> None:
         view = access_of(f"""
             initiators:
               - name: {ANN}
@@ -295,7 +295,7 @@ class TestView:
         assert list(view(2, self.unit("vol1@then", UnitKind.SNAPSHOT_VIEW))) == [Reach(2)]
         assert list(view(3, self.unit("vol1@then (write-once)", UnitKind.WRITE_ONCE))) == [Reach(3)]
 
-    def test_nothing(self) -> None:
+    def test_empty_mapping_and_unknown_initiator_see_no_unit(self) -> None:
         policy = access_of(f"initiators: [{{name: '{ANN}', luns: []}}]")
         assert list(policy.view(ANN, HERE, TARGET)(0, self.unit("vol0"))) == []
         assert list(policy.view(BOB, HERE, TARGET)(0, self.unit("vol0"))) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in to a real daemon: with libiscsi, with qemu, and by hand for what no proper initiator does."""
+"""Logins to a real daemon: with libiscsi, with QEMU, and by hand for messages that no proper initiator sends."""
 
 from __future__ import annotations
 
@@ -56,31 +56,31 @@ def log_of(served: daemon.Daemon) -> str:
 
 
 class TestLibiscsi:
-    """An initiator nobody here wrote."""
+    """An initiator from outside of this project."""
 
-    def test_right(self, served: daemon.Daemon) -> None:
+    def test_right_secret_logs_in(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN, chap=("ann", SECRET)) as session:
             session.settle(0)
             assert session.command(0, bytes(6)).status == 0
 
-    def test_mutual(self, served: daemon.Daemon) -> None:
+    def test_target_proves_its_name_on_demand(self, served: daemon.Daemon) -> None:
         with served.session(initiator=ANN, chap=("ann", SECRET), mutual=("wolun", TARGET_SECRET)) as session:
             session.settle(0)
             assert session.command(0, bytes(6)).status == 0
 
     @pytest.mark.parametrize("mutual", [("wolun", "not the target's"), ("mallory", TARGET_SECRET)])
-    def test_a_target_that_proves_itself_wrongly_is_not_believed(
+    def test_initiator_rejects_a_target_with_the_wrong_proof(
         self, served: daemon.Daemon, mutual: tuple[str, str]
     ) -> None:
         with pytest.raises(libiscsi.LibiscsiError):
             served.session(initiator=ANN, chap=("ann", SECRET), mutual=mutual)
 
     @pytest.mark.parametrize("chap", [("ann", "not the right one"), ("bob", SECRET), None])
-    def test_wrong_and_missing(self, served: daemon.Daemon, chap: tuple[str, str] | None) -> None:
+    def test_wrong_or_missing_proof_is_refused(self, served: daemon.Daemon, chap: tuple[str, str] | None) -> None:
         with pytest.raises(libiscsi.LibiscsiError):
             served.session(initiator=ANN, chap=chap)
 
-    def test_a_pattern(self, served: daemon.Daemon) -> None:
+    def test_initiator_that_fits_a_pattern_logs_in(self, served: daemon.Daemon) -> None:
         with served.session(initiator="iqn.2026-11.org.example:guest-1") as session:
             assert session.command(5, bytes(6)).status in (0, 2)
 
@@ -96,7 +96,7 @@ class TestLibiscsi:
             assert int.from_bytes(luns[:4]) == 16
             assert session.command(5, bytes(6)).asc == (0x25, 0)
 
-    def test_discovery_shows_only_what_may_be_used(self, served: daemon.Daemon) -> None:
+    def test_discovery_shows_only_targets_that_admit_the_initiator(self, served: daemon.Daemon) -> None:
         listing = peers.require("iscsi-ls")
         for initiator, expected in ((ANN, True), (READER, True), ("iqn.x:mallory", False)):
             done = subprocess.run(
@@ -109,7 +109,7 @@ class TestLibiscsi:
 
 
 class TestQemu:
-    """qemu takes name and secret from the URL or, as here, from a secret of its own."""
+    """QEMU, which takes name and secret from the URL or, as here, from a secret object."""
 
     PROOF: ClassVar[dict[str, str]] = {"user": "ann", "password-secret": "s"}
 
@@ -124,24 +124,24 @@ class TestQemu:
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
-    def test_right(self, served: daemon.Daemon) -> None:
+    def test_right_secret_logs_in(self, served: daemon.Daemon) -> None:
         done = self.info(served, SECRET, **self.PROOF)
         assert done.returncode == 0, done.stderr
         assert "virtual size: 1 MiB" in done.stdout
 
-    def test_wrong(self, served: daemon.Daemon) -> None:
+    def test_wrong_secret_is_refused(self, served: daemon.Daemon) -> None:
         done = self.info(served, SECRET + "?", **self.PROOF)
         assert done.returncode != 0
         assert "Authentication failure(513)" in done.stderr
 
-    def test_missing(self, served: daemon.Daemon) -> None:
+    def test_missing_secret_is_refused(self, served: daemon.Daemon) -> None:
         done = self.info(served, SECRET)
         assert done.returncode != 0
         assert "Authentication failure(513)" in done.stderr
 
 
 class Peer:
-    """A login by hand; each from another address, since who fails often is answered late."""
+    """A login by hand, each from another address, because the daemon answers late where logins fail often."""
 
     _addresses = itertools.count(2)
 
@@ -152,7 +152,7 @@ class Peer:
         self._names = [("InitiatorName", initiator), ("TargetName", daemon.IQN)]
 
     def say(self, pairs: list[tuple[str, str]], flags: int = 0x00) -> tuple[int, dict[str, str]]:
-        """One Login Request; status and keys of the answer."""
+        """Send one Login Request; return the status and the keys of the answer."""
         names, self._names = self._names, []
         data = keys.serialise([*names, *pairs])
         bhs = pdu.REQUEST.pack(0x43, flags, 0, 0, 0, 1 << 16, 1, 0, 1, 0)[:32] + bytes(16)
@@ -173,12 +173,12 @@ class Peer:
         self._socket.close()
 
     def _read(self, length: int) -> bytes:
-        found = b""
-        while len(found) < length:
-            part = self._socket.recv(length - len(found))
-            assert part, "the target hung up without a word"
-            found += part
-        return found
+        received = b""
+        while len(received) < length:
+            part = self._socket.recv(length - len(received))
+            assert part, "the target closed the connection without an answer"
+            received += part
+        return received
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def peer(served: daemon.Daemon) -> Iterator[Peer]:
 
 
 def answer(asked: dict[str, str], secret: str, digest: str = "md5") -> str:
-    """RFC 1994 4.1."""
+    """Return the response to a challenge (RFC 1994 4.1)."""
     challenge = bytes.fromhex(asked["CHAP_C"][2:])
     return "0x" + hashlib.new(digest, bytes([int(asked["CHAP_I"])]) + secret.encode() + challenge).hexdigest()
 
@@ -197,7 +197,7 @@ def answer(asked: dict[str, str], secret: str, digest: str = "md5") -> str:
 class TestByHand:
     """The messages of an attacker, and SHA-256, which Debian's libiscsi lacks."""
 
-    def test_right_with_sha_256(self, served: daemon.Daemon) -> None:
+    def test_sha_256_is_preferred_and_accepted(self, served: daemon.Daemon) -> None:
         peer = Peer(served, BOB)
         asked = peer.ask("5,7")
         assert asked["CHAP_A"] == "7"
@@ -206,21 +206,21 @@ class TestByHand:
         assert status == 0
         peer.close()
 
-    def test_md5_where_it_is_not_wanted(self, served: daemon.Daemon) -> None:
+    def test_md5_is_refused_where_only_sha_256_is_allowed(self, served: daemon.Daemon) -> None:
         peer = Peer(served, BOB)
         peer.say([("AuthMethod", "CHAP")])
         assert peer.say([("CHAP_A", "5")])[0] == LoginStatus.AUTHENTICATION_FAILURE
         peer.close()
 
-    def test_a_reflected_challenge(self, peer: Peer) -> None:
+    def test_reflected_challenge_is_refused(self, peer: Peer) -> None:
         asked = peer.ask()
         pairs = [("CHAP_N", "ann"), ("CHAP_R", answer(asked, SECRET)), ("CHAP_I", asked["CHAP_I"])]
         status, spoken = peer.say([*pairs, ("CHAP_C", asked["CHAP_C"])], 0x81)
         assert status == LoginStatus.AUTHENTICATION_FAILURE
         assert "CHAP_R" not in spoken
 
-    def test_our_answer_reflected_from_another_connection(self, served: daemon.Daemon, peer: Peer) -> None:
-        """Ask the target, on a second connection, to answer the challenge it set on the first."""
+    def test_challenge_of_another_connection_is_not_answered(self, served: daemon.Daemon, peer: Peer) -> None:
+        """On a second connection, an attacker asks the target to answer the challenge that it set on the first."""
         asked = peer.ask()
         second = Peer(served, ANN)
         second.ask()
@@ -230,7 +230,7 @@ class TestByHand:
         assert "CHAP_R" not in spoken
         second.close()
 
-    def test_a_replayed_answer(self, served: daemon.Daemon, peer: Peer) -> None:
+    def test_replayed_answer_is_refused(self, served: daemon.Daemon, peer: Peer) -> None:
         asked = peer.ask()
         recorded = [("CHAP_N", "ann"), ("CHAP_R", answer(asked, SECRET))]
         assert peer.say(recorded, 0x81)[0] == 0
@@ -239,14 +239,14 @@ class TestByHand:
         assert again.say(recorded, 0x81)[0] == LoginStatus.AUTHENTICATION_FAILURE
         again.close()
 
-    def test_skipping_the_security_stage(self, peer: Peer) -> None:
+    def test_security_stage_cannot_be_skipped(self, peer: Peer) -> None:
         assert peer.say([], 0x87)[0] == LoginStatus.AUTHENTICATION_FAILURE
 
-    def test_offering_none(self, peer: Peer) -> None:
+    def test_offer_of_no_authentication_is_refused(self, peer: Peer) -> None:
         assert peer.say([("AuthMethod", "None")], 0x81)[0] == LoginStatus.AUTHENTICATION_FAILURE
 
     @pytest.mark.parametrize("name", ["iqn.2026-11.org.example:mallory", "iqn.x:broken", "iqn.2026-11.x:guest-10"])
-    def test_strangers(self, served: daemon.Daemon, name: str) -> None:
+    def test_unknown_and_broken_initiators_are_refused(self, served: daemon.Daemon, name: str) -> None:
         peer = Peer(served, name)
         status = peer.say([("AuthMethod", "CHAP,None")])[0]
         assert status in (LoginStatus.AUTHORIZATION_FAILURE, LoginStatus.INITIATOR_ERROR)
@@ -259,14 +259,14 @@ class TestAfterwards:
     ADDRESS = "127.0.9.9"
 
     def fail(self, served: daemon.Daemon) -> float:
-        """Fail to log in; how many seconds it took to be told."""
+        """Fail to log in; return the seconds until the answer."""
         began = time.monotonic()
         peer = Peer(served, ANN, self.ADDRESS)
         assert peer.say([("AuthMethod", "None")])[0] == LoginStatus.AUTHENTICATION_FAILURE
         peer.close()
         return time.monotonic() - began
 
-    def test_failures_are_counted_logged_once_and_slowed_down(self, served: daemon.Daemon) -> None:
+    def test_failures_are_counted_logged_once_and_answered_late(self, served: daemon.Daemon) -> None:
         before = self.counted(served)
         took = [self.fail(served) for _ in range(5)]
         assert min(took[3:]) >= 0.5
@@ -278,10 +278,10 @@ class TestAfterwards:
         name = 'wolun_failed_logins_total{status="authentication_failure"}'
         return sum(float(line.removeprefix(name)) for line in _metrics(served).splitlines() if line.startswith(name))
 
-    def test_a_broken_entry_is_trouble(self, served: daemon.Daemon) -> None:
+    def test_broken_entry_is_in_the_status(self, served: daemon.Daemon) -> None:
         assert any("*:broken may not log in" in trouble for trouble in served.json("status")["trouble"])
 
-    def test_no_secret_is_shown_anywhere(self, served: daemon.Daemon) -> None:
+    def test_log_status_and_metrics_show_no_secret(self, served: daemon.Daemon) -> None:
         shown = log_of(served) + served.run("--json", "status").stdout + _metrics(served)
         for secret in (SECRET, TARGET_SECRET, BOBS):
             assert secret not in shown
@@ -291,7 +291,7 @@ def _metrics(served: daemon.Daemon) -> str:
     with socket.socket(socket.AF_UNIX) as control:
         control.connect(str(served.state / "control.sock"))
         control.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        found = b""
+        answer = b""
         while part := control.recv(65536):
-            found += part
-    return found.decode()
+            answer += part
+    return answer.decode()
