@@ -142,6 +142,48 @@ class WriteOnce(block_device.BlockDevice):
             self._running.pop()
         return results
 
+    def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int]]) -> list[bool]:
+        """Write each (byte offset, buffers, origin) of `requests` as `put_many`, each within one chunk.
+
+        The origin comes from `read_to_move` of the write-once LUN that had the blocks.  Return for each request whether it is
+        stored.
+        """
+        results: list[bool] = []
+        batch = thin.Batch()
+        with self._call():
+            if self._stopped:
+                self._refuse()
+            try:
+                for offset, buffers, origin in requests:
+                    if self._stopped:
+                        self._refuse()
+                    first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
+                    try:
+                        self.store.put(batch, first, count, buffers, origin)
+                    except block_device.BlockWritten:
+                        results.append(False)
+                    else:
+                        results.append(True)
+            finally:
+                self.store.commit(batch)
+        return results
+
+    def read_to_move(
+        self,
+        offset: int,
+        buffers: block_device.Buffers,
+        on_damage: Callable[[block_device.Damage], None],
+        *,
+        fills: bool,
+        accept_loss: bool,
+    ) -> int:
+        """Read blocks of one chunk that go to another write-once LUN, and return their origin, see `Reader.read_to_move`."""
+        first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
+        with self._call():
+            if self._stopped:
+                self._refuse()
+            return self._reader.read_to_move(first, count, buffers, on_damage, fills=fills, accept_loss=accept_loss)
+
     def flush(self) -> None:
         with self._call():
             self.store.flush()
@@ -191,6 +233,10 @@ class WriteOnce(block_device.BlockDevice):
     @verify_reads.setter
     def verify_reads(self, on: bool) -> None:
         self._reader.verify = on
+
+    def note_damage(self, offset: int) -> None:
+        """Count the chunk with byte `offset` as damaged."""
+        self._reader.found(offset // self.chunk_size, damaged=True)
 
     @property
     def damaged_chunks(self) -> int:

@@ -32,6 +32,11 @@ from lun_backends.stores.chunk_map import ChunkMap
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
 
+COMPUTE = 0
+"""As an origin: the data was compared with its checksum; compute that of the chunk that it becomes part of."""
+UNVERIFIED = -1
+"""As an origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one, either."""
+
 _scratch = threading.local()
 
 
@@ -107,6 +112,47 @@ class Reader:
         as they are, and unreadable ones as zeroes.  Raises BlankBlock, MediumError, DamagedBlocks.
         """
         self._read_pieces(first, count, buffers, always=True, on_damage=on_damage)
+
+    def read_to_move(
+        self,
+        first: int,
+        count: int,
+        buffers: Buffers,
+        on_damage: Callable[[Damage], None],
+        *,
+        fills: bool,
+        accept_loss: bool,
+    ) -> int:
+        """Fill `buffers` with blocks of one chunk that go to another store, and return their origin.
+
+        The origin is the checksum that has to go along, COMPUTE or UNVERIFIED.  `fills` says that the blocks fill a chunk of
+        the other store.  Only then can damage go along: the data as it is, with a checksum that it does not fit, so that it is
+        damaged there, too, and `on_damage` is called.  With `accept_loss` zeroes go in place of blocks that cannot be read, with
+        such a checksum, too.
+
+        Raises MediumError (they cannot be read), DamagedBlocks (only part of a chunk, so that the damage would be forgotten).
+        """
+        chunk, start = divmod(first, self._per_chunk)
+        length, whole = count * self._block_size, self._map.chunk_length(chunk)
+        full = self._map.written(chunk) == self._map.full_mask(chunk)
+        expected = self._map.checksum(chunk) if full else 0
+        try:
+            self._read_piece((chunk, start, count), buffers, length, now=False, always=True)
+        except block_device.DamagedBlocks as error:
+            if not fills:
+                raise
+            on_damage(error.damage)
+            return expected
+        except block_device.MediumError as error:
+            if not (accept_loss and full and fills):
+                raise
+            for buffer in buffers:
+                buffer[:] = bytes(len(buffer))
+            on_damage(Damage(first * self._block_size, length, error.reason, self._snapshot))
+            return expected or (chunk_file.checksum(buffers) ^ 1 or 2)
+        if not expected:
+            return UNVERIFIED
+        return expected if length == whole else COMPUTE
 
     def found(self, chunk: int, *, damaged: bool) -> None:
         """Take note of the result of a comparison."""

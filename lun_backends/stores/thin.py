@@ -14,6 +14,8 @@ A commit of a store with `Durability.POWER_LOSS`, one at a time for all waiting 
 1. Each writer has written its data to the chunk file, and the map's pages have disk space (`reserve`).
 2. `fdatasync` of the chunk file.
 3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).
+   Then the checksums of chunks that came from another store with their checksums are stored, and the map is synced: such a
+   chunk may be damaged, and must not come to life without the checksum that says so.
 4. Slots, checksums and bits are stored into the map.  Readers see the blocks from here on.
 5. The map is synced.  Only now the claims end, so that a writer that gets BlockWritten may rely on durable data.
 6. Chunks that are full now are confirmed in the map, which becomes durable with a later sync.  Because of that order, a lost
@@ -57,16 +59,17 @@ class Syncs:
 class Batch:
     """Writes of one thread that are committed together: (chunk, slot, mask, checksum or 0) each."""
 
-    __slots__ = ("claims", "done", "error")
+    __slots__ = ("claims", "done", "error", "moved")
 
     def __init__(self) -> None:
         self.claims: list[tuple[int, int, int, int]] = []
+        self.moved: list[tuple[int, int]] = []  # (chunk, checksum) of chunks that came from another store
         self.done = False
         self.error: Exception | None = None
 
     def reset(self) -> None:
         """Make the batch empty again."""
-        self.claims, self.done, self.error = [], False, None
+        self.claims, self.moved, self.done, self.error = [], [], False, None
 
 
 class ThinStore:
@@ -102,6 +105,7 @@ class ThinStore:
         self._pending: dict[int, int] = {}  # chunk -> mask of its blocks being committed
         self._fresh: dict[int, int] = {}  # chunk without a slot in the map -> the slot its pending blocks are in
         self._free: list[int] = []  # slots of writes that failed
+        self._unverified: set[int] = set()  # chunks with blocks that came without a checksum
         self._next = file.slots
         self._space = space or Space()
         self._space.add(self.allocated_bytes)
@@ -213,8 +217,17 @@ class ThinStore:
 
     # -- writing
 
-    def put(self, batch: Batch, first: int, count: int, buffers: block_device.Buffers | None) -> None:
+    def put(
+        self,
+        batch: Batch,
+        first: int,
+        count: int,
+        buffers: block_device.Buffers | None,
+        origin: int | None = None,
+    ) -> None:
         """Store `count` blocks from block `first` on and claim them for `batch`; `buffers` None stands for zeroes.
+
+        With an `origin` the blocks are of one chunk, and come from another store, see `Reader.read_to_move`.
 
         If a commit of another batch touches a block of the range, wait for its end; before waiting, commit `batch`.
         Raises BlockWritten, SpaceExhausted, MediumError: then nothing of this range is stored, and `batch` is as before.
@@ -229,7 +242,7 @@ class ThinStore:
         while (slots := self._claim(masks, first, wait=not batch.claims)) is None:
             self.commit(batch)
         try:
-            checksums = self._store(pieces, masks, slots, buffers)
+            checksums = self._store(pieces, masks, slots, buffers, origin)
         except BaseException as error:
             with self._changed:
                 self._release(masks)
@@ -240,6 +253,8 @@ class ThinStore:
         batch.claims.extend(
             (chunk, slot, mask, checksum) for (chunk, mask), slot, checksum in zip(masks, slots, checksums, strict=True)
         )
+        if origin is not None and checksums[0]:
+            batch.moved.append((chunk, checksums[0]))
 
     def commit(self, batch: Batch) -> None:
         """Commit the batch (the module's docstring says how); it is empty afterwards and can be used again.
@@ -337,6 +352,7 @@ class ThinStore:
         masks: list[tuple[int, int]],
         slots: list[int],
         buffers: block_device.Buffers | None,
+        origin: int | None,
     ) -> list[int]:
         """Write the data of claimed blocks.
 
@@ -350,6 +366,11 @@ class ThinStore:
             length = blocks * self.block_size
             data = buffers if buffers is not None else [self._zeroes[:length]]
             self._file.write(slots[0] * self.chunk_size + start * self.block_size, data, length)
+            if origin == reader.UNVERIFIED:
+                self._unverified.add(masks[0][0])
+                return [0]
+            if origin:
+                return [origin]
             return [chunk_file.checksum(data) if masks[0][1] == chunk_map.full_mask(masks[0][0]) else 0]
         checksums = []
         run: list[memoryview] = []  # data with adjacent places in the chunk file, from run_place on
@@ -394,6 +415,11 @@ class ThinStore:
                 for chunk in stale:
                     chunk_map.clean(chunk)
             self._sync_map()
+        if any(batch.moved for batch in group):
+            for batch in group:
+                for chunk, checksum in batch.moved:
+                    chunk_map.record_checksum(chunk, checksum)
+            self._sync_map()
         full: list[tuple[int, int]] = []
         for batch in group:
             with self._changed:  # `written_bytes` counts under this lock
@@ -433,9 +459,10 @@ class ThinStore:
     def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
         """Read the full chunks back that have no checksum yet, and record it.
 
-        A chunk that cannot be read stays without one: it is written all the same.
+        A chunk that cannot be read stays without one: it is written all the same.  So does a chunk with blocks that came
+        without a checksum: nothing may look verified that was not.
         """
-        for chunk in (chunk for chunk, checksum in full if not checksum):
+        for chunk in (chunk for chunk, checksum in full if not checksum and chunk not in self._unverified):
             try:
                 self._map.record_checksum(
                     chunk, self._file.checksum_of(self._map.slot(chunk), self._map.chunk_length(chunk))

@@ -3,6 +3,9 @@
 
 The oldest goes at once.  Any other is marked `deleting`, its chunks move down to the next older one, and then it goes.  A
 deletion that was stopped or interrupted simply starts again: chunks that went down already are skipped.
+
+Damaged chunks go down as damaged (see `move_down`), so damage does not stop a deletion, and is not forgotten.  Blocks that
+cannot be read at all stop it, until the caller accepts that the older snapshots lose them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
-from lun_backends import block_device, tracking, write_once
+from lun_backends import block_device, lost_device, tracking, write_once
 from lun_backends.files import os_error
 from lun_backends.stores import thin
 from lun_backends.volumes import errors, invalidation, move_down
@@ -22,9 +25,19 @@ from lun_backends.volumes.state import State
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 Cancelled = Callable[[], bool]
+OnDamage = Callable[[block_device.Damage], None]
+"""Called for blocks that were moved damaged."""
 
 
-def delete(state: State, snapshot: Snapshot, progress: Progress | None, cancelled: Cancelled | None) -> None:
+def delete(
+    state: State,
+    snapshot: Snapshot,
+    progress: Progress | None,
+    cancelled: Cancelled | None,
+    on_damage: OnDamage | None,
+    *,
+    accept_loss: bool,
+) -> None:
     """Delete a snapshot.  The caller holds `State.reshaping`.  Raises VolumeError, DeletionStopped."""
     index = state.snapshots.index(snapshot)
     try:
@@ -38,7 +51,10 @@ def delete(state: State, snapshot: Snapshot, progress: Progress | None, cancelle
             # No read goes past an invalid snapshot, so it may lack the chunks.  But then it must stay invalid.
             if older.is_invalid and not older.invalid_on_disk:
                 state.enforcer.invalidate(older, older.invalid_reason)
-            if not older.is_invalid and not _move_down(state, snapshot, older, progress, cancelled):
+            moved = older.is_invalid or _move_down(
+                state, snapshot, older, progress, cancelled, on_damage, accept_loss=accept_loss
+            )
+            if not moved:
                 reason = f"deleting {snapshot.name!r} was stopped"
                 raise errors.DeletionStopped(state.name, reason, "delete it again to go on")
         with state.changing:
@@ -49,12 +65,42 @@ def delete(state: State, snapshot: Snapshot, progress: Progress | None, cancelle
 
 
 def _move_down(
-    state: State, snapshot: Snapshot, older: Snapshot, progress: Progress | None, cancelled: Cancelled | None
+    state: State,
+    snapshot: Snapshot,
+    older: Snapshot,
+    progress: Progress | None,
+    cancelled: Cancelled | None,
+    on_damage: OnDamage | None,
+    *,
+    accept_loss: bool,
 ) -> bool:
     """Move the chunks of `snapshot` to `older`.  Return False if it was cancelled.  Raises VolumeError."""
+    source, target = snapshot.write_once, older.write_once
+    if isinstance(source, lost_device.LostDevice):
+        raise block_device.SnapshotInvalid(source.reason)
+    if isinstance(target, lost_device.LostDevice):
+        raise block_device.SnapshotInvalid(target.reason)
     try:
         with state.space.unlimited():
-            return move_down.move_down(snapshot.write_once, older.write_once, state.chunk_size, progress, cancelled)
+            return move_down.move_down(
+                source, target, state.chunk_size, progress, cancelled, on_damage, accept_loss=accept_loss
+            )
+    except block_device.DamagedBlocks as error:
+        block = state.device.block_size
+        first, count = error.damage.offset // block, error.damage.length // block
+        reason = (
+            f"blocks {first} to {first + count - 1} of {snapshot.name!r} are damaged ({error.damage.reason}), and "
+            f"{older.name!r} has a part of that chunk, so they cannot be moved to it as damaged"
+        )
+        raise errors.DamageFound(state.name, reason, f"delete {older.name!r} and all older ones first") from error
+    except block_device.MediumError as error:
+        if error.writing:
+            raise
+        reason = f"block {error.lba} of {snapshot.name!r} cannot be read: {error.reason}"
+        remedy = f"repair the disk, or let {older.name!r} lose such blocks with --damaged"
+        if accept_loss:  # a part of a chunk, which can have no checksum that says so
+            remedy = f"repair the disk, or delete {older.name!r} and all older ones first"
+        raise errors.DamageFound(state.name, reason, remedy) from error
     except block_device.SpaceExhausted as error:
         reason = f"there is no room to move the chunks of {snapshot.name!r} to {older.name!r}"
         raise errors.VolumeError(state.name, reason, "free space, or delete the oldest snapshot first") from error

@@ -53,6 +53,10 @@ class DeletionStopped(VolumeError):
     """A deletion was cancelled on the way.  The snapshot can no longer be read; `resume_deletions` goes on with it."""
 
 
+class DamageFound(VolumeError):
+    """The request would pass on blocks that are damaged or cannot be read."""
+
+
 class RollbackRefused(VolumeError):
     """The volume was not rolled back.  It is as before."""
 

@@ -3,14 +3,27 @@
 
 A block goes down only where the older snapshot has none of its own: it is a write-once write, which is refused where there is
 one.  Each batch is durable before the next one starts.  A move that is interrupted is simply run again.
+
+Rot must not become good data on its way.  So every chunk is compared with its checksum when it is read, and the stored
+checksum goes along with it:
+
+| chunk of the source              | the older snapshot lacks all of it       | the older snapshot has a part of it already    |
+| -------------------------------- | ---------------------------------------- | ---------------------------------------------- |
+| fits its checksum                | moved with its checksum                  | moved; the whole gets a checksum of its own    |
+| does not fit: it is damaged      | moved with its checksum: damaged there   | the move stops: the damage would be forgotten  |
+| has no checksum                  | moved without one: unverifiable there    | moved; the whole gets none                     |
+| cannot be read                   | the move stops; with `accept_loss`: zeroes with a checksum that | the move stops          |
+|                                  | they do not fit: damaged there           |                                                |
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
-from lun_backends import block_device, preserving
-from lun_backends.block_device import Buffers, ExtentKind
+from lun_backends import block_device
+from lun_backends.block_device import Buffers, Damage, ExtentKind
+from lun_backends.write_once import WriteOnce
 
 _BATCH = 8 << 20  # bytes per commit
 
@@ -36,33 +49,39 @@ def chunks(device: block_device.BlockDevice, chunk_size: int) -> Iterator[tuple[
 
 
 def move_down(
-    source: block_device.BlockDevice,
-    target: preserving.WriteOnceSide,
+    source: WriteOnce,
+    target: WriteOnce,
     chunk_size: int,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    on_damage: Callable[[Damage], None] | None = None,
+    *,
+    accept_loss: bool = False,
 ) -> bool:
     """Put all blocks that `source` has and `target` lacks into `target`.  Return False if `cancelled` stopped it.
 
     Blocks beyond the end of `target` are left out: the volume was smaller when `target` was taken.
 
-    Calls `progress` with (bytes looked at, bytes in all) after every batch.  Raises the errors of reading and writing.
+    Calls `progress` with (bytes looked at, bytes in all) after every batch, and `on_damage` for blocks that were moved damaged.
+    With `accept_loss`, blocks that cannot be read are moved as zeroes that count as damaged.  Raises the errors of reading and
+    writing.
     """
     total = sum(written for _, written in chunks(source, chunk_size))
     done = 0
-    buffer = memoryview(bytearray(chunk_size))
+    mover = _Mover(source, target, chunk_size, on_damage, accept_loss=accept_loss)
     for batch in _batches(_pieces(source, target.size, chunk_size)):
         if cancelled is not None and cancelled():
             return False
-        refused = _put(source, target, batch, buffer)
-        while refused:
-            blank = [
-                (extent.offset, extent.length)
-                for offset, length in refused
-                for extent in target.extents(offset, length)
-                if extent.kind is ExtentKind.BLANK
-            ]
-            refused = _put(source, target, blank, buffer) if blank else []
+        left = batch
+        while left:
+            left = mover.put(
+                [
+                    (extent.offset, extent.length)
+                    for offset, length in left
+                    for extent in target.extents(offset, length)
+                    if extent.kind is ExtentKind.BLANK
+                ]
+            )
         done += sum(length for _, length in batch)
         if progress is not None:
             progress(done, total)
@@ -93,19 +112,51 @@ def _batches(pieces: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]
         yield batch
 
 
-def _put(
-    source: block_device.BlockDevice,
-    target: preserving.WriteOnceSide,
-    pieces: list[tuple[int, int]],
-    buffer: memoryview,
-) -> list[tuple[int, int]]:
-    """Write `pieces` with one commit.  Return those that met written blocks."""
+class _Mover:
+    """Moves pieces of chunks from `source` to `target`."""
 
-    def requests() -> Iterator[tuple[int, Buffers]]:
-        for offset, length in pieces:
-            view = [buffer[:length]]
-            source.readv(offset, view)
-            yield offset, view
+    def __init__(
+        self,
+        source: WriteOnce,
+        target: WriteOnce,
+        chunk_size: int,
+        on_damage: Callable[[Damage], None] | None,
+        *,
+        accept_loss: bool,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._chunk_size = chunk_size
+        self._on_damage = on_damage
+        self._accept_loss = accept_loss
+        self._buffer = memoryview(bytearray(chunk_size))
 
-    results = target.put_many(requests())
-    return [piece for piece, refused in zip(pieces, results, strict=True) if refused is not None]
+    def put(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Write `pieces` with one commit.  Return those that met written blocks."""
+        damaged: dict[int, Damage] = {}
+
+        def requests() -> Iterator[tuple[int, Buffers, int]]:
+            for offset, length in pieces:
+                view = [self._buffer[:length]]
+                fills = offset % self._chunk_size == 0 and (
+                    length == self._chunk_size or offset + length == self._target.size
+                )
+                origin = self._source.read_to_move(
+                    offset,
+                    view,
+                    lambda damage: damaged.update({damage.offset: damage}),
+                    fills=fills,
+                    accept_loss=self._accept_loss,
+                )
+                yield offset, view, origin
+
+        refused: list[tuple[int, int]] = []
+        if pieces:
+            for piece, stored in zip(pieces, self._target.put_moved(requests()), strict=True):
+                if not stored:
+                    refused.append(piece)
+                elif (damage := damaged.get(piece[0])) is not None:
+                    self._target.note_damage(piece[0])
+                    if self._on_damage is not None:
+                        self._on_damage(dataclasses.replace(damage, kept_in=self._target.uuid))
+        return refused

@@ -202,25 +202,31 @@ class Volume:
         *,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        on_damage: Callable[[block_device.Damage], None] | None = None,
+        accept_loss: bool = False,
     ) -> None:
         """Delete a snapshot.
 
         The oldest goes at once.  Any other first moves its chunks to the next older one, which calls `progress` with
-        (bytes done, bytes in all), and stops when `cancelled` returns True.
+        (bytes done, bytes in all), and stops when `cancelled` returns True.  Damaged chunks stay damaged on the way, and
+        `on_damage` is called for them.  Blocks that cannot be read stop the deletion (DamageFound), unless `accept_loss`:
+        then they go as damaged, too.
 
-        Raises NoSuchSnapshot, DeletionStopped, VolumeError.
+        Raises NoSuchSnapshot, DeletionStopped, DamageFound, VolumeError.
         """
         state = self.state
         with state.reshaping:
             state.check_open()
             state.check_not_rolling_back()
-            deleting.delete(state, state.snapshot(name, identity), progress, cancelled)
+            snapshot = state.snapshot(name, identity)
+            deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=accept_loss)
 
     def resume_deletions(
         self,
         *,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        on_damage: Callable[[block_device.Damage], None] | None = None,
     ) -> None:
         """Go on with all deletions that a crash or a cancellation stopped.  As `delete_snapshot`."""
         state = self.state
@@ -229,7 +235,7 @@ class Volume:
             state.check_not_rolling_back()
             for snapshot in reversed(state.snapshots):
                 if snapshot.deleting:
-                    deleting.delete(state, snapshot, progress, cancelled)
+                    deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=False)
 
     def keep_by(self, rules: policy.Policy) -> None:
         """Keep snapshots by these rules from now on, while the volume is used.  `copy_timeout` stays as it is."""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rot on demand: a bit of a stored chunk flips in its file, as on a disk that fails silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lun_backends import write_once
+from lun_backends.volumes.snapshot import Snapshot
+
+
+def flip(path: Path, place: int) -> None:
+    """Flip one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        (byte,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def rot(of: write_once.WriteOnce | Snapshot, chunk: int, at: int = 77) -> None:
+    """Flip a bit of byte `at` of a chunk that a write-once LUN stores."""
+    device = of.write_once if isinstance(of, Snapshot) else of
+    assert isinstance(device, write_once.WriteOnce)
+    slot = device.store._map.slot(chunk)
+    assert slot
+    flip(device.store._file.path, slot * device.chunk_size + at)
+
+
+def forget_checksum(of: write_once.WriteOnce | Snapshot, chunk: int) -> None:
+    """Take the checksum of a chunk away, as a crash at the moment of its commit may have done."""
+    device = of.write_once if isinstance(of, Snapshot) else of
+    assert isinstance(device, write_once.WriteOnce)
+    device.store._map.record_checksum(chunk, 0)
