@@ -53,9 +53,15 @@ overwrite data not yet preserved are refused (DATA PROTECT 27h/07h), and all sna
 such write invalidates the oldest snapshot.  New snapshots are refused.  Delete snapshots, the oldest first (that frees space at
 once), or raise the limit.""",
     "schedule-failed": """\
-The volume's `schedule` could not take a snapshot, or could not delete an old one of its own.  wolun tries again several times a
-minute, and the alert ends when it succeeds.  Until then the snapshot of this hour (or day) may be missing, or there may be more
-snapshots than `keep` allows.""",
+The volume's `schedule` is not kept: a snapshot that is due was not taken, or an old one was not deleted.  wolun tries again
+several times a minute, and the alert ends when it succeeds.  Until then the snapshot of this hour (or day) is missing, or there
+are more snapshots than `keep` allows.  The reasons are independent of each other: old snapshots are deleted even if no new one
+can be taken.  The metric `wolun_volume_schedule_kept` is 0 for as long as the alert lasts.""",
+    "clock-differs": """\
+A snapshot of the volume is dated in the future.  Either the clock is wrong now, or it was wrong when the snapshot was taken.  The
+content of the snapshot is right; only its date is not.  Schedules go by the order in which snapshots were taken, so a wrong date
+stops none.  Set the clock if it is wrong.  Otherwise delete the snapshot when you no longer need it; if a schedule took it, it
+goes by itself in its turn.""",
     "initiator-broken": """\
 The entry in `access.initiators` admits no initiator, because a file with its secret cannot be used: the file is missing, other
 users can read it, it belongs to another user, or its secret is not 12 to 255 bytes long.  Meanwhile these initiators are refused,

@@ -9,13 +9,18 @@ daemon ran are skipped; the current one is caught up once.
 `keep` has a number for each kind of period.  For the newest so many periods of that kind that have a snapshot at all,
 the last snapshot of each period is kept.  One snapshot may be kept for several kinds, and the newest of all is always
 kept.  A snapshot that was dropped once would not be kept later either, so it does not matter how often this runs.
+
+A clock can be wrong, so the dates of two snapshots do not say which is newer: the order in which they were taken does.
+A snapshot that is dated in the future, or in 1970, stops no schedule.  It takes the place of one period, and loses it
+like any other when newer ones have been taken.
 """
 
 from __future__ import annotations
 
 import datetime
 import enum
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Container, Mapping, Sequence
 
 
 class Every(enum.Enum):
@@ -38,24 +43,37 @@ def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
     return moment.replace(day=1) if every is Every.MONTHLY else moment
 
 
-def due(now: datetime.datetime, every: Every, taken: Iterable[datetime.datetime]) -> bool:
-    """Return whether it is time for a snapshot; `taken` holds the moments of the schedule's earlier snapshots.
+def due(now: datetime.datetime, every: Every, last: datetime.datetime | None) -> bool:
+    """Return whether it is time for a snapshot; `last` is the moment of the one that the schedule took last.
 
-    After a clock was set back, some of these lie in the future.  The schedule waits until the clock has passed them.
+    After a clock was set back, `last` lies in the future.  Then it is time, as in any other period that is not its own.
     """
-    return all(period(moment, every) < period(now, every) for moment in taken)
+    return last is None or period(last, every) != period(now, every)
 
 
-def kept(taken: Iterable[datetime.datetime], keep: Mapping[Every, int]) -> set[datetime.datetime]:
-    """Return the moments, out of those at which the schedule took snapshots, whose snapshots are kept."""
-    moments = sorted(taken)
-    chosen = set(moments[-1:])
+def kept(taken: Sequence[datetime.datetime], keep: Mapping[Every, int]) -> set[int]:
+    """Return which of the snapshots that the schedule took are kept, as positions in `taken`.
+
+    `taken` has the moment of each, in the order in which they were taken.
+    """
+    chosen = {len(taken) - 1} if taken else set()
     for every, count in keep.items():
-        last_of = {period(moment, every): moment for moment in moments}
-        chosen.update(last_of[start] for start in sorted(last_of, reverse=True)[:count])
+        periods: set[datetime.datetime] = set()
+        for position in range(len(taken) - 1, -1, -1):
+            if len(periods) == count:
+                break
+            start = period(taken[position], every)
+            if start not in periods:
+                periods.add(start)
+                chosen.add(position)
     return chosen
 
 
-def name(moment: datetime.datetime) -> str:
-    """Return the name of a snapshot that the schedule takes at this moment, like `auto-2026-11-22T2300Z`."""
-    return f"auto-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"
+def name(moment: datetime.datetime, others: Container[str] = ()) -> str:
+    """Return the name of a snapshot that the schedule takes at this moment, like `auto-2026-11-22T2300Z`.
+
+    `others` are names that are taken: after a clock was set back, the same minute may come again.
+    """
+    plain = f"auto-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"
+    numbered = (f"{plain}-{number}" for number in itertools.count(2))
+    return plain if plain not in others else next(other for other in numbered if other not in others)

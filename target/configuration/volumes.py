@@ -102,6 +102,8 @@ class Volume(values.Group):
         if self.size is not None and (self.size == 0 or self.size % self.block_size):
             size = units.exact_size(self.size)
             problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"
+        if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
+            problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
         problems.update(self._schedule_problems())
         for position, name in enumerate(self.snapshots):
             if name in self.snapshots[:position]:
@@ -122,9 +124,11 @@ class Volume(values.Group):
             for every in kinds[: kinds.index(self.schedule)]
             if counts[every]
         }
-        if self.max_snapshots is not None and self.max_snapshots <= total:
+        listed = len(self.snapshots)
+        if self.max_snapshots is not None and self.max_snapshots <= total + listed:
+            also = f", {listed} are listed" if listed else ""
             problems["max_snapshots",] = (
-                f"the schedule keeps {total}, and takes one before it deletes one: write at least {total + 1}"
+                f"the schedule keeps {total}{also}, and takes one before it deletes one: write at least {total + listed + 1}"
             )
         return problems
 

@@ -18,6 +18,7 @@ class Collector(registry.Collector):
     def __init__(self, service: Service) -> None:
         self._inventory = service.inventory
         self._jobs = service.jobs
+        self._scheduler = service.scheduler
 
     def collect(self) -> Iterator[core.Metric]:
         """Yield one family of metrics after the other."""
@@ -33,6 +34,7 @@ class Collector(registry.Collector):
         yield failed
         yield from self._units()
         yield from self._volumes()
+        yield self._schedules()
         yield from self._snapshots()
 
     def _units(self) -> Iterator[core.Metric]:
@@ -90,6 +92,16 @@ class Collector(registry.Collector):
                 family.add_metric([name], getattr(volume.device.counters, field))
         yield from (up, kept, limit, low)
         yield from counters.values()
+
+    def _schedules(self) -> core.Metric:
+        kept = core.GaugeMetricFamily(
+            "wolun_volume_schedule_kept", "1 if the volume's schedule is kept, 0 if it is not.", labels=["volume"]
+        )
+        unkept = self._scheduler.unkept()
+        for configured in self._inventory.settings.volumes:
+            if configured.schedule is not None:
+                kept.add_metric([configured.name], 0 if configured.name in unkept else 1)
+        return kept
 
     def _snapshots(self) -> Iterator[core.Metric]:
         labels = ["volume", "snapshot"]

@@ -6,20 +6,25 @@ Codes never change.  `target.explanations` explains each of them.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping
 
 from lun_backends.volumes import volume
 from target import explanations, messages, units
 from target.configuration import settings
+from target.service import moments
 from target.service.inventory import Inventory
+
+_CLOCK_TOLERANCE = datetime.timedelta(minutes=1)
 
 
 def current(
-    inventory: Inventory, schedule_failures: Mapping[str, str], free: int, total: int
+    inventory: Inventory, unkept: Mapping[str, str], free: int, total: int, now: datetime.datetime
 ) -> Iterator[messages.Alert]:
     """Yield the current alerts.
 
-    `schedule_failures` has a reason by volume; `free` and `total` are bytes of the file system that holds the state.
+    `unkept` has the reason for each volume whose schedule is not kept.  `free` and `total` are bytes of the file system that
+    holds the state.
     """
     for name, why in inventory.failed.items():
         yield messages.Alert(
@@ -45,12 +50,13 @@ def current(
             yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")
         yield from _space(owner)
         yield from _size(owner, inventory.settings)
+        yield from _clock(owner, now)
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
             yield messages.Alert("copies-failed", owner.name, text, "free space, or delete snapshots")
-    for name, why in schedule_failures.items():
-        text = f"the schedule of {name} failed: {why}"
+    for name, why in unkept.items():
+        text = f"the schedule of {name} is not kept: {why}"
         yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")
     for rule in inventory.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
@@ -82,3 +88,12 @@ def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messa
         is_ = units.exact_size(owner.device.size)
         text = f"volume {owner.name} has {is_}, but the configuration says {units.exact_size(wanted)}"
         yield messages.Alert("size-differs", owner.name, text, f"write size: {is_}, or resize the volume")
+
+
+def _clock(owner: volume.Volume, now: datetime.datetime) -> Iterator[messages.Alert]:
+    later = [snapshot for snapshot in owner.snapshots if snapshot.taken_at > now + _CLOCK_TOLERANCE]
+    if later:
+        subject = f"{owner.name}@{later[-1].name}"
+        text = f"snapshot {subject} is dated {moments.utc(later[-1].taken_at)}, which is still to come"
+        remedy = "set the clock if it is wrong; if it was wrong then, delete the snapshot when you no longer need it"
+        yield messages.Alert("clock-differs", owner.name, text, remedy)

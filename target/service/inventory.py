@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The logical unit inventory (as SPC-4 calls it): the open volumes, the LUNs of volumes and snapshots, and who reaches them.
 
-| change                       | LUNs                                             | excluded while it runs           |
-| ---------------------------- | ------------------------------------------------ | -------------------------------- |
-| a volume is added            | its own, and two of each of its snapshots        | other changes, the daemon's end  |
-| a volume is removed          | the same go; their commands end first            | other changes, the daemon's end  |
-| a snapshot is taken          | two more: the view and the write-once LUN        | other changes, the daemon's end  |
-| a snapshot is deleted        | its two go; the numbers are free after deletion  | (the volume excludes by itself)  |
+| change                | LUNs                                            | excluded while it runs                                |
+| --------------------- | ----------------------------------------------- | ----------------------------------------------------- |
+| a volume is added     | its own, and two of each of its snapshots       | other changes of it, the daemon's end                 |
+| a volume is removed   | the same go; their commands end first           | other changes of it, the daemon's end                 |
+| a snapshot is taken   | two more: the view and the write-once LUN       | other changes of its volume, the daemon's end         |
+| a snapshot is deleted | its two go; the numbers are free after deletion | (the volume excludes by itself)                       |
 
-`changing` excludes.  Readers take no lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
+`changing` excludes, volume by volume: a change waits for disks, and a slow volume must hold up no other.  Readers take no
+lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lun_backends import block_device
@@ -58,7 +59,8 @@ class Inventory:
         self._jobs = jobs
         self._unit_state = unit_state.UnitState(state_dir)
         self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # while a mapping is replaced; no disk is waited for under it
+        self._changes: dict[str, threading.Lock] = {}  # by the volume's name
         self._stopping = False
 
     def open_configured(self) -> None:
@@ -102,7 +104,8 @@ class Inventory:
 
     def mark_failed(self, name: str, reason: str) -> None:
         """Note why a configured volume is not served."""
-        self._failed = {**self._failed, name: reason}
+        with self._lock:
+            self._failed = {**self._failed, name: reason}
 
     @property
     def stopping(self) -> bool:
@@ -110,9 +113,16 @@ class Inventory:
         return self._stopping
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Exclude other changes and the daemon's end.  Raise Problem if the daemon is stopping."""
-        with self._lock:
+    def changing(self, names: Iterable[str]) -> Iterator[None]:
+        """Exclude other changes of the volumes of these names, and the daemon's end.
+
+        Raise Problem if the daemon is stopping.
+        """
+        with contextlib.ExitStack() as locks:
+            for name in sorted(set(names)):  # always in the same order, lest two changes wait for each other
+                with self._lock:
+                    lock = self._changes.setdefault(name, threading.Lock())
+                locks.enter_context(lock)
             if self._stopping:
                 raise problems.stopping()
             yield
@@ -125,7 +135,7 @@ class Inventory:
 
     def add_volume(self, configured: configuration.Volume) -> None:
         """Open or create a volume, and serve it.  Raise Problem."""
-        with self.changing():
+        with self.changing([configured.name]):
             if configured.lun is not None:
                 self._numbers.reserve(configured.lun)
             try:
@@ -139,9 +149,10 @@ class Inventory:
 
     def remove_volume(self, configured: configuration.Volume) -> None:
         """Stop serving a volume; its data stays.  Return when no command runs on it.  Raise Problem."""
-        with self.changing():
-            owner = self._volumes.get(configured.name)
-            self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
+        with self.changing([configured.name]):
+            with self._lock:
+                owner = self._volumes.get(configured.name)
+                self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
             self._unmark_failed(configured.name)
             if owner is not None:
                 if configured.lun is not None:
@@ -154,7 +165,8 @@ class Inventory:
                 self._numbers.release(configured.lun)
 
     def _unmark_failed(self, name: str) -> None:
-        self._failed = {other: reason for other, reason in self._failed.items() if other != name}
+        with self._lock:
+            self._failed = {other: reason for other, reason in self._failed.items() if other != name}
 
     def _serve(self, configured: configuration.Volume) -> None:
         for numbers in self._numbers.all().values():
@@ -169,7 +181,8 @@ class Inventory:
                 self.withdraw(snapshot)
             owner.close()
             raise
-        self._volumes = {**self._volumes, configured.name: owner}  # other threads may read the old one
+        with self._lock:
+            self._volumes = {**self._volumes, configured.name: owner}  # other threads may read the old one
         self._resume(owner)
 
     def _add_luns(self, owner: Volume, configured: configuration.Volume) -> None:
@@ -302,6 +315,10 @@ class Inventory:
         """Refuse all further changes.  Return when none is under way."""
         with self._lock:
             self._stopping = True
+            changes = list(self._changes.values())
+        for change in changes:
+            with change:
+                pass
 
     def close(self) -> None:
         """Sync and close the volumes.  The fabric must have ended."""

@@ -23,6 +23,8 @@ from target import units
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 
+STOPPING = "stopping"
+TOO_MANY = "too-many-snapshots"
 LOG_OUT = "log those initiators out first, or use force=true"
 STOP_USING = "stop using it first, or use force=true"
 
@@ -149,7 +151,7 @@ def no_room(path: Path, needed: int, free: int) -> Problem:
 
 def stopping() -> Problem:
     """Refuse a request because the daemon is stopping."""
-    return Problem("stopping", "the daemon is stopping", "start it again with `wolun serve`", 503)
+    return Problem(STOPPING, "the daemon is stopping", "start it again with `wolun serve`", 503)
 
 
 def internal(error: Exception) -> Problem:
@@ -187,7 +189,7 @@ _CODES = {
     errors.NoSuchSnapshot: "no-such-snapshot",
     differences.WrongOrder: "wrong-order",
     errors.SnapshotFailed: "snapshot-failed",
-    errors.TooManySnapshots: "too-many-snapshots",
+    errors.TooManySnapshots: TOO_MANY,
     errors.NoSpaceLeft: "no-space-left",
     errors.RollbackRefused: "restore-refused",
     errors.RollbackUnderWay: "being-restored",

@@ -35,7 +35,7 @@ class Snapshots:
     ) -> messages.Taken:
         """Take a snapshot and serve it.  Raise Problem."""
         owner = self._inventory.volume(volume_name)
-        with self._inventory.changing():
+        with self._inventory.changing([volume_name]):
             with problems.translated(f"{volume_name}@{name} was not taken"):
                 snapshot = owner.create_snapshot(name, labels, scheduled=scheduled)
             self._publish([(owner, snapshot)])
@@ -45,8 +45,8 @@ class Snapshots:
         self, name: str, volume_names: Sequence[str], labels: Mapping[str, str] | None = None
     ) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
-        with self._inventory.changing():
-            owners = [self._inventory.volume(volume_name) for volume_name in volume_names]
+        owners = [self._inventory.volume(volume_name) for volume_name in volume_names]
+        with self._inventory.changing(volume_names):
             with problems.translated(f"the group {name} was not taken"):
                 taken = list(zip(owners, group.create(owners, name, labels), strict=True))
             self._publish(taken)

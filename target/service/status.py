@@ -6,9 +6,11 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import target
+from lun_backends.volumes import manifest
 from target import messages
 from target.configuration import settings
 from target.iscsi.session_info import SessionInfo
@@ -33,7 +35,7 @@ class Status:
         """Return everything at a glance."""
         inventory = self._inventory
         space = shutil.disk_usage(inventory.state_dir)
-        troubles = tuple(alerts.current(inventory, self._scheduler.failures, space.free, space.total))
+        troubles = tuple(self._alerts(space.free, space.total))
         return messages.Status(
             version=target.VERSION,
             pid=os.getpid(),
@@ -55,7 +57,10 @@ class Status:
     def alerts(self) -> list[messages.Alert]:
         """Return the conditions that need the administrator's attention."""
         space = shutil.disk_usage(self._inventory.state_dir)
-        return list(alerts.current(self._inventory, self._scheduler.failures, space.free, space.total))
+        return list(self._alerts(space.free, space.total))
+
+    def _alerts(self, free: int, total: int) -> Iterator[messages.Alert]:
+        return alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
 
     def volume(self, configured: settings.Volume) -> messages.Volume:
         """Return one volume, as it is being served."""

@@ -39,10 +39,16 @@ def at(text: str) -> datetime.datetime:
 def test_periods(every: Every, start: str) -> None:
     assert schedule.period(START, every) == at(start)
     assert schedule.period(START.astimezone(datetime.timezone(5 * HOUR)), every) == at(start)
-    assert schedule.due(START, every, [])
-    assert not schedule.due(START, every, [at(start)])
-    assert schedule.due(START, every, [at(start) - datetime.timedelta(seconds=1)])
-    assert not schedule.due(START, every, [START + datetime.timedelta(days=99)])  # the clock was set back
+    assert schedule.due(START, every, None)
+    assert not schedule.due(START, every, at(start))
+    assert schedule.due(START, every, at(start) - datetime.timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("every", Every)
+@pytest.mark.parametrize("wrong", ["2031-01-01T10:05+00:00", "1970-01-01T00:00+00:00"])
+def test_wrong_date_of_the_last_snapshot_holds_up_no_schedule(every: Every, wrong: str) -> None:
+    assert schedule.due(START, every, at(wrong))
+    assert schedule.due(at(wrong), every, START)
 
 
 def test_name_is_a_valid_snapshot_name() -> None:
@@ -50,10 +56,19 @@ def test_name_is_a_valid_snapshot_name() -> None:
     assert names.valid(schedule.name(START))
 
 
+def test_name_that_is_taken_gets_a_number() -> None:
+    assert schedule.name(START, {"auto-2026-11-22T2320Z"}) == "auto-2026-11-22T2320Z-2"
+    assert schedule.name(START, {"auto-2026-11-22T2320Z", "auto-2026-11-22T2320Z-2"}) == "auto-2026-11-22T2320Z-3"
+    assert names.valid(schedule.name(START, {schedule.name(START)}))
+
+
+def kept(taken: list[datetime.datetime], keep: dict[Every, int]) -> list[datetime.datetime]:
+    return [taken[position] for position in sorted(schedule.kept(taken, keep))]
+
+
 def test_last_snapshot_of_each_period_is_kept() -> None:
-    taken = [START - n * HOUR for n in range(24 * 40)]
-    kept = schedule.kept(taken, {Every.HOURLY: 3, Every.DAILY: 3, Every.MONTHLY: 2})
-    assert sorted(kept) == [
+    taken = [START - n * HOUR for n in reversed(range(24 * 40))]
+    assert kept(taken, {Every.HOURLY: 3, Every.DAILY: 3, Every.MONTHLY: 2}) == [
         at("2026-10-31T23:20+00:00"),  # the last of October
         at("2026-11-20T23:20+00:00"),
         at("2026-11-21T23:20+00:00"),
@@ -63,22 +78,39 @@ def test_last_snapshot_of_each_period_is_kept() -> None:
     ]
 
 
+def test_snapshot_with_a_future_date_makes_way_for_newer_ones() -> None:
+    """By its date it would be the newest for years, and each right one would be deleted as soon as it is taken."""
+    taken = [START - HOUR, START + 40_000 * HOUR, START]
+    assert kept(taken, {Every.HOURLY: 1}) == [START]
+    assert kept(taken, {Every.HOURLY: 2}) == taken[1:]
+    assert kept([*taken, START + HOUR], {Every.HOURLY: 2}) == [START, START + HOUR]
+
+
+def test_clock_that_is_wrong_at_each_start_costs_one_place_and_not_the_past() -> None:
+    """A machine without a battery starts in 1970, takes a snapshot, and then learns the time."""
+    taken: list[datetime.datetime] = []
+    for day in range(30):
+        taken += [at("1970-01-01T00:01+00:00") + day * datetime.timedelta(seconds=1), START + 24 * day * HOUR]
+    left = kept(taken, {Every.DAILY: 5})
+    assert [moment for moment in left if moment.year > 2000] == taken[1::2][-4:]
+    assert len(left) == 5
+
+
 @given(moments, keeps)
 def test_no_more_are_kept_than_asked_for(taken: list[datetime.datetime], keep: dict[Every, int]) -> None:
-    kept = schedule.kept(taken, keep)
-    assert kept <= set(taken)
-    assert len(kept) <= max(1, sum(keep.values()))
-    assert not taken or max(taken) in kept
+    left = kept(taken, keep)
+    assert len(left) <= max(1, sum(keep.values()))
+    assert not taken or left[-1] == taken[-1]
     for every, count in keep.items():
         periods = {schedule.period(moment, every) for moment in taken}
-        assert len({schedule.period(moment, every) for moment in kept}) >= min(count, len(periods))
+        assert len({schedule.period(moment, every) for moment in left}) >= min(count, len(periods))
 
 
 @given(moments, keeps)
 def test_result_does_not_depend_on_how_often_it_is_applied(
     taken: list[datetime.datetime], keep: dict[Every, int]
 ) -> None:
-    remaining: set[datetime.datetime] = set()
-    for moment in sorted(taken):
-        remaining = schedule.kept(remaining | {moment}, keep)
-    assert remaining == schedule.kept(taken, keep)
+    remaining: list[datetime.datetime] = []
+    for moment in taken:
+        remaining = kept([*remaining, moment], keep)
+    assert remaining == kept(taken, keep)

@@ -41,6 +41,14 @@ def test_mistake_is_explained(text: str, line: str) -> None:
             "volumes[0].keep.daily: it does nothing: the schedule is weekly",
         ),
         ("schedule: daily, keep: {daily: 3}, max_snapshots: 3", "volumes[0].max_snapshots: the schedule keeps 3"),
+        (
+            "schedule: daily, keep: {daily: 3}, max_snapshots: 5, snapshots: [a, b]",
+            "volumes[0].max_snapshots: the schedule keeps 3, 2 are listed, and takes one before it deletes one: write at least 6",
+        ),
+        (
+            "max_snapshots: 1, snapshots: [a, b]",
+            "volumes[0].max_snapshots: 2 snapshots are listed: write at least that many",
+        ),
         ("schedule: often, keep: {daily: 3}", "allowed: hourly, daily, weekly, monthly"),
         ("schedule: daily, keep: {daily: -1}", "is too small: at least 0"),
     ],

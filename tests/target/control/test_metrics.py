@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prometheus_client import parser
 
+from target.configuration import reader
+from target.control import metrics
+from target.service.service import Service
 from tests import daemon
 from tests.target.control.asking import ask
 
@@ -27,3 +32,17 @@ def test_prometheus_reads_the_metrics(running: daemon.Daemon) -> None:
     assert samples["wolun_snapshot_preserved_bytes", "kept"] == 64 << 10
     assert samples["wolun_snapshot_held_seconds", "kept"] > 0
     assert samples["wolun_volume_up", ""] == 1
+
+
+def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
+    keys = "size: 1MiB, schedule: hourly, keep: {hourly: 1}"
+    volumes = f"[{{name: kept, lun: 0, {keys}}}, {{name: unkept, lun: 1, {keys}}}, {{name: free, lun: 2, size: 1MiB}}]"
+    service = Service(reader.parse(f"target: iqn.2026-11.io.wolun:t\nvolumes: {volumes}\n", "f.yaml"), tmp_path)
+    service.inventory.remove_volume(service.inventory.settings.volumes[1])
+    service.scheduler.look()
+    service.scheduler.close()
+    families = {family.name: family for family in metrics.Collector(service).collect()}
+    samples = families["wolun_volume_schedule_kept"].samples
+    assert {sample.labels["volume"]: sample.value for sample in samples} == {"kept": 1, "unkept": 0}
+    service.stop()
+    service.close()

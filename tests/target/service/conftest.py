@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lun_backends.volumes import manifest
 from target.configuration import reader
 from target.service.service import Service
+from tests.target.service.scheduling import Clock
 
 IQN = "iqn.2026-11.io.wolun:t"
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n  - {name: vol1, lun: 1, size: 1MiB}\n"
@@ -40,3 +42,11 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 @pytest.fixture
 def service(serve: Serve) -> Service:
     return serve()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock by which snapshots are dated."""
+    made = Clock()
+    monkeypatch.setattr(manifest, "now", made)
+    return made

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
 
 from lun_backends import write_once
+from lun_backends.volumes import manifest
 from target import messages
 from target.configuration import reader
 from target.service import alerts
@@ -17,8 +19,8 @@ from tests.target.service.conftest import VOLUMES, Serve
 GIB = 1 << 30
 
 
-def current(service: Service, *, free: int = GIB, **failures: str) -> dict[str, messages.Alert]:
-    return {alert.code: alert for alert in alerts.current(service.inventory, failures, free, GIB)}
+def current(service: Service, *, free: int = GIB, **unkept: str) -> dict[str, messages.Alert]:
+    return {alert.code: alert for alert in alerts.current(service.inventory, unkept, free, GIB, manifest.now())}
 
 
 def test_sound_daemon_has_no_alert(service: Service) -> None:
@@ -63,8 +65,21 @@ def test_space_of_snapshots(serve: Serve, chunks: int, code: str | None) -> None
     assert set(current(service)) == ({code} if code else set())
 
 
-def test_failed_schedule(service: Service) -> None:
-    assert current(service, vol0="no room")["schedule-failed"].message == "the schedule of vol0 failed: no room"
+def test_schedule_that_is_not_kept(service: Service) -> None:
+    assert current(service, vol0="no room")["schedule-failed"].message == "the schedule of vol0 is not kept: no room"
+
+
+def test_snapshot_with_a_future_date(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = manifest.now()
+    monkeypatch.setattr(manifest, "now", lambda: now + datetime.timedelta(days=1))
+    service.snapshots.create_snapshot("vol0", "s")
+    assert current(service) == {}
+    monkeypatch.setattr(manifest, "now", lambda: now)
+    alert = current(service)["clock-differs"]
+    assert alert.subject == "vol0"
+    assert alert.message.startswith("snapshot vol0@s is dated ")
+    service.snapshots.delete_snapshot("vol0", "s").wait()
+    assert current(service) == {}
 
 
 def test_little_space_left(service: Service) -> None:

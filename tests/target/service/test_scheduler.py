@@ -1,116 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: when they are due, which snapshots they keep, and what they do to a volume as the hours go by."""
+"""The thread that looks after all schedules: what the hours bring, and that no volume waits for another."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterator
-from pathlib import Path
+import threading
 
 import pytest
 
-from lun_backends import write_once
-from lun_backends.volumes import manifest
-from target import explanations
-from target.configuration import reader
-from target.service import alerts
-from target.service.scheduler import Scheduler
+from target.configuration import schedule
+from target.service import scheduler as module
+from target.service.schedule_keeper import ScheduleKeeper
 from target.service.service import Service
+from tests.target.service.conftest import Serve
+from tests.target.service.scheduling import HOUR, Clock, look, names, scheduler_of, until
 
-HOUR = datetime.timedelta(hours=1)
-START = datetime.datetime(2026, 11, 22, 23, 20, tzinfo=datetime.UTC)  # a Sunday
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime.datetime:
-        return self.now
+KEYS = "size: 1MiB, schedule: hourly, keep: {hourly: 1}"
+TWO = f"  - {{name: slow, lun: 0, {KEYS}}}\n  - {{name: vol0, lun: 1, {KEYS}}}\n"
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(manifest, "now", made)
-    return made
+def two(serve: Serve, clock: Clock) -> Service:
+    """Return a service of the volumes slow and vol0, each with an hourly schedule that keeps one snapshot."""
+    return serve(TWO)
 
 
-def serve(tmp_path: Path, extra: str) -> Service:
-    text = f"target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {{name: vol0, lun: 0, size: 1MiB, {extra}}}\n"
-    return Service(reader.parse(text, "f.yaml"), tmp_path / "state")
-
-
-@pytest.fixture
-def service(tmp_path: Path, clock: Clock) -> Iterator[Service]:
-    opened = serve(tmp_path, "schedule: hourly, keep: {hourly: 2, daily: 2}, max_snapshots: 6")
-    yield opened
-    opened.stop()
-    opened.close()
-
-
-def scheduler_of(service: Service, clock: Clock) -> Scheduler:
-    """Return a scheduler of the service's volumes that has not started."""
-    return Scheduler(service.inventory, service.snapshots, clock)
-
-
-def names(service: Service) -> list[str]:
-    return [each.name for each in service.snapshots.list_snapshots("vol0")]
-
-
-def test_each_hour_has_one_snapshot_and_old_ones_go(service: Service, clock: Clock) -> None:
+def test_each_hour_has_one_snapshot_and_old_ones_go(serve: Serve, clock: Clock) -> None:
+    service = serve("  - {name: vol0, lun: 0, size: 1MiB, schedule: hourly, keep: {hourly: 2, daily: 2}}\n")
     service.snapshots.create_snapshot("vol0", "mine")
-    looking = scheduler_of(service, clock)
+    scheduler = scheduler_of(service, clock)
     for _ in range(4):
-        looking.look()
-        looking.look()  # takes nothing twice
+        look(scheduler)
+        look(scheduler)  # takes nothing twice
         clock.now += HOUR
     assert names(service) == ["mine", "auto-2026-11-22T2320Z", "auto-2026-11-23T0120Z", "auto-2026-11-23T0220Z"]
     assert [each.scheduled for each in service.snapshots.list_snapshots("vol0")] == [False, True, True, True]
     clock.now += 50 * HOUR  # the machine slept; only one snapshot is taken
-    looking.look()
+    look(scheduler)
     assert names(service) == ["mine", "auto-2026-11-23T0220Z", "auto-2026-11-25T0520Z"]
-    clock.now -= 9 * HOUR  # the clock is set back
-    looking.look()
-    assert len(names(service)) == 3
 
 
-def test_snapshot_deleted_by_hand_is_not_taken_again(service: Service, clock: Clock) -> None:
-    looking = scheduler_of(service, clock)
-    looking.look()
-    service.snapshots.delete_snapshot("vol0", "auto-2026-11-22T2320Z").wait()
-    looking.look()
-    assert names(service) == []
-    again = scheduler_of(service, clock)  # a daemon that has just started cannot know
-    again.look()
-    assert names(service) == ["auto-2026-11-22T2320Z"]
+@pytest.mark.parametrize("step", ["create_snapshot", "delete_snapshot"])
+def test_slow_volume_holds_up_no_other(
+    two: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, step: str
+) -> None:
+    """One volume's disk hangs while its schedule takes or deletes a snapshot.  The other's schedule and requests go on."""
+    scheduler, disk, stuck = scheduler_of(two, clock), threading.Event(), threading.Event()
+    request.addfinalizer(scheduler.close)
+    request.addfinalizer(disk.set)
+    slow = two.inventory.volume("slow")
+    work = getattr(slow, step)
 
+    def hang(*args: object, **options: object) -> object:
+        stuck.set()
+        disk.wait()
+        return work(*args, **options)
 
-def test_failed_schedule_is_an_alert_until_it_succeeds(service: Service, clock: Clock) -> None:
-    for number in range(6):
-        service.snapshots.create_snapshot("vol0", f"mine{number}")
-    looking = scheduler_of(service, clock)
-    looking.look()
-    (alert,) = [
-        each for each in alerts.current(service.inventory, looking.failures, 1, 1) if each.code == "schedule-failed"
-    ]
-    assert "as many as are allowed" in alert.message
-    assert "schedule-failed" in explanations.EXPLANATIONS
-    service.snapshots.delete_snapshot("vol0", "mine0").wait()
-    looking.look()
-    assert names(service)[-1] == "auto-2026-11-22T2320Z"
-    assert looking.failures == {}
-
-
-def test_invalid_snapshot_takes_no_place_and_expires_in_its_time(service: Service, clock: Clock) -> None:
-    looking = scheduler_of(service, clock)
-    looking.look()
-    device = service.inventory.volume("vol0").snapshots[0].write_once
-    assert isinstance(device, write_once.WriteOnce)
-    device.invalidate("for a test")
+    look(scheduler)
     clock.now += HOUR
-    looking.look()
-    assert names(service) == ["auto-2026-11-22T2320Z", "auto-2026-11-23T0020Z"]
-    clock.now += 60 * HOUR
-    looking.look()
-    assert names(service) == ["auto-2026-11-23T0020Z", "auto-2026-11-25T1220Z"]
+    monkeypatch.setattr(slow, step, hang)
+
+    def as_far_as_it_goes() -> bool:
+        scheduler.look()
+        return stuck.is_set() and names(two) == ["auto-2026-11-23T0020Z"]
+
+    until(as_far_as_it_goes)
+    two.snapshots.create_snapshot("vol0", "by-hand")
+    two.snapshots.delete_snapshot("vol0", "by-hand").wait()
+    assert names(two) == ["auto-2026-11-23T0020Z"]
+
+
+def test_long_deletion_does_not_hold_up_the_next_snapshot(
+    two: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    scheduler, disk = scheduler_of(two, clock), threading.Event()
+    request.addfinalizer(scheduler.close)
+    request.addfinalizer(disk.set)
+    monkeypatch.setattr(two.inventory.volume("vol0"), "delete_snapshot", lambda *_, **__: disk.wait())
+
+    def taken() -> bool:
+        scheduler.look()
+        return schedule.name(clock.now) in names(two)
+
+    for _ in range(3):
+        until(taken)
+        clock.now += HOUR
+    assert len(names(two)) == 3
+
+
+def test_volume_that_is_not_served_has_no_kept_schedule(two: Service, clock: Clock) -> None:
+    scheduler = scheduler_of(two, clock)
+    look(scheduler)
+    assert scheduler.unkept() == {}
+    two.inventory.remove_volume(two.inventory.settings.volumes[0])
+    look(scheduler)
+    assert scheduler.unkept() == {"slow": "the volume is not served"}
+    two.inventory.add_volume(two.inventory.settings.volumes[0])
+    clock.now += HOUR
+    look(scheduler)
+    assert scheduler.unkept() == {}
+    assert names(two, "slow") == ["auto-2026-11-23T0020Z"]
+
+
+def test_bug_in_a_look_is_an_alert_of_each_schedule_until_a_look_succeeds(
+    two: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    scheduler = scheduler_of(two, clock)
+    request.addfinalizer(scheduler.close)
+    with monkeypatch.context() as broken:
+        broken.delattr(ScheduleKeeper, "look")
+        scheduler.start()
+        until(lambda: "unexpected error: AttributeError" in scheduler.unkept().get("slow", ""))
+        assert set(scheduler.unkept()) == {"slow", "vol0"}
+    until(lambda: scheduler.unkept() == {})
+    until(lambda: names(two) == ["auto-2026-11-22T2320Z"])
