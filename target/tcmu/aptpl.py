@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Persistent reservations of the kernel's target that outlive it (APTPL, SPC-4 5.12.5).
 
-For TCMU devices the kernel handles reservations itself.  Those that are to persist it writes to a file named for the device's
-serial number, but it never reads one: rtslib does when it makes the device, and gives each registration back.  It is in force,
-and so is the reservation of its holder, from when the holder's LUN is mapped.
+The kernel itself handles the reservations of TCMU devices.  It writes those that are to persist to a file, named for the
+serial number of the device, but it never reads such a file.  rtslib does: when it makes the device, it hands each
+registration back to the kernel.  A registration, and the reservation of its holder, is in force as soon as the holder's LUN is
+mapped.
 
-What is left for us to do is to look at the file first:
+This module looks at the file first, for three reasons:
 
-* The kernel writes it in place, and a power cut may leave a part of it.  A part is not taken for the whole, as rtslib would.
-* The kernel writes types in hexadecimal with two digits, and reads them as C does: 08, all registrants, is no number to it, and
+* The kernel writes the file in place, and a power cut may leave a part of it.  rtslib would take the part for the whole.
+* The kernel writes types as two hexadecimal digits, and reads them as C does: 08 (all registrants) is no number to it, and
   the device would not come up.
-* Where anyone may log in, nobody's LUNs are mapped before they do: who has registrations must be made known.
+* Where any initiator may log in, its LUNs are mapped only when it does.  So the kernel must be told which initiators have
+  registrations.
 
-The file is text, `KEY=VALUE` in lines between `PR_REG_START: N` and `PR_REG_END: N` for each registration.
+The file is text: `KEY=VALUE` in lines between `PR_REG_START: N` and `PR_REG_END: N`, for each registration.
 """
 
 from __future__ import annotations
@@ -30,19 +32,19 @@ _NEEDED = frozenset({"initiator_fabric", "initiator_node", "sa_res_key", "target
 
 
 class Damaged(Exception):
-    """The file cannot be understood; says which, why and what to do."""
+    """The file is damaged; the text names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Whose it is: the initiator's name, and its transport, `iscsi` or `loopback` in small letters."""
+    """The owner of a registration: the initiator's name, and its transport, `iscsi` or `loopback` in lower case."""
 
     initiator: str
     fabric: str
 
 
 def load(path: Path) -> tuple[Registration, ...]:
-    """What was remembered of a device; nothing if there is no file.  Raises Damaged, OSError."""
+    """Return the registrations of a device; none if there is no file.  Raises Damaged, OSError."""
     text = _text(path)
     if text is None or text.strip() == NOTHING:
         return ()
@@ -55,14 +57,14 @@ def load(path: Path) -> tuple[Registration, ...]:
 
 
 def make_readable(path: Path) -> None:
-    """Write types as the kernel reads them.  Raises OSError."""
+    """Rewrite the types in the form that the kernel reads.  Raises OSError."""
     text = _text(path)
     if text is not None and (readable := _TYPE.sub(r"\1=\2", text)) != text:
         small_file.replace(path, readable.encode())
 
 
 def _text(path: Path) -> str | None:
-    """What the file says, without the zero that the kernel puts at its end; None if there is none.  Raises OSError."""
+    """Return the text of the file, without the kernel's zero at its end; None if there is no file.  Raises OSError."""
     try:
         return path.read_bytes().rstrip(b"\0").decode("utf-8", "replace")
     except FileNotFoundError:

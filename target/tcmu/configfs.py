@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's target objects, through rtslib-fb: TCMU devices, the iSCSI target, `tcm_loop`.
 
-Everything here may be done again over what a crashed predecessor left: objects that are there and right stay as they are,
-with the initiators' sessions on them.  What is ours is told by its name: devices are called `wolun-<owner>.<config>`,
-where the owner is derived from the target's name; other objects are never changed nor removed.
+All of this may be done again over the objects that a crashed predecessor left: objects that are there and right stay as they
+are, with the sessions of initiators on them.  Our objects are known by their names: devices are called
+`wolun-<owner>.<config>`, where the owner is derived from the target's name.  Other objects are never changed or removed.
 
-rtslib is slow where it looks for things (it scans all devices of the machine for a free index, all LUNs of all targets
-for users of a device), so the index is chosen here and objects are removed from the outside in.
+rtslib is slow where it searches: it scans all devices of the machine for a free index, and all LUNs of all targets for users
+of a device.  So this module chooses the index itself, and removes objects from the outside in.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ from target.scsi.logical_unit import LogicalUnit
 from target.tcmu import aptpl, uio
 
 if TYPE_CHECKING:
-    import rtslib_fb  # not before the kernel modules are there: importing it sets the kernel's database directory
+    import rtslib_fb  # only after the kernel modules are loaded: the import sets the kernel's database directory
 
 _ADDRESS = re.compile(r"^\s*Address (\S+)", re.MULTILINE)
 _DEVICE_NAME = re.compile(r"wolun-[0-9a-f]{8}\.")
 TARGET_CORE = Path("/sys/kernel/config/target/core")
-DATABASE = Path("/etc/target")  # rtslib points the kernel there when it is imported, and fails if it is missing
+DATABASE = Path("/etc/target")  # the import of rtslib points the kernel there, and fails if it is missing
 RESERVATIONS = DATABASE / "pr"
-"""Where the kernel keeps reservations that are to outlive it; if that is missing, registering one that is to (APTPL) fails."""
+"""The directory in which the kernel keeps reservations with APTPL; without it, such a registration fails."""
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 
-COMMAND_TIMEOUT = 130  # seconds; more than the 120 after which an initiator gives up on a session, so that it decides
-MAX_SECTORS_BYTES = 4 << 20  # the default of 128 sectors would cut every large command into pieces of 64 KiB
+COMMAND_TIMEOUT = 130  # seconds; an initiator gives a session up after 120, so it decides before the kernel does
+MAX_SECTORS_BYTES = 4 << 20  # the default of 128 sectors would cut large commands into pieces of 64 KiB
 DATA_AREA_MB = 64
 QUEUE_DEPTH = 128
 
 
 class ConfigfsError(Exception):
-    """The kernel's target cannot be set up; the text says what was tried and what the kernel said."""
+    """The kernel's target cannot be set up; the text names the step and the kernel's error."""
 
 
 @dataclass(frozen=True)
 class Initiator:
-    """Who may log in: its iSCSI name, CHAP user and secret if it must prove who it is, and if the target must, too, its
-    user and secret (RFC 7143 9.2.1).
+    """An initiator that may log in: its iSCSI name, and its CHAP user and secret if it must prove its name.
+
+    If the target must prove its name, too, this has the target's user and secret (RFC 7143 9.2.1).
     """
 
     name: str
@@ -59,48 +60,48 @@ class Initiator:
     target_user: str = ""
     target_secret: str = field(default="", repr=False)
     view: nexus.View = nexus.sees_all
-    """Which LUNs it reaches."""
+    """The LUNs that the initiator reaches."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the kernel's target is to look like around the LUNs."""
+    """The kernel's target around the LUNs, as it is to be."""
 
     target: str
     """The iSCSI name."""
     portals: tuple[tuple[str, int], ...] = ()
-    """Addresses and TCP ports to listen on; none: no iSCSI."""
+    """Addresses and TCP ports to listen on; empty: no iSCSI."""
     initiators: tuple[Initiator, ...] = ()
     anyone: bool = False
     """Whether initiators that are not listed may log in, too."""
     loopback: bool = False
-    """Whether this host itself gets the LUNs, through tcm_loop."""
+    """Whether this host gets the LUNs itself, through tcm_loop."""
     reserving: frozenset[str] = frozenset()
-    """Initiators with persistent registrations: where anyone may log in, the kernel is told of them before they come."""
+    """Initiators with persistent registrations, which the kernel must know before they come if `anyone` may log in."""
 
     @property
     def owner(self) -> str:
-        """Names what belongs to this target, across restarts."""
+        """Return the mark in the names of this target's objects, the same after a restart."""
         return hashlib.sha256(self.target.encode()).hexdigest()[:8]
 
     @property
     def loopback_wwn(self) -> str:
-        """The address of the tcm_loop target (NAA 5, LIO's OUI, and the owner)."""
+        """Return the address of the tcm_loop target (NAA 5, LIO's OUI, and the owner)."""
         return f"naa.5001405{self.owner}0"
 
     def device_name(self, config: str) -> str:
-        """The name of the TCMU device that serves `config`."""
+        """Return the name of the TCMU device that serves `config`."""
         return f"{self.device_prefix}{config.replace('/', '.')}"
 
     @property
     def device_prefix(self) -> str:
-        """What the names of all our devices begin with."""
+        """Return the beginning of the names of all our devices."""
         return f"wolun-{self.owner}."
 
 
 @contextlib.contextmanager
 def _saying(what: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a ConfigfsError."""
+    """Turn an error into a ConfigfsError that says what cannot be done."""
     from rtslib_fb import RTSLibError
 
     try:
@@ -110,7 +111,7 @@ def _saying(what: str) -> Iterator[None]:
 
 
 def load_modules(modules: Iterable[str] = MODULES) -> None:
-    """Load the kernel modules and make what rtslib needs.  Raises ConfigfsError with what modprobe says."""
+    """Load the kernel modules, mount configfs and make rtslib's directory.  Raises ConfigfsError."""
     for module in modules:
         if Path("/sys/module", module).exists():
             continue
@@ -132,15 +133,15 @@ def load_modules(modules: Iterable[str] = MODULES) -> None:
 
 
 def create_device(name: str, config: str, *, size: int, block_size: int, serial: str) -> None:
-    """Make and enable a TCMU device of `size` bytes, which nobody serves yet.  It has the reservations that were to persist.
+    """Make and enable a TCMU device of `size` bytes, with its persistent reservations.  It has no handler yet.
 
-    The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`): we know that we are there.
+    The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`), because this process is the handler.
     Raises aptpl.Damaged, ConfigfsError.
     """
     from rtslib_fb import UserBackedStorageObject
 
     control = f"hw_block_size={block_size},max_data_area_mb={DATA_AREA_MB},nl_reply_supported=-1"
-    reservations(serial)  # rtslib gives them back, but would not say what is wrong with them
+    reservations(serial)  # rtslib hands them back to the kernel, but would not say what is wrong with them
     with _saying(f"create the device {name}"):
         aptpl.make_readable(_remembered(serial))
         device = UserBackedStorageObject(
@@ -153,12 +154,12 @@ def create_device(name: str, config: str, *, size: int, block_size: int, serial:
             index=_free_index(),
         )
         device.set_attribute("cmd_time_out", COMMAND_TIMEOUT)
-        if "tmr_notification" in device.list_attributes():  # since Linux 5.10: tell the ring of aborts, too
+        if "tmr_notification" in device.list_attributes():  # since Linux 5.10: put notes of aborts into the ring
             device.set_attribute("tmr_notification", 1)
 
 
 def reservations(serial: str) -> tuple[aptpl.Registration, ...]:
-    """What the kernel remembered of the device with that serial number.  Raises aptpl.Damaged, ConfigfsError."""
+    """Return the kept registrations of the device with that serial number.  Raises aptpl.Damaged, ConfigfsError."""
     with _saying(f"read the reservations of {serial}"):
         return aptpl.load(_remembered(serial))
 
@@ -168,42 +169,42 @@ def _remembered(serial: str) -> Path:
 
 
 def _free_index() -> int:
-    """An HBA number that no device of the machine has."""
+    """Return an HBA number that no device of the machine has."""
     numbers = (entry.name.rpartition("_")[2] for entry in os.scandir(TARGET_CORE))
     used = {int(number) for number in numbers if number.isdigit()}
     return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def delete_device(hba: int, name: str) -> None:
-    """Remove a TCMU device that no LUN uses any more."""
+    """Remove a TCMU device that no LUN uses.  Raises ConfigfsError."""
     from rtslib_fb import UserBackedStorageObject
 
     with _saying(f"remove the device {name}"):
         UserBackedStorageObject(name, index=hba).delete()
 
 
-def is_a_daemons(name: str) -> bool:
-    """Whether a device was made by a daemon, ours or another, and not by hand."""
+def is_made_by_a_daemon(name: str) -> bool:
+    """Return whether a wolun daemon made the device, this one or another, and not an administrator."""
     return _DEVICE_NAME.match(name) is not None
 
 
 def our_devices(prefix: str) -> list[tuple[int, str]]:
-    """HBA number and name of the devices whose names begin so, whatever state they are in."""
-    found = TARGET_CORE.glob("user_*/*")
-    return [(int(path.parent.name.rpartition("_")[2]), path.name) for path in found if path.name.startswith(prefix)]
+    """Return HBA number and name of the devices with that prefix, in any state."""
+    paths = TARGET_CORE.glob("user_*/*")
+    return [(int(path.parent.name.rpartition("_")[2]), path.name) for path in paths if path.name.startswith(prefix)]
 
 
 def exported() -> frozenset[str]:
-    """The names of the devices that are LUNs of any target; all others nobody can use yet."""
+    """Return the names of the devices that are LUNs of a target; no initiator can use the others yet."""
     names = set()
     for lun in TARGET_CORE.parent.glob("*/*/tpgt_*/lun/lun_*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
+        with contextlib.suppress(FileNotFoundError):  # the LUN has just been removed
             names.add(_linked(lun))
     return frozenset(names)
 
 
 def action(device: uio.UioDevice, name: str, value: int) -> None:
-    """Give the kernel an order about a device: `block_dev` (hold new commands) or `reset_ring`."""
+    """Give the kernel an order about a device, `block_dev` (hold new commands) or `reset_ring`.  Raises ConfigfsError."""
     with _saying(f"set {name} of {device.name}"):
         path = TARGET_CORE / f"user_{device.hba}" / device.name / "action" / name
         path.write_text(f"{value}\n")
@@ -211,7 +212,7 @@ def action(device: uio.UioDevice, name: str, value: int) -> None:
 
 @dataclass
 class _Acl:
-    """What the kernel knows of an initiator: its node, and mapped LUN -> LUN and whether it is read-only."""
+    """The kernel's entry of an initiator: its node, and for each mapped LUN the target's LUN and whether it is read-only."""
 
     node: rtslib_fb.NodeACL
     mapped: dict[int, tuple[int, bool]]
@@ -227,18 +228,21 @@ class KernelTarget:
             self._groups = list(self._make_groups())
 
     def luns(self) -> dict[int, str]:
-        """The devices by LUN, as a predecessor may have left them; a LUN that only some targets have is left out."""
-        found = [
+        """Return the devices by LUN, which a predecessor may have left, without the LUNs that only some targets have."""
+        luns = [
             {int(path.name[4:]): _linked(path) for path in Path(group.path, "lun").glob("lun_*")}
             for group in self._groups
         ]
-        if not found:
+        if not luns:
             return {}
-        first, *others = found
+        first, *others = luns
         return {lun: name for lun, name in first.items() if all(other.get(lun) == name for other in others)}
 
     def add_lun(self, lun: int, hba: int, name: str, unit: LogicalUnit) -> None:
-        """Let initiators reach the device of a unit, and see it as they are to; a LUN that is not this device's is replaced."""
+        """Export the device of a unit as a LUN, and map it for the initiators that may see it.
+
+        A LUN with another device is replaced.  Raises ConfigfsError.
+        """
         from rtslib_fb import LUN, UserBackedStorageObject
 
         with _saying(f"make {name} LUN {lun}"):
@@ -253,9 +257,9 @@ class KernelTarget:
                 self._map(acl, lun, {reach.lun: reach.read_only for reach in initiator.view(lun, unit)})
 
     def admit(self, initiators: tuple[Initiator, ...], *, anyone: bool) -> None:
-        """Let these log in from now on, and end the sessions of others.
+        """Let these initiators log in, and end the sessions of all others.  Raises ConfigfsError.
 
-        The LUNs and what is seen of them are for `add_lun` to make again, and `open` comes last.
+        The caller then makes the LUNs and their mappings again with `add_lun`, and at last calls `open`.
         """
         self._configuration = dataclasses.replace(self._configuration, initiators=initiators, anyone=anyone)
         if self._configuration.portals:
@@ -264,7 +268,7 @@ class KernelTarget:
                 self._groups = list(self._make_groups())
 
     def listen(self, address: str, port: int) -> None:
-        """Let initiators connect there, too.  Raises ConfigfsError, and then all is as it was."""
+        """Listen on another address.  Raises ConfigfsError, and then nothing has changed."""
         from rtslib_fb import NetworkPortal
 
         portals = self._configuration.portals
@@ -273,37 +277,39 @@ class KernelTarget:
         self._configuration = dataclasses.replace(self._configuration, portals=(*portals, (address, port)))
 
     def unlisten(self, address: str, port: int) -> None:
-        """Let initiators connect there no more; those who did stay logged in."""
+        """Stop listening on an address; the initiators that came there stay logged in.  Raises ConfigfsError."""
         from rtslib_fb import NetworkPortal
 
+        portals = self._configuration.portals
         with _saying(f"stop listening on {address}:{port}"):
             NetworkPortal(self._groups[0], address, port).delete()
-        left = tuple(each for each in self._configuration.portals if each != (address, port))
+        left = tuple(portal for portal in portals if portal != (address, port))
         self._configuration = dataclasses.replace(self._configuration, portals=left)
 
     def sessions(self) -> list[tuple[str, str]]:
-        """Initiators that are logged in, and their addresses; empty for those without an entry, of whom the kernel tells
-        the name alone.
+        """Return the initiators that are logged in, with their addresses.
+
+        The address is empty for an initiator without an entry: the kernel reports only its name.
         """
-        found: list[tuple[str, str]] = []
+        sessions: list[tuple[str, str]] = []
         if not self._configuration.portals:
-            return found
+            return sessions
         group = Path(self._groups[0].path)
         for info in sorted(group.glob("acls/*/info")):
             try:
                 text = info.read_text()
-            except OSError:  # it has just been removed
+            except OSError:  # the entry has just been removed
                 continue
             if not text.startswith("No active"):
                 address = _ADDRESS.search(text)
-                found.append((info.parent.name, address[1] if address else ""))
+                sessions.append((info.parent.name, address[1] if address else ""))
         with contextlib.suppress(OSError):
             dynamic = (group / "dynamic_sessions").read_text()
-            found += [(name, "") for name in re.split(r"[\n\0]+", dynamic) if name]
-        return found
+            sessions += [(name, "") for name in re.split(r"[\n\0]+", dynamic) if name]
+        return sessions
 
     def _map(self, acl: _Acl, lun: int, wanted: dict[int, bool]) -> None:
-        """Let an initiator reach a LUN under the numbers wanted, and under no others."""
+        """Let an initiator reach a LUN under the numbers of `wanted` (number -> read-only), and under no others."""
         from rtslib_fb import MappedLUN
 
         there = {mapped: read_only for mapped, (to, read_only) in acl.mapped.items() if to == lun}
@@ -316,7 +322,7 @@ class KernelTarget:
                 acl.mapped[mapped] = (lun, read_only)
 
     def remove_lun(self, lun: int) -> None:
-        """Take a LUN away; returns when the kernel has no command for it any more."""
+        """Remove a LUN, and wait until the kernel has no command for it.  Raises ConfigfsError."""
         from rtslib_fb import LUN
 
         with _saying(f"remove LUN {lun}"):
@@ -327,16 +333,19 @@ class KernelTarget:
                 acl.mapped = {mapped: value for mapped, value in acl.mapped.items() if value[0] != lun}
 
     def open(self) -> None:
-        """Let initiators in."""
+        """Let initiators log in.  Raises ConfigfsError."""
         with _saying("listen"):
             for group in self._groups:
                 group.enable = True
 
     def delete(self) -> None:
-        """Remove the targets: ends all sessions and waits for their commands, so rings must be served meanwhile."""
-        with _saying(f"remove the target {self._configuration.target}"), contextlib.ExitStack() as each:
+        """Remove the targets.  Raises ConfigfsError.
+
+        The kernel ends all sessions and waits for their commands, so the rings must be served meanwhile.
+        """
+        with _saying(f"remove the target {self._configuration.target}"), contextlib.ExitStack() as removals:
             for group in self._groups:
-                each.callback(group.parent_target.delete)  # if one fails, the others go all the same
+                removals.callback(group.parent_target.delete)  # if one fails, the others are still removed
 
     def _make_groups(self) -> Iterator[rtslib_fb.TPG]:
         from rtslib_fb import TPG, FabricModule, Target
@@ -347,8 +356,9 @@ class KernelTarget:
             fresh = not Path(target.path, "tpgt_1").exists()
             group = TPG(target, 1)
             if not configuration.anyone and int(group.get_attribute("generate_node_acls")):
-                # The kernel remembers whomever it let in like that, sessions or none, lets them in again, and names only
-                # those who are there just now.  All of it ends with the group; who may still log in comes back by itself.
+                # The kernel remembers each initiator that it admitted without an entry, also after its sessions, and admits
+                # it again; but it lists only those that are logged in now.  All of that ends with the group.  Initiators
+                # that may still log in come back by themselves.
                 group.delete()
                 group = TPG(target, 1)
             self._set_access(group, fresh=fresh)
@@ -375,7 +385,7 @@ class KernelTarget:
         known = {acl.node_wwn: acl for acl in group.node_acls}
         initiators = {initiator.name: initiator for initiator in configuration.initiators}
         if configuration.anyone:
-            # Not those that came by themselves since: they have sessions, of which nothing must change.
+            # Not the initiators that came without an entry since: nothing may change about their sessions.
             reserving = configuration.reserving if fresh else configuration.reserving & known.keys()
             initiators |= {name: Initiator(name) for name in reserving - initiators.keys()}
         for name in known.keys() - initiators.keys():
@@ -392,7 +402,7 @@ class KernelTarget:
                 if getattr(node, attribute) != proof:
                     setattr(node, attribute, proof)
             node.set_attribute("authentication", int(bool(initiator.secret)))
-            mapped = {each.mapped_lun: (each.tpg_lun.lun, bool(each.write_protect)) for each in node.mapped_luns}
+            mapped = {lun.mapped_lun: (lun.tpg_lun.lun, bool(lun.write_protect)) for lun in node.mapped_luns}
             self._acls[initiator] = _Acl(node, mapped)
 
     def _set_portals(self, group: rtslib_fb.TPG) -> None:
@@ -407,7 +417,7 @@ class KernelTarget:
 
 
 def _linked(lun: Path) -> str:
-    """The name of the device that a LUN's directory links to; empty if it links to none."""
+    """Return the name of the device that a LUN's directory links to; empty if it links to none."""
     for path in lun.iterdir():
         if path.is_symlink():
             return path.readlink().name

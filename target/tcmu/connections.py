@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP connections to a portal of the kernel's target, which tells of its sessions, but not by which portal they came.
+"""TCP connections to a portal of the kernel's target, which reports its sessions but not the portals that they came by.
 
-The kernel's socket diagnosis (`sock_diag(7)`, what `ss` uses) lists them, and ends one that is to end: the other side gets a
-reset, and the kernel's target the error with which a session ends whose connection broke.
+The kernel's socket diagnosis (`sock_diag(7)`, which `ss` uses) lists the connections, and can end one.  The other side then
+gets a reset, and the kernel's target gets the error of a broken connection, which ends the session.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ _STATUS = struct.Struct("=i")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One of them.  `peer` is the other side's address, as text."""
+    """One connection.  `peer` is the address of the other side, as text."""
 
     peer: str
     family: int
     identity: bytes
-    """The kernel's name for it (struct inet_diag_sockid)."""
+    """The kernel's name for the connection (struct inet_diag_sockid)."""
 
 
 def established(address: str, port: int) -> list[Connection]:
-    """The connections to a portal; an IPv6 address may be in brackets.  Raises OSError."""
+    """Return the connections to a portal; an IPv6 address may be in brackets.  Raises OSError."""
     host = ipaddress.ip_address(address.strip("[]"))
     family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
     with DiagSocket() as diagnosis:
         diagnosis.bind()
-        found = diagnosis.get_sock_stats(family=family, states=1 << SS_ESTABLISHED, sport=port)
-    made = []
-    for each in found:
-        local, peer = ipaddress.ip_address(each["idiag_src"]), ipaddress.ip_address(each["idiag_dst"])
+        sockets = diagnosis.get_sock_stats(family=family, states=1 << SS_ESTABLISHED, sport=port)
+    matching = []
+    for entry in sockets:
+        local, peer = ipaddress.ip_address(entry["idiag_src"]), ipaddress.ip_address(entry["idiag_dst"])
         if host.is_unspecified or local == host:
             identity = (
-                _PORTS.pack(each["idiag_sport"], each["idiag_dport"])
+                _PORTS.pack(entry["idiag_sport"], entry["idiag_dport"])
                 + local.packed.ljust(16, b"\0")
                 + peer.packed.ljust(16, b"\0")
-                + _REST.pack(each["idiag_if"], each["idiag_cookie"])
+                + _REST.pack(entry["idiag_if"], entry["idiag_cookie"])
             )
             mapped = getattr(peer, "ipv4_mapped", None)
-            made.append(Connection(str(mapped or peer), family, identity))
-    return made
+            matching.append(Connection(str(mapped or peer), family, identity))
+    return matching
 
 
 def end(connection: Connection) -> None:
-    """End it; one that has ended by itself is as good.  Raises OSError."""
+    """End a connection, unless it has ended by itself.  Raises OSError."""
     body = _REQUEST.pack(connection.family, socket.IPPROTO_TCP, 0, 1 << SS_ESTABLISHED) + connection.identity
     header = _MESSAGE.pack(_MESSAGE.size + len(body), SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asked:
-        asked.bind((0, 0))
-        asked.send(header + body)
-        status = -_STATUS.unpack_from(asked.recv(1 << 16), _MESSAGE.size)[0]
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diagnosis:
+        diagnosis.bind((0, 0))
+        diagnosis.send(header + body)
+        status = -_STATUS.unpack_from(diagnosis.recv(1 << 16), _MESSAGE.size)[0]
     if status not in (0, errno.ENOENT):
         raise OSError(status, os.strerror(status))

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells stock targetcli of our handlers, over the D-Bus system bus.
+"""The handlers of this daemon in the list of stock targetcli, over the D-Bus system bus.
 
-targetcli lists what `org.kernel.TCMUService1` has below its path of the same name, and it swallows every error on the way.
-So what happens here is logged, and is this:
+targetcli lists the objects that `org.kernel.TCMUService1` has below its path of the same name, and it swallows all errors on
+the way.  So this module logs what it does:
 
-| who owns `org.kernel.TCMUService1`  | what we do                                                                     |
+| owner of `org.kernel.TCMUService1`  | what we do                                                                     |
 | ----------------------------------- | ------------------------------------------------------------------------------ |
-| nobody                              | own it, and answer targetcli ourselves                                         |
-| tcmu-runner, or another             | register each handler with its HandlerManager1, owning a name for each handler  |
+| none                                | own the name, and answer targetcli ourselves                                   |
+| tcmu-runner, or another             | register each handler with its HandlerManager1, and own a name for each         |
 
-The owner may change at any time, and what is to be done then is done again.
+The owner may change at any time, and then we begin again.
 
-The bus's own policy may forbid us to own the name; `config/` has a policy file, and a refusal is logged with that remedy.
+The policy of the bus may forbid us to own the name.  `config/` has a policy file, and the log names it as the remedy.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ BUS_PATH = "/org/freedesktop/DBus"
 REMEDY = "install config/org.kernel.TCMUService1.wolun.conf in /etc/dbus-1/system.d and reload the bus"
 
 Check = Callable[[str, bool], str]
-"""Judges a device's configuration string; returns what is wrong with it, or an empty string.  The other argument tells
-whether another service (tcmu-runner) asks, which will hear of the new device, too."""
+"""A function that checks the configuration string of a device: returns what is wrong with it, or an empty string.
+
+The second argument says whether another service (tcmu-runner) asks.  The kernel announces the new device to it, too."""
 
 
 class _Handler(ServiceInterface):
-    """What targetcli asks a handler."""
+    """The object of a handler, which targetcli asks."""
 
     def __init__(self, description: str, check: Check, *, registered: bool) -> None:
         super().__init__(SERVICE)
@@ -54,21 +55,21 @@ class _Handler(ServiceInterface):
         self._registered = registered
 
     @dbus_method()
-    def CheckConfig(self, config: DBusStr) -> Annotated[tuple[bool, str], DBusSignature("bs")]:  # noqa: N802 - the interface's name
-        """Whether a device may be made with this configuration, and why not."""
+    def CheckConfig(self, config: DBusStr) -> Annotated[tuple[bool, str], DBusSignature("bs")]:  # noqa: N802 - the name in the interface
+        """Return whether a device may be made with this configuration, and if not, why."""
         trouble = self._check(config, self._registered)
         return (not trouble, trouble)
 
     @dbus_property(access=PropertyAccess.READ)
-    def ConfigDesc(self) -> DBusStr:  # noqa: N802 - the interface's name
-        """The help text of `create`."""
+    def ConfigDesc(self) -> DBusStr:  # noqa: N802 - the name in the interface
+        """Return the help text of `create`."""
         return self._description
 
 
 class Announcer:
-    """Keeps `handlers` (name -> help text) listed from `start` to `close`; runs on a thread of its own.
+    """A thread that keeps `handlers` (name -> help text) in targetcli's list, from `start` to `close`.
 
-    There may be no bus: then nothing is listed, which is logged, and everything else works.
+    Without a bus it lists nothing and logs that; all else works.
     """
 
     def __init__(self, handlers: Mapping[str, str], check: Check) -> None:
@@ -81,13 +82,13 @@ class Announcer:
         self._thread = threading.Thread(target=self._run, name="tcmu dbus", daemon=True)
 
     def start(self) -> None:
-        """Begin; does not wait for the bus."""
+        """Start the thread, without waiting for the bus."""
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the bus, and with it every list."""
+        """Leave the bus, and with it all lists."""
         if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # its loop is closed: it is about to end by itself
+            with contextlib.suppress(RuntimeError):  # its loop is closed: the thread is about to end by itself
                 self._loop.call_soon_threadsafe(self._wake_to_stop)
             self._thread.join()
 
@@ -108,7 +109,7 @@ class Announcer:
         self._own_name = bus.unique_name
         try:
             for handler, description in self._handlers.items():
-                # targetcli asks below the service's path, tcmu-runner below its manager's
+                # targetcli asks below the path of the service, tcmu-runner below that of its manager
                 bus.export(f"{PATH}/{handler}", _Handler(description, self._check, registered=False))
             bus.add_message_handler(self._noticed)
             rule = f"type='signal',sender='{BUS}',member='NameOwnerChanged',arg0='{SERVICE}'"
@@ -133,18 +134,18 @@ class Announcer:
             return
         if reply in (RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER):
             for handler in self._handlers:
-                bus.unexport(f"{MANAGER_PATH}/{handler}")  # or targetcli, asking us now, would find it twice
+                bus.unexport(f"{MANAGER_PATH}/{handler}")  # or targetcli, which now asks us, would find it twice
             log.info("targetcli lists %s", ", ".join(f"user:{handler}" for handler in self._handlers))
             return
         for handler, description in self._handlers.items():
             await self._register(bus, handler, description)
 
     async def _register(self, bus: MessageBus, handler: str, description: str) -> None:
-        """Register with whoever owns the service."""
+        """Register a handler with the owner of the service."""
         try:
             await bus.request_name(f"{MANAGER}.{handler}", NameFlag.DO_NOT_QUEUE)
             path = f"{MANAGER_PATH}/{handler}"
-            bus.unexport(path)  # of an earlier owner's time
+            bus.unexport(path)  # left from an earlier owner
             bus.export(path, _Handler(description, self._check, registered=True))
             arguments = [handler, description]
             reply = await self._call(bus, SERVICE, MANAGER_PATH, MANAGER, "RegisterHandler", "ss", arguments)

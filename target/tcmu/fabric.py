@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `lio` fabric: every LUN of a SCSI target becomes a TCMU device that the kernel's target exports and we serve.
+"""The `lio` fabric: each LUN of a SCSI target becomes a TCMU device, which the kernel's target exports and this process serves.
 
-A device's configuration says what it is; stock tools show it, and devices that others make with such a configuration
-(`targetcli /backstores/user:copyonwrite create …`) are served just so, but never changed or removed by us.  Those of
-another wolun daemon are left alone.
+The configuration string of a device says what it is, and stock tools show it.  An administrator may make a device with such a
+string (`targetcli /backstores/user:copyonwrite create …`).  We serve it just the same, but never change or remove it.  The
+devices of another wolun daemon are left alone.
 
-| configuration                    | what                                       |
+| configuration                    | device                                     |
 | -------------------------------- | ------------------------------------------ |
-| `copyonwrite/<volume>`           | the volume, its snapshots kept true         |
+| `copyonwrite/<volume>`           | the volume, whose snapshots stay valid      |
 | `writeonce/<volume>@<snapshot>`  | the snapshot's write-once LUN               |
 | `snapview/<volume>@<snapshot>`   | the snapshot's view                         |
 
-* *Crash.* Everything in the kernel stays; commands wait there, 130 s at most.  The next start takes each device over: block
-  it, reset its ring (what was in flight is answered BUSY, and comes again), serve it, unblock it.
-* *Start.* A device that is made anew gets the persistent reservations back that the kernel remembered of its unit.
-* *Stop.* First the targets go, while the rings are still served: the kernel then waits for what is in flight.  Then the
-  devices.  Devices that others made are blocked, drained and left, for the next start to take over.  What goes wrong with
-  one of them is logged, and the others go all the same.
+* *Crash.* All objects stay in the kernel, and commands wait there, 130 s at most.  The next start takes each device over: it
+  blocks the device, resets its ring (commands in flight are answered BUSY, and come again), serves it, and unblocks it.
+* *Start.* A new device gets the persistent reservations that the kernel has kept for its unit.
+* *Stop.* First the targets are removed while the rings are still served, so the kernel can wait for the commands in flight.
+  Then the devices are removed.  Devices that an administrator made are blocked, drained and left for the next start to take
+  over.  If one step fails, the error is logged and the other steps follow.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ HANDLERS = {
 }
 DESCRIPTIONS = {
     "copyonwrite": "A volume of a running wolun daemon, by its name: <volume>",
-    "writeonce": "A snapshot's write-once LUN, which holds the blocks that changed since: <volume>@<snapshot>",
-    "snapview": "A snapshot's read-only view, the volume as it was: <volume>@<snapshot>",
+    "writeonce": "A snapshot's write-once LUN, with the old content of the blocks that changed since: <volume>@<snapshot>",
+    "snapview": "A snapshot's read-only view, the volume as it was then: <volume>@<snapshot>",
 }
 ERRORS = (configfs.ConfigfsError, netlink.NetlinkError, RingError, OSError)
-"""What `LioFabric.start` raises."""
-DRAIN = 30.0  # seconds that rings get to become empty, at a stop all of them together
+"""The errors that `LioFabric.start` raises."""
+DRAIN = 30.0  # seconds for a ring to become empty; at a stop, for all of them together
 
 
 def config_of(unit: LogicalUnit) -> str:
-    """The configuration string of the device that serves this unit."""
+    """Return the configuration string of the device that serves a unit."""
     return f"{HANDLERS[unit.kind]}/{unit.name.removesuffix('/write-once')}"
 
 
 @dataclass(eq=False)
 class _Device:
-    """A device that we serve."""
+    """A device that this process serves."""
 
     uio: uio.UioDevice
     unit: LogicalUnit
@@ -74,15 +74,14 @@ class _Device:
 
 
 class LioFabric:
-    """Serves the LUNs of `scsi_target`, as they come and go, from `start` to `close`."""
+    """The LUNs of `scsi_target` in the kernel's target, as they come and go, from `start` to `close`."""
 
     def __init__(self, scsi_target: ScsiTarget, configuration: configfs.Configuration) -> None:
         self._scsi_target = scsi_target
         self._configuration = configuration
-        self._lock = (
-            threading.RLock()
-        )  # over what is served; the netlink thread takes it, so nothing under it may wait for the kernel
-        self._changing = threading.Lock()  # over configfs: LUNs come and go one after another
+        # Guards the devices.  The netlink thread takes it, so no holder may wait for the kernel.
+        self._lock = threading.RLock()
+        self._changing = threading.Lock()  # guards configfs: LUNs come and go one after another
         self._devices: dict[str, _Device] = {}  # by UIO node
         self._luns: dict[int, tuple[LogicalUnit, str]] = {}  # LUN -> its unit and the node of our device
         self._server = Server()
@@ -92,16 +91,16 @@ class LioFabric:
         self._open = False
 
     def start(self) -> None:
-        """Set the kernel's target up, or take it over, and serve.  Raises one of `ERRORS`; `close` then cleans up."""
+        """Set up the kernel's target, or take it over, and serve.  Raises one of `ERRORS`; `close` then cleans up."""
         configfs.load_modules()
         self._listener = netlink.Listener(self._announced)
         self._server.start()
         wanted = {self._configuration.device_name(config_of(unit)) for unit in self._scsi_target.luns.values()}
-        # one that no LUN has yet may lack its serial number, and with it its reservations: it is made anew
+        # a device without a LUN may lack its serial number, and with it its reservations: it is made anew
         wanted &= configfs.exported()
         with self._lock:
             for device in uio.devices():
-                if not configfs.is_a_daemons(device.name) or device.name in wanted:
+                if not configfs.is_made_by_a_daemon(device.name) or device.name in wanted:
                     self._adopt(device, fresh=False)
         self._listener.start()
         self._kernel = configfs.KernelTarget(dataclasses.replace(self._configuration, reserving=self._reserving()))
@@ -113,7 +112,7 @@ class LioFabric:
         self._announcer.start()
 
     def close(self) -> None:
-        """Stop serving, with nothing of ours left in the kernel.  Never raises; closing twice is allowed."""
+        """Stop serving, and leave no object of ours in the kernel.  Never raises; a second call does nothing."""
         with self._changing:
             if self._listener is None:
                 return
@@ -141,7 +140,7 @@ class LioFabric:
             self._server.close()
 
     def admit(self, initiators: tuple[configfs.Initiator, ...], *, anyone: bool) -> None:
-        """Other initiators may log in from now on; the sessions of those whose entry went are ended.  Raises one of `ERRORS`."""
+        """Let these initiators log in, and end the sessions of initiators that have lost their entry.  Raises one of `ERRORS`."""
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.admit(initiators, anyone=anyone)
@@ -151,31 +150,31 @@ class LioFabric:
                 self._kernel.open()
 
     def listen(self, address: str, port: int) -> None:
-        """Initiators can connect there, too, from now on.  Raises one of `ERRORS`, and then they cannot."""
+        """Listen on another address.  Raises one of `ERRORS`, and then initiators cannot connect there."""
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.listen(address, port)
 
     def unlisten(self, address: str, port: int) -> None:
-        """They can connect there no more, and the sessions of those who did are ended.  Raises one of `ERRORS`."""
+        """Stop listening on an address, and end the sessions that came there.  Raises one of `ERRORS`."""
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.unlisten(address, port)
                 try:
-                    for each in connections.established(address, port):
-                        connections.end(each)
+                    for connection in connections.established(address, port):
+                        connections.end(connection)
                 except OSError:
                     self._kernel.listen(address, port)
                     raise
 
     def sessions(self) -> list[tuple[str, str]]:
-        """Who is logged in to the kernel's target: initiators, and the addresses they came from, empty if not known."""
-        kernel = self._kernel  # not under a lock: whoever changes LUNs waits for the kernel
+        """Return the initiators that are logged in, with the addresses that they came from, empty if unknown."""
+        kernel = self._kernel  # not under a lock: a thread that changes LUNs waits for the kernel
         return kernel.sessions() if kernel is not None and self._open else []
 
     def _changed(self) -> None:
-        """The SCSI target has other LUNs now."""
-        # initiators are told by the kernel's target; from us one of them at random would hear it, through the one nexus
+        """Follow a change of the SCSI target's LUNs."""
+        # The kernel's target tells its initiators.  Our unit attention would reach only one of them, through the one nexus.
         for device in list(self._devices.values()):
             device.nexus.luns_reported()
         self._reconcile()
@@ -187,7 +186,7 @@ class LioFabric:
                 return
             assert self._kernel is not None
             wanted = self._scsi_target.luns
-            left = self._kernel.luns()  # after a crash: what a predecessor exported
+            left = self._kernel.luns()  # after a crash: the LUNs that a predecessor exported
             names = {lun: self._configuration.device_name(config_of(unit)) for lun, unit in wanted.items()}
             for lun, name in left.items():
                 if names.get(lun) != name or (lun in self._luns and self._luns[lun][0] is not wanted[lun]):
@@ -198,7 +197,7 @@ class LioFabric:
                     try:
                         self._add(lun, unit, names[lun])
                     except aptpl.Damaged as error:
-                        log.error("LUN %d is not served, a reservation of it may be lost: %s", lun, error)
+                        log.error("LUN %d is not served, because a reservation of it may be lost: %s", lun, error)
 
     def _add(self, lun: int, unit: LogicalUnit, name: str) -> None:
         assert self._kernel is not None
@@ -207,7 +206,7 @@ class LioFabric:
             configfs.create_device(
                 name, config_of(unit), size=unit.blocks << unit.shift, block_size=unit.block_size, serial=str(unit.uuid)
             )
-            # found again by its name: the kernel chose the UIO number
+            # look it up by its name: the kernel chose the UIO number
             made = next((entry for entry in uio.devices(besides=self._devices) if entry.name == name), None)
             if made is None:
                 raise configfs.ConfigfsError(f"the kernel made no UIO device for {name}")
@@ -217,13 +216,13 @@ class LioFabric:
         self._luns[lun] = (unit, str(device.uio.node))
 
     def _reserving(self) -> frozenset[str]:
-        """Initiators that have persistent registrations of any of the LUNs by iSCSI."""
-        found: set[str] = set()
+        """Return the initiators that have persistent registrations of a LUN by iSCSI."""
+        initiators: set[str] = set()
         for unit in self._scsi_target.luns.values():
-            with contextlib.suppress(aptpl.Damaged):  # that LUN will not be served, and why is logged then
+            with contextlib.suppress(aptpl.Damaged):  # that LUN will not be served, and the log will say why
                 registrations = configfs.reservations(str(unit.uuid))
-                found |= {each.initiator for each in registrations if each.fabric == "iscsi"}
-        return frozenset(found)
+                initiators |= {entry.initiator for entry in registrations if entry.fabric == "iscsi"}
+        return frozenset(initiators)
 
     def _remove(self, lun: int) -> None:
         assert self._kernel is not None
@@ -231,28 +230,28 @@ class LioFabric:
         self._luns.pop(lun, None)
 
     def _delete_stale(self, wanted: dict[str, LogicalUnit]) -> None:
-        """Remove our devices that no LUN needs: of units that went or were replaced, and halves that a crash left."""
-        served = {(each.uio.hba, each.uio.name): each for each in self._devices.values()}
+        """Remove our devices that no LUN needs: those of removed or replaced units, and those that a crash left unfinished."""
+        served = {(device.uio.hba, device.uio.name): device for device in self._devices.values()}
         for hba, name in configfs.our_devices(self._configuration.device_prefix):
-            device = served.get((hba, name))
-            if device is not None:
-                if wanted.get(name) is device.unit:
+            stale = served.get((hba, name))
+            if stale is not None:
+                if wanted.get(name) is stale.unit:
                     continue
-                self._release(device)
+                self._release(stale)
             configfs.delete_device(hba, name)
 
     def _unit(self, config: str) -> LogicalUnit | None:
         return next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == config), None)
 
     def _judge(self, config: str) -> str:
-        """What is wrong with a device's configuration; empty if it is one that we serve."""
+        """Return what is wrong with the configuration of a device; empty if this daemon serves it."""
         if self._unit(config) is not None:
             return ""
         known = sorted(config_of(unit) for unit in self._scsi_target.luns.values())
         return f"this daemon does not serve {config}; it serves {', '.join(known) or 'nothing'}"
 
     def _check(self, config: str, beside_another: bool) -> str:
-        """Targetcli is about to make a device; runs on the D-Bus thread."""
+        """Check the configuration of a device that targetcli is about to make; runs on the D-Bus thread."""
         trouble = self._judge(config)
         if not trouble and beside_another and self._listener is not None:
             self._listener.expect_device()
@@ -262,9 +261,9 @@ class LioFabric:
         return next((device for device in self._devices.values() if device.uio.name == name), None)
 
     def _adopt(self, device: uio.UioDevice, *, fresh: bool) -> int | None:
-        """Serve a device that is there already.  Returns 0 or a negative errno, None when it is not for us.
+        """Serve a device that exists already.  Return 0 or a negative errno; None if the device is not ours to serve.
 
-        A `fresh` one is just being enabled: its ring is empty, and the kernel takes no orders about it yet.
+        A `fresh` device is just being enabled: its ring is empty, and the kernel takes no orders about it yet.
         """
         if device.handler not in HANDLERS.values():
             return None
@@ -274,7 +273,7 @@ class LioFabric:
             return -errno.ENOENT
         try:
             if not fresh:
-                os.close(device.open())  # somebody else's ring is not reset
+                os.close(device.open())  # fails if another process has it open: its ring is not reset
                 configfs.action(device, "block_dev", 1)
                 configfs.action(device, "reset_ring", 1)
             self._serve(device, unit)
@@ -293,7 +292,7 @@ class LioFabric:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, descriptor)
             ring = Ring(descriptor, device.length)
-            # a SCSI target of its own, with this unit as LUN 0: LUNs are the kernel's business here
+            # a SCSI target of its own with this unit as LUN 0, because the kernel numbers the LUNs
             target = ScsiTarget(device.name)
             target.add_lun(0, unit)
             nexus = target.open_nexus("tcmu")
@@ -304,7 +303,7 @@ class LioFabric:
         return serving
 
     def _release(self, device: _Device, deadline: float | None = None) -> None:
-        """Answer what is left in the ring, and stop serving it.  What stands against that is logged."""
+        """Answer the commands that are left in the ring, and stop serving it.  Errors are logged."""
         if deadline is None:
             deadline = time.monotonic() + DRAIN
         if not self._server.remove(device.served, deadline):
@@ -318,29 +317,29 @@ class LioFabric:
             self._devices.pop(str(device.uio.node), None)
 
     def _announced(self, event: netlink.Event) -> int | None:
-        """The kernel announced something; runs on the netlink thread."""
+        """Handle an announcement of the kernel; runs on the netlink thread."""
         if event.command == netlink.REMOVED:
             with self._lock:
-                gone = self._devices.get(f"/dev/uio{event.minor}")
-            if gone is None or configfs.is_a_daemons(gone.uio.name):
+                removed = self._devices.get(f"/dev/uio{event.minor}")
+            if removed is None or configfs.is_made_by_a_daemon(removed.uio.name):
                 return None
-            self._release(gone)
+            self._release(removed)
             return 0
         device = uio.by_minor(event.minor)
-        if device is None or configfs.is_a_daemons(device.name) or device.handler not in HANDLERS.values():
+        if device is None or configfs.is_made_by_a_daemon(device.name) or device.handler not in HANDLERS.values():
             return None
         if event.command == netlink.RECONFIG:
             return -errno.EOPNOTSUPP
         with self._lock:
             failed = self._devices.get(str(device.node))
-            if failed is not None:  # the kernel does not tell when a device that it announced could not be enabled
+            if failed is not None:  # announced, but not enabled, which the kernel does not report
                 self._release(failed)
             return self._adopt(device, fresh=True)
 
 
 @contextlib.contextmanager
 def _going_on(what: str) -> Iterator[None]:
-    """A step of the stop, which goes on whatever becomes of it."""
+    """Run a step of the stop; log its error, and let the stop go on."""
     try:
         yield
     except ERRORS as error:

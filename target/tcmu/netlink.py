@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel announces about TCMU devices, over generic netlink (family TCM-USER, version 2, group `config`).
+"""The kernel's announcements of TCMU devices, over generic netlink (family TCM-USER, version 2, group `config`).
 
-The messages are pyroute2's; the socket is plain, so that a thread can wait for it and for the order to stop at once.
+The messages are pyroute2's.  The socket is a plain one, so that a thread can wait for it and for the order to stop at once.
 
-While a device is made, resized or removed the kernel may wait for a handler's answer, uninterruptibly, and the first
-answer wins whoever sends it.  So: answer for our own handlers only, and never make, resize or remove a device from the
-thread that answers.  Whether the kernel waits is decided by SET_FEATURES, which is global to the module and outlives its
-sender; we leave it as we find it, with one exception:
+While a device is made, resized or removed, the kernel may wait uninterruptibly for a handler's answer, and it takes the first
+answer, no matter who sends it.  Two rules follow: answer for our own handlers only, and never make, resize or remove a
+device from the thread that answers.
 
-tcmu-runner makes the kernel wait, and then answers ENOENT for every device whose handler it does not know, ours included:
-whose answer is first is chance.  But targetcli has tcmu-runner ask us whether the configuration is right before it makes
-the device, and so we know in time: `expect_device` stops the waiting until the device is there.
+SET_FEATURES decides whether the kernel waits.  It is global to the module and outlives its sender.  We leave it as we find
+it, with one exception.  tcmu-runner makes the kernel wait, and then answers ENOENT for each device whose handler it does not
+know, ours included, so it is a matter of chance whose answer is first.  But before targetcli makes a device, it has
+tcmu-runner ask us whether the configuration is right.  So we know in time: `expect_device` stops the waiting until the
+device is there.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ NETLINK_GENERIC = 16
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 BUFFER = 1 << 16
-EXPECTATION = 10.0  # seconds for which a device that was announced over D-Bus is waited for
+EXPECTATION = 10.0  # seconds to wait for a device that was announced over D-Bus
 
 
 class TcmuMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
-    """include/uapi/linux/target_core_user.h, enum tcmu_genl_attr."""
+    """A message of the family (include/uapi/linux/target_core_user.h, enum tcmu_genl_attr)."""
 
     nla_map = (
         ("TCMU_ATTR_UNSPEC", "none"),
@@ -63,7 +64,7 @@ class TcmuMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A device was added (ADDED), is about to go (REMOVED), or is to change (RECONFIG)."""
+    """A device was added (ADDED), is about to be removed (REMOVED), or is to change (RECONFIG)."""
 
     command: int
     minor: int
@@ -73,15 +74,15 @@ class Event:
 
 
 Answer = Callable[[Event], int | None]
-"""Deals with an event; returns 0 or a negative errno for the kernel, None when the device is not ours."""
+"""A function that handles an event: returns 0 or a negative errno for the kernel, None if the device is not ours."""
 
 
 class NetlinkError(Exception):
-    """The TCM-USER family cannot be reached: the module is not loaded, or we may not."""
+    """The TCM-USER family cannot be reached: the module is not loaded, or we lack the permission."""
 
 
 class Listener:
-    """Joins the group at once; `start` begins to answer on a thread of its own."""
+    """A member of the group, from its constructor on; `start` begins to answer, on a thread of its own."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -99,7 +100,7 @@ class Listener:
         self._thread.start()
 
     def expect_device(self) -> None:
-        """Another daemon that makes the kernel wait is here, and a device of ours is about to be made: it must not wait."""
+        """Keep the kernel from waiting: a device of ours is about to be made, beside another daemon that makes it wait."""
         with self._expecting:
             self._set_waiting(False)
             self._waited_until = time.monotonic() + EXPECTATION
@@ -116,7 +117,7 @@ class Listener:
         os.close(self._woken)
 
     def _discover(self) -> tuple[int, int]:
-        """The numbers of family and group."""
+        """Return the numbers of the family and of the group."""
         request = ctrlmsg()
         request["cmd"] = CTRL_CMD_GETFAMILY
         request["version"] = 1
@@ -146,7 +147,7 @@ class Listener:
         self._send(message, self._family)
 
     def _expectation_met(self) -> None:
-        """The device is there, or will not come: the kernel may wait again, as the other daemon wants it to."""
+        """Let the kernel wait again, as the other daemon wants it to: the device is there, or will not come."""
         with self._expecting:
             if self._waited_until is not None:
                 self._waited_until = None
@@ -167,7 +168,7 @@ class Listener:
                     continue
                 try:
                     data = self._socket.recv(BUFFER)
-                except OSError as error:  # ENOBUFS: events were lost; nobody waits for an answer to a lost one for ever
+                except OSError as error:  # ENOBUFS: events were lost; the kernel does not wait for ever
                     log.warning("netlink: %s", error)
                     continue
                 self._handle(data)

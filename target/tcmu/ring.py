@@ -3,26 +3,27 @@
 
 The kernel shares one region through a UIO device: mailbox, command ring, data area.  It is mapped once.
 
-| offset        | what                                                                                        |
+| offset        | content                                                                                     |
 | ------------- | ------------------------------------------------------------------------------------------- |
 | 0             | u16 version, u16 flags, u32 cmdr_off, u32 cmdr_size, u32 cmd_head (the kernel's)             |
 | 64            | u32 cmd_tail (ours)                                                                         |
 | cmdr_off      | the ring: entries of variable length, wrapped at cmdr_size; a PAD entry fills the end         |
-| … to the end  | the data area, where the scatter lists of the entries point (as offsets from the mailbox)    |
+| … to the end  | the data area: the scatter lists of the entries point into it, as offsets from the mailbox   |
 
-What may surprise:
+Three rules may surprise:
 
-* Completion is out of order: the *slot* at the tail takes the response of *any* command, named by its id.  Answering one
-  command therefore overwrites the request of another that still runs, so everything that is needed of a request is
-  copied out when it is taken.  The data area is not touched by that: scatter lists stay valid until the command is answered.
-* A response tells how much data-in is valid (READ_LEN); the kernel ignores a length of 0 and would hand the initiator
-  whatever an earlier command left in the data area, so that is zeroed.
-* Task management arrives as a note beside the commands, which are still to be answered.
+* Commands may be answered out of order: the *slot* at the tail takes the response of *any* command, named by its id.  So an
+  answer may overwrite the request of another command that still runs.  Therefore `take` copies all of a request that is needed
+  later.  Answers do not touch the data area: a scatter list stays valid until its command is answered.
+* A response says how much of its data-in is valid (READ_LEN).  But the kernel ignores a length of 0, and would hand the
+  initiator the data that an earlier command left in the data area.  So that data is zeroed.
+* A task management entry is only a note about other commands, which still must be answered.
 
-`take` is for one thread, `complete` for any.  What `complete` wrote is published, and the kernel told, once per call.
+`take` is for one thread, `complete` for any.  Each call of `complete` publishes its answers together, and tells the kernel
+once.
 
-With one command in flight the time between two system calls is what the initiator waits for, so the usual entry (one
-buffer, often the one that this task object had last time) and the usual answer (GOOD) have a short way of their own.
+With one command in flight, the initiator waits for the time between two system calls.  So the usual entry (one buffer,
+often the same as that of the task object's last command) and the usual answer (GOOD) have short ways of their own.
 """
 
 from __future__ import annotations
@@ -48,39 +49,39 @@ UFLAGS_OFFSET = 7  # in an entry's header
 
 HEAD_WORD = 3  # cmd_head and cmd_tail, as indexes of 32-bit words
 TAIL_WORD = 16
-STATUS_WORD = 2  # of an entry: in a request iov_cnt, in a response the status (GOOD is 0) and padding
+STATUS_WORD = 2  # in an entry: iov_cnt in a request; status (GOOD is 0) and padding in a response
 IOV_OFFSET = 48
 CDB_LENGTH = 16
-VARIABLE_LENGTH_CDB = 0x7F  # SPC-4 4.2.4: 8 bytes and as many more as byte 7 says
+VARIABLE_LENGTH_CDB = 0x7F  # SPC-4 4.2.4: 8 bytes, and as many more as byte 7 says
 SENSE_LENGTH = 96
 
 _MAILBOX = struct.Struct("=HHIII")
 _REQUEST = struct.Struct("=4xH2xI12xQ16xQQ")  # id, iov_cnt, cdb_off, and base and length of the first buffer
-_SHORT = struct.Struct(
-    "=I4xI12xQ16xQQ"
-).unpack_from  # len_op, iov_cnt, cdb_off, and base and length of the first buffer
+_SHORT = struct.Struct("=I4xI12xQ16xQQ").unpack_from  # len_op, iov_cnt, cdb_off; base and length of the first buffer
 _RESPONSE = struct.Struct(f"=IHBBBxxxI{SENSE_LENGTH}s")  # len_op, id, kflags, uflags, status, read_len, sense
-_GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel then does not look at
+_GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel does not read then
 _TMR = struct.Struct("=IHBBBxxxI")  # len_op, id, kflags, uflags, type, cmd_cnt
 _TMR_IDS = 32
 _IOV = struct.Struct("=QQ")
 _KICK = b"\0\0\0\0"
 
-# Until a target has answered its first INQUIRY, Linux takes it for a SCSI-2 device and puts the LUN into the CDB, too; with
-# tcm_loop and a first LUN other than 0 that arrives here.
+# Until a target has answered its first INQUIRY, Linux takes it for a SCSI-2 device, and puts the LUN into the CDB, too.  With
+# tcm_loop and a first LUN other than 0, that LUN arrives here.
 SCSI2_LUN = 0xE0  # in byte 1
 _BEFORE_INQUIRY = frozenset({0x00, 0x03, 0x12})  # TEST UNIT READY, REQUEST SENSE, INQUIRY
 
-# Commands that never carry data-in, so that what is in their buffers need not be hidden from the initiator.
+# Commands without data-in: the initiator gets nothing of their buffers, so these need not be zeroed.
 _DATA_OUT_ONLY = frozenset({0x0A, 0x2A, 0xAA, 0x8A})  # WRITE 6, 10, 12, 16
 
 
 Run = Callable[[memoryview, int, Sequence[memoryview], int], bool]
-"""Does the command whose CDB is at that place of that memory, with these buffers of so many bytes; whether it did, with GOOD."""
+"""A function that runs one command: (memory, place of the CDB in it, buffers, their bytes in all).
+
+It returns whether it has run the command, with GOOD."""
 
 
 class RingError(Exception):
-    """The region is not a command ring that we can work on, or the kernel broke its rules."""
+    """The region is not a command ring of the needed kind, or the kernel broke its rules."""
 
 
 class RingTask(Task):
@@ -91,7 +92,7 @@ class RingTask(Task):
     def __init__(self) -> None:
         super().__init__(self._room)
         self.command_id = 0
-        self.base = 0  # where the only buffer begins; 0, which is the mailbox, if there are more or none
+        self.base = 0  # begin of the only buffer; 0, which is the mailbox, if there is none or more than one
         self.buffers: Sequence[memoryview] = ()
         self.length = 0
 
@@ -104,13 +105,13 @@ class RingTask(Task):
                 break
             room.append(buffer[:length])
             length -= len(room[-1])
-        if length:  # the initiator announced less than its CDB asks for: the rest is not for it
+        if length:  # the initiator announced less than its CDB asks for: it does not get the rest
             room.append(memoryview(bytearray(length)))
         return room
 
 
 class Ring:
-    """The ring behind an open UIO device; `descriptor` stays the caller's to close, after `close`."""
+    """The ring behind an open UIO device.  The caller closes `descriptor`, after `close`."""
 
     def __init__(self, descriptor: int, length: int) -> None:
         self._descriptor = descriptor
@@ -121,7 +122,7 @@ class Ring:
             self._view.release()
             self._map.close()
             raise RingError(
-                f"the kernel's ring has version {version}, flags {flags:#x}; wanted is version 2, flags 0x3"
+                f"the kernel's ring has version {version}, flags {flags:#x}; version 2 with flags 0x3 is needed"
             )
         self._words = self._view[: self._start + self._size].cast("I")
         self._tail = self._taken = self._words[TAIL_WORD]  # offsets in the ring, not in the region
@@ -134,13 +135,13 @@ class Ring:
 
     @property
     def idle(self) -> bool:
-        """Whether every command that the kernel has put into the ring is answered."""
+        """Return whether all commands that the kernel has put into the ring are answered."""
         return bool(self._words[HEAD_WORD] == self._words[TAIL_WORD])
 
     def take(self) -> Sequence[RingTask]:
-        """The commands that the kernel has added since; task management among them marks its tasks `aborted`.
+        """Return the commands that the kernel has added since the last call.
 
-        Raises RingError when an entry makes no sense.
+        Task management among them marks its tasks `aborted`.  Raises RingError if an entry breaks the rules of the ring.
         """
         words = self._words
         head = words[HEAD_WORD]
@@ -170,14 +171,13 @@ class Ring:
         return tasks
 
     def answer_alone(self, run: Run, looks: int, turns: int) -> int:
-        """Answer commands that come one at a time with GOOD, as long as `run` does them; how many that were (`turns` at most).
+        """Answer commands that come one at a time with GOOD, as long as `run` runs them; return their number.
 
-        `looks` is how often to look for the next one before giving up.  Only for the thread that calls `take`, which gets
-        the first command that `run` does not do.  While commands are left to `complete` nothing is alone.
+        It answers at most `turns` commands, and looks `looks` times for the next one before it returns.  Only the thread
+        that calls `take` may call this; `take` then returns the first command that `run` has refused.  While commands are
+        left to `complete`, none is alone, and this returns 0.
         """
-        if (
-            self._running or self._lock.locked()
-        ):  # without either there is nobody who could be about to complete something
+        if self._running or self._lock.locked():  # another thread may be about to complete a command
             return 0
         words, view, start, size = self._words, self._view, self._start, self._size
         base, length, buffers = self._base, self._length, self._buffers
@@ -194,9 +194,8 @@ class Ring:
                     break
             at = start + position
             word, count, cdb_at, its_base, its_length = _SHORT(view, at)
-            after = (
-                position + word - OP_CMD
-            )  # if it is a command at all; if not, that cannot be where the next one begins
+            # the next entry, if this is a command; if it is not, no entry begins there
+            after = position + word - OP_CMD
             if after == size:
                 after = 0
             if count != 1 or head != after:
@@ -207,7 +206,7 @@ class Ring:
                 self._buffers = buffers = (view[base : base + length],)
             if not run(view, cdb_at, buffers, length):
                 break
-            # the slot at the tail is the command's own: its id is there already, only the status takes the place of iov_cnt
+            # the slot at the tail is the command's own: the id is there already, and only the status replaces iov_cnt
             words[(at >> 2) + STATUS_WORD] = 0
             self._taken = self._tail = words[TAIL_WORD] = position = after
             os.write(self._descriptor, _KICK)
@@ -215,7 +214,7 @@ class Ring:
         return answered
 
     def complete(self, tasks: Iterable[RingTask]) -> None:
-        """Answer commands, in any order; a task object may be used again by the next `take`."""
+        """Answer commands, in any order.  The next `take` may use their task objects again."""
         with self._lock:
             if self._closed:
                 return
@@ -229,12 +228,12 @@ class Ring:
                 os.write(self._descriptor, _KICK)
 
     def close(self) -> str:
-        """Unmap the region, and touch the descriptor no more; to be called when the ring is idle, and not while `take` runs.
+        """Unmap the region, and no longer use the descriptor.  Call it when the ring is idle, and not while `take` runs.
 
-        Returns what stands against it, which a stop must survive: then the region stays mapped, harmlessly (the kernel
-        keeps it until the process ends), and commands that still run are answered by nobody.
+        Return why the region cannot be unmapped, or an empty string.  A stop goes on all the same: a mapped region does no
+        harm (the kernel keeps it until the process ends), and commands that still run get no answer.
         """
-        with self._lock:  # whoever made the ring idle may still be about to tell the kernel
+        with self._lock:  # the thread that made the ring idle may still be about to kick
             self._closed = True
             for task in self._spare:
                 task.buffers = task.data_in = task.data_out = ()
@@ -246,7 +245,7 @@ class Ring:
         try:
             self._map.close()
         except BufferError:
-            gc.collect()  # an exception that its own traceback refers to keeps the buffers of the calls it came through
+            gc.collect()  # an exception in a circle with its own traceback keeps the buffers of the calls that it passed
             try:
                 self._map.close()
             except BufferError:
@@ -274,7 +273,7 @@ class Ring:
             cdb = cdb[:1] + bytes((cdb[1] & ~SCSI2_LUN & 0xFF,)) + cdb[2:]
         task.cdb = cdb
         task.command_id = command_id
-        # which of the two it is, only the command knows
+        # only the command knows which of the two the buffers are
         task.data_out = task.buffers
         task.expected_in = task.length
         task.aborted = False

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves rings: one event loop for all of them, and workers for what would wait for a disk.
+"""The event loop over all rings, and the workers for commands that would wait for a disk.
 
-For each batch that a ring holds the loop executes every task with `nowait`, and answers what is done with one kick.  The
-rest becomes one job: a worker lets the unit prepare for all its writes at once (copy-on-write commits once for the
-batch), then each task is executed, spread over the workers, and answered as it ends.
+The loop takes a batch of commands from a ring, executes each task with `nowait`, and answers the finished ones with one kick.
+The rest becomes one job.  A worker lets the unit prepare for all its writes together (copy-on-write commits once for the
+batch).  Then each task is executed, spread over the workers, and answered as it ends.
 
-UIO descriptors are polled edge-triggered and never read: the kernel's counter of events then always differs from ours,
-every wake-up of the device is an edge, and a batch costs two system calls, `epoll_wait` and the kick.
+UIO descriptors are polled edge-triggered and never read.  So the kernel's counter of events always differs from ours, each
+wake-up of the device is an edge, and a batch costs two system calls: `epoll_wait` and the kick.
 
-An initiator that waits for each answer before it asks again waits for us all the time.  So a command that comes alone is
-given to `Served.run` first, which does the plain ones with the least code; and once sleeps have become short, the loop looks
-around for a while instead of sleeping, as the portal's does: being woken takes longer than such a command.
+An initiator that waits for each answer before its next command waits for this process all the time.  So `Served.run`, which
+runs the plain commands with the least code, gets a command first if it comes alone.  And when sleeps have become short, the
+loop polls for a while instead of sleeping, as the portal's loop does: to be woken takes longer than such a command.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 WORKERS = 16
 DRAIN_POLL = 0.005  # seconds
 ROUNDS = 8  # batches that one ring gets before the others have their turn
-TURNS = 64  # commands that it gets if they come alone
-LOOKS = 64  # at the ring that was busy last, before the others are asked
-SPIN_SECONDS = 0.0005  # how long the loop looks around before it sleeps again
+TURNS = 64  # commands that one ring gets if they come alone
+LOOKS = 64  # looks at the ring that was busy last, before the others are polled
+SPIN_SECONDS = 0.0005  # how long the loop polls before it sleeps again
 
 
 @dataclass(eq=False)
@@ -48,13 +48,13 @@ class Served:
     descriptor: int
     executor: Executor
     run: Run
-    """Does of the commands that come alone what can be done at once; the rest is the executor's."""
+    """Runs commands that come alone, if they need not wait; the executor runs the others."""
     broken: bool = False
-    """Whether the server gave it up."""
+    """Whether the server has given the ring up."""
 
 
 class Server:
-    """Start it with `start`; `add` and `remove` from any thread but the workers."""
+    """The loop and its workers, from `start` on.  Any thread but the workers may call `add` and `remove`."""
 
     def __init__(self, workers: int = WORKERS) -> None:
         self._epoll = select.epoll()
@@ -64,16 +64,16 @@ class Server:
         self._added: deque[Served] = deque()
         self._removed: dict[int, threading.Event] = {}
         self._again: set[Served] = set()  # rings whose turn was over before they were empty
-        self._handed_over = False  # whether the workers got something to do since the loop looked
+        self._handed_over = False  # whether the workers got a task since the loop last checked
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
         self._thread = threading.Thread(target=self._run, name="tcmu rings", daemon=True)
 
     def start(self) -> None:
-        """Serve rings from now on."""
+        """Start the loop."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; every ring was removed before."""
+        """Stop the loop and the workers.  The caller has removed all rings before."""
         if self._thread.is_alive():
             os.write(self._wake, b"\0")
             self._thread.join()
@@ -83,28 +83,28 @@ class Server:
         os.close(self._woken)
 
     def add(self, served: Served) -> None:
-        """Serve a ring, beginning with what it holds."""
+        """Serve a ring, beginning with the commands that it holds."""
         self._served[served.descriptor] = served
         self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
         self._added.append(served)
-        os.write(self._wake, b"\1")  # commands that came before the registration may cause no edge: let the loop look
+        os.write(self._wake, b"\1")  # commands from before the registration may cause no edge, so make the loop look
 
     def remove(self, served: Served, deadline: float) -> bool:
-        """Answer what the ring holds, then leave it; the caller sees to it that nothing more is put in.
+        """Answer the commands in the ring, then stop serving it; the caller makes sure that no more come.
 
-        Returns whether it was empty by the `deadline` (`time.monotonic`); if not, it is left as it is.
+        Return whether the ring was empty by the `deadline` (`time.monotonic`); if not, it is left as it is.
         """
         while not served.ring.idle and not served.broken and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL)
-        gone = self._removed[served.descriptor] = threading.Event()
+        forgotten = self._removed[served.descriptor] = threading.Event()
         os.write(self._wake, b"\2")
         if self._thread.is_alive():
-            gone.wait()
+            forgotten.wait()
         return served.ring.idle
 
     def _run(self) -> None:
         may_spin = len(os.sched_getaffinity(0)) > 1
-        warm: Served | None = None  # while the loop spins: the ring that was busy last
+        warm: Served | None = None  # the ring that was busy last, while the loop spins
         spin_until = 0.0
         while True:
             again, self._again = self._again, set()
@@ -138,24 +138,24 @@ class Server:
                     else:
                         self._forget()
                 warm = None
-            if self._handed_over:  # the workers need the interpreter's lock, and the ring is not alone with the loop
+            if self._handed_over:  # the workers need the interpreter's lock, and no command is alone beside theirs
                 self._handed_over = False
                 warm = None
 
     def _forget(self) -> None:
-        for descriptor, gone in list(self._removed.items()):
-            with contextlib.suppress(FileNotFoundError):  # a ring that broke is out already
+        for descriptor, forgotten in list(self._removed.items()):
+            with contextlib.suppress(FileNotFoundError):  # a broken ring is no longer registered
                 self._epoll.unregister(descriptor)
-            self._again = {each for each in self._again if each.descriptor != descriptor}
+            self._again = {served for served in self._again if served.descriptor != descriptor}
             self._served.pop(descriptor, None)
             del self._removed[descriptor]
-            gone.set()
+            forgotten.set()
 
     def _serve(self, served: Served) -> None:
         ring = served.ring
         try:
             ring.answer_alone(served.run, 0, TURNS)
-            # an answer often brings the next command at once: looking again is cheaper than being woken
+            # an answer often brings the next command at once: another look is cheaper than a wake-up
             for _ in range(ROUNDS):
                 tasks = ring.take()
                 if not tasks:
@@ -170,7 +170,7 @@ class Server:
                 ring.complete(done)
             self._again.add(served)
         except RingError as error:
-            log.error("%s; the device is not served any more", error)
+            log.error("%s; the device is no longer served", error)
             served.broken = True
             del self._served[served.descriptor]
             self._epoll.unregister(served.descriptor)
@@ -192,7 +192,7 @@ class Server:
 
 
 def _without_waiting(served: Served, tasks: Sequence[RingTask]) -> tuple[list[RingTask], Sequence[RingTask]]:
-    """Execute what takes no waiting; gives the tasks that are done and those that are not."""
+    """Execute the tasks that need not wait; return the finished ones and the others."""
     execute = served.executor.execute
     done: list[RingTask] = []
     waiting: list[RingTask] = []

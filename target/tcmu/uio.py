@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCMU devices as UIO shows them: one `/dev/uioN` per device, which opens once.
+"""The TCMU devices as UIO shows them: one `/dev/uioN` per device, which only one process can open.
 
-Its name in sysfs says whose it is: `tcm-user/<hba>/<device>/<dev_config>`, and `dev_config` is `<handler>/<rest>`.
+The name of a device in sysfs says to which handler it belongs: `tcm-user/<hba>/<device>/<dev_config>`, where `dev_config` is
+`<handler>/<rest>`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PREFIX = "tcm-user"
 
 @dataclass(frozen=True, slots=True)
 class UioDevice:
-    """A TCMU device; `length` is the bytes of its shared region."""
+    """A TCMU device, with a shared region of `length` bytes."""
 
     node: Path
     hba: int
@@ -27,16 +28,16 @@ class UioDevice:
 
     @property
     def handler(self) -> str:
-        """Who is to serve it: the part of its configuration before the first slash."""
+        """The handler that is to serve it: the part of its configuration before the first slash."""
         return self.config.partition("/")[0]
 
     def open(self) -> int:
-        """A descriptor of the device.  Raises OSError, EBUSY when somebody else serves it."""
+        """Return a descriptor of the device.  Raises OSError: EBUSY if another process serves it."""
         return os.open(self.node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def devices(besides: Container[str] = ()) -> Iterator[UioDevice]:
-    """All TCMU devices of this machine, whoever they belong to; of those with a node among `besides` nothing is read."""
+    """Yield all TCMU devices of this machine, also those of other owners, without reading the nodes of `besides`."""
     for name in sorted(entry.name for entry in os.scandir(CLASS)) if CLASS.is_dir() else ():
         device = None if f"/dev/{name}" in besides else _device(CLASS / name)
         if device is not None:
@@ -44,7 +45,7 @@ def devices(besides: Container[str] = ()) -> Iterator[UioDevice]:
 
 
 def by_minor(minor: int) -> UioDevice | None:
-    """The device that a netlink message names by its minor number, if it is (still) there."""
+    """Return the device that a netlink message names by its minor number; None if it is gone."""
     return _device(CLASS / f"uio{minor}")
 
 
@@ -52,6 +53,6 @@ def _device(entry: Path) -> UioDevice | None:
     try:
         prefix, hba, name, config = (entry / "name").read_text().rstrip("\n").split("/", 3)
         length = int((entry / "maps/map0/size").read_text(), 16)
-    except (OSError, ValueError):  # gone meanwhile (ENOENT, or ENODEV halfway), or no TCMU device
+    except (OSError, ValueError):  # gone meanwhile (ENOENT, or ENODEV while it goes), or no TCMU device
         return None
     return UioDevice(Path("/dev") / entry.name, int(hba), name, config, length) if prefix == PREFIX else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that the kernel writes about persistent reservations; the kernel lab tests that it reads them back."""
+"""The kernel's files of persistent reservations; tests/kernel shows that the kernel reads them back."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ PR_REG_END: 1
 
 def written(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "aptpl_serial"
-    path.write_text(text + "\0")  # as the kernel does
+    path.write_text(text + "\0")  # the kernel ends the file with a zero
     return path
 
 
-def test_registrations(tmp_path: Path) -> None:
+def test_registrations_have_initiator_and_fabric(tmp_path: Path) -> None:
     holder, other = aptpl.load(written(tmp_path, HOLDER + OTHER))
     assert (holder.initiator, holder.fabric) == ("iqn.2026-11.org.example:a", "iscsi")
     assert (other.initiator, other.fabric) == ("naa.6001405000000001", "loopback")
 
 
-def test_types_become_numbers_that_the_kernel_reads(tmp_path: Path) -> None:
+def test_types_are_rewritten_as_the_kernel_reads_them(tmp_path: Path) -> None:
     path = written(tmp_path, HOLDER + OTHER)
     aptpl.make_readable(path)
     readable = HOLDER.replace("res_type=08", "res_type=8").replace("res_scope=00", "res_scope=0")
@@ -64,7 +64,7 @@ def test_types_become_numbers_that_the_kernel_reads(tmp_path: Path) -> None:
     assert not (tmp_path / "another").exists()
 
 
-def test_nothing(tmp_path: Path) -> None:
+def test_missing_and_empty_files_have_no_registrations(tmp_path: Path) -> None:
     assert aptpl.load(tmp_path / "aptpl_serial") == ()
     assert aptpl.load(written(tmp_path, "No Registrations or Reservations\n")) == ()
 
@@ -79,7 +79,7 @@ def test_nothing(tmp_path: Path) -> None:
         "\udcff\udcfe",
     ],
 )
-def test_a_part_is_not_taken_for_the_whole(tmp_path: Path, text: str) -> None:
+def test_part_of_a_file_is_damaged(tmp_path: Path, text: str) -> None:
     path = tmp_path / "aptpl_serial"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(aptpl.Damaged, match="aptpl_serial is damaged"):
