@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lun_backends import block_device, copy_on_write, flat, preserving, tracking
+from lun_backends import block_device, copy_on_write, flat, preserving, tracking, write_once
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import small_file, storage_io
-from lun_backends.stores import chunk_map, thin
+from lun_backends.stores import chunk_map, reader, thin
 from lun_backends.volumes import deleting, manifest, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -211,6 +211,36 @@ def second_deletion_forgets_the_first() -> Iterator[None]:
     with mock.patch.object(deleting, "mark_deleting", forget):
         yield
 
+
+@contextlib.contextmanager
+def move_computes_the_checksum_anew() -> Iterator[None]:
+    """Checksum the chunks of a deleted snapshot anew as they move, so that rot becomes good data."""
+    read = write_once.WriteOnce.read_to_move
+
+    def launder(self: write_once.WriteOnce, *arguments: Any, **options: Any) -> int:
+        read(self, *arguments, **options)
+        return reader.COMPUTE
+
+    with mock.patch.object(write_once.WriteOnce, "read_to_move", launder):
+        yield
+
+
+@contextlib.contextmanager
+def moved_checksum_is_not_ahead() -> Iterator[None]:
+    """Store the checksum of a moved chunk together with its slot and bits, so that a cut may lose it alone."""
+    commit = thin.ThinStore._commit_synced
+
+    def hasty(self: thin.ThinStore, group: list[thin.Batch]) -> None:
+        for batch in group:
+            batch.moved.clear()
+        commit(self, group)
+
+    with mock.patch.object(thin.ThinStore, "_commit_synced", hasty):
+        yield
+
+
+MOVES: tuple[Mutant, ...] = (move_computes_the_checksum_anew, moved_checksum_is_not_ahead)
+"""Those that need a rotten chunk, see `rotten_move`."""
 
 ALL: tuple[Mutant, ...] = (
     write_before_commit,
