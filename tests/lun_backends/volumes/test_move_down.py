@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chunks that move to the next older snapshot take their checksums along: rot stays rot, and is never good data."""
+"""Moving pre-images down: only blank blocks are filled, and checksums move along, so rot stays rot."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.block_device import Damage
 from lun_backends.stores import contents, thin
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import errors, move_down, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.faults.storage import FaultyIO
+from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import forget_checksum, rot
 from tests.lun_backends.volumes.sample import CHUNK, SIZE, block, read, reopen
 
@@ -217,3 +218,73 @@ def test_unreadable_part_of_a_chunk_stops_the_move_for_good(bench: Bench) -> Non
     assert caught.value.remedy == "repair the disk, or delete 'old' and all older ones first"
     bench.made.delete_snapshot("old")
     assert [snapshot.name for snapshot in bench.made.snapshots] == ["newest"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[write_once.WriteOnce]:
+    (tmp_path / "source").mkdir()
+    opened = store_factory.create(tmp_path / "source", size=SIZE)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[write_once.WriteOnce]:
+    (tmp_path / "target").mkdir()
+    opened = store_factory.create(tmp_path / "target", size=SIZE)
+    yield opened
+    opened.close()
+
+
+def test_each_chunk_is_listed_once_with_its_written_bytes(source: write_once.WriteOnce) -> None:
+    assert not list(move_down.chunks(source, CHUNK))
+    source.writev(CHUNK - 512, block(1, 1024))  # across the border of two chunks
+    source.writev(CHUNK + 2048, block(2))  # a second extent in the second chunk
+    source.writev(64 * CHUNK, block(3))  # the last chunk is one block
+    assert list(move_down.chunks(source, CHUNK)) == [(0, 512), (1, 1024), (64, 512)]
+
+
+def test_only_blank_blocks_of_the_older_snapshot_are_filled(
+    source: write_once.WriteOnce, target: write_once.WriteOnce
+) -> None:
+    source.writev(0, block(1, 2 * CHUNK))
+    target.writev(512, block(9))
+    target.writev(CHUNK + 1024, block(9))
+    assert move_down.move_down(source, target, CHUNK)
+    expected = bytearray(b"\1" * 2 * CHUNK)
+    expected[512:1024] = expected[CHUNK + 1024 : CHUNK + 1536] = b"\x09" * 512
+    assert read(target, 0, 2 * CHUNK) == expected
+    assert list(move_down.chunks(target, CHUNK)) == [(0, CHUNK), (1, CHUNK)]
+
+
+def test_blocks_beyond_the_end_of_the_older_snapshot_stay_behind(source: write_once.WriteOnce, tmp_path: Path) -> None:
+    smaller = store_factory.create(tmp_path, size=2 * CHUNK)
+    source.writev(CHUNK, block(1, 4 * CHUNK))
+    assert move_down.move_down(source, smaller, CHUNK)
+    assert read(smaller, CHUNK, CHUNK) == b"\1" * CHUNK
+    smaller.close()
+
+
+def test_a_move_can_be_run_again(source: write_once.WriteOnce, target: write_once.WriteOnce) -> None:
+    source.writev(0, block(1, 3 * CHUNK))
+    for _ in range(2):
+        assert move_down.move_down(source, target, CHUNK)
+        assert read(target, 0, 3 * CHUNK) == b"\1" * 3 * CHUNK
+
+
+def test_a_cancelled_move_ends_between_two_batches(
+    source: write_once.WriteOnce, target: write_once.WriteOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move_down, "_BATCH", 2 * CHUNK)
+    source.writev(0, block(1, 6 * CHUNK))
+    reports: list[tuple[int, int]] = []
+    done = move_down.move_down(
+        source,
+        target,
+        CHUNK,
+        progress=lambda moved, total: reports.append((moved, total)),
+        cancelled=lambda: len(reports) == 2,
+    )
+    assert not done
+    assert reports == [(2 * CHUNK, 6 * CHUNK), (4 * CHUNK, 6 * CHUNK)]
+    assert [chunk for chunk, _ in move_down.chunks(target, CHUNK)] == [0, 1, 2, 3]

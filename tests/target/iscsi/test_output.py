@@ -36,12 +36,15 @@ def output(pool: ArenaPool) -> Output:
 
 
 def sent_by(output: Output, step: int = 1 << 30) -> bytes:
-    """Take all that waits, at most `step` bytes at a time, as a socket would."""
+    """Take all that waits, at most `step` bytes at a time, as a socket would.
+
+    A queue that does not shrink fails the test.
+    """
     stream = b""
-    while len(output):
-        views = output.gather(2)
-        piece = b"".join(views)[:step]
+    while waiting := len(output):
+        piece = b"".join(output.gather(2))[:step]
         output.sent(len(piece))
+        assert len(output) < waiting
         stream += piece
     return stream
 
@@ -112,13 +115,16 @@ def test_a_socket_takes_as_much_as_it_has_room_for(output: Output) -> None:
         output.append(b"end")
         assert 0 < output.send(ours) == len(output) < (8 << 20) + 8
         received = bytearray()
+        theirs.setblocking(False)  # if nothing was sent, the test fails and does not wait
         while len(output):
+            assert len(received) < (8 << 20) + 8
             received += theirs.recv(1 << 20)
             output.send(ours)
-        theirs.setblocking(False)
         while len(received) < (8 << 20) + 8:
-            received += theirs.recv(1 << 20)
+            piece = theirs.recv(1 << 20)
+            assert piece
+            received += piece
         assert received == b"begin" + bytes(8 << 20) + b"end"
         output.append(b"one run")
-        assert output.send(ours) == 0
+        assert output.send(ours) == len(output) == 0
         assert theirs.recv(100) == b"one run"
