@@ -21,11 +21,13 @@ import shutil
 import signal
 import socket
 import sys
+import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import places
+from target import places, printable
 from target.configuration import reader, settings
 from target.fabrics import choice
 from target.fabrics.fabric import CannotStart
@@ -43,9 +45,30 @@ class CannotServe(Exception):
     """The daemon cannot start; the text says why, and what to do."""
 
 
+_ExceptionInfo = tuple[type[BaseException], BaseException, types.TracebackType | None] | tuple[None, None, None]
+
+
+class Records(logging.Formatter):
+    """The format of the log: a line for each record, and behind it indented lines if there is a traceback.
+
+    So no text from outside can look like a record of its own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
+        """Return the record's line."""
+        record.message = printable.line(record.message.rstrip("\n"))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - the name that logging calls
+        """Return the traceback's lines."""
+        return textwrap.indent(printable.lines(super().formatException(ei)), "  ", lambda _: True)
+
+
 def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     """Run until SIGTERM or SIGINT.  Raises CannotServe, ConfigurationError."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Records("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     os.umask(0o077)  # only the daemon's user may read the content of volumes
     config = config or places.default_configuration()
@@ -167,7 +190,7 @@ def _announce(inventory: Inventory) -> None:
         lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {volumes[0].name} NAME"]
     else:
         lines += ["create a volume from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
-    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.write(printable.lines("\n".join(lines)) + "\n")
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")
     sys.stdout.flush()

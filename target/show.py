@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from target import units
+from target import printable, units
 
 if TYPE_CHECKING:
     from target import messages
+
+P = ParamSpec("P")
+A = TypeVar("A")
 
 MAP_ROWS = 16
 PIPE_WIDTH = 80
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#@"
 _RESCAN = "logged-in initiators are notified; on Linux, `iscsiadm -m session --rescan` makes them look again"
+
+
+def _printable(function: Callable[Concatenate[A, P], str]) -> Callable[Concatenate[A, P], str]:
+    """Decorate a function that shows an answer: it gets the answer with each text in it as one printable line."""
+
+    @functools.wraps(function)
+    def shown(answer: A, /, *arguments: P.args, **options: P.kwargs) -> str:
+        return function(printable.message(answer), *arguments, **options)
+
+    return shown
 
 
 def sentence(text: str) -> str:
@@ -33,6 +47,7 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
 
 
+@_printable
 def taken(answer: messages.Taken) -> str:
     """Return the text for a new snapshot: its LUNs, and how to use them."""
     held = units.human_seconds(answer.writes_held_seconds)
@@ -47,6 +62,7 @@ def taken(answer: messages.Taken) -> str:
     )
 
 
+@_printable
 def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
     """Return the text for an enlarged volume, and the next steps."""
     size = units.exact_size(answer.size)
@@ -61,6 +77,7 @@ def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
     )
 
 
+@_printable
 def snapshots(answer: Sequence[messages.Snapshot]) -> str:
     """Return the table of snapshots, with a column of labels if any snapshot has one."""
     if not answer:
@@ -94,6 +111,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
     )
 
 
+@_printable
 def snapshot(answer: messages.SnapshotDetails) -> str:
     """Return the details of a snapshot, one per line."""
     preserved = units.human_percent(answer.preserved_bytes, answer.size)
@@ -113,11 +131,13 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
     return "\n".join(f"{name:13} {value}" for name, value in lines)
 
 
+@_printable
 def labels(answer: Mapping[str, str]) -> str:
     """Return the labels in order as `key=value`, separated by commas; empty if there are none."""
     return ",".join(f"{key}={value}" for key, value in sorted(answer.items()))
 
 
+@_printable
 def verification(answer: messages.Verification) -> str:
     """Return the result of a verification, with each damaged extent."""
     name = f"{answer.volume}@{answer.name}"
@@ -137,6 +157,7 @@ def verification(answer: messages.Verification) -> str:
     return "\n".join(lines)
 
 
+@_printable
 def difference(answer: messages.Difference) -> str:
     """Return the list of changed extents, in bytes."""
     to = "now" if answer.to is None else f"{answer.volume}@{answer.to}"
@@ -159,6 +180,7 @@ def _map_width() -> int:
     return max(16, min(width, 200) - 12)  # the addresses on the left, and the frame
 
 
+@_printable
 def change_map(answer: messages.Changes) -> str:
     """Return a map of the volume in order of address: the fuller a cell, the more of it has changed."""
     marks = map_marks()
@@ -195,6 +217,7 @@ def _mark(fraction: float, marks: str) -> str:
     return marks[1 + min(len(marks) - 3, int(fraction * (len(marks) - 2)))]
 
 
+@_printable
 def status(answer: messages.Status) -> str:
     """Return the state of the daemon: volumes, sessions, jobs and alerts."""
     parts = [
@@ -249,6 +272,7 @@ def status(answer: messages.Status) -> str:
     return "\n\n".join(parts)
 
 
+@_printable
 def alert(answer: messages.Alert) -> str:
     """Return the text of an alert, and the command that explains it."""
     return f"TROUBLE: {answer.message}\n  {answer.remedy}; `wolun explain {answer.code}` explains it"
@@ -293,7 +317,7 @@ def progress(title: str, *, enabled: bool) -> Iterator[Callable[[int, int], None
     from rich import console, progress
 
     with progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.TaskProgressColumn(),
         progress.DownloadColumn(binary_units=True),
@@ -302,5 +326,5 @@ def progress(title: str, *, enabled: bool) -> Iterator[Callable[[int, int], None
         console=console.Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(printable.line(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)

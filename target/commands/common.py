@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from target import places, show, units
+from target import places, printable, show, units
 
 if TYPE_CHECKING:
     from click import shell_completion
@@ -37,15 +37,20 @@ class Context:
 
         return client.Client(self.state_dir)
 
-    def answer(self, value: object, text: Callable[[], str]) -> None:
-        """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`."""
+    def answer(self, value: object, text: Callable[[], str], *, coloured: bool = False) -> None:
+        """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`, in which colours may be ours."""
         if self.json:
             from target import codec
 
             plain = [codec.encode(message) for message in value] if isinstance(value, list) else codec.encode(value)
             click.echo(json.dumps(plain, indent=2))
         else:
-            click.echo(text())
+            click.echo(text() if coloured else printable.lines(text()))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text for people, which may have names from outside."""
+    click.echo(printable.lines(text), err=err)
 
 
 def fail(refusal: messages.Refusal, *, json_wanted: bool) -> NoReturn:
@@ -53,7 +58,7 @@ def fail(refusal: messages.Refusal, *, json_wanted: bool) -> NoReturn:
     if json_wanted:
         click.echo(json.dumps({"error": refusal.error, "message": refusal.message, "remedy": refusal.remedy}), err=True)
     else:
-        click.echo(f"wolun: {refusal.message}\n{show.sentence(refusal.remedy)}", err=True)
+        say(f"wolun: {refusal.message}\n{show.sentence(refusal.remedy)}", err=True)
     sys.exit(1)
 
 
@@ -110,7 +115,8 @@ def _completions(
         names = look(client.Client(absolute(Path(chosen)), timeout=2))
     except client.Failed:
         return []
-    return [shell_completion.CompletionItem(name) for name in names if name.startswith(incomplete)]
+    matching = (name for name in names if name.startswith(incomplete) and name.isprintable())
+    return [shell_completion.CompletionItem(name) for name in matching]
 
 
 def volume_names(
@@ -163,7 +169,7 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
 
             click.echo(json.dumps({"problems": [codec.encode(problem) for problem in error.problems]}, indent=2))
         else:
-            click.echo(str(error), err=True)
+            say(str(error), err=True)
     except OSError as error:
         fail(refusals.unreadable(file, error), json_wanted=json_wanted)
     sys.exit(1)
@@ -204,10 +210,10 @@ def follow(
         asked.cancel(job)
         for last in asked.watch(job):
             if goes_on and last.total and last.state == "running":
-                click.echo(f"wolun: {doing} {job.subject} continues in the background; see `wolun status`", err=True)
+                say(f"wolun: {doing} {job.subject} continues in the background; see `wolun status`", err=True)
                 sys.exit(130)
         if last.state == "cancelled":
-            click.echo(f"wolun: {doing} {job.subject} was cancelled", err=True)
+            say(f"wolun: {doing} {job.subject} was cancelled", err=True)
             sys.exit(130)
     if last.refusal is not None:
         raise client.Failed(last.refusal)

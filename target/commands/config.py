@@ -24,7 +24,7 @@ def config_check(context: common.Context, file: Path, json_here: bool) -> None:
     """Check FILE and list its mistakes, each with its line."""
     json_wanted = context.json or json_here
     common.load_configuration(file, json_wanted=json_wanted)
-    click.echo(json.dumps({"problems": []}) if json_wanted else f"{file}: good")
+    common.say(json.dumps({"problems": []}) if json_wanted else f"{file}: good")
 
 
 @config.command("schema")

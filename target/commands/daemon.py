@@ -29,10 +29,10 @@ def serve(context: common.Context, config: Path | None, state_dir: Path | None, 
     try:
         daemon.serve(config, state_dir.absolute() if state_dir else context.state_dir, portal)
     except reader.ConfigurationError as error:
-        click.echo(str(error), err=True)
+        common.say(str(error), err=True)
         sys.exit(1)
     except daemon.CannotServe as error:
-        click.echo(f"wolun: {error}", err=True)
+        common.say(f"wolun: {error}", err=True)
         sys.exit(1)
 
 
@@ -102,7 +102,7 @@ def doctor(context: common.Context, config: Path | None, json_here: bool) -> Non
             )
         )
     else:
-        click.echo(examination.show(report))
+        common.say(examination.show(report))
     if not report.can_run(configured.fabric if configured else fabric_kind.Fabric.PORTAL):
         sys.exit(1)
 

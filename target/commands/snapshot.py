@@ -94,7 +94,7 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
         context.answer(details, lambda: show.snapshot(details))
         return
     changes = asked.changes(*which, show.map_cells())
-    context.answer(changes, lambda: show.change_map(changes))
+    context.answer(changes, lambda: show.change_map(changes), coloured=True)
 
 
 @snapshot.command("export")

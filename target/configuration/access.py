@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -129,7 +128,7 @@ class Access(values.Group):
         if self.discovery_chap:
             problems["discovery_chap",] = "discovery belongs to all of the kernel's targets: set it with targetcli"
         for index, initiator in enumerate(self.initiators or ()):
-            if re.search(r"[*?\[]", initiator.name):
+            if values.is_pattern(initiator.name):
                 problems["initiators", index, "name"] = "the kernel's target takes whole names only, no patterns"
             if initiator.networks:
                 problems["initiators", index, "networks"] = "the kernel's target cannot tell networks apart"

@@ -23,6 +23,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from target import printable
 from target.configuration import settings
 from target.configuration.values import Where
 
@@ -37,7 +38,7 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.path + ': ' if self.path else ''}{self.what}"
+        return printable.line(f"{self.file}:{self.line}: {self.path + ': ' if self.path else ''}{self.what}")
 
 
 class ConfigurationError(Exception):

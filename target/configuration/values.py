@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pydantic
 
 from lun_backends import names
-from target import units
+from target import iscsi_name, units
 
 CHUNK_MINIMUM = 4 << 10
 CHUNK_MAXIMUM = 1 << 20
@@ -29,13 +29,11 @@ NO_LUN = "none"
 NAME_PATTERN = f"^{names.PATTERN}$"
 """Names of volumes and snapshots. They become file names, and `@` separates the two."""
 
-# RFC 3720 3.2.6.3, as far as initiators use it: iqn.<year>-<month>.<reversed domain>[:<anything>], eui.<16 hex>,
-# naa.<16 or 32 hex>.
+# The names of iscsi_name.py, as far as they are ASCII.
 IQN_PATTERN = (
     r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9.-]*(:[a-z0-9.:_-]+)?"
     r"|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}){1,2})$"
 )
-IQN_MAXIMUM = 223
 INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,3}[*?\[])[A-Za-z0-9.:_*?\[\]!-]*$"
 """A name, or a pattern as the shell has for file names: `*`, `?` and `[...]`."""
 UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
@@ -80,7 +78,7 @@ def _network(value: object) -> object:
 
 def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if not re.match(LISTEN_PATTERN, value) or int(port) > 65535:
+    if not re.fullmatch(LISTEN_PATTERN, value) or int(port) > 65535:
         raise ValueError(
             f"{value!r} is not an address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260"
         )
@@ -93,11 +91,25 @@ def _matching(pattern: str, what: str) -> pydantic.AfterValidator:
     compiled = re.compile(pattern)
 
     def check(value: str) -> str:
-        if not compiled.match(value):
+        if not compiled.fullmatch(value):
             raise ValueError(f"{value!r} is not {what}")
         return value
 
     return pydantic.AfterValidator(check)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether the name of an entry for initiators is a pattern of names."""
+    return re.search(r"[*?\[]", name) is not None
+
+
+def _initiator(value: str) -> str:
+    if not is_pattern(value):
+        try:
+            iscsi_name.normal_form(value)
+        except iscsi_name.NotAName as why:
+            raise ValueError(f"{value!r} is not an iSCSI name: {why}") from None
+    return value
 
 
 def _schema(**extra: Any) -> Any:
@@ -125,7 +137,7 @@ Name = Annotated[
 TargetName = Annotated[
     str,
     _matching(IQN_PATTERN, "an iSCSI name: write iqn.YEAR-MONTH.REVERSED-DOMAIN:ANYTHING, in small letters"),
-    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
+    pydantic.Field(max_length=iscsi_name.MAXIMUM, json_schema_extra={"pattern": IQN_PATTERN}),
 ]
 InitiatorName = Annotated[
     str,
@@ -133,7 +145,8 @@ InitiatorName = Annotated[
         INITIATOR_PATTERN,
         "an initiator's name: write an iSCSI name, like iqn.2026-11.org.example:host, or a pattern with * and ?",
     ),
-    pydantic.Field(max_length=IQN_MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
+    pydantic.AfterValidator(_initiator),
+    pydantic.Field(max_length=iscsi_name.MAXIMUM, json_schema_extra={"pattern": INITIATOR_PATTERN}),
 ]
 UnitName = Annotated[
     str,

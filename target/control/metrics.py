@@ -9,6 +9,7 @@ from prometheus_client import core, registry
 
 import target
 from lun_backends import write_once
+from target import printable
 from target.service.service import Service
 
 
@@ -44,7 +45,7 @@ class Collector(registry.Collector):
         read = core.CounterMetricFamily("wolun_read_bytes", "Bytes read by initiators.", labels=labels)
         written = core.CounterMetricFamily("wolun_written_bytes", "Bytes written by initiators.", labels=labels)
         for lun, unit in self._inventory.scsi.luns.items():
-            key = [str(lun), unit.name]
+            key = [str(lun), printable.line(unit.name)]
             commands.add_metric(key, unit.counters.commands)
             errors.add_metric(key, unit.counters.errors)
             read.add_metric(key, unit.counters.bytes_read)
@@ -54,7 +55,7 @@ class Collector(registry.Collector):
     def _volumes(self) -> Iterator[core.Metric]:
         up = core.GaugeMetricFamily("wolun_volume_up", "1 if the volume is served.", labels=["volume"])
         for name in self._inventory.failed:
-            up.add_metric([name], 0)
+            up.add_metric([printable.line(name)], 0)
         counters = {
             "copies": core.CounterMetricFamily("wolun_copies", "Chunks preserved.", labels=["volume"]),
             "futile_copies": core.CounterMetricFamily(
@@ -83,13 +84,14 @@ class Collector(registry.Collector):
             "wolun_volume_space_low", "1 if the snapshots keep more than the warning threshold.", labels=["volume"]
         )
         for name, volume in self._inventory.open_volumes.items():
-            up.add_metric([name], 1)
-            kept.add_metric([name], volume.space.used)
+            key = [printable.line(name)]
+            up.add_metric(key, 1)
+            kept.add_metric(key, volume.space.used)
             if volume.space.limit is not None:
-                limit.add_metric([name], volume.space.limit)
-                low.add_metric([name], int(volume.space.low))
+                limit.add_metric(key, volume.space.limit)
+                low.add_metric(key, int(volume.space.low))
             for field, family in counters.items():
-                family.add_metric([name], getattr(volume.device.counters, field))
+                family.add_metric(key, getattr(volume.device.counters, field))
         yield from (up, kept, limit, low)
         yield from counters.values()
 
@@ -120,7 +122,7 @@ class Collector(registry.Collector):
         syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
         for name, volume in self._inventory.open_volumes.items():
             for snapshot in volume.snapshots:
-                key = [name, snapshot.name]
+                key = [printable.line(name), printable.line(snapshot.name)]
                 used.add_metric(key, snapshot.used_bytes)
                 preserved.add_metric(key, snapshot.preserved_bytes)
                 valid.add_metric(key, 0 if snapshot.is_invalid else 1)

@@ -157,7 +157,7 @@ class Rules:
         for initiator in wanted.initiators or ():
             rule = _rule(initiator, state_dir)
             name = initiator.name.lower()
-            if re.search(r"[*?\[]", name):
+            if values.is_pattern(name):
                 patterns.append((re.compile(fnmatch.translate(name)), rule))
             else:
                 exact[name] = rule

@@ -26,14 +26,9 @@ from target.iscsi import errors
 
 MAX_VALUE_LENGTH = 255
 """RFC 7143 6.1, unless the key says otherwise; only SendTargets answers may be longer, and we never read those."""
-MAX_NAME_LENGTH = 223
-"""RFC 7143 4.2.7.1."""
 
 _KEY = re.compile(r"[A-Z][A-Za-z0-9.\-+@_/]{0,62}\Z|[XYZ][-#][A-Za-z0-9.\-+@_/]{1,61}\Z")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,8}\Z|[0-9]{1,10}\Z")
-_NAME = re.compile(
-    r"(?:iqn\.\d{4}-\d{2}\.[^\s:]+(?::\S+)?|eui\.[0-9A-Fa-f]{16}|naa\.(?:[0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}))\Z"
-)
 
 NOT_UNDERSTOOD = "NotUnderstood"
 REJECT = "Reject"
@@ -169,11 +164,6 @@ def parse(data: bytes) -> list[tuple[str, str]]:
 def serialise(pairs: Iterable[tuple[str, str]]) -> bytes:
     """Return a text data segment."""
     return b"".join(f"{key}={value}\0".encode() for key, value in pairs)
-
-
-def is_name(value: str) -> bool:
-    """Return whether `value` is an iSCSI name (RFC 7143 4.2.7)."""
-    return len(value.encode()) <= MAX_NAME_LENGTH and _NAME.match(value) is not None
 
 
 def number(value: str, low: int, high: int) -> int | None:

@@ -17,10 +17,11 @@ The connection limits the number of PDUs and the time.
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from target import iscsi_name
 from target.iscsi import errors, keys, pdu
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.scsi import nexus
@@ -146,12 +147,12 @@ class Answer:
 class Login:
     """The target's side of one login; `handle` takes each request."""
 
-    targets: Container[str]
+    targets: Collection[str]
     policy: AccessPolicy
     address: str  # the initiator's
     ours: keys.Parameters = keys.OURS
 
-    initiator: str = ""
+    initiator: str = ""  # in its normal form
     alias: str = ""
     target: str | None = None  # None in a discovery session
     discovery: bool = False
@@ -222,20 +223,22 @@ class Login:
         initiator = pairs.get("InitiatorName")
         if initiator is None:
             raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no InitiatorName")
-        if not keys.is_name(initiator):
-            raise LoginRefused(LoginStatus.INITIATOR_ERROR, "InitiatorName is not an iSCSI name")
-        self.initiator = initiator
+        try:
+            self.initiator = initiator = iscsi_name.normal_form(initiator)
+        except iscsi_name.NotAName as why:
+            raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"InitiatorName is not an iSCSI name: {why}") from None
         self.alias = pairs.get("InitiatorAlias", "")[: keys.MAX_VALUE_LENGTH]
         kind = pairs.get("SessionType", "Normal")
         if kind not in ("Normal", "Discovery"):
             raise LoginRefused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, "unknown SessionType")
         self.discovery = kind == "Discovery"
         if not self.discovery:
-            target = pairs.get("TargetName")
-            if target is None:
+            asked_for = pairs.get("TargetName")
+            if asked_for is None:
                 raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no TargetName")
-            if target not in self.targets:
-                raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {target[: keys.MAX_NAME_LENGTH]!r}")
+            target = iscsi_name.find(asked_for, self.targets)
+            if target is None:
+                raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {asked_for[: iscsi_name.MAXIMUM]!r}")
             if not self.policy.allows(initiator, self.address, target):
                 raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may not use {target}")
             self.target = target

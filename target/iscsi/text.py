@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from target import iscsi_name
 from target.iscsi import keys, login, pdu
 from target.iscsi.errors import PeerError
 from target.iscsi.pdu import NO_TAG, Opcode
@@ -106,7 +107,8 @@ def _send_targets(session: Session, requested: str) -> list[tuple[str, str]]:
             return [("SendTargets", keys.REJECT)]
         names = list(host.targets)
     else:
-        names = [name for name in host.targets if name == (requested or session.login.target)]
+        found = iscsi_name.find(requested, host.targets) if requested else session.login.target
+        names = [name for name in host.targets if name == found]
     answers: list[tuple[str, str]] = []
     for name in names:
         if host.policy.allows(session.login.initiator, session.address, name):

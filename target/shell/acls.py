@@ -8,7 +8,7 @@ import getpass
 import sys
 from collections.abc import Iterable
 
-from target import messages
+from target import messages, printable
 from target.shell import console
 from target.shell.node import Leaf, Node, export, files, flag, number, plural
 
@@ -187,9 +187,9 @@ class Acl(Node):
             return ""
         return {
             "userid": chap.name,
-            "password": f"(in {chap.secret_file})",
+            "password": printable.line(f"(in {chap.secret_file})"),
             "mutual_userid": chap.target_name or "",
-            "mutual_password": f"(in {chap.target_secret_file})" if chap.target_secret_file else "",
+            "mutual_password": printable.line(f"(in {chap.target_secret_file})") if chap.target_secret_file else "",
         }[parameter]
 
     def ui_setgroup_auth(self, parameter: str, value: str) -> None:

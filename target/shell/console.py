@@ -26,7 +26,7 @@ import configshell_fb
 import pyparsing
 from configshell_fb import console, log, node
 
-from target import messages, show
+from target import messages, printable, show
 from target.control import client
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class _Log(log.Log):
 
     def _log(self, level: str, message: object) -> None:
         if level in ("info", "warning", "error", "critical"):
-            sys.stderr.write(f"{message}\n")
+            sys.stderr.write(f"{printable.lines(str(message))}\n")
             sys.stderr.flush()
 
     def debug(self, msg: object) -> None:
@@ -83,6 +83,10 @@ class Facts:
         self.client.close()
 
     def get(self, what: str, ask: Callable[[], T]) -> T:
+        """Return the answer to the question called `what`, with each text in it as one printable line."""
+        return self.get_exactly(what, lambda: printable.message(ask()))
+
+    def get_exactly(self, what: str, ask: Callable[[], T]) -> T:
         """Return the answer to the question called `what`, and call `ask` if it is not known yet."""
         if what not in self._known:
             self._known[what] = ask()
@@ -219,7 +223,8 @@ class Shell(configshell_fb.ConfigShell):
         good = True
         for number, line in enumerate(lines, 1):
             if not self.run_line(line):
-                sys.stderr.write(f"wolun: the failed line is line {number}: {_without_secrets(line.strip())}\n")
+                failed = printable.line(_without_secrets(line.strip()))
+                sys.stderr.write(f"wolun: the failed line is line {number}: {failed}\n")
                 good = False
                 if not keep_going:
                     break
@@ -266,16 +271,16 @@ class Shell(configshell_fb.ConfigShell):
 def explain(error: node.ExecutionError) -> None:
     """Print an error and its remedy on standard error."""
     if isinstance(error, Refused):
-        remedy = f"\n{show.sentence(error.remedy)}" if error.remedy else ""
-        sys.stderr.write(f"wolun: {error.message}{remedy}\n")
+        text = f"{error.message}\n{show.sentence(error.remedy)}" if error.remedy else error.message
     else:
-        sys.stderr.write(f"wolun: {_lower(str(error))}\n")
+        text = _lower(str(error))
+    sys.stderr.write(f"wolun: {printable.lines(text)}\n")
     sys.stderr.flush()
 
 
-def say(text: str) -> None:
-    """Print an answer."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
+def say(text: str, *, coloured: bool = False) -> None:
+    """Print an answer, in which colours may be ours."""
+    sys.stdout.write((text if coloured else printable.lines(text)).rstrip("\n") + "\n")
     sys.stdout.flush()
 
 

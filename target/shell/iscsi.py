@@ -64,7 +64,7 @@ class PortalGroup(Node):
 
     def access(self) -> messages.Access:
         """Return the rules of access."""
-        return self.facts.get("access", self.asked.access)
+        return self.facts.get_exactly("access", self.asked.access)  # entries go back to the daemon, changed
 
     def list_children(self) -> None:
         Acls(self)

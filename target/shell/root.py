@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from target import explanations, messages, refusals, show, units
+from target import explanations, messages, printable, refusals, show, units
 from target.shell import console
 from target.shell.iscsi import Iscsi
 from target.shell.node import Leaf, Node, files, flag, number, plural
@@ -86,6 +86,7 @@ class Root(Node):
     @staticmethod
     def _report(outcomes: Sequence[messages.Outcome], only: bool) -> None:
         """Print the result for each object.  Raises Refused if one of them failed."""
+        outcomes = printable.message(outcomes)
         for outcome in outcomes:
             if outcome.refusal is None:
                 console.say(f"{'would ' if only else ''}{outcome.action} {outcome.subject}")

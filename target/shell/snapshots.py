@@ -84,7 +84,7 @@ class Snapshots(Node):
         map   true: draw a map of the parts of the volume that have changed since
         """
         if flag(map, "map"):
-            console.say(show.change_map(self.asked.changes(self.volume, name, show.map_cells())))
+            console.say(show.change_map(self.asked.changes(self.volume, name, show.map_cells())), coloured=True)
         else:
             console.say(show.snapshot(self.asked.snapshot(self.volume, name)))
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from target.daemon import Records
 from tests import daemon, libiscsi
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 8MiB}\n"
@@ -273,3 +276,19 @@ def test_durability_may_change_from_start_to_start(tmp_path: Path) -> None:
     with served:
         assert served.json("status")["volumes"][0]["durability"] == "process-crash"
         assert "process-crash" in (served.state / "volumes" / "vol0" / "volume.json").read_text()
+
+
+def test_a_record_of_the_log_is_one_printable_line_and_tracebacks_are_indented() -> None:
+    forged = "x\n2026-11-26 ERROR forged\x1b[31m"
+    record = logging.LogRecord("n", logging.INFO, "p", 1, "%s logged in", (forged,), None)
+    assert Records("%(levelname)s %(message)s").format(record) == (
+        "INFO x\\n2026-11-26 ERROR forged\\x1b[31m logged in"
+    )
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        failed = logging.LogRecord("n", logging.ERROR, "p", 1, "failed", (), sys.exc_info())
+    first, *rest = Records("%(levelname)s %(message)s").format(failed).split("\n")
+    assert first == "ERROR failed"
+    assert len(rest) > 3
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)

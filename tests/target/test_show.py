@@ -58,6 +58,14 @@ def test_damage_beyond_the_listed_extents_is_counted() -> None:
     assert "and 1 KiB more" in text
 
 
+def test_text_from_outside_stays_on_its_line_and_is_printable() -> None:
+    session = messages.Session("iqn.x:\x1b[31m\nforged", "::1", None, None, None, None, None)
+    status = messages.Status("1", 2, SNAPSHOT.taken, "/state", "portal", "t", "p", (), 1, 1, (), (session,), (), (), ())
+    assert "\niqn.x:\\x1b[31m\\nforged (discovery)  ::1 " in show.status(status)
+    alert = messages.Alert("c", "s", "volume v\x9b2J\nno trouble", "wait")
+    assert show.alert(alert).splitlines()[0] == "TROUBLE: volume v\\x9b2J\\nno trouble"
+
+
 def test_an_alert_names_its_explanation() -> None:
     text = show.alert(messages.Alert("low-space", "/state", "/state has little space left: 3 %", "delete snapshots"))
     assert (

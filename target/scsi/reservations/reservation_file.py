@@ -15,6 +15,7 @@ from typing import Literal
 import pydantic
 
 from lun_backends.files import small_file
+from target import iscsi_name
 from target.scsi.reservations.persistent_reservation import (
     InitiatorPort,
     Reservation,
@@ -59,14 +60,14 @@ def load(path: Path) -> ReservationState:
         return ReservationState()
     try:
         file = _TYPE.validate_json(text, strict=False)
-        keys = {InitiatorPort(entry.initiator, entry.isid): int(entry.key, 16) for entry in file.registrations}
+        keys = {_port(entry.initiator, entry.isid): int(entry.key, 16) for entry in file.registrations}
     except ValueError as error:
         reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise ReservationFileDamaged(
             f"{path} is damaged ({reason}): put it back from a backup, or delete it and let initiators reserve anew"
         ) from error
     held = file.reservation
-    reservation = None if held is None else Reservation(held.type, InitiatorPort(held.initiator, held.isid))
+    reservation = None if held is None else Reservation(held.type, _port(held.initiator, held.isid))
     if not keys or any(not 0 < key < 1 << 64 for key in keys.values()):
         raise ReservationFileDamaged(f"{path} is damaged (impossible keys): put it back from a backup, or delete it")
     if reservation is not None and reservation.holder not in keys:
@@ -74,6 +75,11 @@ def load(path: Path) -> ReservationState:
             f"{path} is damaged (its holder is not registered): put it back from a backup, or delete it"
         )
     return ReservationState(MappingProxyType(keys), reservation, persists=True)
+
+
+def _port(initiator: str, isid: str) -> InitiatorPort:
+    """Return a port as logins name it: older versions stored names with capitals."""
+    return InitiatorPort(iscsi_name.comparable(initiator), isid)
 
 
 def store(path: Path, state: ReservationState) -> None:

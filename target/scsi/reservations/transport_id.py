@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 import struct
 
+from target import iscsi_name
 from target.scsi import sense
 from target.scsi.reservations.persistent_reservation import InitiatorPort
 
 ISCSI = 0x05
 NAME_ONLY, NAME_AND_ISID = 0x00, 0x40
 _MINIMUM = 20
-_NAME_LENGTH = 223  # RFC 7143 4.2.7
 _PORT = re.compile(r"(?P<name>[^,]+),i,0x(?P<isid>[0-9a-fA-F]{1,12})")
 
 
@@ -60,9 +60,10 @@ def unpack(data: bytes, start: int) -> tuple[InitiatorPort, int]:
         match = _PORT.fullmatch(text)
         if match is None:
             raise sense.invalid_parameter(start + 4)
-        port = InitiatorPort(match["name"], match["isid"].lower().zfill(12))
+        name, isid = match["name"], match["isid"].lower().zfill(12)
     else:
-        port = InitiatorPort(text, "")
-    if not port.initiator or len(port.initiator.encode()) > _NAME_LENGTH or "," in port.initiator:
-        raise sense.invalid_parameter(start + 4)
-    return port, end
+        name, isid = text, ""
+    try:
+        return InitiatorPort(iscsi_name.normal_form(name), isid), end
+    except iscsi_name.NotAName:
+        raise sense.invalid_parameter(start + 4) from None

@@ -10,6 +10,15 @@ from pathlib import Path
 from tests.target.commands import commanding
 
 
+def test_keys_of_a_file_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    bad = tmp_path / "bad\x1b[2J.yaml"
+    bad.write_text('"\\e]0;owned\\a\\n/etc: good": 1\n')
+    done = commanding.wolun("config", "check", bad)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert all(line.isprintable() for line in done.stderr.splitlines())
+    assert "\\x1b]0;owned\\x07\\n/etc: good: unknown key" in done.stderr
+
+
 def test_config_check_and_schema(tmp_path: Path) -> None:
     good = Path(__file__).resolve().parents[3] / "config" / "quickstart.yaml"
     assert commanding.wolun("config", "check", good).stdout == f"{good}: good\n"

@@ -36,6 +36,7 @@ def test_sizes_have_units(size: str, count: int) -> None:
         (VOLUME.replace("lun: 0", "lun: x"), "f.yaml:4: volumes[0].lun: 'x' is not a whole number"),
         (VOLUME.replace("lun: 0", "lun: 1.5"), "f.yaml:4: volumes[0].lun: 1.5 is not a whole number"),
         (VOLUME.replace("vol0", "vol@0"), "f.yaml:3: volumes[0].name: 'vol@0' is not a name"),
+        (VOLUME.replace("vol0", '"vol0\\n"'), "f.yaml:3: volumes[0].name: 'vol0\\n' is not a name"),
         (VOLUME.replace("vol0", "../x"), "f.yaml:3: volumes[0].name: '../x' is not a name"),
         (VOLUME.replace("vol0", "12"), "f.yaml:3: volumes[0].name: 12 is not a string (in quotes,"),
         (

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import parser
 
@@ -46,3 +48,12 @@ def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
     assert {sample.labels["volume"]: sample.value for sample in samples} == {"kept": 1, "unkept": 0}
     service.stop()
     service.close()
+
+
+def test_names_in_metrics_are_printable() -> None:
+    inventory = types.SimpleNamespace(failed={"v\x1b[2J": "gone"}, open_volumes={})
+    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None)
+    (up,) = (
+        family for family in metrics.Collector(cast(Service, service))._volumes() if family.name == "wolun_volume_up"
+    )
+    assert [sample.labels["volume"] for sample in up.samples] == ["v\\x1b[2J"]

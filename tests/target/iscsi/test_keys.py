@@ -81,20 +81,3 @@ def test_any_bytes_are_parsed_or_refused(text: bytes) -> None:
     except errors.PeerError:
         return
     assert keys.parse(keys.serialise(pairs)) == pairs
-
-
-@pytest.mark.parametrize(
-    ("name", "valid"),
-    [
-        ("iqn.2026-11.io.wolun:vol", True),
-        ("iqn.2026-11.io.wolun", True),
-        ("eui.02004567A425678D", True),
-        ("naa.52004567BA64678D", True),
-        ("iqn.2026-11", False),
-        ("wolun", False),
-        ("iqn.2026-11.io.wolun:" + "x" * 220, False),
-        ("iqn.2026-11.io.wo lun", False),
-    ],
-)
-def test_names(name: str, valid: bool) -> None:
-    assert keys.is_name(name) is valid

@@ -210,3 +210,22 @@ def test_limits_before_login(portal: FakePortal) -> None:
     fat = Initiator(portal)
     fat.feed(pdu.REQUEST.pack(0x43, 0x87, 0, 0, 8193, 0, 0, 0, 0, 0))
     assert fat.connection.state is State.CLOSING
+
+
+def test_names_are_compared_in_their_normal_form(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    names = [("InitiatorName", INITIATOR.upper()), ("TargetName", TARGET.upper())]
+    assert status_of(initiator, initiator.login_request(OPERATIONAL_TO_FULL, names)) == LoginStatus.SUCCESS
+    assert (initiator.connection.login.initiator, initiator.connection.login.target) == (INITIATOR, TARGET)
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07\x1b[2J", "a b", "\u202ebd", "[/red]", "h\n"])
+def test_names_that_no_terminal_should_see_are_refused(
+    portal: FakePortal, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    initiator = Initiator(portal)
+    names = [("InitiatorName", f"iqn.2026-11.org.example:{name}"), NAMES[1]]
+    request = initiator.login_request(OPERATIONAL_TO_FULL, names)
+    assert status_of(initiator, request) == LoginStatus.INITIATOR_ERROR
+    assert "InitiatorName is not an iSCSI name: it has the character U+" in caplog.text
+    assert initiator.connection.login.initiator == ""

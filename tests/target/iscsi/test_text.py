@@ -34,6 +34,15 @@ def test_discovery(portal: FakePortal) -> None:
     assert initiator.connection.state is State.CLOSING
 
 
+def test_send_targets_knows_a_target_in_any_spelling(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    initiator.log_in(discovery=True)
+    (reply,) = initiator.feed(
+        initiator.request(Opcode.TEXT_REQUEST, itt=7, data=f"SendTargets={TARGET.upper()}\0".encode())
+    )
+    assert reply.data.startswith(f"TargetName={TARGET}\0".encode())
+
+
 def test_a_long_list_of_targets_comes_in_pieces(portal: FakePortal) -> None:
     names = [f"iqn.2026-11.io.wolun:{number:03}" for number in range(50)]
     portal.targets = {name: make_target(name=name) for name in names}

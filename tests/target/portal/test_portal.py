@@ -275,6 +275,15 @@ def test_too_many_connections(serve: Serve) -> None:
     Client(portal, isid=9).settle()
 
 
+def test_one_port_has_one_session_however_its_name_is_spelled(serve: Serve) -> None:
+    portal = serve()
+    first = Client(portal)
+    first.settle()
+    Client(portal, name=INITIATOR.upper()).settle()
+    assert first.hung_up()
+    assert [session.initiator for session in portal.sessions()] == [INITIATOR]
+
+
 def test_a_new_login_replaces_the_session(serve: Serve, device: MemoryDevice, scsi: ScsiTarget) -> None:
     portal = serve()
     old = Client(portal)

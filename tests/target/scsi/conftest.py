@@ -44,16 +44,16 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def one(bench: Bench) -> Initiator:
     """Log an initiator in at `bench`."""
-    return bench.login("iqn.one", "000000000001")
+    return bench.login("iqn.2026-11.x:one", "000000000001")
 
 
 @pytest.fixture
 def two(bench: Bench) -> Initiator:
     """Log a second initiator in at `bench`."""
-    return bench.login("iqn.two", "000000000002")
+    return bench.login("iqn.2026-11.x:two", "000000000002")
 
 
 @pytest.fixture
 def three(bench: Bench) -> Initiator:
     """Log a third initiator in at `bench`."""
-    return bench.login("iqn.three", "000000000003")
+    return bench.login("iqn.2026-11.x:three", "000000000003")

@@ -32,7 +32,7 @@ def test_attentions_are_reported_in_order_and_once(primary: Bench) -> None:
 
 
 def test_an_attention_can_exclude_the_nexus_that_caused_it(primary: Bench) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     primary.unit.attention(0x2A, 0x01, excluding=second.nexus)
     assert attention_of(second) == 0
     assert attention_of(primary.initiator) == 0x2A01
@@ -71,7 +71,7 @@ def test_a_grown_unit_raises_an_attention(primary: Bench) -> None:
 
 
 def test_a_lun_reset_raises_an_attention_for_every_nexus(primary: Bench) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     assert not second.nexus.lun_reset(7 << 48)
     assert second.nexus.lun_reset(0)
     assert attention_of(primary.initiator) == 0x2903

@@ -42,7 +42,7 @@ def test_both_addressing_methods_reach_a_unit(primary: Bench) -> None:
 
 
 def test_report_luns_clears_the_attention_about_luns(primary: Bench) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     primary.target.add_lun(5, make_unit())
     primary.target.add_lun(6, make_unit())
     primary.unit.attention(0x2A, 0x09)
@@ -78,7 +78,7 @@ def test_other_commands_to_a_lun_without_a_unit_are_refused(primary: Bench) -> N
 
 def test_report_luns_to_a_lun_0_that_does_not_exist() -> None:
     target = ScsiTarget(TARGET_NAME)
-    initiator = Initiator(target.open_nexus("iqn.one"))
+    initiator = Initiator(target.open_nexus("iqn.2026-11.x:one"))
     assert initiator.run(report_luns_cdb()).data == bytes(8)
     assert initiator.run(report_luns_cdb(), lun=0x4000 << 48).data == bytes(8)
     assert initiator.run(inquiry_cdb()).data[0] == 0x7F
@@ -102,11 +102,11 @@ def test_a_task_that_found_the_unit_before_its_removal_is_refused(primary: Bench
 
 
 def test_sessions_of_one_initiator_are_different_nexuses(primary: Bench) -> None:
-    one, two = (Initiator(primary.target.open_nexus("iqn.same", tag=tag)) for tag in ("a", "b"))
+    one, two = (Initiator(primary.target.open_nexus("iqn.2026-11.x:same", tag=tag)) for tag in ("a", "b"))
     primary.unit.attention(0x2A, 0x09)
     assert attention_of(one) == 0x2A09
     assert attention_of(two) == 0x2A09
-    assert repr(two.nexus) == "Nexus('iqn.same', tag='b')"
+    assert repr(two.nexus) == "Nexus('iqn.2026-11.x:same', tag='b')"
 
 
 def test_a_warm_reset_raises_an_attention_on_every_unit(primary: Bench) -> None:
@@ -124,7 +124,7 @@ def test_a_warm_reset_raises_an_attention_on_every_unit(primary: Bench) -> None:
 def test_task_management_marks_running_tasks(
     primary: Bench, function: str, own: bool, others: bool, attention: int
 ) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     mine, theirs = primary.initiator.task(cdb10(0x28, 0, 1)), second.task(cdb10(0x28, 0, 1))
     entered, go = threading.Barrier(3), threading.Event()
 
@@ -205,11 +205,15 @@ def test_prepare_without_waiting_reports_whether_it_did_anything(primary: Bench)
 
 
 def test_a_nexus_knows_the_ports_that_are_logged_in(primary: Bench) -> None:
-    one, two, other = primary.login("iqn.x", "01"), primary.login("iqn.x", "02"), primary.login("iqn.y", "01")
-    assert set(other.nexus.ports_of("iqn.x")) == {one.nexus.port, two.nexus.port}
+    one, two, other = (
+        primary.login("iqn.2026-11.x:x", "01"),
+        primary.login("iqn.2026-11.x:x", "02"),
+        primary.login("iqn.2026-11.x:y", "01"),
+    )
+    assert set(other.nexus.ports_of("iqn.2026-11.x:x")) == {one.nexus.port, two.nexus.port}
     primary.target.close_nexus(one.nexus)
-    assert other.nexus.ports_of("iqn.x") == [two.nexus.port]
-    assert other.nexus.ports_of("iqn.z") == []
+    assert other.nexus.ports_of("iqn.2026-11.x:x") == [two.nexus.port]
+    assert other.nexus.ports_of("iqn.2026-11.x:z") == []
     assert other.nexus.target_name == TARGET_NAME
 
 
@@ -221,7 +225,7 @@ def test_a_new_session_raises_an_attention_on_each_unit(primary: Bench) -> None:
 
 
 def test_commands_cleared_before_they_reached_the_unit_raise_an_attention(primary: Bench) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     second.nexus.commands_cleared(0)
     second.nexus.commands_cleared(9 << 48)  # no such unit: nothing happens
     assert attention_of(second) == 0x2F00
@@ -231,7 +235,7 @@ def test_commands_cleared_before_they_reached_the_unit_raise_an_attention(primar
 def test_clear_task_set_raises_an_attention_for_the_other_owners_alone(primary: Bench) -> None:
     """The attention goes to the unit whose tasks were cleared; neither its sender nor a session without tasks gets one."""
     primary.target.add_lun(1, make_unit())
-    owner, idle = primary.login("iqn.owner"), primary.login("iqn.idle")
+    owner, idle = primary.login("iqn.2026-11.x:owner"), primary.login("iqn.2026-11.x:idle")
     primary.run(report_luns_cdb())
     entered, go = threading.Barrier(3), threading.Event()
 

@@ -52,7 +52,7 @@ def target() -> ScsiTarget:
 
 
 def login(target: ScsiTarget, view: View) -> Initiator:
-    return Initiator(target.open_nexus("iqn.one", view=view))
+    return Initiator(target.open_nexus("iqn.2026-11.x:one", view=view))
 
 
 def luns_of(initiator: Initiator, lun: int = 0) -> list[int]:

@@ -36,7 +36,7 @@ def test_a_lun_that_is_taken_or_out_of_range_is_refused(primary: Bench) -> None:
 
 
 def test_a_new_lun_raises_an_attention_and_calls_listeners(primary: Bench) -> None:
-    second, changes = primary.login("iqn.two"), []
+    second, changes = primary.login("iqn.2026-11.x:two"), []
     primary.target.on_change(lambda: changes.append(sorted(primary.target.luns)))
     primary.target.add_lun(5, make_unit())
     assert changes == [[0, 5]]
@@ -117,7 +117,7 @@ def test_a_removed_unit_is_never_touched_under_load(primary: Bench) -> None:
 
 
 def test_closing_a_nexus_detaches_it_and_aborts_its_tasks(primary: Bench) -> None:
-    second = primary.login("iqn.two")
+    second = primary.login("iqn.2026-11.x:two")
     tasks: list[Task] = []
 
     def before(method: str, offset: int, length: int) -> None:

@@ -18,6 +18,17 @@ def test_a_refusal_is_a_sentence_and_a_remedy(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "wolun: vol0 is in use\nStop using it first.\n"
 
 
+def test_text_from_outside_is_printable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.explain(console.Refused("v\x1b[2J failed", "try\x07 again"))
+    console.say("a\x9b31m\nb")
+    shown = capsys.readouterr()
+    assert (shown.err, shown.out) == ("wolun: v\\x1b[2J failed\nTry\\x07 again.\n", "a\\x9b31m\nb\n")
+    facts = console.Facts(client.Client(tmp_path))
+    alert = messages.Alert("c", "s", "a\n\x1b[31mforged", "wait")
+    assert facts.get("alerts", lambda: [alert])[0].message == "a\\n\\x1b[31mforged"
+    assert facts.get_exactly("the same", lambda: [alert]) == [alert]
+
+
 def test_a_refusal_of_configshell_begins_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
     console.explain(node.ExecutionError("No such path /x"))
     assert capsys.readouterr().err == "wolun: no such path /x\n"

@@ -160,7 +160,7 @@ def test_a_copy_goes_only_where_a_write_of_the_nexus_may_go(copier: Bench) -> No
 
 @pytest.mark.parametrize(("kind", "from_other"), [(1, GOOD), (3, CONFLICT)])
 def test_a_reservation_of_the_other_unit_counts(copier: Bench, kind: int, from_other: int) -> None:
-    holder = copier.login("iqn.holder", "01")
+    holder = copier.login("iqn.2026-11.x:holder", "01")
     holder.lun = 1
     assert out(holder, REGISTER, 0, 1).status == GOOD
     assert out(holder, RESERVE, 1, kind=kind).status == GOOD

@@ -98,8 +98,8 @@ def test_identity_depends_on_the_uuid_alone() -> None:
         )
     )
     for code in (0x80, 0x83):
-        assert inquiry.page(one, code, "iqn.x") == inquiry.page(renamed, code, "iqn.x")
-        assert inquiry.page(one, code, "iqn.x") != inquiry.page(different, code, "iqn.x")
+        assert inquiry.page(one, code, "iqn.2026-11.x:x") == inquiry.page(renamed, code, "iqn.2026-11.x:x")
+        assert inquiry.page(one, code, "iqn.2026-11.x:x") != inquiry.page(different, code, "iqn.2026-11.x:x")
 
 
 @pytest.mark.parametrize("block_size", [512, 4096])

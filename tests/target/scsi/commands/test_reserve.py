@@ -62,16 +62,18 @@ def test_register_and_move(one: Initiator, two: Initiator) -> None:
 
 
 def test_spec_i_pt_registers_other_ports(bench: Bench, one: Initiator, two: Initiator) -> None:
-    absent = InitiatorPort("iqn.absent", "0000000000aa")
-    names = transport_id.pack(InitiatorPort("iqn.two", "")) + transport_id.pack(absent)
+    absent = InitiatorPort("iqn.2026-11.x:absent", "0000000000aa")
+    names = transport_id.pack(InitiatorPort("iqn.2026-11.x:two", "")) + transport_id.pack(absent)
     more = len(names).to_bytes(4) + names
     assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT | ALL_TG_PT, more=more).status == GOOD
     assert set(bench.unit.reservations.state.keys) == {one.nexus.port, two.nexus.port, absent}
     assert out(one, REGISTER, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600  # registered already
     assert out(one, IGNORE, 7, 8, flags=SPEC_I_PT, more=more).asc == 0x2600
-    assert out(bench.login("iqn.x", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=more[:-1]).asc == 0x1A00
-    unknown = transport_id.pack(InitiatorPort("iqn.nobody", ""))
-    refused = out(bench.login("iqn.y", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=len(unknown).to_bytes(4) + unknown)
+    assert out(bench.login("iqn.2026-11.x:x", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=more[:-1]).asc == 0x1A00
+    unknown = transport_id.pack(InitiatorPort("iqn.2026-11.x:nobody", ""))
+    refused = out(
+        bench.login("iqn.2026-11.x:y", "00"), REGISTER, 0, 8, flags=SPEC_I_PT, more=len(unknown).to_bytes(4) + unknown
+    )
     assert refused.asc == 0x2600
     assert keys(one) == [7, 7, 7]
 

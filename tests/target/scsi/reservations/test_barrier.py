@@ -58,7 +58,7 @@ def begin(initiator: Initiator, cdb: bytes, data: bytes) -> tuple[Task, threadin
 
 
 def two_nodes(bench: Bench) -> tuple[Initiator, Initiator]:
-    one, two = bench.login("iqn.one", "01"), bench.login("iqn.two", "02")
+    one, two = bench.login("iqn.2026-11.x:one", "01"), bench.login("iqn.2026-11.x:two", "02")
     registered(one, two)
     assert out(one, RESERVE, 1, kind=WERO).status == GOOD
     return one, two
@@ -123,7 +123,10 @@ def test_preempt_and_abort_ends_a_long_command_early(bench: Bench) -> None:
 
 def test_two_ports_that_preempt_each_other_both_end(bench: Bench) -> None:
     for number in range(200):
-        one, two = bench.login("iqn.one", f"{number:012x}"), bench.login("iqn.two", f"{number:012x}")
+        one, two = (
+            bench.login("iqn.2026-11.x:one", f"{number:012x}"),
+            bench.login("iqn.2026-11.x:two", f"{number:012x}"),
+        )
         registered(one, two)
         barrier = threading.Barrier(2)
         statuses: list[int] = []

@@ -40,7 +40,7 @@ def test_a_damaged_file_stops_the_unit(tmp_path: Path, text: str) -> None:
         Bench(state_dir=tmp_path)
 
 
-ONE, TWO = InitiatorPort("iqn.one", "000000000001"), InitiatorPort("iqn.two", "")
+ONE, TWO = InitiatorPort("iqn.2026-11.x:one", "000000000001"), InitiatorPort("iqn.2026-11.x:two", "")
 HELD = ReservationState(
     MappingProxyType({ONE: (1 << 64) - 1, TWO: 7}),
     Reservation(ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY, ONE),
@@ -57,6 +57,15 @@ def test_a_stored_state_is_loaded_but_for_its_generation(tmp_path: Path, state: 
     path = tmp_path / "volume" / "unit.json"
     reservation_file.store(path, replace(state, generation=9))
     assert reservation_file.load(path) == state
+
+
+def test_names_with_capitals_of_older_versions_are_those_of_logins(tmp_path: Path) -> None:
+    older = """{"registrations": [{"initiator": "iqn.2026-11.X:One", "isid": "000000000001", "key": "0x7"}],
+        "reservation": {"type": 1, "initiator": "iqn.2026-11.X:One", "isid": "000000000001"}, "format": 1}"""
+    (tmp_path / "unit.json").write_text(older)
+    state = reservation_file.load(tmp_path / "unit.json")
+    assert dict(state.keys) == {ONE: 7}
+    assert state.reservation == Reservation(ReservationType.WRITE_EXCLUSIVE, ONE)
 
 
 def test_a_state_that_does_not_persist_removes_the_file(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_each_type_leaves_its_permissions(
     registered(one, two)
     assert out(one, RESERVE, 1, kind=kind).status == GOOD
     assert reservation(three) == (0 if kind.all_registrants else 1, kind)
-    late = bench.login("iqn.late", "000000000004")
+    late = bench.login("iqn.2026-11.x:late", "000000000004")
     for initiator, may in ((one, EVERYTHING), (two, to_registered), (three, to_others), (late, to_others)):
         before = bytes(bench.device.data)
         assert (initiator.run(READ).status == GOOD) is (may != NOTHING)
@@ -227,7 +227,7 @@ def test_preempt_and_abort_with_the_epochs_key(one: Initiator, two: Initiator, t
 def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registrations outlive sessions, and each session may have a new ISID: without a bound, memory would grow for ever."""
     monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS", 3)
-    ports = [bench.login("iqn.many", f"{number:012x}") for number in range(4)]
+    ports = [bench.login("iqn.2026-11.x:many", f"{number:012x}") for number in range(4)]
     for port in ports[:3]:
         assert out(port, REGISTER, 0, 7).status == GOOD
     before = bench.unit.reservations.state
@@ -249,13 +249,15 @@ def test_aptpl_survives_a_restart(bench: Bench, one: Initiator, two: Initiator, 
     out(one, REGISTER, 1, 0xFEDCBA9876543210, flags=APTPL)
     out(one, RESERVE, 0xFEDCBA9876543210, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
     restarted = again(bench, tmp_path)
-    late = restarted.login("iqn.three", "000000000003")
+    late = restarted.login("iqn.2026-11.x:three", "000000000003")
     assert sorted(keys(late)) == [2, 0xFEDCBA9876543210]
     assert reservation(late) == (0xFEDCBA9876543210, 5)
     assert late.run(WRITE, BLOCK).status == CONFLICT
-    assert restarted.login("iqn.two", "000000000002").run(WRITE, BLOCK).status == GOOD
-    assert restarted.login("iqn.two", "000000000009").run(WRITE, BLOCK).status == CONFLICT  # another port of that name
-    holder = restarted.login("iqn.one", "000000000001")
+    assert restarted.login("iqn.2026-11.x:two", "000000000002").run(WRITE, BLOCK).status == GOOD
+    assert (
+        restarted.login("iqn.2026-11.x:two", "000000000009").run(WRITE, BLOCK).status == CONFLICT
+    )  # another port of that name
+    holder = restarted.login("iqn.2026-11.x:one", "000000000001")
     assert out(holder, REGISTER, 0xFEDCBA9876543210, 5).status == GOOD  # without APTPL the file goes
     assert not (tmp_path / "reservations.json").exists()
     assert keys(again(bench, tmp_path).initiator) == []
