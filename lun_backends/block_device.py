@@ -29,10 +29,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from lun_backends.damage import Damage, OnDamage
 
 Buffers = Sequence[memoryview]
 """A scatter list: memoryviews of format `B`, contiguous, in order of address."""
@@ -110,19 +111,6 @@ class MediumError(BlockDeviceError):
 
     def __str__(self) -> str:
         return f"{'write' if self.writing else 'read'} error at block {self.lba}: {self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """Blocks that no longer are what was stored: `length` bytes from byte `offset` of the LUN on.
-
-    `kept_in` is the UUID of the write-once LUN that stores them.
-    """
-
-    offset: int
-    length: int
-    reason: str
-    kept_in: uuid.UUID
 
 
 @dataclass(eq=False)
@@ -298,7 +286,7 @@ class BlockDevice(abc.ABC):
         """
         return False
 
-    def read_checked(self, offset: int, buffers: Buffers, on_damage: Callable[[Damage], None] | None = None) -> None:
+    def read_checked(self, offset: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
         """Read as `readv`, and compare all data with its checksum, where there is one.
 
         Everything that leaves a snapshot for good is read so.  With `on_damage`, call it for damaged and unreadable blocks

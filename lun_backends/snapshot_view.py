@@ -27,6 +27,7 @@ from typing import ClassVar
 
 from lun_backends import block_device
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
+from lun_backends.damage import OnDamage
 
 _WINDOW = 64 << 20  # bytes whose extents are found at a time: a slow caller must not keep a snapshot from being deleted
 _POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for a wake-up
@@ -84,9 +85,7 @@ class SnapshotView(BlockDevice):
         finally:
             reading.pop()
 
-    def read_checked(
-        self, offset: int, buffers: Buffers, on_damage: Callable[[block_device.Damage], None] | None = None
-    ) -> None:
+    def read_checked(self, offset: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
         def check(device: BlockDevice, at: int, _length: int, piece: Buffers) -> bool:
             device.read_checked(at, piece, on_damage)
             return True

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, NoReturn
 
 import pyroaring
 
 from lun_backends import block_device
+from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import os_error
 from lun_backends.stores import contents, thin
@@ -87,7 +88,7 @@ class WriteOnce(block_device.BlockDevice):
         self,
         offset: int,
         buffers: block_device.Buffers,
-        on_damage: Callable[[block_device.Damage], None] | None = None,
+        on_damage: OnDamage | None = None,
     ) -> None:
         first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
         with self._call():
@@ -172,7 +173,7 @@ class WriteOnce(block_device.BlockDevice):
         self,
         offset: int,
         buffers: block_device.Buffers,
-        on_damage: Callable[[block_device.Damage], None],
+        on_damage: OnDamage,
         *,
         fills: bool,
         accept_loss: bool,

@@ -20,12 +20,13 @@ A chunk that does not fit is read a second time, past the page cache, before it 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pyroaring
 
 from lun_backends import block_device
-from lun_backends.block_device import Buffers, Damage
+from lun_backends.block_device import Buffers
+from lun_backends.damage import Damage, OnDamage
 from lun_backends.stores import chunk_file, contents
 from lun_backends.stores.chunk_map import ChunkMap
 
@@ -103,9 +104,7 @@ class Reader:
             done += length
         return True
 
-    def read_checked(
-        self, first: int, count: int, buffers: Buffers, on_damage: Callable[[Damage], None] | None = None
-    ) -> None:
+    def read_checked(self, first: int, count: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
         """Fill `buffers` as `read`, but compare every chunk that has a checksum, whatever `verify` says.
 
         With `on_damage`, call it for damaged and unreadable blocks instead of raising an error.  Damaged blocks are read
@@ -118,7 +117,7 @@ class Reader:
         first: int,
         count: int,
         buffers: Buffers,
-        on_damage: Callable[[Damage], None],
+        on_damage: OnDamage,
         *,
         fills: bool,
         accept_loss: bool,
@@ -172,7 +171,7 @@ class Reader:
         *,
         now: bool = False,
         always: bool = False,
-        on_damage: Callable[[Damage], None] | None = None,
+        on_damage: OnDamage | None = None,
     ) -> bool:
         """Read chunk by chunk, and compare those that are not known to be good, or with `always` all."""
         done = 0

@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable
 
 from lun_backends import block_device, lost_device, tracking, write_once
+from lun_backends.damage import OnDamage
 from lun_backends.files import os_error
 from lun_backends.stores import thin
 from lun_backends.volumes import errors, invalidation, move_down
@@ -25,8 +26,6 @@ from lun_backends.volumes.state import State
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 Cancelled = Callable[[], bool]
-OnDamage = Callable[[block_device.Damage], None]
-"""Called for blocks that were moved damaged."""
 
 
 def delete(

@@ -147,6 +147,7 @@ class Manifest:
     restoring: _Uuid | None = (
         None  # the snapshot that the volume is being rolled back to (the field keeps its old name)
     )
+    restoring_damaged: bool = False  # damaged blocks of that snapshot are taken as they are; stored only if true
     format: Literal[1] = 1
 
     @pydantic.model_validator(mode="after")
@@ -229,7 +230,9 @@ def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = stor
 
     It goes into a spare file that has its space already, because on a full disk it must be possible to delete a snapshot.
     """
-    text = _TYPE.dump_json(manifest, indent=2) + b"\n"
+    # An older version refuses fields that it does not know, so this one is left out where it says nothing.
+    left_out = None if manifest.restoring_damaged else {"restoring_damaged"}
+    text = _TYPE.dump_json(manifest, indent=2, exclude=left_out) + b"\n"
     small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
     _keep_spare(directory, 2 * len(text), io)
 

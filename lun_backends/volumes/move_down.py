@@ -22,7 +22,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 from lun_backends import block_device
-from lun_backends.block_device import Buffers, Damage, ExtentKind
+from lun_backends.block_device import Buffers, ExtentKind
+from lun_backends.damage import Damage, OnDamage
 from lun_backends.write_once import WriteOnce
 
 _BATCH = 8 << 20  # bytes per commit
@@ -54,7 +55,7 @@ def move_down(
     chunk_size: int,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
-    on_damage: Callable[[Damage], None] | None = None,
+    on_damage: OnDamage | None = None,
     *,
     accept_loss: bool = False,
 ) -> bool:
@@ -120,7 +121,7 @@ class _Mover:
         source: WriteOnce,
         target: WriteOnce,
         chunk_size: int,
-        on_damage: Callable[[Damage], None] | None,
+        on_damage: OnDamage | None,
         *,
         accept_loss: bool,
     ) -> None:

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which says what happens to each chunk.
 
-`begin` finds the chunks that changed, writes them to a file, and puts the manifest in force that names the snapshot.  From
-then on the volume has the snapshot's content.  `go_on` brings the primary there, and ends the rollback.
+`begin` finds the chunks that changed, reads them through the snapshot's view, writes their numbers to a file, and puts the
+manifest in force that names the snapshot.  From then on the volume has the snapshot's content.  `go_on` brings the primary
+there, and ends the rollback.
+
+All that will be needed is read before the manifest is put in force, because after that the volume is made of it.  Damage that
+is found then refuses the rollback, unless the caller accepts it.  The manifest records that, so that a later start goes on,
+too.  Damage that comes later stops `go_on` until the caller accepts it.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 
-from lun_backends import block_device, tracking
+from lun_backends import block_device, damage, tracking
+from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import os_error
 from lun_backends.volumes import boot, errors, move_down, pending_chunks, rollback_overlay
@@ -21,12 +27,19 @@ from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
 
-def begin(state: State, name: str, identity: uuid.UUID | None, cancelled: Callable[[], bool] | None) -> None:
+def begin(
+    state: State,
+    name: str,
+    identity: uuid.UUID | None,
+    cancelled: Callable[[], bool] | None,
+    on_damage: OnDamage | None,
+) -> None:
     """Roll the volume back to a snapshot.  See `Volume.begin_rollback`."""
     with state.reshaping:
         with state.changing:
             snapshot, needed = _candidate(state, name, identity)
         changed = tracking.BitMap()
+        read = tracking.BitMap()
         looked: tuple[Snapshot, ...] = ()
         record: pending_chunks.PendingChunks | None = None
         try:
@@ -35,11 +48,17 @@ def begin(state: State, name: str, identity: uuid.UUID | None, cancelled: Callab
                 _find_changed(state, name, needed[max(0, len(looked) - 1) :], changed, cancelled)
                 looked = needed
                 check_room(state, name, len(changed))
+                try:
+                    _check_content(state, snapshot, changed - read, cancelled, on_damage)
+                except block_device.SnapshotInvalid:
+                    _check_readable(state, name, needed)
+                    raise
+                read |= changed
                 record = prepare(state, snapshot, changed, record)
                 with state.changing:
                     snapshot, needed = _candidate(state, name, identity)
                     if needed == looked:
-                        commit(state, snapshot, needed, record)
+                        commit(state, snapshot, needed, record, accept_damage=on_damage is not None)
                         return
         except BaseException as error:
             if record is not None:
@@ -65,8 +84,41 @@ def _find_changed(
     for snapshot in snapshots:
         for chunk, _ in move_down.chunks(snapshot.write_once, state.chunk_size):
             changed.add(chunk)
-            if cancelled is not None and cancelled():
-                raise errors.RollbackStopped(state.name, f"restoring {name!r} was stopped", "the volume is as before")
+            _check_wanted(state, name, cancelled)
+
+
+def _check_wanted(state: State, name: str, cancelled: Callable[[], bool] | None) -> None:
+    """Raise RollbackStopped if the rollback was cancelled."""
+    if cancelled is not None and cancelled():
+        raise errors.RollbackStopped(state.name, f"restoring {name!r} was stopped", "the volume is as before")
+
+
+def _check_content(
+    state: State,
+    snapshot: Snapshot,
+    chunks: tracking.BitMap,
+    cancelled: Callable[[], bool] | None,
+    on_damage: OnDamage | None,
+) -> None:
+    """Read some chunks of the snapshot, because later it would be too late for finding them damaged.
+
+    Raises RollbackStopped; RollbackRefused for damage, unless there is `on_damage`.
+    """
+    view, size = snapshot.view, state.chunk_size
+    found = damage.Found()
+    buffer = memoryview(bytearray(size))
+    for chunk in chunks:
+        _check_wanted(state, snapshot.name, cancelled)
+        if (length := min(size, view.size - chunk * size)) > 0:
+            view.read_checked(chunk * size, [buffer[:length]], found)
+    if on_damage is not None:
+        for extent in found.extents:
+            on_damage(extent)
+    elif found:
+        blocks = found.blocks(view.block_size)
+        reason = f"{blocks} of {snapshot.name!r} are damaged: {found.extents[0].reason}"
+        remedy = "restore another snapshot, or let the volume have the damaged blocks as they are with --damaged"
+        raise errors.DamageFound(state.name, reason, remedy)
 
 
 def _candidate(state: State, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
@@ -131,7 +183,14 @@ def _to_settle(state: State, snapshot: Snapshot, changed: tracking.BitMap) -> tr
     return rollback_overlay.to_settle(changed, snapshot.view, newest.write_once, state.primary, state.chunk_size)
 
 
-def commit(state: State, snapshot: Snapshot, needed: Sequence[Snapshot], record: pending_chunks.PendingChunks) -> None:
+def commit(
+    state: State,
+    snapshot: Snapshot,
+    needed: Sequence[Snapshot],
+    record: pending_chunks.PendingChunks,
+    *,
+    accept_damage: bool,
+) -> None:
     """Pass the barrier of a rollback.  Raises OSError, MediumError, RollbackRefused."""
     with state.device.hold(), state.deciding:
         _check_readable(state, snapshot.name, needed)
@@ -139,7 +198,10 @@ def commit(state: State, snapshot: Snapshot, needed: Sequence[Snapshot], record:
         known = tracking.BitMap() if state.device.tracker is None else state.device.tracker.known
         record.add(_to_settle(state, snapshot, known))
         try:
-            state.store(dataclasses.replace(state.manifest, restoring=snapshot.uuid, in_use=None))
+            rolling_back = dataclasses.replace(
+                state.manifest, restoring=snapshot.uuid, restoring_damaged=accept_damage, in_use=None
+            )
+            state.store(rolling_back)
         except BaseException:
             _take_back(state, snapshot)  # before any write goes on
             raise
@@ -168,7 +230,21 @@ def cover(state: State, snapshot: Snapshot, record: pending_chunks.PendingChunks
         state.device.preserve_many((chunk * size, min(size, end - chunk * size)) for chunk in chunks)
 
     state.overlay = rollback_overlay.RollbackOverlay(state.primary, snapshot.view, record, state.chunk_size, preserve)
+    state.overlay.accept_damage = state.manifest.restoring_damaged
     state.device.cover(state.overlay)
+
+
+def accept_damage(state: State) -> None:
+    """Let the rollback under way go on over damaged blocks.  See `Volume.accept_damage`."""
+    with state.changing:
+        if state.overlay is None or state.overlay.accept_damage:
+            return
+        try:
+            state.store_or_not(dataclasses.replace(state.manifest, restoring_damaged=True))
+        except OSError as error:
+            reason = f"cannot write the manifest: {os_error.reason(error)}"
+            raise errors.VolumeError(state.name, reason, "check the disk and go on") from error
+        state.overlay.accept_damage = True
 
 
 def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None) -> bool:
@@ -178,12 +254,19 @@ def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: 
         overlay = state.overlay
         if overlay is None:
             return True
-        if not overlay.settle_all(progress, cancelled):
-            return False
+        try:
+            if not overlay.settle_all(progress, cancelled):
+                return False
+        except block_device.DamagedBlocks as error:
+            blocks = damage.blocks(error.damage, state.device.block_size)
+            reason = f"blocks {blocks} of the snapshot are damaged: {error.damage.reason}"
+            remedy = "go on with --damaged, which lets the volume have the damaged blocks as they are"
+            raise errors.DamageFound(state.name, reason, remedy) from error
         with state.changing:
             in_use = None if state.durability is Durability.POWER_LOSS else boot.current()
+            ended = dataclasses.replace(state.manifest, restoring=None, restoring_damaged=False, in_use=in_use)
             try:
-                state.store(dataclasses.replace(state.manifest, restoring=None, in_use=in_use))
+                state.store(ended)
             except OSError as error:
                 reason = f"cannot write the manifest: {os_error.reason(error)}"
                 raise errors.VolumeError(state.name, reason, "check the disk and go on") from error

@@ -24,6 +24,8 @@ It is right because:
   they must be as good as the primary.
 * Only the thread that settles writes to a pending chunk.  One thread settles at a time, for all that wait.  It needs no
   gate, so the holder of the gate may settle.
+* What is settled was compared with its checksums a moment before.  Damage is never settled, unless the administrator
+  accepted it.
 * A read that saw a chunk pending may find it settled and overwritten when it asks the view.  The view has the snapshot's
   content all the same (rule 3), and the read began before that write ended.
 """
@@ -37,6 +39,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
+from lun_backends.damage import Damage, OnDamage
 from lun_backends.files import os_error
 from lun_backends.volumes import pending_chunks
 
@@ -58,6 +61,14 @@ class Moment:
             self._view.readv(offset, block_device.slice_buffers(buffers, 0, inside))
         _zero(block_device.slice_buffers(buffers, inside, length - inside))
 
+    def read_checked(self, offset: int, buffers: Buffers, on_damage: OnDamage | None) -> None:
+        """Read as `BlockDevice.read_checked`."""
+        length = block_device.total_length(buffers)
+        inside = self._inside(offset, length)
+        if inside:
+            self._view.read_checked(offset, block_device.slice_buffers(buffers, 0, inside), on_damage)
+        _zero(block_device.slice_buffers(buffers, inside, length - inside))
+
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         inside = self._inside(offset, length)
         if inside and not self._view.read_now(offset, inside, block_device.slice_buffers(buffers, 0, inside)):
@@ -75,6 +86,10 @@ class Moment:
     def _inside(self, offset: int, length: int) -> int:
         """Return how many bytes of the range the view has."""
         return max(0, min(length, self._view.size - offset))
+
+
+def _accept(_damage: Damage) -> None:
+    """Take damaged blocks as they are: `rollback.begin` reported them."""
 
 
 def _zero(buffers: Buffers) -> None:
@@ -115,6 +130,8 @@ class RollbackOverlay:
         self.record = record
         self.pending = record.chunks
         self.total = len(record.chunks)
+        self.accept_damage = False
+        """Whether damaged blocks of the snapshot are taken as they are; otherwise reading and settling them fails."""
         self._primary = primary
         self._moment = Moment(view, primary.size)
         self._chunk_size = chunk_size
@@ -133,8 +150,13 @@ class RollbackOverlay:
             self._primary.readv(offset, buffers)
             return
         for start, count, waiting in self._runs(offset, length):
-            source = self._moment if waiting else self._primary
-            source.readv(start, block_device.slice_buffers(buffers, start - offset, count))
+            part = block_device.slice_buffers(buffers, start - offset, count)
+            if not waiting:
+                self._primary.readv(start, part)
+            elif self.accept_damage:
+                self._moment.read_checked(start, part, _accept)
+            else:
+                self._moment.readv(start, part)
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """As the contract's."""
@@ -230,7 +252,7 @@ class RollbackOverlay:
         changed = []
         for index, (offset, length) in enumerate(places):
             piece = self._piece(index, length)
-            self._moment.readv(offset, [piece])
+            self._moment.read_checked(offset, [piece], _accept if self.accept_damage else None)
             there = self._there[:length]
             self._primary.readv(offset, [there])
             if bytes(there) != bytes(piece):

@@ -37,6 +37,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lun_backends import block_device, tracking
+from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
 from lun_backends.volumes import deleting, errors, move_down, opening, policy, rollback, taking
@@ -202,7 +203,7 @@ class Volume:
         *,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
-        on_damage: Callable[[block_device.Damage], None] | None = None,
+        on_damage: OnDamage | None = None,
         accept_loss: bool = False,
     ) -> None:
         """Delete a snapshot.
@@ -226,7 +227,7 @@ class Volume:
         *,
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
-        on_damage: Callable[[block_device.Damage], None] | None = None,
+        on_damage: OnDamage | None = None,
     ) -> None:
         """Go on with all deletions that a crash or a cancellation stopped.  As `delete_snapshot`."""
         state = self.state
@@ -248,16 +249,32 @@ class Volume:
     # Rollback and size ----------------------------------------------------------------------------------------------
 
     def begin_rollback(
-        self, name: str, identity: uuid.UUID | None = None, *, cancelled: Callable[[], bool] | None = None
+        self,
+        name: str,
+        identity: uuid.UUID | None = None,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        on_damage: OnDamage | None = None,
     ) -> None:
         """Roll the volume back to a snapshot.
 
-        When this returns the volume has the snapshot's content, for good, and `continue_rollback` has to bring the
-        primary there.  Blocks that the volume has grown by since the snapshot read as zeroes.
+        First this reads all of the snapshot that the volume does not have any longer, and compares it with its checksums.
+        When it returns the volume has the snapshot's content, for good, and `continue_rollback` has to bring the primary
+        there.  Blocks that the volume has grown by since the snapshot read as zeroes.
 
-        Raises NoSuchSnapshot, RollbackRefused, RollbackUnderWay; RollbackStopped when `cancelled` returns True.
+        Damaged blocks refuse the rollback (DamageFound).  With `on_damage` they are taken as they are, unreadable ones as
+        zeroes, and `on_damage` is called for them.
+
+        Raises NoSuchSnapshot, RollbackRefused, DamageFound, RollbackUnderWay; RollbackStopped when `cancelled` returns True.
         """
-        rollback.begin(self.state, name, identity, cancelled)
+        rollback.begin(self.state, name, identity, cancelled, on_damage)
+
+    def accept_damage(self) -> None:
+        """Let the rollback under way take damaged blocks of the snapshot as they are, also after a restart.
+
+        Raises VolumeError.
+        """
+        rollback.accept_damage(self.state)
 
     def continue_rollback(
         self,
@@ -270,7 +287,7 @@ class Volume:
         Calls `progress` with (bytes done, bytes in all).  Returns False if `cancelled` stopped it; the volume has the
         snapshot's content all the same.
 
-        Raises VolumeError, PreserveFailed, and the errors of reading and writing.  It may be called again.
+        Raises VolumeError, DamageFound, PreserveFailed, and the errors of reading and writing.  It may be called again.
         """
         return rollback.go_on(self.state, progress, cancelled)
 

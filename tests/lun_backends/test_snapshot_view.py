@@ -6,12 +6,12 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from collections.abc import Callable
 
 import pytest
 
 from lun_backends import block_device
-from lun_backends.block_device import Buffers, Damage, ExtentKind
+from lun_backends.block_device import Buffers, ExtentKind
+from lun_backends.damage import Damage, OnDamage
 from lun_backends.snapshot_view import Chain, SnapshotView
 from tests.lun_backends.memory_side import SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
@@ -102,9 +102,7 @@ def test_thousands_of_snapshots_are_read_through(primary: MemoryDevice) -> None:
 
 def test_checked_reads_check_every_link(primary: MemoryDevice, links: list[MemorySide], chain: Chain) -> None:
     class Spoiled(MemorySide):
-        def read_checked(
-            self, offset: int, buffers: Buffers, on_damage: Callable[[Damage], None] | None = None
-        ) -> None:
+        def read_checked(self, offset: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
             self.readv(offset, buffers)
             damage = Damage(offset, block_device.total_length(buffers), "spoiled", uuid.UUID(int=9))
             if on_damage is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
-from lun_backends.block_device import Damage
+from lun_backends.damage import Damage
 from lun_backends.stores import reader, thin
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data, read

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
-from lun_backends.block_device import Damage
+from lun_backends.damage import Damage
 from lun_backends.stores import contents, thin
 from lun_backends.volumes import errors, move_down, volume
 from lun_backends.volumes.snapshot import Snapshot

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device
+from lun_backends.damage import Damage
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
+from lun_backends.stores import thin
 from lun_backends.volumes import errors, pending_chunks, rollback, rollback_overlay, volume
+from tests.faults.storage import FaultyIO
 from tests.lun_backends import store_factory
+from tests.lun_backends.rotting import rot
 from tests.lun_backends.volumes.history import BLOCK, CHUNK, SIZE, History, fill, read
 
 
@@ -308,3 +312,84 @@ def test_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     opened = volume.Volume.open(after / "v")
     assert opened.snapshot("a").invalid_reason
     opened.close()
+
+
+def test_damaged_snapshot_is_not_rolled_back_to(made: History) -> None:
+    before = read(made.volume.device)
+    rot(made.volume.snapshot("b"), 8)
+    rot(made.volume.snapshot("b"), 9)
+    rot(made.volume.snapshot("c"), 14)
+    for name, blocks in (
+        ("a", "blocks 64 to 79 and 112 to 119 of 'a'"),
+        ("b", "blocks 64 to 79 and 112 to 119 of 'b'"),
+    ):
+        with pytest.raises(errors.DamageFound) as caught:
+            made.volume.begin_rollback(name)
+        assert f"{blocks} are damaged: CRC32C is 0x" in caught.value.reason
+        assert "--damaged" in caught.value.remedy
+    assert made.volume.rolling_back_to is None
+    assert read(made.volume.device) == before
+    with pytest.raises(errors.DamageFound, match="blocks 112 to 119 of 'c'"):
+        made.volume.begin_rollback("c")
+    assert {path.suffix for path in (made.volume.directory / "snapshots").iterdir()} == {".map", ".chunks"}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_accepted_damage_is_taken_as_it_is(made: History, restarted: bool) -> None:
+    rot(made.volume.snapshot("b"), 8, at=5)
+    moment = bytearray(made.moments["a"])
+    moment[8 * CHUNK + 5] ^= 1
+    found: list[Damage] = []
+    made.volume.begin_rollback("a", on_damage=found.append)
+    assert [(damage.offset, damage.length) for damage in found] == [(8 * CHUNK, CHUNK)]
+    assert found[0].kept_in == made.volume.snapshot("b").uuid
+    if restarted:
+        made.reopen()
+    assert read(made.volume.device) == moment
+    data = bytearray(BLOCK)
+    assert not made.volume.device.read_now(8 * CHUNK, BLOCK, [memoryview(data)])
+    fill(made.volume.device, 3, 8 * CHUNK + BLOCK, BLOCK)
+    moment[8 * CHUNK + BLOCK : 8 * CHUNK + 2 * BLOCK] = random.Random(3).randbytes(BLOCK)
+    assert made.volume.continue_rollback()
+    assert read(made.volume.device) == moment
+    made.reopen()
+    assert read(made.volume.device) == moment
+    with pytest.raises(block_device.DamagedBlocks):
+        read(made.volume.snapshot("a").view)
+
+
+def test_damage_that_comes_later_stops_the_rollback_until_it_is_accepted(made: History) -> None:
+    made.volume.begin_rollback("a")
+    rot(made.volume.snapshot("b"), 8, at=5)
+    with pytest.raises(errors.DamageFound) as caught:
+        made.volume.continue_rollback()
+    assert "blocks 64 to 71 of the snapshot are damaged" in caught.value.reason
+    with pytest.raises(block_device.DamagedBlocks):
+        fill(made.volume.device, 3, 8 * CHUNK, BLOCK)
+    made.reopen()
+    with pytest.raises(block_device.DamagedBlocks):
+        read(made.volume.device)
+    with pytest.raises(errors.DamageFound):
+        made.volume.continue_rollback()
+    made.volume.accept_damage()
+    moment = bytearray(made.moments["a"])
+    moment[8 * CHUNK + 5] ^= 1
+    assert read(made.volume.device) == moment
+    made.reopen()
+    assert made.volume.continue_rollback()
+    assert read(made.volume.primary) == moment
+    manifest_text = (made.volume.directory / "volume.json").read_text()
+    assert "restoring_damaged" not in manifest_text  # an older version refuses fields that it does not know
+
+
+def test_unreadable_blocks_are_named_before_a_rollback_and_zeroes_on_demand(tmp_path: Path) -> None:
+    io = FaultyIO()
+    made = History(tmp_path, io)
+    path = thin.files(made.volume.directory / "snapshots" / str(made.volume.snapshot("c").uuid))[1]
+    io.fail("preadv", errno.EIO, path=path.name)
+    with pytest.raises(errors.DamageFound, match=r"blocks 64 to 127.* of 'c' are damaged: .*Input/output error"):
+        made.volume.begin_rollback("c")
+    made.volume.begin_rollback("c", on_damage=lambda _: None)
+    assert made.volume.continue_rollback()
+    assert read(made.volume.device, 15 * CHUNK, CHUNK) == bytes(CHUNK)
+    made.volume.close()
