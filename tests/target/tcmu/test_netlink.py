@@ -164,6 +164,14 @@ def test_expected_device_is_not_waited_for_and_then_waiting_comes_back(kernel: K
     assert [event.minor for event in listening.events] == [1, 2]
 
 
+def test_removal_meanwhile_is_answered_and_does_not_end_the_expectation(kernel: KernelEnd, listen: Listen) -> None:
+    listening = listen(0)
+    listening.listener.expect_device()
+    assert kernel.receive() == (netlink.SET_FEATURES, {"SUPP_KERN_CMD_REPLY": 0})
+    kernel.announce(REMOVED, minor=2, device_id=2)
+    assert kernel.receive() == (netlink.REMOVED_DONE, {"CMD_STATUS": 0, "DEVICE_ID": 2})
+
+
 def test_waiting_comes_back_if_the_expected_device_does_not(
     kernel: KernelEnd, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
