@@ -64,8 +64,9 @@ stops none.  Set the clock if it is wrong.  Otherwise delete the snapshot when y
 goes by itself in its turn.""",
     "initiator-broken": """\
 The entry in `access.initiators` admits no initiator, because a file with its secret cannot be used: the file is missing, other
-users can read it, it belongs to another user, or its secret is not 12 to 255 bytes long.  Meanwhile these initiators are refused,
-even if a later entry matches them.  Correct the file; then use `set auth` again, or start the daemon again.""",
+users can read it, it belongs to another user, its secret is not 12 to 255 bytes long, or the target proves itself to another
+initiator with that secret.  Meanwhile these initiators are refused, even if a later entry matches them.  Correct the file; then
+use `set auth` again, or start the daemon again.""",
     "low-space": f"""\
 Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
 to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",

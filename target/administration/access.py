@@ -67,7 +67,7 @@ class AccessChanges:
         left = tuple(initiator for initiator in known if initiator is not deleted)
         self._become_with(left, force=force, dry_run=dry_run)
         if not dry_run:
-            self._secrets.forget(name)
+            self._forget_secrets(deleted)
 
     def set_auth(self, name: str, request: messages.SetAuth | None, *, dry_run: bool) -> None:
         """Require CHAP of an initiator from its next login on, or (None) no longer.  Its sessions stay."""
@@ -75,11 +75,12 @@ class AccessChanges:
         if request is None:
             self._replace(before, before.model_copy(update={"chap": None}), force=True, dry_run=dry_run)
             if not dry_run:
-                self._secrets.forget(name)
+                self._forget_secrets(before)
             return
         chap = self._chap(name, request)
         try:
-            access.credentials_of(chap, request.secret, request.target_secret)
+            proof = access.credentials_of(chap, request.secret, request.target_secret)
+            self._inventory.access.rules.check_apart(before.name, proof)
         except access.SecretFileRefused as refused:
             raise problems.invalid(f"the CHAP of {name}", str(refused)) from None
         if dry_run:
@@ -87,6 +88,13 @@ class AccessChanges:
         with problems.translated(f"the secrets of {name} cannot be stored"):
             self._secrets.keep(name, request.secret, request.target_secret)
         self._replace(before, before.model_copy(update={"chap": chap}), force=True, dry_run=False)
+
+    def _forget_secrets(self, initiator: settings.Initiator) -> None:
+        """Remove the secrets that `set auth` stored for an initiator, unless an entry in force names their files."""
+        entries = self._in_force.settings.access.initiators or ()
+        self._secrets.forget(
+            initiator.name, initiator.chap, [entry.chap for entry in entries if entry.chap is not None]
+        )
 
     def _chap(self, name: str, request: messages.SetAuth) -> settings.Chap:
         file, target_file = self._secrets.files(name)

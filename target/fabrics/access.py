@@ -9,7 +9,7 @@
 | fits a pattern in the list                                  | as the first such entry says                   |
 | none of these                                               | no                                             |
 
-An entry whose secrets cannot be read refuses its initiators, and they do not fall through to a later entry.  Names are
+An entry whose secrets cannot be used refuses its initiators, and they do not fall through to a later entry.  Names are
 compared without regard to case (RFC 7143 4.2.7.2).
 
 The event loop asks `Access`, and any thread may change it: the rules in force are one immutable object, which is replaced as
@@ -22,8 +22,8 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from target.configuration import settings, values
@@ -35,6 +35,9 @@ from target.scsi import logical_unit, nexus
 
 _ALGORITHMS = {values.ChapAlgorithm.SHA256: Algorithm.SHA_256, values.ChapAlgorithm.MD5: Algorithm.MD5}
 _SECRET_FILE_MAXIMUM = 4096
+_KNOWN = (
+    "its secret is the one by which the target proves itself to {}, which knows it: choose another (RFC 7143 9.2.1)"
+)
 
 
 class SecretFileRefused(Exception):
@@ -151,12 +154,14 @@ class Rules:
 
     @classmethod
     def read(cls, wanted: settings.Access, state_dir: Path) -> Rules:
-        """Return the rules for `wanted`.  A secret that cannot be read breaks its own rule only."""
+        """Return the rules for `wanted`.
+
+        A secret that cannot be read breaks its own rule only, and so does a secret by which the target proves itself.
+        """
         exact: dict[str, Rule] = {}
         patterns: list[tuple[re.Pattern[str], Rule]] = []
-        for initiator in wanted.initiators or ():
-            rule = _rule(initiator, state_dir)
-            name = initiator.name.lower()
+        for rule in _apart([_rule(initiator, state_dir) for initiator in wanted.initiators or ()]):
+            name = rule.name.lower()
             if values.is_pattern(name):
                 patterns.append((re.compile(fnmatch.translate(name)), rule))
             else:
@@ -192,8 +197,34 @@ class Rules:
         return rule is not None and not rule.broken and bool(self.wanted.networks or self.wanted.initiators)
 
     def broken(self) -> list[Rule]:
-        """Return the rules that refuse their initiators because their secrets cannot be read."""
-        return [rule for rule in (*self.exact.values(), *(rule for _, rule in self.patterns)) if rule.broken]
+        """Return the rules that refuse their initiators because their secrets cannot be used."""
+        return [rule for rule in self._all() if rule.broken]
+
+    def check_apart(self, name: str, proof: Credentials) -> None:
+        """Raise SecretFileRefused if a secret that the entry `name` is to have is another entry's for the other direction."""
+        for rule in self._all():
+            theirs = rule.credentials
+            if theirs is not None and rule.name != name:
+                if proof.secret == theirs.target_secret:
+                    raise SecretFileRefused(_KNOWN.format(rule.name))
+                if proof.target_secret == theirs.secret:
+                    raise SecretFileRefused(f"the target cannot prove itself with the secret of {rule.name}")
+
+    def _all(self) -> Iterator[Rule]:
+        yield from self.exact.values()
+        yield from (rule for _, rule in self.patterns)
+
+
+def _apart(rules: Sequence[Rule]) -> Iterator[Rule]:
+    """Yield the rules; one whose secret another initiator knows, because the target proves itself with it, is broken."""
+    known = {
+        rule.credentials.target_secret.reveal(): rule.name
+        for rule in rules
+        if rule.credentials is not None and rule.credentials.target_secret is not None
+    }
+    for rule in rules:
+        owner = None if rule.credentials is None else known.get(rule.credentials.secret.reveal())
+        yield rule if owner is None else replace(rule, broken=_KNOWN.format(owner))
 
 
 def _rule(wanted: settings.Initiator, state_dir: Path) -> Rule:

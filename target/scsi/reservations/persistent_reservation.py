@@ -21,6 +21,7 @@ I_T nexus.  A registration survives the session.  These are the permissions of a
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -30,6 +31,8 @@ from target.scsi.sense import Asc
 
 MAX_REGISTRATIONS = 1024
 """The bound for one unit: registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
+MAX_REGISTRATIONS_EACH = 64
+"""The bound for one initiator, so that none takes the room of the others."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -143,8 +146,11 @@ def _attentions(ports: Iterable[InitiatorPort], asc: Asc) -> dict[InitiatorPort,
     return dict.fromkeys(ports, asc)
 
 
-def _check_room(keys: Mapping[InitiatorPort, int]) -> None:
-    if len(keys) > MAX_REGISTRATIONS:
+def _check_room(before: Mapping[InitiatorPort, int], keys: Mapping[InitiatorPort, int]) -> None:
+    """Raise CheckCondition if there are too many registrations, unless `before` had them, too."""
+    new = keys.keys() - before.keys()
+    each = Counter(port.initiator for port in keys)
+    if new and (len(keys) > MAX_REGISTRATIONS or any(each[port.initiator] > MAX_REGISTRATIONS_EACH for port in new)):
         raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
 
 
@@ -172,7 +178,7 @@ def register(
         keys[port] = new_key
         for other in also:
             keys[other] = new_key
-        _check_room(keys)
+        _check_room(state.keys, keys)
         return Outcome(replace(_next(state, keys, state.reservation), persists=persists))
     if port not in keys:
         return Outcome(state)
@@ -263,5 +269,5 @@ def register_and_move(
     keys = {**state.keys, to: new_key}
     if unregister:
         del keys[port]
-    _check_room(keys)
+    _check_room(state.keys, keys)
     return Outcome(replace(_next(state, keys, Reservation(held.type, to)), persists=persists))

@@ -14,7 +14,7 @@ from target.service.service import Service
 from tests.target.administration.conftest import IQN
 from tests.target.administration.fabric import BookFabric
 
-ANN = "iqn.2026-11.org.example:ann"
+ANN, BOB = "iqn.2026-11.org.example:ann", "iqn.2026-11.org.example:bob"
 
 
 def put(admin: Administration, request: messages.Initiator, *, create: bool = True, force: bool = False) -> None:
@@ -104,14 +104,15 @@ def test_chap_is_set_with_its_secrets_and_removed_with_them(admin: Administratio
     admin.set_auth(ANN, request, dry_run=True)
     assert not secrets.exists()
     admin.set_auth(ANN, request, dry_run=False)
-    assert sorted(path.read_text() for path in secrets.iterdir()) == ["secret of ann\n", "secret of target\n"]
+    files = [path for path in secrets.rglob("*") if path.is_file()]
+    assert sorted(path.read_text() for path in files) == ["secret of ann\n", "secret of target\n"]
     (entry,) = admin.running().access.initiators or ()
     assert entry.chap is not None
     assert entry.chap.name == "ann"
     admin.set_auth(ANN, None, dry_run=False)
     (entry,) = admin.running().access.initiators or ()
     assert entry.chap is None
-    assert list(secrets.iterdir()) == []
+    assert not any(path.is_file() for path in secrets.rglob("*"))
 
 
 def test_secret_that_cannot_be_used_is_refused_and_not_stored(admin: Administration, tmp_path: Path) -> None:
@@ -119,3 +120,29 @@ def test_secret_that_cannot_be_used_is_refused_and_not_stored(admin: Administrat
     with pytest.raises(problems.Problem, match=f"the CHAP of {ANN}"):
         admin.set_auth(ANN, messages.SetAuth("ann", "short"), dry_run=False)
     assert not (tmp_path / "state" / "secrets").exists()
+
+
+def test_secret_that_another_initiator_knows_is_refused(admin: Administration) -> None:
+    """The target proves itself to `ann` with a secret, which `ann` knows; nobody may log in with that one."""
+    for name in (ANN, BOB):
+        put(admin, messages.Initiator(name))
+    admin.set_auth(ANN, messages.SetAuth("ann", "secret of ann", "target", "secret of target"), dry_run=False)
+    with pytest.raises(problems.Problem, match=f"the CHAP of {BOB}: its secret is the one by which .* to {ANN}, which"):
+        admin.set_auth(BOB, messages.SetAuth("bob", "secret of target"), dry_run=False)
+    with pytest.raises(problems.Problem, match=f"the target cannot prove itself with the secret of {ANN}"):
+        admin.set_auth(BOB, messages.SetAuth("bob", "secret of bob", "target", "secret of ann"), dry_run=False)
+    admin.set_auth(BOB, messages.SetAuth("bob", "secret of bob", "target", "secret of target"), dry_run=False)
+    admin.set_auth(ANN, messages.SetAuth("ann", "secret of ann, anew", "target", "secret of target"), dry_run=False)
+
+
+def test_secrets_that_another_entry_uses_stay(admin: Administration, tmp_path: Path) -> None:
+    put(admin, messages.Initiator(ANN))
+    admin.set_auth(ANN, messages.SetAuth("ann", "secret of ann"), dry_run=False)
+    (entry,) = admin.running().access.initiators or ()
+    assert entry.chap is not None
+    file = tmp_path / "state" / entry.chap.secret_file
+    put(admin, messages.Initiator(BOB, chap=messages.Chap("bob", str(entry.chap.secret_file))))
+    admin.delete_initiator(ANN, force=False, dry_run=False)
+    assert file.exists()
+    admin.delete_initiator(BOB, force=False, dry_run=False)
+    assert file.exists(), "it is not the file of that initiator"

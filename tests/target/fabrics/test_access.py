@@ -209,6 +209,23 @@ class TestProof:
         with pytest.raises(SecretFileRefused, match="same secret"):
             access.credentials(chap, tmp_path)
 
+    def test_secret_that_another_initiator_knows_breaks_its_entry(self, tmp_path: Path) -> None:
+        """An older version could store the target's secret for one initiator in the secret file of another."""
+        secret_file(tmp_path / "ann")
+        secret_file(tmp_path / "target", "another secret")
+        policy = access_of(
+            f"""
+        initiators:
+          - {{name: '{ANN}', chap: {{name: a, secret_file: ann, target_name: w, target_secret_file: target}}}}
+          - {{name: '{BOB}', chap: {{name: b, secret_file: target}}}}
+        """,
+            tmp_path,
+        )
+        assert admitted(policy, ANN)
+        assert not admitted(policy, BOB)
+        (broken,) = policy.rules.broken()
+        assert broken.broken.startswith(f"its secret is the one by which the target proves itself to {ANN}")
+
 
 class TestSecretFiles:
     """A secret file must be closed to other users."""

@@ -400,11 +400,11 @@ class TestAttributes:
         good(served, f"{acl} set auth userid=ann password=a-long-secret")
         assert "userid=ann" in good(served, f"{acl} get auth userid")
         assert "a-long-secret" not in good(served, f"{acl} get auth") + good(served, f"{acl} export")
-        assert (served.state / "secrets" / ANN).stat().st_mode & 0o777 == 0o600
+        assert (served.state / "secrets" / "initiators" / ANN / "initiator").stat().st_mode & 0o777 == 0o600
         assert "both directions have the same secret" in refused(
             served, f"{acl} set auth userid=ann password=same-same-same mutual_userid=w mutual_password=same-same-same"
         )
         good(served, f"{acl} set auth userid=")
-        assert not (served.state / "secrets" / ANN).exists()
+        assert not (served.state / "secrets" / "initiators" / ANN).exists()
         good(served, f"{TPG}/acls delete {ANN}")
         assert running(served).access.initiators == ()

@@ -239,6 +239,16 @@ def test_registrations_are_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert out(ports[3], REGISTER, 0, 7).status == GOOD
 
 
+def test_registrations_of_one_initiator_leave_room_for_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = [bench.login("iqn.2026-11.x:many", f"{number:012x}") for number in range(4)]
+    for port in ports[:3]:
+        assert out(port, REGISTER, 0, 7).status == GOOD
+    monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS_EACH", 2)  # a file of an older version may have more
+    assert out(ports[3], REGISTER, 0, 7).asc == 0x5504
+    assert out(ports[0], REGISTER, 7, 8).status == GOOD
+    assert out(bench.login("iqn.2026-11.x:other", "000000000001"), REGISTER, 0, 7).status == GOOD
+
+
 def again(bench: Bench, tmp_path: Path) -> Bench:
     return Bench(state_dir=tmp_path, device=bench.device)
 
