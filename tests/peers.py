@@ -18,6 +18,7 @@ from pathlib import Path
 
 PEERS: Mapping[str, str] = {
     "curl": "curl",
+    "dbus-daemon": "dbus-daemon",
     "e2fsck": "e2fsprogs",
     "iscsi-inq": "libiscsi-bin",
     "iscsi-ls": "libiscsi-bin",
