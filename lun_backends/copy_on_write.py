@@ -232,7 +232,7 @@ class CopyOnWrite(block_device.BlockDevice):
     def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Copy what can be copied from page cache to page cache, on the caller's thread.
 
-        Handing each copy to a worker would cost more than the copy.  Left over are chunks that must be read from the disk,
+        Handing each copy to a worker would cost more than the copy.  It leaves out chunks that must be read from the disk,
         chunks written in part, and copies that fail.  The writes find them missing, and wait where waiting is allowed.
         """
         return self.preserver.preserve_now(ranges)

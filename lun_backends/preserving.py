@@ -33,7 +33,7 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 _ROUND = 8 << 20  # bytes claimed and committed at a time: other writers may have to wait that long for a huge write
 _ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: other commands may have to wait that long
 _RUN = 1 << 20  # bytes copied per system call: page cache in larger folios costs half as much per byte
-# Seconds for a round on an event loop.  It takes a tenth of that, so one that takes longer and gave up the processor
+# Seconds for a round on an event loop.  It takes a tenth of that, so one that takes longer and yielded the processor
 # meanwhile waited for the disk.
 _SLOW_ROUND = 0.01
 # Rounds in which a second slow one counts: a single one may have met a commit of the file system's journal.
@@ -76,13 +76,15 @@ class Decision(enum.Enum):
 
     REFUSE = enum.auto()  # refuse it (PreserveFailed)
     AGAIN = enum.auto()  # try the copy again: room was made meanwhile
-    GIVE_UP = enum.auto()  # the snapshot is invalid *and marked so on disk*: copy-on-write disarms, the write goes on
+    INVALIDATED = (
+        enum.auto()
+    )  # the snapshot is invalid *and marked so on disk*: copy-on-write disarms, the write goes on
 
 
 ErrorPolicy = Callable[[WriteOnceSide, block_device.BlockDeviceError, float], Decision]
 """Decides about a copy that failed; the last argument is the `time.monotonic()` at which it began.
 
-Several threads may call it at once, also for a side that was given up a moment ago."""
+Several threads may call it at once, also for a side that was invalidated a moment ago."""
 
 
 def fail_writes(_side: WriteOnceSide, _error: block_device.BlockDeviceError, _began: float) -> Decision:
@@ -123,7 +125,7 @@ class Side:
 class Preserver:
     """Preserves chunks of `chunk_size` bytes of `primary` in the device of the current `side`; thread-safe.
 
-    `disarm` is called when `on_error` decided to give the snapshot up.
+    `disarm` is called when `on_error` has invalidated the snapshot.
     """
 
     def __init__(
@@ -282,7 +284,7 @@ class Preserver:
         match self.on_error(side.device, error, began):
             case Decision.AGAIN:
                 return False
-            case Decision.GIVE_UP:
+            case Decision.INVALIDATED:
                 if side is self.side:
                     self._disarm()
                 return True
@@ -410,7 +412,7 @@ def _nothing() -> None:
 
 
 def _waits() -> int:
-    """Return how often this thread gave up the processor to wait; preemption on a busy machine does not count."""
+    """Return how often this thread yielded the processor to wait; preemption on a busy machine does not count."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 

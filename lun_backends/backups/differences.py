@@ -2,8 +2,8 @@
 """The changes between two moments of a volume, which an incremental backup reads.
 
 A chunk that changed after a moment was preserved in the snapshot that was newest at its first change (rules 1 and 8,
-lun_backends/README.md).  So all changes from snapshot *a* to snapshot *b* are in the write-once devices from *a* up to but
-without *b*, and no other place has to be asked.  The cost of `changed` grows with the preserved chunks, not with the size of the
+lun_backends/README.md).  So all changes from snapshot *a* to snapshot *b* are in the write-once devices from *a* up to
+*b*, without *b* itself, and no other place has to be asked.  The cost of `changed` grows with the preserved chunks, not with the size of the
 volume.  It may name a chunk whose content is the same after all (written with the content it had, or written back), but it
 never leaves a changed one out.  `differing` compares the content.
 """
@@ -68,7 +68,7 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
 def _between(
     owner: volume.Volume, first: snapshot.Snapshot, last: snapshot.Snapshot | None
 ) -> tuple[snapshot.Snapshot, ...]:
-    """Return the snapshots from `first` up to but without `last`; all from `first` on if that is None."""
+    """Return the snapshots from `first` up to `last`, without `last` itself; all from `first` on if that is None."""
     snapshots = owner.snapshots
     for bound in (first, last):
         if bound is not None and (bound not in snapshots or bound.deleting):

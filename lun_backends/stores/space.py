@@ -39,7 +39,7 @@ class Space:
 
     @property
     def full(self) -> bool:
-        """Whether no more may be taken."""
+        """Whether the limit is reached."""
         limit = self.limit  # another thread may change it
         return limit is not None and self.used >= limit
 

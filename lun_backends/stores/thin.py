@@ -489,16 +489,16 @@ class ThinStore:
         self._map.sync()
 
     def _break(self, error: BaseException, lba: int) -> block_device.MediumError:
-        """Take no more writes, and return the error for the one at `lba`."""
+        """Refuse all further writes, and return the error for the one at `lba`."""
         if not self._broken:
             self._broken = os_error.reason(error) if isinstance(error, OSError) else repr(error)
         return block_device.MediumError(
-            lba, True, f"{self._file.path}: syncing failed ({self._broken}); it takes no more writes"
+            lba, True, f"{self._file.path}: syncing failed ({self._broken}); it accepts no further writes"
         )
 
     def _refuse_if_broken(self, lba: int) -> None:
         if self._broken:
-            why = f"{self._file.path}: an earlier sync failed ({self._broken}); it takes no more writes"
+            why = f"{self._file.path}: an earlier sync failed ({self._broken}); it accepts no further writes"
             raise block_device.MediumError(lba, True, why)
 
     def _write_error(self, error: OSError, lba: int) -> block_device.BlockDeviceError:

@@ -7,12 +7,12 @@
 | ---------------------------------------------------------- | ----------------------------------------------------- |
 | make the files; write the manifests beside those in force  | none                                                  |
 | hold the writes of all volumes, flush them                 | none                                                  |
-| put the manifests in force; their new records name the group | none: opening a volume drops such a record, unless    |
+| put the manifests in force; their new records name the group | none: opening a volume removes such a record, unless  |
 | make the group's file                                      | all: ... the file is there                            |
 | arm copy-on-write in all, release                          | all                                                   |
 | take the group out of the manifests, remove its file       | all                                                   |
 
-No write is let through between the first manifest and the group's file, so a snapshot that is dropped is empty.
+No write is let through between the first manifest and the group's file, so a snapshot whose record is removed is empty.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Enforcer:
             except (block_device.BlockDeviceError, OSError):
                 self.listener(policy.WriteRefused(error))
                 return Decision.REFUSE
-            return Decision.GIVE_UP
+            return Decision.INVALIDATED
 
     def invalidate(self, snapshot: Snapshot, reason: str) -> None:
         """Mark a snapshot invalid, durably.  Raises MediumError, OSError."""

@@ -67,7 +67,7 @@ def _check_name(name: str) -> str:
 
 
 def bad_label(key: str, value: str) -> str:
-    """Return what is wrong with a label; an empty text if a snapshot may have it."""
+    """Return the fault of a label; an empty text if a snapshot may have it."""
     if not names.valid(key):
         return f"{key!r} is no key for a label: a key is {names.RULE}"
     if len(value) > LABEL_MAX or not value.isprintable():
@@ -117,7 +117,7 @@ class SnapshotRecord:
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_reason(cls, data: object) -> object:
-        """Drop a field that older versions wrote, always empty."""
+        """Remove a field that older versions wrote, always empty."""
         return {key: value for key, value in data.items() if key != "reason"} if isinstance(data, dict) else data
 
 
@@ -200,7 +200,7 @@ def first_problem(error: ValueError) -> str:
 
 
 def _first(error: pydantic.ValidationError) -> tuple[str, str]:
-    """Return the first of the problems: (field, what is wrong with it)."""
+    """Return the first of the problems: (field, its fault)."""
     first = error.errors(include_url=False)[0]
     return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 

@@ -16,7 +16,7 @@ the snapshot's.  Chunks that have the right content already are only taken out.
 
 It is right because:
 
-* Pending at first are the chunks that this snapshot or any newer one has: all that changed since.  Blocks that the volume
+* At first, the chunks that this snapshot or any newer one has are pending: all that changed since.  Blocks that the volume
   has grown by since are pending, too, and read as zeroes.
 * During a rollback no snapshot is taken, deleted or invalidated, and the volume is not resized.  So the newest snapshot is
   the same throughout, and the view has every snapshot that it needs.
@@ -144,7 +144,7 @@ class RollbackOverlay:
         self._there = memoryview(mmap.mmap(-1, chunk_size))
 
     def readv(self, offset: int, buffers: Buffers) -> None:
-        """As the contract's."""
+        """See the contract in `block_device`."""
         length = block_device.total_length(buffers)
         if offset + length > self._primary.size or self._is_settled(offset, length):
             self._primary.readv(offset, buffers)
@@ -159,7 +159,7 @@ class RollbackOverlay:
                 self._moment.readv(start, part)
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        """As the contract's."""
+        """See the contract in `block_device`."""
         if offset + length > self._primary.size or self._is_settled(offset, length):
             return self._primary.read_now(offset, length, buffers)
         for start, count, waiting in self._runs(offset, length):
@@ -169,7 +169,7 @@ class RollbackOverlay:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """As the contract's."""
+        """See the contract in `block_device`."""
         if offset + length > self._primary.size or self._is_settled(offset, length):
             yield from self._primary.extents(offset, length)
             return

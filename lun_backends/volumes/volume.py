@@ -11,7 +11,7 @@ the manifest is the change:
 | change          | before the manifest is replaced                  | after                                                |
 | --------------- | ------------------------------------------------ | ---------------------------------------------------- |
 | create snapshot | make the files; hold writes; flush the primary   | extend the chain, arm copy-on-write; release         |
-| delete, oldest  | -                                                | shorten the chain, wait for its readers, drop files  |
+| delete, oldest  | -                                                | shorten the chain, wait for readers, remove files    |
 | delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
 |                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
 | roll back       | note which chunks changed; hold writes           | cover the primary with the snapshot, release; then   |

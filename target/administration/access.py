@@ -30,7 +30,7 @@ class AccessChanges:
         self._secrets = Secrets(inventory.state_dir)
 
     def change(self, request: messages.ChangeAccess, *, force: bool, dry_run: bool) -> None:
-        """Change what `access` says about all initiators."""
+        """Change the rules of `access` that hold for all initiators."""
         now = self._in_force.settings.access
         fields = now.model_dump(mode="json")
         if request.networks is not None:
@@ -143,7 +143,10 @@ class AccessChanges:
         sessions = self._inventory.fabric.sessions()
         ended = [session for session in sessions if not rules.keeps(session.initiator, session.address)]
         if ended:
-            users = [f"{each.initiator} from {each.address}" if each.address else each.initiator for each in ended]
+            users = [
+                f"{session.initiator} from {session.address}" if session.address else session.initiator
+                for session in ended
+            ]
             raise problems.in_use("the right to log in", users, problems.LOG_OUT)
         luns, users = self._inventory.scsi.luns, []
         for initiator in sorted({session.initiator for session in sessions if session.target is not None}):

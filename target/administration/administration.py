@@ -123,7 +123,7 @@ class Administration:
     # -- access ------------------------------------------------------------------------------------------------------
 
     def change_access(self, request: messages.ChangeAccess, *, force: bool, dry_run: bool) -> None:
-        """Change what `access` says about all initiators."""
+        """Change the rules of `access` that hold for all initiators."""
         with self._lock:
             self._access.change(request, force=force, dry_run=dry_run)
 
@@ -155,7 +155,7 @@ class Administration:
             return self._file.save(request, dry_run=dry_run)
 
     def restore(self, request: messages.ConfigurationFile, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Make the system what a file says, object by object: what cannot be done is reported, the rest is done."""
+        """Change the system, object by object, until it agrees with a file; report the changes that cannot be made."""
         wanted = self._file.read(request)
         with self._lock:
             return self._file.become(wanted, force=force, dry_run=dry_run)

@@ -88,7 +88,7 @@ class ConfigurationFile:
         return messages.Saved(str(path), changes, str(backup or ""))
 
     def read(self, request: messages.ConfigurationFile) -> settings.Settings:
-        """Return what a file says.  Raise Problem."""
+        """Return the settings in a file.  Raise Problem."""
         path = self._file(request)
         try:
             return reader.load(path)
@@ -102,7 +102,7 @@ class ConfigurationFile:
         return self._in_force.running().model_copy(update={"volumes": (), "access": settings.Access()})
 
     def become(self, wanted: settings.Settings, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Change the system, object by object, until it is what `wanted` says.  Return what was attempted."""
+        """Change the system, object by object, until it agrees with `wanted`.  Return the attempted changes."""
         now = self._in_force.running()
         attempts = _Attempts()
         self._refuse_next_start(attempts, now, wanted)

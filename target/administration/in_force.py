@@ -84,7 +84,7 @@ class InForce:
         return self.settings.model_copy(update={"volumes": volumes})
 
     def without_volume(self, name: str, *, mappings: bool) -> configuration.Settings:
-        """Return the settings without a volume, and without what is mapped of it if `mappings`."""
+        """Return the settings without a volume; with `mappings`, also without the mappings of its units."""
         now = self.settings
         return now.model_copy(
             update={

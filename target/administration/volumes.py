@@ -72,7 +72,7 @@ class VolumeChanges:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
 
     def become(self, before: settings.Volume, after: settings.Volume, *, force: bool, dry_run: bool) -> None:
-        """Make a configured volume what `after` says, also if it is not served now."""
+        """Change a configured volume until it agrees with `after`, even if it is not served now."""
         same = before.model_copy(update={key: getattr(after, key) for key in _WHILE_IN_USE}) == after
         if same and before.name not in self._inventory.failed:
             if not dry_run:

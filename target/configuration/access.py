@@ -118,11 +118,11 @@ class Access(values.Group):
         return problems
 
     def kernel_problems(self) -> Problems:
-        """Return what the kernel's target cannot do: it would let in initiators that these rules keep out."""
+        """Return the rules that the kernel's target cannot keep: it would let in initiators that they keep out."""
         problems: dict[Where, str] = {}
         if any(network.prefixlen for network in self.networks):
             problems["networks",] = (
-                "the kernel's target cannot tell networks apart: allow 0.0.0.0/0, listen on an address that only the "
+                "the kernel's target cannot distinguish networks: allow 0.0.0.0/0, listen on an address that only the "
                 "right initiators reach, and name them in access.initiators"
             )
         if self.discovery_chap:
@@ -131,7 +131,7 @@ class Access(values.Group):
             if values.is_pattern(initiator.name):
                 problems["initiators", index, "name"] = "the kernel's target takes whole names only, no patterns"
             if initiator.networks:
-                problems["initiators", index, "networks"] = "the kernel's target cannot tell networks apart"
+                problems["initiators", index, "networks"] = "the kernel's target cannot distinguish networks"
         return problems
 
 

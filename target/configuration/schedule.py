@@ -8,7 +8,7 @@ daemon ran are skipped; the current one is caught up once.
 
 `keep` has a number for each kind of period.  For the newest so many periods of that kind that have a snapshot at all,
 the last snapshot of each period is kept.  One snapshot may be kept for several kinds, and the newest of all is always
-kept.  A snapshot that was dropped once would not be kept later either, so it does not matter how often this runs.
+kept.  A snapshot that was deleted once would not be kept later either, so it does not matter how often this runs.
 
 A clock can be wrong, so the dates of two snapshots do not say which is newer: the order in which they were taken does.
 A snapshot that is dated in the future, or in 1970, stops no schedule.  It takes the place of one period, and loses it

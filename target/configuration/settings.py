@@ -58,7 +58,7 @@ class Lio(values.Group):
     """Whether this host itself gets the LUNs as disks, through tcm_loop."""
 
     def problems(self) -> Problems:
-        """Return what the kernel would not take."""
+        """Return the values that the kernel would refuse."""
         problems: dict[Where, str] = {}
         for index, listen in enumerate(self.listen):
             host, _, port = listen.rpartition(":")
@@ -119,7 +119,7 @@ class Settings(values.Group):
         return frozenset(lun for _, lun, _ in (*self._volume_luns(), *self._other_luns()))
 
     def _kernel_problems(self) -> Problems:
-        """Return what the kernel's target would not take, if it is the fabric."""
+        """Return the values that the kernel's target would refuse, if it is the fabric."""
         if self.fabric is not Fabric.LIO:
             return {}
         return {

@@ -22,7 +22,7 @@ LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
 LARGEST = (1 << 63) - 1
-"""The most bytes that a file may have: an off_t holds no more."""
+"""The most bytes that a file may have: the largest off_t."""
 
 NO_LUN = "none"
 

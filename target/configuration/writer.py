@@ -2,7 +2,7 @@
 """The writer of configuration files: it keeps what their authors wrote.
 
 The writer changes an existing file only where the file and the settings disagree.  Comments, order, quotes, units and
-keys that merely repeat a default stay.  It tells volumes, initiators and mapped LUNs apart by their names (LUNs), so
+keys that merely repeat a default stay.  It distinguishes volumes, initiators and mapped LUNs by their names (LUNs), so
 the removal of one removes its own lines and no others.  The result is read back and compared before it is used.
 
 A save replaces the file as a whole: it writes the new file beside the old one, syncs it, renames it over, and syncs the
@@ -32,7 +32,7 @@ HEADER = "# The configuration of this wolun, written by `saveconfig`.  Later sav
 
 _SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit"})
 _IDENTITIES: Mapping[str, str] = {"volumes": "name", "initiators": "name", "luns": "lun"}
-"""Lists of groups of keys, and the key that tells the groups apart."""
+"""Lists of groups of keys, and the key that distinguishes the groups."""
 _LAID_OUT = re.compile(r"^( *)[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)
 
 
@@ -107,17 +107,21 @@ def _cut(text: str, wanted: settings.Settings) -> str:
     said = plain(wanted, defaults=True)
     gone: list[tuple[int, int]] = []
     initiators = (document.get("access") or {}).get("initiators") or ()
-    kept = {each["name"]: each for each in said["access"]["initiators"] or ()}
+    kept = {initiator["name"]: initiator for initiator in said["access"]["initiators"] or ()}
     lists: list[tuple[Any, str, str, list[Any] | None]] = [(document, "volumes", "name", said["volumes"])]
     if isinstance(document.get("access"), dict):
         lists.append((document["access"], "initiators", "name", said["access"]["initiators"]))
-    lists += [(each, "luns", "lun", kept[each["name"]]["luns"]) for each in initiators if each["name"] in kept]
+    lists += [
+        (initiator, "luns", "lun", kept[initiator["name"]]["luns"])
+        for initiator in initiators
+        if initiator["name"] in kept
+    ]
     for parent, key, identity, left in lists:
         node = parent.get(key)
         if left is None or not isinstance(node, comments.CommentedSeq) or node.fa.flow_style():
             continue
-        names = {each[identity] for each in left}
-        going = [index for index, each in enumerate(node) if each[identity] not in names]
+        names = {group[identity] for group in left}
+        going = [index for index, group in enumerate(node) if group[identity] not in names]
         gone += [_lines_of(lines, node.lc.item(index)[0], node.lc.col) for index in going]
         if len(going) == len(node):  # without its items the key would mean "left out"
             line = parent.lc.key(key)[0]
@@ -261,15 +265,15 @@ def _merge(node: comments.CommentedMap, old: dict[str, Any], new: dict[str, Any]
 
 
 def _merge_list(node: comments.CommentedSeq, old: list[Any], new: list[Any], brief: list[Any], identity: str) -> None:
-    before = {each[identity]: each for each in old}
-    wanted = {each[identity]: (each, short) for each, short in zip(new, brief, strict=True)}
+    before = {group[identity]: group for group in old}
+    wanted = {group[identity]: (group, short) for group, short in zip(new, brief, strict=True)}
     for index in reversed(range(len(old))):  # node and old have the same items
         name = old[index][identity]
         if name in wanted:
             _merge(node[index], before[name], *wanted[name])
         else:
             del node[index]
-    kept = [each[identity] for each in old if each[identity] in wanted]
+    kept = [group[identity] for group in old if group[identity] in wanted]
     for index, name in enumerate(wanted):
         if name not in before:
             node.append(wanted[name][1])

@@ -109,7 +109,7 @@ class Client:
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
 
     def result(self, kind: type[codec.T], job: messages.Job) -> codec.T:
-        """Return what a finished job found out."""
+        """Return the result of a finished job."""
         return codec.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
     def create_group(self, name: str, volumes: Sequence[str], labels: Mapping[str, str]) -> list[messages.Taken]:
@@ -173,7 +173,7 @@ class Client:
         self._change("DELETE", f"/v1/portals/{_part(address)}", force=force)
 
     def alerts(self) -> list[messages.Alert]:
-        """Return what needs the administrator's attention."""
+        """Return the conditions that need the administrator's attention."""
         return [codec.decode(messages.Alert, item) for item in self._ask("GET", "/v1/alerts")]
 
     def jobs(self) -> list[messages.Job]:
@@ -185,7 +185,7 @@ class Client:
         return codec.decode(messages.Access, self._ask("GET", "/v1/access"))
 
     def change_access(self, request: messages.ChangeAccess, *, force: bool) -> None:
-        """Change what holds for all initiators."""
+        """Change the rules that hold for all initiators."""
         self._change("PATCH", "/v1/access", request, force=force)
 
     def create_initiator(self, request: messages.Initiator, *, force: bool) -> None:

@@ -24,7 +24,7 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.patch("/access", status_code=204)
     def change_access(request: messages.ChangeAccess, force: Force = False, dry_run: DryRun = False) -> None:
-        """Change what holds for all initiators."""
+        """Change the rules that hold for all initiators."""
         admin.change_access(request, force=force, dry_run=dry_run)
 
     @router.post("/access/initiators", status_code=204)

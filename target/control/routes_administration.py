@@ -69,7 +69,7 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.get("/alerts")
     def alerts() -> list[messages.Alert]:
-        """List what needs the administrator's attention."""
+        """List the conditions that need the administrator's attention."""
         return admin.alerts()
 
     return router

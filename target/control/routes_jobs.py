@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests for jobs: show, wait for, cancel, and the results of those that find something out."""
+"""The requests for jobs: show, wait for, cancel, and show the results of those that have one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def routes(running: jobs.Jobs) -> fastapi.APIRouter:
 
     @router.get("/jobs/{number}/result")
     def result(number: int) -> messages.Verification | messages.Difference:
-        """Show what a job found out."""
+        """Show the result of a job."""
         found = running.job(number).result
         if not isinstance(found, messages.Verification | messages.Difference):
             raise problems.no_result(number)

@@ -7,7 +7,7 @@
 | ASKED    | `CHAP_N`, `CHAP_R`                      | nothing                               | FINISHED |
 | ASKED    | the same with `CHAP_I`, `CHAP_C`        | `CHAP_N`, `CHAP_R` (mutual CHAP)      | FINISHED |
 
-Anything else that the initiator sends ends the login with AUTHENTICATION FAILURE, and it learns no more than that.
+Anything else that the initiator sends ends the login with AUTHENTICATION FAILURE, and it learns nothing else.
 
 * Every exchange has a challenge of its own from the operating system's random source, and takes one answer: a
   recorded answer fits no later challenge.

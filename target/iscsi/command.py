@@ -146,7 +146,7 @@ class Command:
             self.end_unsolicited()
 
     def end_unsolicited(self) -> None:
-        """Note that no more unsolicited data comes: the F bit was set, or all of it is here."""
+        """Note that no further unsolicited data comes: the F bit was set, or all of it is here."""
         self.unsolicited = self.unsolicited[: self.unsolicited_received]
         self.next_offset = self.unsolicited_received
         self.stage = Stage.READY if self.next_offset == self.expected else Stage.WAITING

@@ -101,7 +101,7 @@ class Connection:
         self._last_heard = now
         self._pinged: float | None = None
         self._unfinished_since: float | None = None  # since when a PDU is incomplete
-        # while answers wait: the bytes that the peer took, and since when it took no more
+        # while answers wait: the bytes that the peer took, and since when it has taken none
         self._untaken: tuple[int, float] | None = None
         self._closing_since: float | None = None
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, its status, the request's BHS
@@ -210,7 +210,7 @@ class Connection:
         return self._closing_since is None or now - self._closing_since < self._limits.linger_seconds
 
     def close(self) -> None:
-        """End the conversation: handle no more requests, answer no more commands; `output` may still be sent."""
+        """End the conversation: handle no further requests, answer no further commands; `output` may still be sent."""
         self.state = State.CLOSING
         self.tasks.close()
 

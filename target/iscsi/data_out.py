@@ -119,7 +119,7 @@ class DataOut:
             return Place(command, r2t, None)
 
     def placed(self, command: Command, r2t: ReadyToTransfer | None, *, final: bool) -> Command | None:
-        """Note that the data of one Data-Out is in its place; return `command` if no more of its data is to come.
+        """Note that the data of one Data-Out is in its place; return `command` if it was the last of its data.
 
         The command returned is either READY or `broken`. Raises PeerError.
         """

@@ -3,7 +3,7 @@
 
 One thread runs one event loop on epoll for all sessions.  Per round and readable socket it makes one `recv_into` of up to
 a mebibyte, handles every complete PDU in it, and sends all answers with one call.  The loop never waits for a disk (the
-device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it reads no more from a session until
+device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it stops reading from a session until
 that session takes its answers).
 
 Receive buffers and arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a

@@ -83,7 +83,7 @@ def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
 
 
 def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messages.Alert]:
-    wanted = next((each.size for each in configured.volumes if each.name == owner.name), None)
+    wanted = next((entry.size for entry in configured.volumes if entry.name == owner.name), None)
     if wanted is not None and wanted != owner.device.size:
         is_ = units.exact_size(owner.device.size)
         text = f"volume {owner.name} has {is_}, but the configuration says {units.exact_size(wanted)}"

@@ -79,8 +79,8 @@ class Volumes(Node):
         durability  power-loss (default): snapshots are correct after any crash; process-crash: faster, but snapshots
                     may be invalid after a power cut
         limit       how much old data all snapshots together may keep; default: as much as there is space for
-        on_error    if old data cannot be preserved: fail-writes (default) refuses the write; drop-snapshot gives
-                    snapshots up and lets the write continue
+        on_error    if old data cannot be preserved: fail-writes (default) refuses the write; drop-snapshot
+                    invalidates snapshots and lets the write continue
         """
         request = messages.CreateVolume(
             name=name,

@@ -156,7 +156,7 @@ def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, prima
 def test_a_policy_may_give_up_the_snapshot(primary: MemoryDevice, side: MemorySide) -> None:
     def give_up(_side: object, error: block_device.BlockDeviceError, _began: float) -> Decision:
         assert isinstance(error, block_device.SpaceExhausted)
-        return Decision.GIVE_UP
+        return Decision.INVALIDATED
 
     device = CopyOnWrite(primary, CHUNK, give_up)
     device.arm(side)

@@ -77,7 +77,7 @@ def test_mistake_is_explained(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("networks: [10.0.0.0/8]", "access.networks: the kernel's target cannot tell networks apart"),
+        ("networks: [10.0.0.0/8]", "access.networks: the kernel's target cannot distinguish networks"),
         ("discovery_chap: true", "access.discovery_chap: discovery belongs to all of the kernel's targets"),
         (
             "initiators: [{name: 'iqn.2026-11.a:a*'}]",
@@ -85,7 +85,7 @@ def test_mistake_is_explained(text: str, problem: str) -> None:
         ),
         (
             "initiators: [{name: iqn.2026-11.a:a, networks: [10.0.0.0/8]}]",
-            "access.initiators[0].networks: the kernel's target cannot tell networks apart",
+            "access.initiators[0].networks: the kernel's target cannot distinguish networks",
         ),
     ],
 )

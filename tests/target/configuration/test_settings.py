@@ -81,7 +81,7 @@ LIO = VOLUME + "fabric: lio\n"
         ("lio: {listen: []}", "f.yaml:7: lio.listen: the LUNs could not be reached"),
         (
             "access: {networks: [10.0.0.0/8]}",
-            "f.yaml:7: access.networks: the kernel's target cannot tell networks apart",
+            "f.yaml:7: access.networks: the kernel's target cannot distinguish networks",
         ),
     ],
 )
