@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real `wolun serve` in a process of its own, for tests that use it from outside."""
+"""A real `wolun serve` in its own process, for tests that use it from outside."""
 
 from __future__ import annotations
 

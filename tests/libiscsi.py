@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libiscsi as the tests' own initiator: it sends any CDB, and returns status and raw sense data uninterpreted.
+"""libiscsi as the tests' initiator: it sends any CDB, and returns status and raw sense data.
 
-A thin ctypes layer over Debian's `libiscsi7` (the structures are those of its public header `scsi-lowlevel.h`).
+This is a thin ctypes layer over Debian's `libiscsi7`.  The structures are those of its public header `scsi-lowlevel.h`.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Answer:
 
     @property
     def key(self) -> int:
-        """Sense key."""
+        """The sense key."""
         return self.sense[1] & 0xF if self.sense and self.sense[0] & 0x7F >= 0x72 else self.sense[2] & 0xF
 
     @property
     def asc(self) -> tuple[int, int]:
-        """Additional sense code and its qualifier."""
+        """The additional sense code and its qualifier."""
         if self.sense[0] & 0x7F >= 0x72:
             return self.sense[2], self.sense[3]
         return self.sense[12], self.sense[13]
@@ -131,7 +131,7 @@ class Session:
         return (self._library.iscsi_get_error(self._context) or b"").decode(errors="replace").strip()
 
     def command(self, lun: int, cdb: bytes, *, out: bytes = b"", read: int = 0) -> Answer:
-        """Send `cdb` with data-out `out`, or expecting `read` bytes of data-in."""
+        """Send `cdb` with data-out `out`, or expect `read` bytes of data-in.  Return the answer."""
         direction, length = (_WRITE, len(out)) if out else (_READ, read) if read else (_NONE, 0)
         raw = self._library.scsi_create_task(len(cdb), (ctypes.c_ubyte * 16)(*cdb), direction, length)
         payload = (ctypes.c_ubyte * max(1, len(out))).from_buffer_copy(out or b"\0")

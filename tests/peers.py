@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that tests drive and that this project did not write: found, installed, or asked for by name.
+"""The foreign programs that tests use: found on this machine, installed, or named for installation.
 
-`require` never skips: on Debian as root it installs the missing package, anywhere else it fails with one line that says
-what to install.  `make test` calls `python -m tests.peers` first, so that one `apt-get` fetches everything at once.
+`require` never skips a test.  On Debian as root it installs the missing package; anywhere else it fails with one line that
+names the package.  `make test` calls `python -m tests.peers` first, so that one `apt-get` fetches everything at once.
 """
 
 from __future__ import annotations
@@ -39,30 +39,30 @@ PEERS: Mapping[str, str] = {
     "vagrant": "vagrant",
     "zsh": "zsh",
 }
-"""Program and the Debian package that has it."""
+"""Programs, and the Debian package of each."""
 
 LIBRARIES: Mapping[str, str] = {
     "qemu/block-iscsi.so": "qemu-block-extra",
 }
-"""A file under /usr/lib/<triplet> and the Debian package that has it."""
+"""Files under /usr/lib/<triplet>, and the Debian package of each."""
 
 # Administrators' programs live in sbin, which is not on every user's PATH.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 
 class PeerMissing(Exception):
-    """A program the tests need is not installed, and could not be."""
+    """A program that the tests need is missing, and could not be installed."""
 
 
 def find(program: str) -> str | None:
-    """Where `program` is, or None."""
+    """Return the path of `program`; None if it is not installed."""
     return shutil.which(program, path=SEARCH_PATH)
 
 
 def require(program: str, package: str | None = None) -> str:
-    """Return the path of `program`, after an installation of Debian's `package` if needed and possible.
+    """Return the path of `program`.  If it is missing, install Debian's `package` first, if possible.
 
-    A program of QEMU's gets QEMU's iSCSI, too.  Raise PeerMissing, with one line that names the package to install.
+    With a program of QEMU, install QEMU's iSCSI support, too.  Raise PeerMissing, with one line that names the package to install.
     """
     found = find(program)
     if found is None:
@@ -85,7 +85,7 @@ def missing_packages() -> list[str]:
 
 
 def install(packages: list[str]) -> None:
-    """`apt-get install` these packages; one process at a time, lists fetched only if the first try fails.
+    """Install these packages with apt-get, one process at a time.  Fetch the lists only if the first try fails.
 
     Raises PeerMissing.
     """
@@ -110,7 +110,7 @@ def _library(file: str) -> bool:
 
 
 def main() -> int:
-    """Install everything that is missing; the exit code."""
+    """Install everything that is missing.  Return the exit status."""
     packages = missing_packages()
     if packages:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Create, close and open a write-once LUN of 64 TiB; prints seconds, bytes of resident memory gained, and bytes on disk.
+"""Create, close and open a write-once LUN of 64 TiB; print the seconds, the bytes of memory gained, and the bytes on disk.
 
 Run in a process of its own (`python -m tests.bench.huge_map DIRECTORY`), so that the measured memory is only that of the LUN.
 """

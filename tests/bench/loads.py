@@ -29,7 +29,7 @@ def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: b
 
 
 def qemu_writes(url: str, *, count: int, step: int, offset: int = 0, in_flight: int = 32) -> float:
-    """Return the 4 KiB writes per second, `step` bytes apart, that qemu-img bench measures (without connecting)."""
+    """Return the rate of qemu-img bench: 4 KiB writes per second, `step` bytes apart, without the time to connect."""
     # fmt: off
     command = ["qemu-img", "bench", "-w", "-t", "none", "-f", "raw", "-d", str(in_flight), "-s", "4096", "-S", str(step),
                "-c", str(count), "-o", str(offset), url]

@@ -45,7 +45,7 @@ def _volume(name: str, lun: int, primary: Path, *, durability: str = "process-cr
 
 
 def reads(settings: Settings) -> Iterator[measure.Row]:
-    """Random and sequential reads against tgtd, each on a page-cached file of its own."""
+    """Measure random and sequential reads against tgtd, each on its own page-cached file."""
     ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
     with (
         servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours,
@@ -69,7 +69,7 @@ def reads(settings: Settings) -> Iterator[measure.Row]:
 
 
 def writes(settings: Settings) -> Iterator[measure.Row]:
-    """Plain writes against tgtd, and writes behind a snapshot whose chunks are preserved against no snapshot."""
+    """Measure plain writes against tgtd, and writes to preserved chunks against writes without a snapshot."""
     files = [_filled(settings.directory / f"{name}.img") for name in ("vol0", "vol1", "peer")]
     step = 4096
     count = min(settings.writes, GIB // step)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block device over any other that fails where a test says so, and keeps the contract in all else.
+"""A block device over another one, which fails on demand and otherwise keeps the contract.
 
 `fail("writev", MediumError(…), offset=…, length=…)` lets calls that touch the range fail; `times` bounds their number.
 """

@@ -2,8 +2,8 @@
 """A `StorageIO` that fails on demand: the disk under stores, manifests and primaries.
 
 `FaultyIO().fail("fdatasync", errno.EIO, path="*.chunks", after=2)` lets the third and every further call of that kind on
-such a file raise OSError without doing anything; `times` bounds their number.  `delay` lets a call wait for an event instead.
-A short write (`shorten`) moves only a part, as the kernel may.
+such a file raise OSError and do nothing; `times` bounds their number.  `delay` lets a call wait for an event instead.  A short
+write (`shorten`) moves only a part, as the kernel may.
 """
 
 from __future__ import annotations

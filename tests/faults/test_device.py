@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers over devices that fail: the error reaches the command it concerns, and all other commands go on."""
+"""Layers over devices that fail: the error reaches the command that it concerns, and all other commands succeed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_write_that_fails_after_its_copy_leaves_the_view_exact(
     assert bytes(buffer[0]) == bytes(range(16)) * (SIZE // 16)
 
 
-def test_a_view_reports_what_its_primary_reports(primary: FaultyDevice, side: write_once.WriteOnce) -> None:
+def test_a_view_reports_the_error_of_its_primary(primary: FaultyDevice, side: write_once.WriteOnce) -> None:
     view = snapshot_view.SnapshotView(primary, snapshot_view.Chain([side]), side)
     primary.fail("readv", block_device.MediumError(40, False, "rot"), offset=40 * 512, length=512)
     with pytest.raises(block_device.MediumError, match="40"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes on a real file system that is full or read-only: nothing is lost, and all that can go on does."""
+"""Volumes on a real file system that is full or read-only: no data is lost, and everything that needs no space works."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def fill(disk: Path) -> Path:
     return path
 
 
-def test_fail_writes_and_recover_by_deleting(tmp_path: Path, disk: Path) -> None:
+def test_fail_writes_refuses_writes_until_a_snapshot_is_deleted(tmp_path: Path, disk: Path) -> None:
     opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
     opened.create_snapshot("a")
     done = overwrite(opened, range(CHUNKS))
@@ -100,7 +100,7 @@ def test_fail_writes_and_recover_by_deleting(tmp_path: Path, disk: Path) -> None
     opened.close()
 
 
-def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path) -> None:
+def test_drop_snapshot_invalidates_the_oldest_first(tmp_path: Path, disk: Path) -> None:
     opened = open_volume(tmp_path, disk, policy.OnError.DROP_SNAPSHOT)
     opened.create_snapshot("a")
     assert overwrite(opened, range(12)) == 12
@@ -121,8 +121,8 @@ def test_drop_snapshot_makes_room_from_the_oldest_on(tmp_path: Path, disk: Path)
     opened.close()
 
 
-def test_a_sparse_primary_gets_the_room_of_a_snapshot_that_is_dropped(disk: Path) -> None:
-    """Production goes on: it needs the space that the snapshot took."""
+def test_a_sparse_primary_gets_the_space_of_an_invalidated_snapshot(disk: Path) -> None:
+    """Writes to the volume go on: they need the space that the snapshot took."""
     backing_file.create(disk / "sparse", 24 * CHUNK)
     rules = policy.Policy(on_error=policy.OnError.DROP_SNAPSHOT)
     opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK, rules=rules)
@@ -136,7 +136,7 @@ def test_a_sparse_primary_gets_the_room_of_a_snapshot_that_is_dropped(disk: Path
     opened.close()
 
 
-def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path, disk: Path) -> None:
+def test_a_deletion_without_room_to_move_chunks_changes_nothing(tmp_path: Path, disk: Path) -> None:
     opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
     opened.create_snapshot("a")
     opened.device.writev(0, [memoryview(bytes([1]) * 512)])
@@ -156,7 +156,7 @@ def test_a_deletion_that_has_no_room_to_move_leaves_all_as_it_was(tmp_path: Path
     opened.close()
 
 
-def test_a_sparse_primary_on_a_full_disk(disk: Path) -> None:
+def test_a_sparse_primary_on_a_full_disk_keeps_its_data(disk: Path) -> None:
     backing_file.create(disk / "sparse", CHUNKS * CHUNK)
     opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK)
     written = 0
@@ -170,8 +170,10 @@ def test_a_sparse_primary_on_a_full_disk(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("on_error", list(policy.OnError))
-def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: policy.OnError) -> None:
-    """Neither policy lets a write go on that it cannot account for on disk."""
+def test_a_read_only_disk_refuses_writes_and_keeps_snapshots(
+    tmp_path: Path, disk: Path, on_error: policy.OnError
+) -> None:
+    """Neither policy lets a write through that it cannot record on disk."""
     opened = open_volume(tmp_path, disk, on_error)
     opened.create_snapshot("a")
     assert overwrite(opened, range(2)) == 2
@@ -193,6 +195,6 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, disk: Path, on_error: pol
     opened.close()
 
 
-def test_the_filler_fills(disk: Path) -> None:
+def test_filler_leaves_no_free_block(disk: Path) -> None:
     fill(disk)
     assert os.statvfs(disk).f_bavail == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon with a full state directory goes on serving as far as possible, names the fault, and recovers by a deletion."""
+"""A daemon with a full state directory serves everything that needs no space, reports the fault, and recovers by a deletion."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGKILL of the daemon under verified load from an initiator, again and again."""
+"""Repeated SIGKILL of the daemon under verified load from initiators."""

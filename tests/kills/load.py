@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verified load on one LUN from libiscsi sessions, which goes on until the daemon dies.
+"""Verified load on one LUN, from libiscsi sessions that run until the daemon dies.
 
 The content describes itself (see `tests.powercut.promises`): every sector carries its address, the number of its write
-and a checksum of both, 32 times over.  So stale, misplaced and torn sectors differ.  An acknowledged write must survive a
+and a checksum of both, 32 times.  So stale, misplaced and torn sectors can be distinguished.  An acknowledged write must survive a
 killed process without a flush, so the notes call it durable.
 
-Each sector has one writer, but chunks are everybody's: cells of 4 KiB belong to the small writers in turn, the end of the
-LUN to one that writes across chunks.
+Each sector has one writer, but writers share chunks: cells of 4 KiB belong to the small writers in turn, and the end of the
+LUN belongs to one that writes across chunks.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Load:
             thread.start()
 
     def join(self) -> None:
-        """Return when all sessions have met the end of the daemon.  Raises what one of them found wrong."""
+        """Return when all sessions have met the end of the daemon.  Raise Violation if one of them found a fault."""
         for thread in self._threads:
             thread.join()
         if self.errors:
@@ -77,11 +77,11 @@ class Load:
                     self.commands += 1
         except libiscsi.LibiscsiError:
             return  # the daemon is gone
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that joins
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that joins
             self.errors.append(error)
 
     def _small(self, session: libiscsi.Session, dice: random.Random, me: int) -> None:
-        """One command on a cell of our own: mostly a write, then now and then read it again."""
+        """Send one command to a cell of our own: mostly a write, now and then a read."""
         cells = (self._sectors - LARGEST) // CELL
         first = dice.randrange(me, cells, SMALL_WRITERS) * CELL
         count = dice.choice((self._block, CELL))
@@ -108,7 +108,7 @@ class Load:
         self._promised.take(promises.WriteEnds(serial, True))
 
     def _zero(self, session: libiscsi.Session, first: int, count: int) -> None:
-        """WRITE SAME (16) with UNMAP and NDOB: SBC-4 5.50."""
+        """Send WRITE SAME (16) with UNMAP (SBC-4 5.50)."""
         serial = next(self._serials)
         cdb = bytearray(_cdb(0x93, first // self._block, count // self._block))
         cdb[1] = 0x08
@@ -117,7 +117,10 @@ class Load:
         self._promised.take(promises.WriteEnds(serial, True))
 
     def _verify(self, session: libiscsi.Session, first: int, count: int) -> None:
-        """Nobody else writes here, so what was acknowledged last is what is read; unless the volume goes back meanwhile."""
+        """Check that a read returns the last acknowledged writes: this thread is the only writer here.
+
+        Sectors that a rollback may have changed meanwhile are left out.
+        """
         before = [self._promised.now.sure(first + index) for index in range(count)]
         answer = self._again(session, _cdb(0x88, first // self._block, count // self._block), read=count * SECTOR)
         for index in range(count):
@@ -128,7 +131,7 @@ class Load:
                 raise Violation(f"LUN {self._lun}, sector {first + index}: {wrong}")
 
     def _again(self, session: libiscsi.Session, cdb: bytes, *, out: bytes = b"", read: int = 0) -> libiscsi.Answer:
-        """Send, and again if a unit attention (new or gone LUNs) came instead of the command's own answer."""
+        """Send a command again for as long as unit attentions (new or removed LUNs) come instead of its own answer."""
         while True:
             answer = session.command(self._lun, cdb, out=out, read=read)
             if answer.status == 0x02 and answer.key == 0x06:
@@ -156,5 +159,5 @@ def read_all(session: libiscsi.Session, lun: int, sectors: int, block: int) -> b
 
 
 def _cdb(code: int, lba: int, blocks: int) -> bytes:
-    """READ, WRITE, WRITE SAME (16)."""
+    """Return the CDB of a READ, WRITE or WRITE SAME (16)."""
     return bytes([code, 0]) + lba.to_bytes(8, "big") + blocks.to_bytes(4, "big") + bytes(2)

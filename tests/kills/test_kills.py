@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Killed daemons lose nothing they acknowledged, and no snapshot becomes another moment's.
+"""A killed daemon loses no acknowledged write, and no snapshot shows another moment.
 
-A round: the daemon starts, an initiator reads everything and finds what the last round left, the load begins, something is
-done to the snapshots, and on the way the process is killed.  Then the volumes are opened here and held against what was
-promised: write by write, snapshot by snapshot, the write-once LUNs' blanks and checksums, no file left over.
+In a round, the daemon starts, and an initiator reads everything and compares it with the end of the last round.  Then the
+load begins, a request changes the snapshots, and the process is killed meanwhile.  The test opens the volumes and compares
+them with the promises: every write, every snapshot, the blank blocks and checksums of the write-once LUNs, no file left over.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Served:
 
 
 VOLUMES = (
-    # Not a whole number of chunks, either.
+    # Neither size is a whole number of chunks.
     Served("durable", 0, 2056, 512, 16384, "power-loss"),
     Served("quick", 1, 1544, 4096, 65536, "process-crash"),
 )
@@ -62,63 +62,63 @@ class Rounds:
     """The state that one round hands to the next."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self.daemon = daemon.Daemon(directory, "".join(each.yaml for each in VOLUMES))
+        self.daemon = daemon.Daemon(directory, "".join(served.yaml for served in VOLUMES))
         self.directory = directory
         self.dice = random.Random(seed)
         self.versions = itertools.count(1)
         self.names = itertools.count(1)
         self.promised = {
-            each.name: promises.Promises([0] * each.sectors, each.chunk_size // SECTOR) for each in VOLUMES
+            served.name: promises.Promises([0] * served.sectors, served.chunk_size // SECTOR) for served in VOLUMES
         }
         self.killed_during: dict[str, int] = dict.fromkeys(ACTIONS, 0)
         self.commands = 0
 
     def run(self, number: int) -> None:
-        """One round, up to the check after the kill."""
+        """Run one round, up to the check after the kill."""
         self.daemon.start()
         try:
             self._read_everything()
             promised = {
-                each.name: load.Promised(self.promised[each.name].durable, each.chunk_size // SECTOR)
-                for each in VOLUMES
+                served.name: load.Promised(self.promised[served.name].durable, served.chunk_size // SECTOR)
+                for served in VOLUMES
             }
-            for each in VOLUMES:
-                promised[each.name].now = self.promised[each.name]
+            for served in VOLUMES:
+                promised[served.name].now = self.promised[served.name]
             loads = [
                 load.Load(
                     self.daemon,
-                    each.lun,
-                    each.block_size // SECTOR,
-                    promised[each.name],
+                    served.lun,
+                    served.block_size // SECTOR,
+                    promised[served.name],
                     self.versions,
-                    f"{number}/{each.name}",
+                    f"{number}/{served.name}",
                 )
-                for each in VOLUMES
+                for served in VOLUMES
             ]
-            for started in loads:
-                started.start()
+            for running in loads:
+                running.start()
             time.sleep(self.dice.uniform(0.02, 0.2))
             self._act(promised)
         finally:
             if self.daemon.process is not None:
                 self.daemon.kill()
-        for ended in loads:
-            ended.join()
-            self.commands += ended.commands
+        for running in loads:
+            running.join()
+            self.commands += running.commands
         for served in VOLUMES:
             self.promised[served.name] = self._check(served, promised[served.name].now)
 
     def _read_everything(self) -> None:
-        """Check that an initiator sees the volumes and views that were found right after the kill."""
+        """Check that an initiator reads the volumes and views as they were right after the kill."""
         asked = client.Client(self.daemon.state)
         for served in VOLUMES:
             expected = self.promised[served.name]
             self._settle(asked, expected)
-            listed = {each.name: each for each in asked.snapshots(served.name)}
+            listed = {snapshot.name: snapshot for snapshot in asked.snapshots(served.name)}
             block = served.block_size // SECTOR
             with self.daemon.session() as session:
-                found = load.read_all(session, served.lun, served.sectors, block)
-                if found != b"".join(promises.sector(version, at) for at, version in enumerate(expected.durable)):
+                content = load.read_all(session, served.lun, served.sectors, block)
+                if content != b"".join(promises.sector(version, at) for at, version in enumerate(expected.durable)):
                     raise Violation(f"{served.name} reads differently over iSCSI")
                 for name, moment in expected.moments.items():
                     lun = listed[name].view_lun
@@ -136,7 +136,7 @@ class Rounds:
             expected.take(promises.DeleteEnds(name))
 
     def _act(self, promised: dict[str, load.Promised]) -> None:
-        """Begin something, and kill the daemon on the way."""
+        """Send a request, and kill the daemon meanwhile."""
         served = self.dice.choice(VOLUMES)
         names = list(promised[served.name].now.moments)
         action = self.dice.choice(ACTIONS)

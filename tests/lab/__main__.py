@@ -140,7 +140,7 @@ def inside(directory: Path, file: Path) -> int:
         hypervisor.start(directory / "host")
         vagrant.add(file)
         note("bringing the machines up, and walking through")
-        ran = walkthrough.walk(vagrant.type_on, tell)
+        ran = walkthrough.walk(vagrant.type_on, show)
         note(f"{ran} steps of vagrant/README.md are true")
     except (hypervisor.CannotStart, walkthrough.NotTrue) as problem:
         sys.stderr.write(f"{problem}\n")
@@ -151,7 +151,7 @@ def inside(directory: Path, file: Path) -> int:
     return 0
 
 
-def tell(step: walkthrough.Step) -> None:
+def show(step: walkthrough.Step) -> None:
     """Show a step's commands as a reader of the README types them; their output follows."""
     print("\n".join(f"{step.machine}# {line}" for line in step.commands.splitlines()), flush=True)
 

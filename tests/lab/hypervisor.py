@@ -50,23 +50,23 @@ def start(directory: Path) -> None:
         subprocess.run(["mount", "--bind", ours, covered], check=True)
     subprocess.run(["mount", "-t", "sysfs", "sysfs", "/sys"], check=True)  # shows the interfaces of this namespace
     subprocess.run([peers.require("ip"), "link", "set", "lo", "up"], check=True)
-    for made in (
+    for path in (
         "/run/libvirt",
         "/run/lock",
         "/var/lib/libvirt/images",
         "/var/log/libvirt/qemu",
         "/var/lib/libvirt/dnsmasq",
     ):
-        Path(made).mkdir(parents=True, exist_ok=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
     Path("/etc/libvirt/qemu.conf").write_text(QEMU_CONF)
     Path("/etc/libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF)
     for daemon in ("virtlogd", "libvirtd"):
         subprocess.run([peers.require(daemon), "-d"], check=True)
     deadline = time.monotonic() + 60
     while True:
-        asked = subprocess.run(["virsh", "-c", "qemu:///system", "list"], capture_output=True, text=True, check=False)
-        if asked.returncode == 0:
+        listed = subprocess.run(["virsh", "-c", "qemu:///system", "list"], capture_output=True, text=True, check=False)
+        if listed.returncode == 0:
             return
         if time.monotonic() > deadline:
-            raise CannotStart(f"libvirtd does not answer: {asked.stderr.strip()}")
+            raise CannotStart(f"libvirtd does not answer: {listed.stderr.strip()}")
         time.sleep(0.2)

@@ -61,14 +61,14 @@ def check(step: Step, printed: str) -> None:
         raise NotTrue(step, printed)
 
 
-def walk(type_on: Callable[[Step], str | None], tell: Callable[[Step], None]) -> int:
-    """Run each step with `type_on`, after `tell`, and return the number of steps.
+def walk(type_on: Callable[[Step], str | None], show: Callable[[Step], None]) -> int:
+    """Run each step with `type_on`, after `show`, and return the number of steps.
 
-    `type_on` returns the output, or None if it does not matter.  Raise NotTrue, and whatever `type_on` raises.
+    `type_on` returns the output, or None if it does not matter.  Raise NotTrue, and the errors of `type_on`.
     """
     ran = 0
     for step in steps(README.read_text("utf-8")):
-        tell(step)
+        show(step)
         printed = type_on(step)
         if printed is not None:
             check(step, printed)

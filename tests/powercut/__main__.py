@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m tests.powercut --states 1000000 --seed 7`: try that many states; exits with 1 if a promise was broken."""
+"""`python -m tests.powercut --states 1000000 --seed 7`: try that many states; exit with 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from tests.powercut import campaign, replay, workload
 
 
 def main() -> int:
-    """Parse, run, report."""
+    """Run the cases and print broken promises.  Return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.powercut", description=__doc__)
-    parser.add_argument("--states", type=int, default=20_000, help="at least so many (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=1, help="of the first case; the next has the next (default: %(default)s)"
+        "--states", type=int, default=20_000, help="the least number of states to try (default: %(default)s)"
     )
-    parser.add_argument("--scenario", choices=[scenario.name for scenario in workload.SCENARIOS], help="only this one")
-    parser.add_argument("--jobs", type=int, help="processes (default: one for each processor)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        help="the seed of the first case; each further case adds 1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scenario", choices=[scenario.name for scenario in workload.SCENARIOS], help="try this scenario only"
+    )
+    parser.add_argument("--jobs", type=int, help="the number of processes (default: one for each processor)")
     options = parser.parse_args()
     scenarios = (replay.find(options.scenario),) if options.scenario else workload.SCENARIOS
     states = failures = 0

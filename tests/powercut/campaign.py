@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many cases on all processors."""
+"""The run of many cases on all processors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES_PER_CASE = 1500
 def run(
     states: int, seed: int, scenarios: Sequence[workload.Scenario] = workload.SCENARIOS, jobs: int | None = None
 ) -> Iterator[tuple[workload.Scenario, int, replay.Outcome]]:
-    """At least `states` states, as (scenario, seed, outcome) of each case; case *n* has the seed `seed + n`."""
+    """Try at least `states` states.  Yield (scenario, seed, outcome) of each case; case *n* has the seed `seed + n`."""
     jobs = jobs or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     tried = number = 0
@@ -36,7 +36,7 @@ def run(
 
 
 def describe(failure: replay.Failure) -> str:
-    """Return the failure, and how to see it again (with writer threads the log is not the same twice)."""
+    """Return the failure, and how to repeat it (with writer threads, no two logs are the same)."""
     return (
         f"{failure.problem}\n  cut {failure.cut} after {failure.after}, {failure.choice}\n"
         f"  again: python -m tests.powercut --scenario {failure.scenario} --seed {failure.seed} --states 1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds a volume, as it is found, against what was promised."""
+"""Compares a volume, as it is after a cut, with the promises."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from tests.powercut.promises import SECTOR, Phase, Violation
 
 
 def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bool = False) -> promises.Promises:
-    """Compare everything, and return the promises from here on, now that one of the possible states is the actual one.
+    """Compare everything.  Return the promises from here on, because one of the possible states is now the actual one.
 
     With `may_be_lost`, snapshots may be invalid if they are marked so.  Raise Violation.
     """
     primary = _primary(opened, promised)
     found = {snapshot.name: snapshot for snapshot in opened.snapshots}
     if unknown := set(found) - set(promised.moments):
-        raise Violation(f"snapshots {sorted(unknown)} are there, nobody asked for them, or they were deleted")
+        raise Violation(f"snapshots {sorted(unknown)} are there, although they were never requested, or were deleted")
     if list(found) != [name for name in promised.moments if name in found]:
-        raise Violation(f"snapshots are in the order {list(found)}, taken were {list(promised.moments)}")
+        raise Violation(
+            f"snapshots are in the order {list(found)}, but were taken in the order {list(promised.moments)}"
+        )
     actual = promises.Promises(primary, promised.chunk_sectors)
     if len(primary) < promised.smallest:
-        raise Violation(f"the volume has {len(primary)} sectors, promised {promised.smallest}")
+        raise Violation(f"the volume has {len(primary)} sectors, promised were {promised.smallest}")
     for name, moment in promised.moments.items():
         if name not in found:
             if moment.phase is Phase.THERE:
@@ -43,7 +45,7 @@ def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bo
                 raise Violation(f"snapshot {name} is invalid: {snapshot.invalid_reason}")
             case manifest.SnapshotState.DELETING:
                 if moment.phase is not Phase.DELETING:
-                    raise Violation(f"snapshot {name} is being deleted, nobody asked for that")
+                    raise Violation(f"snapshot {name} is being deleted, although no deletion was requested")
                 actual.moments[name] = promises.Moment(
                     moment.versions, {}, Phase.DELETING, must=moment.must, may=moment.may
                 )
@@ -88,22 +90,22 @@ def check_lost(root: Path, promised: promises.Promises) -> None:
         opened = open_volume(root)
         try:
             check(opened, promised, may_be_lost=True)
-            now = {each.name for each in opened.snapshots if each.invalid_reason}
+            now = {snapshot.name for snapshot in opened.snapshots if snapshot.invalid_reason}
             if invalid - now:
-                raise Violation(f"snapshots {sorted(invalid - now)} were invalid and are good again")
+                raise Violation(f"snapshots {sorted(invalid - now)} were invalid, and are good again")
             invalid = now
         finally:
             opened.close()
 
 
 def go_on(opened: volume.Volume, now: promises.Promises, rng: random.Random, steps: int) -> None:
-    """Work on after a cut: finish deletions, touch every chunk in part, then anything."""
+    """Work on after a cut: finish deletions, write to a part of every chunk, then do anything."""
     worker = workload.Worker(opened, now.take, rng, first_version=1_000_000)
     after_cut(worker, rng, steps)
 
 
 def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
-    """Do the work of `go_on`, with any receiver of the worker's notes."""
+    """Do the work of `go_on`, for a worker with any receiver of its notes."""
     if any(snapshot.deleting for snapshot in worker.volume.snapshots):
         worker.resume()
     if worker.volume.rolling_back_to is not None and rng.random() < 0.5:
@@ -122,17 +124,17 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
 
 
 def stale_chunks(opened: chunk_map.ChunkMap) -> list[int]:
-    """Chunks of a map that have bits and no slot: what an interrupted commit left."""
+    """Return the chunks of a map that have bits and no slot: leftovers of an interrupted commit."""
     return [chunk for chunk in range(opened.chunks) if opened.bits(chunk) and not opened.slot(chunk)]
 
 
 def has_stale_words(root: Path) -> bool:
-    """Whether any map under `root` has such chunks."""
+    """Return whether any map under `root` has such chunks."""
     for path in (root / workload.DIRECTORY / "snapshots").glob("*.map"):
         try:
             opened = chunk_map.ChunkMap.open(path)
         except block_device.BlockDeviceError:
-            continue  # not complete; whether it may be so is for the volume to say
+            continue  # not complete; the volume decides whether it may be so
         with contextlib.closing(opened):
             if stale_chunks(opened):
                 return True
@@ -140,7 +142,7 @@ def has_stale_words(root: Path) -> bool:
 
 
 def open_volume(root: Path) -> volume.Volume:
-    """Open it; that it cannot be opened is a broken promise."""
+    """Open the volume.  A volume that cannot be opened is a broken promise: raise Violation."""
     try:
         return workload.open_volume(root)
     except (block_device.BlockDeviceError, Refused) as error:
@@ -156,7 +158,7 @@ def _primary(opened: volume.Volume, promised: promises.Promises) -> list[int]:
     ):
         return list(promised.restored)
     if len(data) > len(promised.durable) * SECTOR:
-        raise Violation(f"the volume has {len(data) // SECTOR} sectors, promised {len(promised.durable)}")
+        raise Violation(f"the volume has {len(data) // SECTOR} sectors, promised were {len(promised.durable)}")
     actual = []
     for address, durable in enumerate(promised.durable[: len(data) // SECTOR]):
         piece = data[address * SECTOR : (address + 1) * SECTOR]
@@ -176,7 +178,7 @@ def _view(snapshot: Snapshot, moment: promises.Moment) -> list[int]:
     """Return the versions of the snapshot's sectors."""
     if snapshot.view.size != len(moment.versions) * SECTOR:
         raise Violation(
-            f"snapshot {snapshot.name} has {snapshot.view.size} bytes, taken were {len(moment.versions)} sectors"
+            f"snapshot {snapshot.name} has {snapshot.view.size} bytes, but was taken of {len(moment.versions)} sectors"
         )
     data = bytearray(snapshot.view.size)
     try:
@@ -204,7 +206,7 @@ def _refuses(snapshot: Snapshot) -> None:
         snapshot.view.readv(0, [memoryview(bytearray(snapshot.view.block_size))])
     except block_device.SnapshotInvalid:
         return
-    raise Violation(f"snapshot {snapshot.name} is invalid and can be read")
+    raise Violation(f"snapshot {snapshot.name} is invalid, but can be read")
 
 
 def _write_once(snapshot: Snapshot, moment: promises.Moment) -> None:
@@ -216,22 +218,22 @@ def _write_once(snapshot: Snapshot, moment: promises.Moment) -> None:
         if extent.kind is block_device.ExtentKind.DATA:
             written |= ((1 << extent.length // SECTOR) - 1) << extent.offset // SECTOR
     if lost := moment.must & ((1 << len(moment.versions)) - 1) & ~written:
-        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(lost)} was acknowledged and is blank")
+        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(lost)} was acknowledged, but is blank")
     if foreign := written & ~moment.may:
-        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(foreign)} is written, nobody wrote it")
+        raise Violation(f"write-once of {snapshot.name}: sector {_lowest(foreign)} is written, but no write went there")
     for report in device.verify():
         if report.verdict is contents.Verdict.DAMAGED:
             raise Violation(f"write-once of {snapshot.name}: chunk at {report.offset} is damaged: {report.reason}")
 
 
 def _files(opened: volume.Volume) -> None:
-    """No file is left over."""
+    """Check that no file is left over."""
     directory = opened.directory / "snapshots"
     named = {f"{snapshot.uuid}.{kind}" for snapshot in opened.snapshots for kind in ("map", "chunks")}
     if opened.rolling_back_to is not None:
         named.add(f"{opened.rolling_back_to.uuid}.pending")
     if (there := {path.name for path in directory.iterdir()}) != named:
-        raise Violation(f"files of snapshots are {sorted(there)}, must be {sorted(named)}")
+        raise Violation(f"the files of snapshots are {sorted(there)}, but must be {sorted(named)}")
 
 
 def _lowest(mask: int) -> int:

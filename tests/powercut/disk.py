@@ -2,10 +2,10 @@
 """A model of the states that a disk may have after a cut, fed with the recorder's log.
 
 Everything that can change is a register with its versions: a page of a file, the length of a file, a name in a
-directory.  The first version is the durable one; a sync of the file (or directory) that ends makes that version durable
-that was the newest when the sync began, and the older ones impossible.
+directory.  The first version is the durable one.  When a sync of the file (or directory) ends, the version that was the newest
+at the start of the sync becomes durable, and the older ones become impossible.
 
-| what a power cut leaves of        | is                                                                         |
+| of this                           | a power cut leaves                                                         |
 | --------------------------------- | -------------------------------------------------------------------------- |
 | a page, a length, a name          | any of its versions, each register on its own (nothing is in order)        |
 | a page that was under way (torn)  | 512 bytes each from any version; 4 bytes each in a page stored to by mmap  |
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Register(Generic[T]):
-    """`versions[0]` is durable, the others came later, in order; `settled` counts those that are past."""
+    """A value with its versions: `versions[0]` is durable, the later ones follow in order; `settled` counts the past ones."""
 
     __slots__ = ("settled", "versions")
 
@@ -57,7 +57,7 @@ class Register(Generic[T]):
 
 @dataclass
 class File:
-    """One inode."""
+    """The content of one inode."""
 
     length: Register[int] = field(default_factory=lambda: Register(0))
     pages: dict[int, Register[bytes | None]] = field(default_factory=dict)  # None: a hole
@@ -80,7 +80,7 @@ class Choice:
 
 
 class Disk:
-    """The model; `apply` takes the log's events one by one."""
+    """The model of the disk; `apply` takes the log's events one by one."""
 
     def __init__(self, start: recorder.Start) -> None:
         self.files: dict[int, File] = {}
@@ -94,7 +94,7 @@ class Disk:
                     file.pages[page // PAGE] = Register(data)
 
     def apply(self, event: recorder.Event) -> bool:
-        """Take one event in; gives whether the set of possible states may have changed."""
+        """Take one event.  Return whether the set of possible states may have changed."""
         match event:
             case recorder.Write():
                 self._write(event)
@@ -151,7 +151,7 @@ class Disk:
     # States ---------------------------------------------------------------------------------------------------------
 
     def open_registers(self) -> list[Register[int] | Register[int | None] | Register[bytes | None]]:
-        """All that have several versions, of names and of files that a name may lead to."""
+        """Return the registers with several versions: of names, and of files that a name may lead to."""
         found: list[Register[int] | Register[int | None] | Register[bytes | None]] = []
         reachable = set()
         for name in self.names.values():
@@ -170,9 +170,8 @@ class Disk:
     def choices(self, rng: random.Random, count: int, bound: int) -> list[Choice]:
         """Return up to `count` different states.
 
-        If there are at most `bound`, and `count` allows it, these are all of them, and torn ones beside.  Otherwise they
-        are a random sample of the extremes, of states with one register alone late or alone early, of random ones, and
-        of torn ones.
+        If there are at most `bound`, and `count` allows it, return all of them, and torn ones, too.  Otherwise return a random
+        sample of the extremes, of states in which only one register is late or early, of random states, and of torn ones.
         """
         sizes = [len(register.versions) for register in self.open_registers()]
         total = 1
@@ -213,7 +212,7 @@ class Disk:
                 yield Choice(tuple(rng.randrange(size) for size in sizes), rng.getrandbits(32))
 
     def lay_out(self, root: Path, choice: Choice) -> None:
-        """Make the files under `root` what they are in that state; other files there go away."""
+        """Write the files under `root` as they are in that state, and remove all others there."""
         chosen = {
             id(register): version for register, version in zip(self.open_registers(), choice.versions, strict=True)
         }
@@ -268,5 +267,5 @@ def _empty(directory: Path) -> None:
 
 
 def clear(root: Path) -> None:
-    """Remove `root` with all that is in it."""
+    """Remove `root` with everything in it."""
     shutil.rmtree(root, ignore_errors=True)

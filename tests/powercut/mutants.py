@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Breaks one rule of the code on purpose, for as long as a context is open: a tester that stays green then is broken."""
+"""Contexts that break one rule of the code on purpose: a tester that stays green within them is broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mutant = Callable[[], contextlib.AbstractContextManager[object]]
 
 @contextlib.contextmanager
 def write_before_commit() -> Iterator[None]:
-    """Rule 1: the new data goes to the primary before the pre-image is durable."""
+    """Break rule 1: write the new data to the primary before the pre-image is durable."""
     saved: list[tuple[Any, int, bytes]] = []
     preserve_and = copy_on_write.CopyOnWrite._preserve_and
 
@@ -56,7 +56,7 @@ def write_before_commit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def publish_before_data() -> Iterator[None]:
-    """Rule 2: map entries are stored before their data is synced.  All is in order again when the commit ends."""
+    """Break rule 2: store map entries before their data is synced.  Everything is right again when the commit ends."""
 
     def commit(self: thin.ThinStore, group: list[thin.Batch]) -> None:
         for batch in group:
@@ -138,7 +138,7 @@ def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def taken_without_flush() -> Iterator[None]:
-    """Rule 7: a snapshot is taken without flushing the primary."""
+    """Break rule 7: take a snapshot without flushing the primary."""
     prepare, commit = taking.prepare, taking.commit
 
     def hasty(step: Any, *arguments: Any) -> None:
@@ -183,7 +183,7 @@ def settled_without_flush() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forgotten_move() -> Iterator[None]:
-    """Rule 8: after a restart nobody knows that chunks are still moving down, so changed ones are copied over them."""
+    """Break rule 8: forget at a restart that chunks are still moving down, so that changed ones are copied over them."""
     arm = state.State.arm
 
     def forget(self: state.State, _tracker: tracking.Tracker) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The promises that a volume's user has at a point of the workload: the model that every state is compared with.
 
-Content is described by sectors of 512 bytes: every sector ever written carries, 32 times over, the number of its write (its
-*version*), its own address, and the CRC32C of both, so that stale, misplaced, torn and foreign data are told apart:
+The content consists of sectors of 512 bytes.  Every written sector carries a label, 32 times: the number of its write (its
+*version*), its own address, and the CRC32C of both.  So stale, misplaced, torn and foreign data can be distinguished:
 
 | of the 32 labels                                            | the sector is                                           |
 | ----------------------------------------------------------- | ------------------------------------------------------- |
@@ -13,17 +13,15 @@ Content is described by sectors of 512 bytes: every sector ever written carries,
 
 Version 0 is a sector of zeroes.
 
-| of                       | promised                                                                                    |
+| object                   | promise                                                                                     |
 | ------------------------ | ------------------------------------------------------------------------------------------- |
 | the volume               | the version that a flush or FUA made durable, or one issued after it                        |
 | ... while it is restored | all of it as above, or all of it as the snapshot has it (with writes beside it: each sector) |
 | ... while it is resized  | as large as before or after; what it has grown by is zeroes                                 |
-| a snapshot               | exact: the versions of its moment (writes that ran while it was taken: with or without)     |
+| a snapshot               | has exactly the versions of its moment (with or without writes that ran while it was taken) |
 | one in creation          | is not there, or as above                                                                   |
 | one in deletion          | is as above, or is not there, or is `deleting` and a resumed deletion ends that             |
-| a write-once device      | blocks acknowledged are written, blocks nobody touched are blank                            |
-
-(Longer than most modules here: the promises refer to each other, and are checked by one reader of labels.)
+| a write-once device      | acknowledged blocks are written, untouched blocks are blank                                 |
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ def sector(version: int, address: int) -> bytes:
 
 
 def content(version: int, address: int, count: int) -> bytes:
-    """`count` sectors from `address` on, all of one write."""
+    """Return `count` sectors from `address` on, all of one write."""
     return b"".join(sector(version, address + index) for index in range(count))
 
 
@@ -86,7 +84,7 @@ class Violation(AssertionError):
 
 
 class Phase(enum.Enum):
-    """Where a snapshot is in its life, as far as its user was told."""
+    """The phase of a snapshot's life, as far as its user knows."""
 
     CREATING = enum.auto()
     THERE = enum.auto()
@@ -152,7 +150,7 @@ class CreateEnds:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Snapshot `name`, taken while writes ran, was read: these are the versions of the sectors that were not sure."""
+    """Snapshot `name`, taken while writes ran, was read: these are the versions of the sectors that were uncertain."""
 
     name: str
     versions: tuple[tuple[int, int], ...]
@@ -177,7 +175,7 @@ class RestoreBegins:
 
 @dataclass(frozen=True, slots=True)
 class RestoreEnds:
-    """It has gone back, durably."""
+    """The volume has gone back, durably."""
 
     name: str
 
@@ -233,12 +231,12 @@ Note = (
 @dataclass
 class _Running:
     write: WriteBegins
-    newest: str | None  # the snapshot its pre-images go to; None if that is not sure
+    newest: str | None  # the snapshot that its pre-images go to; None if that is uncertain
     restores: int  # how many restores had ended
 
 
 class Promises:
-    """Fed with the notes in order; always says what holds now."""
+    """The promises that hold now; `take` applies the notes in order."""
 
     def __init__(self, versions: list[int], chunk_sectors: int) -> None:
         self.chunk_sectors = chunk_sectors
@@ -247,7 +245,7 @@ class Promises:
         self.later: dict[int, list[int]] = {}  # sector -> versions issued after the durable one, in order
         self.moments: dict[str, Moment] = {}  # oldest first
         self.restored: list[int] | None = None  # the volume's content if a restore under way has taken effect
-        self.unsure: set[int] = set()  # sectors written while a restore took effect, nobody knows which came first
+        self.unsure: set[int] = set()  # sectors written while a restore took effect: their order is not known
         self._beside: dict[int, list[int]] = {}  # sector -> versions issued while a restore is under way
         self._restores = 0
         self.smallest = len(versions)  # sectors the volume has at least; `durable` says how many at most
@@ -257,7 +255,7 @@ class Promises:
         self._unsettled = 0  # creations and deletions under way
 
     def copy(self) -> Promises:
-        """One to go on from separately."""
+        """Return a copy that can be continued separately."""
         return copy.deepcopy(self)
 
     def take(self, note: Note) -> None:
@@ -301,8 +299,8 @@ class Promises:
             case RestoreBegins(name):
                 moment = self.moments[name]
                 self.restored = moment.versions + [0] * (len(self.durable) - len(moment.versions))
-                for each in self.moments.values():
-                    each.may = _bits(0, len(each.versions))
+                for other in self.moments.values():
+                    other.may = _bits(0, len(other.versions))
                 self._beside = {}
                 for running in self._running.values():
                     self._note_beside(running.write)
@@ -353,7 +351,7 @@ class Promises:
         return [self.durable[address], *others]
 
     def newest(self) -> str | None:
-        """Return the snapshot that pre-images go to, if that is sure."""
+        """Return the snapshot that pre-images go to; None if that is uncertain."""
         there = [name for name, moment in self.moments.items() if moment.phase is Phase.THERE]
         return there[-1] if there and not self._unsettled else None
 

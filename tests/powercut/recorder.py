@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A `StorageIO` that makes the plain calls and keeps a log of all they change, in order.
+"""A `StorageIO` that makes the plain calls and logs all their changes, in order.
 
-Stores into mapped files are found by looking: at every call, whatever file it is for, the pages that were reserved for
-stores are compared with what they were.  So a store is logged before the next call, which is as exact as matters: a cut
-falls between calls, and what was stored since the last one may be on the disk or not, word by word.
+Stores into mapped files are found by comparison: at every call, for whatever file, the pages that were reserved for stores
+are compared with their earlier content.  So a store is logged before the next call.  That is exact enough: a cut falls
+between calls, and each word that was stored since the last call may be on the disk or not.
 
-The log also takes the workload's own marks (`mark`): what it asked for and what it was promised, in the same order.
+The log also takes the marks of the workload (`mark`): its requests and the promises that it received, in the same order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORD = 4  # bytes: stores into a map are at least this large, or (bits) may be t
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """`data` at `offset` of a file; `stored`: through a mapping."""
+    """A write of `data` at `offset` of a file; `stored`: through a mapping."""
 
     file: int
     offset: int
@@ -52,7 +52,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class SyncBegins:
-    """A sync of a file, or of a directory (relative to the root), began; `sync` tells it from others."""
+    """A sync of a file, or of a directory (relative to the root), began; `sync` identifies it."""
 
     sync: int
     target: int | Path
@@ -60,7 +60,7 @@ class SyncBegins:
 
 @dataclass(frozen=True, slots=True)
 class SyncEnds:
-    """It returned: what was written before it began is durable."""
+    """The sync returned: everything written before it began is durable."""
 
     sync: int
 
@@ -84,7 +84,7 @@ class Start:
 
 
 class RecordingIO(storage_io.StorageIO):
-    """Records what happens to the files under `root`, beginning with those that are there."""
+    """A recorder of all changes to the files under `root`; it begins with the files that are there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,7 +105,7 @@ class RecordingIO(storage_io.StorageIO):
         self.start = Start(tuple(names), content)
 
     def mark(self, note: promises.Note) -> None:
-        """Put a note into the log, where it belongs in time."""
+        """Put a note into the log, at its place in time."""
         with self.lock:
             self._look()
             self.log.append(Mark(note))
@@ -206,7 +206,7 @@ class RecordingIO(storage_io.StorageIO):
             self.log.append(SyncEnds(sync))
 
     def _look(self) -> None:
-        """Log what was stored into mapped pages since the last look."""
+        """Log the stores into mapped pages since the last look."""
         for fd, (number, pages) in self._mapped.items():
             for page, before in pages.items():
                 now = os.pread(fd, PAGE, page * PAGE)
@@ -217,7 +217,7 @@ class RecordingIO(storage_io.StorageIO):
 
 
 def _changed(before: bytes, now: bytes) -> list[tuple[int, int]]:
-    """[start, end) of the runs of words that differ."""
+    """Return [start, end) of the runs of words that differ."""
     runs: list[tuple[int, int]] = []
     for at in range(0, PAGE, WORD):
         if before[at : at + WORD] != now[at : at + WORD]:

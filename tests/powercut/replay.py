@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records workloads and replays what power cuts could have left of them."""
+"""Records workloads, and replays the states that power cuts could have left."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.powercut import check, disk, promises, recorder, workload
 from tests.powercut.promises import Violation
 
 EXHAUSTIVE = 128
-"""Up to so many states at one cut are all tried; of more, some."""
+"""The number of states at one cut up to which all of them are tried; of more, some are."""
 AGAIN = 12
-"""One in so many states is worked on under the recorder, and cut again; those with stale words in a map, all."""
+"""One in this many states is worked on under the recorder, and cut again; states with stale words in a map always are."""
 BEFORE, AFTER = "the boot before the cut", "the boot after it"
 MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A state that broke a promise, and what makes it again: the case, the cut (index into the log) and the choice."""
+    """A state that broke a promise, and the means to make it again: the case, the cut (index into the log) and the choice."""
 
     scenario: str
     seed: int
@@ -54,7 +54,7 @@ def scratch() -> Iterator[Path]:
 
 
 def record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
-    """Make a volume under `root` and work on it; returns the record, and the promises before all of it."""
+    """Make a volume under `root` and work on it.  Return the record, and the promises from before it."""
     with mock.patch("lun_backends.volumes.boot.current", lambda: BEFORE):
         return _record(root, scenario, seed)
 
@@ -84,7 +84,7 @@ def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorde
             workload.run_writers(worker, scenario, seed, unsure)
         else:
             worker.run(scenario.steps)
-        check.check(opened, live)  # alive it must be right, too
+        check.check(opened, live)  # it must be right without a cut, too
     finally:
         opened.close()
     return io, begin
@@ -113,7 +113,7 @@ def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failur
             choices = model.choices(rng, budget, EXHAUSTIVE)
             only_memory = scenario.durability is Durability.PROCESS_CRASH
             killed = model.newest()
-            # Stores found with one look are logged in order of address: between them nobody was killed.
+            # Stores found with one look are logged in order of address: the process was not killed between them.
             if only_memory and not (
                 cut < len(io.log) and isinstance(after := io.log[cut], recorder.Write) and after.stored
             ):
@@ -138,7 +138,7 @@ def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failur
 
 
 def try_state(root: Path, promised: promises.Promises, rng: random.Random) -> int:
-    """Check the state that is laid out under `root`; returns how many further states a second cut gave.
+    """Check the state that is laid out under `root`.  Return how many further states a second cut made.
 
     Raises Violation.
     """

@@ -42,7 +42,7 @@ def prepare(root: Path) -> None:
 
 
 def delete(root: Path, io: storage_io.StorageIO) -> None:
-    """Delete snapshot `b`, or go on with that."""
+    """Delete snapshot `b`, or go on with its deletion."""
     opened = volume.Volume.open(root / "v", io=io)
     try:
         if any(snapshot.deleting for snapshot in opened.snapshots):

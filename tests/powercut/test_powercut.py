@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No power cut breaks a promise; and the tester is tested: it finds every rule that is broken on purpose."""
+"""No power cut breaks a promise, and the tester finds every rule that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.powercut import campaign, disk, mutants, promises, recorder, replay
 
 STATES = 20_000
 MUTANT_CASES = 8
-"""So many cases a mutant has to survive to be called undetected; most fall in the first."""
+"""The number of cases that a mutant has to survive to count as undetected; most are found in the first."""
 
 
 @pytest.mark.timeout(1200)
@@ -37,14 +37,14 @@ def test_a_broken_rule_is_found(mutant: mutants.Mutant) -> None:
                 try:
                     outcome = replay.run_case(replay.find(name), seed, 1000, most_failures=1)
                 except promises.Violation:
-                    return  # seen even without a cut
+                    return  # found even without a cut
                 if outcome.failures:
                     return
     pytest.fail(f"{mutant.__name__} was not noticed in {MUTANT_CASES} cases")
 
 
 def test_the_model_is_the_disk_when_nothing_is_lost(tmp_path: Path) -> None:
-    """With the newest version of everything, what is laid out is what the real files hold."""
+    """With the newest version of everything, the files that are laid out equal the real ones."""
     for name in ("small-chunks", "large-chunks"):
         root = tmp_path / name
         root.mkdir()

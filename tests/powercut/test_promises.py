@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checker names what is wrong with what it reads: stale, misplaced, torn, foreign."""
+"""The checker names the defect of each sector: stale, misplaced, torn or foreign."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def spoil(path: Path, expected: bytes, data: bytes) -> None:
 
 @pytest.mark.parametrize("wrong", SPOILED)
 @pytest.mark.parametrize("of", ["the volume", "a snapshot"])
-def test_what_is_wrong_is_named(tmp_path: Path, wrong: str, of: str) -> None:
+def test_defect_of_a_sector_is_named(tmp_path: Path, wrong: str, of: str) -> None:
     scenario = workload.Scenario("", 4096, 512, 8 * 4096, 0)
     promised = promises.Promises(workload.create(tmp_path, scenario), PER_CHUNK)
     opened = workload.open_volume(tmp_path)

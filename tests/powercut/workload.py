@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work on a volume while its files are recorded, and again after a cut, to show that nothing needs repair.
+"""The work on a volume: while its files are recorded, and again after a cut, to show that nothing needs repair.
 
-A `Worker` does random things to an open volume and notes each before and after, for `promises`.
+A `Worker` does random operations on an open volume.  It notes the beginning and the end of each, for `promises`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Take = Callable[[promises.Note], None]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A volume and how long it is worked on; bytes."""
+    """A volume (sizes are in bytes), and the number of operations on it."""
 
     name: str
     chunk_size: int
@@ -39,11 +39,11 @@ class Scenario:
     steps: int
     writers: int = 0  # threads that write while snapshots come and go; 0: one thread does everything
     durability: Durability = Durability.POWER_LOSS
-    several: bool = False  # several snapshots may be on their way down at once
+    several: bool = False  # several deletions may be under way at once
 
 
 SCENARIOS = (
-    # The volume's end lies within its last chunk, wherever the geometry can have that.
+    # The volume ends within its last chunk, wherever the geometry allows that.
     Scenario("small-chunks", 4096, 512, 24 * 4096 + 1536, steps=40),
     Scenario("large-chunks", 65536, 512, 5 * 65536 + 4608, steps=40),
     Scenario("shared-bytes", 4096, 4096, 40 * 4096, steps=40),  # eight chunks share a byte of the map's bits
@@ -56,7 +56,7 @@ SCENARIOS = (
 
 
 def create(root: Path, scenario: Scenario) -> list[int]:
-    """Make the volume with a first content under `root`; returns the versions of its sectors."""
+    """Make the volume with a first content under `root`.  Return the versions of its sectors."""
     (root / DIRECTORY).mkdir(parents=True)
     versions = [0 if address // 8 % 5 == 4 else 1 for address in range(scenario.size // SECTOR)]
     with (root / PRIMARY).open("wb") as file:
@@ -79,7 +79,7 @@ def open_volume(root: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> vol
 
 
 class Worker:
-    """Does random things to `device`, the notes go to `take`.  Versions and names begin where the last worker's ended."""
+    """A source of random operations on a volume; the notes go to `take`.  Versions and names go on from the last worker's."""
 
     def __init__(self, opened: volume.Volume, take: Take, rng: random.Random, *, first_version: int = 2) -> None:
         self.volume = opened
@@ -96,7 +96,7 @@ class Worker:
 
     @property
     def blocks(self) -> int:
-        """The blocks of the volume."""
+        """The number of blocks of the volume."""
         return self.volume.device.size // self.volume.device.block_size
 
     def run(self, steps: int) -> None:
@@ -118,7 +118,7 @@ class Worker:
             self.rng.choices(list(kinds), list(kinds.values()))[0]()
 
     def write(self) -> None:
-        """Somewhere, mostly small, now and then larger than a chunk."""
+        """Write somewhere: mostly a little, now and then more than a chunk."""
         per_chunk = self.volume.chunk_size // self.volume.device.block_size
         count = self.rng.choice((1, 1, 2, per_chunk, self.rng.randint(1, 3 * per_chunk)))
         first = self.rng.randrange(self.blocks)
@@ -130,7 +130,7 @@ class Worker:
         self._write(begins, fua=fua)
 
     def batch(self, firsts: list[int]) -> None:
-        """Single blocks, their chunks preserved ahead with one commit, as a fabric does it."""
+        """Write single blocks.  Preserve their chunks ahead with one commit, as a fabric does."""
         size = self.volume.device.block_size
         all_begin = [self._begin(first, 1, next(self.versions)) for first in firsts]
         self.volume.device.prepare_writes([(first * size, size) for first in firsts])
@@ -149,7 +149,7 @@ class Worker:
         self.take(promises.WriteEnds(begins.serial, fua))
 
     def there_and_back(self) -> None:
-        """Write a block, for good; write what was there before; then go back to a snapshot."""
+        """Write a block, durably; write its content in a snapshot; then go back to a snapshot."""
         if self._good() and self.volume.rolling_back_to is None:
             view = self.rng.choice(self._good()).view
             block = self.rng.randrange(view.size // view.block_size)
@@ -158,13 +158,13 @@ class Worker:
             self.restore()
 
     def write_back(self) -> None:
-        """Write a block as a snapshot has it: what is equal in memory need not be so on the disk."""
+        """Write a block with its content in a snapshot: blocks that are equal in memory may differ on the disk."""
         if self._good():
             view = self.rng.choice(self._good()).view
             self._write_as_in(view, self.rng.randrange(view.size // view.block_size))
 
     def _good(self) -> list[Snapshot]:
-        return [each for each in self.volume.snapshots if each.state is manifest.SnapshotState.ACTIVE]
+        return [snapshot for snapshot in self.volume.snapshots if snapshot.state is manifest.SnapshotState.ACTIVE]
 
     def _write_as_in(self, view: block_device.BlockDevice, block: int) -> None:
         data = bytearray(view.block_size)
@@ -186,15 +186,15 @@ class Worker:
         self.take(promises.WriteEnds(begins.serial, False))
 
     def flush(self) -> None:
-        """Make all durable."""
+        """Make all writes durable."""
         serial = next(self.serials)
         self.take(promises.FlushBegins(serial))
         self.volume.device.flush()
         self.take(promises.FlushEnds(serial))
 
     def put(self) -> None:
-        """Write to the write-once LUN of the oldest snapshot (of no other: what is put there the older ones show, too)."""
-        # (Not while the volume goes back to it, for it would go to something else.)
+        """Write to the write-once LUN of the oldest snapshot, because blocks put into a newer one show in all older ones."""
+        # (Not during a rollback to that snapshot, because the volume would show the blocks, too.)
         if self.volume.snapshots and not self.volume.snapshots[0].deleting and self.volume.rolling_back_to is None:
             first = self.rng.randrange(self.blocks)
             self.put_at(first, min(self.rng.choice((1, 1, 2, 5)), self.blocks - first))
@@ -228,7 +228,7 @@ class Worker:
         self.take(promises.CreateEnds(name))
 
     def delete(self) -> None:
-        """Delete any snapshot; now and then stop on the way, and go on at the next turn, or with `several` delete another."""
+        """Delete any snapshot.  Now and then stop on the way: then go on at the next turn, or with `several` delete another."""
         if any(snapshot.deleting for snapshot in self.volume.snapshots) and not (
             self.several and self.rng.random() < 0.5
         ):
@@ -240,7 +240,7 @@ class Worker:
         self._delete(self.rng.choice(names), stop=self.rng.random() < 0.3)
 
     def delete_two(self) -> None:
-        """Delete the newest snapshot behind a stopped deletion of the next older one, then write to what that one has."""
+        """Delete the newest snapshot after a stopped deletion of the next older one, then write to chunks of the older one."""
         if self.volume.rolling_back_to is not None or any(snapshot.deleting for snapshot in self.volume.snapshots):
             return
         while len(self.volume.snapshots) < 3:
@@ -267,11 +267,11 @@ class Worker:
         except errors.DeletionStopped:
             return
         self.take(promises.DeleteEnds(name))
-        for other in [other for other in before if other not in {each.name for each in self.volume.snapshots}]:
+        for other in [other for other in before if other not in {snapshot.name for snapshot in self.volume.snapshots}]:
             self.take(promises.DeleteEnds(other))
 
     def resume(self) -> None:
-        """Go on with what was stopped; a rollback has to end first."""
+        """Go on with stopped operations; a rollback has to end first."""
         self.volume.continue_rollback()
         names = [snapshot.name for snapshot in self.volume.snapshots if snapshot.deleting]
         self.volume.resume_deletions()
@@ -279,7 +279,7 @@ class Worker:
             self.take(promises.DeleteEnds(name))
 
     def restore(self) -> None:
-        """Go back to a snapshot, or go on with that."""
+        """Roll back to a snapshot, or go on with a rollback."""
         if self.volume.rolling_back_to is None:
             if not self._good():
                 return
@@ -299,7 +299,7 @@ class Worker:
             self.take(promises.ResizeEnds(blocks * self.per_block))
 
     def pin(self, name: str, unsure: Callable[[str], list[int]]) -> None:
-        """Read what of a snapshot could be one or the other, because writes ran while it was taken, and note it."""
+        """Read the sectors of a snapshot that may have either version, because writes ran while it was taken, and note them."""
         view = self.volume.snapshot(name).view
         found = []
         for address in unsure(name):
@@ -315,7 +315,7 @@ class Worker:
 
 
 def run_writers(worker: Worker, scenario: Scenario, seed: int, unsure: Callable[[str], list[int]]) -> None:
-    """Threads that write, each to blocks of its own in chunks shared by all, while snapshots are taken and deleted."""
+    """Run threads that write, each to its own blocks in chunks that all share, while snapshots are taken and deleted."""
     serials = itertools.count(1 << 20)
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -336,7 +336,7 @@ def run_writers(worker: Worker, scenario: Scenario, seed: int, unsure: Callable[
                     mine.write_at(rng.choice(blocks), 1, fua=rng.random() < 0.2)
                 if rng.random() < 0.1:
                     mine.flush()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that joins
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that joins
             errors.append(error)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(scenario.writers)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hours of sessions that come and go, well and badly, while the daemon's memory is watched."""
+"""Hours of orderly and broken sessions, while the daemon's memory is watched."""
