@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes with `durability: process-crash` over kills and power cuts: their snapshots are good, or say that they are not."""
+"""Volumes with `durability: process-crash`: after a kill or a power cut, their snapshots are good or marked invalid."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_power_cut_makes_snapshots_invalid_for_good(tmp_path: Path, boot_id: P
     with pytest.raises(block_device.SnapshotInvalid, match="process-crash"):
         content(again)
     assert in_use(tmp_path) == "second"
-    again.device.writev(CHUNK, [memoryview(NEW)])  # goes on
+    again.device.writev(CHUNK, [memoryview(NEW)])  # the volume itself can be written to
     again.create_snapshot("b")
     again.device.writev(0, [memoryview(OLD)])
     assert content(again, "b") == NEW
@@ -96,7 +96,7 @@ def test_a_power_cut_makes_snapshots_invalid_for_good(tmp_path: Path, boot_id: P
     again.close()
 
 
-def test_closed_cleanly_a_power_cut_is_harmless(tmp_path: Path, boot_id: Path) -> None:
+def test_a_power_cut_after_a_clean_close_is_harmless(tmp_path: Path, boot_id: Path) -> None:
     used(tmp_path).close()
     boot_id.write_text("second\n")
     again = volume.Volume.open(tmp_path / "state")
@@ -105,7 +105,7 @@ def test_closed_cleanly_a_power_cut_is_harmless(tmp_path: Path, boot_id: Path) -
     again.close()
 
 
-def test_power_loss_volumes_are_not_concerned(tmp_path: Path, boot_id: Path) -> None:
+def test_a_power_cut_leaves_power_loss_volumes_good(tmp_path: Path, boot_id: Path) -> None:
     made = used(tmp_path, POWER)
     assert in_use(tmp_path) is None
     killed(made)
@@ -116,14 +116,14 @@ def test_power_loss_volumes_are_not_concerned(tmp_path: Path, boot_id: Path) -> 
     again.close()
 
 
-def test_changed_to_power_loss_after_a_kill_all_is_synced_first(tmp_path: Path, boot_id: Path) -> None:
+def test_a_change_to_power_loss_after_a_kill_first_syncs_all_files(tmp_path: Path, boot_id: Path) -> None:
     killed(used(tmp_path))
     manifest.store(tmp_path / "state", dataclasses.replace(manifest.load(tmp_path / "state"), durability=POWER))
     io = FaultyIO()
     marks: list[str | None] = []
     io.before["fdatasync"] = lambda: marks.append(in_use(tmp_path))
     again = volume.Volume.open(tmp_path / "state", io=io)
-    assert marks.count("first") >= 3  # the primary, the map, the chunk file: before the mark goes
+    assert marks.count("first") >= 3  # the primary, the map, the chunk file: before the mark is removed
     assert in_use(tmp_path) is None
     again.close()
     boot_id.write_text("second\n")
@@ -132,7 +132,7 @@ def test_changed_to_power_loss_after_a_kill_all_is_synced_first(tmp_path: Path, 
     again.close()
 
 
-def test_changed_to_power_loss_after_a_power_cut_does_not_help(tmp_path: Path, boot_id: Path) -> None:
+def test_a_change_to_power_loss_after_a_power_cut_leaves_snapshots_invalid(tmp_path: Path, boot_id: Path) -> None:
     killed(used(tmp_path))
     boot_id.write_text("second\n")
     manifest.store(tmp_path / "state", dataclasses.replace(manifest.load(tmp_path / "state"), durability=POWER))
@@ -141,7 +141,7 @@ def test_changed_to_power_loss_after_a_power_cut_does_not_help(tmp_path: Path, b
     again.close()
 
 
-def test_a_sync_that_failed_is_no_clean_close(tmp_path: Path) -> None:
+def test_a_close_after_a_failed_sync_is_not_clean(tmp_path: Path) -> None:
     io = FaultyIO()
     made = used(tmp_path, io=io)
     io.fail("fdatasync")
@@ -153,7 +153,7 @@ def test_a_sync_that_failed_is_no_clean_close(tmp_path: Path) -> None:
     assert in_use(tmp_path) == "first"
 
 
-def test_what_cannot_be_marked_is_marked_at_the_next_open(
+def test_a_snapshot_that_cannot_be_marked_is_marked_at_the_next_open(
     tmp_path: Path, boot_id: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed(used(tmp_path))
@@ -175,7 +175,7 @@ def test_what_cannot_be_marked_is_marked_at_the_next_open(
     assert in_use(tmp_path) is None
 
 
-def test_a_volume_that_cannot_say_that_it_is_in_use_is_not_opened(tmp_path: Path) -> None:
+def test_a_volume_that_cannot_record_its_use_is_not_opened(tmp_path: Path) -> None:
     used(tmp_path).close()
     io = FaultyIO()
     io.fail("pwritev", errno.ENOSPC)
@@ -185,7 +185,9 @@ def test_a_volume_that_cannot_say_that_it_is_in_use_is_not_opened(tmp_path: Path
     assert in_use(tmp_path) is None
 
 
-def test_a_kernel_that_does_not_tell(tmp_path: Path, boot_id: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_boot_id_only_the_same_process_trusts_unclean_snapshots(
+    tmp_path: Path, boot_id: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boot_id.unlink()
     made = used(tmp_path)
     assert str(in_use(tmp_path)).startswith("unknown ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deleting snapshots: the others stay true, wherever a deletion stops."""
+"""Deleting snapshots: all others keep their content, wherever a deletion stops."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_stopped_deletion_goes_on_after_reopening(made: volume.Volume) -> None:
 
 @pytest.mark.parametrize("reopened", [False, True])
 def test_newest_can_be_deleted_while_another_deletion_is_stopped(made: volume.Volume, reopened: bool) -> None:
-    """Two are on their way down to the oldest then, which must get nothing from the primary that either of them has."""
+    """The chunks of two snapshots move down to the oldest then, which must copy none of them from the primary."""
     before = read(made.device)
     made.create_snapshot("old")
     made.create_snapshot("middle")
@@ -97,7 +97,7 @@ def test_newest_can_be_deleted_while_another_deletion_is_stopped(made: volume.Vo
 def test_copy_that_is_not_durable_yet_does_not_count_as_preserved(tmp_path: Path) -> None:
     """The newest snapshot is deleted while a copy into it, already visible, waits for the disk.
 
-    Another writer to that chunk must not take the copy for done (rule 1, lun_backends/README.md).
+    Another writer to that chunk must not count the copy as done (rule 1, lun_backends/README.md).
     """
     io = FaultyIO()
     made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
@@ -126,7 +126,7 @@ def test_copy_that_is_not_durable_yet_does_not_count_as_preserved(tmp_path: Path
 
 
 def test_chunk_that_a_crash_left_in_part_is_still_preserved(made: volume.Volume) -> None:
-    """The newest snapshot was being deleted when the power went, and some blocks of a chunk had come to its disk."""
+    """A power cut came while the newest snapshot was being deleted, and only some blocks of a chunk were on the disk."""
     before = read(made.device)
     made.create_snapshot("old")
     new = made.create_snapshot("new")
@@ -173,9 +173,9 @@ def test_snapshot_in_deletion_cannot_be_read_after_reopening(made: volume.Volume
 def test_deletion_that_cannot_be_recorded_leaves_the_snapshot_as_it_was(tmp_path: Path, name: str) -> None:
     io = FaultyIO()
     made = volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=CHUNK, io=io)
-    for each in ("old", "middle", "new"):
+    for moment in ("old", "middle", "new"):
         made.device.writev(0, block(len(made.snapshots) + 1, CHUNK))
-        made.create_snapshot(each)
+        made.create_snapshot(moment)
     before = read(made.device)
     io.fail("rename", errno.EIO, path="volume.json")
     with pytest.raises(errors.VolumeError):
@@ -234,7 +234,7 @@ def test_snapshot_taken_while_a_deletion_looks_for_chunks_stays_true(
 
     def take_another(state: State, snapshot: Snapshot) -> object:
         known = looked(state, snapshot)
-        take("c")  # looking for chunks is outside of the locks
+        take("c")  # the search for chunks holds no lock
         return known
 
     take("a")

@@ -65,7 +65,7 @@ def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
     with pytest.raises(errors.VolumeError, match="could neither be recorded nor taken back"):
         bench.volume.begin_rollback("a")
     bench.volume.close()
-    opened = volume.Volume.open(bench.directory / "v")  # which does come up
+    opened = volume.Volume.open(bench.directory / "v")  # the rollback does come up
     assert opened.rolling_back_to is not None
     opened.continue_rollback()
     data = bytearray(opened.device.size)
@@ -75,9 +75,7 @@ def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("by", ["write", "held write", "create", "delete", "restore", "close"])
-def test_once_the_manifest_can_be_stored_all_is_as_before(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, by: str
-) -> None:
+def test_writes_resume_once_the_manifest_can_be_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     monkeypatch.setattr(doubt, "PATIENCE", 0.0)
     before, now = bytes(range(CHUNKS)), bytearray(bench.data())
     fail_twice(bench.io)
@@ -116,7 +114,7 @@ def test_once_the_manifest_can_be_stored_all_is_as_before(
     opened.close()
 
 
-def test_a_snapshot_that_may_come_up_shows_nothing_that_was_written_later(bench: Bench) -> None:
+def test_a_snapshot_that_may_come_up_shows_no_later_write(bench: Bench) -> None:
     now = bench.data()
     fail_twice(bench.io)
     bench.io.fail("unlink", path="*.map")
@@ -146,7 +144,7 @@ def test_a_snapshot_without_files_is_no_reason_to_refuse_writes(bench: Bench) ->
     opened.close()
 
 
-def test_a_manifest_that_certainly_was_not_stored_is_no_reason_either(bench: Bench) -> None:
+def test_a_manifest_that_was_certainly_not_stored_is_no_reason_to_refuse_writes(bench: Bench) -> None:
     bench.io.fail("rename", path="volume.json")
     bench.io.fail("pwritev", path="volume.json.new")
     bench.io.fail("unlink", path="*.map")
@@ -158,7 +156,9 @@ def test_a_manifest_that_certainly_was_not_stored_is_no_reason_either(bench: Ben
 
 
 @pytest.mark.parametrize("change", ["create", "restore", "group"])
-def test_it_is_taken_back_before_any_write_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_a_failed_change_is_taken_back_while_writes_are_held(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     held: list[bool] = []
     store = manifest.store
 
@@ -191,7 +191,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     opened.close()
 
 
-def test_initiators_alerts_and_log_say_so(service: Service) -> None:
+def test_initiators_and_alerts_report_the_doubt(service: Service) -> None:
     owner = service.inventory.open_volumes["vol0"]
     io = FaultyIO()
     owner.state.io = io

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of snapshots: one moment, and all or none, wherever it is interrupted."""
+"""Groups of snapshots: all of one moment, and all or none, wherever the taking is interrupted."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NAMES = ("v0", "v1")
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """The end of the process."""
 
 
 class Dying(storage_io.StorageIO):
-    """Ends the process, or fails once with EIO, at the call number `at` from when it was armed on that changes something."""
+    """A `StorageIO` that ends the process, or fails once with EIO, at one call that changes a file: `left` calls from now."""
 
     def __init__(self) -> None:
         self.left: int | None = None
@@ -90,20 +90,20 @@ def create(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> list[vol
         )
         for name in NAMES
     ]
-    for number, each in enumerate(made):
-        each.create_snapshot("before")
-        fill(each.device, number + 1)
+    for number, owner in enumerate(made):
+        owner.create_snapshot("before")
+        fill(owner.device, number + 1)
     return made
 
 
 def reopen(path: Path, made: Sequence[volume.Volume]) -> list[volume.Volume]:
-    for each in made:
-        each.close()
+    for owner in made:
+        owner.close()
     return [volume.Volume.open(path / name) for name in NAMES]
 
 
 def dies(path: Path, at: int) -> bool:
-    """Take a group in a process that ends at call number `at`; whether it had none such."""
+    """Take a group in a process that ends at call number `at`.  Return whether the group was complete before that call."""
     child = os.fork()
     if not child:  # os._exit: nothing is closed, nothing is cleaned up
         status = 2
@@ -122,7 +122,7 @@ def dies(path: Path, at: int) -> bool:
     return status == 0
 
 
-def test_all_or_none_wherever_the_process_ends(tmp_path: Path) -> None:
+def test_all_snapshots_or_none_are_taken_wherever_the_process_ends(tmp_path: Path) -> None:
     outcomes = []
     at = 0
     while True:
@@ -130,22 +130,22 @@ def test_all_or_none_wherever_the_process_ends(tmp_path: Path) -> None:
         path.mkdir()
         ended = dies(path, at)
         made = [volume.Volume.open(path / name) for name in NAMES]
-        there = {len(each.snapshots) for each in made}
+        there = {len(owner.snapshots) for owner in made}
         assert there in ({1}, {2}), at
         outcomes.append(there == {2})
         group.sweep(path)
         assert list((path / ".groups").glob("*")) == []
-        for number, each in enumerate(made):
+        for number, owner in enumerate(made):
             if there == {2}:
-                assert read(each.snapshot("tonight").view) == bytes([number + 1]) * SIZE
-            fill(each.device, 9)
-            assert read(each.snapshot("before").view) == bytes(SIZE)
+                assert read(owner.snapshot("tonight").view) == bytes([number + 1]) * SIZE
+            fill(owner.device, 9)
+            assert read(owner.snapshot("before").view) == bytes(SIZE)
             if there == {2}:
-                assert read(each.snapshot("tonight").view) == bytes([number + 1]) * SIZE
-            files = {file.stem for file in (path / each.name / "snapshots").iterdir()}
-            assert files == {str(found.uuid) for found in each.snapshots}
-            assert all(record.group is None for record in manifest.load(each.directory).snapshots)
-            each.close()
+                assert read(owner.snapshot("tonight").view) == bytes([number + 1]) * SIZE
+            files = {file.stem for file in (path / owner.name / "snapshots").iterdir()}
+            assert files == {str(snapshot.uuid) for snapshot in owner.snapshots}
+            assert all(record.group is None for record in manifest.load(owner.directory).snapshots)
+            owner.close()
         if ended:
             break
         at += 1
@@ -154,7 +154,7 @@ def test_all_or_none_wherever_the_process_ends(tmp_path: Path) -> None:
     assert outcomes[-1] is True
 
 
-def test_a_step_that_fails_leaves_none(tmp_path: Path) -> None:
+def test_a_failed_step_leaves_no_snapshot(tmp_path: Path) -> None:
     at = 0
     while True:
         path = tmp_path / str(at)
@@ -170,22 +170,22 @@ def test_a_step_that_fails_leaves_none(tmp_path: Path) -> None:
         done = io.left is not None
         io.left = None
         for turn in range(2):
-            assert {len(each.snapshots) for each in made} == {2 if taken else 1}, at
-            for each in made:
-                assert each.create_snapshot(f"later{turn}").state is manifest.SnapshotState.ACTIVE
-                each.delete_snapshot(f"later{turn}")
+            assert {len(owner.snapshots) for owner in made} == {2 if taken else 1}, at
+            for owner in made:
+                assert owner.create_snapshot(f"later{turn}").state is manifest.SnapshotState.ACTIVE
+                owner.delete_snapshot(f"later{turn}")
             made = reopen(path, made)
-        for each in made:
-            fill(each.device, 9)
-            assert read(each.snapshot("before").view) == bytes(SIZE)
-            each.close()
+        for owner in made:
+            fill(owner.device, 9)
+            assert read(owner.snapshot("before").view) == bytes(SIZE)
+            owner.close()
         if done:
             break
         at += 1
     assert at > 10
 
 
-def test_a_group_is_one_moment(tmp_path: Path) -> None:
+def test_all_snapshots_of_a_group_show_one_moment(tmp_path: Path) -> None:
     """A writer counts up in one volume and then in the next: at every moment, the first is the second or one more."""
     made = create(tmp_path)
     stop = threading.Event()
@@ -194,39 +194,39 @@ def test_a_group_is_one_moment(tmp_path: Path) -> None:
         number = 0
         while not stop.is_set():
             number += 1
-            for each in made:
-                each.device.writev(0, [memoryview(struct.pack("<Q", number) * 64)])
+            for owner in made:
+                owner.device.writev(0, [memoryview(struct.pack("<Q", number) * 64)])
 
     thread = threading.Thread(target=write)
-    for each in made:
-        each.device.writev(0, [memoryview(bytes(512))])
+    for owner in made:
+        owner.device.writev(0, [memoryview(bytes(512))])
     thread.start()
     try:
         for turn in range(15):
             taken = group.create(made[::-1] if turn % 2 else made, f"s{turn}")
-            seen = [struct.unpack("<Q", read(each.view, 0, 8 * 64)[:8])[0] for each in taken]
+            seen = [struct.unpack("<Q", read(snapshot.view, 0, 8 * 64)[:8])[0] for snapshot in taken]
             seen = seen[::-1] if turn % 2 else seen
             assert sorted(seen, reverse=True) == seen
             assert seen[0] - seen[-1] in (0, 1)
-            assert all(each.held_seconds for each in taken)
+            assert all(snapshot.held_seconds for snapshot in taken)
     finally:
         stop.set()
         thread.join()
-    for each in made:
-        each.close()
+    for owner in made:
+        owner.close()
 
 
-def test_a_name_that_one_of_them_has_is_refused_for_all(tmp_path: Path) -> None:
+def test_a_name_that_one_volume_uses_already_is_refused_for_all(tmp_path: Path) -> None:
     made = create(tmp_path)
     made[1].create_snapshot("tonight")
     with pytest.raises(errors.SnapshotExists):
         group.create(made, "tonight")
-    assert [len(each.snapshots) for each in made] == [1, 2]
+    assert [len(owner.snapshots) for owner in made] == [1, 2]
     for wrong in ([], [made[0], made[0]]):
         with pytest.raises(errors.VolumeError):
             group.create(wrong, "x")
     elsewhere = volume.Volume.create(tmp_path / "d" / "v", "v", tmp_path / "v.img", size=SIZE, chunk_size=CHUNK)
     with pytest.raises(errors.VolumeError, match="one place"):
         group.create([made[0], elsewhere], "x")
-    for each in (*made, elsewhere):
-        each.close()
+    for owner in (*made, elsewhere):
+        owner.close()

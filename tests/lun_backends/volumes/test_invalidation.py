@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both policies and their promises, for snapshots that run out of space and for disks that fail."""
+"""Both policies: their promises when snapshots run out of space, and when disks fail."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ BEFORE = bytes(range(CHUNKS))
 
 
 class TestLimit:
-    def test_fail_writes_refuses_what_needs_a_copy_and_nothing_else(self, bench: Bench) -> None:
+    def test_fail_writes_refuses_only_writes_that_need_a_copy(self, bench: Bench) -> None:
         bench.open(on_error=FAIL, limit=4 * CHUNK).create_snapshot("a")
         for chunk in range(4):
             bench.write(chunk, 200)
@@ -92,7 +92,7 @@ class TestLimit:
         bench.write(4, 200)
         assert bench.volume.space.used == 0
 
-    def test_drop_gives_up_the_oldest_first(self, bench: Bench) -> None:
+    def test_drop_snapshot_invalidates_the_oldest_first(self, bench: Bench) -> None:
         bench.open(on_error=DROP, limit=6 * CHUNK)
         for name in "abc":
             bench.volume.create_snapshot(name)
@@ -113,7 +113,7 @@ class TestLimit:
         bench.volume.delete_snapshot("a")
         assert bench.data("c") == before_c
 
-    def test_drop_gives_up_the_only_one_too_and_the_write_goes_on(self, bench: Bench) -> None:
+    def test_drop_snapshot_invalidates_the_only_snapshot_and_does_the_write(self, bench: Bench) -> None:
         bench.open(on_error=DROP, limit=2 * CHUNK).create_snapshot("a")
         for chunk in range(3):
             bench.write(chunk, 200)
@@ -143,7 +143,7 @@ class TestLimit:
             bench.write(chunk, 201)
         assert len(bench.events) == 2
 
-    def test_chunks_that_are_there_at_open_count(self, bench: Bench) -> None:
+    def test_chunks_from_before_the_open_count(self, bench: Bench) -> None:
         bench.open(limit=4 * CHUNK).create_snapshot("a")
         for chunk in range(3):
             bench.write(chunk, 200)
@@ -153,7 +153,7 @@ class TestLimit:
         with pytest.raises(block_device.PreserveFailed):
             bench.write(4, 200)
 
-    def test_a_direct_write_counts_too(self, bench: Bench) -> None:
+    def test_a_direct_write_to_the_write_once_lun_counts(self, bench: Bench) -> None:
         snapshot = bench.open(limit=2 * CHUNK).create_snapshot("a")
         data = [memoryview(bytes(512))]
         snapshot.write_once.writev(0, data)
@@ -173,11 +173,11 @@ class TestLimit:
             bench.write(chunk, 200)
         with pytest.raises(errors.NoSpaceLeft, match="allowed"):
             bench.volume.create_snapshot("c")
-        bench.volume.delete_snapshot("b")  # the chunks that move down need room for a while
+        bench.volume.delete_snapshot("b")  # the chunks that move down need space for a while
         assert bench.data("a") == BEFORE
         assert bench.volume.space.used == 4 * CHUNK
 
-    def test_there_are_at_most_as_many_snapshots_as_allowed(self, bench: Bench) -> None:
+    def test_max_snapshots_bounds_the_number_of_snapshots(self, bench: Bench) -> None:
         bench.open(max_snapshots=2)
         bench.volume.create_snapshot("a")
         bench.volume.create_snapshot("b")
@@ -186,7 +186,7 @@ class TestLimit:
         bench.volume.delete_snapshot("a")
         bench.volume.create_snapshot("c")
 
-    def test_writers_that_run_out_together_drop_no_more_than_needed(self, bench: Bench) -> None:
+    def test_concurrent_failures_invalidate_only_the_oldest(self, bench: Bench) -> None:
         bench.open(on_error=DROP, limit=24 * CHUNK)
         for name in "abc":
             bench.volume.create_snapshot(name)
@@ -217,7 +217,7 @@ class TestFailingDisk:
         assert bench.data("a") == BEFORE
 
     @pytest.mark.parametrize("operation", ["pwritev", "fdatasync", "sync_map", "reserve"])
-    def test_drop_gives_up_all_because_they_share_pre_images(self, bench: Bench, operation: str) -> None:
+    def test_drop_snapshot_invalidates_all_snapshots_when_the_disk_fails(self, bench: Bench, operation: str) -> None:
         bench.open(on_error=DROP).create_snapshot("a")
         bench.write(0, 200)
         bench.volume.create_snapshot("b")
@@ -247,7 +247,7 @@ class TestFailingDisk:
         bench.volume.delete_snapshot("a")
         assert not list((bench.directory / "v" / "snapshots").iterdir())
 
-    def test_where_nothing_can_be_marked_the_write_is_refused(self, bench: Bench) -> None:
+    def test_a_write_is_refused_where_no_snapshot_can_be_marked(self, bench: Bench) -> None:
         bench.open(on_error=DROP).create_snapshot("a")
         bench.io.fail("*", path="*.map")
         bench.io.fail("*", path="*.chunks")
@@ -258,7 +258,7 @@ class TestFailingDisk:
         bench.reopen()
         assert bench.data("a") == BEFORE
 
-    def test_it_is_refused_again_and_again_until_it_can_be_marked(self, bench: Bench) -> None:
+    def test_writes_are_refused_until_the_snapshot_can_be_marked(self, bench: Bench) -> None:
         bench.open(on_error=DROP).create_snapshot("a")
         for path in ("*.map", "*.chunks", "*.invalid"):
             bench.io.fail("*", path=path)
@@ -307,11 +307,11 @@ class TestFailingDisk:
         assert [snapshot.name for snapshot in bench.volume.snapshots if not snapshot.invalid_reason] == ["a"]
 
 
-class TestOutOfReach:
-    """A snapshot whose files cannot be opened may be good again later, so nothing may change without its knowledge."""
+class TestUnreachable:
+    """A snapshot whose files cannot be opened may be good again later, so no write may bypass it."""
 
     @pytest.mark.parametrize("kind", ["map", "chunks"])
-    def test_fail_writes_refuses_until_it_is_back(self, bench: Bench, kind: str) -> None:
+    def test_fail_writes_refuses_writes_until_the_snapshot_can_be_opened(self, bench: Bench, kind: str) -> None:
         bench.open(on_error=FAIL).create_snapshot("a")
         bench.write(0, 200)
         bench.volume.close()
@@ -326,7 +326,7 @@ class TestOutOfReach:
         bench.write(1, 201)
         assert bench.data("a") == BEFORE
 
-    def test_drop_gives_it_up_for_good(self, bench: Bench) -> None:
+    def test_drop_snapshot_invalidates_it_for_good(self, bench: Bench) -> None:
         bench.open(on_error=DROP).create_snapshot("a")
         bench.volume.create_snapshot("b")
         bench.volume.close()
@@ -338,7 +338,7 @@ class TestOutOfReach:
         bench.reopen()
         assert [snapshot.state.value for snapshot in bench.volume.snapshots] == ["invalid", "invalid"]
 
-    def test_a_deletion_does_not_pass_by_one_that_may_come_back(self, bench: Bench) -> None:
+    def test_a_deletion_does_not_skip_a_snapshot_that_may_come_back(self, bench: Bench) -> None:
         bench.open().create_snapshot("a")
         bench.write(0, 200)
         bench.volume.create_snapshot("b")
@@ -354,7 +354,7 @@ class TestOutOfReach:
         assert [snapshot.name for snapshot in bench.volume.snapshots] == ["a"]
         assert bench.data("a") == BEFORE
 
-    def test_it_is_lost_when_the_next_newer_one_was_deleted_without_it(self, bench: Bench) -> None:
+    def test_it_is_lost_if_the_next_newer_snapshot_is_deleted_meanwhile(self, bench: Bench) -> None:
         bench.open().create_snapshot("a")
         bench.volume.create_snapshot("b")
         bench.write(1, 200)
@@ -362,14 +362,14 @@ class TestOutOfReach:
         bench.io.fail("open", errno.EACCES, path=f"{bench.volume.snapshot('a').uuid}.map")
         bench.open()
         bench.volume.delete_snapshot("b")
-        bench.write(2, 201)  # no snapshot is left that would need its old content
+        bench.write(2, 201)  # no snapshot that needs the old content is left
         bench.reopen()
         with pytest.raises(block_device.SnapshotInvalid):
             bench.data("a")
 
 
 class TestSlowDisk:
-    def test_fail_writes(self, bench: Bench) -> None:
+    def test_fail_writes_refuses_the_write_of_a_late_copy(self, bench: Bench) -> None:
         bench.open(on_error=FAIL, copy_timeout=0.05).create_snapshot("a")
         go_on = threading.Event()
         bench.io.delay("fdatasync", go_on, path="*.chunks", times=1)
@@ -383,7 +383,7 @@ class TestSlowDisk:
         assert bench.data("a") == BEFORE
 
     @pytest.mark.timeout(30)
-    def test_drop(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_drop_snapshot_does_the_write_of_a_late_copy(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         bench.open(on_error=DROP, copy_timeout=0.05).create_snapshot("a")
         go_on = threading.Event()
         bench.io.delay("fdatasync", go_on, path="*.chunks", times=1)
@@ -416,11 +416,11 @@ def _together(bodies: list[Callable[[], object]]) -> None:
         raise errors[0]
 
 
-class TestLostOnTheWayDown:
-    """A snapshot in deletion whose files are lost takes the one it was moving down to with it, and only that."""
+class TestLostInDeletion:
+    """If a snapshot in deletion loses its files, the snapshot that its chunks move down to is lost, too, and no other."""
 
     def stopped(self, bench: Bench) -> str:
-        """Stop while snapshot `b` moves down to `a`; return the name of its map."""
+        """Stop while the chunks of snapshot `b` move down to `a`.  Return the name of the map of `b`."""
         bench.open().create_snapshot("a")
         bench.write(0, 200)
         bench.volume.create_snapshot("b")
@@ -430,7 +430,7 @@ class TestLostOnTheWayDown:
         bench.volume.close()
         return f"{bench.volume.snapshot('b').uuid}.map"
 
-    def test_lost_for_good(self, bench: Bench) -> None:
+    def test_lost_files_invalidate_the_older_snapshot(self, bench: Bench) -> None:
         (bench.directory / "v" / "snapshots" / self.stopped(bench)).unlink()
         bench.open()
         assert bench.volume.snapshot("a").invalid_on_disk
@@ -442,7 +442,7 @@ class TestLostOnTheWayDown:
         assert not bench.volume.snapshots
         assert bench.data() == bytes([200, 201, 201]) + BEFORE[3:]
 
-    def test_out_of_reach(self, bench: Bench) -> None:
+    def test_unreachable_files_refuse_writes_until_they_are_back(self, bench: Bench) -> None:
         bench.io.fail("open", errno.EACCES, path=self.stopped(bench))
         bench.open()
         with pytest.raises(block_device.PreserveFailed):
@@ -453,7 +453,7 @@ class TestLostOnTheWayDown:
         bench.volume.resume_deletions()
         assert bench.data("a") == BEFORE
 
-    def test_where_the_loss_cannot_be_recorded_nothing_is_written(self, bench: Bench) -> None:
+    def test_writes_are_refused_where_the_loss_cannot_be_recorded(self, bench: Bench) -> None:
         name = self.stopped(bench)
         for rule in policy.OnError:
             bench.io.heal()

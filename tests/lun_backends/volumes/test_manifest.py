@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest: what is read back, what is refused, and manifests of older versions."""
+"""The manifest: stored content is read back, faults are refused, and older versions can be read."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_prepared_manifest_is_not_in_force_before_commit(older: Path) -> None:
     assert manifest.load(older) == changed
 
 
-def test_snapshot_of_a_group_that_was_not_taken_is_dropped(older: Path) -> None:
+def test_snapshot_of_a_group_that_was_not_taken_is_removed(older: Path) -> None:
     group = uuid.uuid4()
     record = dataclasses.replace(manifest.load(older), restoring=None)
     taken = dataclasses.replace(record.snapshots[1], group=group)

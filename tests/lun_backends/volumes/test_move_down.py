@@ -51,9 +51,9 @@ def test_damaged_chunk_stays_damaged(history: volume.Volume) -> None:
     old, new = history.snapshot("old"), history.snapshot("new")
     rot(new, 3)
     rot(new, 64)
-    found: list[Damage] = []
-    history.delete_snapshot("new", on_damage=found.append)
-    assert [(damage.offset, damage.length, damage.kept_in) for damage in found] == [
+    reported: list[Damage] = []
+    history.delete_snapshot("new", on_damage=reported.append)
+    assert [(damage.offset, damage.length, damage.kept_in) for damage in reported] == [
         (3 * CHUNK, CHUNK, old.uuid),
         (64 * CHUNK, 512, old.uuid),
     ]
@@ -78,11 +78,11 @@ def test_moved_chunks_that_fit_keep_their_checksums(history: volume.Volume) -> N
     assert set(verdicts(history.snapshot("old")).values()) == {GOOD}
 
 
-def test_damaged_chunk_that_the_older_snapshot_has_itself_is_nobodys_loss(history: volume.Volume) -> None:
+def test_damaged_chunk_that_the_older_snapshot_has_itself_is_no_loss(history: volume.Volume) -> None:
     rot(history.snapshot("new"), 1)
-    found: list[Damage] = []
-    history.delete_snapshot("new", on_damage=found.append)
-    assert found == []
+    reported: list[Damage] = []
+    history.delete_snapshot("new", on_damage=reported.append)
+    assert reported == []
     assert set(verdicts(history.snapshot("old")).values()) == {GOOD}
 
 
@@ -139,11 +139,11 @@ def test_chunk_at_the_end_of_a_smaller_snapshot(tmp_path: Path, damaged: bool) -
     new = made.create_snapshot("new")
     made.device.writev(64 * CHUNK, block(9, CHUNK))
     if damaged:
-        rot(new, 64, at=CHUNK - 1)  # whether the part that moves is damaged cannot be told
-    found: list[Damage] = []
-    made.delete_snapshot("new", on_damage=found.append)
+        rot(new, 64, at=CHUNK - 1)  # it is not known whether the part that moves is damaged
+    reported: list[Damage] = []
+    made.delete_snapshot("new", on_damage=reported.append)
     assert verdicts(old) == {64: DAMAGED if damaged else GOOD}
-    assert [(damage.offset, damage.length) for damage in found] == ([(64 * CHUNK, 512)] if damaged else [])
+    assert [(damage.offset, damage.length) for damage in reported] == ([(64 * CHUNK, 512)] if damaged else [])
     if not damaged:
         assert read(old.view, 64 * CHUNK, 512) == bytes([3]) * 512
     made.close()
@@ -183,9 +183,9 @@ def test_unreadable_blocks_stop_the_move_until_their_loss_is_accepted(bench: Ben
     with pytest.raises(errors.DeletionStopped):
         bench.made.delete_snapshot("new", cancelled=lambda: True)
     bench.break_new()
-    found: list[Damage] = []
-    bench.made.delete_snapshot("new", accept_loss=True, on_damage=found.append)
-    assert [damage.offset for damage in found] == [2 * CHUNK, 3 * CHUNK]
+    reported: list[Damage] = []
+    bench.made.delete_snapshot("new", accept_loss=True, on_damage=reported.append)
+    assert [damage.offset for damage in reported] == [2 * CHUNK, 3 * CHUNK]
     assert verdicts(bench.old) == {2: DAMAGED, 3: DAMAGED}
     with pytest.raises(block_device.DamagedBlocks):
         read(bench.old.view)

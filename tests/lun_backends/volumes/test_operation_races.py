@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything at once: writers, readers of views, exports, snapshots taken and deleted, rollbacks.
+"""All operations at once: writers, readers of views, exports, snapshots taken and deleted, rollbacks.
 
-Every snapshot is read when it was taken; whatever happens meanwhile, every later read and export of it gives the same, or
-says that it is gone, which only deleted ones may say.
+Every snapshot is read when it is taken.  Every later read and export of it must return the same content, or an error that it
+no longer exists, which is allowed for deleted snapshots only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TURNS = 60
 
 
 class Races:
-    """One volume and its threads; `known` holds the content of every snapshot that was not deleted yet."""
+    """One volume and its threads; `known` has the content of every snapshot that is not deleted yet."""
 
     def __init__(self, opened: volume.Volume, seed: int) -> None:
         self.volume = opened
@@ -73,7 +73,7 @@ class Races:
             self.volume.device.writev(first * SECTOR, [memoryview(data)], fua=dice.random() < 0.1)
 
     def export(self, dice: random.Random) -> None:
-        """Make a whole export, as a backup does."""
+        """Export a whole snapshot, as a backup does."""
         name = self.pick(dice)
         if name is None:
             return
@@ -128,7 +128,7 @@ class Races:
             self.volume.delete_snapshot(name)
 
     def restore(self, dice: random.Random) -> None:
-        """Roll back, and see that snapshots stay as they are meanwhile."""
+        """Roll back, and check that the snapshots keep their content meanwhile."""
         name = self.pick(dice)
         if name is None:
             return
@@ -151,13 +151,13 @@ class Races:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """Yield a directory in memory: on a disk, each sync would wait for the writes of writers that never rest."""
+    """Yield a directory in memory: on a disk, each sync would wait for the writers, which never pause."""
     with replay.scratch() as directory:
         yield directory
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_snapshots_never_change_whatever_else_goes_on(memory: Path, seed: int) -> None:
+def test_snapshots_never_change_whatever_else_runs(memory: Path, seed: int) -> None:
     durability = list(Durability)[seed % 2]
     opened = volume.Volume.create(
         memory / "v", "v", memory / "primary", size=SECTORS * SECTOR, chunk_size=CHUNK, durability=durability

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling back: at one instant, with true newer snapshots, under writers, stopped and resumed at every point."""
+"""Rolling back: at one instant, with exact newer snapshots, under writers, stopped and resumed at every point."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c"])
-def test_volume_goes_back_at_once_and_all_snapshots_stay_true(made: History, name: str) -> None:
+def test_volume_goes_back_at_once_and_all_snapshots_keep_their_content(made: History, name: str) -> None:
     made.volume.begin_rollback(name)
     made.check(made.moments[name])
     calls: list[tuple[int, int]] = []
@@ -52,11 +52,11 @@ def test_volume_goes_back_at_once_and_all_snapshots_stay_true(made: History, nam
 
 
 @pytest.mark.parametrize("rounds", range(7))
-def test_rollback_goes_on_after_reopening_wherever_it_was_stopped(made: History, rounds: int) -> None:
+def test_rollback_continues_after_reopening_wherever_it_was_stopped(made: History, rounds: int) -> None:
     left = iter(range(rounds))
     made.volume.begin_rollback("a")
     assert not made.volume.continue_rollback(cancelled=lambda: next(left, None) is None)
-    # In a settled chunk, in a pending one, across both, in one that never changed; of pending ones only a part.
+    # In a settled chunk, in a pending one, across both, and in one that never changed; a part of each pending chunk.
     now = bytearray(made.moments["a"])
     for turn, offset in enumerate((CHUNK, 14 * CHUNK + BLOCK, 9 * CHUNK - BLOCK, 25 * CHUNK)):
         data = random.Random(turn).randbytes(2 * BLOCK)
@@ -93,7 +93,7 @@ def test_only_changed_chunks_are_written_and_only_differing_ones_preserved(tmp_p
     opened.begin_rollback("d")
     assert opened.continue_rollback()
     assert opened.snapshot("d").preserved_bytes == preserved
-    assert io.calls.count("pwritev") < 12  # one chunk; the rest are manifests and what is pending
+    assert io.calls.count("pwritev") < 12  # one chunk; the rest are manifests and pending chunks
     opened.close()
 
 
@@ -164,7 +164,7 @@ def test_deleted_and_invalid_snapshots_are_refused(made: History) -> None:
         made.volume.delete_snapshot("b", cancelled=lambda: True)
     with pytest.raises(errors.RollbackRefused, match="deleted"):
         made.volume.begin_rollback("b")
-    made.volume.begin_rollback("a")  # through what b still has
+    made.volume.begin_rollback("a")  # through the chunks that b still has
     del made.moments["b"]
     made.check(made.moments["a"])
     made.volume.continue_rollback()
@@ -195,7 +195,7 @@ def test_snapshots_taken_during_the_search_for_changes_stay_true(
     def take_another(*_: object) -> None:
         if name := next(names, None):
             fill(made.volume.device, 3, 27 * CHUNK, BLOCK)
-            made.volume.create_snapshot(name)  # looking for changes is outside of the locks
+            made.volume.create_snapshot(name)  # the search for changes holds no lock
             made.moments[name] = read(made.volume.device)
             fill(made.volume.device, 4, 28 * CHUNK, BLOCK)
 
@@ -224,7 +224,7 @@ def test_snapshot_invalidated_during_the_search_for_changes_is_refused(
 
 
 def test_readers_and_writers_race_a_rollback(made: History) -> None:
-    """Each writer owns every third block; whatever it wrote last is what it reads, and what nobody wrote is the moment's."""
+    """Each writer owns every third block and reads its last write; blocks without a write have the snapshot's content."""
     opened = made.volume
     expected = bytearray(made.moments["a"])
     opened.begin_rollback("a")
@@ -281,7 +281,7 @@ def test_rolling_back_a_grown_volume_zeroes_its_new_end(made: History) -> None:
 def test_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it goes on the volume is made of its snapshots; when it has ended they are as little safe as before."""
+    """During a rollback the volume is made of its snapshots.  After it, they survive as little as before."""
     made = volume.Volume.create(
         tmp_path / "v", "v", tmp_path / "p", size=1 << 20, chunk_size=4096, durability=Durability.PROCESS_CRASH
     )

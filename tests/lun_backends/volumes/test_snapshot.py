@@ -20,7 +20,7 @@ def snapshot(made: volume.Volume) -> Snapshot:
 
 
 def unreachable(snapshot: Snapshot, *, recorded: bool) -> Snapshot:
-    """Return the snapshot as it is opened when its files are not to be had."""
+    """Return the snapshot as an open makes it when its files cannot be opened."""
     device = lost_device.LostDevice(SIZE, 512, "its map is damaged", recorded=recorded)
     return dataclasses.replace(snapshot, write_once=device)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes under fire: readers against writers, snapshots under writers, kill -9."""
+"""Races on a volume: readers against writers, snapshots under writers, SIGKILL."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def made(tmp_path: Path) -> volume.Volume:
 
 
 def run_all(*bodies: Callable[[], None]) -> None:
-    """Run each in a thread of its own, and raise what one of them raised."""
+    """Run each body in its own thread, and raise the first error of any."""
     failures: list[BaseException] = []
 
     def guarded(body: Callable[[], None]) -> None:
@@ -63,9 +63,9 @@ def run_all(*bodies: Callable[[], None]) -> None:
 
 
 def test_rule_3_a_block_preserved_while_the_primary_was_read_comes_from_the_copy(made: volume.Volume) -> None:
-    """The write comes exactly between the look at the write-once side and the read of the primary.
+    """The write comes exactly between the look-up in the write-once device and the read of the primary.
 
-    It comes a second time behind a new snapshot, so that only the later chain has the copy.
+    A second write comes after a new snapshot, so that only the later chain has the copy.
     """
     for behind_a_new_snapshot in (False, True):
         name = f"s{behind_a_new_snapshot}"
@@ -111,12 +111,12 @@ def test_views_never_change_while_writers_race_them(made: volume.Volume) -> None
         try:
             for turn in range(8):
                 snapshot = made.create_snapshot(f"s{turn}")
-                # The snapshot must show for ever what it shows at first, so later changes are detected.
+                # The snapshot must always show its first content, so that later changes are detected.
                 moments.append((snapshot, read(snapshot.view, 0, made.device.size)))
                 threading.Event().wait(0.05)
                 if turn % 3 == 2:
                     victim = moments.pop(1)[0]
-                    threading.Event().wait(0.01)  # readers that drew it just now are done, or meet DeviceClosed
+                    threading.Event().wait(0.01)  # readers that chose it a moment ago have ended, or meet DeviceClosed
                     made.delete_snapshot(victim.name)
         finally:
             stop.set()
@@ -125,7 +125,7 @@ def test_views_never_change_while_writers_race_them(made: volume.Volume) -> None
         while not stop.is_set():
             try:
                 check(3)
-            except block_device.DeviceClosed:  # the one deleted between the choice and the read
+            except block_device.DeviceClosed:  # it was deleted between the choice and the read
                 continue
 
     run_all(lambda: write(1), lambda: write(2), check_tolerantly, take)
@@ -135,7 +135,7 @@ def test_views_never_change_while_writers_race_them(made: volume.Volume) -> None
 
 
 def test_a_snapshot_under_writers_is_a_consistent_cut(made: volume.Volume) -> None:
-    """Each writer writes n to its first place, then n to its second, far away: at every moment, first - second is 0 or 1."""
+    """Each writer writes n to its first place, then to its second, far away: at every moment, first - second is 0 or 1."""
     writers = 3
     stop = threading.Event()
     apart = 32 * CHUNK
@@ -165,7 +165,7 @@ def test_a_snapshot_under_writers_is_a_consistent_cut(made: volume.Volume) -> No
     made.close()
 
 
-def test_a_snapshot_goes_only_when_reads_that_began_before_have_ended() -> None:
+def test_a_snapshot_is_removed_only_when_earlier_reads_have_ended() -> None:
     primary, own, newer = (
         MemoryDevice(CHUNK),
         MemoryDevice(CHUNK, write_once=True),
@@ -200,7 +200,7 @@ def test_a_snapshot_goes_only_when_reads_that_began_before_have_ended() -> None:
     for thread in threads:
         thread.join()
     assert seen == [b"\x77" * CHUNK]
-    assert read(view, 0, CHUNK) == bytes(CHUNK)  # a later read takes the new chain
+    assert read(view, 0, CHUNK) == bytes(CHUNK)  # a later read uses the new chain
 
 
 CHILD = """
@@ -241,8 +241,8 @@ def test_views_are_exact_after_kill_9_of_a_writer(tmp_path: Path) -> None:
     made.close()
 
 
-def test_the_memory_device_keeps_the_contract_the_views_rely_on() -> None:
-    """A read of a write-once device that meets a blank block says so, wherever in the range it is."""
+def test_the_memory_device_reports_blank_blocks_as_the_contract_says() -> None:
+    """A read of a write-once device raises BlankBlock wherever in the range a blank block is."""
     device = MemoryDevice(CHUNK, write_once=True)
     device.fill(bytes(512))
     with pytest.raises(block_device.BlankBlock):

@@ -59,12 +59,11 @@ def test_each_view_shows_its_own_moment_before_and_after_reopening(made: volume.
 
 @pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "open"])
 @pytest.mark.parametrize("for_ever", [False, True])
-def test_snapshot_that_could_not_be_recorded_was_never_taken(
+def test_snapshot_that_cannot_be_recorded_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, for_ever: bool
 ) -> None:
-    monkeypatch.setattr(
-        doubt, "PATIENCE", 0.0
-    )  # after syncs that failed for ever the next write settles what is in force
+    # After syncs that always failed, the next write decides which manifest is in force.
+    monkeypatch.setattr(doubt, "PATIENCE", 0.0)
 
     class Failing(storage_io.StorageIO):
         armed = 0
@@ -84,7 +83,7 @@ def test_snapshot_that_could_not_be_recorded_was_never_taken(
     original = made.device.hold
 
     @contextlib.contextmanager
-    def hold() -> Iterator[None]:  # all before the barrier works
+    def hold() -> Iterator[None]:  # every call before the barrier works
         with original():
             io.armed = 1000 if for_ever else 1
             yield
@@ -95,7 +94,7 @@ def test_snapshot_that_could_not_be_recorded_was_never_taken(
             with pytest.raises(errors.SnapshotFailed):
                 made.create_snapshot("bad")
         else:
-            made.create_snapshot("fine")  # nothing is opened inside the barrier
+            made.create_snapshot("fine")  # no file is opened inside the barrier
     finally:
         io.armed = 0
     made.device.writev(0, block(2, 2 * CHUNK))

@@ -52,7 +52,7 @@ def test_labels_are_set_removed_and_read_back(made: volume.Volume) -> None:
     again = reopen(made)
     assert again.snapshot("a").labels == {"purpose": "backup", "owner": "ada l."}
     assert again.snapshot("b").labels == {"x": ""}
-    assert [each.scheduled for each in again.snapshots] == [False, True]
+    assert [snapshot.scheduled for snapshot in again.snapshots] == [False, True]
     again.delete_snapshot("a")
     assert again.snapshot("b").labels == {"x": ""}
     again.close()
@@ -77,7 +77,7 @@ def test_volume_grows_and_snapshots_keep_their_size(past: History) -> None:
     past.check(now)
     history.fill(
         past.volume.device, 1, history.SIZE, 3 * history.CHUNK
-    )  # partly in the chunk that the snapshots have a part of
+    )  # partly in the chunk of which the snapshots have a part
     past.volume.device.writev(history.SIZE + 90 * history.CHUNK, [memoryview(bytes(history.BLOCK))])
     now = history.read(past.volume.device)
     past.check(now)

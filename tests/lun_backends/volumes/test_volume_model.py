@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole volume with all its operations against a plain model.
+"""A volume with all its operations, compared with a plain model.
 
-The histories are random, and every content is compared after every step.  A second volume serves for groups.
+The histories are random, and all content is compared after every step.  A second volume is for groups.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from target.exports import jobs, qcow2
 CHUNK = 4096
 BLOCK = 512
 PER_CHUNK = CHUNK // BLOCK
-BLOCKS = 5 * PER_CHUNK + 3  # the last chunk is not whole
+BLOCKS = 5 * PER_CHUNK + 3  # the last chunk is short
 MOST_BLOCKS = 8 * PER_CHUNK + 1
 OTHER_BLOCKS = 2 * PER_CHUNK
 PLACES = st.integers(0, MOST_BLOCKS - 1)
@@ -49,7 +49,7 @@ def shown(image: Path) -> bytes:
 
 
 class History(RuleBasedStateMachine):
-    """A volume and its snapshots against lists of block fills."""
+    """A volume and its snapshots, compared with lists of block fills."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class History(RuleBasedStateMachine):
 
     @property
     def busy(self) -> bool:
-        """Whether a rollback is under way."""
+        """Return whether a rollback is under way."""
         return self.volume.rolling_back_to is not None
 
     @initialize(chunks_at_once=st.integers(1, 3), durability=st.sampled_from(Durability))
@@ -159,7 +159,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.moments)
     @rule(data=st.data())
     def diff(self, data: st.DataObject) -> None:
-        """All that differs is named, and with a comparison of the content nothing else is."""
+        """Check that all differences are named, and with a comparison of the content nothing else."""
         since, to = self.two(data)
         if to is None and self.busy:
             with pytest.raises(errors.VolumeError):
@@ -173,16 +173,16 @@ class History(RuleBasedStateMachine):
         assert differing <= chunks(ranges)
         device = self.volume.device if to is None else self.volume.snapshot(to).view
         exact = [
-            each
-            for _, found in differences.differing(self.volume.snapshot(since).view, device, ranges)
-            for each in found
+            extent
+            for _, differing in differences.differing(self.volume.snapshot(since).view, device, ranges)
+            for extent in differing
         ]
         assert chunks(exact) == differing
 
     @precondition(lambda self: len(self.moments) > 1)
     @rule(data=st.data())
     def export_since(self, data: st.DataObject) -> None:
-        """Check that the changes since an older snapshot, on top of its image, make the younger one."""
+        """Check that the changes since an older snapshot, on top of its image, give the younger snapshot."""
         since, to = self.two(data)
         if to is None:
             return
@@ -218,7 +218,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.moments and not self.busy)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        """One or more, one after the other, each to its end or stopped on the way."""
+        """Delete one or more snapshots, one after the other, each to its end or stopped on the way."""
         names = data.draw(st.lists(st.sampled_from(sorted(self.moments)), min_size=1, max_size=3, unique=True))
         for name in names:
             stop = data.draw(st.booleans())
@@ -275,8 +275,8 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: self.moments)
     @rule(first=PLACES)
-    def stranger_writes_to_the_write_once_lun(self, first: int) -> None:
-        """Another node preserves one block, which must leave the rest of its chunk to be preserved by us."""
+    def other_node_writes_to_the_write_once_lun(self, first: int) -> None:
+        """Let another node preserve one block.  The rest of the chunk must still be preserved here."""
         first %= self.blocks
         newest = self.volume.snapshots[-1]
         if (
@@ -301,7 +301,9 @@ class History(RuleBasedStateMachine):
     def all_is_as_it_should_be(self) -> None:
         assert self.volume.device.size == self.blocks * BLOCK
         assert read(self.volume.device, 0, self.blocks * BLOCK) == content(self.now)
-        holes = [each for each in self.volume.device.extents(0, self.blocks * BLOCK) if each.kind is ExtentKind.HOLE]
+        holes = [
+            extent for extent in self.volume.device.extents(0, self.blocks * BLOCK) if extent.kind is ExtentKind.HOLE
+        ]
         for hole in holes:
             assert not any(self.now[hole.offset // BLOCK : (hole.offset + hole.length) // BLOCK])
         active = {snapshot.name: snapshot for snapshot in self.volume.snapshots if not snapshot.deleting}
@@ -319,7 +321,7 @@ class History(RuleBasedStateMachine):
         assert [snapshot.name for snapshot in self.other.snapshots] == list(self.other_moments)
         for device, fills in (
             (self.other.device, self.other_now),
-            *((each.view, self.other_moments[each.name]) for each in self.other.snapshots),
+            *((snapshot.view, self.other_moments[snapshot.name]) for snapshot in self.other.snapshots),
         ):
             assert read(device, 0, OTHER_BLOCKS * BLOCK) == content(fills)
 
