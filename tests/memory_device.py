@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A block device in memory that keeps the contract to the letter, for tests of all that stands on a block device.
+"""A block device in memory that keeps the contract exactly, for tests of everything that stacks on a block device.
 
 It keeps the contract of `lun_backends.block_device` as a primary or (`write_once=True`) as a write-once device.  It checks that
-its callers keep their side (alignment, lengths).  A test can make it misbehave:
+its callers keep the contract, too (alignment, lengths).  A test can make it misbehave:
 
 * `blocking=True`: nothing is done without waiting;
-* `inject(method, error, times)`: the next calls of that method raise the error, nothing changed;
+* `inject(method, error, times)`: the next calls of that method raise the error and change nothing;
 * `before`: called with (method, offset, length) before every operation, without the lock held; it may wait, raise,
   or return False to say that the operation would wait for the disk.
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 
 class MemoryDevice(block_device.BlockDevice):
-    """`size` bytes of memory; holes (primary) or blank blocks (write-once) until written."""
+    """A device of `size` bytes; unwritten blocks are holes (primary) or blank (write-once)."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class MemoryDevice(block_device.BlockDevice):
         self._errors[method] += [error] * times
 
     def fill(self, data: bytes, offset: int = 0) -> None:
-        """Store `data` without regard to any rule, as a test does."""
+        """Store `data` without checking any rule."""
         self.data[offset : offset + len(data)] = data
         self._mark(offset, len(data), 1)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents' shell examples, run against a real daemon with the quickstart's configuration.
+"""The shell examples of the documents, run against a real daemon with the configuration of the quickstart.
 
 Each page is run in its order, with a daemon of its own.  `vagrant/README.md` has a test of its own (`tests/lab`), and the transcript of
 `target/shell/README.md` too (`tests/target/shell/test_terminal.py`).
@@ -55,7 +55,7 @@ def portal(tmp_path: Path) -> Iterator[str]:
 
 
 def normal(text: str) -> str:
-    """Without what differs from run to run."""
+    """Return the text without the parts that differ from run to run."""
     return re.sub(r"[0-9.]+ (us|ms|s)\b", "TIME", text)
 
 
@@ -64,7 +64,7 @@ def shell_blocks(text: str) -> list[str]:
 
 
 def test_pages_with_examples_are_found() -> None:
-    """Without this a page that moved would be tested no longer, unnoticed."""
+    """Without this test, a page that was moved would no longer be tested."""
     assert len(shell_blocks(TEXTS["README.md"])) >= 5
     assert len(shell_blocks(TEXTS["target/exports/README.md"])) >= 3
     assert len(shell_blocks(TEXTS["target/commands/README.md"])) >= 1
@@ -104,7 +104,7 @@ def test_make_targets_exist() -> None:
     assert {"serve", "test"} <= set(re.findall(r"^make (\w+)", TEXTS["README.md"], re.MULTILINE))
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_to_existing_files_and_sections() -> None:
     for page, text in TEXTS.items():
         for target, heading in LINK.findall(text):
             path = (PROJECT / page).parent / target

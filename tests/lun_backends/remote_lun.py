@@ -35,7 +35,7 @@ class Disk(MemoryDevice):
 
 
 class Remote(remote.RemoteWriteOnce):
-    """With the disk above, and its answers to GET LBA STATUS."""
+    """The remote write-once LUN on that disk, with the answers to GET LBA STATUS."""
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk

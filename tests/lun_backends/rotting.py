@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rot on demand: a bit of a stored chunk flips in its file, as on a disk that fails silently."""
+"""Rot on demand: functions that flip a bit of a stored chunk in its file, as a disk does that fails silently."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rot(of: write_once.WriteOnce | Snapshot, chunk: int, at: int = 77) -> None:
 
 
 def forget_checksum(of: write_once.WriteOnce | Snapshot, chunk: int) -> None:
-    """Take the checksum of a chunk away, as a crash at the moment of its commit may have done."""
+    """Remove the checksum of a chunk, as a crash at the moment of its commit may do."""
     device = of.write_once if isinstance(of, Snapshot) else of
     assert isinstance(device, write_once.WriteOnce)
     device.store._map.record_checksum(chunk, 0)

@@ -23,7 +23,7 @@ PER_CHUNK = CHUNK // BLOCK
 
 
 class FaultyIO(storage_io.StorageIO):
-    """A `StorageIO` that calls `before[name]` ahead of every call of that name; the call fails with the error raised there."""
+    """A `StorageIO` that calls `before[name]` before every call of that name; the call fails with the error that this raises."""
 
     def __init__(self) -> None:
         self.before: dict[str, Callable[[], None]] = {}

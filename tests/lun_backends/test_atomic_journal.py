@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of an atomic write is done or nothing, whenever a crash comes."""
+"""An atomic write is done as a whole or not at all, whenever a crash comes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_write_that_a_crash_cut_on_the_device_is_finished(device: MemoryDevice
     AtomicJournal(path, device)
     assert device.data[4096:12288] == NEW
     device.fill(OLD, 4096)
-    AtomicJournal(path, device)  # only once: later writes are not undone
+    AtomicJournal(path, device)  # once only: later writes are not undone
     assert device.data[4096:12288] == OLD
 
 

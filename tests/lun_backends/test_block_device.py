@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract's own parts: scatter lists, the errors' texts, and the methods that a device need not have."""
+"""The contract's own parts: scatter lists, the texts of errors, and the optional methods of a device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_slice_of_a_scatter_list_is_that_of_its_bytes(pieces: list[bytes], dic
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_every_error_says_all_that_it_knows(error: type[block_device.BlockDeviceError]) -> None:
+def test_every_error_names_all_of_its_fields(error: type[block_device.BlockDeviceError]) -> None:
     fields: dict[str, object] = (
         {field.name: VALUES[str(field.type)] for field in dataclasses.fields(error)}
         if dataclasses.is_dataclass(error)
@@ -61,7 +61,7 @@ def test_every_error_says_all_that_it_knows(error: type[block_device.BlockDevice
     assert all(str(value) in text for value in fields.values() if value is not True)
 
 
-def test_a_device_need_not_know_how_to_do_without_waiting() -> None:
+def test_by_default_a_device_does_nothing_without_waiting() -> None:
     device = Least()
     view = [memoryview(bytearray(512))]
     assert not device.read_now(0, 512, view)

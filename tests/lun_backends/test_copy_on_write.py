@@ -48,7 +48,7 @@ def test_a_write_that_must_not_wait_makes_no_copy_and_goes_to_a_preserved_chunk(
     assert not cow.write_now(CHUNK - 512, 1024, block(9, 1024))  # chunk 0 is preserved, chunk 1 is not
 
 
-def test_the_second_write_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> None:
+def test_a_second_write_to_a_chunk_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> None:
     cow.writev(0, block(9))
     cow.writev(0, block(8))
     assert side.commits == [[0]]
@@ -56,7 +56,9 @@ def test_the_second_write_copies_nothing(cow: CopyOnWrite, side: MemorySide) -> 
 
 
 @pytest.mark.parametrize("discard", [False, True])
-def test_zeroes_are_writes_too(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, discard: bool) -> None:
+def test_zeroes_and_discards_are_preserved_like_writes(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, discard: bool
+) -> None:
     before = bytes(primary.data)
     cow.write_zeroes(CHUNK + 512, CHUNK, discard=discard)
     assert read(side, CHUNK, 2 * CHUNK) == before[CHUNK : 3 * CHUNK]
@@ -100,7 +102,7 @@ def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, pr
     holder.join()
     late.join()
     assert read(primary, 512, 512) == bytes([2]) * 512
-    assert cow.gate.holds == 2  # that of the fixture and this one
+    assert cow.gate.holds == 2  # the hold of the fixture and this one
 
 
 def test_exclusive_preserves_and_excludes(cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
@@ -142,7 +144,7 @@ def test_a_barrier_does_not_wait_for_a_copy_and_both_snapshots_get_the_chunk(
     assert read(newer, 0, CHUNK) == before
 
 
-def test_a_closed_device_takes_no_writes(cow: CopyOnWrite) -> None:
+def test_a_closed_device_refuses_writes(cow: CopyOnWrite) -> None:
     cow.close()
     cow.close()
     with pytest.raises(block_device.DeviceClosed):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primary on real files: contents, holes, limits, errors, calls that must not wait, O_DIRECT and closing under way."""
+"""The primary on real files: content, holes, limits, errors, calls that must not wait, O_DIRECT, and close during a write."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_writes_are_read_back_however_their_buffers_are_cut(device: flat.Flat) -
         length = rng.randrange(1, 40) * 512
         offset = rng.randrange((SIZE - length) // 512 + 1) * 512
         data = rng.randbytes(length)
-        cut = rng.randrange(length + 1)  # only together are the buffers whole blocks
+        cut = rng.randrange(length + 1)  # the buffers are whole blocks only together
         device.writev(offset, buffers(data, cut, length - cut), fua=rng.random() < 0.2)
         model[offset : offset + length] = data
     target = bytearray(SIZE)
@@ -78,7 +78,7 @@ def test_writes_are_read_back_however_their_buffers_are_cut(device: flat.Flat) -
     assert device.path.read_bytes() == model
 
 
-def test_more_buffers_than_a_system_call_takes(device: flat.Flat) -> None:
+def test_more_buffers_than_a_system_call_accepts_are_moved_in_several(device: flat.Flat) -> None:
     data = random.Random(2).randbytes(512 * 3000)[: SIZE // 2]
     pieces = [memoryview(data)[at : at + 256] for at in range(0, len(data), 256)]
     device.writev(0, pieces)
@@ -107,7 +107,7 @@ def test_ranges_beyond_the_end_are_refused(device: flat.Flat) -> None:
     assert device.path.stat().st_size == SIZE
 
 
-def test_zeroes_and_extents(device: flat.Flat) -> None:
+def test_zeroes_are_read_back_and_leave_holes(device: flat.Flat) -> None:
     device.writev(0, buffers(b"\x11" * 65536))
     device.write_zeroes(4096, 8192, discard=True)
     device.write_zeroes(32768, 4096, discard=False)
@@ -185,7 +185,7 @@ def test_the_page_cache_is_read_and_written_without_waiting(tmp_path: Path) -> N
     target = bytearray(8192)
     assert device.read_now(0, 8192, [memoryview(target)])
     assert target == b"\x22" * 8192
-    assert device.write_now(512, 512, buffers(b"\x33" * 512))  # its page is cached, so no page has to be read first
+    assert device.write_now(512, 512, buffers(b"\x33" * 512))  # its page is cached, so no page must be read first
     assert read(device, 0, 1536) == b"\x22" * 512 + b"\x33" * 512 + b"\x22" * 512
     assert device.write_now(4096, 4096, buffers(b"\x44" * 4096))  # whole pages need no reading
     assert read(device, 4096, 4096) == b"\x44" * 4096
@@ -193,7 +193,7 @@ def test_the_page_cache_is_read_and_written_without_waiting(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("writing", [False, True])
-def test_nothing_that_must_be_read_from_the_disk_is_done_without_waiting(tmp_path: Path, writing: bool) -> None:
+def test_calls_that_need_the_disk_are_not_done_without_waiting(tmp_path: Path, writing: bool) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     assert device.write_now(0, 8192, buffers(b"\x22" * 8192))
@@ -201,7 +201,7 @@ def test_nothing_that_must_be_read_from_the_disk_is_done_without_waiting(tmp_pat
     with open(tmp_path / "disk", "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if device._nowait_flags:  # not on a file system in memory, which never waits for a disk
-        # Only one try: the kernel refuses it and begins to read, and would have the page the next time.
+        # One try only: the kernel refuses it and begins to read the page, and a second try would find it.
         if writing:
             assert not device.write_now(512, 512, buffers(bytes(512)))
         else:
@@ -225,7 +225,7 @@ def test_after_slow_writes_workers_write_for_a_while(tmp_path: Path, monkeypatch
     monkeypatch.setattr(flat, "monotonic", clock)
     assert write()
     step[0] = 0.0
-    for _ in range(32):  # so many that the slow one is forgotten
+    for _ in range(32):  # enough for the slow one to be forgotten
         assert write()
     step[0] = 0.003
     assert write()
@@ -248,7 +248,7 @@ def test_direct_always_goes_to_workers(tmp_path: Path) -> None:
     device.close()
 
 
-def test_read_only(tmp_path: Path) -> None:
+def test_read_only_device_refuses_writes(tmp_path: Path) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk", read_only=True)
     with pytest.raises(block_device.WriteProtected):

@@ -25,7 +25,7 @@ def test_the_work_is_done_on_another_thread_and_its_error_raised_here() -> None:
         helpers.run(fail, 60)
 
 
-def test_work_that_is_late_goes_on() -> None:
+def test_late_work_continues() -> None:
     helpers = in_time.Helpers("helper")
     go_on, ended = threading.Event(), threading.Event()
 
@@ -58,15 +58,15 @@ def test_a_thread_is_used_again_and_none_waits_for_another() -> None:
     assert busy.wait(60)
     for _ in range(10):  # a second thread does these, while the first one is stuck
         helpers.run(note, 60)
-        while not helpers._idle:  # it comes back a moment after the answer
+        while not helpers._idle:  # the thread is free a moment after the answer
             pass
     go_on.set()
     assert len(threads) == 2
 
 
-def test_nothing_of_the_work_is_kept() -> None:
+def test_no_reference_to_the_work_is_kept() -> None:
     class Buffer:
-        """Stands for the buffers that work refers to."""
+        """A stand-in for the buffers that the work refers to."""
 
     helpers = in_time.Helpers("helper")
     buffer = Buffer()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No call keeps its caller's buffers after its end, whether it succeeded or failed, not even until the next garbage collection.
+"""No call keeps a reference to its caller's buffers after its end, whether it succeeded or failed.
 
 The buffers may be part of a TCMU ring, whose memory goes back to the kernel when the last command is answered.
 """
@@ -31,7 +31,7 @@ def no_collector() -> Iterator[None]:
 
 
 def assert_nothing_is_kept(call: Callable[[Buffers], None]) -> None:
-    """Run `call` with buffers of a region, and close the region, which fails as long as a buffer is referred to."""
+    """Run `call` with buffers of a region, then close the region: that fails while a reference to a buffer exists."""
     region = mmap.mmap(-1, 2 * CHUNK)
     with memoryview(region) as whole, contextlib.suppress(block_device.BlockDeviceError):
         call([whole[:CHUNK], whole[CHUNK:]])
@@ -39,7 +39,7 @@ def assert_nothing_is_kept(call: Callable[[Buffers], None]) -> None:
 
 
 class RefusedByItsHost(remote.RemoteWriteOnce):
-    """A remote write-once LUN whose blocks are all written already; without the device, which takes a kernel."""
+    """A remote write-once LUN, without its device, whose blocks are all written already."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -71,7 +71,9 @@ def lun(tmp_path: Path, faulty: store_factory.FaultyIO) -> Iterator[write_once.W
     device.close()
 
 
-def test_a_write_whose_chunks_this_host_had_preserved(primary: MemoryDevice, lun: write_once.WriteOnce) -> None:
+def test_a_write_to_chunks_that_this_host_preserved_keeps_no_buffer(
+    primary: MemoryDevice, lun: write_once.WriteOnce
+) -> None:
     lun.writev(0, [memoryview(bytes(2 * CHUNK))])
     cow = copy_on_write.CopyOnWrite(primary, CHUNK)
     cow.arm(lun)
@@ -79,7 +81,7 @@ def test_a_write_whose_chunks_this_host_had_preserved(primary: MemoryDevice, lun
     assert cow.counters.futile_copies == 2
 
 
-def test_a_write_whose_chunks_another_node_had_preserved(primary: MemoryDevice) -> None:
+def test_a_write_to_chunks_that_another_node_preserved_keeps_no_buffer(primary: MemoryDevice) -> None:
     cow = copy_on_write.CopyOnWrite(primary, CHUNK)
     cow.arm(RefusedByItsHost(primary.size))
     assert_nothing_is_kept(lambda buffers: cow.writev(0, buffers))
@@ -87,7 +89,7 @@ def test_a_write_whose_chunks_another_node_had_preserved(primary: MemoryDevice) 
 
 
 @pytest.mark.parametrize("call", ["reserve", "pwritev", "fdatasync", "sync_map"])
-def test_a_write_that_is_refused(
+def test_a_refused_write_keeps_no_buffer(
     primary: MemoryDevice, lun: write_once.WriteOnce, faulty: store_factory.FaultyIO, call: str
 ) -> None:
     cow = copy_on_write.CopyOnWrite(primary, CHUNK)
@@ -98,7 +100,7 @@ def test_a_write_that_is_refused(
     assert_nothing_is_kept(lambda buffers: lun.writev(8 * CHUNK, buffers))
 
 
-def test_a_write_whose_copy_has_a_time_limit_and_fails(primary: MemoryDevice) -> None:
+def test_a_write_whose_timed_copy_fails_keeps_no_buffer(primary: MemoryDevice) -> None:
     side = MemorySide(primary.size)
     side.inject("writev", block_device.SpaceExhausted(0))
     cow = copy_on_write.CopyOnWrite(primary, CHUNK, copy_timeout=60)

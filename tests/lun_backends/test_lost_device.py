@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-in for a lost snapshot: it never answers as if it were there."""
+"""The stand-in for a lost snapshot: it never returns data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CALLS: list[Callable[[LostDevice], object]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_every_read_and_write_says_why(call: Callable[[LostDevice], object]) -> None:
+def test_every_read_and_write_is_refused_with_the_reason(call: Callable[[LostDevice], object]) -> None:
     with pytest.raises(block_device.SnapshotInvalid, match="its files are gone"):
         call(LostDevice(1 << 20, 512, "its files are gone", recorded=True))
 

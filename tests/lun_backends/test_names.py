@@ -14,5 +14,5 @@ def test_names_within_the_rule_are_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "-a", "+a", "_a", "a/b", "a@b", "a b", "a\n", "é", "x" * 65])
-def test_names_that_would_break_a_path_an_url_or_an_option_are_not(name: str) -> None:
+def test_names_that_would_break_a_path_a_url_or_an_option_are_refused(name: str) -> None:
     assert not names.valid(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The copies of copy-on-write, over devices in memory: how many commits they take, their failures, and who waits for whom."""
+"""The copies of copy-on-write, over devices in memory: their commits, their failures, and which writes wait for which."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_prepare_without_waiting_leaves_chunks_that_need_waiting(
     primary.before = uncached
     assert cow.prepare_now([(0, 4 * CHUNK)])
     primary.before = None
-    # First all at once, then chunk by chunk up to the first that is not in the page cache; chunk 3 was not tried.
+    # First all chunks at once, then one by one up to the first that is not in the page cache; chunk 3 was not tried.
     assert read == [(0, 4 * CHUNK), (0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK)]
     assert cow.tracker is not None
     assert list(cow.tracker) == [0]
     side.inject("writev", block_device.SpaceExhausted(24))
     assert cow.prepare_now([(3 * CHUNK, 512)])
     assert list(cow.tracker) == [0]
-    cow.writev(0, block(9, 4 * CHUNK))  # nothing is left claimed
+    cow.writev(0, block(9, 4 * CHUNK))  # no claim is left
     assert list(cow.tracker) == [0, 1, 2, 3]
 
 
@@ -76,7 +76,7 @@ def test_after_copies_that_waited_for_the_disk_workers_copy_for_a_while(
         while time.thread_time() < end:
             pass
 
-    primary.before = compute  # slow as on a busy processor, but not waiting
+    primary.before = compute  # slow as on a busy processor, but without waiting
     assert cow.prepare_now([(0, 512)])
     assert cow.prepare_now([(CHUNK, 512)])
 
@@ -86,7 +86,7 @@ def test_after_copies_that_waited_for_the_disk_workers_copy_for_a_while(
     primary.before = wait
     assert cow.prepare_now([(2 * CHUNK, 512)])
     primary.before = None
-    for _ in range(preserving._SUSPICION):  # so many that the slow one is forgotten
+    for _ in range(preserving._SUSPICION):  # enough for the slow one to be forgotten
         assert cow.prepare_now([(2 * CHUNK, 512)])
     primary.before = wait
     assert cow.prepare_now([(3 * CHUNK, 512)])
@@ -153,7 +153,7 @@ def test_a_primary_that_cannot_be_read_refuses_the_write(cow: CopyOnWrite, prima
         cow.writev(CHUNK, block(9))
 
 
-def test_a_policy_may_give_up_the_snapshot(primary: MemoryDevice, side: MemorySide) -> None:
+def test_a_policy_may_invalidate_the_snapshot(primary: MemoryDevice, side: MemorySide) -> None:
     def give_up(_side: object, error: block_device.BlockDeviceError, _began: float) -> Decision:
         assert isinstance(error, block_device.SpaceExhausted)
         return Decision.INVALIDATED
@@ -197,18 +197,18 @@ def test_a_late_copy_fails_the_write_and_keeps_its_claim(primary: MemoryDevice, 
         device.writev(CHUNK, block(9))
     assert isinstance(refused.value.cause, block_device.CopyTimedOut)
     with pytest.raises(block_device.PreserveFailed, match=r"within 0\.05 s"):
-        device.writev(CHUNK + 512, block(9))  # waits for the claim, in vain
+        device.writev(CHUNK + 512, block(9))  # waits for the claim, without success
     assert read(primary, CHUNK, CHUNK) == before
     side.on_commit = None
     go_on.set()
     device.preserver.copy_timeout = 60
-    device.writev(CHUNK, block(9))  # the late copy has succeeded meanwhile, or will
+    device.writev(CHUNK, block(9))  # the late copy has succeeded meanwhile, or will succeed
     assert read(side, CHUNK, CHUNK) == before
     assert len(side.commits) == 1
     assert read(primary, CHUNK, 512) == bytes([9]) * 512
 
 
-def test_copies_that_are_in_time_are_as_without_a_limit(primary: MemoryDevice, side: MemorySide) -> None:
+def test_a_time_limit_does_not_change_copies_that_keep_it(primary: MemoryDevice, side: MemorySide) -> None:
     device = CopyOnWrite(primary, CHUNK, copy_timeout=60)
     device.arm(side)
     before = bytes(primary.data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The remote write-once LUN without its kernel: an errno becomes the error that GET LBA STATUS explains, and no other.
+"""The remote write-once LUN without its kernel: an errno becomes the error that GET LBA STATUS explains.
 
 The device node, SG_IO and the errnos of a real kernel are in tests/kernel/test_shared_storage.py.
 """
@@ -34,7 +34,7 @@ def lun(disk: Disk) -> Iterator[Remote]:
     device.close()
 
 
-def test_blank_and_written_are_what_the_device_says(lun: Remote, disk: Disk) -> None:
+def test_blank_and_written_follow_get_lba_status(lun: Remote, disk: Disk) -> None:
     disk.fill(b"\x11" * 1024, 1024)
     assert read(lun, 1024, 1024) == b"\x11" * 1024
     with pytest.raises(block_device.BlankBlock) as blank:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rot: any byte of map or chunk file changes, and every chunk that reads wrong is named as damaged or unverifiable."""
+"""Rot in any byte of map or chunk file: every chunk that reads wrong is named as damaged or unverifiable."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def rot(path: Path, offset: int, change: int) -> None:
 
 
 def check(tmp_path: Path) -> str:
-    """Open, read and verify the store; return how it met the change."""
+    """Open, read and verify the store.  Return how it reacted to the change."""
     try:
         lun = store_factory.reopen(tmp_path)
     except store_file.StoreDamaged:
@@ -84,7 +84,9 @@ def check(tmp_path: Path) -> str:
             if chunk == PART:
                 assert verdict in (UNVERIFIABLE, DAMAGED)
             elif chunk in BLANK and not said_so:
-                assert verdict is UNVERIFIABLE  # rot gave it bits and a slot, which nothing can tell from real ones
+                assert (
+                    verdict is UNVERIFIABLE
+                )  # rot gave it bits and a slot, which cannot be distinguished from real ones
             else:
                 assert verdict is DAMAGED, f"chunk {chunk} reads wrong, and verify says {verdict}"
         if headers:
@@ -162,7 +164,7 @@ def test_a_change_of_any_byte_of_the_chunk_file_is_noticed(tmp_path: Path, files
 
 
 def test_a_change_of_any_byte_of_an_open_chunk_file_is_noticed() -> None:
-    with replay.scratch() as memory:  # on a disk, each of so many changes would have to go there and back
+    with replay.scratch() as memory:  # on a disk, each of these many changes would have to be written and read back
         _, file = make(memory)
         lun = store_factory.reopen(memory)
         for offset in (*range(36, CHUNK, 7), CHUNK - 1):
@@ -231,7 +233,7 @@ def test_two_chunks_in_one_slot_are_named(tmp_path: Path, files: tuple[Path, Pat
 
 
 def test_only_what_is_durable_is_confirmed(tmp_path: Path) -> None:
-    """A power cut would look like rot otherwise."""
+    """Otherwise a power cut would look like rot."""
     io = store_factory.FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     confirmed: list[bool] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A view over a chain of devices in memory: which one answers, the second look, and snapshots that leave the chain."""
+"""A view over a chain of devices in memory: the source of each block, the second look, and snapshots that leave the chain."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_oldest_copy_from_the_snapshot_on_answers(
                 if older[lba] < 0:
                     older[lba] = 100 + number
     for view, content in zip(views(primary, chain), expected, strict=True):
-        wanted = b"".join(
+        moment = b"".join(
             primary.data[lba * 512 : (lba + 1) * 512] if fill < 0 else bytes([fill]) * 512
             for lba, fill in enumerate(content)
         )
@@ -55,7 +55,7 @@ def test_the_oldest_copy_from_the_snapshot_on_answers(
             assert view.read_now(0, SIZE, pieces)
         else:
             view.readv(0, pieces)
-        assert data == wanted
+        assert data == moment
 
 
 @pytest.mark.parametrize("now", [False, True])
@@ -70,7 +70,7 @@ def test_a_copy_made_while_the_primary_was_read_wins(
         if method == "readv":
             primary.before = None
             links[2].fill(before[:512], 0)
-            newest = MemorySide(SIZE)  # a snapshot taken meanwhile got copies, too, one of a later moment
+            newest = MemorySide(SIZE)  # a snapshot taken meanwhile got copies, too, of a later moment
             newest.fill(b"\xdd" * 512, 0)
             newest.fill(before[512:], 512)
             chain.append(newest)
@@ -118,16 +118,16 @@ def test_checked_reads_check_every_link(primary: MemoryDevice, links: list[Memor
     view.readv(0, [memoryview(data)])
     with pytest.raises(block_device.DamagedBlocks):
         view.read_checked(0, [memoryview(data)])
-    found: list[Damage] = []
-    view.read_checked(0, [memoryview(data)], found.append)
-    assert [(damage.offset, damage.length) for damage in found] == [
+    reported: list[Damage] = []
+    view.read_checked(0, [memoryview(data)], reported.append)
+    assert [(damage.offset, damage.length) for damage in reported] == [
         (1024, 512)
     ]  # the older copy of block 1 is the one shown
     assert data == primary.data[:512] + b"\x22" * 512 + b"\x11" * 512 + primary.data[1536:2048]
 
 
 @pytest.mark.parametrize("slow", ["primary", "link"])
-def test_a_read_that_would_wait_anywhere_is_not_done(
+def test_a_read_that_would_wait_for_any_link_is_not_done(
     primary: MemoryDevice, links: list[MemorySide], chain: Chain, slow: str
 ) -> None:
     links[1].fill(b"\x11" * 512, 512)
@@ -154,7 +154,9 @@ def test_extents_are_data_where_a_link_or_the_primary_has_data(links: list[Memor
     ]
 
 
-def test_a_view_takes_no_writes_and_has_an_end(primary: MemoryDevice, links: list[MemorySide], chain: Chain) -> None:
+def test_a_view_refuses_writes_and_reads_beyond_its_end(
+    primary: MemoryDevice, links: list[MemorySide], chain: Chain
+) -> None:
     view = SnapshotView(primary, chain, links[0])
     for write in (
         lambda: view.writev(0, block(1)),

@@ -13,7 +13,7 @@ sets = st.sets(st.integers(0, CHUNKS - 1), max_size=50)
 
 
 @given(sets, sets)
-def test_a_tracker_is_a_set(several: set[int], single: set[int]) -> None:
+def test_a_tracker_keeps_each_chunk_once(several: set[int], single: set[int]) -> None:
     tracker = tracking.Tracker(CHUNKS)
     tracker.add_many(several)
     for chunk in single:
@@ -24,7 +24,7 @@ def test_a_tracker_is_a_set(several: set[int], single: set[int]) -> None:
 
 
 @given(sets, st.integers(0, CHUNKS - 1), st.integers(0, 20))
-def test_covers_and_count(chunks: set[int], first: int, more: int) -> None:
+def test_covers_and_count_look_at_ranges(chunks: set[int], first: int, more: int) -> None:
     tracker = tracking.Tracker(CHUNKS)
     tracker.add_many(chunks)
     last = min(first + more, CHUNKS - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: no write is inside while it is held, and none stays outside afterwards."""
+"""The gate: while it is held, no write is inside; afterwards, none is kept outside."""
 
 from __future__ import annotations
 

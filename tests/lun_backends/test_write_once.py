@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The write-once rule: first writes, refused second ones, blank reads, many at once, states, and a process killed."""
+"""The write-once rule: first writes, refused second writes, blank reads, batches, states, and a killed process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_first_write_is_stored_and_the_second_refused(lun: write_once.WriteO
 
 @pytest.mark.parametrize("first", [0, 5, PER_CHUNK - 1, 2 * PER_CHUNK])
 @pytest.mark.parametrize("count", [1, 3, PER_CHUNK, 3 * PER_CHUNK + 5])
-def test_all_or_nothing(lun: write_once.WriteOnce, first: int, count: int) -> None:
+def test_a_write_stores_all_of_its_blocks_or_none(lun: write_once.WriteOnce, first: int, count: int) -> None:
     taken = first + count - 1
     lun.writev(taken * BLOCK, data(1))
     with pytest.raises(block_device.BlockWritten) as caught:
@@ -69,7 +69,7 @@ def test_a_blank_block_is_named(lun: write_once.WriteOnce) -> None:
 
 
 def test_reads_join_what_different_writes_stored(lun: write_once.WriteOnce) -> None:
-    order = [9, 2, 5, 3, 4, 0, 1, 8, 6, 7]  # so that the slots are in another order than the blocks
+    order = [9, 2, 5, 3, 4, 0, 1, 8, 6, 7]  # so that the slots have another order than the blocks
     for chunk in order:
         lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
     want = b"".join(b"".join(data(chunk, PER_CHUNK)) for chunk in range(10))
@@ -100,7 +100,7 @@ def test_ranges_beyond_the_end_are_refused(tmp_path: Path) -> None:
     lun.close()
 
 
-def test_empty_transfers(lun: write_once.WriteOnce) -> None:
+def test_empty_transfers_do_nothing(lun: write_once.WriteOnce) -> None:
     lun.writev(0, [])
     lun.readv(lun.size, [])
     assert lun.put_many([]) == []
@@ -124,7 +124,7 @@ def test_put_many_answers_every_request_and_commits_once(tmp_path: Path) -> None
     lun.close()
 
 
-def test_put_many_meets_its_own_request(lun: write_once.WriteOnce) -> None:
+def test_put_many_refuses_a_second_write_of_the_same_batch(lun: write_once.WriteOnce) -> None:
     answers = lun.put_many([(0, data(1, 4)), (2 * BLOCK, data(2, 4)), (4 * BLOCK, data(3))])
     assert [answer and answer.lba for answer in answers] == [None, 2, None]
     assert store_factory.read(lun, 0, 5) == b"".join(data(1, 4) + data(3))
@@ -164,7 +164,7 @@ def assert_invalid(lun: write_once.WriteOnce) -> None:
             act()
 
 
-def test_invalid_is_for_ever(tmp_path: Path) -> None:
+def test_an_invalid_lun_stays_invalid(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1))
     begun = lun.extents(0, lun.size)
@@ -217,7 +217,7 @@ def test_close_waits_for_running_calls(lun: write_once.WriteOnce) -> None:
     assert answers == [[None]]
 
 
-def test_used_and_written_bytes(tmp_path: Path) -> None:
+def test_used_and_written_bytes_count_chunks_and_blocks(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path, size=1 << 40)
     lun.writev(0, data(1, 3))
     assert lun.written_bytes() == 3 * BLOCK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A write-once LUN against a plain dictionary: any sequence of writes, reads, batches, flushes and reopenings."""
+"""A write-once LUN, compared with a dictionary: any sequence of writes, reads, batches, flushes and reopenings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNKS = 6
 
 
 class WriteOnceModel(RuleBasedStateMachine):
-    """`model` maps the LBA of a written block to its content."""
+    """The operations on a LUN; `model` maps the LBA of a written block to its content."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The changes between two moments: none is left out, whatever was written, snapshotted and deleted in between."""
+"""The changes between two moments: none is left out, whatever was written, snapshotted or deleted in between."""
 
 from __future__ import annotations
 

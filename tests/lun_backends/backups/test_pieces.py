@@ -11,7 +11,7 @@ from tests.memory_device import MemoryDevice
 MIB = 1 << 20
 
 
-def test_the_pieces_are_the_device() -> None:
+def test_the_pieces_have_all_data_of_the_device() -> None:
     dice = random.Random(3)
     device = MemoryDevice(9 * MIB + 512)
     device.fill(dice.randbytes(2 * MIB + 1536), 0)

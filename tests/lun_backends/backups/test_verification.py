@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verifying a snapshot: all that its view may read, wherever it is kept, while snapshots come and go."""
+"""Verifying a snapshot: all blocks that its view may read, in whatever snapshot, while snapshots are taken and deleted."""
 
 from __future__ import annotations
 

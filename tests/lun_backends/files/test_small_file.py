@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replacing a small file: whatever fails or is cut, the old content or the new one is there."""
+"""Replacing a small file: after any failure or cut, the file has the old content or the new one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER = ["open", "pwritev", "ftruncate", "fdatasync", "rename", "fsync_directory
 
 
 class Ordered(FaultyIO):
-    """Lists the operations in order."""
+    """A `StorageIO` that lists the operations in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_failure_leaves_one_of_the_two(path: Path, operation: str) -> None:
         small_file.replace(path, NEW, io=io)
     assert path.read_bytes() == (NEW if operation == "fsync_directory" else OLD)
     io.heal()
-    small_file.replace(path, NEW, io=io)  # over the rest of the first attempt
+    small_file.replace(path, NEW, io=io)  # over the leftovers of the first attempt
     assert path.read_bytes() == NEW
 
 
@@ -81,7 +81,7 @@ def test_room_that_is_there_already_is_used_and_cut_to_length(path: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_the_mode_is_the_one_asked_for(path: Path, mode: int) -> None:
+def test_the_file_gets_the_requested_mode(path: Path, mode: int) -> None:
     mask = os.umask(0o077)
     try:
         small_file.replace(path, NEW, mode)

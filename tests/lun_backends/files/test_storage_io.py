@@ -18,7 +18,7 @@ CONTENT = bytes(range(256)) * 20
 
 
 class ShortIO(storage_io.StorageIO):
-    """Moves at most `most` bytes per call."""
+    """A `StorageIO` that moves at most `most` bytes per call."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -58,7 +58,7 @@ def test_short_transfers_go_on_where_they_stopped(fd: int, most: int) -> None:
     assert io.calls >= 2 * (len(content) // most)
 
 
-def test_more_buffers_than_a_call_takes(fd: int) -> None:
+def test_more_buffers_than_a_call_accepts_are_moved_in_several_calls(fd: int) -> None:
     buffers = [memoryview(bytearray([value % 251])) for value in range(3 * storage_io.IOV_MAX)]
     storage_io.write_all(SYSTEM, fd, buffers, 0, len(buffers))
     target = [memoryview(bytearray(1)) for _ in buffers]

@@ -56,7 +56,7 @@ def test_the_next_free_slot_is_the_end_of_the_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_reads_of_a_slot_and_beyond_the_end(path: Path, now: bool) -> None:
+def test_a_read_beyond_the_end_is_a_medium_error(path: Path, now: bool) -> None:
     made = create(path)
     made.write(CHUNK, [memoryview(b"ab" * (BLOCK // 2)), memoryview(b"c" * BLOCK)], 2 * BLOCK)
     target = memoryview(bytearray(2 * BLOCK))
@@ -69,7 +69,7 @@ def test_reads_of_a_slot_and_beyond_the_end(path: Path, now: bool) -> None:
         with pytest.raises(block_device.MediumError, match="ends before the block") as caught:
             made.read(CHUNK, [whole], CHUNK, 8, False)
         assert caught.value.lba == 10
-    with pytest.raises(block_device.MediumError):  # a place that no file can have
+    with pytest.raises(block_device.MediumError):  # no file can have such a place
         made.read(1 << 63, [whole], CHUNK, 8, now)
     made.close()
 

@@ -53,7 +53,7 @@ def test_bits_of_neighbours_do_not_touch(path: Path, block_size: int, chunk_size
     opened.close()
 
 
-def test_64_tib_cost_next_to_nothing(path: Path) -> None:
+def test_a_map_of_64_tib_takes_little_memory_and_disk(path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path

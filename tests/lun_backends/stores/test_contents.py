@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extents and verdicts of a store, against a model of its blocks."""
+"""Extents and verdicts of a store, compared with a model of its blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lun(tmp_path: Path) -> Iterator[write_once.WriteOnce]:
     device.close()
 
 
-def test_extents_and_chunks_are_those_of_a_model(lun: write_once.WriteOnce) -> None:
+def test_extents_and_chunks_equal_those_of_a_model(lun: write_once.WriteOnce) -> None:
     dice = random.Random(1)
     blocks = CHUNKS * PER_CHUNK - 1
     model = bytearray(blocks)
@@ -80,5 +80,5 @@ def test_a_slot_beyond_the_chunk_file_is_found_at_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mask", "bit"), [(1, 0), (0b1000, 3), (0b1010, 1), (1 << 255, 255)])
-def test_the_lowest_bit(mask: int, bit: int) -> None:
+def test_lowest_returns_the_lowest_bit(mask: int, bit: int) -> None:
     assert contents.lowest(mask) == bit

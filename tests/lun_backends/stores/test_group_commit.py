@@ -14,7 +14,7 @@ WAIT = 30.0  # seconds to wait for an event that must happen
 
 
 class Commits:
-    """Runs batches in threads; `groups` has the sizes of the committed groups, each of which waits until `go` is set."""
+    """A runner of batches in threads.  `groups` has the sizes of the committed groups; each group waits until `go` is set."""
 
     def __init__(self) -> None:
         self.groups: list[int] = []
@@ -65,7 +65,7 @@ def test_a_leader_waits_for_the_writers_of_the_last_group(monkeypatch: pytest.Mo
     assert commits.entered.acquire(timeout=WAIT)  # it leads
     for _ in range(3):
         commits.start()
-    while len(commits.commit._queue) < 3:  # the queue is the only sign of them
+    while len(commits.commit._queue) < 3:  # only the queue shows that they wait
         pass
     commits.go.set()
     commits.join()

@@ -25,7 +25,7 @@ def content(chunk: int) -> bytes:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Make a LUN whose chunks 0, 1, 2 and the last are whole, and chunk 5 is written in part; return the chunk file."""
+    """Make a LUN: chunks 0, 1, 2 and the last are whole, chunk 5 is written in part.  Return the chunk file."""
     lun = store_factory.create(tmp_path, size=SIZE)
     for chunk in (0, 1, 2):
         lun.writev(chunk * CHUNK, data(chunk + 1, PER_CHUNK))
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def rot(file: Path, content: bytes, at: int) -> None:
-    """Flip one bit of byte `at` of the stored `content`, whose beginning is unspoiled."""
+    """Flip one bit of byte `at` of the stored `content`, whose beginning is intact."""
     with file.open("r+b") as opened:
         place = opened.read().index(content[:at]) + at
         opened.seek(place)
@@ -77,7 +77,7 @@ def test_rot_that_comes_after_the_first_read_is_found_by_checked_reads_only(
     good = read_now(lun, chunk * PER_CHUNK + 1, 1) if now else read(lun, chunk * PER_CHUNK + 1)
     assert good == whole[BLOCK : 2 * BLOCK]
     rot(files, whole, 5)
-    assert read(lun, chunk * PER_CHUNK + 1) == good  # the chunk was found good, and the block itself is
+    assert read(lun, chunk * PER_CHUNK + 1) == good  # the chunk was found good, and the block itself is good
     buffer = memoryview(bytearray(BLOCK))
     with pytest.raises(block_device.DamagedBlocks):
         lun.read_checked(chunk * CHUNK + BLOCK, [buffer])
@@ -98,7 +98,7 @@ def test_a_chunk_that_verify_found_damaged_is_no_longer_read(tmp_path: Path, fil
     assert lun.damaged_chunks == 1
     with pytest.raises(block_device.DamagedBlocks):
         read(lun, 16)
-    rot(files, content(2), 99)  # back again
+    rot(files, content(2), 99)  # the content is restored
     assert read(lun, 16) == content(2)[:BLOCK]
     assert lun.damaged_chunks == 0
     lun.close()
@@ -127,13 +127,13 @@ def test_a_chunk_written_in_part_has_no_checksum_and_is_read(tmp_path: Path, fil
 def test_damage_is_reported_and_read_as_it_is_on_demand(tmp_path: Path, files: Path) -> None:
     rot(files, content(1), 9)
     lun = store_factory.reopen(tmp_path)
-    found: list[Damage] = []
+    reported: list[Damage] = []
     buffer = bytearray(3 * CHUNK - BLOCK)
-    lun.read_checked(BLOCK, [memoryview(buffer)[:99], memoryview(buffer)[99:]], found.append)
+    lun.read_checked(BLOCK, [memoryview(buffer)[:99], memoryview(buffer)[99:]], reported.append)
     spoiled = bytearray(content(0)[BLOCK:] + content(1) + content(2))
     spoiled[CHUNK - BLOCK + 9] ^= 1
     assert buffer == spoiled
-    assert [(damage.offset, damage.length) for damage in found] == [(CHUNK, CHUNK)]
+    assert [(damage.offset, damage.length) for damage in reported] == [(CHUNK, CHUNK)]
     lun.close()
 
 
@@ -141,12 +141,12 @@ def test_an_unreadable_chunk_is_zeroes_on_demand(tmp_path: Path, files: Path) ->
     io = store_factory.FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     io.fail("preadv")
-    found: list[Damage] = []
+    reported: list[Damage] = []
     buffer = bytearray(b"\xff" * CHUNK)
-    lun.read_checked(CHUNK, [memoryview(buffer)], found.append)
+    lun.read_checked(CHUNK, [memoryview(buffer)], reported.append)
     assert buffer == bytes(CHUNK)
-    assert [(damage.offset, damage.length) for damage in found] == [(CHUNK, CHUNK)]
-    assert "Input/output error" in found[0].reason
+    assert [(damage.offset, damage.length) for damage in reported] == [(CHUNK, CHUNK)]
+    assert "Input/output error" in reported[0].reason
     with pytest.raises(block_device.MediumError):
         lun.read_checked(CHUNK, [memoryview(buffer)])
     lun.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting space: the limit is never passed, and the warning comes once per crossing."""
+"""The count of space: the limit is never passed, and the warning comes once per crossing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_limit_is_never_passed() -> None:
     assert not space.take(1)
 
 
-def test_without_a_limit_all_is_taken_and_nothing_is_low() -> None:
+def test_without_a_limit_any_space_may_be_taken() -> None:
     space = Space()
     assert space.take(1 << 60)
     assert not space.full

@@ -27,7 +27,7 @@ def test_the_descriptor_is_closed_if_the_body_raises(tmp_path: Path) -> None:
     os.close(fd)  # it stays open for its owner
 
 
-def test_a_missing_file_and_one_out_of_reach_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unreachable_one_have_errors_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(store_file.StoreMissing, match=f"{tmp_path}/none does not exist; restore the file"):
         store_file.opened(storage_io.SYSTEM, tmp_path / "none", os.O_RDWR).__enter__()
     with pytest.raises(store_file.StoreUnavailable, match="Is a directory"):

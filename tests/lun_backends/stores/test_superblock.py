@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two superblocks of a chunk map: one that is damaged or behind is replaced, two are refused."""
+"""The two superblocks of a chunk map: one damaged or old copy is replaced, two are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_one_damaged_superblock_is_survived_and_repaired(path: Path, copy: int) 
     overwrite(path, copy * PAGE + 30, b"rot")
     opened = chunk_map.ChunkMap.open(path)
     assert opened.damaged_superblock == copy
-    assert opened.superblock.state is State.INVALID  # losing a copy never brings a snapshot back to life
+    assert opened.superblock.state is State.INVALID  # the loss of a copy never makes a snapshot valid again
     assert opened.superblock.reason == ("the disk was full " * 200)[:REASON_MAX]
     opened.set_state(State.INVALID, "é" * 2000)
     opened.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thin store where it is hard: interrupted commits, lost map pages, writers that meet, failing disks, full disks, rot."""
+"""The thin store in hard cases: interrupted commits, lost map pages, concurrent writers, failing disks, full disks, rot."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path:
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1, 4))
     lun.close()
-    poke(tmp_path, 0, checksum=77)  # left by a commit that would have filled the chunk, and whose bits were lost
+    poke(tmp_path, 0, checksum=77)  # left by a commit that filled the chunk, but whose bits were lost
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[int] = []
@@ -89,7 +89,7 @@ def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path:
     lun.writev(4 * BLOCK, data(2, 3))
     assert at_sync[0] == 0
     lun.close()
-    poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are no damage either
+    poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are not damage either
     lun = store_factory.reopen(tmp_path)
     assert verdicts(lun) == [contents.Verdict.UNVERIFIABLE]
     lun.close()
@@ -98,7 +98,7 @@ def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path:
 def test_any_mixture_of_map_pages_leaves_at_most_new_blocks_blank(tmp_path: Path) -> None:
     """Cut a commit while the kernel writes its map pages back.
 
-    Whatever subset of them arrived, old blocks are as before, new ones are blank or whole, and the store goes on from there.
+    Whatever pages arrived: old blocks are as before, new ones are blank or whole, and the store can be used.
     """
     chunks = 2 * chunk_map.SLOTS_PER_PAGE  # two pages of slots
     io = FaultyIO()
@@ -178,7 +178,7 @@ def test_process_crash_syncs_on_flush_and_fua_only(tmp_path: Path) -> None:
 
 
 class Gate:
-    """Stops every thread that passes it until it is opened."""
+    """A gate that stops every thread until it is opened."""
 
     def __init__(self) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
@@ -189,7 +189,7 @@ class Gate:
 
 
 class Caller(threading.Thread):
-    """A write on a thread of its own; `error` is what it raised."""
+    """A write on a thread of its own; `error` is the error that it raised."""
 
     def __init__(self, lun: write_once.WriteOnce, lba: int, blocks: int, seed: int) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ def test_a_failed_sync_fails_all_writers_that_waited_for_it(tmp_path: Path) -> N
     io.before["fdatasync"] = fail
     callers = [Caller(lun, 0, 2, 1)]
     assert gate.reached.wait(30)
-    callers += [Caller(lun, 1, 1, 2), Caller(lun, 20, 1, 3)]  # one that overlaps, one elsewhere
+    callers += [Caller(lun, 1, 1, 2), Caller(lun, 20, 1, 3)]  # one write overlaps, the other does not
     gate.open.set()
     for caller in callers:
         caller.join()
@@ -373,7 +373,7 @@ def test_a_full_disk_refuses_writes_and_keeps_the_rest(tmp_path: Path, durabilit
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_rot_is_found(tmp_path: Path) -> None:
+def test_verify_finds_rot(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     for chunk in (0, 1, 2):
         lun.writev(chunk * CHUNK, data(chunk, PER_CHUNK))
@@ -407,7 +407,7 @@ def test_rot_is_found(tmp_path: Path) -> None:
         ("foreign", "snapshot"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
+def test_damage_of_the_files_is_named_with_a_remedy(tmp_path: Path, change: str, field: str) -> None:
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1, 2 * PER_CHUNK))
     lun.close()
@@ -432,7 +432,7 @@ def test_damage_is_named(tmp_path: Path, change: str, field: str) -> None:
         store_factory.reopen(tmp_path)
     assert caught.value.field == field
     assert caught.value.remedy in str(caught.value)
-    chunk_map.ChunkMap.open(thin.files(tmp_path / "s")[0]).close()  # unlocked again
+    chunk_map.ChunkMap.open(thin.files(tmp_path / "s")[0]).close()  # the failed open left no lock
 
 
 def test_missing_files_are_named_and_remove_runs_twice(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_missing_files_are_named_and_remove_runs_twice(tmp_path: Path) -> None:
     thin.ThinStore.remove(tmp_path / "s")  # a second time, as after a crash
 
 
-def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_creation_leaves_no_file(tmp_path: Path) -> None:
     thin.files(tmp_path / "s")[0].write_bytes(b"precious")
     with pytest.raises(store_file.StoreUnavailable):
         store_factory.create(tmp_path)
@@ -453,7 +453,7 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_closed_store_is_freed_at_once(tmp_path: Path) -> None:
-    """A daemon seldom runs the garbage collector, and snapshots that come and go must not pile up."""
+    """A daemon seldom runs the garbage collector, so the memory of deleted snapshots must not wait for it."""
     lun = store_factory.create(tmp_path)
     lun.writev(0, data(1))
     gone = weakref.ref(lun), weakref.ref(lun.store)
@@ -508,7 +508,7 @@ def test_space_that_a_crash_left_set_aside_is_used_or_freed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
-def test_where_nothing_can_be_set_aside_writes_go_on(tmp_path: Path, code: int) -> None:
+def test_writes_work_where_no_space_can_be_set_aside(tmp_path: Path, code: int) -> None:
     io = FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     io.fail("set_aside", code)
