@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzing of all code that reads a peer's bytes: coverage-guided with atheris, or with the kept corpus alone."""
+"""Fuzzing of all code that reads a peer's bytes: guided by coverage with atheris, or with the kept corpus only."""

@@ -61,7 +61,7 @@ class Watch(logging.Handler):
 
 
 def watch() -> None:
-    """Let logged errors end the process."""
+    """Make logged errors end the process."""
     logger = logging.getLogger("target")
     if not any(isinstance(handler, Watch) for handler in logger.handlers):
         logger.addHandler(Watch())
@@ -181,13 +181,16 @@ def session(data: bytes) -> None:
         _bounded(rude)
     rude.run_blocked()
     rude.connection.close()
-    for number in range(1, 3):  # the neighbour's own unit is unharmed; unit attentions do no harm
+    for number in range(1, 3):  # the neighbour's own unit is unharmed; unit attentions are allowed
         for _ in range(8):
             stamp = bytes([number]) * 512
             replies = good.feed(good.command(iscsi.write10(0, 1), write=512, data=stamp, lun=1)) or good.run_blocked()
             if replies[-1].status not in (Status.CHECK_CONDITION,):
                 break
-        assert replies[-1].status in (Status.GOOD, Status.RESERVATION_CONFLICT)  # the rude one may have reserved it
+        assert replies[-1].status in (
+            Status.GOOD,
+            Status.RESERVATION_CONFLICT,
+        )  # the session of the script may have reserved it
         assert good.connection.state is State.FULL_FEATURE
 
 

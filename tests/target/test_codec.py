@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages survive the way through JSON, and JSON that does not fit is refused."""
+"""Messages are equal after a way through JSON, and JSON that does not fit is refused."""
 
 from __future__ import annotations
 

@@ -105,11 +105,11 @@ def test_after_a_kill_all_data_and_luns_are_unchanged(served: daemon.Daemon) -> 
         served.run("snapshot", "delete", "vol0@first")
         before = served.json("snapshot", "list")
         served.kill()
-    assert (served.state / "control.sock").exists()  # what a killed daemon leaves must not stop the next one
+    assert (served.state / "control.sock").exists()  # leftovers of a killed daemon must not stop the next one
     served.start()
     after = served.json("snapshot", "list")
     for key in ("name", "uuid", "taken", "view_lun", "write_once_lun", "preserved_bytes", "state"):
-        assert [each[key] for each in after] == [each[key] for each in before]
+        assert [snapshot[key] for snapshot in after] == [snapshot[key] for snapshot in before]
     with served.session() as session:
         assert read(session, 0, 0, 512) == b"new2" * 128
         assert read(session, second["view_lun"], 0, 512) == b"new1" * 128
@@ -121,11 +121,11 @@ def test_snapshots_of_the_configuration_are_taken_once(tmp_path: Path) -> None:
     volumes = "  - {name: vol0, lun: 3, size: 8MiB, snapshots: [installed, later]}\n"
     with daemon.Daemon(tmp_path, volumes) as served:
         before = served.json("snapshot", "list")
-        assert [each["name"] for each in before] == ["installed", "later"]
+        assert [snapshot["name"] for snapshot in before] == ["installed", "later"]
         served.stop()
         served.start()
         after = served.json("snapshot", "list")
-        assert [each["uuid"] for each in after] == [each["uuid"] for each in before]
+        assert [snapshot["uuid"] for snapshot in after] == [snapshot["uuid"] for snapshot in before]
         with served.session() as session:
             assert read(session, before[0]["view_lun"], 0, 512) == bytes(512)
 
@@ -240,12 +240,16 @@ def test_a_volume_that_cannot_be_opened_is_named_and_the_others_are_served(
     change(served)
     with served:
         status = served.json("status")
-        assert [(each["name"], each["state"]) for each in status["volumes"]] == [
+        assert [(volume["name"], volume["state"]) for volume in status["volumes"]] == [
             ("vol0", "failed"),
             ("other", "online"),
         ]
-        assert [each for each in status["trouble"] if each.startswith("volume vol0 is not served: ") and why in each]
-        assert [each["volume"] for each in served.json("snapshot", "list")] == ["other"]
+        assert [
+            sentence
+            for sentence in status["trouble"]
+            if sentence.startswith("volume vol0 is not served: ") and why in sentence
+        ]
+        assert [snapshot["volume"] for snapshot in served.json("snapshot", "list")] == ["other"]
         done = served.run("snapshot", "create", "vol0", "t", check=False)
         assert done.returncode == 1
         assert "volume vol0 is not served" in done.stderr

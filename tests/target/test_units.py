@@ -56,7 +56,7 @@ def test_a_size_has_three_digits(count: float, text: str) -> None:
     ("part", "whole", "text"),
     [(0, 8, "0 %"), (1, 8, "12.5 %"), (8, 8, "100 %"), (0, 0, "0 %"), (1, 1 << 40, "<0.1 %")],
 )
-def test_percentages(part: int, whole: int, text: str) -> None:
+def test_a_percentage_is_rounded_and_never_hides_a_part(part: int, whole: int, text: str) -> None:
     assert units.human_percent(part, whole) == text
 
 
@@ -75,5 +75,5 @@ def test_an_incomplete_part_is_not_all_of_it() -> None:
         (5 * 86400, "5 d"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_a_duration_has_the_unit_that_fits(seconds: float, text: str) -> None:
     assert units.human_seconds(seconds) == text

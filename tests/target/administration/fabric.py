@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fabric without a network: it keeps books of its addresses, and tests log initiators in and out."""
+"""A fabric without a network: it records its addresses, and tests log initiators in and out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from target.iscsi import errors
 from target.iscsi.session_info import SessionInfo
 
 REFUSED_PORT = ":99"
-"""The end of an address that it refuses to listen on."""
+"""The end of an address on which it refuses to listen."""
 
 
 class BookFabric:
-    """It listens on `listening`; `came_by` has the users of each address; `logged_in` are the sessions."""
+    """A fabric that listens on `listening`; `came_by` has the users of each address; `logged_in` has the sessions."""
 
     def __init__(self, *listen: str) -> None:
         self.listening = list(listen)

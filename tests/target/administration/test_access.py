@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of access: refused while a session needs the old one, and applied to the fabric before they are in force."""
+"""Changes of access: refused while a session needs the old rules, and applied to the fabric before they are in force."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_entries_are_created_changed_and_deleted_by_name_in_any_case(admin: Admi
     with pytest.raises(problems.Problem, match="there is an entry of this name already"):
         put(admin, messages.Initiator(ANN.upper().replace("IQN", "iqn")))
     put(admin, messages.Initiator(ANN, read_only=True), create=False)
-    assert [(each.name, each.read_only) for each in admin.who().initiators or ()] == [(ANN, True)]
+    assert [(initiator.name, initiator.read_only) for initiator in admin.who().initiators or ()] == [(ANN, True)]
     admin.delete_initiator(ANN.upper(), force=False, dry_run=True)
     admin.delete_initiator(ANN.upper(), force=False, dry_run=False)
     assert admin.who().initiators == ()

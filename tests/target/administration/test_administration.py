@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The face of the administration: what it shows, and that changes exclude each other."""
+"""The face of the administration: its answers, and the mutual exclusion of changes."""
 
 from __future__ import annotations
 

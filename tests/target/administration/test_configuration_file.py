@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration as a whole: what is saved is restored, and what is refused is reported object by object."""
+"""The configuration as a whole: saving, restoring, and the report of each refused object."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ FILE = messages.ConfigurationFile()
 def restore(admin: Administration, *, force: bool = False, dry_run: bool = False) -> dict[str, str]:
     """Restore the file; return the refusal code of each attempt, empty if it was done."""
     outcomes = admin.restore(FILE, force=force, dry_run=dry_run)
-    return {f"{each.action} {each.subject}": each.refusal.error if each.refusal else "" for each in outcomes}
+    return {
+        f"{outcome.action} {outcome.subject}": outcome.refusal.error if outcome.refusal else "" for outcome in outcomes
+    }
 
 
-def test_saved_configuration_is_what_runs(admin: Administration, file: Path) -> None:
+def test_saved_configuration_equals_the_running_one(admin: Administration, file: Path) -> None:
     admin.create_volume(messages.CreateVolume("new", "1MiB"), dry_run=False)
     preview = admin.save(FILE, dry_run=True)
     assert "+  - name: new" in preview.changes
@@ -81,7 +83,7 @@ def test_dry_run_changes_nothing(admin: Administration, file: Path, service: Ser
     assert set(service.inventory.open_volumes) == {"vol0", "vol1"}
 
 
-def test_key_that_takes_a_restart_is_refused(admin: Administration, file: Path) -> None:
+def test_key_that_needs_a_restart_is_refused(admin: Administration, file: Path) -> None:
     file.write_text(TEXT.replace(IQN, "iqn.2026-11.io.wolun:other"))
     assert restore(admin) == {"change target": "at-next-start"}
 

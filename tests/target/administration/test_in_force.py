@@ -88,7 +88,7 @@ def test_addresses_on_file_stay_apart_from_those_in_force(in_force: InForce) -> 
     assert in_force.running().portal.listen == ("127.0.0.1:0",)
 
 
-def test_names(in_force: InForce) -> None:
+def test_the_volume_of_a_unit_is_the_part_before_the_snapshot(in_force: InForce) -> None:
     assert [volume_of(unit) for unit in ("vol0", "vol0@s", "vol0@s/write-once")] == ["vol0"] * 3
     assert checked(in_force.settings) is in_force.settings
     with pytest.raises(problems.Problem, match="there is no entry for initiator x"):

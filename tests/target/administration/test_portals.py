@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Portals of the kernel's target come, go and are saved; the kernel itself is in tests/kernel/test_iscsi.py."""
+"""Portals of the kernel's target are added, removed and saved; the kernel itself is in tests/kernel/test_iscsi.py."""
 
 from __future__ import annotations
 
@@ -51,10 +51,12 @@ def admin(kernel: BookFabric, file: Path, tmp_path: Path) -> Iterator[administra
 def restored(admin: administration.Administration) -> dict[str, str]:
     """Restore the file; return the refusal code of each attempt, empty if it was done."""
     outcomes = admin.restore(messages.ConfigurationFile(), force=False, dry_run=False)
-    return {f"{each.action} {each.subject}": each.refusal.error if each.refusal else "" for each in outcomes}
+    return {
+        f"{outcome.action} {outcome.subject}": outcome.refusal.error if outcome.refusal else "" for outcome in outcomes
+    }
 
 
-def test_portals_come_and_go_and_are_saved(
+def test_portals_are_added_removed_and_saved(
     admin: administration.Administration, kernel: BookFabric, file: Path
 ) -> None:
     admin.create_portal(SECOND, dry_run=True)
@@ -107,7 +109,7 @@ def test_restored_file_moves_portals_and_leaves_the_rest_to_the_next_start(
     assert (admin.running().lio.listen, admin.running().lio.loopback) == ((SECOND,), False)
 
 
-def test_address_on_file_stays_when_the_portal_in_its_place_goes(tmp_path: Path, file: Path) -> None:
+def test_address_on_file_stays_when_the_portal_in_its_place_is_removed(tmp_path: Path, file: Path) -> None:
     """The daemon listens on SECOND, as if `--portal` said so, and the file would otherwise be left without an address."""
     kernel, on_file = BookFabric(SECOND), reader.load(file)
     listening = on_file.model_copy(update={"lio": on_file.lio.model_copy(update={"listen": (SECOND,)})})

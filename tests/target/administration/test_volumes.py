@@ -102,7 +102,7 @@ def test_used_volume_is_not_deleted(admin: Administration, fabric: BookFabric, s
     assert not service.inventory.scsi.luns
 
 
-def test_jobs_keep_a_volume_even_from_force(admin: Administration, service: Service) -> None:
+def test_volume_with_a_running_job_is_not_deleted_even_by_force(admin: Administration, service: Service) -> None:
     ending = threading.Event()
 
     def work(job: jobs.Job) -> None:
@@ -116,7 +116,7 @@ def test_jobs_keep_a_volume_even_from_force(admin: Administration, service: Serv
     delete(admin, "vol0")
 
 
-def test_data_with_snapshots_is_deleted_by_force_only(admin: Administration, service: Service, tmp_path: Path) -> None:
+def test_data_with_snapshots_is_deleted_only_by_force(admin: Administration, service: Service, tmp_path: Path) -> None:
     service.snapshots.create_snapshot("vol0", "s")
     directory = tmp_path / "state" / "volumes" / "vol0"
     with pytest.raises(problems.Problem, match="the data of vol0 is in use by snapshot s"):

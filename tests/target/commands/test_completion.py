@@ -55,7 +55,7 @@ def offered(served: daemon.Daemon, line: str) -> list[str]:
         ("wolun shell --dry", ["--dry-run"]),
     ],
 )
-def test_bash(served: daemon.Daemon, line: str, expected: list[str]) -> None:
+def test_bash_completes_verbs_options_and_names(served: daemon.Daemon, line: str, expected: list[str]) -> None:
     assert offered(served, line) == expected
 
 
@@ -112,14 +112,14 @@ def typed(request: pytest.FixtureRequest, served: daemon.Daemon) -> Iterator[Cal
     [
         ("wolun vers\t", target.VERSION),
         ("wolun --vers\t", target.VERSION),
-        ("wolun sna\tsho\tv\t--ma\t", "vol0@monday"),  # verb after verb, what is there, and an option of it
+        ("wolun sna\tsho\tv\t--ma\t", "vol0@monday"),  # the verbs, existing names, and an option
     ],
 )
-def test_tab_at_a_real_command_line(typed: Callable[[str], str], line: str, printed: str) -> None:
+def test_tab_completes_in_a_real_shell(typed: Callable[[str], str], line: str, printed: str) -> None:
     assert printed in typed(line).partition("\n")[2]  # below the line itself
 
 
-def test_version(served: daemon.Daemon) -> None:
+def test_the_option_version_prints_the_version(served: daemon.Daemon) -> None:
     assert served.run("--version").stdout == f"wolun {target.VERSION}\n"
 
 

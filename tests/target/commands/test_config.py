@@ -19,7 +19,7 @@ def test_keys_of_a_file_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert "\\x1b]0;owned\\x07\\n/etc: good: unknown key" in done.stderr
 
 
-def test_config_check_and_schema(tmp_path: Path) -> None:
+def test_check_names_each_mistake_and_schema_is_the_published_one(tmp_path: Path) -> None:
     good = Path(__file__).resolve().parents[3] / "config" / "quickstart.yaml"
     assert commanding.wolun("config", "check", good).stdout == f"{good}: good\n"
     bad = tmp_path / "bad.yaml"

@@ -138,7 +138,7 @@ def test_on_a_terminal_the_map_uses_its_width_and_colours(served: daemon.Daemon)
 
 
 def test_ctrl_c_cancels_an_export_and_removes_the_file(served: daemon.Daemon, tmp_path: Path) -> None:
-    # So much that it is still being written when the signal comes.
+    # The export is large enough to be unfinished when the signal comes.
     with (served.state / "volumes" / "big" / "primary.img").open("r+b") as primary:
         data = os.urandom(commanding.MIB)
         for _ in range(1024):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The group `access`: which addresses it admits, and its rules among neighbours."""
+"""The group `access`: the addresses that it admits, and its rules for combinations of keys."""
 
 from __future__ import annotations
 

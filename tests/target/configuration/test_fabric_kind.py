@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fabrics' addresses: HOST:PORT in its two parts."""
+"""The addresses of the fabrics: HOST:PORT is split into its two parts."""
 
 from __future__ import annotations
 

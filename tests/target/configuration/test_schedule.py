@@ -36,7 +36,7 @@ def at(text: str) -> datetime.datetime:
         (Every.MONTHLY, "2026-11-01T00:00+00:00"),
     ],
 )
-def test_periods(every: Every, start: str) -> None:
+def test_each_period_begins_at_its_first_moment_in_utc(every: Every, start: str) -> None:
     assert schedule.period(START, every) == at(start)
     assert schedule.period(START.astimezone(datetime.timezone(5 * HOUR)), every) == at(start)
     assert schedule.due(START, every, None)
@@ -97,7 +97,7 @@ def test_clock_that_is_wrong_at_each_start_costs_one_place_and_not_the_past() ->
 
 
 @given(moments, keeps)
-def test_no_more_are_kept_than_asked_for(taken: list[datetime.datetime], keep: dict[Every, int]) -> None:
+def test_at_most_the_configured_number_is_kept(taken: list[datetime.datetime], keep: dict[Every, int]) -> None:
     left = kept(taken, keep)
     assert len(left) <= max(1, sum(keep.values()))
     assert not taken or left[-1] == taken[-1]

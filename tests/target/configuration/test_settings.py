@@ -85,7 +85,7 @@ LIO = VOLUME + "fabric: lio\n"
         ),
     ],
 )
-def test_kernel_has_rules_of_its_own(extra: str, line: str) -> None:
+def test_the_rules_of_the_kernels_target_are_checked(extra: str, line: str) -> None:
     assert only(f"{LIO}{extra}\n").startswith(line)
     reader.parse(f"{VOLUME}{extra}\n", "f.yaml")
 

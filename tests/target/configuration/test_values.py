@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of single keys: which ones are taken, and the explanations of the others."""
+"""The values of single keys: allowed ones are converted, and the others are explained."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The groups `volumes`, `write_once` and `shared`: their rules among neighbours."""
+"""The groups `volumes`, `write_once` and `shared`: their rules for combinations of keys."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving a configuration: what comes out says the same and keeps what people wrote, whatever it was and becomes."""
+"""Saving a configuration: the file has the new settings, and keeps the comments and the layout of its author."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def parsed(text: str = OLD) -> settings.Settings:
 
 
 def changed(volumes: object = None, access: object = None) -> str:
-    """OLD, made to say something else."""
+    """Return OLD, changed to these settings."""
     updates = {key: value for key, value in (("volumes", volumes), ("access", access)) if value is not None}
     return writer.render(parsed().model_copy(update=updates), OLD, FILE)
 
 
 def lines_changed(new: str, old: str = OLD) -> list[str]:
-    found = writer.difference(old, new, FILE).splitlines()[2:]
-    return [line for line in found if line[0] in "+-"]
+    lines = writer.difference(old, new, FILE).splitlines()[2:]
+    return [line for line in lines if line[0] in "+-"]
 
 
 def volume(name: str, lun: int, **more: object) -> settings.Volume:
     return settings.Volume(name=name, lun=lun, size=1 << 20, **more)  # type: ignore[arg-type]  # checked by pydantic
 
 
-def test_what_says_the_same_stays_to_the_letter() -> None:
+def test_a_file_with_the_same_settings_is_not_changed() -> None:
     assert writer.render(parsed(), OLD, FILE) == OLD
     for name in ("quickstart.yaml", "full.yaml"):
         text = (ROOT / "config" / name).read_text()
@@ -82,12 +82,12 @@ def test_one_value_changes_one_line() -> None:
     assert lines_changed(new) == ["-  lun: 0          # its number", "+  lun: 9          # its number"]
 
 
-def test_a_new_volume_adds_its_lines() -> None:
+def test_a_new_volume_only_adds_its_lines() -> None:
     new = changed(volumes=(*parsed().volumes, volume("three", 3)))
     assert sorted(lines_changed(new)) == ["+  lun: 3", "+  size: 1MiB", "+- name: three"]
 
 
-def test_a_volume_that_goes_takes_its_own_lines_along() -> None:
+def test_a_removed_volume_removes_its_own_lines_only() -> None:
     one, two = parsed().volumes
     assert lines_changed(changed(volumes=(two,))) == [
         "-# about one", "-- name: one", "-  lun: 0          # its number", "-  size: 1024 KiB  # not 1MiB",
@@ -98,7 +98,7 @@ def test_a_volume_that_goes_takes_its_own_lines_along() -> None:
     assert "# the end" in gone
 
 
-def test_an_initiator_that_goes_leaves_the_next_ones_comments() -> None:
+def test_a_removed_initiator_leaves_the_comments_of_the_next_one() -> None:
     access = parsed().access
     assert access.initiators is not None
     new = changed(access=access.model_copy(update={"initiators": access.initiators[1:]}))
@@ -107,47 +107,47 @@ def test_an_initiator_that_goes_leaves_the_next_ones_comments() -> None:
         assert comment in new
 
 
-def test_the_last_of_a_list_leaves_an_empty_list_which_is_not_none() -> None:
+def test_the_last_removed_initiator_leaves_an_empty_list() -> None:
     access = parsed().access.model_copy(update={"initiators": ()})
     assert parsed(changed(access=access)).access.initiators == ()
 
 
-def test_left_out_again() -> None:
+def test_a_key_that_becomes_none_is_left_out() -> None:
     access = parsed().access.model_copy(update={"initiators": None})
     assert parsed(changed(access=access)).access.initiators is None
 
 
-def test_mapped_luns_in_braces() -> None:
+def test_mapped_luns_in_braces_are_changed() -> None:
     access = parsed().access
     assert access.initiators is not None
     ann, bob = access.initiators
     bob = bob.model_copy(update={"luns": (settings.MappedLun(lun=1, unit="two", read_only=True),)})
     new = changed(access=access.model_copy(update={"initiators": (ann, bob)}))
-    found = parsed(new).access.initiators
-    assert found is not None
-    assert found[1] == bob
+    initiators = parsed(new).access.initiators
+    assert initiators is not None
+    assert initiators[1] == bob
 
 
-def test_a_new_file() -> None:
+def test_a_new_file_has_no_defaults() -> None:
     text = writer.render(parsed(), None, FILE)
     assert text.startswith("# ")
     assert parsed(text) == parsed()
     assert "durability" not in text  # a default
 
 
-def test_a_file_that_was_spoilt_is_not_written_over() -> None:
+def test_an_invalid_file_is_not_overwritten() -> None:
     with pytest.raises(reader.ConfigurationError, match=r"wolun\.yaml:2: volums: unknown key"):
         writer.render(parsed(), "target: iqn.2026-11.io.wolun:t\nvolums: []\n", FILE)
 
 
-def test_where_merging_fails_the_section_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_that_cannot_be_merged_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_merge", lambda *_: None)
     new = changed(volumes=(volume("other", 5),))
-    assert [each.name for each in parsed(new).volumes] == ["other"]
+    assert [volume.name for volume in parsed(new).volumes] == ["other"]
     assert "# about bob" in new
 
 
-def test_what_cannot_be_said_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_disagrees_with_the_settings_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_says", lambda *_: False)
     with pytest.raises(writer.CannotSave):
         changed(volumes=(volume("other", 5),))
@@ -167,10 +167,10 @@ class TestWriting:
         assert path.stat().st_mode & 0o777 == 0o640
         kept = sorted(tmp_path.glob("*.bak"))
         assert kept == sorted(backups[-writer.BACKUPS :])  # type: ignore[type-var]  # none of them is None
-        assert [each.read_text() for each in kept] == [str(n) for n in range(2, writer.BACKUPS + 2)]
+        assert [backup.read_text() for backup in kept] == [str(n) for n in range(2, writer.BACKUPS + 2)]
         assert not list(tmp_path.glob(".*"))
 
-    def test_a_link_stays_one(self, tmp_path: Path) -> None:
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "real" / FILE).write_text("old")
         (tmp_path / FILE).symlink_to("real/" + FILE)
@@ -193,7 +193,7 @@ CHAPS = st.builds(
 UNITS = NAMES.flatmap(lambda name: st.sampled_from([name, f"{name}@then", f"{name}@then/write-once"]))
 MAPPED = st.lists(
     st.builds(settings.MappedLun, lun=LUNS, unit=UNITS, read_only=st.booleans()),
-    unique_by=lambda each: each.lun,
+    unique_by=lambda mapped: mapped.lun,
     max_size=3,
 )
 INITIATORS = st.builds(
@@ -207,7 +207,7 @@ INITIATORS = st.builds(
 ACCESS = st.builds(
     settings.Access,
     networks=st.lists(NETWORKS, max_size=2, unique=True),
-    initiators=st.none() | st.lists(INITIATORS, max_size=3, unique_by=lambda each: each.name.lower()),
+    initiators=st.none() | st.lists(INITIATORS, max_size=3, unique_by=lambda initiator: initiator.name.lower()),
     discovery_chap=st.booleans(),
 )
 VOLUMES = st.lists(
@@ -221,7 +221,7 @@ VOLUMES = st.lists(
         durability=st.sampled_from(["power-loss", "process-crash"]),
         snapshots=st.lists(NAMES, max_size=2, unique=True),
     ),
-    min_size=1, max_size=4, unique_by=(lambda each: each.name, lambda each: each.lun),
+    min_size=1, max_size=4, unique_by=(lambda volume: volume.name, lambda volume: volume.lun),
 )  # fmt: skip
 SETTINGS = st.builds(
     settings.Settings,
@@ -260,7 +260,7 @@ def test_any_settings_survive_a_save(value: settings.Settings) -> None:
 
 @hypothesis_settings(deadline=None, max_examples=100)
 @given(SETTINGS, SETTINGS, st.data())
-def test_any_file_can_be_made_to_say_anything(
+def test_any_file_can_be_changed_to_any_settings(
     old: settings.Settings, new: settings.Settings, choices: st.DataObject
 ) -> None:
     text = written_by_hand(old, choices)
@@ -275,12 +275,12 @@ def test_any_file_can_be_made_to_say_anything(
 @given(SETTINGS, st.data())
 def test_changing_numbers_keeps_every_comment(old: settings.Settings, choices: st.DataObject) -> None:
     text = written_by_hand(old, choices)
-    shifted = tuple(each.model_copy(update={"lun": 100 + number}) for number, each in enumerate(old.volumes))
+    shifted = tuple(volume.model_copy(update={"lun": 100 + number}) for number, volume in enumerate(old.volumes))
     result = writer.render(old.model_copy(update={"volumes": shifted}), text, FILE)
     assert re.findall("#.*", result) == re.findall("#.*", text)
 
 
-def test_sizes_are_spelt_exactly() -> None:
+def test_sizes_are_written_exactly() -> None:
     text = writer.text_of(volume("a", 1, chunk_size=4096))
     assert f"size: {units.exact_size(1 << 20)}\n" in text
     assert "chunk_size: 4KiB\n" in text

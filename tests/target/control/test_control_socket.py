@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket: only the daemon's user may connect, and no client holds up another."""
+"""The socket: only the daemon's user may connect, and no client delays another."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from target.messages import ChangeAccess, Initiator, MappedLun, SetAuth
 ANN = "iqn.2026-11.org.example:ann"
 
 
-def test_initiator_comes_changes_and_goes(client: Client) -> None:
+def test_initiator_is_created_changed_and_deleted(client: Client) -> None:
     client.create_initiator(Initiator(ANN), force=True)
     client.change_initiator(Initiator(ANN, luns=(MappedLun(0, "vol0", False),)), force=True)
     initiators = client.access().initiators
@@ -33,6 +33,6 @@ def test_chap_is_set_and_cleared(client: Client) -> None:
     assert entry.chap is None
 
 
-def test_networks_change(client: Client) -> None:
+def test_networks_are_changed(client: Client) -> None:
     client.change_access(ChangeAccess(networks=("127.0.0.0/8", "10.0.0.0/8")), force=True)
     assert client.access().networks == ("127.0.0.0/8", "10.0.0.0/8")

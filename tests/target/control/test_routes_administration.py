@@ -11,7 +11,7 @@ from tests import daemon
 from tests.target.control.asking import ask
 
 
-def test_volume_comes_changes_grows_and_goes(client: Client) -> None:
+def test_volume_is_created_changed_resized_and_deleted(client: Client) -> None:
     client.create_volume(CreateVolume("more", size="1MiB", lun=9))
     assert {volume.name for volume in client.volumes()} == {"vol0", "more"}
     client.change_volume("more", ChangeVolume(lun=11), force=False)
@@ -33,7 +33,7 @@ def test_dry_run_changes_nothing(client: Client) -> None:
     assert "vol0" in refused.value.refusal.message
 
 
-def test_portal_comes_and_goes(client: Client, running: daemon.Daemon) -> None:
+def test_portal_is_created_and_deleted(client: Client, running: daemon.Daemon) -> None:
     def addresses() -> list[str]:
         return list(ask(running, "GET", "/v1/status")[1]["portals"])
 
@@ -44,5 +44,5 @@ def test_portal_comes_and_goes(client: Client, running: daemon.Daemon) -> None:
     assert addresses() == [first]
 
 
-def test_no_alerts_without_trouble(client: Client) -> None:
+def test_there_are_no_alerts_without_trouble(client: Client) -> None:
     assert client.alerts() == []

@@ -16,7 +16,7 @@ def test_job_is_listed_and_its_result_shown(running: daemon.Daemon) -> None:
     assert (status, result["damage"]) == (200, [])
 
 
-def test_job_without_a_result_says_so(running: daemon.Daemon) -> None:
+def test_request_for_a_missing_result_is_refused(running: daemon.Daemon) -> None:
     ask(running, "POST", "/v1/volumes/vol0/snapshots", {"name": "brief"})
     _, job = ask(running, "DELETE", "/v1/volumes/vol0/snapshots/brief")
     assert ask(running, "GET", f"/v1/jobs/{job['id']}?wait=10")[1]["state"] == "done"

@@ -36,7 +36,7 @@ def test_volume_is_rolled_back_only_by_force_while_initiators_reach_it(running: 
         assert ask(running, "GET", f"/v1/jobs/{job['id']}?wait=10")[1]["state"] == "done"
 
 
-def test_failed_export_explains_itself(running: daemon.Daemon, tmp_path: Path) -> None:
+def test_failed_export_has_a_refusal(running: daemon.Daemon, tmp_path: Path) -> None:
     request = {"path": str(tmp_path / "missing" / "out.img")}
     status, job = ask(running, "POST", "/v1/volumes/vol0/snapshots/kept/export", request)
     assert status == 202
@@ -46,7 +46,7 @@ def test_failed_export_explains_itself(running: daemon.Daemon, tmp_path: Path) -
     assert "No such file or directory" in job["refusal"]["message"]
 
 
-def test_one_of_many_requests_for_a_name_wins(running: daemon.Daemon) -> None:
+def test_only_one_of_many_requests_for_a_name_succeeds(running: daemon.Daemon) -> None:
     answers: list[int] = []
 
     def take() -> None:

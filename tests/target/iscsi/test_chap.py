@@ -54,7 +54,7 @@ def test_the_right_answer_enters() -> None:
 
 
 @pytest.mark.parametrize("offer", ["7,5", "5,7", "6,8,7"])
-def test_sha_256_is_taken_where_it_is_offered(offer: str) -> None:
+def test_sha_256_is_used_where_it_is_offered(offer: str) -> None:
     exchange, asked = ask(ONE_WAY, offer)
     assert asked["CHAP_A"] == "7"
     assert len(asked["CHAP_C"]) == 2 + 64
@@ -62,7 +62,7 @@ def test_sha_256_is_taken_where_it_is_offered(offer: str) -> None:
 
 
 @pytest.mark.parametrize("offer", ["6", "8", "", "57", "MD5", "5 "])
-def test_an_offer_of_nothing_known_is_refused(offer: str) -> None:
+def test_an_offer_without_a_known_algorithm_is_refused(offer: str) -> None:
     refused(lambda: ask(ONE_WAY, offer))
 
 
@@ -99,7 +99,7 @@ def test_a_replayed_answer_fits_no_later_challenge() -> None:
     assert len(challenges) == 50
 
 
-def test_mutual_chap() -> None:
+def test_the_target_proves_itself_in_mutual_chap() -> None:
     exchange, asked = ask(MUTUAL)
     theirs = {"CHAP_I": "200", "CHAP_C": "0x" + "5a" * 16}
     answer, done = exchange.step([("CHAP_N", "ann"), ("CHAP_R", respond(asked)), *theirs.items()])
@@ -175,17 +175,17 @@ def test_arbitrary_text_neither_enters_nor_breaks_the_exchange(pairs: list[tuple
 
 
 @given(st.binary(min_size=1, max_size=1024))
-def test_binary_values_survive(value: bytes) -> None:
+def test_encoded_binary_values_are_decoded(value: bytes) -> None:
     assert chap.decode(chap.encode(value)) == value
 
 
 @pytest.mark.parametrize("length", [0, 11, 256])
-def test_secrets_have_a_length(length: int) -> None:
+def test_a_secret_that_is_too_short_or_too_long_is_refused(length: int) -> None:
     with pytest.raises(SecretRefused):
         Secret(b"s" * length)
 
 
-def test_both_directions_must_differ() -> None:
+def test_the_secrets_of_both_directions_must_differ() -> None:
     with pytest.raises(SecretRefused, match="same secret"):
         Credentials("ann", Secret(SECRET), "wolun", Secret(SECRET))
 

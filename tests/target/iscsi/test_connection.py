@@ -37,7 +37,7 @@ def test_requests_ahead_of_their_turn_wait(connect: Connect) -> None:
     assert b"".join(reply.data for reply in replies) == PATTERN[:1536]
 
 
-def test_nop(connect: Connect) -> None:
+def test_a_nop_out_is_answered_with_its_data(connect: Connect) -> None:
     initiator = connect()
     (reply,) = initiator.feed(initiator.request(Opcode.NOP_OUT, itt=6, data=b"ping"))
     assert (reply.opcode, reply.itt, reply.word20, reply.data) == (Opcode.NOP_IN, 6, NO_TAG, b"ping")
@@ -77,7 +77,7 @@ def entering(device: MemoryDevice) -> tuple[Initiator, Command]:
 
 def test_a_login_is_answered_when_the_commands_of_the_replaced_session_have_ended(device: MemoryDevice) -> None:
     initiator, running = entering(device)
-    initiator.connection.tick(1e6)  # however late that is
+    initiator.connection.tick(1e6)  # even if that is late
     assert initiator.take() == []
     running.finish()
     (reply,) = initiator.take()
@@ -96,7 +96,7 @@ def test_a_request_before_the_login_was_answered_ends_the_connection(device: Mem
 
 
 @pytest.mark.parametrize(("reason", "response", "ends"), [(0, 0, True), (1, 0, True), (2, 2, False)])
-def test_logout(connect: Connect, reason: int, response: int, ends: bool) -> None:
+def test_a_logout_is_answered_according_to_its_reason(connect: Connect, reason: int, response: int, ends: bool) -> None:
     initiator = connect()
     (reply,) = initiator.feed(initiator.request(Opcode.LOGOUT_REQUEST, 0x80 | reason, itt=8, word20=0))
     assert (reply.opcode, reply.itt, reply.response) == (Opcode.LOGOUT_RESPONSE, 8, response)
@@ -121,14 +121,14 @@ def test_a_rejected_request_does_not_keep_those_behind_it(connect: Connect) -> N
     assert (answer.itt, answer.data) == (2, PATTERN[512:1024])
 
 
-def test_asynchronous_logout_request(connect: Connect) -> None:
+def test_a_logout_request_is_an_asynchronous_message(connect: Connect) -> None:
     initiator = connect()
     initiator.connection.request_logout(7)
     (reply,) = initiator.take()
     assert (reply.opcode, reply.words) == (Opcode.ASYNC_MESSAGE, (1 << 24, 7, 0))
 
 
-def test_rejects(connect: Connect, device: MemoryDevice) -> None:
+def test_a_bad_request_is_rejected_and_the_session_goes_on(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect()
     for request, reason in (
         (initiator.request(0x10, itt=1, immediate=True), RejectReason.SNACK_REJECT),
@@ -167,7 +167,7 @@ def test_a_wrong_data_digest_is_rejected(connect: Connect, device: MemoryDevice)
     assert device.data == before
 
 
-def test_one_byte_at_a_time(connect: Connect, device: MemoryDevice) -> None:
+def test_requests_may_come_one_byte_at_a_time(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect(UNSOLICITED)
     stream = initiator.command(write10(0, 2), write=1024, data=b"1" * 512, final=False, itt=1)
     stream += initiator.data_out(1, NO_TAG, 0, 512, b"2" * 512, final=True)
@@ -200,7 +200,7 @@ def test_no_requests_are_read_from_a_peer_that_takes_no_answers(connect: Connect
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=120), st.binary(min_size=48, max_size=48)), max_size=4), st.booleans())
-def test_random_bytes(pieces: list[bytes], logged_in: bool) -> None:
+def test_random_bytes_never_raise(pieces: list[bytes], logged_in: bool) -> None:
     initiator = Initiator(FakePortal({TARGET: make_target(MemoryDevice())}))
     if logged_in:
         initiator.log_in()
@@ -210,7 +210,7 @@ def test_random_bytes(pieces: list[bytes], logged_in: bool) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_damaged_requests(data: st.DataObject) -> None:
+def test_damaged_requests_never_raise(data: st.DataObject) -> None:
     device = MemoryDevice()
     initiator = Initiator(FakePortal({TARGET: make_target(device)}))
     initiator.log_in(UNSOLICITED)
@@ -231,7 +231,7 @@ def test_damaged_requests(data: st.DataObject) -> None:
             )
         )
         for _ in range(data.draw(st.integers(0, 3))):
-            # The lengths stay: what is tested is the meaning of PDUs, not that their borders are lost.
+            # The lengths stay: the test is about the meaning of PDUs, not about lost borders.
             position = data.draw(st.integers(0, 47).filter(lambda at: not 4 <= at < 8))
             raw[position] = data.draw(st.integers(0, 255))
         raw[24:28] = initiator.connection.sender.exp_cmd_sn.to_bytes(4, "big")

@@ -32,7 +32,7 @@ from tests.target.iscsi.initiator import (
 @pytest.mark.parametrize("offers", [(), DIGESTS])
 @pytest.mark.parametrize("immediate", [0, 4096])
 @pytest.mark.parametrize("outstanding", [1, 3])
-def test_solicited_data(
+def test_solicited_data_is_requested_in_bursts(
     connect: Connect, device: MemoryDevice, offers: tuple[tuple[str, str], ...], immediate: int, outstanding: int
 ) -> None:
     initiator = connect(("MaxBurstLength", "16384"), ("MaxOutstandingR2T", str(outstanding)), *offers)
@@ -60,7 +60,7 @@ def test_solicited_data(
 
 
 @pytest.mark.parametrize("split", [None, 48, 50, 70000])
-def test_unsolicited_data(connect: Connect, device: MemoryDevice, split: int | None) -> None:
+def test_unsolicited_data_needs_no_r2t(connect: Connect, device: MemoryDevice, split: int | None) -> None:
     initiator = connect(UNSOLICITED, ("FirstBurstLength", "262144"))
     source = PATTERN[-131072:]
     stream = initiator.command(write10(0, 256), write=131072, data=source[:1024], final=False, itt=3)
@@ -74,7 +74,7 @@ def test_unsolicited_data(connect: Connect, device: MemoryDevice, split: int | N
     assert device.data[:131072] == source
 
 
-def test_unsolicited_then_solicited(connect: Connect, device: MemoryDevice) -> None:
+def test_solicited_data_follows_unsolicited_data(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect(UNSOLICITED, ("FirstBurstLength", "8192"))
     source = PATTERN[-65536:]
     initiator.feed(initiator.command(write10(0, 128), write=65536, data=source[:512], final=False, itt=3))
@@ -121,7 +121,7 @@ def test_data_that_contradicts_its_command_ends_the_session(
     assert initiator.connection.state is State.CLOSING
 
 
-def test_budget_of_solicited_data(connect: Connect, portal: FakePortal) -> None:
+def test_solicited_data_is_requested_within_the_budget(connect: Connect, portal: FakePortal) -> None:
     portal.limits = Limits(data_bytes=100_000)
     initiator = connect(("ImmediateData", "No"))
     (first,) = initiator.feed(initiator.command(write10(0, 128), write=65536, itt=1))

@@ -40,7 +40,7 @@ def test_each_peer_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> 
     assert len(caplog.records) == 3
 
 
-def test_the_first_are_answered_at_once_and_later_ones_ever_later() -> None:
+def test_the_first_failures_are_answered_at_once_and_later_ones_ever_later() -> None:
     failed = FailedLogins()
     delays = [fail(failed, 10.0 * number) for number in range(9)]
     assert delays == [0, 0, 0, 0.5, 1, 2, 4, 4, 4]
@@ -73,14 +73,14 @@ def test_a_quiet_peer_starts_anew() -> None:
     assert fail(failed, 2 * failed_logins.FORGET_SECONDS) == 0
 
 
-def test_memory_is_bounded_and_the_busy_are_remembered() -> None:
+def test_memory_is_bounded_and_busy_peers_are_remembered() -> None:
     failed = FailedLogins()
     for number in range(3 * failed_logins.PEERS):
         fail(failed, number / 1000, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         if not number % (failed_logins.PEERS // 2):
             fail(failed, number / 1000)
     assert len(failed._peers) == failed_logins.PEERS
-    assert fail(failed, 3 * failed_logins.PEERS / 1000) == failed_logins.DELAY_MAXIMUM  # its seventh
+    assert fail(failed, 3 * failed_logins.PEERS / 1000) == failed_logins.DELAY_MAXIMUM  # its seventh failure
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def run(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_libiscsi_tools(portal: Portal) -> None:
+def test_libiscsis_tools_list_and_read_the_lun(portal: Portal) -> None:
     listed = run("iscsi-ls", "-s", url(portal))
     assert TARGET in listed
     assert "DIRECT_ACCESS" in listed
@@ -107,7 +107,7 @@ def test_qemu_writes_and_reads(portal: Portal, image: Path, tmp_path: Path, head
         "iSCSI.iSCSIdatasn",
     ],
 )
-def test_conformance(portal: Portal, suite: str) -> None:
+def test_libiscsis_suite_passes(portal: Portal, suite: str) -> None:
     output = run("iscsi-test-cu", "--dataloss", "--test", suite, url(portal, TARGET, "0"))
     counted = re.search(r"asserts\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", output)
     assert counted is not None, output

@@ -44,13 +44,13 @@ def negotiate(key: str, value: str, *, full_feature: bool = False) -> tuple[Para
         ("iSCSIProtocolLevel", "2", "1", "protocol_level", 1),
     ],
 )
-def test_negotiated_keys(key: str, offer: str, answer: str, field: str, agreed: object) -> None:
+def test_negotiation_follows_the_kind_of_the_key(key: str, offer: str, answer: str, field: str, agreed: object) -> None:
     parameters, answers = negotiate(key, offer)
     assert answers == [(key, answer)]
     assert getattr(parameters, field) == agreed
 
 
-def test_other_keys() -> None:
+def test_keys_that_are_not_negotiated_have_answers_of_their_own() -> None:
     assert negotiate("MaxRecvDataSegmentLength", "65536")[0].max_recv_data_segment_length == 65536
     assert negotiate("MaxRecvDataSegmentLength", "65536")[1] == []
     assert negotiate("OFMarker", "Yes")[1] == [("OFMarker", "No")]
@@ -68,7 +68,7 @@ def test_first_burst_never_exceeds_max_burst() -> None:
 @pytest.mark.parametrize(
     "text", [b"novalue\0", b"Key=1\0Key=2\0", b"lower=1\0", b"Key=\xff\0", b"=x\0", b"K" * 64 + b"=1\0"]
 )
-def test_malformed_text(text: bytes) -> None:
+def test_malformed_text_is_the_peers_error(text: bytes) -> None:
     with pytest.raises(errors.PeerError):
         keys.parse(text)
 

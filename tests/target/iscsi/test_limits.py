@@ -137,7 +137,7 @@ def test_data_that_waits_for_room_is_not_the_peers_fault() -> None:
     assert peer.connection.state is State.FULL_FEATURE
 
 
-def test_commands_without_their_data_cost_no_more_than_the_budget(peer: Initiator) -> None:
+def test_commands_without_their_data_cost_at_most_the_budget(peer: Initiator) -> None:
     limits = peer.host.limits
     for number in range(limits.queue_depth + 50):
         peer.feed(peer.command(write10(0, 2048), write=MIB, itt=1000 + number))

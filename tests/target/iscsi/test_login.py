@@ -28,7 +28,7 @@ def status_of(initiator: Initiator, request: bytes) -> int:
     return reply.words[0] >> 16
 
 
-def test_a_login_in_one_step(portal: FakePortal) -> None:
+def test_a_login_may_take_one_step(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     answers = initiator.log_in(("InitialR2T", "No"), ("MaxBurstLength", "65536"), ("X-what.ever", "1"))
     assert answers == {
@@ -42,7 +42,7 @@ def test_a_login_in_one_step(portal: FakePortal) -> None:
     assert initiator.connection.tsih == 1
 
 
-def test_a_login_through_both_stages(portal: FakePortal) -> None:
+def test_a_login_may_go_through_both_stages(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (first,) = initiator.feed(initiator.login_request(0x81, [*NAMES, ("AuthMethod", "CHAP,None")]))
     assert first.flags == 0x81
@@ -56,14 +56,14 @@ def test_a_login_through_both_stages(portal: FakePortal) -> None:
     assert initiator.connection.state is State.FULL_FEATURE
 
 
-def test_a_login_from_security_straight_to_full_feature(portal: FakePortal) -> None:
+def test_a_login_may_skip_the_operational_stage(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (reply,) = initiator.feed(initiator.login_request(0x83, [*NAMES, ("AuthMethod", "None")]))
     assert reply.flags == 0x83
     assert initiator.connection.state is State.FULL_FEATURE
 
 
-def test_login_text_over_several_pdus(portal: FakePortal) -> None:
+def test_login_text_may_take_several_pdus(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     (empty,) = initiator.feed(
         initiator.request(
@@ -108,7 +108,9 @@ def test_login_text_over_several_pdus(portal: FakePortal) -> None:
         (0x87, [*NAMES, *((f"X-a{n}", "1") for n in range(64))], LoginStatus.INITIATOR_ERROR),
     ],
 )  # fmt: skip
-def test_refusals(portal: FakePortal, flags: int, pairs: list[tuple[str, str]], status: LoginStatus) -> None:
+def test_a_wrong_login_is_refused_with_its_status(
+    portal: FakePortal, flags: int, pairs: list[tuple[str, str]], status: LoginStatus
+) -> None:
     initiator = Initiator(portal)
     assert status_of(initiator, initiator.login_request(flags, pairs)) == status
     assert initiator.connection.state is State.CLOSING
@@ -164,7 +166,7 @@ class RiddlePolicy(login.OpenAccess):
         return Riddle()
 
 
-def test_an_authentication_exchange(portal: FakePortal) -> None:
+def test_a_login_succeeds_after_its_authentication(portal: FakePortal) -> None:
     portal.policy = RiddlePolicy()
     initiator = Initiator(portal)
     (offered,) = initiator.feed(initiator.login_request(0x00, [*NAMES, ("AuthMethod", "RDL,None")]))
@@ -178,7 +180,7 @@ def test_an_authentication_exchange(portal: FakePortal) -> None:
     assert initiator.connection.state is State.FULL_FEATURE
 
 
-def test_no_way_around_authentication(portal: FakePortal) -> None:
+def test_authentication_cannot_be_skipped(portal: FakePortal) -> None:
     portal.policy = RiddlePolicy()
     for flags, pairs in ((0x87, NAMES), (0x83, NAMES), (0x81, [*NAMES, ("AuthMethod", "None")])):
         initiator = Initiator(portal)
@@ -195,7 +197,7 @@ def test_a_pdu_that_is_not_a_login_request_is_cut_off(portal: FakePortal) -> Non
     assert initiator.connection.state is State.CLOSING
 
 
-def test_limits_before_login(portal: FakePortal) -> None:
+def test_a_login_is_limited_in_time_and_length(portal: FakePortal) -> None:
     portal.limits = Limits(login_pdus=3, login_seconds=10)
     chatty = Initiator(portal)
     chatty.feed(chatty.login_request(0x04, NAMES))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The send queue of a connection: arenas, views, and what is left in between."""
+"""The send queue of a connection: arenas, views, and partial sends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.target.iscsi.initiator import (
 )
 
 
-def test_more_answers_than_an_arena_holds(connect: Connect) -> None:
+def test_answers_may_take_more_than_one_arena(connect: Connect) -> None:
     initiator = connect()
     replies = initiator.feed(b"".join(initiator.command(read10(n * 400, 400), read=204800, itt=n) for n in range(12)))
     assert [len(reply.data) for reply in replies] == [204800] * 12
@@ -73,7 +73,7 @@ def test_allocated_room_stays_free_until_fill_is_advanced(output: Output) -> Non
     assert sent_by(output)[pdu.BHS_LENGTH :] == b"u" * 100
 
 
-def test_an_arena_that_is_full_is_kept_until_it_was_sent(output: Output, pool: ArenaPool) -> None:
+def test_a_full_arena_is_kept_until_it_was_sent(output: Output, pool: ArenaPool) -> None:
     output.append(b"1" * ARENA_LENGTH)
     output.append(b"2" * 10)
     assert not pool._free

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PDUs on the wire."""
+"""PDUs on the wire: encoding, finding, and damage."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_damage_is_noticed() -> None:
         find(bytes(raw), both)
 
 
-def test_a_long_data_segment_is_refused_before_it_came() -> None:
+def test_a_long_data_segment_is_refused_before_its_data_arrives() -> None:
     with pytest.raises(pdu.DataSegmentTooLong):
         find(bytes(4) + (8193).to_bytes(4, "big") + bytes(40))
 
 
-def test_additional_headers() -> None:
+def test_additional_headers_are_split_by_type() -> None:
     cdb = b"\0\x05\x01\0" + b"wxyz" + b"\0\0\0\0"[:0]
     length = b"\0\x05\x02\0" + (4096).to_bytes(4, "big")
     assert pdu.extra_headers(memoryview(cdb + length)) == {1: b"\0wxyz", 2: b"\0\0\0\x10\0"}

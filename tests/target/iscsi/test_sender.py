@@ -49,7 +49,7 @@ def test_a_long_read_comes_in_several_pdus(connect: Connect, offers: tuple[tuple
     ("expected", "flags", "residual", "length"),
     [(512, 0x81, 0, 512), (1024, 0x83, 512, 512), (10000, 0x83, 9488, 512), (200, 0x85, 312, 200), (3, 0x85, 509, 3)],
 )
-def test_residuals_of_reads(
+def test_a_read_reports_its_residual(
     connect: Connect, device: MemoryDevice, blocking: bool, expected: int, flags: int, residual: int, length: int
 ) -> None:
     initiator = connect()
@@ -65,14 +65,14 @@ def test_residuals_of_reads(
 
 
 @pytest.mark.parametrize("flags", [0x80, 0xC0])
-def test_residual_of_a_read_that_announced_nothing(connect: Connect, flags: int) -> None:
+def test_a_read_that_announced_no_data_has_an_overflow(connect: Connect, flags: int) -> None:
     initiator = connect()
     request = initiator.request(Opcode.SCSI_COMMAND, flags, itt=5, word20=0, tail=read10(1, 1).ljust(16, b"\0"))
     (reply,) = initiator.feed(request)
     assert (reply.opcode, reply.flags, reply.words[2], reply.status) == (0x21, 0x84, 512, 0)
 
 
-def test_residual_of_a_write_that_announced_more(connect: Connect, device: MemoryDevice) -> None:
+def test_a_write_that_announced_more_has_an_underflow(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect()
     (reply,) = initiator.feed(initiator.command(write10(0, 1), write=1024, data=b"w" * 1024))
     assert (reply.opcode, reply.flags, reply.words[2], reply.status) == (0x21, 0x82, 512, 0)
@@ -80,7 +80,7 @@ def test_residual_of_a_write_that_announced_more(connect: Connect, device: Memor
 
 
 @given(st.lists(st.binary(max_size=9), max_size=5), st.data())
-def test_pieces_of_a_scatter_list(parts: list[bytes], data: st.DataObject) -> None:
+def test_a_piece_of_a_scatter_list_has_its_bytes(parts: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(parts)
     offset = data.draw(st.integers(0, len(whole)))
     length = data.draw(st.integers(0, len(whole) - offset))

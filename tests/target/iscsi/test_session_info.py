@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session that status displays show: a value, of which a fabric may not know everything."""
+"""The session that status displays show: an immutable value, with None where a fabric does not know a field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_kernels_target_does_not_know_times_counts_and_portal() -> None:
     assert (KERNEL.outstanding, KERNEL.portal) == (None, "")
 
 
-def test_two_looks_at_the_same_session_are_equal() -> None:
+def test_sessions_are_equal_if_all_fields_are() -> None:
     assert dataclasses.replace(KERNEL) == KERNEL
     assert dataclasses.replace(KERNEL, tsih=2) != KERNEL
     assert len({KERNEL, dataclasses.replace(KERNEL), dataclasses.replace(KERNEL, commands=1)}) == 2

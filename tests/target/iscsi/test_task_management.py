@@ -33,7 +33,7 @@ def task_management(initiator: Initiator, function: int, *, referenced: int = NO
     )
 
 
-def test_abort_task_that_runs(connect: Connect, device: MemoryDevice) -> None:
+def test_a_running_task_is_aborted_when_it_ends(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect()
     device.blocking = True
     initiator.feed(initiator.command(read10(0, 1), read=512, itt=1) + initiator.command(read10(1, 1), read=512, itt=2))
@@ -43,7 +43,7 @@ def test_abort_task_that_runs(connect: Connect, device: MemoryDevice) -> None:
     assert replies[0].response == 0
 
 
-def test_abort_task_that_waits_for_data(connect: Connect, device: MemoryDevice) -> None:
+def test_a_task_that_waits_for_data_is_aborted_at_once(connect: Connect, device: MemoryDevice) -> None:
     before = bytes(device.data[:1024])
     initiator = connect()
     (r2t,) = initiator.feed(initiator.command(write10(0, 2), write=1024, itt=1))
@@ -58,7 +58,7 @@ def test_abort_task_that_waits_for_data(connect: Connect, device: MemoryDevice) 
     ("function", "lun", "response"),
     [(1, 0, 1), (2, 0, 0), (2, 9, 2), (4, 0, 0), (5, 0, 0), (5, 9, 2), (6, 0, 0), (7, 0, 5), (8, 0, 4), (3, 0, 5)],
 )
-def test_task_management_responses(connect: Connect, function: int, lun: int, response: int) -> None:
+def test_each_function_has_its_response(connect: Connect, function: int, lun: int, response: int) -> None:
     (reply,) = task_management(connect(), function, referenced=4711, lun=lun)
     assert (reply.opcode, reply.response, reply.itt) == (0x22, response, 500)
 
@@ -85,7 +85,7 @@ def test_each_function_aborts_the_tasks_of_the_right_sessions(
 def test_a_unit_is_reset_under_the_lun_of_each_session(
     connect: Connect, portal: FakePortal, device: MemoryDevice, function: int
 ) -> None:
-    """Commands of another session on the same LUN but another unit go on."""
+    """Commands of another session on the same LUN but another unit continue."""
     target = portal.targets[TARGET]
     other_device = MemoryDevice(MIB)
     target.add_lun(
@@ -103,7 +103,7 @@ def test_a_unit_is_reset_under_the_lun_of_each_session(
     two.feed(two.command(read10(0, 1), read=512, itt=11, lun=1))
     for lun in (0, 1):
         assert two.feed(two.command(write10(0, 1), write=512, itt=20 + lun, lun=lun))[0].opcode == Opcode.R2T
-    assert task_management(one, function) == []  # it waits for the one that runs
+    assert task_management(one, function) == []  # it waits for the running command
     assert {command.itt: command.task.aborted for command in two.connection.tasks.blocked} == {10: False, 11: True}
     assert set(two.connection.tasks.commands) == {10, 11, 20}
     assert [reply.itt for reply in two.run_blocked()] == [10]
@@ -139,6 +139,6 @@ def test_a_command_ahead_of_its_turn_is_aborted_too(connect: Connect, device: Me
     replies = initiator.feed(initiator.command(read10(0, 1), read=512, itt=1))
     assert [reply.itt for reply in replies] == [1]
     (pong,) = initiator.feed(initiator.request(Opcode.NOP_OUT, itt=3, cmd_sn=sn + 2))
-    assert pong.exp_cmd_sn == sn + 3  # it had its turn, and did nothing
+    assert pong.exp_cmd_sn == sn + 3  # it had its turn, and was not executed
     assert pong.max_cmd_sn == sn + 2 + initiator.host.limits.queue_depth
     assert bytes(device.data[:512]) == PATTERN[:512]

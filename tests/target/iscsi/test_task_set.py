@@ -26,7 +26,7 @@ from tests.target.iscsi.initiator import (
 
 
 @pytest.mark.parametrize("offers", [(), DIGESTS, DIGESTS[:1], DIGESTS[1:]])
-def test_read(connect: Connect, offers: tuple[tuple[str, str], ...]) -> None:
+def test_a_read_is_answered_with_its_data(connect: Connect, offers: tuple[tuple[str, str], ...]) -> None:
     initiator = connect(*offers)
     (reply,) = initiator.feed(initiator.command(read10(8, 8), read=4096, itt=77))
     assert (reply.opcode, reply.flags, reply.status, reply.itt, reply.word20) == (0x25, 0x81, 0, 77, NO_TAG)
@@ -48,7 +48,7 @@ def test_a_batch_is_answered_in_order(connect: Connect, offers: tuple[tuple[str,
     assert [reply.stat_sn - replies[0].stat_sn for reply in replies] == list(range(100))
 
 
-def test_check_condition(connect: Connect) -> None:
+def test_check_condition_carries_sense_data(connect: Connect) -> None:
     initiator = connect()
     (reply,) = initiator.feed(initiator.command(read10(1 << 20, 1), read=512))
     assert (reply.opcode, reply.status, reply.flags, reply.words[2]) == (0x21, 2, 0x82, 512)
@@ -59,14 +59,14 @@ def test_check_condition(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("offers", [(), DIGESTS])
-def test_immediate_data(connect: Connect, device: MemoryDevice, offers: tuple[tuple[str, str], ...]) -> None:
+def test_immediate_data_is_written(connect: Connect, device: MemoryDevice, offers: tuple[tuple[str, str], ...]) -> None:
     initiator = connect(*offers)
     (reply,) = initiator.feed(initiator.command(write10(2, 4), write=2048, data=b"x" * 2048, itt=5))
     assert (reply.opcode, reply.flags, reply.status, reply.itt, reply.words) == (0x21, 0x80, 0, 5, (0, 0, 0))
     assert device.data[1024:3072] == b"x" * 2048
 
 
-def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
+def test_blocked_commands_are_answered_out_of_order(connect: Connect, device: MemoryDevice) -> None:
     initiator = connect()
     device.blocking = True
     stream = initiator.command(write10(0, 1), write=512, data=b"b" * 512, itt=1) + initiator.command(
@@ -74,7 +74,7 @@ def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
     )
     assert initiator.feed(stream) == []
     assert [command.itt for command in initiator.connection.tasks.blocked] == [1, 2]
-    # Others overtake them meanwhile; the window is smaller by what is outstanding.
+    # Others overtake them meanwhile; the window is smaller by the outstanding commands.
     (other,) = initiator.feed(initiator.command(b"\0" * 6, itt=3))
     assert other.max_cmd_sn - other.exp_cmd_sn == 125
     write, read = initiator.run_blocked()
@@ -84,7 +84,7 @@ def test_blocked_commands(connect: Connect, device: MemoryDevice) -> None:
     assert initiator.connection.tasks.outstanding == 0
 
 
-def test_first_writes_are_prepared_together_and_answered_before_the_next_are(device: MemoryDevice) -> None:
+def test_first_writes_are_prepared_together_and_answered_before_the_next_ones(device: MemoryDevice) -> None:
     chunk = 65536
     side = MemorySide(MIB * 4)
     side.commits_in_memory = True
@@ -123,7 +123,7 @@ def test_first_writes_that_cannot_be_prepared_in_place_wait_for_workers(device: 
     assert [reply.status for reply in initiator.run_blocked()] == [0, 0, 0]
 
 
-def test_the_command_window(connect: Connect, portal: FakePortal, device: MemoryDevice) -> None:
+def test_the_command_window_moves_with_answers(connect: Connect, portal: FakePortal, device: MemoryDevice) -> None:
     portal.limits = Limits(queue_depth=4)
     initiator = connect()
     device.blocking = True
@@ -138,7 +138,7 @@ def test_the_command_window(connect: Connect, portal: FakePortal, device: Memory
     assert initiator.feed(initiator.command(read10(0, 1), read=512, itt=9)) == [], "an old CmdSN is ignored"
 
 
-def test_cmd_sn_wraps(portal: FakePortal) -> None:
+def test_cmd_sn_wraps_to_zero(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     initiator.cmd_sn = 0xFFFFFFF0
     initiator.log_in()

@@ -14,7 +14,7 @@ from tests.target.iscsi.initiator import (
 )
 
 
-def test_discovery(portal: FakePortal) -> None:
+def test_discovery_lists_the_visible_targets(portal: FakePortal) -> None:
     other = "iqn.2026-11.io.wolun:other"
     hidden = "iqn.2026-11.io.wolun:hidden"
     portal.targets = {TARGET: make_target(), other: make_target(name=other), hidden: make_target(name=hidden)}
@@ -60,7 +60,7 @@ def test_a_long_list_of_targets_comes_in_pieces(portal: FakePortal) -> None:
     assert [pair[11:] for pair in text.decode().split("\0") if pair.startswith("TargetName=")] == names
 
 
-def test_send_targets_in_a_normal_session(portal: FakePortal) -> None:
+def test_send_targets_in_a_normal_session_names_its_own_target(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     initiator.log_in()
     (own,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=\0"))

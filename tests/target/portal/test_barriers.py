@@ -97,7 +97,7 @@ def log_in(lab: Lab, isid: int = 1) -> Client:
 
 
 def silent(client: Client, seconds: float = 0.2) -> bool:
-    """Return whether nothing comes for so long."""
+    """Return whether no answer comes for that long."""
     client.sock.settimeout(seconds)
     try:
         client.reply()
@@ -130,7 +130,7 @@ def test_the_login_after_a_lost_session_waits_for_its_write(lab: Lab) -> None:
 
 
 def test_a_login_that_waits_is_replaced_by_the_next_one(lab: Lab) -> None:
-    """An initiator that gives up on a login tries again; in the end it has one session."""
+    """An initiator that abandons a login tries again.  In the end it has one session."""
     lab.lose_a_write()
     first, second = log_in(lab), log_in(lab)
     assert first.hung_up()

@@ -131,7 +131,7 @@ def outstanding(portal: Portal, count: int) -> bool:
 
 
 def test_a_new_session_gets_a_unit_attention(serve: Serve) -> None:
-    """RESERVE ends with the session; an initiator that comes back must not believe that it still holds the unit."""
+    """RESERVE ends with the session, so an initiator that logs in again must learn that it no longer holds the unit."""
     portal = serve()
     first = Client(portal)
     first.settle()
@@ -143,7 +143,7 @@ def test_a_new_session_gets_a_unit_attention(serve: Serve) -> None:
     assert first.hung_up()
 
 
-def test_several_sessions(serve: Serve) -> None:
+def test_several_sessions_are_served_and_counted(serve: Serve) -> None:
     portal = serve()
     clients = [Client(portal, isid=number) for number in range(1, 9)]
     for client in clients:
@@ -163,7 +163,7 @@ def test_several_sessions(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_batches_of_reads_and_writes(serve: Serve, device: MemoryDevice, blocking: bool) -> None:
+def test_batches_of_reads_and_writes_are_done(serve: Serve, device: MemoryDevice, blocking: bool) -> None:
     client = Client(serve())
     client.settle()
     device.blocking = blocking
@@ -180,7 +180,7 @@ def test_batches_of_reads_and_writes(serve: Serve, device: MemoryDevice, blockin
         assert max(map(len, device.prepared)) > 1, "writes of a batch are prepared together"
 
 
-def test_large_transfers(serve: Serve, device: MemoryDevice) -> None:
+def test_large_transfers_are_done(serve: Serve, device: MemoryDevice) -> None:
     client = Client(serve())
     client.settle()
     source = random.Random(2).randbytes(MIB)
@@ -236,7 +236,7 @@ def test_silent_and_babbling_peers_are_dropped(serve: Serve) -> None:
     assert good.ask(good.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
 
 
-def test_one_byte_at_a_time(serve: Serve) -> None:
+def test_requests_may_come_one_byte_at_a_time(serve: Serve) -> None:
     client = Client(serve())
     client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.settle()
@@ -248,25 +248,25 @@ def test_one_byte_at_a_time(serve: Serve) -> None:
     assert client.reply().data == b"1" * 512
 
 
-def test_a_peer_that_never_reads(serve: Serve) -> None:
+def test_a_peer_that_takes_no_answers_costs_bounded_memory(serve: Serve) -> None:
     portal = serve(Limits(output_bytes=MIB))
     greedy, other = Client(portal, isid=1), Client(portal, isid=2)
     for client in (greedy, other):
         client.settle()
     greedy.sock.settimeout(1)
     batch = b"".join(greedy.make.command(read10(0, 512), read=262144, itt=n) for n in range(30_000))
-    with contextlib.suppress(TimeoutError):  # the portal stops reading from it, as it should
+    with contextlib.suppress(TimeoutError):  # the portal stops reading from it
         greedy.send(batch)
     for _ in range(20):
         assert other.ask(other.make.command(read10(0, 1), read=512)).data == PATTERN[:512]
     channel = next(c for c in portal._channels.values() if len(c.output))
     assert len(channel.output) < 3 * MIB
     greedy.sock.settimeout(20)
-    for _ in range(100):  # and once it reads again, it is served
+    for _ in range(100):  # once it reads again, it is served
         assert greedy.reply().data == PATTERN[:262144]
 
 
-def test_too_many_connections(serve: Serve) -> None:
+def test_connections_beyond_the_limit_are_refused(serve: Serve) -> None:
     portal = serve(max_connections=3)
     clients = [Client(portal, isid=number) for number in range(1, 4)]
     assert Client(portal, log_in=False).hung_up()
@@ -302,7 +302,7 @@ def test_a_new_login_replaces_the_session(serve: Serve, device: MemoryDevice, sc
     wait_for(lambda: len(scsi.nexuses) == 1)
 
 
-def test_task_management_across_sessions(serve: Serve, device: MemoryDevice) -> None:
+def test_task_management_waits_for_commands_of_other_sessions(serve: Serve, device: MemoryDevice) -> None:
     portal = serve()
     one, two = Client(portal, isid=1), Client(portal, isid=2)
     for client in (one, two):
@@ -321,7 +321,7 @@ def test_task_management_across_sessions(serve: Serve, device: MemoryDevice) -> 
     assert (one.reply().opcode, two.ask(two.make.request(Opcode.NOP_OUT, itt=3)).opcode) == (0x22, Opcode.NOP_IN)
 
 
-def test_asynchronous_events_and_the_end_of_a_session(serve: Serve) -> None:
+def test_a_session_gets_events_and_can_be_ended(serve: Serve) -> None:
     portal = serve()
     client = Client(portal)
     (session,) = portal.sessions()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many connections, and sessions that come and go: they cost a bounded amount of memory."""
+"""Many connections, and many sessions one after the other: they cost a bounded amount of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.target.portal.test_portal import Client, wait_for
 MIB = 1 << 20
 
 
-def test_a_thousand_connections(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thousand_connections_cost_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
     portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))}, max_connections=128)
     portal.start()
     try:
@@ -53,7 +53,7 @@ def test_a_session_leaves_nothing_behind() -> None:
         for number in range(1, 6):
             client = Client(portal, isid=number)
             client.settle()
-            client.send(client.make.command(read10(0, 1), read=512)[:20])  # it leaves in the middle of a PDU
+            client.send(client.make.command(read10(0, 1), read=512)[:20])  # it hangs up in the middle of a PDU
             wait_for(lambda: len(portal._channels) == 1)
             seen += [weakref.ref(channel.connection) for channel in portal._channels.values()]
             client.sock.close()

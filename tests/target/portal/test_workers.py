@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs that waiting commands are put together to."""
+"""The jobs that are made of waiting commands."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_writes_of_other_luns_and_reads_stay_apart() -> None:
     assert taken(lane_of(*jobs)) == [[0], [1, 2], [3], [4], [5]]
 
 
-def test_no_job_is_put_together_beyond_its_share() -> None:
+def test_no_job_gets_more_writes_than_its_share() -> None:
     most = [(0, True)] * (JOB_WRITES - 1)
     assert [len(job) for job in taken(lane_of(most, [(0, True)], [(0, True)], most))] == [JOB_WRITES, JOB_WRITES]
     assert [len(job) for job in taken(lane_of(most + most, [(0, True)]))] == [2 * (JOB_WRITES - 1), 1]

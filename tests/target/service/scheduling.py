@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of the tests of schedules: a clock to set, a scheduler that looks when asked, the names of snapshots."""
+"""Parts of the tests of schedules: a clock to set, a scheduler that looks on demand, the names of snapshots."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def scheduler_of(service: Service, clock: Clock) -> Scheduler:
 
 
 def look(scheduler: Scheduler) -> None:
-    """Let the scheduler look, and wait until all that it began has ended.
+    """Let the scheduler look, and wait until all of its work has ended.
 
-    A snapshot that goes makes room for one that is taken at the next look, and that one displaces one which goes at the third.
+    A deleted snapshot makes room for one that the second look takes, and that one displaces one that the third look deletes.
     """
     for _ in range(3):
         scheduler.look()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each alert comes with its condition and goes with it; test_explanations has the codes."""
+"""Each alert begins and ends with its condition; test_explanations has the codes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_sound_daemon_has_no_alert(service: Service) -> None:
     assert current(service) == {}
 
 
-def test_volume_that_is_not_served(serve: Serve) -> None:
+def test_volume_that_is_not_served_has_an_alert(serve: Serve) -> None:
     service = serve(VOLUMES + "  - {name: vol2, lun: 2, primary: /nonexistent/disk}\n")
     alert = current(service)["volume-failed"]
     assert alert.subject == "vol2"
     assert "/nonexistent/disk does not exist" in alert.message
 
 
-def test_invalid_snapshot_goes_with_its_deletion(service: Service) -> None:
+def test_alert_of_an_invalid_snapshot_ends_with_its_deletion(service: Service) -> None:
     service.snapshots.create_snapshot("vol0", "s")
     device = service.inventory.find("vol0", "s")[1].write_once
     assert isinstance(device, write_once.WriteOnce)
@@ -45,7 +45,7 @@ def test_invalid_snapshot_goes_with_its_deletion(service: Service) -> None:
     assert current(service) == {}
 
 
-def test_other_size_in_the_configuration(serve: Serve) -> None:
+def test_other_size_in_the_configuration_has_an_alert(serve: Serve) -> None:
     serve()
     service = serve(VOLUMES.replace("vol0, lun: 0, size: 1MiB", "vol0, lun: 0, size: 2MiB"))
     alert = current(service)["size-differs"]
@@ -55,7 +55,7 @@ def test_other_size_in_the_configuration(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(("chunks", "code"), [(4, None), (5, "snapshot-space-low"), (8, "snapshot-space-full")])
-def test_space_of_snapshots(serve: Serve, chunks: int, code: str | None) -> None:
+def test_space_near_and_at_the_limit_has_alerts(serve: Serve, chunks: int, code: str | None) -> None:
     """The limit is reached when not one more chunk of 64 KiB fits, 8 KiB before its last byte."""
     service = serve("  - {name: vol0, lun: 0, size: 1MiB, limit: 520KiB, warn_at: 50}\n")
     service.snapshots.create_snapshot("vol0", "s")
@@ -65,11 +65,11 @@ def test_space_of_snapshots(serve: Serve, chunks: int, code: str | None) -> None
     assert set(current(service)) == ({code} if code else set())
 
 
-def test_schedule_that_is_not_kept(service: Service) -> None:
+def test_schedule_that_is_not_kept_has_an_alert(service: Service) -> None:
     assert current(service, vol0="no room")["schedule-failed"].message == "the schedule of vol0 is not kept: no room"
 
 
-def test_snapshot_with_a_future_date(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_with_a_future_date_has_an_alert(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     now = manifest.now()
     monkeypatch.setattr(manifest, "now", lambda: now + datetime.timedelta(days=1))
     service.snapshots.create_snapshot("vol0", "s")
@@ -82,19 +82,19 @@ def test_snapshot_with_a_future_date(service: Service, monkeypatch: pytest.Monke
     assert current(service) == {}
 
 
-def test_little_space_left(service: Service) -> None:
+def test_little_free_space_has_an_alert(service: Service) -> None:
     limit = GIB * 5 // 100
     assert set(current(service, free=limit - 1)) == {"low-space"}
     assert current(service, free=limit + 1) == {}
 
 
-def test_no_initiator_may_log_in(service: Service) -> None:
+def test_access_that_admits_no_initiator_has_an_alert(service: Service) -> None:
     closed = service.inventory.settings.access.model_copy(update={"networks": ()})
     service.inventory.put_settings(service.inventory.settings.model_copy(update={"access": closed}))
     assert set(current(service)) == {"nobody-may-log-in"}
 
 
-def test_initiator_without_its_secret(tmp_path: Path) -> None:
+def test_initiator_without_its_secret_has_an_alert(tmp_path: Path) -> None:
     access = "access: {initiators: [{name: 'iqn.2026-11.x:a', chap: {name: a, secret_file: missing}}]}\n"
     text = f"target: iqn.2026-11.io.wolun:t\n{access}volumes: []\n"
     service = Service(reader.parse(text, "f.yaml"), tmp_path / "state")

@@ -15,7 +15,7 @@ def test_addresses_before_the_start_are_the_configured_ones(serve: Serve) -> Non
     assert service.inventory.fabric.failed_logins() == {}
 
 
-def test_started_fabric_is_the_one_that_is_shown(service: Service) -> None:
+def test_a_started_fabric_is_shown(service: Service) -> None:
     fabric = BookFabric("127.0.0.1:4000", "[::1]:4000")
     service.fabric_started(fabric)
     fabric.log_in("iqn.2026-11.x:a", "127.0.0.1", IQN)

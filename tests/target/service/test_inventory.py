@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inventory: LUNs come with volumes and snapshots, go with them, and stay the same over restarts."""
+"""The inventory: volumes and snapshots have LUNs as long as they exist, and the same ones after a restart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_luns_are_the_same_after_a_restart(serve: Serve) -> None:
 def test_numbers_of_a_deletion_that_a_crash_interrupted_are_freed_at_start(serve: Serve, tmp_path: Path) -> None:
     service = serve()
     service.snapshots.create_snapshot("vol0", "a")
-    service.inventory.volume("vol0").delete_snapshot("a")  # and no more: the numbers are still allotted
+    service.inventory.volume("vol0").delete_snapshot("a")  # only that: the numbers are still allotted
     path = tmp_path / "state" / "luns.json"
     assert len(json.loads(path.read_text())["snapshots"]) == 1
     serve()
@@ -84,7 +84,7 @@ def test_interrupted_deletion_is_finished_at_start(serve: Serve) -> None:
     assert luns(again) == {0: "vol0", 1: "vol1", 2: "vol0@a", 3: "vol0@a/write-once"}
 
 
-def test_removed_volume_takes_its_luns_along_and_can_come_back(service: Service) -> None:
+def test_removed_volume_loses_its_luns_and_can_be_added_again(service: Service) -> None:
     service.snapshots.create_snapshot("vol0", "a")
     before = luns(service)
     configured = service.inventory.settings.volumes[0]
@@ -127,7 +127,7 @@ def test_stopping_service_refuses_changes(service: Service) -> None:
     assert luns(service) == {0: "vol0", 1: "vol1"}
 
 
-def test_unknown_and_failed_volumes_are_told_apart(service: Service) -> None:
+def test_unknown_and_failed_volumes_have_refusals_of_their_own(service: Service) -> None:
     with pytest.raises(problems.Problem, match="there is no volume vol") as unknown:
         service.inventory.volume("vol2")
     service.inventory.mark_failed("vol2", "no disk")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ended job is kept, and the objects that it worked on are not."""
+"""An ended job is kept, but not the objects that it worked on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from target.service import jobs, problems
 
 
 class Snapshot:
-    """Something large."""
+    """A stand-in for a large object."""
 
 
 def done(job: jobs.Job, snapshot: Snapshot) -> None:

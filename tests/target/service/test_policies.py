@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies as users and initiators see them: sense data, unit attention, list, status, metrics, alerts, explanations."""
+"""The policies as users and initiators see them: sense data, unit attentions, list, status, metrics, alerts, explanations."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_drop_snapshot_invalidates_the_oldest_at_the_limit(served: Served) -> No
     assert json.loads(refusal.stderr)["error"] == "refused"
     running.kill()
     running.start()
-    assert [each["state"] for each in running.json("snapshot", "list")] == ["invalid", "active"]
+    assert [snapshot["state"] for snapshot in running.json("snapshot", "list")] == ["invalid", "active"]
     running.run("snapshot", "delete", "vol0@a")
     assert "snapshot-invalid" not in codes(running)
 

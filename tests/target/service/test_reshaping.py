@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollback, growth and deletion while initiators are logged in, with daemons killed on the way."""
+"""Rollback, growth and deletion while initiators are logged in, and while the daemon is killed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def history(served: daemon.Daemon) -> dict[str, bytes]:
 
 
 def check_views(served: daemon.Daemon, moments: dict[str, bytes]) -> None:
-    luns = {each["name"]: each["view_lun"] for each in served.json("snapshot", "list", "vol0")}
+    luns = {snapshot["name"]: snapshot["view_lun"] for snapshot in served.json("snapshot", "list", "vol0")}
     assert set(luns) == set(moments) - {""}
     with served.session() as session:
         for name, lun in luns.items():
@@ -153,7 +153,7 @@ def test_rollback_continues_after_a_kill(served: daemon.Daemon) -> None:
     assert command.wait(60) in (
         0,
         1,
-    )  # 0: the machine was faster than the kill, and what follows must hold all the same
+    )  # 0: the machine was faster than the kill, and the rest of the test must hold all the same
     command.communicate()
     expected = bytearray(moments["a"])
     expected[SIZE - 3 * MIB : SIZE - 3 * MIB + 4096] = b"\x77" * 4096
@@ -224,7 +224,7 @@ def test_cancelled_deletion_continues_when_requested_again(served: daemon.Daemon
     if command.returncode:  # if not, it was done already
         assert command.returncode == 130
         assert "cancelled" in said
-        assert {each["name"]: each["state"] for each in served.json("snapshot", "list")}["b"] == "deleting"
+        assert {snapshot["name"]: snapshot["state"] for snapshot in served.json("snapshot", "list")}["b"] == "deleting"
         served.run("snapshot", "create", "vol0", "d")
         moments["d"] = moments[""]
         served.run("snapshot", "delete", "vol0@b")
@@ -272,7 +272,7 @@ def test_group_is_taken_of_all_volumes_or_of_none(tmp_path: Path) -> None:
                 session.settle(lun)
                 write(session, 0, bytes([lun + 1]) * MIB, lun)
         said = served.run("snapshot", "create-group", "tonight", "vol0", "vol2", "--label", "for=backup").stdout
-        luns = {each["volume"]: each["view_lun"] for each in served.json("snapshot", "list")}
+        luns = {snapshot["volume"]: snapshot["view_lun"] for snapshot in served.json("snapshot", "list")}
         assert set(luns) == {"vol0", "vol2"}
         for name, lun in luns.items():
             assert f"took {name}@tonight" in said
@@ -282,7 +282,7 @@ def test_group_is_taken_of_all_volumes_or_of_none(tmp_path: Path) -> None:
         assert served.run("snapshot", "create-group", "x", "vol1", "vol9", check=False).returncode == 1
         assert len(served.json("snapshot", "list")) == 2
         taken = served.json("snapshot", "create-group", "again", "vol0", "vol1", "vol2")
-        assert len({each["writes_held_seconds"] for each in taken}) == 1
+        assert len({snapshot["writes_held_seconds"] for snapshot in taken}) == 1
         served.kill()
         served.start()
         with served.session() as session:

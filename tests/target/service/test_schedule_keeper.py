@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper of one volume's schedule: whatever goes wrong is trouble, and heals by itself."""
+"""The keeper of one volume's schedule: any failure is reported, and ends by itself."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_schedule_that_fails_is_an_alert_until_it_succeeds(
         service.snapshots.create_snapshot("vol0", f"mine{number}")
     scheduler = scheduler_of(service, clock)
     look(scheduler)
-    found = alerts.current(service.inventory, scheduler.unkept(), 1, 1, clock.now)
-    (alert,) = [each for each in found if each.code == "schedule-failed"]
+    current = alerts.current(service.inventory, scheduler.unkept(), 1, 1, clock.now)
+    (alert,) = [alert for alert in current if alert.code == "schedule-failed"]
     assert "as many as are allowed" in alert.message
     assert len([record for record in caplog.records if "is not kept" in record.message]) == 1
     service.snapshots.delete_snapshot("vol0", "mine0").wait()
@@ -51,7 +51,7 @@ def test_schedule_that_fails_is_an_alert_until_it_succeeds(
     assert scheduler.unkept() == {}
 
 
-def test_old_snapshots_go_even_if_no_new_one_can_be_taken(serve: Serve, clock: Clock) -> None:
+def test_old_snapshots_are_deleted_even_if_no_new_one_can_be_taken(serve: Serve, clock: Clock) -> None:
     """The snapshots have reached their limit.  The administrator keeps fewer, and that is enough."""
     service = serve_one(serve, "limit: 192KiB, keep: {hourly: 4}")
     scheduler, device = scheduler_of(service, clock), service.inventory.volume("vol0").device
@@ -69,7 +69,7 @@ def test_old_snapshots_go_even_if_no_new_one_can_be_taken(serve: Serve, clock: C
     assert scheduler.unkept() == {}
 
 
-def test_displaced_snapshot_goes_first_where_there_may_be_no_more(serve: Serve, clock: Clock) -> None:
+def test_displaced_snapshot_is_deleted_first_at_max_snapshots(serve: Serve, clock: Clock) -> None:
     """Four are allowed: three of the schedule and one that was taken by hand."""
     service = serve_one(serve, "keep: {hourly: 3}, max_snapshots: 4")
     service.snapshots.create_snapshot("vol0", "before-upgrade")
@@ -100,7 +100,7 @@ def test_snapshot_with_a_future_date_stops_nothing(serve: Serve, clock: Clock) -
     assert scheduler.unkept() == {}
 
 
-def test_clock_that_is_set_back_meets_its_own_names(serve: Serve, clock: Clock) -> None:
+def test_clock_that_was_set_back_gives_names_a_number(serve: Serve, clock: Clock) -> None:
     service = serve_one(serve, "keep: {hourly: 4}")
     scheduler = scheduler_of(service, clock)
     look(scheduler)
@@ -112,7 +112,7 @@ def test_clock_that_is_set_back_meets_its_own_names(serve: Serve, clock: Clock) 
     assert scheduler.unkept() == {}
 
 
-def test_invalid_snapshot_takes_no_place_and_expires_in_its_time(serve: Serve, clock: Clock) -> None:
+def test_invalid_snapshot_takes_no_place_and_expires_like_a_good_one(serve: Serve, clock: Clock) -> None:
     service = serve_one(serve, "keep: {hourly: 2, daily: 2}")
     scheduler = scheduler_of(service, clock)
     look(scheduler)
@@ -127,7 +127,7 @@ def test_invalid_snapshot_takes_no_place_and_expires_in_its_time(serve: Serve, c
     assert names(service) == ["auto-2026-11-23T0020Z", "auto-2026-11-25T1220Z"]
 
 
-def test_taking_that_hangs_is_trouble(
+def test_snapshot_whose_taking_hangs_is_reported(
     serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     service = serve_one(serve, "keep: {hourly: 2}")
@@ -152,7 +152,7 @@ def test_taking_that_hangs_is_trouble(
     assert names(service) == ["auto-2026-11-22T2320Z"]
 
 
-def test_snapshot_that_cannot_be_deleted_keeps_no_other(
+def test_snapshot_that_cannot_be_deleted_does_not_keep_others(
     serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve_one(serve, "keep: {hourly: 9}")
@@ -178,7 +178,9 @@ def test_snapshot_that_cannot_be_deleted_keeps_no_other(
     assert scheduler.unkept() == {}
 
 
-def test_bug_is_trouble_and_not_the_end(serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_is_reported_and_does_not_end_the_keeper(
+    serve: Serve, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = serve_one(serve, "keep: {hourly: 1}")
     scheduler = scheduler_of(service, clock)
     with monkeypatch.context() as broken:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread that looks after all schedules: what the hours bring, and that no volume waits for another."""
+"""The thread for all schedules: each hour has its snapshot, and no volume waits for another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def two(serve: Serve, clock: Clock) -> Service:
     return serve(TWO)
 
 
-def test_each_hour_has_one_snapshot_and_old_ones_go(serve: Serve, clock: Clock) -> None:
+def test_each_hour_has_one_snapshot_and_old_ones_are_deleted(serve: Serve, clock: Clock) -> None:
     service = serve("  - {name: vol0, lun: 0, size: 1MiB, schedule: hourly, keep: {hourly: 2, daily: 2}}\n")
     service.snapshots.create_snapshot("vol0", "mine")
     scheduler = scheduler_of(service, clock)
@@ -33,17 +33,17 @@ def test_each_hour_has_one_snapshot_and_old_ones_go(serve: Serve, clock: Clock) 
         look(scheduler)  # takes nothing twice
         clock.now += HOUR
     assert names(service) == ["mine", "auto-2026-11-22T2320Z", "auto-2026-11-23T0120Z", "auto-2026-11-23T0220Z"]
-    assert [each.scheduled for each in service.snapshots.list_snapshots("vol0")] == [False, True, True, True]
+    assert [snapshot.scheduled for snapshot in service.snapshots.list_snapshots("vol0")] == [False, True, True, True]
     clock.now += 50 * HOUR  # the machine slept; only one snapshot is taken
     look(scheduler)
     assert names(service) == ["mine", "auto-2026-11-23T0220Z", "auto-2026-11-25T0520Z"]
 
 
 @pytest.mark.parametrize("step", ["create_snapshot", "delete_snapshot"])
-def test_slow_volume_holds_up_no_other(
+def test_slow_volume_delays_no_other(
     two: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, step: str
 ) -> None:
-    """One volume's disk hangs while its schedule takes or deletes a snapshot.  The other's schedule and requests go on."""
+    """One volume's disk hangs while its schedule takes or deletes a snapshot.  The other's schedule and requests continue."""
     scheduler, disk, stuck = scheduler_of(two, clock), threading.Event(), threading.Event()
     request.addfinalizer(scheduler.close)
     request.addfinalizer(disk.set)
@@ -69,7 +69,7 @@ def test_slow_volume_holds_up_no_other(
     assert names(two) == ["auto-2026-11-23T0020Z"]
 
 
-def test_long_deletion_does_not_hold_up_the_next_snapshot(
+def test_long_deletion_does_not_delay_the_next_snapshot(
     two: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     scheduler, disk = scheduler_of(two, clock), threading.Event()

@@ -35,7 +35,7 @@ def test_group_is_taken_of_all_volumes_or_of_none(service: Service) -> None:
         service.snapshots.create_group("taken", ["vol0", "vol1"])
     assert list(service.snapshots.list_snapshots("vol0")) == []
     assert [snapshot.volume for snapshot in service.snapshots.create_group("g", ["vol0", "vol1"])] == ["vol0", "vol1"]
-    assert [(each.volume, each.name) for each in service.snapshots.list_snapshots()] == [
+    assert [(snapshot.volume, snapshot.name) for snapshot in service.snapshots.list_snapshots()] == [
         ("vol0", "g"),
         ("vol1", "taken"),
         ("vol1", "g"),

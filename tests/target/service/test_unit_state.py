@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units keep their reservations over restarts, and a damaged file is not taken for no reservation."""
+"""Units keep their reservations over restarts, and a damaged file does not count as no reservation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume is opened only with what it was made with."""
+"""A volume is opened only with the geometry and the primary that it was made with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_other_geometry_is_refused(tmp_path: Path, keys: dict[str, object], text
     with pytest.raises(problems.Problem, match=text) as caught:
         make(tmp_path, **keys)
     assert caught.value.code == "differs"
-    make(tmp_path)  # it is as it was
+    make(tmp_path)  # the volume did not change
 
 
 def test_size_of_the_volume_wins_over_the_configuration(tmp_path: Path) -> None:

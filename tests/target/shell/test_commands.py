@@ -29,15 +29,15 @@ class TestHelp:
     """The help of each command explains each of its parameters."""
 
     NODES: ClassVar = [
-        each
+        node
         for module in (root, volumes, snapshots, iscsi, acls)
-        for each in vars(module).values()
-        if inspect.isclass(each) and issubclass(each, Node) and each.__module__ == module.__name__
+        for node in vars(module).values()
+        if inspect.isclass(node) and issubclass(node, Node) and node.__module__ == module.__name__
     ]
     COMMANDS: ClassVar = [
-        pytest.param(method, id=f"{each.__name__}.{name.removeprefix('ui_command_')}")
-        for each in NODES
-        for name, method in vars(each).items()
+        pytest.param(method, id=f"{node.__name__}.{name.removeprefix('ui_command_')}")
+        for node in NODES
+        for name, method in vars(node).items()
         if name.startswith("ui_command_")
     ]
 
@@ -59,7 +59,7 @@ class TestHelp:
 class TestOneCommand:
     """Single commands: `wolun shell 'COMMAND'`."""
 
-    def test_exit_status(self, shared: daemon.Daemon) -> None:
+    def test_the_exit_status_reports_refusals(self, shared: daemon.Daemon) -> None:
         assert program(shared, "/volumes ls").returncode == 0
         assert program(shared, "/volumes/vol1 info").returncode == 1
         assert "o- vol0" in good(shared, "/volumes ls")
@@ -72,7 +72,7 @@ class TestOneCommand:
     def test_words_need_no_quotes(self, shared: daemon.Daemon) -> None:
         assert "size=1MiB" in program(shared, "/volumes/vol0", "get", "attribute", "size").stdout
 
-    def test_without_a_daemon(self, tmp_path: Path) -> None:
+    def test_without_a_daemon_the_command_fails(self, tmp_path: Path) -> None:
         done = subprocess.run(
             [daemon.PROGRAM, "--state-dir", tmp_path, "shell", "ls"], capture_output=True, text=True, timeout=60
         )
@@ -89,7 +89,7 @@ class TestOneCommand:
             assert len(good(shared, f"/alerts explain {code}")) > 200
         assert "The codes are: volume-failed" in refused(shared, "/alerts explain nonsense")
 
-    def test_export_of_one_object(self, shared: daemon.Daemon, tmp_path: Path) -> None:
+    def test_an_object_is_exported_as_configuration(self, shared: daemon.Daemon, tmp_path: Path) -> None:
         assert yaml.safe_load(good(shared, "/volumes/vol0 export")) == [{"name": "vol0", "lun": 0, "size": "1MiB"}]
         good(shared, f"/volumes/vol0 export {tmp_path / 'one.yaml'}")
         assert "name: vol0" in (tmp_path / "one.yaml").read_text()
@@ -99,7 +99,7 @@ class TestOneCommand:
 class TestSnapshots:
     """The commands of snapshots."""
 
-    def test_a_snapshot_from_creation_to_deletion(self, served: daemon.Daemon, tmp_path: Path) -> None:
+    def test_a_snapshot_is_created_shown_restored_and_deleted(self, served: daemon.Daemon, tmp_path: Path) -> None:
         with served.session() as session:
             session.settle(0)
             session.command(0, bytes.fromhex("2a000000000000000100"), out=b"then" * 128)
@@ -140,7 +140,7 @@ class TestScripts:
         assert (done.returncode, done.stdout) == (1, "created volume a\n")
         assert "volumes[1] is called a already" in done.stderr
         assert "wolun: the failed line is line 4: /volumes create a 1MiB" in done.stderr
-        assert [each.name for each in running(served).volumes] == ["vol0", "a"]
+        assert [volume.name for volume in running(served).volumes] == ["vol0", "a"]
 
     def test_with_keep_going_a_script_continues(self, served: daemon.Daemon) -> None:
         done = program(served, "--keep-going", script="/volumes create vol0 1MiB\n/volumes create b 1MiB\n")
@@ -152,7 +152,7 @@ class TestScripts:
         )
         assert done.returncode == 0, done.stderr
         assert "o- s " in done.stdout
-        assert [each.name for each in running(served).volumes] == ["vol0", "a"]
+        assert [volume.name for volume in running(served).volumes] == ["vol0", "a"]
 
     def test_an_error_does_not_repeat_a_secret(self, served: daemon.Daemon) -> None:
         good(served, f"{TPG}/acls create {ANN}")
@@ -229,7 +229,7 @@ class TestInUse:
             assert f"the right to log in is in use by {ANN} from 127.0.0.1" in refused(served, line)
             session.settle(0)
             good(served, f"{line} force=true")
-            while served.json("status")["sessions"]:  # the portal ends it in a turn of its own
+            while served.json("status")["sessions"]:  # the portal ends it a moment later
                 pass
             with pytest.raises(libiscsi.LibiscsiError):
                 session.command(0, bytes(6))
@@ -240,7 +240,7 @@ class TestInUse:
         assert running(served) == before
         good(served, f"{TPG} set access discovery_chap=1 networks=127.0.0.1/32,::1/128")
         assert running(served).access.discovery_chap
-        assert [str(each) for each in running(served).access.networks] == ["127.0.0.1/32", "::1/128"]
+        assert [str(network) for network in running(served).access.networks] == ["127.0.0.1/32", "::1/128"]
 
     def test_a_volume_with_a_session_is_not_deleted(self, served: daemon.Daemon) -> None:
         good(served, "/volumes create other 1MiB")
@@ -368,7 +368,7 @@ volumes:
 class TestAttributes:
     """The commands set and get."""
 
-    def test_lun_and_durability_of_a_volume(self, served: daemon.Daemon) -> None:
+    def test_lun_and_durability_of_a_volume_are_changed(self, served: daemon.Daemon) -> None:
         good(served, "/volumes/vol0 set attribute lun=9")
         good(served, "/volumes/vol0 set attribute durability=process-crash")
         good(served, "/volumes/vol0 set attribute limit=64MiB on_error=drop-snapshot")
@@ -389,7 +389,7 @@ class TestAttributes:
         assert "size is read-only" in refused(served, "/volumes/vol0 set attribute limit=64MiB size=1GiB")
         assert running(served) == before
 
-    def test_parameters_of_an_initiator(self, served: daemon.Daemon) -> None:
+    def test_parameters_of_an_initiator_are_changed(self, served: daemon.Daemon) -> None:
         acl = f"{TPG}/acls/{ANN}"
         good(served, f"{TPG}/acls create {ANN}")
         told = good(served, f"{acl} set attribute read_only=true networks=127.0.0.1/32")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shell's refusals, and its memory of the daemon's answers."""
+"""The shell's refusals, and the answers of the daemon that it remembers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_text_from_outside_is_printable(tmp_path: Path, capsys: pytest.CaptureFi
     assert facts.get_exactly("the same", lambda: [alert]) == [alert]
 
 
-def test_a_refusal_of_configshell_begins_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_of_configshell_has_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     console.explain(node.ExecutionError("No such path /x"))
     assert capsys.readouterr().err == "wolun: no such path /x\n"
 
@@ -44,7 +44,7 @@ def test_a_question_is_asked_once_until_the_answers_are_forgotten(tmp_path: Path
     assert facts.get("count", lambda: next(answers)) == 2
 
 
-def test_an_answer_may_be_nothing(tmp_path: Path) -> None:
+def test_an_answer_of_none_is_remembered(tmp_path: Path) -> None:
     facts = console.Facts(client.Client(tmp_path))
     asked = []
     for _ in range(2):

@@ -44,7 +44,7 @@ class TestLuns:
         good(served, "/volumes/hidden/snapshots create s")
         assert "hidden has no LUN" in good(served, f"{LUNS} delete lun1")
         with served.session() as session:
-            assert luns(session) == [0, 2, 3]  # the snapshot's stay
+            assert luns(session) == [0, 2, 3]  # the LUNs of the snapshot stay
         good(served, f"{LUNS} create /volumes/hidden lun=7")
         with served.session() as session:
             session.settle(7)
@@ -83,7 +83,7 @@ class TestWhileInUse:
         with served.session() as session:
 
             def overwrite(chunk: int) -> tuple[int, tuple[int, int]]:
-                session.settle(0)  # it is told of snapshots, and of space that runs low
+                session.settle(0)  # it is notified of snapshots, and of low space
                 answer = session.command(0, write(chunk), out=bytes(512))
                 return answer.status, answer.asc if answer.status else (0, 0)
 
@@ -130,7 +130,7 @@ class TestLines:
         assert [volume.name for volume in running(served).volumes] == ["vol0", "b"]
         assert not (tmp_path / "x.yaml").exists()
 
-    def test_options_are_parameters(self, shared: daemon.Daemon) -> None:
+    def test_options_are_another_form_of_parameters(self, shared: daemon.Daemon) -> None:
         assert "volume a" in good(shared, "/volumes create --size=1MiB --chunk-size=4KiB --name=a --dry-run")
         assert "3KiB is not a chunk size" in refused(shared, "/volumes create --size=1MiB --chunk-size=3KiB --name=a")
         assert "unexpected keyword parameter 'frce'" in refused(shared, "/volumes delete vol0 --frce")

@@ -33,7 +33,9 @@ def test_a_number_may_be_left_out() -> None:
 def test_only_a_single_completion_is_complete() -> None:
     assert node.one_of(["vol0", "vol1", "db"], "vol") == ["vol0", "vol1"]
     assert node.one_of(["vol0", "vol1", "db"], "d") == ["db "]
-    assert node.one_of(["/etc/"], "/e") == ["/etc/"]  # a directory's path goes on
+    assert node.one_of(["/etc/"], "/e") == [
+        "/etc/"
+    ]  # a directory is completed with a slash, so that its path can go on
 
 
 def test_files_are_completed_with_their_path(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_portals_are_added_and_removed_while_initiators_are_logged_in(served: da
             served, f"{PORTALS} delete 127.0.0.2 {port}"
         )
         good(served, f"{PORTALS} delete 127.0.0.2 {port} force=true")
-        while len(served.json("status")["sessions"]) > 1:  # the portal ends them in a turn of its own
+        while len(served.json("status")["sessions"]) > 1:  # the portal ends them a moment later
             pass
         with pytest.raises(libiscsi.LibiscsiError):
             second.command(0, bytes(6))

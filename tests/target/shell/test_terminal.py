@@ -120,7 +120,7 @@ def normal(text: str) -> str:
     return re.sub(r" \.{2,} | +(?=\[)", " .. ", text)  # as long as the line leaves room
 
 
-def test_the_session_in_the_readme(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_the_session_in_the_readme_is_real(served: daemon.Daemon, tmp_path: Path) -> None:
     shell = Terminal(served, tmp_path / "home", NO_COLOR="1")
     assert "vol0" in shell.run("ls /volumes")
     assert "created volume db" in shell.run("/volumes create db 10GiB")
@@ -186,15 +186,15 @@ def test_tab_completes_real_names(served: daemon.Daemon, tmp_path: Path) -> None
         shell.listed("/volumes/vol0/snapshots delete ", "monday", "tuesday")
         shell.complete("/volumes/vol0/snapshots show t", "tuesday ")
         shell.complete("/volumes/vol0/snapshots/m", "/volumes/vol0/snapshots/monday ")
-        shell.complete(f"{TPG}/acls create iqn", f"create {ALICE} ")  # whoever is logged in
+        shell.complete(f"{TPG}/acls create iqn", f"create {ALICE} ")  # the initiator that is logged in
         shell.complete("/alerts explain low", "low-space ")
-        shell.complete("restoreconfig confirm", "restoreconfig confirm")  # nothing to offer is no mishap
+        shell.complete("restoreconfig confirm", "restoreconfig confirm")  # without completions, the line stays as it is
         shell.complete("help save", "help saveconfig")
         shell.complete("/iscsi/", f"/iscsi/{daemon.IQN}/")
     assert shell.leave() == 0
 
 
-def test_cd_bookmarks_and_history(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_cd_follows_paths_and_remembered_bookmarks(served: daemon.Daemon, tmp_path: Path) -> None:
     shell = Terminal(served, tmp_path / "home")
     shell.run("cd /volumes/vol0/snapshots")
     assert shell.run("pwd").strip() == "/volumes/vol0/snapshots"
@@ -243,7 +243,7 @@ def test_a_job_is_watched_and_cancelled(served: daemon.Daemon, tmp_path: Path) -
         export = f"/volumes/vol0/snapshots export monday {exports}/monday.img"
         exporting.begin(export, "exporting vol0@monday")
         seen: set[str] = set()
-        while len(seen) < 3:  # it comes forward
+        while len(seen) < 3:  # the job makes progress
             listed = watching.run("ls /jobs")
             assert "[1 running]" in listed
             found = re.search(r"o- 1 \.+ \[export vol0@monday, (<?[\d.]+) ?%\]", listed)
@@ -256,7 +256,7 @@ def test_a_job_is_watched_and_cancelled(served: daemon.Daemon, tmp_path: Path) -
         assert "[0 running]" in watching.run("ls /jobs")
         assert not list(exports.iterdir())
 
-        exporting.begin(export, "exporting vol0@monday")  # and by whoever started it
+        exporting.begin(export, "exporting vol0@monday")  # and by the terminal that started it
         assert "[1 running]" in watching.run("ls /jobs")
         exporting.press("c")
         assert "exporting vol0@monday was cancelled" in exporting.end()
@@ -285,7 +285,7 @@ def test_a_refused_command_does_not_end_the_shell(served: daemon.Daemon, tmp_pat
     assert shell.leave() == 0
 
 
-def test_colours_are_for_terminals(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_only_terminals_that_allow_it_get_colours(served: daemon.Daemon, tmp_path: Path) -> None:
     for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
         shell = Terminal(served, tmp_path / f"home{len(environment)}{coloured}", **environment)
         shell.run("ls")
