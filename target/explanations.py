@@ -18,12 +18,12 @@ The size of the volume differs from the size in the configuration, usually becau
 changed.  wolun serves the volume with its own size, and no data is lost.  Write the volume's own size into the configuration,
 or enlarge the volume with `wolun volume resize`.  A volume cannot shrink.""",
     "snapshot-invalid": """\
-The snapshot is invalid and cannot be repaired.  There are three possible causes: wolun could not preserve old data and invalidated
-the snapshot (`on_error: drop-snapshot`); its files are damaged or missing; or the volume has `durability: process-crash`
-and the machine went down before the daemon closed the volume.  The snapshot's view answers every read with an error, so that
-no initiator takes wrong data for a copy.  Views of older snapshots do the same where they depend on it.  The volume itself and
-newer snapshots are not affected.  Check the free space and the disk.  Then delete the snapshot (older ones first) and take a
-new one.""",
+The snapshot is invalid and cannot be repaired.  There are three possible causes: wolun could not preserve old data and
+invalidated the snapshot (`on_error: drop-snapshot`); its files are damaged or missing; or the volume has
+`durability: process-crash` and the machine went down before the daemon closed the volume.  The snapshot's view answers every
+read with an error, so that no initiator takes wrong data for a copy.  Views of older snapshots do the same where they depend on
+it.  The volume itself and newer snapshots are not affected.  Check the free space and the disk.  Then delete the snapshot
+(older ones first) and take a new one.""",
     "snapshot-unreachable": """\
 The snapshot's files exist but the daemon cannot open them, for example because a disk is failing or read-only, a permission is
 missing, or another process holds a lock.  The snapshot may still be good, so wolun changes nothing.  If it is the newest
@@ -40,8 +40,8 @@ may have been rolled back to the requested snapshot.""",
 Before a block is overwritten for the first time, wolun copies its old content into the newest snapshot.  Some of these copies
 failed: there was no space, the disk failed, or the copy took longer than `copy_timeout`.  With `on_error: fail-writes`, wolun
 refused the writes that needed the copies, initiators saw the errors (without space: DATA PROTECT 27h/07h), and the snapshots
-are correct.  With `on_error: drop-snapshot`, the writes continued and wolun invalidated snapshots; each of them has an alert of its
-own.  Free space, or delete snapshots.  The counter starts at zero when the daemon starts.""",
+are correct.  With `on_error: drop-snapshot`, the writes continued and wolun invalidated snapshots; each of them has an alert
+of its own.  Free space, or delete snapshots.  The counter starts at zero when the daemon starts.""",
     "snapshot-space-low": """\
 The old data in the volume's snapshots has passed `warn_at` percent of their `limit`.  Nothing is wrong yet, and initiators have
 been notified (unit attention 38h/07h).  When the limit is reached, `on_error` decides: writes that need to preserve old data

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lun_backends import block_device
+from lun_backends import block_device, damage
 from tests.memory_device import MemoryDevice
 
 ERRORS = [
@@ -18,7 +19,16 @@ ERRORS = [
     for _, error in inspect.getmembers(block_device, inspect.isclass)
     if issubclass(error, block_device.BlockDeviceError) and error is not block_device.BlockDeviceError
 ]
-VALUES = {"int": 7, "float": 1.5, "bool": True, "str": "the words", "BlockDeviceError": block_device.BlankBlock(3)}
+DAMAGE = damage.Damage(512, 1024, "CRC32C is 1, was 2 when written", uuid.UUID(int=1))
+VALUES = {
+    "int": 7,
+    "float": 1.5,
+    "bool": True,
+    "str": "the words",
+    "BlockDeviceError": block_device.BlankBlock(3),
+    "Damage": DAMAGE,
+}
+NOT_IN_THE_TEXT = (True, DAMAGE)  # the direction has words of its own, and the damage is in `reason`
 
 
 class Least(block_device.BlockDevice):
@@ -58,7 +68,7 @@ def test_every_error_names_all_of_its_fields(error: type[block_device.BlockDevic
     )
     text = str(error(**fields))
     assert text
-    assert all(str(value) in text for value in fields.values() if value is not True)
+    assert all(str(value) in text for value in fields.values() if value not in NOT_IN_THE_TEXT)
 
 
 def test_by_default_a_device_does_nothing_without_waiting() -> None:

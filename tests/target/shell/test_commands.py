@@ -392,9 +392,9 @@ class TestAttributes:
     def test_parameters_of_an_initiator_are_changed(self, served: daemon.Daemon) -> None:
         acl = f"{TPG}/acls/{ANN}"
         good(served, f"{TPG}/acls create {ANN}")
-        told = good(served, f"{acl} set attribute read_only=true networks=127.0.0.1/32")
-        assert "read_only is now 'true'" in told
-        assert "networks is now '127.0.0.1/32'" in told
+        answer = good(served, f"{acl} set attribute read_only=true networks=127.0.0.1/32")
+        assert "read_only is now 'true'" in answer
+        assert "networks is now '127.0.0.1/32'" in answer
         (entry,) = running(served).access.initiators or ()
         assert (entry.read_only, str(entry.networks[0])) == (True, "127.0.0.1/32")
         good(served, f"{acl} set auth userid=ann password=a-long-secret")
