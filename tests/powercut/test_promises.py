@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import crc32c
 import pytest
 
 from lun_backends.volumes import volume
@@ -13,6 +14,9 @@ from tests.powercut import check, promises, workload
 from tests.powercut.promises import SECTOR, Violation
 
 PER_CHUNK = 4096 // SECTOR
+# The store's own checksum sees this before the checker does. It cannot tell two sectors apart that each end with their
+# own checksum, because all such sectors have one CRC.
+NOTICED_BY_CHECKSUM = "snapshot s cannot be read: .* CRC32C is 0x[0-9a-f]{8}, was 0x[0-9a-f]{8} when written"
 
 
 def torn(at: int, part: int) -> bytes:
@@ -59,9 +63,11 @@ def test_defect_of_a_sector_is_named(tmp_path: Path, wrong: str, of: str) -> Non
         write(2, 11)
     check.check(opened, promised)
     opened.close()
-    spoil(path, promises.sector(9, 11), SPOILED[wrong](11))
+    data = SPOILED[wrong](11)
+    spoil(path, promises.sector(9, 11), data)
+    caught = of == "a snapshot" and crc32c.crc32c(data) != crc32c.crc32c(promises.sector(9, 11))
     opened = volume.Volume.open(opened.directory)
-    with pytest.raises(Violation, match=f"sector 11( of the volume)?: {wrong}"):
+    with pytest.raises(Violation, match=NOTICED_BY_CHECKSUM if caught else f"sector 11( of the volume)?: {wrong}"):
         check.check(opened, promised)
     opened.close()
 

@@ -279,7 +279,8 @@ def test_one_port_has_one_session_however_its_name_is_spelled(serve: Serve) -> N
     portal = serve()
     first = Client(portal)
     first.settle()
-    Client(portal, name=INITIATOR.upper()).settle()
+    second = Client(portal, name=INITIATOR.upper())
+    second.settle()
     assert first.hung_up()
     assert [session.initiator for session in portal.sessions()] == [INITIATOR]
 

@@ -68,7 +68,8 @@ def test_refusals_of_portals_are_explained(served: daemon.Daemon, port: int) -> 
     assert "is not an address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
     with socket.create_server(("127.0.0.2", port)):
         said = refused(served, f"{PORTALS} create 127.0.0.2 {port}")
-        assert f"listened for on 127.0.0.2:{port} (Address already in use)\nStop what uses it (`ss -tlnp` lists" in said
+        assert f"cannot listen for initiators on 127.0.0.2:{port} (Address already in use)" in said
+        assert "Stop the program that uses it (`ss -tlnp` lists it)" in said
     assert "`ip address` lists those that this machine has" in refused(served, f"{PORTALS} create 192.0.2.1 {port}")
 
 
