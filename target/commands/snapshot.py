@@ -18,10 +18,7 @@ def snapshot() -> None:
     """Take, show, export, verify, restore and delete snapshots."""
 
 
-@snapshot.command("create")
-@click.argument("volume", shell_complete=common.volume_names)
-@click.argument("name")
-@click.option(
+LABELS = click.option(
     "--label",
     "labels",
     type=common.LABEL,
@@ -29,6 +26,12 @@ def snapshot() -> None:
     metavar="KEY=VALUE",
     help="Add a label to the snapshot; repeatable.",
 )
+
+
+@snapshot.command("create")
+@click.argument("volume", shell_complete=common.volume_names)
+@click.argument("name")
+@LABELS
 @common.verb
 def snapshot_create(context: common.Context, volume: str, name: str, labels: tuple[tuple[str, str], ...]) -> None:
     """Take a snapshot of VOLUME and call it NAME."""
@@ -39,14 +42,7 @@ def snapshot_create(context: common.Context, volume: str, name: str, labels: tup
 @snapshot.command("create-group")
 @click.argument("name")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=common.volume_names)
-@click.option(
-    "--label",
-    "labels",
-    type=common.LABEL,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Add a label to the snapshot; repeatable.",
-)
+@LABELS
 @common.verb
 def snapshot_create_group(
     context: common.Context, name: str, volumes: tuple[str, ...], labels: tuple[tuple[str, str], ...]

@@ -181,7 +181,7 @@ def test_errno_tells_blank_written_full_and_broken_apart(cluster: Cluster) -> No
 from pathlib import Path
 from lun_backends import block_device, remote
 side = remote.RemoteWriteOnce(Path("{device}"))
-blank = next(each for each in side.extents(0, side.size) if each.kind is block_device.ExtentKind.BLANK)
+blank = next(extent for extent in side.extents(0, side.size) if extent.kind is block_device.ExtentKind.BLANK)
 lba, data = blank.offset // 512, memoryview(bytearray(b"x" * 512))
 def outcome(call, *arguments):
     try:
@@ -205,7 +205,7 @@ side.close()
 from pathlib import Path
 from lun_backends import block_device, remote
 side = remote.RemoteWriteOnce(Path("{device}"))
-blank = next(each.offset for each in side.extents(0, side.size) if each.kind is block_device.ExtentKind.BLANK and each.length >= 131072)
+blank = next(extent.offset for extent in side.extents(0, side.size) if extent.kind is block_device.ExtentKind.BLANK and extent.length >= 131072)
 try:
     side.writev(-(-blank // 65536) * 65536, [memoryview(b"y" * 512)])
     print("written")
