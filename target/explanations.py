@@ -24,6 +24,13 @@ invalidated the snapshot (`on_error: drop-snapshot`); its files are damaged or m
 read with an error, so that no initiator takes wrong data for a copy.  Views of older snapshots do the same where they depend on
 it.  The volume itself and newer snapshots are not affected.  Check the free space and the disk.  Then delete the snapshot
 (older ones first) and take a new one.""",
+    "snapshot-damaged": """\
+Old data that this snapshot keeps does not fit its checksum, or the map has lost its place: a disk, a cable, or a copy of the
+files changed it.  Initiators that read such blocks from a view get MEDIUM ERROR (11h/00h), and exports, exact comparisons and
+rollbacks are refused, unless --damaged is given.  All other blocks are correct.  Views of older snapshots need this data, too.
+`wolun snapshot verify` reads the whole snapshot and names the blocks; a backup or an export may have their content.  Check the
+disk.  The alert ends when the snapshot is deleted.  A deletion moves damaged blocks to the next older snapshot as damaged, and
+the alert goes along.  The daemon counts what was read since it started.""",
     "snapshot-unreachable": """\
 The snapshot's files exist but the daemon cannot open them, for example because a disk is failing or read-only, a permission is
 missing, or another process holds a lock.  The snapshot may still be good, so wolun changes nothing.  If it is the newest

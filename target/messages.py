@@ -108,6 +108,7 @@ class Volume:
     read_bytes_per_second: float
     written_bytes_per_second: float
     commands_per_second: float
+    verify_reads: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A long operation.  `state` is running, done, failed or cancelled; `done` of `total` bytes are processed."""
+    """A long operation.  `state` is running, done, failed or cancelled; `done` of `total` bytes are processed.
+
+    `damaged_bytes` counts the damaged bytes that it met.  `damage` has the first of them, in order of address.  A job that was
+    not told to accept them fails; otherwise it passed them on as they are, and unreadable ones as zeroes.
+    """
 
     id: int
     kind: str
@@ -155,6 +160,8 @@ class Job:
     done: int
     total: int
     refusal: Refusal | None
+    damaged_bytes: int = 0
+    damage: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +265,7 @@ class CreateVolume:
     durability: str | None = None
     limit: str | None = None
     on_error: str | None = None
+    verify_reads: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +287,7 @@ class ChangeVolume:
     durability: str | None = None
     limit: str | None = None
     on_error: str | None = None
+    verify_reads: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +359,8 @@ class Export:
 
     `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes since
     then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if the file
-    exists.  The daemon refuses if there is too little space for all data, unless `anyway` is set.
+    exists.  The daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks refuse the
+    export, unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.
     """
 
     path: str
@@ -360,6 +370,7 @@ class Export:
     backing: str | None = None
     backing_format: str | None = None
     anyway: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,10 +413,14 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class FindChanges:
-    """Request: find the changes up to the snapshot `to`, or up to now if None; with `exact`, compare the content, too."""
+    """Request: find the changes up to the snapshot `to`, or up to now if None; with `exact`, compare the content, too.
+
+    Damaged blocks refuse a comparison, unless `damaged` is set; then they count as changed.
+    """
 
     to: str | None = None
     exact: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,6 +158,20 @@ def verification(answer: messages.Verification) -> str:
 
 
 @_printable
+def damage(answer: messages.Job) -> str:
+    """Return a sentence about the damaged blocks that a job passed on, as it was told; empty if there are none."""
+    if not answer.damaged_bytes:
+        return ""
+    named = [
+        f"{extent.lba}" if extent.blocks == 1 else f"{extent.lba} to {extent.lba + extent.blocks - 1}"
+        for extent in answer.damage
+    ]
+    more = ", and more" if sum(extent.length for extent in answer.damage) < answer.damaged_bytes else ""
+    size = units.human_size(answer.damaged_bytes)
+    return f"{size} of {answer.subject} are damaged: blocks {', '.join(named[:8])}{', and more' if named[8:] else more}"
+
+
+@_printable
 def difference(answer: messages.Difference) -> str:
     """Return the list of changed extents, in bytes."""
     to = "now" if answer.to is None else f"{answer.volume}@{answer.to}"

@@ -5,7 +5,8 @@ A chunk that changed after a moment was preserved in the snapshot that was newes
 lun_backends/README.md).  So all changes from snapshot *a* to snapshot *b* are in the write-once devices from *a* up to
 *b*, without *b* itself, and no other place has to be asked.  The cost of `changed` grows with the preserved chunks, not with the size of the
 volume.  It may name a chunk whose content is the same after all (written with the content it had, or written back), but it
-never leaves a changed one out.  `differing` compares the content.
+never leaves a changed one out.  `differing` compares the content, and counts damaged blocks as different, because their
+comparison proves nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator
 import pyroaring
 
 from lun_backends import block_device
+from lun_backends.damage import Damage, OnDamage
 from lun_backends.volumes import errors, snapshot, volume
 
 GRAIN = 4096
@@ -98,13 +100,24 @@ def _ranges(chunks: pyroaring.BitMap, chunk_size: int, size: int) -> Iterator[Ra
 
 
 def differing(
-    old: block_device.BlockDevice, new: block_device.BlockDevice, ranges: Iterable[Range]
+    old: block_device.BlockDevice,
+    new: block_device.BlockDevice,
+    ranges: Iterable[Range],
+    on_damage: OnDamage | None = None,
 ) -> Iterator[tuple[int, list[Range]]]:
     """Compare `ranges`, in order, on the two devices.
 
     Yields for every step the number of bytes compared, and the ranges of them that differ, merged within the step.  All bytes
-    beyond the end of `old` differ.  Raises what reading raises.
+    beyond the end of `old` differ, and so do damaged blocks, for which `on_damage` is called.  Without it, damage is an error.
+    Raises what `read_checked` raises.
     """
+    damaged: list[Range] = []
+
+    def note(damage: Damage) -> None:
+        damaged.append((damage.offset, damage.length))
+        if on_damage is not None:
+            on_damage(damage)
+
     ours, theirs = memoryview(bytearray(_STEP)), memoryview(bytearray(_STEP))
     for begin, whole in ranges:
         for offset in range(begin, begin + whole, _STEP):
@@ -112,20 +125,24 @@ def differing(
             known = max(0, min(length, old.size - offset))
             different: list[Range] = []
             if known:
-                old.readv(offset, [ours[:known]])
-                new.readv(offset, [theirs[:known]])
+                old.read_checked(offset, [ours[:known]], None if on_damage is None else note)
+                new.read_checked(offset, [theirs[:known]], None if on_damage is None else note)
                 different = _compare(ours[:known], theirs[:known], offset)
+                if damaged:
+                    different = sorted(different + damaged)
+                    damaged.clear()
             if known < length:
                 different.append((offset + known, length - known))
             yield length, merged(different)
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Return the ranges, which are in order, with neighbours joined."""
+    """Return the ranges, which are in order of their begin, with neighbours joined, and those that overlap."""
     joined: list[Range] = []
     for offset, length in ranges:
-        if joined and sum(joined[-1]) == offset:
-            joined[-1] = (joined[-1][0], joined[-1][1] + length)
+        if joined and sum(joined[-1]) >= offset:
+            begin, end = joined[-1][0], max(sum(joined[-1]), offset + length)
+            joined[-1] = (begin, end - begin)
         else:
             joined.append((offset, length))
     return joined

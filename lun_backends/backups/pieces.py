@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lun_backends import block_device
 from lun_backends.block_device import Extent, ExtentKind
+from lun_backends.damage import OnDamage
 
 _STEP = 1 << 20  # bytes read at a time
 
@@ -21,19 +22,24 @@ class ExportPiece:
     data: memoryview | None
 
 
-def export(view: block_device.BlockDevice) -> Iterator[ExportPiece]:
-    """Yield all of a device, in pieces of at most 1 MiB of data.  A hole is one piece, however long.  Raises what reads raise."""
+def export(view: block_device.BlockDevice, on_damage: OnDamage | None = None) -> Iterator[ExportPiece]:
+    """Yield all of a device, in pieces of at most 1 MiB of data.  A hole is one piece, however long.
+
+    All data is compared with its checksum; `on_damage` is that of `read_checked`, which says what reads raise.
+    """
     whole = memoryview(bytearray(_STEP))
     for extent in view.extents(0, view.size):
-        yield from _read(view, extent, whole)
+        yield from _read(view, extent, whole, on_damage)
 
 
-def _read(view: block_device.BlockDevice, extent: Extent, whole: memoryview) -> Iterator[ExportPiece]:
+def _read(
+    view: block_device.BlockDevice, extent: Extent, whole: memoryview, on_damage: OnDamage | None
+) -> Iterator[ExportPiece]:
     if extent.kind is ExtentKind.HOLE:
         yield ExportPiece(extent.offset, extent.length, None)
         return
     end = extent.offset + extent.length
     for offset in range(extent.offset, end, _STEP):
         piece = whole[: min(_STEP, end - offset)]
-        view.readv(offset, [piece])
+        view.read_checked(offset, [piece], on_damage)
         yield ExportPiece(offset, len(piece), piece)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lun_backends import block_device, refused
+from lun_backends import block_device, damage, refused
 from lun_backends.files import os_error
 
 
@@ -55,6 +55,12 @@ class DeletionStopped(VolumeError):
 
 class DamageFound(VolumeError):
     """The request would pass on blocks that are damaged or cannot be read."""
+
+
+def damage_in(volume: str, snapshot: str, found: damage.Found, block_size: int, remedy: str) -> DamageFound:
+    """Return the refusal that names the damaged blocks of a snapshot; `found` has some."""
+    reason = f"damage in {found.blocks(block_size)} of {snapshot!r}: {found.extents[0].reason}"
+    return DamageFound(volume, reason, remedy)
 
 
 class RollbackRefused(VolumeError):

@@ -36,6 +36,7 @@ class Policy:
     warn_percent: int = 80  # of the limit
     copy_timeout: float | None = None  # seconds after which a copy counts as failed
     max_snapshots: int | None = None
+    verify_reads: bool = True  # compare what views and write-once LUNs read with its checksums
 
 
 DEFAULT = Policy()

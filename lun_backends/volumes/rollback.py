@@ -115,10 +115,8 @@ def _check_content(
         for extent in found.extents:
             on_damage(extent)
     elif found:
-        blocks = found.blocks(view.block_size)
-        reason = f"{blocks} of {snapshot.name!r} are damaged: {found.extents[0].reason}"
         remedy = "restore another snapshot, or let the volume have the damaged blocks as they are with --damaged"
-        raise errors.DamageFound(state.name, reason, remedy)
+        raise errors.damage_in(state.name, snapshot.name, found, view.block_size, remedy)
 
 
 def _candidate(state: State, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:

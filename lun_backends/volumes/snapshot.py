@@ -58,6 +58,11 @@ class Snapshot:
         return self.write_once.recorded
 
     @property
+    def damaged_chunks(self) -> int:
+        """Return how many of its chunks were found damaged since it was opened."""
+        return self.write_once.damaged_chunks if isinstance(self.write_once, write_once.WriteOnce) else 0
+
+    @property
     def used_bytes(self) -> int:
         """Return how many bytes it takes on disk."""
         return self.write_once.used_bytes()

@@ -161,6 +161,8 @@ class State:
         self, record: manifest.SnapshotRecord, device: write_once.WriteOnce | lost_device.LostDevice
     ) -> Snapshot:
         """Return the snapshot of a record, with its view."""
+        if isinstance(device, write_once.WriteOnce):
+            device.verify_reads = self.rules.verify_reads
         view = snapshot_view.SnapshotView(self.primary, self.chain, device)
         return Snapshot(
             record.name, record.uuid, record.taken_at, device, view, labels=record.labels, scheduled=record.scheduled

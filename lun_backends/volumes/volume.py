@@ -36,7 +36,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lun_backends import block_device, tracking
+from lun_backends import block_device, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
@@ -245,6 +245,9 @@ class Volume:
             state.rules = dataclasses.replace(rules, copy_timeout=state.rules.copy_timeout)
             state.space.allow(rules.limit, rules.warn_percent)
             state.enforcer.rules = state.rules
+            for snapshot in state.snapshots:
+                if isinstance(snapshot.write_once, write_once.WriteOnce):
+                    snapshot.write_once.verify_reads = rules.verify_reads
 
     # Rollback and size ----------------------------------------------------------------------------------------------
 

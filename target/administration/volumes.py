@@ -24,7 +24,9 @@ from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
-_WHILE_IN_USE = frozenset({"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "schedule", "keep"})
+_WHILE_IN_USE = frozenset(
+    {"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "verify_reads", "schedule", "keep"}
+)
 
 
 class VolumeChanges:

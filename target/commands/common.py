@@ -175,6 +175,12 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
     sys.exit(1)
 
 
+def warn_of_damage(job: messages.Job) -> None:
+    """Print on standard error which damaged blocks a job passed on, if there are any."""
+    if job.damaged_bytes:
+        say(f"wolun: {show.damage(job)}", err=True)
+
+
 def _hold_interrupts(held: bool) -> None:
     """Block SIGINT (Ctrl-C), or unblock it."""
     signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})

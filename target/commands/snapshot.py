@@ -121,6 +121,7 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
     help="The format of the older image, if that image is not on this machine.",
 )
 @click.option("--anyway", is_flag=True, help="Export even if there seems to be too little space; zeroes take none.")
+@click.option("--damaged", is_flag=True, help="Export damaged blocks as they are, and unreadable ones as zeroes.")
 @common.verb
 def snapshot_export(
     context: common.Context,
@@ -132,10 +133,14 @@ def snapshot_export(
     backing: Path | None,
     backing_format: str | None,
     anyway: bool,
+    damaged: bool,
 ) -> None:
     """Write a snapshot to an image file.
 
     FILE gets the whole content, or with --since only the changes since an older snapshot.
+
+    All data is compared with its checksums.  If some is damaged, the command names the blocks and writes no file, unless
+    --damaged is given.
     """
     path = common.absolute(file)
     if since is None and (backing or backing_format):
@@ -161,8 +166,10 @@ def snapshot_export(
         backing=backing,
         backing_format=backing_format,
         anyway=anyway,
+        damaged=damaged,
     )
     job = common.follow(context, asked, begin, "exporting")
+    common.warn_of_damage(job)
     on_top = "" if since is None else f", on top of {backing}"
     context.answer(job, lambda: f"{'@'.join(which)} is in {file}{on_top}")
 
@@ -189,38 +196,54 @@ def snapshot_verify(context: common.Context, which: tuple[str, str]) -> None:
 @click.argument("since", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("to", type=common.SNAPSHOT, metavar="[VOLUME@SNAPSHOT]", required=False)
 @click.option("--exact", is_flag=True, help="Compare the content, and omit chunks with equal content.")
+@click.option("--damaged", is_flag=True, help="With --exact, count damaged blocks as changed.")
 @common.verb
-def snapshot_diff(context: common.Context, since: tuple[str, str], to: tuple[str, str] | None, exact: bool) -> None:
+def snapshot_diff(
+    context: common.Context, since: tuple[str, str], to: tuple[str, str] | None, exact: bool, damaged: bool
+) -> None:
     """List the extents that changed.
 
     They are the changes from the first snapshot to the second, or to now: the extents that an incremental backup reads.
+    With --exact, damaged blocks refuse the command, unless --damaged is given.
     """
     from target import messages
 
+    if damaged and not exact:
+        raise click.UsageError("--damaged needs --exact: without it, no data is read")
     if to is not None:
         _same_volume(since, to)
     asked = context.client()
-    request = messages.FindChanges(None if to is None else to[1], exact)
+    request = messages.FindChanges(None if to is None else to[1], exact, damaged)
     job = common.follow(context, asked, lambda: asked.diff(*since, request), "comparing")
     difference = asked.result(messages.Difference, job)
+    common.warn_of_damage(job)
     context.answer(difference, lambda: show.difference(difference))
 
 
 @snapshot.command("delete")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--damaged", is_flag=True, help="Let the older snapshot lose blocks that cannot be read.")
 @common.verb
-def snapshot_delete(context: common.Context, which: tuple[str, str]) -> None:
-    """Delete a snapshot and free its space."""
+def snapshot_delete(context: common.Context, which: tuple[str, str], damaged: bool) -> None:
+    """Delete a snapshot and free its space.
+
+    Old data that older snapshots need moves to the next older one.  Damaged blocks stay damaged there, and the command names
+    them.  Blocks that cannot be read stop the deletion, unless --damaged is given.
+    """
     asked = context.client()
-    job = common.follow(context, asked, lambda: asked.delete_snapshot(*which), "deleting")
+    job = common.follow(context, asked, lambda: asked.delete_snapshot(*which, damaged=damaged), "deleting")
+    common.warn_of_damage(job)
     context.answer(job, lambda: f"{'@'.join(which)} is deleted")
 
 
 @snapshot.command("restore")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.option("--force", is_flag=True, help="Roll back even if initiators can access the volume.")
+@click.option(
+    "--damaged", is_flag=True, help="Let the volume have damaged blocks as they are, and unreadable ones as zeroes."
+)
 @common.verb
-def snapshot_restore(context: common.Context, which: tuple[str, str], force: bool) -> None:
+def snapshot_restore(context: common.Context, which: tuple[str, str], force: bool, damaged: bool) -> None:
     """Roll the volume back to the moment of a snapshot.
 
     The volume has its old content at once and can be used immediately, while wolun copies the data in the background.
@@ -228,9 +251,14 @@ def snapshot_restore(context: common.Context, which: tuple[str, str], force: boo
     The current content of the volume is lost unless a snapshot has it, so take a snapshot first if you may want it back.
 
     Unmount the volume first.  The command refuses to run while initiators can access it, unless --force is given.
+
+    wolun reads the snapshot before the volume changes.  If some of it is damaged, the command names the blocks and the volume
+    stays as it is, unless --damaged is given.
     """
     asked = context.client()
-    job = common.follow(context, asked, lambda: asked.restore_snapshot(*which, force=force), "restoring", goes_on=True)
+    begin = functools.partial(asked.restore_snapshot, *which, force=force, damaged=damaged)
+    job = common.follow(context, asked, begin, "restoring", goes_on=True)
+    common.warn_of_damage(job)
     context.answer(job, lambda: f"{which[0]} is rolled back to {'@'.join(which)}")
 
 

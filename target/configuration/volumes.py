@@ -88,6 +88,11 @@ class Volume(values.Group):
     max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
     """How many snapshots there may be. Left out: any number."""
 
+    verify_reads: bool = True
+    """Whether reads of snapshots compare old data with its checksums. A read that meets damage fails with MEDIUM ERROR.
+    The first read of a part of a chunk reads the whole chunk. `false` is faster and returns damaged data unnoticed;
+    exports and rollbacks compare all the same."""
+
     schedule: Every | None = None
     """How often the daemon takes a snapshot by itself: at the beginning of each hour, day, week or month (UTC). If it
     did not run then, it catches up once. The names are like auto-2026-11-22T2300Z. Left out: never."""
@@ -156,6 +161,9 @@ class WriteOnceLun(values.Group):
 
     durability: Durability = Durability.POWER_LOSS
     """When a block counts as written: `power-loss` or `process-crash`, as for volumes."""
+
+    verify_reads: bool = True
+    """Whether reads compare old data with its checksums, as for volumes."""
 
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""

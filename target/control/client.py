@@ -73,9 +73,9 @@ class Client:
         request = messages.CreateSnapshot(name, dict(labels or {}))
         return codec.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
-    def delete_snapshot(self, volume: str, name: str) -> messages.Job:
-        """Begin to delete a snapshot."""
-        return codec.decode(messages.Job, self._ask("DELETE", _snapshot(volume, name)))
+    def delete_snapshot(self, volume: str, name: str, *, damaged: bool = False) -> messages.Job:
+        """Begin to delete a snapshot; with `damaged`, the older one may lose blocks that cannot be read."""
+        return codec.decode(messages.Job, self._ask("DELETE", f"{_snapshot(volume, name)}?damaged={damaged}"))
 
     def export(
         self,
@@ -89,10 +89,11 @@ class Client:
         backing: Path | None = None,
         backing_format: str | None = None,
         anyway: bool = False,
+        damaged: bool = False,
     ) -> messages.Job:
         """Begin to export a snapshot."""
         below = None if backing is None else str(backing)
-        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format, anyway)
+        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format, anyway, damaged)
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:
@@ -117,9 +118,9 @@ class Client:
         request = messages.CreateGroup(name, tuple(volumes), dict(labels))
         return [codec.decode(messages.Taken, item) for item in self._ask("POST", "/v1/groups", request)]
 
-    def restore_snapshot(self, volume: str, name: str, *, force: bool) -> messages.Job:
-        """Begin to roll a volume back to a snapshot."""
-        path = f"{_snapshot(volume, name)}/restore?force={force}"
+    def restore_snapshot(self, volume: str, name: str, *, force: bool, damaged: bool = False) -> messages.Job:
+        """Begin to roll a volume back to a snapshot; with `damaged`, also if some of its blocks are damaged."""
+        path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}"
         return codec.decode(messages.Job, self._ask("POST", path))
 
     def resize_volume(self, name: str, size: int) -> messages.Volume:

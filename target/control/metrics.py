@@ -119,6 +119,11 @@ class Collector(registry.Collector):
         valid = core.GaugeMetricFamily(
             "wolun_snapshot_valid", "0 if the snapshot is invalid: it must no longer be read.", labels=labels
         )
+        damaged = core.GaugeMetricFamily(
+            "wolun_snapshot_damaged_chunks",
+            "Chunks of the snapshot that were found damaged since the daemon started.",
+            labels=labels,
+        )
         syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
         for name, volume in self._inventory.open_volumes.items():
             for snapshot in volume.snapshots:
@@ -126,10 +131,11 @@ class Collector(registry.Collector):
                 used.add_metric(key, snapshot.used_bytes)
                 preserved.add_metric(key, snapshot.preserved_bytes)
                 valid.add_metric(key, 0 if snapshot.is_invalid else 1)
+                damaged.add_metric(key, snapshot.damaged_chunks)
                 if snapshot.held_seconds is not None:
                     held.add_metric(key, snapshot.held_seconds)
                 if isinstance(snapshot.write_once, write_once.WriteOnce):
                     counted = snapshot.write_once.syncs
                     syncs.add_metric([*key, "data"], counted.data)
                     syncs.add_metric([*key, "map"], counted.map)
-        yield from (used, preserved, held, valid, syncs)
+        yield from (used, preserved, held, valid, damaged, syncs)

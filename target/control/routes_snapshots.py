@@ -50,9 +50,12 @@ def routes(service: Service) -> fastapi.APIRouter:
         return jobs.export(service, volume, name, request).message()
 
     @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
-    def delete_snapshot(volume: str, name: str) -> messages.Job:
-        """Begin a job that deletes the snapshot; often it has ended when the answer comes."""
-        job = service.snapshots.delete_snapshot(volume, name)
+    def delete_snapshot(volume: str, name: str, damaged: bool = False) -> messages.Job:
+        """Begin a job that deletes the snapshot; often it has ended when the answer comes.
+
+        Blocks that cannot be read stop the job, unless `damaged` is set; then they are damaged in the next older snapshot.
+        """
+        job = service.snapshots.delete_snapshot(volume, name, damaged=damaged)
         job.wait(0.2)
         return job.message()
 
@@ -62,13 +65,14 @@ def routes(service: Service) -> fastapi.APIRouter:
         return service.snapshots.create_group(request.name, request.volumes, request.labels)
 
     @router.post("/volumes/{volume}/snapshots/{name}/restore", status_code=202)
-    def restore_snapshot(volume: str, name: str, force: bool = False) -> messages.Job:
+    def restore_snapshot(volume: str, name: str, force: bool = False, damaged: bool = False) -> messages.Job:
         """Begin a job that rolls the volume back to the snapshot.
 
         Once its `total` is not 0, the job has taken effect and cannot be cancelled.  The request is refused while
-        initiators reach the volume, unless `force` is set.
+        initiators reach the volume, unless `force` is set.  Damaged blocks refuse the rollback or stop it, unless `damaged` is
+        set; then the volume gets them as they are.
         """
-        job = service.reshaping.restore(volume, name, force=force)
+        job = service.reshaping.restore(volume, name, force=force, damaged=damaged)
         job.wait(0.2)
         return job.message()
 

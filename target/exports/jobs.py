@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lun_backends import block_device
+from lun_backends import block_device, damage
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.files import os_error
 from lun_backends.stores import contents
@@ -22,7 +22,7 @@ from lun_backends.volumes import volume
 from lun_backends.volumes.snapshot import Snapshot
 from target import messages
 from target.exports import image_file, qcow2
-from target.service import jobs, problems
+from target.service import damage_met, jobs, problems
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
     total = verification.preserved_bytes(owner, name)
     headers = verification.damaged_headers(owner, name)
     counted = dict.fromkeys(contents.Verdict, 0)
-    damage: list[messages.Damage] = []
+    named: list[messages.Damage] = []
     done = 0
     job.progress(done, total)
     for checked in verification.verify(owner, name):
@@ -62,7 +62,7 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
         report = checked.report
         counted[report.verdict] += report.length
         if report.verdict is contents.Verdict.DAMAGED:
-            _add(damage, checked, owner.device.block_size)
+            _add(named, checked, owner.device.block_size)
         done += report.length
         job.progress(min(done, total), total)
     damaged = counted[contents.Verdict.DAMAGED]
@@ -73,23 +73,23 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
         good_bytes=counted[contents.Verdict.GOOD],
         unverifiable_bytes=counted[contents.Verdict.UNVERIFIABLE],
         damaged_bytes=damaged,
-        damage=tuple(damage),
+        damage=tuple(named),
         headers=tuple(headers),
     )
 
 
-def _add(damage: list[messages.Damage], checked: verification.Checked, block_size: int) -> None:
+def _add(named: list[messages.Damage], checked: verification.Checked, block_size: int) -> None:
     report = checked.report
     offset, length = report.offset, report.length
-    if damage:
-        last = damage[-1]
+    if named:
+        last = named[-1]
         same = (last.kept_in, last.reason) == (checked.kept_in, report.reason)
         if same and last.offset + last.length == offset:
-            damage.pop()
+            named.pop()
             offset, length = last.offset, last.length + length
-    if len(damage) < DAMAGE_NAMED:
+    if len(named) < DAMAGE_NAMED:
         lba, blocks = offset // block_size, length // block_size
-        damage.append(messages.Damage(checked.kept_in, lba, blocks, offset, length, report.reason))
+        named.append(messages.Damage(checked.kept_in, lba, blocks, offset, length, report.reason))
 
 
 def diff(service: Service, volume_name: str, since: str, request: messages.FindChanges) -> jobs.Job:
@@ -102,7 +102,11 @@ def diff(service: Service, volume_name: str, since: str, request: messages.FindC
             ranges = differences.changed(owner, since, request.to)
             device = owner.device if newer is None else newer.view
             if request.exact:
-                ranges = _differing(older.view, device, ranges, job)
+                with damage_met.noted(job, owner) as found:
+                    ranges = _differing(older.view, device, ranges, job, found)
+                    if not request.damaged:
+                        remedy = "count damaged blocks as changed with --damaged, or leave --exact out"
+                        damage_met.refuse(owner, since if request.to is None else request.to, found, remedy)
             job.result = messages.Difference(
                 volume=owner.name,
                 since=since,
@@ -117,12 +121,16 @@ def diff(service: Service, volume_name: str, since: str, request: messages.FindC
 
 
 def _differing(
-    old: block_device.BlockDevice, new: block_device.BlockDevice, ranges: list[differences.Range], job: jobs.Job
+    old: block_device.BlockDevice,
+    new: block_device.BlockDevice,
+    ranges: list[differences.Range],
+    job: jobs.Job,
+    on_damage: damage.OnDamage,
 ) -> list[differences.Range]:
     total = sum(length for _, length in ranges)
     done = 0
     differing: list[differences.Range] = []
-    for length, part in differences.differing(old, new, ranges):
+    for length, part in differences.differing(old, new, ranges, on_damage):
         if job.cancelled():
             raise jobs.Cancelled
         differing += part
@@ -161,19 +169,37 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                 needed = sum(length for _, length in changed)
             if not request.anyway:
                 image_file.check_room(path, needed)
-            image_file.export(
-                pieces.export(view) if raw else whole_grains(view, ranges, cluster),
-                view.size,
-                path,
-                overwrite=request.overwrite,
-                progress=job.progress,
-                cancelled=job.cancelled,
-                image=None if raw else qcow2_writer,
-            )
+            with damage_met.noted(job, owner) as found:
+                content = pieces.export(view, found) if raw else whole_grains(view, ranges, cluster, found)
+                image_file.export(
+                    content if request.damaged else _undamaged(content, found, owner, snapshot, job),
+                    view.size,
+                    path,
+                    overwrite=request.overwrite,
+                    progress=job.progress,
+                    cancelled=job.cancelled,
+                    image=None if raw else qcow2_writer,
+                )
         job.progress(view.size, view.size)
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
 
     return service.jobs.start("export", what, work)
+
+
+def _undamaged(
+    content: Iterable[pieces.ExportPiece], found: damage.Found, owner: volume.Volume, snapshot: Snapshot, job: jobs.Job
+) -> Iterator[pieces.ExportPiece]:
+    """Yield the content up to the first damage.  Then read on to find all damage, and raise DamageFound, or jobs.Cancelled."""
+    for piece in content:
+        if not found:
+            yield piece
+            continue
+        if job.cancelled():
+            raise jobs.Cancelled
+        job.progress(piece.offset + piece.length, snapshot.view.size)
+    damage_met.refuse(
+        owner, snapshot.name, found, "export another snapshot, or export the damaged blocks as they are with --damaged"
+    )
 
 
 def _exportable(
@@ -239,11 +265,15 @@ def _data(view: block_device.BlockDevice) -> Iterator[differences.Range]:
 
 
 def whole_grains(
-    view: block_device.BlockDevice, ranges: Iterable[differences.Range], grain: int
+    view: block_device.BlockDevice,
+    ranges: Iterable[differences.Range],
+    grain: int,
+    on_damage: damage.OnDamage | None = None,
 ) -> Iterator[pieces.ExportPiece]:
     """Yield the content of `ranges`, widened to whole `grain`s, except at the end of the view.
 
-    No grain comes twice.  The data of a piece is valid until the caller asks for the next one.
+    No grain comes twice.  The data of a piece is valid until the caller asks for the next one.  All data is compared with its
+    checksum; `on_damage` is that of `read_checked`, which says what reads raise.
     """
     buffer = memoryview(bytearray(_STEP))
     done = 0
@@ -252,7 +282,7 @@ def whole_grains(
         end = min(view.size, -(-(begin + length) // grain) * grain)
         while offset < end:
             piece = buffer[: min(_STEP, end - offset)]
-            view.readv(offset, [piece])
+            view.read_checked(offset, [piece], on_damage)
             yield pieces.ExportPiece(offset, len(piece), piece)
             offset += len(piece)
         done = max(done, end)

@@ -45,6 +45,12 @@ def current(
                     yield messages.Alert(
                         "snapshot-unreachable", subject, text, "repair it, then start the daemon again"
                     )
+            elif damaged := snapshot.damaged_chunks:
+                subject = f"{owner.name}@{snapshot.name}"
+                chunks = "1 chunk" if damaged == 1 else f"{damaged} chunks"
+                text = f"snapshot {subject} keeps damaged data: {chunks} of {units.exact_size(owner.chunk_size)} so far"
+                remedy = f"`wolun snapshot verify {subject}` names the blocks; look for them in a backup"
+                yield messages.Alert("snapshot-damaged", subject, text, remedy)
         if owner.in_doubt:
             text = f"volume {owner.name} refuses writes: {owner.in_doubt}"
             yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")

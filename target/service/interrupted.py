@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from lun_backends.volumes import errors, volume
-from target.service import jobs, problems
+from target.service import damage_met, jobs, problems
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,11 @@ def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], 
         f"remove the cause, then run `wolun snapshot restore {owner.name}@{snapshot.name}` again; until then no snapshots "
         "can be taken or deleted",
     ):
-        if not owner.continue_rollback(progress=job.progress, cancelled=stopping):
+        try:
+            ended = owner.continue_rollback(progress=job.progress, cancelled=stopping)
+        except errors.DamageFound as error:
+            raise problems.rollback_stopped(owner.name, snapshot.name, error.reason) from error
+        if not ended:
             raise jobs.Cancelled
     log.info("the primary of %s has the content of %s", owner.name, snapshot.name)
 
@@ -34,6 +38,7 @@ def finish_deletions(owner: volume.Volume, job: jobs.Job) -> None:
     """Finish the deletions of snapshots that have begun.  Raise Problem, Cancelled."""
     with problems.translated(f"the deletion of snapshots of {owner.name} did not continue"):
         try:
-            owner.resume_deletions(progress=job.progress, cancelled=job.cancelled)
+            with damage_met.noted(job, owner) as found:
+                owner.resume_deletions(progress=job.progress, cancelled=job.cancelled, on_damage=found)
         except errors.DeletionStopped:
             raise jobs.Cancelled from None

@@ -43,6 +43,9 @@ class Job:
         self._done = self._total = 0
         self._state = "running"
         self._problem: problems.Problem | None = None
+        self.damaged_bytes = 0
+        self.damage: tuple[messages.Damage, ...] = ()
+        """The damage that the work met, see `messages.Job`; the work sets it before it ends."""
         self.result: object = None
         """The result, if the job has one; the work sets it before it ends."""
         self._thread = threading.Thread(target=self._run, name=f"job-{number}", daemon=True)
@@ -82,7 +85,17 @@ class Job:
         refusal = None
         if self._problem is not None:
             refusal = messages.Refusal(self._problem.code, self._problem.message, self._problem.remedy)
-        return messages.Job(self.number, self.kind, self.subject, self._state, self._done, self._total, refusal)
+        return messages.Job(
+            self.number,
+            self.kind,
+            self.subject,
+            self._state,
+            self._done,
+            self._total,
+            refusal,
+            self.damaged_bytes,
+            self.damage,
+        )
 
     def _run(self) -> None:
         work, self._work = self._work, None

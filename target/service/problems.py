@@ -74,6 +74,16 @@ def refused(what: str, why: str, remedy: str) -> Problem:
     return Problem("refused", f"{what}: {why}", remedy)
 
 
+def rollback_stopped(volume: str, name: str, why: str) -> Problem:
+    """Report a rollback that met damage after it took effect."""
+    return Problem(
+        "damaged",
+        f"{volume} was rolled back to {name}, but its primary does not hold all of that content yet: {why}",
+        f"to let {volume} have the damaged blocks as they are, run `wolun snapshot restore {volume}@{name} --damaged`; until "
+        "then no snapshots can be taken or deleted",
+    )
+
+
 def no_luns_left() -> Problem:
     """Refuse a new unit when all LUN numbers are taken."""
     return Problem("no-luns-left", "every LUN number is in use", "delete snapshots that you no longer need")
@@ -191,6 +201,7 @@ _CODES = {
     errors.SnapshotFailed: "snapshot-failed",
     errors.TooManySnapshots: TOO_MANY,
     errors.NoSpaceLeft: "no-space-left",
+    errors.DamageFound: "damaged",
     errors.RollbackRefused: "restore-refused",
     errors.RollbackUnderWay: "being-restored",
     errors.ResizeRefused: "resize-refused",

@@ -18,7 +18,7 @@ from lun_backends.volumes import errors, volume
 from target import units
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import Asc
-from target.service import interrupted, problems
+from target.service import damage_met, interrupted, problems
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
 
@@ -32,8 +32,12 @@ class Reshaping:
         self._inventory = inventory
         self._jobs = jobs
 
-    def restore(self, volume_name: str, name: str, *, force: bool) -> Job:
-        """Start a job that rolls a volume back, or that continues a rollback which stopped.  Raise Problem."""
+    def restore(self, volume_name: str, name: str, *, force: bool, damaged: bool = False) -> Job:
+        """Start a job that rolls a volume back, or that continues a rollback which stopped.
+
+        Damaged blocks refuse the rollback, or stop it.  With `damaged` the volume gets them as they are, and unreadable ones as
+        zeroes.  Raise Problem.
+        """
         owner, snapshot = self._inventory.find(volume_name, name)
         users = self._inventory.users(lambda unit: unit.device is owner.device)
         if users and not force and owner.rolling_back_to is None:
@@ -46,13 +50,21 @@ class Reshaping:
         def work(job: Job) -> None:
             if owner.rolling_back_to is not snapshot:
                 try:
-                    with problems.translated(f"{volume_name} was not rolled back to {name}"):
-                        owner.begin_rollback(name, snapshot.uuid, cancelled=job.cancelled)
+                    with (
+                        problems.translated(f"{volume_name} was not rolled back to {name}"),
+                        damage_met.noted(job, owner) as found,
+                    ):
+                        owner.begin_rollback(
+                            name, snapshot.uuid, cancelled=job.cancelled, on_damage=found if damaged else None
+                        )
                 except errors.RollbackStopped:
                     raise Cancelled from None
                 log.info("%s is rolled back to %s", volume_name, name)
                 for unit in self._units(owner):
                     unit.attention(*divmod(Asc.MEDIUM_MAY_HAVE_CHANGED, 256))
+            elif damaged:
+                with problems.translated(f"{volume_name} is still being rolled back to {name}"):
+                    owner.accept_damage()
             interrupted.finish_rollback(owner, job, lambda: self._inventory.stopping)
 
         return self._jobs.start("restore", f"{volume_name}@{name}", work)

@@ -74,6 +74,7 @@ class Sharing:
             )
             store = thin.ThinStore.create(path, superblock, durability=configured.durability)
         device = write_once.WriteOnce(store)
+        device.verify_reads = configured.verify_reads
         self._closing.callback(device.close)
         self._add(configured.lun, device, device.uuid, UnitKind.WRITE_ONCE, f"{name}/write-once")
 

@@ -14,7 +14,7 @@ from lun_backends.volumes import group, volume
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.snapshot import Snapshot
 from target import codec, messages
-from target.service import moments, problems
+from target.service import damage_met, moments, problems
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
 
@@ -119,15 +119,29 @@ class Snapshots:
             tuple(round(fraction, 4) for fraction in fractions),
         )
 
-    def delete_snapshot(self, volume_name: str, name: str) -> Job:
-        """Start a job that removes a snapshot's LUNs and deletes the snapshot.  Raise Problem."""
+    def delete_snapshot(self, volume_name: str, name: str, *, damaged: bool = False) -> Job:
+        """Start a job that removes a snapshot's LUNs and deletes the snapshot.
+
+        Older snapshots get its damaged blocks as damaged ones.  With `damaged` so they get blocks that cannot be read, which
+        otherwise stop the deletion.  Raise Problem.
+        """
         owner, snapshot = self._inventory.find(volume_name, name)
 
         def work(job: Job) -> None:
             self._inventory.withdraw(snapshot)
             try:
-                with problems.translated(f"{volume_name}@{name} was not deleted"):
-                    owner.delete_snapshot(name, snapshot.uuid, progress=job.progress, cancelled=job.cancelled)
+                with (
+                    problems.translated(f"{volume_name}@{name} was not deleted"),
+                    damage_met.noted(job, owner) as found,
+                ):
+                    owner.delete_snapshot(
+                        name,
+                        snapshot.uuid,
+                        progress=job.progress,
+                        cancelled=job.cancelled,
+                        on_damage=found,
+                        accept_loss=damaged,
+                    )
             except DeletionStopped:
                 raise Cancelled from None
             finally:

@@ -84,6 +84,7 @@ class Status:
             preserved_bytes=owner.space.used if owner else 0,
             preserved_limit=configured.limit,
             on_error=configured.on_error.value,
+            verify_reads=configured.verify_reads,
             read_bytes_per_second=read,
             written_bytes_per_second=written,
             commands_per_second=commands,

@@ -42,6 +42,7 @@ def rules(configured: settings.Volume) -> policy.Policy:
         warn_percent=configured.warn_at,
         copy_timeout=configured.copy_timeout,
         max_snapshots=configured.max_snapshots,
+        verify_reads=configured.verify_reads,
     )
 
 

@@ -94,6 +94,8 @@ class Node(node.ConfigNode):
             raise console.Refused.because(last.refusal)
         if last.state == "cancelled":
             raise console.Refused.because(refusals.cancelled(doing, job))
+        if last.damaged_bytes:
+            console.say(show.damage(last))
 
     def done(self, text: str) -> None:
         """Print what was done, or with `--dry-run` what was checked."""

@@ -52,28 +52,32 @@ class Snapshots(Node):
         if not self.only_checks(f"took {self.volume}@{name}"):
             console.say(show.taken(self.asked.create_snapshot(self.volume, name)))
 
-    def ui_command_delete(self, name: str) -> None:
-        """Delete a snapshot and free its space.
+    def ui_command_delete(self, name: str, damaged: str = "false") -> None:
+        """Delete a snapshot and free its space.  Damaged blocks that older snapshots need stay damaged there.
 
-        name  the snapshot
+        name     the snapshot
+        damaged  true: let the older snapshot lose blocks that cannot be read
         """
         self.asked.snapshot(self.volume, name)
+        accepted = flag(damaged, "damaged")
         if not self.only_checks(f"deleted {self.volume}@{name}"):
-            self.follow(self.asked.delete_snapshot(self.volume, name), "deleting")
+            self.follow(self.asked.delete_snapshot(self.volume, name, damaged=accepted), "deleting")
             console.say(f"deleted {self.volume}@{name}")
 
-    def ui_command_export(self, name: str, file: str, force: str = "false") -> None:
+    def ui_command_export(self, name: str, file: str, force: str = "false", damaged: str = "false") -> None:
         """Write the content of a snapshot to a file, as a raw sparse image.  Writes to the volume continue meanwhile.
 
-        name   the snapshot
-        file   the file to write
-        force  true: overwrite the file if it exists
+        name     the snapshot
+        file     the file to write
+        force    true: overwrite the file if it exists
+        damaged  true: export damaged blocks as they are, and unreadable ones as zeroes
         """
         self.asked.snapshot(self.volume, name)
+        accepted = flag(damaged, "damaged")
         if self.only_checks(f"exported {self.volume}@{name} to {file}"):
             return
         path = Path(os.path.abspath(file))  # noqa: PTH100 - resolving links would write through one that stands there
-        job = self.asked.export(self.volume, name, path, overwrite=flag(force, "force"))
+        job = self.asked.export(self.volume, name, path, overwrite=flag(force, "force"), damaged=accepted)
         self.follow(job, "exporting")
         console.say(f"{self.volume}@{name} is in {file}")
 
@@ -88,30 +92,34 @@ class Snapshots(Node):
         else:
             console.say(show.snapshot(self.asked.snapshot(self.volume, name)))
 
-    def ui_command_diff(self, name: str, to: str | None = None, exact: str = "false") -> None:
+    def ui_command_diff(self, name: str, to: str | None = None, exact: str = "false", damaged: str = "false") -> None:
         """List the extents that changed since a snapshot: the extents that an incremental backup reads.
 
-        name   the snapshot
-        to     a newer snapshot: list the changes up to it; default: up to now
-        exact  true: compare the content, and omit chunks with equal content
+        name     the snapshot
+        to       a newer snapshot: list the changes up to it; default: up to now
+        exact    true: compare the content, and omit chunks with equal content
+        damaged  true: with exact, count damaged blocks as changed; false: refuse
         """
-        job = self.asked.diff(self.volume, name, messages.FindChanges(to, flag(exact, "exact")))
+        request = messages.FindChanges(to, flag(exact, "exact"), flag(damaged, "damaged"))
+        job = self.asked.diff(self.volume, name, request)
         self.follow(job, "comparing")
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
-    def ui_command_restore(self, name: str, force: str = "false") -> None:
+    def ui_command_restore(self, name: str, force: str = "false", damaged: str = "false") -> None:
         """Roll the volume back to the moment of a snapshot.
 
         The volume has its old content at once, and wolun copies the data in the background; Ctrl-C does not stop that.
         All snapshots stay as they are.  The volume's current content is lost unless a snapshot has it.
 
-        name   the snapshot
-        force  true: roll back even if initiators can access the volume
+        name     the snapshot
+        force    true: roll back even if initiators can access the volume
+        damaged  true: let the volume have damaged blocks as they are, and unreadable ones as zeroes
         """
         self.asked.snapshot(self.volume, name)
+        accepted = flag(damaged, "damaged")
         if self.only_checks(f"restored {self.volume}@{name}"):
             return
-        job = self.asked.restore_snapshot(self.volume, name, force=flag(force, "force"))
+        job = self.asked.restore_snapshot(self.volume, name, force=flag(force, "force"), damaged=accepted)
         try:
             self.follow(job, "restoring", cancel=False)
         except KeyboardInterrupt:
@@ -162,32 +170,35 @@ class Snapshot(Node):
         """
         self.parent.ui_command_show(self.name, map)
 
-    def ui_command_diff(self, to: str | None = None, exact: str = "false") -> None:
+    def ui_command_diff(self, to: str | None = None, exact: str = "false", damaged: str = "false") -> None:
         """List the extents that changed since the snapshot.
 
-        to     a newer snapshot: list the changes up to it; default: up to now
-        exact  true: compare the content, and omit chunks with equal content
+        to       a newer snapshot: list the changes up to it; default: up to now
+        exact    true: compare the content, and omit chunks with equal content
+        damaged  true: with exact, count damaged blocks as changed; false: refuse
         """
-        self.parent.ui_command_diff(self.name, to, exact)
+        self.parent.ui_command_diff(self.name, to, exact, damaged)
 
-    def ui_command_restore(self, force: str = "false") -> None:
+    def ui_command_restore(self, force: str = "false", damaged: str = "false") -> None:
         """Roll the volume back to the moment of this snapshot.  The volume's current content is lost.
 
-        force  true: roll back even if initiators can access the volume
+        force    true: roll back even if initiators can access the volume
+        damaged  true: let the volume have damaged blocks as they are, and unreadable ones as zeroes
         """
-        self.parent.ui_command_restore(self.name, force)
+        self.parent.ui_command_restore(self.name, force, damaged)
 
     def ui_command_verify(self) -> None:
         """Read all data that the snapshot needs, and compare it with its checksums."""
         self.parent.ui_command_verify(self.name)
 
-    def ui_command_export(self, file: str, force: str = "false") -> None:
+    def ui_command_export(self, file: str, force: str = "false", damaged: str = "false") -> None:
         """Write the content of the snapshot to a file, as a raw sparse image.
 
-        file   the file to write
-        force  true: overwrite the file if it exists
+        file     the file to write
+        force    true: overwrite the file if it exists
+        damaged  true: export damaged blocks as they are, and unreadable ones as zeroes
         """
-        self.parent.ui_command_export(self.name, file, force)
+        self.parent.ui_command_export(self.name, file, force, damaged)
 
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""

@@ -9,14 +9,20 @@ from collections.abc import Iterable
 from target import messages, show, units
 from target.control import client
 from target.shell import console
-from target.shell.node import Node, export, files, flag, number, one_of, plural, table
+from target.shell.node import BOOLEANS, Node, export, files, flag, number, one_of, plural, table
 from target.shell.snapshots import Snapshots
 
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
 NO_LUN = "none"
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
-SETTABLE = {"durability": DURABILITIES, "on_error": POLICIES, "limit": (messages.NO_LIMIT, *SIZES), "lun": (NO_LUN,)}
+SETTABLE = {
+    "durability": DURABILITIES,
+    "on_error": POLICIES,
+    "verify_reads": BOOLEANS,
+    "limit": (messages.NO_LIMIT, *SIZES),
+    "lun": (NO_LUN,),
+}
 
 
 class Volumes(Node):
@@ -67,6 +73,7 @@ class Volumes(Node):
         durability: str | None = None,
         limit: str | None = None,
         on_error: str | None = None,
+        verify_reads: str | None = None,
     ) -> None:
         """Create a volume and serve it at once.  If its data exists from a deleted volume of this name, use it again.
 
@@ -81,6 +88,7 @@ class Volumes(Node):
         limit       how much old data all snapshots together may keep; default: as much as there is space for
         on_error    if old data cannot be preserved: fail-writes (default) refuses the write; drop-snapshot
                     invalidates snapshots and lets the write continue
+        verify_reads  true (default): reads of snapshots compare old data with its checksums; false: they do not
         """
         request = messages.CreateVolume(
             name=name,
@@ -93,6 +101,7 @@ class Volumes(Node):
             durability=durability,
             limit=limit,
             on_error=on_error,
+            verify_reads=None if verify_reads is None else flag(verify_reads, "verify_reads"),
         )
         self.asked.create_volume(request)
         self.done(f"created volume {name}")
@@ -113,6 +122,7 @@ class Volumes(Node):
             ("delete", "name"): lambda: [volume.name for volume in self.volumes()],
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
+            ("create", "verify_reads"): lambda: BOOLEANS,
             ("create", "lun"): lambda: (NO_LUN,),
             ("create", "limit"): lambda: SIZES,
             ("create", "block_size"): lambda: ("512", "4096"),
@@ -134,6 +144,7 @@ class Volume(Node):
             ("durability", True, "power-loss or process-crash; a change removes the volume for a moment."),
             ("limit", True, "How much old data its snapshots may keep; none: as much as there is space for."),
             ("on_error", True, "The reaction if old data cannot be preserved: fail-writes or drop-snapshot."),
+            ("verify_reads", True, "Whether reads of snapshots compare old data with its checksums: true or false."),
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of copy-on-write."),
@@ -169,13 +180,15 @@ class Volume(Node):
         if attribute == "lun":
             return NO_LUN if volume.lun is None else str(volume.lun)
         value = getattr(volume, attribute)
+        if isinstance(value, bool):
+            return BOOLEANS[not value]
         return units.exact_size(value) if attribute in ("size", "chunk_size") else str(value)
 
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
         """Change a group of parameters: attribute or global.  Without parameters, explain them.
 
-        group      attribute, with lun, durability, limit, on_error.  All given parameters change together, or none
-                   does.  A change of lun or durability removes the volume for a moment, so it is refused while the
+        group      attribute, with lun, durability, limit, on_error, verify_reads.  All given parameters change together,
+                   or none does.  A change of lun or durability removes the volume for a moment, so it is refused while the
                    volume is in use, unless `force=true` is given, too.
         parameter  NAME=VALUE, any number of them
         """
@@ -189,6 +202,7 @@ class Volume(Node):
             durability=parameter.get("durability"),
             limit=parameter.get("limit"),
             on_error=parameter.get("on_error"),
+            verify_reads=flag(parameter["verify_reads"], "verify_reads") if "verify_reads" in parameter else None,
         )
         self.asked.change_volume(self.name, request, force=force)
         self.facts.forget()
@@ -223,6 +237,7 @@ class Volume(Node):
                     ("snapshots", f"{volume.snapshots}, {units.human_size(volume.snapshot_bytes)} used"),
                     ("limit", self.ui_getgroup_attribute("limit")),
                     ("on error", volume.on_error),
+                    ("verify reads", self.ui_getgroup_attribute("verify_reads")),
                 ]
             )
         )

@@ -325,7 +325,7 @@ def test_damaged_snapshot_is_not_rolled_back_to(made: History) -> None:
     ):
         with pytest.raises(errors.DamageFound) as caught:
             made.volume.begin_rollback(name)
-        assert f"{blocks} are damaged: CRC32C is 0x" in caught.value.reason
+        assert f"damage in {blocks}: CRC32C is 0x" in caught.value.reason
         assert "--damaged" in caught.value.remedy
     assert made.volume.rolling_back_to is None
     assert read(made.volume.device) == before
@@ -387,7 +387,7 @@ def test_unreadable_blocks_are_named_before_a_rollback_and_zeroes_on_demand(tmp_
     made = History(tmp_path, io)
     path = thin.files(made.volume.directory / "snapshots" / str(made.volume.snapshot("c").uuid))[1]
     io.fail("preadv", errno.EIO, path=path.name)
-    with pytest.raises(errors.DamageFound, match=r"blocks 64 to 127.* of 'c' are damaged: .*Input/output error"):
+    with pytest.raises(errors.DamageFound, match=r"blocks 64 to 127.* of 'c': .*Input/output error"):
         made.volume.begin_rollback("c")
     made.volume.begin_rollback("c", on_damage=lambda _: None)
     assert made.volume.continue_rollback()

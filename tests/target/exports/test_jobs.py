@@ -20,6 +20,7 @@ from target.configuration import reader
 from target.exports import jobs as backups
 from target.service import jobs, problems
 from target.service.service import Service
+from tests.lun_backends.rotting import rot
 from tests.memory_device import MemoryDevice
 
 MIB = 1 << 20
@@ -121,6 +122,56 @@ def test_damaged_chunk_is_not_exported_as_good(service: Service, tmp_path: Path)
         assert message.refusal is not None
         assert "lost where the chunk is" in message.refusal.message
         assert not Path(request.path).exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "qcow2"}, {"format": "qcow2", "since": "a"}])
+def test_damage_is_named_and_exported_only_on_request(
+    service: Service, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Chunks 1 and 3 of snapshot b are damaged, and chunks 2 and 3 of snapshot a."""
+    owner = service.inventory.volume("vol0")
+    service.snapshots.create_snapshot("vol0", "between")
+    for chunk in range(5):
+        owner.device.writev(chunk * CHUNK, [memoryview(bytes([9]) * CHUNK)])
+    for name, chunks in (("between", (1, 3)), ("a", (2, 3))):
+        for chunk in chunks:
+            rot(owner.snapshot(name), chunk)
+    if "since" in options:
+        assert ended(export(service, "a", tmp_path / "a.qcow2", damaged=True)).state == "done"
+        options = {**options, "backing": str(tmp_path / "a.qcow2")}
+    file = tmp_path / "b.img"
+    refused = ended(backups.export(service, "vol0", "b", messages.Export(str(file), **options)))
+    assert refused.refusal is not None
+    assert refused.refusal.error == "damaged"
+    assert "blocks 128 to 255 and 384 to 511 of 'b'" in refused.refusal.message
+    assert "--damaged" in refused.refusal.remedy
+    assert [(extent.kept_in, extent.lba, extent.blocks) for extent in refused.damage] == [
+        ("between", 128, 128),
+        ("between", 384, 128),
+    ]
+    assert not file.exists()
+    accepted = ended(backups.export(service, "vol0", "b", messages.Export(str(file), damaged=True, **options)))
+    assert (accepted.state, accepted.damage, accepted.damaged_bytes) == ("done", refused.damage, 2 * CHUNK)
+    if not options:
+        data = bytearray(bytes([3]) * CHUNK)
+        data[77] ^= 1
+        assert file.read_bytes()[3 * CHUNK : 4 * CHUNK] == data
+
+
+def test_exact_comparison_counts_damage_as_changed_only_on_request(service: Service) -> None:
+    owner = service.inventory.volume("vol0")
+    for chunk in range(5):
+        owner.device.writev(chunk * CHUNK, [memoryview(bytes(CHUNK))])  # what snapshot a has
+    rot(owner.snapshot("a"), 2)
+    refused = ended(backups.diff(service, "vol0", "a", messages.FindChanges(exact=True)))
+    assert refused.refusal is not None
+    assert refused.refusal.error == "damaged"
+    assert "blocks 256 to 383" in refused.refusal.message
+    job = backups.diff(service, "vol0", "a", messages.FindChanges(exact=True, damaged=True))
+    assert ended(job).damaged_bytes == CHUNK
+    assert isinstance(job.result, messages.Difference)
+    assert job.result.extents == (messages.Extent(2 * CHUNK, CHUNK),)
+    assert ended(backups.diff(service, "vol0", "a", messages.FindChanges())).state == "done"  # reads no data
 
 
 def test_adjacent_damage_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
