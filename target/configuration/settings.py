@@ -9,7 +9,7 @@ this version lacks has no key yet.  `reader` reads files into these types and ex
 | ------------ | ----------------------------------------------------------------------------------------------- |
 | `target`     | the iSCSI name that initiators log in to; all LUNs of this daemon are in this one target        |
 | `fabric`     | the way SCSI reaches the daemon: `portal`, its own in user space, or `lio`, the kernel's target |
-| `portal`     | the addresses that the daemon's own portal listens on                                           |
+| `portal`     | the addresses that the daemon's own portal listens on, and what initiators may make it spend    |
 | `lio`        | the addresses of the kernel's target, and whether this host attaches the LUNs itself            |
 | `access`     | who may log in, how they prove it, and what they see; by default no initiator may log in        |
 | `volumes`    | the volumes on this host's own storage                                                          |
@@ -47,6 +47,10 @@ class Portal(values.Group):
     listen: values.Listens = DEFAULT_LISTEN
     """HOST:PORT, or a list of several, to accept initiators on. iSCSI's own port is 3260; port 0 takes any free one."""
 
+    memory: values.Memory = 256 << 20
+    """The memory that the data of commands may take, all sessions together, at least 64MiB. Half of it
+    is set aside in equal parts for the sessions, and they share the rest as they need it. Commands that find no room wait, or end with TASK SET FULL, and their initiators send them again."""
+
 
 class Lio(values.Group):
     """The kernel's target, which needs root and the modules target_core_user, iscsi_target_mod and tcm_loop."""
@@ -83,7 +87,7 @@ class Settings(values.Group):
     """The way SCSI reaches the daemon."""
 
     portal: Portal = Portal()
-    """The addresses that initiators connect to."""
+    """The addresses that initiators connect to, and what they may make the portal spend."""
 
     lio: Lio = Lio()
     """The addresses that initiators connect to, with `fabric: lio`."""

@@ -21,6 +21,9 @@ PHYSICAL_MAXIMUM = 1 << 20
 LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
+MEMORY_MINIMUM = 64 << 20
+"""The data of the largest command fits."""
+
 LARGEST = (1 << 63) - 1
 """The most bytes that a file may have: the largest off_t."""
 
@@ -212,6 +215,14 @@ def _allowed_physical_block_size(value: int) -> int:
         )
     return value
 
+
+def _allowed_memory(value: int) -> int:
+    if value < MEMORY_MINIMUM:
+        raise ValueError(f"{units.exact_size(value)} is too little memory: at least {units.exact_size(MEMORY_MINIMUM)}")
+    return value
+
+
+Memory = Annotated[Size, pydantic.AfterValidator(_allowed_memory)]
 
 BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
 ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]

@@ -23,7 +23,12 @@ class PortalFabric:
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
         first, *others = configured.portal.listen
         with _explained(first):
-            self._portal = portal.Portal(*fabric_kind.host_and_port(first), {configured.target: served}, policy=policy)
+            self._portal = portal.Portal(
+                *fabric_kind.host_and_port(first),
+                {configured.target: served},
+                policy=policy,
+                memory=configured.portal.memory,
+            )
         try:
             for address in others:
                 self.listen(address)

@@ -61,6 +61,14 @@ class Barrier:
             self._then()
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a command that fails without its data."""
+
+    status: int
+    sense: bytes
+
+
 @dataclass(slots=True)
 class ReadyToTransfer:
     """One R2T that is out."""
@@ -83,7 +91,6 @@ class Command:
     __slots__ = (
         "barriers",
         "borrows",
-        "broken",
         "charged",
         "counted",
         "expected",
@@ -93,8 +100,10 @@ class Command:
         "r2t_sn",
         "r2ts",
         "reads",
+        "refused",
         "solicited",
         "stage",
+        "taken",
         "task",
         "unsolicited",
         "unsolicited_received",
@@ -111,8 +120,9 @@ class Command:
         self.counted = counted  # it took a place in the command window: not sent as immediate
         self.stage = Stage.READY
         self.borrows = False  # its data-out is a view into the receive buffer
-        self.broken = False  # some of its data was lost: it fails once the rest has arrived
+        self.refused: Refusal | None = None  # its data is thrown away, and it fails once the rest has arrived
         self.charged = 0  # bytes of the connection's budget it holds
+        self.taken = 0  # bytes of the portal's memory it holds
         self.lease: object | None = None  # the receive buffer that the portal keeps for it
         self.barriers: list[Barrier] = []
         self.unsolicited: memoryview = memoryview(b"")
@@ -122,6 +132,16 @@ class Command:
         self.next_offset = 0  # the first byte not yet asked for
         self.r2ts: dict[int, ReadyToTransfer] = {}
         self.r2t_sn = 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether its data is thrown away, because it fails."""
+        return self.refused is not None
+
+    def refuse(self, why: Refusal) -> None:
+        """Let the command fail once the data that was announced or asked for has arrived; none of it is kept."""
+        self.refused = why
+        self.unsolicited = memoryview(b"")
 
     @property
     def budget(self) -> int:

@@ -27,6 +27,7 @@ from target.iscsi.command import Barrier, Command
 from target.iscsi.errors import LoginRefused, LoginStatus, PeerError, Rejected
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.limits import Limits
+from target.iscsi.memory import Account, Memory
 from target.iscsi.output import Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason, TaskManagementResponse
 from target.iscsi.sender import MASK, Sender
@@ -56,6 +57,7 @@ class Host(Protocol):
     failed_logins: FailedLogins
     parameters: keys.Parameters
     limits: Limits
+    memory: Memory
 
     def reinstate(self, connection: Connection) -> list[Command]:
         """End the sessions that `connection` replaces (RFC 7143 6.3.5); return their commands that still run.
@@ -93,10 +95,12 @@ class Connection:
         """Whether the last `receive` left requests in the buffer: the session was congested, or answers must be sent first.
         The caller must call it again even without new bytes."""
         self.sender = Sender(output)
-        self.tasks = TaskSet(self.sender, host.limits)
+        self.account = Account(host.memory)
+        self.tasks = TaskSet(self.sender, host.limits, self.account)
         self._limits = host.limits
         self._login_pdus = 0
         self.held: dict[int, bytes] = {}
+        self._held_bytes = 0  # of memory for them
         self._managing = 0  # task management functions not answered yet
         self._last_heard = now
         self._pinged: float | None = None
@@ -213,6 +217,11 @@ class Connection:
         """End the conversation: handle no further requests, answer no further commands; `output` may still be sent."""
         self.state = State.CLOSING
         self.tasks.close()
+        self._give_held()
+
+    def _give_held(self) -> None:
+        self.account.give(self._held_bytes)
+        self._held_bytes = 0
 
     def request_logout(self, seconds: int) -> None:
         """Ask the initiator to log out within `seconds` (RFC 7143 11.9.1)."""
@@ -379,6 +388,8 @@ class Connection:
             assert held is not None
             sender.exp_cmd_sn = sender.exp_cmd_sn + 1 & MASK
             self._handle(held)
+        if not self.held:
+            self._give_held()
 
     def _handle(self, request: pdu.Pdu) -> None:
         """Call the request's handler.  A rejected request must not keep those behind it from their turn."""
@@ -395,6 +406,9 @@ class Connection:
         raw = pdu.encode(bytes(request.bhs), request.data, ahs=bytes(request.ahs))
         if sum(map(len, self.held.values())) + len(raw) > self._limits.held_bytes:
             raise PeerError("too much sent ahead of its CmdSN")
+        if not self.account.take(len(raw)):
+            raise PeerError("no memory for requests ahead of their CmdSN")
+        self._held_bytes += len(raw)
         self.held[cmd_sn] = raw
 
     def _handle_task_management(self, request: pdu.Pdu) -> None:

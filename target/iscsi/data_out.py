@@ -13,13 +13,19 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from target.iscsi import keys, pdu
-from target.iscsi.command import Command, OutOfOrder, ReadyToTransfer, Stage
+from target.iscsi.command import Command, OutOfOrder, ReadyToTransfer, Refusal, Stage
 from target.iscsi.errors import PeerError
 from target.iscsi.limits import Limits
+from target.iscsi.memory import Account
 from target.iscsi.pdu import NO_TAG
 from target.iscsi.sender import Sender
+from target.scsi import sense
+from target.scsi.task import Status
 
 log = logging.getLogger(__name__)
+
+LOST_DATA = Refusal(Status.CHECK_CONDITION, sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False))
+"""PROTOCOL SERVICE CRC ERROR: the answer of RFC 7143 11.4.7.2 to data that did not arrive whole."""
 
 
 class Place(NamedTuple):
@@ -31,11 +37,15 @@ class Place(NamedTuple):
 
 
 class DataOut:
-    """The R2Ts of one session, and the budget of `Limits.data_bytes` that their data takes from."""
+    """The R2Ts of one session, and the budget of `Limits.data_bytes` that their data takes from.
 
-    __slots__ = ("_agreed", "_limits", "_name", "_next_ttt", "_r2ts", "_sender", "_waiting", "used")
+    The data takes from the portal's memory as well, by way of the session's account.
+    """
 
-    def __init__(self, sender: Sender, limits: Limits) -> None:
+    __slots__ = ("_account", "_agreed", "_limits", "_name", "_next_ttt", "_r2ts", "_sender", "_waiting", "used")
+
+    def __init__(self, sender: Sender, limits: Limits, account: Account) -> None:
+        self._account = account
         self._name = ""  # the initiator's
         self._agreed = keys.Parameters()
         self._sender = sender
@@ -66,12 +76,17 @@ class DataOut:
         while self._waiting:
             command = self._waiting[0]
             if self.used and self.used + command.budget > self._limits.data_bytes:
+                break
+            if not self._account.take(command.budget):
+                self._account.wait()
                 return
             self._waiting.popleft()
             command.charged = command.budget
+            command.taken += command.charged
             self.used += command.charged
             command.begin_solicited()
             self._ask(command)
+        self._account.stop_waiting()
 
     def _ask(self, command: Command) -> None:
         """Keep as many R2Ts out as were agreed."""
@@ -91,8 +106,12 @@ class DataOut:
         command.r2ts.clear()
         self.used -= command.charged
         command.charged = 0
+        self._account.give(command.taken)
+        command.taken = 0
         if command.stage is Stage.WAITING:
             self._waiting.remove(command)
+            if not self._waiting:
+                self._account.stop_waiting()
 
     def place(self, bhs: memoryview, commands: Mapping[int, Command]) -> Place | None:
         """Return where the data of a Data-Out belongs, or None if its command is unknown, because it was aborted.
@@ -115,7 +134,7 @@ class DataOut:
             return Place(command, r2t, command.solicited_place(r2t, data_sn, offset, length))
         except OutOfOrder:
             log.warning("%s: data out of order, its command fails", self._name)
-            command.broken = True
+            command.refuse(LOST_DATA)
             return Place(command, r2t, None)
 
     def placed(self, command: Command, r2t: ReadyToTransfer | None, *, final: bool) -> Command | None:

@@ -14,7 +14,8 @@ class Limits:
     login_pdus: int = 64
     login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
     queue_depth: int = 128  # commands a session may have outstanding
-    output_bytes: int = 8 << 20  # answers that wait for a slow reader; beyond it no request is read
+    # answers that wait for a slow reader; beyond it no request is read.  When memory.py is short, it is less
+    output_bytes: int = 8 << 20
     data_bytes: int = 32 << 20  # solicited data-out of one session
     transfer_bytes: int = 64 << 20  # of one command
     held_bytes: int = 4 << 20  # requests that arrived ahead of their CmdSN

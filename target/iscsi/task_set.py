@@ -7,7 +7,11 @@ through `complete`, and is answered out of order.  The two paths must do the sam
 command.py lists the stages of a command, and data_out.py collects its data.
 
 Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered.  Solicited data takes
-from a budget of `data_bytes`.  A command that would move more than `transfer_bytes` is refused.
+from a budget of `data_bytes`, and all data of commands from the portal's memory (memory.py).  A command that would move more
+than `transfer_bytes` is refused.
+
+The device server looks at a command before its data is asked for.  If it is sure to be refused, it costs no memory: the
+target sends no R2T, and throws unsolicited data away.
 """
 
 from __future__ import annotations
@@ -16,22 +20,28 @@ from collections.abc import Callable, Container, Sequence
 
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, pdu
-from target.iscsi.command import Command, Stage, private_buffers
+from target.iscsi.command import Command, Refusal, Stage, private_buffers
 from target.iscsi.data_out import DataOut, Place
 from target.iscsi.errors import PeerError, Rejected
 from target.iscsi.limits import Limits
+from target.iscsi.memory import LARGE, Account
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import MASK, Sender, residual_of
 from target.scsi import sense
-from target.scsi.task import Executor, Status, Task
+from target.scsi.task import ForeseeingExecutor, Status, Task
 
-TOO_LONG_SENSE = sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False)
-LOST_DATA_SENSE = sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False)
-"""PROTOCOL SERVICE CRC ERROR: the sense of RFC 7143 11.4.7.2 for data that did not arrive whole."""
-
+TOO_LONG = Refusal(
+    Status.CHECK_CONDITION,
+    sense.Sense(sense.SenseKey.ILLEGAL_REQUEST, sense.Asc.INVALID_FIELD_IN_CDB).pack(descriptor=False),
+)
+FULL = Refusal(Status.TASK_SET_FULL, b"")
+"""The answer to a command that the portal has no memory for: its initiator sends it again (SAM-5 5.3.1)."""
 AHEAD = 16
 """Writes that are prepared together in place.  This is half of the usual number in flight: their answers are sent before
 the next writes are prepared, so that both sides are busy at the same time."""
+
+SMALL_OUTPUT = 65536
+"""Bytes of answers that a session may always have waiting, so that no answer to a small request needs a look at the memory."""
 
 DIRECT_LENGTH = 16384
 """Missing bytes from which on receiving in place beats a copy."""
@@ -40,7 +50,7 @@ DIRECT_LENGTH = 16384
 class TaskSet:
     """The commands of one session; raises PeerError and Rejected for the peer's mistakes."""
 
-    def __init__(self, sender: Sender, limits: Limits) -> None:
+    def __init__(self, sender: Sender, limits: Limits, account: Account) -> None:
         self.sender = sender
         self.output = sender.output
         self.blocked: list[Command] = []
@@ -57,20 +67,24 @@ class TaskSet:
         self.fast = False  # whether `receive_commands` may be used: there are no digests
         self.max_immediate = 0
         self._limits = limits
+        self.account = account
         self._agreed = keys.Parameters()
-        self.data_out = DataOut(sender, limits)
+        self.data_out = DataOut(sender, limits, account)
         self._after_direct: Callable[[], None] | None = None
-        self._collecting: dict[Command, tuple[int, float]] = {}  # bytes, and since when there were so many
+        # bytes, since when there were so many, and since when the command waits for data
+        self._collecting: dict[Command, tuple[int, float, float]] = {}
         self._task = Task(sender.output.allocate)
         self._ahead: list[Task] = []  # spare tasks of `_prepare_ahead`
-        no_executor: Executor = _NoExecutor()
+        no_executor: ForeseeingExecutor = _NoExecutor()
         self._execute = no_executor.execute
         self._prepare = no_executor.prepare
+        self._refuses = no_executor.refuses
 
-    def open(self, executor: Executor, name: str, agreed: keys.Parameters, max_segment: int) -> None:
+    def open(self, executor: ForeseeingExecutor, name: str, agreed: keys.Parameters, max_segment: int) -> None:
         """Begin the session of the initiator `name`, which may send data segments of `max_segment` bytes."""
         self._execute = executor.execute
         self._prepare = executor.prepare
+        self._refuses = executor.refuses
         self._agreed = agreed
         self.data_out.open(name, agreed)
         self.max_immediate = min(agreed.first_burst_length, max_segment) if agreed.immediate_data else 0
@@ -96,7 +110,8 @@ class TaskSet:
     @property
     def congested(self) -> bool:
         """Whether the peer must take answers before more of its requests are read."""
-        return len(self.output) > self._limits.output_bytes
+        waiting = len(self.output)
+        return waiting > SMALL_OUTPUT and (waiting > self._limits.output_bytes or waiting > self.account.room)
 
     def complete(self, command: Command) -> None:
         """Answer `command`, which was in `blocked` and is executed now, unless it was aborted."""
@@ -146,14 +161,21 @@ class TaskSet:
 
     def overdue(self, now: float) -> bool:
         """Return whether a command's data-out has stalled for too long.  Call it every second or so."""
-        collecting: dict[Command, tuple[int, float]] = {}
+        collecting: dict[Command, tuple[int, float, float]] = {}
         for command in self.commands.values():
             if command.stage in (Stage.UNSOLICITED, Stage.SOLICITED):
                 progress = command.progress
                 before = self._collecting.get(command)
-                collecting[command] = (progress, now) if before is None or before[0] != progress else before
+                if before is None:
+                    collecting[command] = (progress, now, now)
+                else:
+                    collecting[command] = before if before[0] == progress else (progress, now, before[2])
         self._collecting = collecting
-        return any(now - since > self._limits.stall_seconds for _, since in collecting.values())
+        return any(now - since > self._limits.stall_seconds for _, since, _ in collecting.values())
+
+    def collecting_since(self) -> float | None:
+        """Return since when the command whose data is late longest holds memory; None if there is none."""
+        return min((began for command, (_, _, began) in self._collecting.items() if command.taken), default=None)
 
     def free_slot(self) -> None:
         """Open the command window by one place: a request that took one is dealt with."""
@@ -231,6 +253,9 @@ class TaskSet:
                 command.borrows = lengths > 0
                 self._task = task = Task(output.allocate)
                 bytes_in += lengths
+                if lengths and not self._take(command, lengths):
+                    self._refuse_command(command, FULL)
+                    continue
                 self._block(command)
                 if expected_sn == sender.max_cmd_sn + 1 & MASK:
                     break  # the window is closed; only here, since every command answered opens it again
@@ -354,11 +379,13 @@ class TaskSet:
         # A command that announces no data may still have some, reported as its residual; so it counts as a read.
         command = Command(itt, task, expected, reads=not writes, writes=writes and expected > 0, counted=counted)
         self.commands[itt] = command
-        if max(expected, task.expected_in) > self._limits.transfer_bytes:
-            self._refuse_command(command, TOO_LONG_SENSE)
-            return
         if not command.writes:
-            self._run(command)
+            if task.expected_in > self._limits.transfer_bytes:
+                self._refuse_command(command, TOO_LONG)
+            elif task.expected_in > LARGE and not self._take(command, task.expected_in):
+                self._refuse_command(command, FULL)
+            else:
+                self._run(command)
             return
         agreed = self._agreed
         if len(request.data) and not agreed.immediate_data:
@@ -366,19 +393,48 @@ class TaskSet:
         more = not flags & pdu.FINAL
         if more and agreed.initial_r2t:
             raise PeerError("unsolicited data announced although InitialR2T=Yes")
-        command.begin_data_out(request.data, agreed.first_burst_length, more=more)
+        refusal = self._foresee(command, len(request.data), more=more)
         self.bytes_in += len(request.data)
+        if refusal is not None:
+            command.refuse(refusal)
+            command.stage = Stage.UNSOLICITED
+            if not more:
+                self._refuse_command(command, refusal)
+            return
+        command.begin_data_out(request.data, agreed.first_burst_length, more=more)
         if command.stage is Stage.WAITING:
             self.data_out.solicit(command)
         elif command.stage is Stage.READY:
             self._run_with_data(command)
 
-    def _refuse_command(self, command: Command, why: bytes) -> None:
-        """Answer a command with sense data, without executing it."""
+    def _foresee(self, command: Command, immediate: int, *, more: bool) -> Refusal | None:
+        """Return the answer to a write that fails whatever its data is; None: it has memory for its unsolicited data.
+
+        `immediate` bytes of data came with the command, and `more` may follow unasked.
+        """
+        task = command.task
+        if max(command.expected, task.expected_in) > self._limits.transfer_bytes:
+            return TOO_LONG
+        if (more or immediate < command.expected) and self._refuses(task):
+            return Refusal(task.status, task.sense)
+        room = min(self._agreed.first_burst_length, command.expected) if more else immediate
+        return None if self._take(command, room + task.expected_in) else FULL
+
+    def _take(self, command: Command, length: int) -> bool:
+        """Take memory for a command, and return whether there is enough."""
+        if not self.account.take(length):
+            self.account.memory.refusals += 1
+            return False
+        command.taken += length
+        return True
+
+    def _refuse_command(self, command: Command, why: Refusal) -> None:
+        """Answer a command without executing it.  Its data did not reach the unit."""
         if command.counted:
             self.free_slot()
             command.counted = False
-        self.sender.scsi_response(command.itt, Status.CHECK_CONDITION, why)
+        residual = residual_of(command.expected, 0 if command.writes else command.expected)
+        self.sender.scsi_response(command.itt, why.status, why.sense, residual=residual)
         self._forget(command)
 
     def _run(self, command: Command) -> None:
@@ -444,8 +500,8 @@ class TaskSet:
         command = self.data_out.placed(place.command, place.r2t, final=final)
         if command is None:
             return
-        if command.broken:
-            self._refuse_command(command, LOST_DATA_SENSE)
+        if command.refused is not None:
+            self._refuse_command(command, command.refused)
         else:
             self._run_with_data(command)
 
@@ -490,3 +546,6 @@ class _NoExecutor:
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         raise errors.UsageError("a write outside of a normal session")
+
+    def refuses(self, task: Task) -> bool:
+        raise errors.UsageError("a command outside of a normal session")

@@ -29,13 +29,14 @@ class ReceiveBuffer:
 class Channel(Lane):
     """A socket with its connection, its unhandled bytes and, as a Lane, its jobs."""
 
-    __slots__ = ("buffer", "connection", "fill", "mask", "opened", "output", "portal", "sock")
+    __slots__ = ("account", "buffer", "connection", "fill", "mask", "opened", "output", "portal", "sock")
 
     def __init__(self, sock: socket.socket, connection: Connection, output: Output, portal: str) -> None:
         super().__init__(connection.tasks)
         self.sock = sock
         self.portal = portal
         self.connection = connection
+        self.account = connection.account
         self.output = output
         self.buffer: ReceiveBuffer | None = None
         self.fill = 0  # unhandled bytes in it

@@ -6,7 +6,8 @@ a mebibyte, handles every complete PDU in it, and sends all answers with one cal
 device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it stops reading from a session until
 that session takes its answers).
 
-Receive buffers and arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a
+The data of commands takes from one amount of memory, which all sessions share (iscsi/memory.py).  Receive buffers and
+arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a
 few kilobytes.
 
 A daemon should run `tune_interpreter` once its set-up is complete.  The garbage collector then ignores all objects that
@@ -35,6 +36,7 @@ from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
 from target.iscsi.limits import Limits
+from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
 from target.portal.channel import Channel, ReceiveBuffer
@@ -69,7 +71,7 @@ class Portal:
     """An iSCSI portal that listens as soon as it exists, and serves once `start` or `run` is called.
 
     `targets` maps target names to device servers; the portal reads it at every login, so it may change at any time.
-    `listen` adds addresses while the portal runs.  Raises OSError if it cannot listen on `host` and `port` (0: any free
+    `listen` adds addresses while the portal runs.  The data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0: any free
     one).
     """
 
@@ -84,12 +86,14 @@ class Portal:
         limits: Limits | None = None,
         workers: int = 8,
         max_connections: int = 256,
+        memory: int = DEFAULT_BYTES,
     ) -> None:
         self.targets = targets
         self.policy = policy or login.OpenAccess()
         self.failed_logins = FailedLogins()
         self.parameters = parameters
         self.limits = limits or Limits()
+        self.memory = Memory(memory, max_connections)
         self._max_connections = max_connections
         self._epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, str]] = {}
@@ -334,6 +338,8 @@ class Portal:
                 self._finish_results()
             while self._calls:
                 self._calls.popleft()()
+            if self.memory.released:
+                self._admit_waiting()
             if self._stalled:  # one turn each, behind all others
                 for channel in list(self._stalled):
                     self._stalled.discard(channel)
@@ -470,6 +476,8 @@ class Portal:
             log.info("%s: %s", connection.login.initiator or connection.address, error)
             self._drop(channel)
             return
+        if waiting != channel.account.answers:
+            channel.account.count_answers(waiting)
         if not waiting:
             if channel is not self._warm:
                 output.release()
@@ -510,6 +518,7 @@ class Portal:
             self._warm = None
         self._epoll.unregister(fd)
         channel.sock.close()
+        channel.account.close()
         for command in unstarted:
             self._finish_command(channel, command)
         if connection.nexus is not None:
@@ -539,7 +548,39 @@ class Portal:
             self._give_buffer(buffer)
         channel.output.discard()
 
+    def _admit_waiting(self) -> None:
+        """Let the sessions that wait for memory try again, the one that has waited longest first."""
+        memory = self.memory
+        memory.released = False
+        waiting = {channel.account: channel for channel in self._channels.values() if channel.account in memory.waiting}
+        for account in list(memory.waiting):
+            channel = waiting.get(account)
+            if channel is not None:
+                channel.connection.tasks.data_out.admit()
+                self._dirty.add(channel)
+
+    def _relieve(self, now: float) -> None:
+        """Drop the session whose data has been on its way longest, because it holds memory that others need."""
+        begun = [
+            (since, channel)
+            for channel in self._channels.values()
+            if (since := channel.connection.tasks.collecting_since()) is not None and now - since > SHORT_SECONDS
+        ]
+        if begun:
+            since, slowest = min(begun, key=lambda pair: pair[0])
+            log.warning(
+                "%s from %s: a command's data has been on its way for %d s, and others need the memory: session dropped",
+                slowest.connection.login.initiator,
+                slowest.connection.address,
+                now - since,
+            )
+            self._drop(slowest)
+
     def _tick(self, now: float) -> None:
+        short = self.memory.second()
+        self.memory.released = bool(self.memory.waiting)
+        if short:
+            self._relieve(now)
         for channel in list(self._channels.values()):
             channel.connection.tick(now)
             if channel.connection.finished and not channel.connection.lingers(now):

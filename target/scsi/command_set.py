@@ -8,11 +8,11 @@ table but end with DATA PROTECT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from target.scsi import sense
-from target.scsi.logical_unit import Handler, ItlNexus, RangeOf
+from target.scsi.logical_unit import Check, Handler, ItlNexus, LogicalUnit, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.sense import Asc
 from target.scsi.task import Task
@@ -38,6 +38,7 @@ class Command:
     plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and run it again if it failed
     writes: bool = False  # it changes the medium
     range_written: RangeOf | None = None  # finds the blocks that a write changes, so that they can be prepared
+    check: Check | None = None  # raises for a CDB that is refused whatever the data is, beyond the usage mask
     attention_exempt: bool = False  # it runs while a unit attention is pending (SAM-5 5.14)
     atomic: bool = False  # only for units with a journal
     needs: Permission = Permission.EVERYTHING  # least that a reservation must permit (SPC-4 table 65, SBC-4 table 14)
@@ -45,27 +46,53 @@ class Command:
     timeout: int = 30  # seconds that an initiator should allow for it
 
 
-def _checked(command: Command) -> Handler:
-    """Return the command's handler behind the check of its CDB against the usage mask."""
-    length, handler = len(command.usage), command.handler
+def _masked(command: Command) -> Callable[[bytes | memoryview], None]:
+    """Return the check of the command's CDB against the usage mask."""
+    length = len(command.usage)
     unused = ~int.from_bytes(command.usage) & ((1 << 8 * length) - 1)
     unused &= (1 << 8 * (length - 1)) - 1  # not the opcode
 
-    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
-        cdb = task.cdb
+    def check(cdb: bytes | memoryview) -> None:
         if len(cdb) < length:
             raise sense.illegal_request(Asc.INVALID_FIELD_IN_CDB)
         wrong = int.from_bytes(cdb[:length]) & unused
         if wrong:
             position = wrong.bit_length() - 1
             raise sense.invalid_field(length - 1 - position // 8, position % 8)
+
+    return check
+
+
+def _checked(command: Command) -> Handler:
+    """Return the command's handler behind the check of its CDB against the usage mask."""
+    handler, check = command.handler, _masked(command)
+
+    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        check(task.cdb)
         handler(itl, task, nowait)
 
     return run
 
 
+def _foreseen(command: Command) -> Check:
+    """Return the checks of the command that need no data."""
+    masked, more = _masked(command), command.check
+
+    def check(unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+        masked(cdb)
+        if more is not None:
+            more(unit, cdb)
+
+    return check
+
+
 def _unknown(_itl: ItlNexus, _task: Task, _nowait: bool) -> None:
-    raise sense.illegal_request(Asc.INVALID_COMMAND_OPERATION_CODE)
+    raise unknown_opcode()
+
+
+def unknown_opcode() -> sense.CheckCondition:
+    """Return the refusal of an opcode that the unit does not have."""
+    return sense.illegal_request(Asc.INVALID_COMMAND_OPERATION_CODE)
 
 
 def _protected(_itl: ItlNexus, _task: Task, _nowait: bool) -> None:
@@ -93,6 +120,8 @@ class UnitCommands:
     def __init__(self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool) -> None:
         self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
+        self._opcodes = frozenset(command.opcode for command in self.rows)
+        self._checks: dict[tuple[int, int | None], Check] = {}
         self.checked: list[Handler] = [_unknown] * 256
         self.handlers: list[Handler] = [_unknown] * 256
         allowed = [command for command in self.rows if not (command.writes and write_protected)]
@@ -104,6 +133,8 @@ class UnitCommands:
         for command in self.rows:
             protected = command.writes and write_protected
             handler = _protected if protected else _checked(command)
+            if not protected:
+                self._checks[command.opcode, command.service_action] = _foreseen(command)
             if command.service_action is not None:
                 actions.setdefault(command.opcode, {})[command.service_action] = handler
                 handler = _by_service_action(actions[command.opcode])
@@ -113,6 +144,18 @@ class UnitCommands:
     def find(self, opcode: int, service_action: int) -> Command | None:
         """Return the row for an opcode, and the service action where the opcode has some."""
         return self._rows.get((opcode, None)) or self._rows.get((opcode, service_action))
+
+    def check(self, unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+        """Raise CheckCondition for a CDB that is refused whatever the data of its command is."""
+        if len(cdb) < 2:
+            raise sense.illegal_request(Asc.INVALID_FIELD_IN_CDB)
+        command = self.find(cdb[0], cdb[1] & 0x1F)
+        if command is None:
+            raise sense.invalid_field(1, 4) if cdb[0] in self._opcodes else unknown_opcode()
+        check = self._checks.get((command.opcode, command.service_action))
+        if check is None:
+            raise sense.write_protected()
+        check(unit, cdb)
 
 
 def takes_copies(kind: UnitKind) -> bool:

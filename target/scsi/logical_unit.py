@@ -47,6 +47,9 @@ cut.  The physical block size is the disk's own if the primary is a disk, or the
 Handler = Callable[["ItlNexus", Task, bool], None]
 """Run one task (the last argument is `nowait`) and set its results; raises CheckCondition, BlockDeviceError, WouldBlock."""
 
+Check = Callable[["LogicalUnit", "bytes | memoryview"], object]
+"""Raise CheckCondition for a CDB that is refused whatever the data of its command is."""
+
 RangeOf = Callable[[bytes | memoryview], tuple[int, int]]
 """Return the first LBA and the number of blocks that a CDB names."""
 
@@ -88,6 +91,9 @@ class CommandSet(Protocol):
 
     def find(self, opcode: int, service_action: int) -> CommandRow | None:
         """Return the row for an opcode, and the service action where the opcode has some."""
+
+    def check(self, unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+        """Raise CheckCondition for a CDB that is refused whatever the data of its command is."""
 
 
 class CommandsOf(Protocol):

@@ -173,6 +173,27 @@ class Nexus:
             if unit.draining:
                 unit.task_ended(task)
 
+    def refuses(self, task: Task) -> bool:
+        """Return whether the task is refused whatever its data-out is, and if so, set its results.
+
+        Its LUN has no unit, a unit attention is reported instead, the unit is reserved for others or write protected for
+        this initiator, or the CDB is invalid.
+        """
+        itl = self._itls.get(task.lun)
+        if itl is None:
+            self._execute_without_unit(task)
+            return True
+        unit = itl.unit
+        try:
+            if itl.unusual:
+                itl.admit(task)
+            itl.commands.check(unit, task.cdb)
+        except Exception as error:  # noqa: BLE001 - as in `execute`
+            unit.counters.commands += 1
+            unit.fail(task, error)
+            return True
+        return False
+
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         """Hand each unit's device all ranges that these tasks will write, at once (`BlockDevice.prepare_writes`).
 

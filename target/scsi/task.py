@@ -99,3 +99,13 @@ class Executor(Protocol):
 
         With `nowait`, do only the part that takes no waiting.
         """
+
+
+class ForeseeingExecutor(Executor, Protocol):
+    """An executor for a fabric that asks initiators for the data of their writes."""
+
+    def refuses(self, task: Task) -> bool:
+        """Return whether the task is refused whatever its data-out is; then its results are set.
+
+        A task that is not refused has no results yet, and may still fail.
+        """

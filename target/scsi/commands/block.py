@@ -179,15 +179,21 @@ def write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     transfer.good(task)
 
 
-def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run WRITE ATOMIC(16) (SBC-4 5.40): all of it or nothing, through any crash, and on stable storage when it ends."""
-    unit = itl.unit
-    lba, boundary, count = _ATOMIC.unpack_from(task.cdb)
+def atomic_range(unit: LogicalUnit, cdb: bytes | memoryview) -> tuple[int, int]:
+    """Return LBA and number of blocks of a WRITE ATOMIC(16), checked."""
+    lba, boundary, count = _ATOMIC.unpack_from(cdb)
     unit.check_range(lba, count)
     if boundary:  # MAXIMUM ATOMIC BOUNDARY SIZE is 0
         raise sense.invalid_field(10)
     if count > atomic_journal.MAX_BYTES >> unit.shift:
         raise sense.invalid_field(12)
+    return lba, count
+
+
+def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """Run WRITE ATOMIC(16) (SBC-4 5.40): all of it or nothing, through any crash, and on stable storage when it ends."""
+    unit = itl.unit
+    lba, count = atomic_range(unit, task.cdb)
     data = transfer.data_out(task, count << unit.shift)
     if nowait:
         raise WouldBlock

@@ -80,6 +80,11 @@ def compare_and_write_range(cdb: bytes | memoryview) -> tuple[int, int]:
     return int.from_bytes(cdb[2:10]), cdb[13]
 
 
+def check_compare_and_write(unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+    """Check the range of a COMPARE AND WRITE."""
+    unit.check_range(*compare_and_write_range(cdb))
+
+
 def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """Run COMPARE AND WRITE, atomically: every other write to the device waits."""
     unit, cdb = itl.unit, task.cdb

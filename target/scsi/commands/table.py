@@ -16,7 +16,7 @@ import functools
 
 from target.scsi.command_set import ALL, NONE, NOT_WRITE_ONCE, PRIMARY, Command, UnitCommands
 from target.scsi.commands import block, compare, extended_copy, mode, primary, reserve, thin
-from target.scsi.logical_unit import Handler, RangeOf
+from target.scsi.logical_unit import Check, Handler, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.unit_kind import UnitKind
 
@@ -32,6 +32,7 @@ def _row(
     plain: frozenset[UnitKind] = NONE,
     writes: bool = False,
     range_written: RangeOf | None = None,
+    check: Check | None = None,
     attention_exempt: bool = False,
     atomic: bool = False,
     needs: Permission = Permission.EVERYTHING,
@@ -50,6 +51,7 @@ def _row(
         plain,
         writes,
         range_written,
+        check,
         attention_exempt,
         atomic,
         needs,
@@ -73,7 +75,7 @@ COMMANDS: tuple[Command, ...] = (
     _row("TEST UNIT READY",      "00 00 00 00 00 00", primary.test_unit_ready, needs=Permission.NOTHING),
     _row("REQUEST SENSE",        "03 01 00 00 ff 00", primary.request_sense, attention_exempt=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("READ(6)",              "08 1f ff ff ff 00", block.read, needs=Permission.READ),
-    _row("WRITE(6)",             "0a 1f ff ff ff 00", block.write, writes=True, range_written=block.cdb_range),
+    _row("WRITE(6)",             "0a 1f ff ff ff 00", block.write, writes=True, check=block.transfer_range, range_written=block.cdb_range),
     _row("INQUIRY",              "12 01 ff ff ff 00", primary.inquiry_, attention_exempt=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("MODE SELECT(6)",       "15 11 00 00 ff 00", mode.mode_select),
     _row("RESERVE(6)",           "16 00 00 00 00 00", reserve.reserve_spc2, needs=Permission.NOTHING, despite_reserve=True),
@@ -83,12 +85,12 @@ COMMANDS: tuple[Command, ...] = (
     _row("PREVENT ALLOW MEDIUM REMOVAL", "1e 00 00 00 03 00", primary.prevent_allow),
     _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block.read_capacity_10, needs=Permission.NOTHING, despite_reserve=True),
     _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block.read, fast=block.fast_read_10, plain=ALL, needs=Permission.READ),
-    _row("WRITE(10)",            "2a 1a ff ff ff ff 1f ff ff 00", block.write, fast=block.fast_write_10, plain=PRIMARY, writes=True, range_written=block.cdb_range),
-    _row("WRITE AND VERIFY(10)", "2e 16 ff ff ff ff 1f ff ff 00", compare.write_and_verify, writes=True, range_written=block.cdb_range),
+    _row("WRITE(10)",            "2a 1a ff ff ff ff 1f ff ff 00", block.write, fast=block.fast_write_10, plain=PRIMARY, writes=True, check=block.transfer_range, range_written=block.cdb_range),
+    _row("WRITE AND VERIFY(10)", "2e 16 ff ff ff ff 1f ff ff 00", compare.write_and_verify, writes=True, check=block.transfer_range, range_written=block.cdb_range),
     _row("VERIFY(10)",           "2f 16 ff ff ff ff 1f ff ff 00", compare.verify, needs=Permission.READ),
     _row("PRE-FETCH(10)",        "34 02 ff ff ff ff 1f ff ff 00", block.pre_fetch, needs=Permission.READ),
     _row("SYNCHRONIZE CACHE(10)", "35 02 ff ff ff ff 1f ff ff 00", block.synchronize_cache, timeout=120),
-    _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, range_written=block.cdb_range, timeout=300),
+    _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, check=thin.write_same_range, range_written=block.cdb_range, timeout=300),
     _row("UNMAP",                "42 00 00 00 00 00 1f ff ff 00", thin.unmap, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
     _row("MODE SELECT(10)",      "55 11 00 00 00 00 00 ff ff 00", mode.mode_select),
     _row("RESERVE(10)",          "56 00 00 00 00 00 00 00 00 00", reserve.reserve_spc2, needs=Permission.NOTHING, despite_reserve=True),
@@ -110,23 +112,23 @@ COMMANDS: tuple[Command, ...] = (
     _row("RECEIVE COPY STATUS(LID1)", "84 1f ff 00 00 00 00 00 00 00 ff ff ff ff 00 00", extended_copy.copy_status, service_action=0, kinds=NOT_WRITE_ONCE, needs=Permission.READ),
     _row("RECEIVE COPY OPERATING PARAMETERS", "84 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", extended_copy.operating_parameters, service_action=3, kinds=NOT_WRITE_ONCE, needs=Permission.READ),
     _row("READ(16)",             "88 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.read, fast=block.fast_read_16, plain=ALL, needs=Permission.READ),
-    _row("COMPARE AND WRITE",    "89 18 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00", compare.compare_and_write, kinds=NOT_WRITE_ONCE, writes=True, range_written=compare.compare_and_write_range),
-    _row("WRITE(16)",            "8a 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.write, fast=block.fast_write_16, plain=PRIMARY, writes=True, range_written=block.cdb_range),
-    _row("ORWRITE(16)",          "8b 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare.orwrite, kinds=NOT_WRITE_ONCE, writes=True),
-    _row("WRITE AND VERIFY(16)", "8e 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare.write_and_verify, writes=True, range_written=block.cdb_range),
+    _row("COMPARE AND WRITE",    "89 18 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00", compare.compare_and_write, kinds=NOT_WRITE_ONCE, writes=True, check=compare.check_compare_and_write, range_written=compare.compare_and_write_range),
+    _row("WRITE(16)",            "8a 1a ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.write, fast=block.fast_write_16, plain=PRIMARY, writes=True, check=block.transfer_range, range_written=block.cdb_range),
+    _row("ORWRITE(16)",          "8b 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare.orwrite, kinds=NOT_WRITE_ONCE, writes=True, check=block.transfer_range),
+    _row("WRITE AND VERIFY(16)", "8e 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare.write_and_verify, writes=True, check=block.transfer_range, range_written=block.cdb_range),
     _row("VERIFY(16)",           "8f 16 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", compare.verify, needs=Permission.READ),
     _row("PRE-FETCH(16)",        "90 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.pre_fetch, needs=Permission.READ),
     _row("SYNCHRONIZE CACHE(16)", "91 02 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.synchronize_cache, timeout=120),
-    _row("WRITE SAME(16)",       "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, range_written=block.cdb_range, timeout=300),
-    _row("WRITE ATOMIC(16)",     "9c 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.write_atomic, kinds=NOT_WRITE_ONCE, writes=True, atomic=True),
+    _row("WRITE SAME(16)",       "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, check=thin.write_same_range, range_written=block.cdb_range, timeout=300),
+    _row("WRITE ATOMIC(16)",     "9c 18 ff ff ff ff ff ff ff ff ff ff ff ff 1f 00", block.write_atomic, kinds=NOT_WRITE_ONCE, writes=True, check=block.atomic_range, atomic=True),
     _row("READ CAPACITY(16)",    "9e 1f 00 00 00 00 00 00 00 00 ff ff ff ff 00 00", block.read_capacity_16, service_action=0x10, needs=Permission.NOTHING, despite_reserve=True),
     _row("GET LBA STATUS",       "9e 1f ff ff ff ff ff ff ff ff ff ff ff ff 00 00", thin.get_lba_status, service_action=0x12, needs=Permission.READ),
     _row("REPORT LUNS",          "a0 00 ff 00 00 00 ff ff ff ff 00 00", primary.report_luns, attention_exempt=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("REPORT SUPPORTED OPERATION CODES", "a3 1f 87 ff ff ff ff ff ff ff 00 00", primary.report_supported_operation_codes, service_action=0x0C, needs=Permission.READ),
     _row("REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", "a3 1f 80 00 00 00 ff ff ff ff 00 00", primary.report_supported_tmf, service_action=0x0D, needs=Permission.READ),
     _row("READ(12)",             "a8 1a ff ff ff ff ff ff ff ff 1f 00", block.read, needs=Permission.READ),
-    _row("WRITE(12)",            "aa 1a ff ff ff ff ff ff ff ff 1f 00", block.write, writes=True, range_written=block.cdb_range),
-    _row("WRITE AND VERIFY(12)", "ae 16 ff ff ff ff ff ff ff ff 1f 00", compare.write_and_verify, writes=True, range_written=block.cdb_range),
+    _row("WRITE(12)",            "aa 1a ff ff ff ff ff ff ff ff 1f 00", block.write, writes=True, check=block.transfer_range, range_written=block.cdb_range),
+    _row("WRITE AND VERIFY(12)", "ae 16 ff ff ff ff ff ff ff ff 1f 00", compare.write_and_verify, writes=True, check=block.transfer_range, range_written=block.cdb_range),
     _row("VERIFY(12)",           "af 16 ff ff ff ff ff ff ff ff 1f 00", compare.verify, needs=Permission.READ),
 )
 # fmt: on

@@ -33,14 +33,20 @@ def _zero(unit: LogicalUnit, task: Task, lba: int, count: int, *, discard: bool)
         count -= blocks
 
 
-def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run WRITE SAME(10) and (16) with UNMAP and NDOB; a NUMBER OF LOGICAL BLOCKS of 0 reaches to the end (WSNZ is 0)."""
-    unit, cdb = itl.unit, task.cdb
+def write_same_range(unit: LogicalUnit, cdb: bytes | memoryview) -> tuple[int, int]:
+    """Return LBA and number of blocks of a WRITE SAME, checked; a NUMBER OF LOGICAL BLOCKS of 0 reaches to the end (WSNZ is 0)."""
     lba, count = block_commands.cdb_range(cdb)
     unit.check_range(lba, count)
     count = count or unit.blocks - lba
     if count > transfer.MAX_WRITE_SAME_BYTES >> unit.shift:
         raise sense.invalid_field(10 if cdb[0] == 0x93 else 7)
+    return lba, count
+
+
+def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
+    """Run WRITE SAME(10) and (16) with UNMAP and NDOB."""
+    unit, cdb = itl.unit, task.cdb
+    lba, count = write_same_range(unit, cdb)
     no_data_out = cdb[0] == 0x93 and cdb[1] & 0x01
     block = bytes(unit.block_size) if no_data_out else b"".join(transfer.data_out(task, unit.block_size, exact=True))
     if nowait:

@@ -16,6 +16,7 @@ from target.iscsi.connection import Connection
 from target.iscsi.errors import LoginStatus
 from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.limits import Limits
+from target.iscsi.memory import Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.commands import table
@@ -60,6 +61,7 @@ class FakePortal:
     failed_logins: FailedLogins = field(default_factory=NeverLate)
     parameters: keys.Parameters = keys.OURS
     limits: Limits = field(default_factory=Limits)
+    memory: Memory = field(default_factory=Memory)
     connections: list[Connection] = field(default_factory=list)
 
     def reinstate(self, connection: Connection) -> list[Command]:

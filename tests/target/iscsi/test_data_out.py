@@ -13,6 +13,7 @@ from target.iscsi.connection import State
 from target.iscsi.data_out import DataOut
 from target.iscsi.keys import Parameters
 from target.iscsi.limits import Limits
+from target.iscsi.memory import Account, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.pdu import NO_TAG, Opcode, RejectReason
 from target.iscsi.sender import Sender
@@ -132,7 +133,7 @@ def test_solicited_data_is_requested_within_the_budget(connect: Connect, portal:
 
 @pytest.fixture
 def data_out() -> DataOut:
-    data_out = DataOut(Sender(Output(ArenaPool())), Limits(data_bytes=1000))
+    data_out = DataOut(Sender(Output(ArenaPool())), Limits(data_bytes=1000), Account(Memory()))
     data_out.open("iqn.2026-11.io.wolun:initiator", Parameters(max_outstanding_r2t=2, max_burst_length=512))
     return data_out
 

@@ -16,6 +16,7 @@ import pytest
 
 from target.iscsi import pdu
 from target.iscsi.limits import Limits
+from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS
 from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
 from target.portal.portal import Portal
 from target.scsi.scsi_target import ScsiTarget
@@ -100,8 +101,10 @@ Serve = Callable[..., Portal]
 def serve(scsi: ScsiTarget) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
 
-        def serve(limits: Limits | None = None, max_connections: int = 64) -> Portal:
-            portal = Portal("127.0.0.1", 0, {TARGET: scsi}, limits=limits, max_connections=max_connections)
+        def serve(limits: Limits | None = None, max_connections: int = 64, memory: int = DEFAULT_BYTES) -> Portal:
+            portal = Portal(
+                "127.0.0.1", 0, {TARGET: scsi}, limits=limits, max_connections=max_connections, memory=memory
+            )
             stack.callback(portal.close, 0)
             portal.start()
             return portal
@@ -374,3 +377,40 @@ def test_closing_ends_the_remaining_sessions_and_frees_everything(scsi: ScsiTarg
 def test_a_busy_address_is_reported_at_once(serve: Serve, scsi: ScsiTarget) -> None:
     with pytest.raises(OSError, match="in use"):
         Portal(*serve().address, {TARGET: scsi})
+
+
+def asks_for_room(client: Client, itt: int) -> None:
+    """Send a write of 3 MiB whose data must be asked for."""
+    client.send(client.make.command(write10(0, 6144), write=3 * MIB, itt=itt))
+
+
+def test_a_session_that_waits_for_memory_gets_what_another_gives_back(serve: Serve) -> None:
+    portal = serve(memory=8 * MIB)
+    first, second = Client(portal, isid=1), Client(portal, isid=2)
+    for client in (first, second):
+        client.settle()
+    asks_for_room(first, 1)
+    assert first.reply().opcode == Opcode.R2T
+    asks_for_room(second, 2)
+    wait_for(lambda: bool(portal.memory.waiting))
+    first.send(first.make.request(Opcode.TASK_MANAGEMENT_REQUEST, 0x81, itt=9, word20=1, immediate=True))
+    assert (second.reply().opcode, bool(portal.memory.waiting)) == (Opcode.R2T, False)
+
+
+def test_the_session_whose_data_is_late_longest_is_dropped_when_memory_stays_short(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    portal = serve(memory=8 * MIB)
+    late, second = Client(portal, isid=1), Client(portal, isid=2)
+    for client in (late, second):
+        client.settle()
+    asks_for_room(late, 1)
+    assert late.reply().opcode == Opcode.R2T
+    asks_for_room(second, 2)
+    wait_for(lambda: bool(portal.memory.waiting))
+    now = time.monotonic()
+    for second_passed in range(SHORT_SECONDS + 2):
+        portal._call(partial(portal._tick, now + second_passed))
+    assert second.reply().opcode == Opcode.R2T
+    assert late.hung_up()
+    assert "others need the memory: session dropped" in caplog.text

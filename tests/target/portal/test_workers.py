@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from target.iscsi.command import Command, private_buffers
 from target.iscsi.limits import Limits
+from target.iscsi.memory import Account, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.sender import Sender
 from target.iscsi.task_set import TaskSet
@@ -26,7 +27,7 @@ class _Idle:
 
 def lane_of(*jobs: Sequence[tuple[int, bool]]) -> Lane:
     """Return a lane with these jobs, each a list of (LUN, whether it writes)."""
-    lane = Lane(TaskSet(Sender(Output(ArenaPool())), Limits()))
+    lane = Lane(TaskSet(Sender(Output(ArenaPool())), Limits(), Account(Memory())))
     itt = 0
     for job in jobs:
         commands = []

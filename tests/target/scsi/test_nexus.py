@@ -9,7 +9,7 @@ import pytest
 
 from lun_backends import block_device
 from target.scsi.scsi_target import ScsiTarget
-from target.scsi.task import Task
+from target.scsi.task import Status, Task
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import (
     CHECK,
@@ -258,3 +258,12 @@ def test_clear_task_set_raises_an_attention_for_the_other_owners_alone(primary: 
     assert [attention_of(owner, lun) for lun in (0, 1)] == [0x2F00, 0]
     assert attention_of(idle) == 0
     assert attention_of(primary.initiator) == 0
+
+
+def test_a_write_that_another_reserved_is_refused_before_its_data(primary: Bench) -> None:
+    other = primary.login("iqn.2026-11.x:two")
+    assert other.run(b"\x16" + bytes(5)).status == GOOD
+    task = primary.initiator.task(cdb10(0x2A, 0, 1))
+    assert primary.initiator.nexus.refuses(task)
+    assert task.status == Status.RESERVATION_CONFLICT
+    assert not other.nexus.refuses(other.task(cdb10(0x2A, 0, 1)))

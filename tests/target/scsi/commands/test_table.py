@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lun_backends import block_device
+from target.scsi import nexus
 from target.scsi.command_set import Command
 from target.scsi.commands import table
 from target.scsi.logical_unit import UnitKind
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.task import Status, Task, cdb_length
 from tests.memory_device import MemoryDevice
-from tests.target.scsi.harness import Bench, allocate, block_cdb, compare_and_write_cdb, result_of
+from tests.target.scsi.harness import Bench, Initiator, allocate, block_cdb, compare_and_write_cdb, result_of
 
 BLOCKS = 64
 
@@ -168,3 +169,37 @@ def test_the_plain_commands_are_reads_everywhere_and_writes_on_primaries() -> No
             writes = kind is UnitKind.PRIMARY and not write_protected
             plain = table.for_unit(kind, write_protected=write_protected).plain
             assert plain == ({0x28, 0x88, 0x2A, 0x8A} if writes else {0x28, 0x88})
+
+
+SURE = [  # CDBs that are refused whatever their data is, and others that are not
+    *(block_cdb(opcode, lba, count) for opcode in (0x2A, 0x2E, 0x41, 0x8A, 0x8B, 0x8E, 0x93, 0x9C, 0xAA, 0xAE)
+      for lba, count in ((0, 1), (BLOCKS, 1), (BLOCKS - 1, 2), (1 << 31, 1), (0, 65535))),
+    compare_and_write_cdb(BLOCKS, 1), compare_and_write_cdb(0, 1),
+    b"\x2a\x80" + bytes(8), b"\x5f\x1f" + bytes(8), b"\xc1" + bytes(9), b"\x9e\x01" + bytes(14),
+]  # fmt: skip
+
+
+def answer(task: Task) -> tuple[int, bytes]:
+    result = result_of(task)
+    return result.status, result.sense
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("kind", list(UnitKind))
+def test_what_is_refused_before_its_data_would_have_been_refused_with_it(
+    kind: UnitKind, read_only: bool, tmp_path: Path
+) -> None:
+    device = MemoryDevice(BLOCKS * 512, write_once=kind is UnitKind.WRITE_ONCE)
+    bench = Bench(kind, device, state_dir=tmp_path)
+    view: nexus.View = lambda number, unit: (nexus.Reach(number, read_only=read_only),)  # noqa: E731
+    initiator = Initiator(bench.target.open_nexus("iqn.2026-11.x:two", view=view))
+    refused = 0
+    for cdb in SURE:
+        early, late = (initiator.task(cdb, bytes(512)) for _ in range(2))
+        early.cdb = late.cdb = cdb
+        if initiator.nexus.refuses(early):
+            refused += 1
+            initiator.nexus.execute(late, nowait=True)
+            assert answer(early) == answer(late), cdb.hex()
+    assert refused > 20
+    assert (refused == len(SURE)) is (read_only or kind is UnitKind.SNAPSHOT_VIEW)
