@@ -14,6 +14,7 @@ from target.iscsi.output import Output
 from target.iscsi.pdu import Opcode
 from target.iscsi.task_set import TaskSet
 from target.portal.portal import Portal
+from target.portal.workers import Workers
 from target.scsi.nexus import Nexus
 from tests.memory_device import MIB, MemoryDevice
 from tests.target.iscsi.initiator import TARGET, make_target, read10, write10
@@ -81,6 +82,8 @@ def test_error_ends_its_session_wherever_it_comes_up(lab: Lab, caplog: pytest.Lo
         (TaskSet, "_block", True, True),
         (TaskSet, "prepare_in_place", False, True),
         (TaskSet, "_answer", False, True),
+        (TaskSet, "_answer", False, False),
+        (Workers, "enqueue", False, True),
         (Output, "send", False, False),
         (TaskSet, "receive_commands", True, False),
         (Nexus, "execute", False, True),
@@ -90,7 +93,8 @@ def test_error_ends_its_session_wherever_it_comes_up(lab: Lab, caplog: pytest.Lo
         faulty = lab.log_in(FAULTY)
         lab.device.blocking = blocks
         connection = lab.connection(FAULTY)
-        its = (connection, connection.tasks, connection.output, connection.nexus)
+        connection.tasks.fast = method != "_answer"
+        its = (connection, connection.tasks, connection.output, connection.nexus, lab.portal._workers)
         on_worker = owner is Nexus and blocks
 
         def concerns(this: Any, its: Any = its, on_worker: bool = on_worker) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from lun_backends.block_device import WouldBlock
 from target.scsi.task import Task
+from target.tcmu import server as module
 from target.tcmu.ring import Ring, RingTask
 from target.tcmu.server import Served, Server
 from tests.target.tcmu import kernel_side
@@ -261,8 +262,11 @@ def test_error_ends_the_service_of_its_ring_and_of_no_other(
     assert other.wait(1) == [2]
 
 
-def test_error_of_a_plain_command_ends_the_service_of_its_ring(make: Callable[[], Device], server: Server) -> None:
-    """The loop looks at a ring that was busy last in a way of its own."""
+def test_error_of_a_plain_command_ends_the_service_of_its_ring(
+    make: Callable[[], Device], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loop does not sleep, it looks at the ring that was busy last in a way of its own."""
+    monkeypatch.setattr(module, "SPIN_SECONDS", 600)
     device, other = make(), make()
     server.add(device.served)
     server.add(other.served)
