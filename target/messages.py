@@ -28,7 +28,7 @@ class Snapshot:
     """A snapshot of a volume.
 
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
-    `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it
+    `preserved_percent` relates that to the volume's size.  The volume's schedule took a `scheduled` snapshot, and deletes it
     when the `keep` rule no longer covers it.
     """
 
@@ -73,15 +73,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDetails(Snapshot):
-    """A snapshot with the details that `snapshot show` prints.
-
-    `outside_bytes` are in chunks that an initiator wrote to a write-once LUN, so they may not be what the volume held.
-    """
+    """A snapshot with the details that `snapshot show` prints."""
 
     chunk_size: int
     view_url: str
     write_once_url: str
-    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,6 @@ class Volume:
     written_bytes_per_second: float
     commands_per_second: float
     verify_reads: bool = True
-    map_write_once: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +182,35 @@ class Lun:
     unit: str
     kind: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A registration of an initiator port with a unit (SPC-4 5.12).  `key` is hexadecimal, `isid` as initiators report it."""
+
+    initiator: str
+    isid: str
+    key: str
+    holds: bool
+    logged_in: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReservations:
+    """The reservations of a unit.
+
+    `type` is the type of the persistent reservation, None if there is none; the registrations that `holds` have it.
+    `reserved_by` is the initiator that has the unit by RESERVE of SPC-2, which ends with its session.  With `persists` the
+    registrations outlive the daemon.
+    """
+
+    lun: int
+    unit: str
+    type: str | None
+    registrations: tuple[Registration, ...]
+    reserved_by: str | None
+    persists: bool
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +295,6 @@ class CreateVolume:
     limit: str | None = None
     on_error: str | None = None
     verify_reads: bool | None = None
-    map_write_once: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,10 +309,7 @@ NO_LIMIT = "none"
 
 @dataclass(frozen=True, slots=True)
 class ChangeVolume:
-    """Request: change the fields that are not None.
-
-    `limit` may be NO_LIMIT.  With `hidden` the volume loses its LUN, and with `any_lun` it gets the lowest free one.
-    """
+    """Request: change the fields that are not None.  `limit` may be NO_LIMIT; with `hidden` the volume loses its LUN."""
 
     lun: int | None = None
     hidden: bool = False
@@ -297,8 +317,6 @@ class ChangeVolume:
     limit: str | None = None
     on_error: str | None = None
     verify_reads: bool | None = None
-    map_write_once: str | None = None
-    any_lun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,23 +415,11 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
-    """An extent of a snapshot that an initiator wrote to a write-once LUN; `kept_in` names the snapshot that stores it."""
-
-    kept_in: str
-    lba: int
-    blocks: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
 class Verification:
     """The result of verifying a snapshot.
 
     `damage` lists the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a
-    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.  `outside` lists what initiators wrote to
-    write-once LUNs, and `outside_bytes` counts it: it is stored as they wrote it, which may not be what the volume held.
+    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.
     """
 
     volume: str
@@ -424,8 +430,6 @@ class Verification:
     damaged_bytes: int
     damage: tuple[Damage, ...]
     headers: tuple[str, ...]
-    outside_bytes: int = 0
-    outside: tuple[Outside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

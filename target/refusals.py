@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from target import explanations, messages
@@ -18,6 +19,11 @@ def no_such_code(code: str) -> messages.Refusal:
     """Return the refusal for an alert code that does not exist."""
     codes = ", ".join(explanations.EXPLANATIONS)
     return messages.Refusal("no-such-code", f"there is no alert code {code}", f"the codes are: {codes}")
+
+
+def no_such_unit(name: str, units: Sequence[str]) -> messages.Refusal:
+    """Return the refusal for a unit that does not exist."""
+    return messages.Refusal("no-such-unit", f"there is no unit {name}", f"there are: {', '.join(units) or 'none'}")
 
 
 def unreadable(file: Path, error: OSError) -> messages.Refusal:

@@ -12,6 +12,7 @@ An object in use is not removed, unless `force` is set:
 | portal     | sessions that came there; all initiators, always, if it is the only one           |
 | mapped LUN | sessions of the initiators that see it                                            |
 | initiator  | sessions that could not have logged in without the entry                          |
+| reservation | registered initiators that are logged in                                         |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from target.administration.access import AccessChanges
 from target.administration.configuration_file import ConfigurationFile
 from target.administration.in_force import InForce
 from target.administration.portals import Portals
+from target.administration.reservations import ReservationChanges
 from target.administration.volumes import VolumeChanges
 from target.configuration import settings, writer
 from target.fabrics import access
@@ -46,6 +48,7 @@ class Administration:
         self._portals = Portals(fabric, self._in_force)
         self._access = AccessChanges(service.inventory, fabric, self._in_force)
         self._volumes = VolumeChanges(service, self._in_force, self._access)
+        self._reservations = ReservationChanges(service.inventory)
         self._file = ConfigurationFile(
             config, service.inventory, self._in_force, self._portals, self._access, self._volumes
         )
@@ -146,6 +149,17 @@ class Administration:
         """Require CHAP of an initiator from its next login on, or (None) no longer.  Its sessions stay."""
         with self._lock:
             self._access.set_auth(name, request, dry_run=dry_run)
+
+    # -- reservations ------------------------------------------------------------------------------------------------
+
+    def reservations(self) -> list[messages.UnitReservations]:
+        """Return the reservations of all units.  Raise Problem."""
+        return self._reservations.all()
+
+    def clear_reservations(self, lun: int, initiator: str | None, *, force: bool, dry_run: bool) -> None:
+        """Remove the reservations and registrations of a unit, or with `initiator` those of this one."""
+        with self._lock:
+            self._reservations.clear(lun, initiator, force=force, dry_run=dry_run)
 
     # -- the configuration file --------------------------------------------------------------------------------------
 

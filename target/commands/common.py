@@ -95,14 +95,14 @@ class _SnapshotName(click.ParamType[tuple[str, str]]):
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[shell_completion.CompletionItem]:
-        return _completions(
+        return completions(
             context,
             lambda asked: [f"{snapshot.volume}@{snapshot.name}" for snapshot in asked.snapshots()],
             incomplete,
         )
 
 
-def _completions(
+def completions(
     context: click.Context, look: Callable[[client.Client], list[str]], incomplete: str
 ) -> list[shell_completion.CompletionItem]:
     """Return the names from `look` that begin with `incomplete`; none if the daemon does not answer."""
@@ -122,7 +122,7 @@ def _completions(
 def volume_names(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[shell_completion.CompletionItem]:
-    return _completions(context, lambda asked: [volume.name for volume in asked.volumes()], incomplete)
+    return completions(context, lambda asked: [volume.name for volume in asked.volumes()], incomplete)
 
 
 class _Size(click.ParamType[int]):

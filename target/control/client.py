@@ -118,11 +118,9 @@ class Client:
         request = messages.CreateGroup(name, tuple(volumes), dict(labels))
         return [codec.decode(messages.Taken, item) for item in self._ask("POST", "/v1/groups", request)]
 
-    def restore_snapshot(
-        self, volume: str, name: str, *, force: bool, damaged: bool = False, outside: bool = False
-    ) -> messages.Job:
+    def restore_snapshot(self, volume: str, name: str, *, force: bool, damaged: bool = False) -> messages.Job:
         """Begin to roll a volume back to a snapshot; with `damaged`, also if some of its blocks are damaged."""
-        path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}&outside={outside}"
+        path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}"
         return codec.decode(messages.Job, self._ask("POST", path))
 
     def resize_volume(self, name: str, size: int) -> messages.Volume:
@@ -166,6 +164,15 @@ class Client:
     def luns(self) -> list[messages.Lun]:
         """Return the logical units of the target."""
         return [codec.decode(messages.Lun, item) for item in self._ask("GET", "/v1/luns")]
+
+    def reservations(self) -> list[messages.UnitReservations]:
+        """Return the reservations of all logical units."""
+        return [codec.decode(messages.UnitReservations, item) for item in self._ask("GET", "/v1/reservations")]
+
+    def clear_reservations(self, lun: int, initiator: str | None, *, force: bool) -> None:
+        """Remove the reservations of a unit, or only those of an initiator."""
+        chosen = {} if initiator is None else {"initiator": initiator}
+        self._change("DELETE", f"/v1/luns/{lun}/reservations", force=force, **chosen)
 
     def create_portal(self, address: str) -> None:
         """Listen on one more address."""
@@ -231,7 +238,7 @@ class Client:
         path = f"/v1/configuration/clear?force={force}&dry_run={dry_run or self.dry_run}"
         return [codec.decode(messages.Outcome, item) for item in self._ask("POST", path)]
 
-    def _change(self, method: str, path: str, request: Any = None, **options: bool) -> None:
+    def _change(self, method: str, path: str, request: Any = None, **options: bool | str) -> None:
         chosen = {**options, "dry_run": self.dry_run}
         self._ask(method, f"{path}?{urllib.parse.urlencode(chosen)}", request)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests for volumes, LUNs, portals and alerts.
+"""The requests for volumes, LUNs, reservations, portals and alerts.
 
 With `dry_run`, a request is checked in full and not carried out.
 """
@@ -56,6 +56,18 @@ def routes(admin: Administration) -> fastapi.APIRouter:
     def luns() -> list[messages.Lun]:
         """List the logical units of the target."""
         return admin.luns()
+
+    @router.get("/reservations")
+    def reservations() -> list[messages.UnitReservations]:
+        """List the reservations and registrations of all logical units."""
+        return admin.reservations()
+
+    @router.delete("/luns/{lun}/reservations", status_code=204)
+    def clear_reservations(
+        lun: int, initiator: str | None = None, force: Force = False, dry_run: DryRun = False
+    ) -> None:
+        """Remove the reservations and registrations of a unit, or only those of `initiator`."""
+        admin.clear_reservations(lun, initiator, force=force, dry_run=dry_run)
 
     @router.post("/portals", status_code=204)
     def create_portal(request: messages.Portal, dry_run: DryRun = False) -> None:

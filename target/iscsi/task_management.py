@@ -3,6 +3,9 @@
 
 Two places hold the commands of a session: its task set, and the requests that arrived ahead of their CmdSN. A function
 aborts both, whatever LUNs each session knows the units by. The device server learns of it through the nexus.
+
+An initiator that may only read a unit must not end the commands of others there, nor their RESERVE: it may abort its own
+tasks, but neither reset the unit nor clear its task set.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ def carry_out(
     if function == TaskManagementFunction.TASK_REASSIGN:
         raise Refused(TaskManagementResponse.REASSIGN_NOT_SUPPORTED)
     if function == TaskManagementFunction.TARGET_WARM_RESET:
-        units = list(nexus.units.values())
+        units = nexus.resettable()
+        if not units and nexus.units:
+            raise Refused(TaskManagementResponse.AUTHORIZATION_FAILED)
         nexus.target_warm_reset()
         return _abort_on(units, neighbours)
     if function not in (
@@ -64,6 +69,8 @@ def carry_out(
     if function == TaskManagementFunction.ABORT_TASK_SET:
         nexus.abort_task_set(lun)
         return _abort_on([unit], [session])
+    if not nexus.may_reset(lun):
+        raise Refused(TaskManagementResponse.AUTHORIZATION_FAILED)
     if function == TaskManagementFunction.LOGICAL_UNIT_RESET:
         nexus.lun_reset(lun)
         return _abort_on([unit], neighbours)

@@ -3,7 +3,8 @@
 
 A command that is not in the table, or not for this kind of unit, is refused: a command that could change data and is not
 known never runs (rule 5, lun_backends/README.md).  On a write-protected unit the commands marked `writes` stay in the
-table but end with DATA PROTECT.
+table but end with DATA PROTECT.  So do the commands marked `concerns_others`, for an initiator that may only read: with a
+reservation it would shut out those that may write.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from target.scsi import sense
 from target.scsi.logical_unit import Check, Handler, ItlNexus, LogicalUnit, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
+from target.scsi.reservations.reservations import harmless
 from target.scsi.sense import Asc
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
@@ -37,6 +39,7 @@ class Command:
     fast: Handler | None = None  # a handler for the everyday forms, which leaves the others to the checked one
     plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and run it again if it failed
     writes: bool = False  # it changes the medium
+    concerns_others: bool = False  # it changes a state of the unit that other initiators meet
     range_written: RangeOf | None = None  # finds the blocks that a write changes, so that they can be prepared
     check: Check | None = None  # raises for a CDB that is refused whatever the data is, beyond the usage mask
     attention_exempt: bool = False  # it runs while a unit attention is pending (SAM-5 5.14)
@@ -99,6 +102,18 @@ def _protected(_itl: ItlNexus, _task: Task, _nowait: bool) -> None:
     raise sense.write_protected()
 
 
+def _withheld(command: Command) -> Handler:
+    """Return the handler of a command for an initiator that must not change what others meet."""
+    run_harmless = _checked(command)
+
+    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        if not harmless(task.cdb):
+            raise sense.write_protected()
+        run_harmless(itl, task, nowait)
+
+    return run
+
+
 def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
     def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
         handler = handlers.get(task.cdb[1] & 0x1F)
@@ -114,10 +129,12 @@ class UnitCommands:
 
     `handlers` has 256 handlers, by opcode, and `checked` the same without the fast ones.  `plain` holds the opcodes that
     `Plain` may run, and `ranges` finds the blocks in the CDB of a write that can be prepared.  On a write-protected
-    unit neither has a command that writes.
+    unit neither has a command that writes.  `read_only`: the initiator may only read, even if others may write.
     """
 
-    def __init__(self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool) -> None:
+    def __init__(
+        self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool, read_only: bool = False
+    ) -> None:
         self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
         self._opcodes = frozenset(command.opcode for command in self.rows)
@@ -132,8 +149,9 @@ class UnitCommands:
         actions: dict[int, dict[int, Handler]] = {}
         for command in self.rows:
             protected = command.writes and write_protected
-            handler = _protected if protected else _checked(command)
-            if not protected:
+            withheld = command.concerns_others and read_only
+            handler = _protected if protected else _withheld(command) if withheld else _checked(command)
+            if not protected and not withheld:
                 self._checks[command.opcode, command.service_action] = _foreseen(command)
             if command.service_action is not None:
                 actions.setdefault(command.opcode, {})[command.service_action] = handler
@@ -153,9 +171,10 @@ class UnitCommands:
         if command is None:
             raise sense.invalid_field(1, 4) if cdb[0] in self._opcodes else unknown_opcode()
         check = self._checks.get((command.opcode, command.service_action))
-        if check is None:
+        if check is not None:
+            check(unit, cdb)
+        elif command.writes or not harmless(cdb):
             raise sense.write_protected()
-        check(unit, cdb)
 
 
 def takes_copies(kind: UnitKind) -> bool:

@@ -99,8 +99,11 @@ class CommandSet(Protocol):
 class CommandsOf(Protocol):
     """The choice of commands for a unit (`commands.table.for_unit`)."""
 
-    def __call__(self, kind: UnitKind, *, write_protected: bool, atomic: bool) -> CommandSet:
-        """Return the commands of a unit of that kind; `atomic` if the unit has a journal for atomic writes."""
+    def __call__(self, kind: UnitKind, *, write_protected: bool, atomic: bool, read_only: bool = False) -> CommandSet:
+        """Return the commands of a unit of that kind, for an initiator that may only read if it is `read_only`.
+
+        `atomic` if the unit has a journal for atomic writes.
+        """
 
 
 class Nexus(Protocol):
@@ -152,7 +155,7 @@ class ItlNexus:
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, even if others may write
         self.write_protected = read_only or unit.write_protected
-        self.commands = unit.commands_for(write_protected=self.write_protected)
+        self.commands = unit.commands_for(write_protected=self.write_protected, read_only=read_only)
         self.handlers = self.commands.handlers
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
         self.copy_statuses: dict[int, CopyStatus] = {}  # by list identifier, oldest first
@@ -240,14 +243,12 @@ class LogicalUnit:
         reservation_file: Path | None = None,
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
-        write_protected: bool = False,
     ) -> None:
         """Make the unit, with the persistent reservations that its file has.
 
         `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon in
         `reservation_file`; without one they end with it.  WRITE ATOMIC writes through `journal`; without one the unit
         does not know that command.  The unit reports `physical_block_size` (bytes) instead of the device's own.
-        With `write_protected` it takes no writes, even if the device would.
 
         Raises reservation_file.ReservationFileDamaged, OSError.
         """
@@ -264,7 +265,7 @@ class LogicalUnit:
         self.physical_exponent = max(0, (physical >> self.shift).bit_length() - 1)
         self.page_blocks = max(1, PAGE_BYTES >> self.shift, 1 << self.physical_exponent)
         self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
-        self.write_protected = write_protected or kind is UnitKind.SNAPSHOT_VIEW or device.read_only
+        self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only
         self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why
         self.counters = Counters()
         self.running: dict[Task, ItlNexus] = {}
@@ -277,9 +278,11 @@ class LogicalUnit:
         self._commands_of = commands
         self.commands = self.commands_for(write_protected=self.write_protected)
 
-    def commands_for(self, *, write_protected: bool) -> CommandSet:
+    def commands_for(self, *, write_protected: bool, read_only: bool = False) -> CommandSet:
         """Return the commands of the unit for a nexus that may write, or may not."""
-        return self._commands_of(self.kind, write_protected=write_protected, atomic=self.journal is not None)
+        return self._commands_of(
+            self.kind, write_protected=write_protected, atomic=self.journal is not None, read_only=read_only
+        )
 
     def command(self, cdb: bytes | memoryview) -> CommandRow | None:
         """Return the row of the command table that this CDB names; None if the unit does not have it."""

@@ -244,6 +244,11 @@ class Nexus:
         itl.unit.abort(self)
         return True
 
+    def may_reset(self, lun: int) -> bool:
+        """Return whether the nexus may end tasks of others on the unit: not if it may only read there."""
+        itl = self._itls.get(lun)
+        return itl is not None and not itl.read_only
+
     def clear_task_set(self, lun: int) -> bool:
         """Do CLEAR TASK SET: mark every running task on the unit aborted, and raise 2Fh/00h for their other owners."""
         itl = self._itls.get(lun)
@@ -271,9 +276,13 @@ class Nexus:
         return True
 
     def target_warm_reset(self) -> None:
-        """Do TARGET WARM RESET: reset every unit that this nexus reaches."""
-        for unit in {id(itl.unit): itl.unit for itl in list(self._luns.values())}.values():
+        """Do TARGET WARM RESET: reset every unit that this nexus reaches and may reset."""
+        for unit in self.resettable():
             unit.reset()
+
+    def resettable(self) -> Sequence[LogicalUnit]:
+        """Return the units that this nexus reaches and may reset: those on which it may do more than read."""
+        return list({id(itl.unit): itl.unit for itl in list(self._luns.values()) if not itl.read_only}.values())
 
     def _execute_without_unit(self, task: Task) -> None:
         """Answer a command to a LUN that has no unit, as SPC-4 6.6.2 and SAM-5 4.7.4 say."""

@@ -110,6 +110,27 @@ def no_such_unit(name: str, names: Iterable[str]) -> Problem:
     return Problem("no-such-unit", f"there is no unit {name}", f"there are: {', '.join(names) or 'none'}", 404)
 
 
+def no_such_lun(lun: int, luns: Iterable[int]) -> Problem:
+    """Refuse a LUN that no unit has."""
+    known = ", ".join(str(number) for number in sorted(luns))
+    return Problem("no-such-lun", f"there is no LUN {lun}", f"there are: {known or 'none'}", 404)
+
+
+def no_such_registration(unit: str, initiator: str, initiators: Iterable[str]) -> Problem:
+    """Refuse to clear the reservations of an initiator that has none."""
+    remedy = f"registered are: {', '.join(initiators) or 'none'}"
+    return Problem("no-such-registration", f"{initiator} has no reservation on {unit}", remedy, 404)
+
+
+def kernels_reservations() -> Problem:
+    """Refuse requests about reservations that the kernel's target keeps by itself."""
+    return Problem(
+        "kernels-reservations",
+        "the kernel's target keeps the reservations itself",
+        "look into the directories pr below /sys/kernel/config/target/core, or use sg_persist on an initiator",
+    )
+
+
 def initiator_broken(reason: str) -> Problem:
     """Report an entry of `access.initiators` that admits no initiator."""
     return Problem("initiator-broken", reason, "correct the file, then restore again")
@@ -203,7 +224,6 @@ _CODES = {
     errors.NoSpaceLeft: "no-space-left",
     errors.DamageFound: "damaged",
     errors.RollbackRefused: "restore-refused",
-    errors.WrittenOutside: "written-outside",
     errors.RollbackUnderWay: "being-restored",
     errors.ResizeRefused: "resize-refused",
 }

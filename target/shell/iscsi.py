@@ -152,10 +152,10 @@ class Luns(Node):
                 f"delete that LUN first, or use `/volumes/{volume} set attribute lun=NUMBER`",
             )
         lun_number = number(lun, "lun")
-        self.asked.change_volume(volume, messages.ChangeVolume(lun=lun_number, any_lun=lun_number is None), force=False)
-        if lun_number is None and not self.asked.dry_run:
-            lun_number = self.asked.volume(volume).lun
-        self.done(f"{volume} has the lowest free LUN" if lun_number is None else f"{volume} is LUN {lun_number}")
+        if lun_number is None:
+            lun_number = self.lowest_free()
+        self.asked.change_volume(volume, messages.ChangeVolume(lun=lun_number), force=False)
+        self.done(f"{volume} is LUN {lun_number}")
 
     def ui_command_delete(self, lun: str, force: str = "false") -> None:
         """Remove a volume's LUN, so that initiators no longer see the volume.
@@ -182,10 +182,18 @@ class Luns(Node):
         self.asked.change_volume(unit, messages.ChangeVolume(hidden=True), force=flag(force, "force"))
         self.done(f"{unit} has no LUN")
 
+    def lowest_free(self) -> int:
+        """Return the lowest LUN that no unit has."""
+        # A volume that is not served keeps its LUN.
+        used = {lun.lun for lun in self.all_luns()} | {volume.lun for volume in self.volumes()}
+        return next(lun for lun in range(len(used) + 1) if lun not in used)
+
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         if (command, parameter) == ("create", "volume"):
             return [volume.name for volume in self.volumes() if volume.lun is None]
+        if (command, parameter) == ("create", "lun"):
+            return [str(self.lowest_free())]
         if (command, parameter) == ("delete", "lun"):
             return [str(volume.lun) for volume in self.volumes() if volume.lun is not None]
         return None
@@ -220,6 +228,29 @@ class Lun(Node):
                 ]
             )
         )
+
+    def ui_command_reservations(self) -> None:
+        """Show the reservations of this LUN's unit, the registered initiators and who holds the reservation."""
+        found = [unit for unit in self.asked.reservations() if unit.lun == self._lun.lun]
+        console.say(show.reservations(found))
+
+    def ui_command_clear_reservations(self, initiator: str | None = None, force: str = "false") -> None:
+        """Remove the reservations and registrations of this LUN's unit, for good.
+
+        The command refuses while a registered initiator is logged in, unless force is true.
+
+        initiator  clear only those of this initiator
+        force      true: clear them even if their initiators are logged in
+        """
+        self.asked.clear_reservations(self._lun.lun, initiator, force=flag(force, "force"))
+        self.done(f"{self._lun.unit} has no reservation{f' of {initiator}' if initiator else ''}")
+
+    def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
+        """Return the possible values for completion."""
+        if (command, parameter) == ("clear_reservations", "initiator"):
+            units = [unit for unit in self.asked.reservations() if unit.lun == self._lun.lun]
+            return sorted({registration.initiator for unit in units for registration in unit.registrations})
+        return None
 
 
 class Portals(Node):

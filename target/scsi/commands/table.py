@@ -31,6 +31,7 @@ def _row(
     fast: Handler | None = None,
     plain: frozenset[UnitKind] = NONE,
     writes: bool = False,
+    concerns_others: bool = False,
     range_written: RangeOf | None = None,
     check: Check | None = None,
     attention_exempt: bool = False,
@@ -50,6 +51,7 @@ def _row(
         fast,
         plain,
         writes,
+        concerns_others,
         range_written,
         check,
         attention_exempt,
@@ -60,11 +62,21 @@ def _row(
     )
 
 
+_PERSISTENT_RESERVE_OUT = 0x5F
+
+
 def _reservation(
     name: str, opcode: int, action: int, handler: Handler, usage: str = "00 00 00 00 00 ff ff 00"
 ) -> Command:
     """Return a row of PERSISTENT RESERVE IN or OUT, whose handlers look at the reservation themselves."""
-    return _row(name, f"{opcode:02x} 1f {usage}", handler, service_action=action, needs=Permission.NOTHING)
+    return _row(
+        name,
+        f"{opcode:02x} 1f {usage}",
+        handler,
+        service_action=action,
+        concerns_others=opcode == _PERSISTENT_RESERVE_OUT,
+        needs=Permission.NOTHING,
+    )
 
 
 _OUT = "ff 00 00 ff ff ff ff 00"
@@ -77,12 +89,12 @@ COMMANDS: tuple[Command, ...] = (
     _row("READ(6)",              "08 1f ff ff ff 00", block.read, needs=Permission.READ),
     _row("WRITE(6)",             "0a 1f ff ff ff 00", block.write, writes=True, check=block.transfer_range, range_written=block.cdb_range),
     _row("INQUIRY",              "12 01 ff ff ff 00", primary.inquiry_, attention_exempt=True, needs=Permission.NOTHING, despite_reserve=True),
-    _row("MODE SELECT(6)",       "15 11 00 00 ff 00", mode.mode_select),
-    _row("RESERVE(6)",           "16 00 00 00 00 00", reserve.reserve_spc2, needs=Permission.NOTHING, despite_reserve=True),
+    _row("MODE SELECT(6)",       "15 11 00 00 ff 00", mode.mode_select, concerns_others=True),
+    _row("RESERVE(6)",           "16 00 00 00 00 00", reserve.reserve_spc2, concerns_others=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("RELEASE(6)",           "17 00 00 00 00 00", reserve.release_spc2, needs=Permission.NOTHING, despite_reserve=True),
     _row("MODE SENSE(6)",        "1a 08 ff ff ff 00", mode.mode_sense, needs=Permission.READ),
-    _row("START STOP UNIT",      "1b 01 00 0f f7 00", primary.start_stop_unit),
-    _row("PREVENT ALLOW MEDIUM REMOVAL", "1e 00 00 00 03 00", primary.prevent_allow),
+    _row("START STOP UNIT",      "1b 01 00 0f f7 00", primary.start_stop_unit, concerns_others=True),
+    _row("PREVENT ALLOW MEDIUM REMOVAL", "1e 00 00 00 03 00", primary.prevent_allow, concerns_others=True),
     _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block.read_capacity_10, needs=Permission.NOTHING, despite_reserve=True),
     _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block.read, fast=block.fast_read_10, plain=ALL, needs=Permission.READ),
     _row("WRITE(10)",            "2a 1a ff ff ff ff 1f ff ff 00", block.write, fast=block.fast_write_10, plain=PRIMARY, writes=True, check=block.transfer_range, range_written=block.cdb_range),
@@ -92,8 +104,8 @@ COMMANDS: tuple[Command, ...] = (
     _row("SYNCHRONIZE CACHE(10)", "35 02 ff ff ff ff 1f ff ff 00", block.synchronize_cache, timeout=120),
     _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, check=thin.write_same_range, range_written=block.cdb_range, timeout=300),
     _row("UNMAP",                "42 00 00 00 00 00 1f ff ff 00", thin.unmap, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
-    _row("MODE SELECT(10)",      "55 11 00 00 00 00 00 ff ff 00", mode.mode_select),
-    _row("RESERVE(10)",          "56 00 00 00 00 00 00 00 00 00", reserve.reserve_spc2, needs=Permission.NOTHING, despite_reserve=True),
+    _row("MODE SELECT(10)",      "55 11 00 00 00 00 00 ff ff 00", mode.mode_select, concerns_others=True),
+    _row("RESERVE(10)",          "56 00 00 00 00 00 00 00 00 00", reserve.reserve_spc2, concerns_others=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("RELEASE(10)",          "57 00 00 00 00 00 00 00 00 00", reserve.release_spc2, needs=Permission.NOTHING, despite_reserve=True),
     _row("MODE SENSE(10)",       "5a 18 ff ff 00 00 00 ff ff 00", mode.mode_sense, needs=Permission.READ),
     _reservation("PERSISTENT RESERVE IN, READ KEYS",           0x5E, 0, reserve.read_keys),
@@ -135,6 +147,9 @@ COMMANDS: tuple[Command, ...] = (
 
 
 @functools.cache
-def for_unit(kind: UnitKind, *, write_protected: bool, atomic: bool = False) -> UnitCommands:
-    """Return the commands of a unit of that kind; `atomic` if it has a journal for atomic writes."""
-    return UnitCommands(COMMANDS, kind, write_protected=write_protected, atomic=atomic)
+def for_unit(kind: UnitKind, *, write_protected: bool, atomic: bool = False, read_only: bool = False) -> UnitCommands:
+    """Return the commands of a unit of that kind, for an initiator that may only read if it is `read_only`.
+
+    `atomic` if the unit has a journal for atomic writes.
+    """
+    return UnitCommands(COMMANDS, kind, write_protected=write_protected, atomic=atomic, read_only=read_only)

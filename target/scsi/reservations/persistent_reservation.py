@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -271,3 +271,20 @@ def register_and_move(
         del keys[port]
     _check_room(state.keys, keys)
     return Outcome(replace(_next(state, keys, Reservation(held.type, to)), persists=persists))
+
+
+def remove(state: ReservationState, ports: Collection[InitiatorPort]) -> Outcome:
+    """Remove the registrations of these ports, as an administrator asks for; a reservation that they hold ends.
+
+    They get the unit attention of PREEMPT, and the ports that shared a reservation which ends here that of RELEASE.
+    """
+    removed = frozenset(port for port in ports if port in state.keys)
+    if not removed:
+        return Outcome(state)
+    keys = {port: key for port, key in state.keys.items() if port not in removed}
+    after = _next(state, keys, state.reservation)
+    attentions = _attentions(removed, Asc.REGISTRATIONS_PREEMPTED)
+    held = state.reservation
+    if held is not None and after.reservation is None and held.type.registrants_may:
+        attentions |= _attentions(keys, Asc.RESERVATIONS_RELEASED)
+    return Outcome(after, attentions, removed)

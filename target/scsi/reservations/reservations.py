@@ -5,7 +5,8 @@ A change takes these steps, in this order:
 
 1. store the new state, if it persists;
 2. put it in force for every I_T nexus at once, and raise the unit attentions;
-3. for PREEMPT AND ABORT: clear the running tasks of the preempted ports, and wait until they have ended.
+3. for PREEMPT AND ABORT, and for an administrator (`remove`): clear the running tasks of the preempted ports, and wait
+   until they have ended.
 
 A task enters `running` before it looks at `unusual` (logical_unit.py).  So from the moment the change is in force, a task
 is either refused or among those that step 3 waits for.  When PREEMPT AND ABORT returns, no task writes any longer under
@@ -24,14 +25,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from lun_backends import block_device
 from target.scsi import sense, transfer
-from target.scsi.reservations import reservation_file
+from target.scsi.reservations import persistent_reservation, reservation_file
 from target.scsi.reservations.persistent_reservation import (
     Conflict,
     InitiatorPort,
@@ -82,7 +83,7 @@ class Unit(Protocol):
 _START_STOP_UNIT, _PREVENT_ALLOW = 0x1B, 0x1E
 
 
-def _harmless(cdb: bytes | memoryview) -> bool:
+def harmless(cdb: bytes | memoryview) -> bool:
     """Return whether a START STOP UNIT starts or a PREVENT ALLOW allows; reservations permit these (SBC-3 table 13)."""
     return (cdb[0] == _START_STOP_UNIT and cdb[4] & 0xF1 == 0x01) or (cdb[0] == _PREVENT_ALLOW and not cdb[4] & 0x03)
 
@@ -117,7 +118,7 @@ class Reservations:
         if needs is Permission.NOTHING:
             return
         access = self.state.access(itl.nexus.port)
-        if access is not Permission.EVERYTHING and access is not needs and not _harmless(cdb):
+        if access is not Permission.EVERYTHING and access is not needs and not harmless(cdb):
             raise block_device.ReservationConflict
 
     def left_to(self, itl: ItlNexus) -> Permission:
@@ -140,31 +141,62 @@ class Reservations:
                 outcome = change(self.state)
             except Conflict:
                 raise block_device.ReservationConflict from None
-            self._store(outcome.state)
-            with unit.lock:
-                self.state = outcome.state
-                for itl in unit.itls:
-                    asc = outcome.attentions.get(itl.nexus.port)
-                    if asc is not None:
-                        itl.add_attention(asc)
-                    itl.update()
+            try:
+                self._store(outcome.state)
+            except OSError as error:
+                log.error("unit %s: its reservations could not be stored: %s", unit.name, error)
+                raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES) from error
+            self._put(outcome)
         if outcome.preempted:
             log.warning(
                 "unit %s: %s preempted", unit.name, ", ".join(sorted(port.initiator for port in outcome.preempted))
             )
         if abort and outcome.preempted:
-            for itl in unit.clear(lambda itl: itl.nexus.port in outcome.preempted):
-                itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+            self._clear_tasks(outcome.preempted)
+
+    def remove(self, whose: Callable[[InitiatorPort], bool]) -> frozenset[InitiatorPort]:
+        """Remove the registrations and reservations of the ports that `whose` selects, as an administrator asks for.
+
+        Return these ports when no task of theirs runs any longer.  Never call it on an event loop.  Raises OSError.
+        """
+        unit = self._unit
+        with self._changing:
+            outcome = persistent_reservation.remove(self.state, [port for port in self.state.keys if whose(port)])
+            self._store(outcome.state)
+            with unit.lock:
+                self._put(outcome)
+                removed = set(outcome.preempted)
+                reserver = self.reserved_by
+                if reserver is not None and whose(reserver.port):
+                    removed.add(reserver.port)
+                    self._reserve_for(None)
+                    for itl in unit.itls:
+                        if itl.nexus is reserver:
+                            itl.add_attention(Asc.RESERVATIONS_PREEMPTED)
+        if removed:
+            names = ", ".join(sorted({port.initiator for port in removed}))
+            log.warning("unit %s: the administrator removed the reservations of %s", unit.name, names)
+            self._clear_tasks(removed)
+        return frozenset(removed)
+
+    def _put(self, outcome: Outcome) -> None:
+        """Put an outcome in force for every I_T nexus at once, and raise its unit attentions."""
+        with self._unit.lock:
+            self.state = outcome.state
+            for itl in self._unit.itls:
+                asc = outcome.attentions.get(itl.nexus.port)
+                if asc is not None:
+                    itl.add_attention(asc)
+                itl.update()
+
+    def _clear_tasks(self, ports: Collection[InitiatorPort]) -> None:
+        for itl in self._unit.clear(lambda itl: itl.nexus.port in ports):
+            itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
     def _store(self, state: ReservationState) -> None:
-        """Store the state, or remove the stored one, before the state is in force."""
-        if self.path is None or not (state.persists or self.state.persists) or state == self.state:
-            return
-        try:
+        """Store the state, or remove the stored one, before the state is in force.  Raises OSError."""
+        if self.path is not None and (state.persists or self.state.persists) and state != self.state:
             reservation_file.store(self.path, state)
-        except OSError as error:
-            log.error("unit %s: its reservations could not be stored: %s", self._unit.name, error)
-            raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES) from error
 
     def forget(self) -> None:
         """Remove the stored state of a unit that is gone for good.  Raises OSError."""

@@ -121,3 +121,10 @@ def test_address_on_file_stays_when_the_portal_in_its_place_is_removed(tmp_path:
     assert (kernel.listening, admin.running().lio.listen) == ([SECOND], (FIRST,))
     service.stop()
     service.close()
+
+
+def test_the_kernels_reservations_are_not_ours(admin: administration.Administration) -> None:
+    with pytest.raises(problems.Problem, match="the kernel's target keeps the reservations itself"):
+        admin.reservations()
+    with pytest.raises(problems.Problem, match="keeps the reservations itself"):
+        admin.clear_reservations(0, None, force=True, dry_run=False)

@@ -142,3 +142,37 @@ def test_a_command_ahead_of_its_turn_is_aborted_too(connect: Connect, device: Me
     assert pong.exp_cmd_sn == sn + 3  # it had its turn, and was not executed
     assert pong.max_cmd_sn == sn + 2 + initiator.host.limits.queue_depth
     assert bytes(device.data[:512]) == PATTERN[:512]
+
+
+@pytest.mark.parametrize(("function", "response"), [(2, 0), (4, 6), (5, 6), (6, 6)])
+def test_an_initiator_that_may_only_read_ends_no_command_of_others(
+    portal: FakePortal, connect: Connect, device: MemoryDevice, function: int, response: int
+) -> None:
+    owner, reader = connect(), connect()
+    target = portal.targets[TARGET]
+    target.change_view(reader.nexus, lambda number, unit: (Reach(number, read_only=True),))
+    reader.clear_attention()
+    assert owner.feed(owner.command(b"\x16" + bytes(5)))[0:] == []
+    assert [reply.status for reply in owner.run_blocked()] == [0]
+    device.blocking = True
+    owner.feed(owner.command(write10(0, 1), write=512, data=bytes(512), itt=1))
+    (reply,) = task_management(reader, function)
+    assert reply.response == response
+    assert [answer.status for answer in owner.run_blocked()] == [0]
+    (conflict,) = reader.feed(reader.command(read10(0, 1), read=512))
+    assert conflict.status == 0x18, "the owner's RESERVE is still there"
+
+
+def test_target_reset_resets_the_units_that_the_initiator_may_write(connect: Connect, portal: FakePortal) -> None:
+    owner, other = connect(), connect()
+    target = portal.targets[TARGET]
+    target.add_lun(
+        1, LogicalUnit(MemoryDevice(), uuid=UUID(int=9), kind=UnitKind.PRIMARY, name="b", commands=table.for_unit)
+    )
+    target.change_view(other.nexus, lambda number, unit: (Reach(number, read_only=number == 0),))
+    for _ in range(4):
+        owner.clear_attention()
+    (reply,) = task_management(other, 6)
+    assert reply.response == 0
+    attentions = [itl.attentions for itl in owner.nexus.reached]
+    assert [0x2903 in pending for pending in attentions] == [False, True]

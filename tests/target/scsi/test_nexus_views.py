@@ -193,3 +193,39 @@ def test_a_write_once_unit_can_be_read_only() -> None:
     assert reader.run(READ).key == 0x8  # still blank
     with pytest.raises(block_device.BlankBlock):
         target.luns[0].device.readv(0, [memoryview(bytearray(512))])
+
+
+@pytest.mark.parametrize(
+    "cdb",
+    [
+        *(struct.pack(">BBB2xIB", 0x5F, action, 3, 24, 0) for action in range(8)),
+        b"\x16" + bytes(5),
+        b"\x56" + bytes(9),
+        b"\x1b\0\0\0\0\0",
+        b"\x1e\0\0\0\x01\0",
+        b"\x15\x10\0\0\x18\0",
+        b"\x55\x10\0\0\0\0\0\0\x18\0",
+    ],
+    ids=lambda cdb: cdb[:2].hex(),
+)
+def test_read_only_refuses_what_changes_the_unit_for_others(target: ScsiTarget, cdb: bytes) -> None:
+    reader = login(target, mapping({"a": (Reach(0, read_only=True),)}))
+    owner = Initiator(target.open_nexus("iqn.2026-11.x:owner"))
+    result = reader.run(cdb, struct.pack(">QQ4xB3x", 0, 0x666, 0))
+    assert (result.status, result.key, result.asc) == (CHECK, 0x7, 0x2700)
+    assert reader.nexus.refuses(reader.task(cdb))
+    assert owner.run(cdb10(0x2A, 0, 1), bytes(512)).status == GOOD
+    assert owner.run(struct.pack(">BB5xHB", 0x5E, 0, 64, 0)).data[4:8] == bytes(4), "no key is registered"
+
+
+@pytest.mark.parametrize("cdb", [b"\x1b\0\0\0\x01\0", b"\x1e" + bytes(5), b"\x17" + bytes(5), b"\x35" + bytes(9)])
+def test_read_only_allows_what_changes_nothing_for_others(target: ScsiTarget, cdb: bytes) -> None:
+    assert login(target, mapping({"a": (Reach(0, read_only=True),)})).run(cdb).status == GOOD
+
+
+def test_read_only_sees_reservations_but_makes_none(target: ScsiTarget) -> None:
+    reader = login(target, mapping({"a": (Reach(0, read_only=True),)}))
+    owner = Initiator(target.open_nexus("iqn.2026-11.x:owner"))
+    register = struct.pack(">BBB2xIB", 0x5F, 0, 0, 24, 0)
+    assert owner.run(register, struct.pack(">QQ4xB3x", 0, 0x77, 0)).status == GOOD
+    assert reader.run(struct.pack(">BB5xHB", 0x5E, 0, 64, 0)).data[8:16] == (0x77).to_bytes(8, "big")

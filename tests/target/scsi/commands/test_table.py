@@ -87,6 +87,38 @@ def test_the_rows_that_write_are_those_that_write() -> None:
     }
 
 
+def test_each_row_is_known_to_concern_others_or_not() -> None:
+    """A new row must be put into one of the two lists: an initiator that may only read has the second one alone."""
+    others = {row.name for row in table.COMMANDS if row.concerns_others and not row.writes}
+    assert {name.split("(")[0].split(",")[0] for name in others} == {
+        "MODE SELECT",
+        "RESERVE",
+        "START STOP UNIT",
+        "PREVENT ALLOW MEDIUM REMOVAL",
+        "PERSISTENT RESERVE OUT",
+    }
+    own = {row.name for row in table.COMMANDS if not row.writes} - others
+    assert {name.split("(")[0].split(",")[0] for name in own} == {
+        "GET LBA STATUS",
+        "INQUIRY",
+        "MODE SENSE",
+        "PERSISTENT RESERVE IN",
+        "PRE-FETCH",
+        "READ",
+        "READ CAPACITY",
+        "RECEIVE COPY OPERATING PARAMETERS",
+        "RECEIVE COPY STATUS",
+        "RELEASE",
+        "REPORT LUNS",
+        "REPORT SUPPORTED OPERATION CODES",
+        "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+        "REQUEST SENSE",
+        "SYNCHRONIZE CACHE",
+        "TEST UNIT READY",
+        "VERIFY",
+    }
+
+
 OPCODES = st.sampled_from(sorted({row.opcode for row in table.COMMANDS})) | st.integers(0, 255)
 # A byte is likely to be 0 or small, because otherwise no range would ever exist.
 BYTES = st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 8, 16]) | st.integers(0, 255), min_size=0, max_size=31).map(bytes)

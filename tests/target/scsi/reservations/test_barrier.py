@@ -151,3 +151,25 @@ def test_two_ports_that_preempt_each_other_both_end(bench: Bench) -> None:
         assert out(survivor, 3, 1 if survivor is one else 2).status == GOOD
         bench.target.close_nexus(one.nexus)
         bench.target.close_nexus(two.nexus)
+
+
+def test_an_administrator_that_removes_a_registration_waits_for_its_running_write(bench: Bench) -> None:
+    one, _ = two_nodes(bench)
+    stop = Stop(bench, "writev")
+    task, writing = begin(one, cdb10(0x2A, 0, 1), BLOCK)
+    assert stop.reached.wait(SECONDS)
+    done = threading.Event()
+
+    def remove() -> None:
+        bench.unit.reservations.remove(lambda port: port == one.nexus.port)
+        assert bench.device.data[:512] == BLOCK
+        done.set()
+
+    removing = started(remove)
+    while not task.cleared:
+        assert removing.is_alive()
+    assert not done.is_set()
+    stop.let_go.set()
+    removing.join(SECONDS)
+    writing.join(SECONDS)
+    assert done.is_set()

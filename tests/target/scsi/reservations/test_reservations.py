@@ -322,3 +322,38 @@ def test_spc2_under_a_persistent_reservation(one: Initiator, two: Initiator, thr
     assert two.run(RELEASE_6).status == GOOD
     assert three.run(RESERVE_6).status == CONFLICT
     assert two.run(WRITE, BLOCK).status == GOOD
+
+
+def test_an_administrator_removes_the_registrations_of_one_initiator(
+    bench: Bench, one: Initiator, two: Initiator, three: Initiator
+) -> None:
+    for number, initiator in enumerate((one, two, three), 1):
+        assert out(initiator, REGISTER, 0, number, flags=APTPL).status == GOOD
+    assert out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE_REGISTRANTS_ONLY).status == GOOD
+    removed = bench.unit.reservations.remove(lambda port: port == one.nexus.port)
+    assert removed == {one.nexus.port}
+    assert attention_of(one) == 0x2A05
+    assert (attention_of(two), attention_of(three)) == (0x2A04, 0x2A04)
+    assert (sorted(keys(two)), reservation(two)) == ([2, 3], None)
+    assert one.run(WRITE, BLOCK).status == GOOD
+    assert bench.unit.reservations.remove(lambda port: port == one.nexus.port) == frozenset()
+
+
+def test_what_an_administrator_removed_does_not_come_back(bench: Bench, one: Initiator, tmp_path: Path) -> None:
+    registered(one)
+    assert out(one, REGISTER, 1, 1, flags=APTPL).status == GOOD
+    assert out(one, RESERVE, 1, kind=ReservationType.EXCLUSIVE_ACCESS).status == GOOD
+    assert Bench(state_dir=tmp_path).unit.reservations.state.keys
+    bench.unit.reservations.remove(lambda port: True)
+    after = Bench(state_dir=tmp_path).unit.reservations.state
+    assert (dict(after.keys), after.reservation) == ({}, None)
+
+
+def test_an_administrator_ends_a_reserve_of_spc2(bench: Bench, one: Initiator, two: Initiator) -> None:
+    assert one.run(b"\x16" + bytes(5)).status == GOOD
+    assert two.run(WRITE, BLOCK).status == CONFLICT
+    assert bench.unit.reservations.remove(lambda port: port == two.nexus.port) == frozenset()
+    assert two.run(WRITE, BLOCK).status == CONFLICT
+    assert bench.unit.reservations.remove(lambda port: True) == {one.nexus.port}
+    assert two.run(WRITE, BLOCK).status == GOOD
+    assert attention_of(one) == 0x2A03
