@@ -388,7 +388,7 @@ class Export:
 
     `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes since
     then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if the file
-    exists.  The daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks refuse the
+    exists, and refuses a file that does not say that it shows that snapshot, unless `any_base` is set.  The daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks refuse the
     export, unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.
     """
 
@@ -400,6 +400,7 @@ class Export:
     backing_format: str | None = None
     anyway: bool = False
     damaged: bool = False
+    any_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,11 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
 @snapshot.command("export")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite FILE if it exists. With --since, also stand on any image, whatever it shows.",
+)
 @click.option(
     "--format",
     "format_",
@@ -141,6 +145,9 @@ def snapshot_export(
 
     All data is compared with its checksums.  If some is damaged, the command names the blocks and writes no file, unless
     --damaged is given.
+
+    With --since, the image of the older snapshot must say that it is that: wolun writes the identity of the snapshot into
+    each image.  Another image, or one that nothing is known of, is refused unless --force is given.
     """
     path = common.absolute(file)
     if since is None and (backing or backing_format):
@@ -167,6 +174,7 @@ def snapshot_export(
         backing_format=backing_format,
         anyway=anyway,
         damaged=damaged,
+        any_base=force,
     )
     job = common.follow(context, asked, begin, "exporting")
     common.warn_of_damage(job)

@@ -90,10 +90,13 @@ class Client:
         backing_format: str | None = None,
         anyway: bool = False,
         damaged: bool = False,
+        any_base: bool = False,
     ) -> messages.Job:
         """Begin to export a snapshot."""
         below = None if backing is None else str(backing)
-        request = messages.Export(str(path), overwrite, image_format, since, below, backing_format, anyway, damaged)
+        request = messages.Export(
+            str(path), overwrite, image_format, since, below, backing_format, anyway, damaged, any_base
+        )
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:

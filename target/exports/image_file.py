@@ -22,6 +22,7 @@ from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import os_error, small_file
 from lun_backends.volumes import volume
+from target.exports.identity import Identity, mark_raw, write_beside
 from target.service import jobs, problems
 
 GRAIN = 64 << 10
@@ -49,11 +50,13 @@ def export(
     progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
     image: Callable[[int, int], Image] | None = None,
+    identity: Callable[[], Identity] | None = None,
 ) -> None:
     """Write `pieces`, which make up `size` bytes, to the file at `path`.
 
     `progress` is called with (bytes done, `size`).  `image` takes (file descriptor, `size`) and returns the writer of the
-    file; without it, the file is raw.  Raises jobs.Cancelled, Problem, and the errors of reading the pieces.
+    file; without it, the file is raw, and is marked with the `identity` that is asked for when all is written.  Raises
+    jobs.Cancelled, Problem, and the errors of reading the pieces.
     """
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)
@@ -70,7 +73,10 @@ def export(
                     writer.write(piece.offset, piece.data)
                 progress(piece.offset + piece.length, size)
             writer.finish()
+            marked = None if image or identity is None else mark_raw(fd, identity())
             new.publish(overwrite=overwrite)
+            if marked is not None:
+                write_beside(path, marked)
     except FileExistsError:
         raise problems.file_exists(path) from None
     except OSError as error:

@@ -4,7 +4,8 @@
 The control socket starts them.  See `lun_backends.backups.verification` and `differences` for the meaning of their answers.
 
 An export on top of an earlier image records that image's name relative to the new one, so that both may move together.  It
-is refused unless the earlier image has the size of the older snapshot.
+is refused unless the earlier image says that it shows the older snapshot (see `identity`), or the caller accepts any base.  An
+image that is not on this machine cannot be asked; then the caller names its format.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lun_backends.stores import contents
 from lun_backends.volumes import volume
 from lun_backends.volumes.snapshot import Snapshot
 from target import messages
-from target.exports import image_file, qcow2
+from target.exports import identity, image_file, qcow2
 from target.service import damage_met, jobs, problems
 from target.service.service import Service
 
@@ -146,19 +147,31 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
         raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
     owner, snapshot = _exportable(service, volume_name, name, request)
     what, view = f"{volume_name}@{name}", snapshot.view
-    backing = None
+    backing, since_uuid = None, ""
     if request.since is not None:
         older = service.inventory.find(volume_name, request.since)[1]
         with problems.translated(f"{what} was not exported"):
             differences.changed(owner, request.since, name)  # refuse here what the job would refuse later
-        backing = _backing(path, request, older.view.size, f"{volume_name}@{request.since}")
+        backing, sure = _backing(path, request, older, f"{volume_name}@{request.since}")
+        since_uuid = str(older.uuid) if sure else ""
     raw = request.format == "raw" and backing is None
     cluster = qcow2.cluster_size(view.size, owner.chunk_size)
 
-    def qcow2_writer(fd: int, length: int) -> image_file.Image:
-        return qcow2.Writer(fd, length, cluster, backing)
-
     def work(job: jobs.Job) -> None:
+        def shown() -> identity.Identity:
+            return identity.Identity(
+                volume_name,
+                str(owner.uuid),
+                name,
+                str(snapshot.uuid),
+                view.size,
+                since_uuid,
+                found.bytes,
+            )
+
+        def qcow2_writer(fd: int, length: int) -> image_file.Image:
+            return qcow2.Writer(fd, length, cluster, backing, lambda: shown().encoded())
+
         job.progress(0, view.size)
         with problems.translated(f"{what} was not exported"):
             if request.since is None:
@@ -179,6 +192,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                     progress=job.progress,
                     cancelled=job.cancelled,
                     image=None if raw else qcow2_writer,
+                    identity=shown,
                 )
         job.progress(view.size, view.size)
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
@@ -215,8 +229,8 @@ def _exportable(
     return owner, snapshot
 
 
-def _backing(path: Path, request: messages.Export, size: int, since: str) -> qcow2.Backing:
-    """Return the image that the new one stands on, after checking it if it is on this machine.  Raises Problem."""
+def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) -> tuple[qcow2.Backing, bool]:
+    """Return the image that the new one stands on, and whether it says that it shows the older snapshot.  Raises Problem."""
     if request.backing is None:
         raise problems.bad_request("backing", f"with `since`, name the image of {since}")
     below = Path(request.backing)
@@ -224,8 +238,12 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
         raise problems.file_failed(below, "the path is not absolute")
     if request.backing_format not in (None, *FORMATS):
         raise problems.bad_request("backing_format", f"{request.backing_format!r} is none of {', '.join(FORMATS)}")
+    size = older.view.size
+    sure = False
     try:
         below_size, kind = qcow2.virtual_size(below)
+        doubt = _doubt(below, older)
+        sure = not doubt
     except FileNotFoundError:
         if request.backing_format is None:
             raise problems.refused(
@@ -233,7 +251,7 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
                 f"there is no {below}, the image of {since} that it would stand on",
                 "name that image with --backing, and its format with --backing-format if it is on another machine",
             ) from None
-        below_size, kind = size, request.backing_format
+        below_size, kind, doubt = size, request.backing_format, ""
     except OSError as error:
         raise problems.refused(
             f"{path} was not written", f"{below} cannot be read: {os_error.reason(error)}", "check the file"
@@ -245,6 +263,12 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
             f"{below} is not an image of {since}: it shows {below_size} bytes, not {size}",
             "name the image that was exported from that snapshot",
         )
+    if doubt and not request.any_base:
+        raise problems.refused(
+            f"{path} was not written",
+            f"{below} {doubt}",
+            f"name the image that was exported from {since} with --backing, or use --force if you know that this is it",
+        )
     if any(image_file.place(path) in (image_file.place(image), image.resolve()) for image in qcow2.chain(below)):
         raise problems.refused(
             f"{path} was not written",
@@ -254,7 +278,34 @@ def _backing(path: Path, request: messages.Export, size: int, since: str) -> qco
     name = os.path.relpath(below, path.parent)
     if ":" in name.split("/")[0]:
         name = f"./{name}"  # QEMU takes the part before a colon for a protocol
-    return qcow2.Backing(name, kind)
+    return qcow2.Backing(name, kind), sure
+
+
+def _doubt(below: Path, older: Snapshot) -> str:
+    """Return why the image at `below` is not sure to show a snapshot; empty if it is.  Raises OSError.
+
+    The images below it count, too, as far as they say what they are: one of them may have been replaced.
+    """
+    wanted = str(older.uuid)
+    for image in qcow2.chain(below):
+        try:
+            shown = identity.of(image)
+        except identity.Unknown as unknown:
+            return f"cannot be told to be an image of {older.name!r}: {unknown}" if image == below else ""
+        except OSError as error:
+            if image == below:
+                raise
+            log.info("%s, on which %s stands, cannot be read: %s", image, below, os_error.reason(error))
+            return ""
+        if shown.snapshot_uuid != wanted:
+            other = f"{shown.volume}@{shown.snapshot} ({shown.snapshot_uuid})"
+            if image == below:
+                return f"is an image of another snapshot: {other}, not {wanted}"
+            return f"stands on {image}, which was replaced: it is an image of {other}, not {wanted}"
+        if not shown.since_uuid:
+            return ""
+        wanted = shown.since_uuid
+    return ""
 
 
 def _data(view: block_device.BlockDevice) -> Iterator[differences.Range]:

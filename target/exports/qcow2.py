@@ -12,13 +12,17 @@
 
 A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data: with a
 backing file it is marked to read as zeroes.  No maintained library writes qcow2, and `qemu-img` may not be installed.
+
+A note (the identity of the image) is a header extension of a type of our own.  QEMU keeps extensions that it does not know,
+whatever it does to the image.  The autoclear bit `_UNCHANGED` says that the note still holds: each program that opens the image
+for writing clears the autoclear bits that it does not know.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +37,9 @@ _VERSION = 3
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _EXTENSION = struct.Struct(">II")  # type, length
 _BACKING_FORMAT = 0xE2792ACA
+_NOTE = 0x574F4C55  # "WOLU"
+_NOTE_MAX = 2048
+_UNCHANGED = 1 << 57
 _NAME_MAX = 1023
 _COPIED = 1 << 63
 _ZERO = 1
@@ -69,6 +76,28 @@ def virtual_size(path: Path) -> tuple[int, str]:
         return file.seek(0, os.SEEK_END), "raw"
 
 
+def note(path: Path) -> tuple[bytes | None, bool]:
+    """Return the note of the image at `path`, and whether no program has opened the image for writing since.
+
+    The note is None if there is none.  Raises OSError.
+    """
+    with path.open("rb") as file:
+        start = file.read(CLUSTER_SIZES[1])
+    if len(start) < _HEADER.size or start[:4] != MAGIC:
+        return None, False
+    fields = _HEADER.unpack_from(start)
+    autoclear, place = fields[15], fields[17]
+    while place + _EXTENSION.size <= len(start):
+        kind, length = _EXTENSION.unpack_from(start, place)
+        place += _EXTENSION.size
+        if kind == 0:
+            break
+        if kind == _NOTE:
+            return start[place : place + length], bool(autoclear & _UNCHANGED)
+        place += -(-length // 8) * 8
+    return None, False
+
+
 def chain(path: Path) -> Iterator[Path]:
     """Yield the image at `path` and the images below it, as far as they can be read on this machine."""
     seen = set()
@@ -102,14 +131,25 @@ class Writer:
     Call `write` and `zero` in order of address, and `finish` last.  All raise OSError.
     """
 
-    def __init__(self, fd: int, size: int, cluster: int, backing: Backing | None = None) -> None:
-        """Begin an image that shows `size` bytes, a multiple of 512.  Raises ValueError if the backing file's name is too long."""
+    def __init__(
+        self,
+        fd: int,
+        size: int,
+        cluster: int,
+        backing: Backing | None = None,
+        note: Callable[[], bytes] = bytes,
+    ) -> None:
+        """Begin an image that shows `size` bytes, a multiple of 512.
+
+        `finish` asks for the `note`, at most 2048 bytes.  Raises ValueError if the backing file's name is too long.
+        """
         if backing is not None and len(os.fsencode(backing.name)) > _NAME_MAX:
             raise ValueError(f"the name of the backing file is longer than {_NAME_MAX} bytes")
         self._fd = fd
         self._size = size
         self._cluster = cluster
         self._backing = backing
+        self._note = note
         self._per_table = cluster // 8
         self._l1 = [0] * -(-size // (cluster * self._per_table))
         self._next = 1 + self._clusters(len(self._l1) * 8)  # the cluster that is written next
@@ -164,11 +204,15 @@ class Writer:
         if self._backing is not None:
             name, kind = os.fsencode(self._backing.name), self._backing.format.encode()
             extensions = _EXTENSION.pack(_BACKING_FORMAT, len(kind)) + kind.ljust(8, b"\0")
+        note = self._note()
+        assert len(note) <= _NOTE_MAX
+        if note:
+            extensions += _EXTENSION.pack(_NOTE, len(note)) + note.ljust(-(-len(note) // 8) * 8, b"\0")
         extensions += _EXTENSION.pack(0, 0)
         header = _HEADER.pack(
             MAGIC, _VERSION, _HEADER.size + len(extensions) if name else 0, len(name), self._bits, self._size, 0,
-            len(self._l1), self._cluster if self._l1 else 0, table * self._cluster, clusters, 0, 0, 0, 0, 0, _REFCOUNT_ORDER,
-            _HEADER.size,
+            len(self._l1), self._cluster if self._l1 else 0, table * self._cluster, clusters, 0, 0, 0, 0,
+            _UNCHANGED if note else 0, _REFCOUNT_ORDER, _HEADER.size,
         )  # fmt: skip
         return header + extensions + name
 

@@ -135,7 +135,60 @@ def test_chain_of_exports_shows_the_right_content(
         served.run("snapshot", "export", f"{name}@{newer}", str(full))
         qemu_img("compare", "-f", "qcow2", "-F", "raw", image, full)
     assert (tmp_path / "c.qcow2").stat().st_size <= 6 * CHUNK
-    assert {path.name for path in tmp_path.iterdir()} == {a.name, "b.qcow2", "c.qcow2", "b.full", "c.full"}
+    images = {a.name, "b.qcow2", "c.qcow2", "b.full", "c.full"}
+    beside = {f"{image}.wolun" for image in images if not image.endswith(".qcow2")}
+    assert {path.name for path in tmp_path.iterdir()} == images | beside
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "raw"])
+def test_incremental_export_stands_only_on_the_image_of_its_older_snapshot(
+    served: daemon.Daemon, tmp_path: Path, kind: str
+) -> None:
+    """A name is used again, another volume has a snapshot of that name, and an image comes from nowhere."""
+    base, new = tmp_path / f"base.{kind}", str(tmp_path / "next.qcow2")
+    write(served, 0, 0, CHUNK, 1)
+    served.run("snapshot", "create", "vol0", "base")
+    served.run("snapshot", "create", "vol1", "base")
+    served.run("snapshot", "export", "vol0@base", str(base), "--format", kind)
+    served.run("snapshot", "export", "vol1@base", str(tmp_path / "other"), "--format", kind)
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, tmp_path / "foreign", "16M"], check=True)
+    served.run("snapshot", "delete", "vol0@base")
+    write(served, 0, 0, CHUNK, 2)
+    served.run("snapshot", "create", "vol0", "base")
+    write(served, 0, MIB, CHUNK, 3)
+    served.run("snapshot", "create", "vol0", "next")
+    words = ("snapshot", "export", "vol0@next", new, "--since", "vol0@base")
+    for image, why in (
+        (base, "is an image of another snapshot: vol0@base"),
+        (tmp_path / "other", "is an image of another snapshot: vol1@base"),
+        (tmp_path / "foreign", "cannot be told to be an image of 'base': it carries no identity"),
+    ):
+        refused = served.run(*words, "--backing", str(image), check=False)
+        assert refused.returncode == 1
+        assert f"{image} {why}" in refused.stderr
+        assert "--force" in refused.stderr
+        assert not Path(new).exists()
+    assert served.run(*words, check=False).returncode == 1  # the default is base
+    served.run(*words, "--force")
+    served.run("snapshot", "export", "vol0@base", str(base), "--format", kind, "--force")
+    served.run(*words, "--force")
+    full = tmp_path / "full"
+    served.run("snapshot", "export", "vol0@next", str(full))
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", new, full)
+
+
+def test_image_that_was_replaced_below_the_base_is_noticed(served: daemon.Daemon, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write(served, 0, number * MIB, CHUNK, number + 1)
+        served.run("snapshot", "create", "vol0", name)
+    a, b, c = (str(tmp_path / f"{name}.qcow2") for name in "abc")
+    served.run("snapshot", "export", "vol0@a", a)
+    served.run("snapshot", "export", "vol0@b", b, "--since", "vol0@a")
+    served.run("snapshot", "export", "vol0@c", a, "--force")
+    refused = served.run("snapshot", "export", "vol0@c", c, "--since", "vol0@b", check=False)
+    assert f"{b} stands on {a}, which was replaced: it is an image of vol0@c" in refused.stderr
+    served.run("snapshot", "export", "vol0@a", a, "--force")
+    served.run("snapshot", "export", "vol0@c", c, "--since", "vol0@b")
 
 
 def test_incremental_export_is_refused_if_it_would_be_wrong(served: daemon.Daemon, tmp_path: Path) -> None:
