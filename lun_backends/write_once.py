@@ -37,8 +37,10 @@ class WriteOnce(block_device.BlockDevice):
 
     write_once: ClassVar[bool] = True
 
-    def __init__(self, store: thin.ThinStore) -> None:
+    def __init__(self, store: thin.ThinStore, *, marks: bool = False) -> None:
+        """Take over the store; with `marks`, mark the chunks that `writev` and `write_zeroes` write to (`stores.outside`)."""
         self.store = store
+        self._marks = marks
         self._reader = store.reader
         self.uuid = store.snapshot
         self.size = store.size
@@ -143,11 +145,11 @@ class WriteOnce(block_device.BlockDevice):
             self._running.pop()
         return results
 
-    def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int]]) -> list[bool]:
-        """Write each (byte offset, buffers, origin) of `requests` as `put_many`, each within one chunk.
+    def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> list[bool]:
+        """Write each (byte offset, buffers, origin, marked) of `requests` as `put_many`, each within one chunk.
 
-        The origin comes from `read_to_move` of the write-once LUN that had the blocks.  Return for each request whether it is
-        stored.
+        The origin comes from `read_to_move` of the write-once LUN that had the blocks, and `marked` says whether the chunk
+        is marked there.  Return for each request whether it is stored.
         """
         results: list[bool] = []
         batch = thin.Batch()
@@ -155,12 +157,12 @@ class WriteOnce(block_device.BlockDevice):
             if self._stopped:
                 self._refuse()
             try:
-                for offset, buffers, origin in requests:
+                for offset, buffers, origin, marked in requests:
                     if self._stopped:
                         self._refuse()
                     first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
                     try:
-                        self.store.put(batch, first, count, buffers, origin)
+                        self.store.put(batch, first, count, buffers, origin, mark=marked)
                     except block_device.BlockWritten:
                         results.append(False)
                     else:
@@ -243,6 +245,15 @@ class WriteOnce(block_device.BlockDevice):
     def damaged_chunks(self) -> int:
         """The number of chunks that were found damaged since it was opened."""
         return len(self._reader.damaged)
+
+    def written_outside(self, chunk: int) -> bool:
+        """Return whether an initiator wrote to the chunk of that number, see `stores.outside`."""
+        return chunk in self.store.marks
+
+    @property
+    def chunks_written_outside(self) -> pyroaring.BitMap64:
+        """The numbers of the chunks that an initiator wrote to."""
+        return self.store.marks.chunks
 
     @property
     def syncs(self) -> thin.Syncs:
@@ -345,19 +356,27 @@ class WriteOnce(block_device.BlockDevice):
         try:
             if self._stopped:
                 self._refuse()
-            self._put(batch, offset, length, buffers)
+            self._put(batch, offset, length, buffers, mark=self._marks)
             self.store.commit(batch)
             if fua:
                 self.store.flush()
         finally:
             self._running.pop()
 
-    def _put(self, batch: thin.Batch, offset: int, length: int, buffers: block_device.Buffers | None) -> None:
+    def _put(
+        self,
+        batch: thin.Batch,
+        offset: int,
+        length: int,
+        buffers: block_device.Buffers | None,
+        *,
+        mark: bool = False,
+    ) -> None:
         first, count = offset >> self._shift, length >> self._shift
         if first + count > self._blocks:
             raise block_device.OutOfRange(max(first, self._blocks))
         if count:
-            self.store.put(batch, first, count, buffers)
+            self.store.put(batch, first, count, buffers, mark=mark)
 
     def _refuse(self) -> NoReturn:
         self._refuse_if_closed()

@@ -3,7 +3,7 @@
 
 Order of start: lock the directory, open the volumes, listen for initiators, open the control socket, print `ready`.
 Order of stop (SIGTERM, SIGINT): refuse new requests, cancel jobs, log initiators out, sync and close the volumes, unlock.
-All threads block these signals.  The main thread waits for them and does nothing else.
+All threads block these signals, and one waits for them.  `ending` has the ends that are not orderly.
 
     <state directory>/lock            locked by the daemon that owns the directory
     <state directory>/control.sock    the control socket
@@ -18,8 +18,6 @@ import fcntl
 import logging
 import os
 import shutil
-import signal
-import socket
 import sys
 import textwrap
 import types
@@ -27,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import places, printable
+from target import ending, liveness, places, printable, systemd
 from target.configuration import reader, settings
 from target.fabrics import choice
 from target.fabrics.fabric import CannotStart
@@ -38,7 +36,6 @@ from target.service.service import Service
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class CannotServe(Exception):
@@ -69,7 +66,8 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Records("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    ending.with_any_thread()
+    stop_signals = ending.StopSignals()
     os.umask(0o077)  # only the daemon's user may read the content of volumes
     config = config or places.default_configuration()
     on_file = _configuration(config)
@@ -84,7 +82,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
                 service.inventory.open_volumes or service.inventory.scsi.luns
             ):
                 raise CannotServe("no volume can be served; the messages above name the reason and the remedy for each")
-            _run(service, config, on_file)
+            _run(service, config, on_file, stop_signals)
         finally:
             service.stop()
             service.close()
@@ -135,7 +133,7 @@ def _owned(state_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _run(service: Service, config: Path, on_file: settings.Settings) -> None:
+def _run(service: Service, config: Path, on_file: settings.Settings, stop_signals: ending.StopSignals) -> None:
     inventory = service.inventory
     try:
         fabric = choice.make(inventory.settings, inventory.scsi, inventory.access)
@@ -158,9 +156,12 @@ def _run(service: Service, config: Path, on_file: settings.Settings) -> None:
             ) from error
         try:
             _announce(inventory)
-            number = signal.sigwait(STOP_SIGNALS)
-            _notify_systemd("STOPPING=1")
-            log.info("%s: stopping", signal.Signals(number).name)
+            pulses = (*fabric.pulses(), *service.pulses(), control.pulse)
+            watchdog = liveness.Watchdog(pulses, systemd.watchdog_seconds())
+            watchdog.start()
+            stop_signals.wait()
+            watchdog.stopping()
+            systemd.notify(systemd.STOPPING)
             service.stop()
         finally:
             control.close()
@@ -194,15 +195,7 @@ def _announce(inventory: Inventory) -> None:
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")
     sys.stdout.flush()
-    _notify_systemd("READY=1")
-
-
-def _notify_systemd(state: str) -> None:
-    """Notify systemd, if it started the daemon as `Type=notify` (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+    systemd.notify(systemd.READY)
 
 
 def _program() -> str:

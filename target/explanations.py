@@ -69,6 +69,11 @@ A snapshot of the volume is dated in the future.  Either the clock is wrong now,
 content of the snapshot is right; only its date is not.  Schedules go by the order in which snapshots were taken, so a wrong date
 stops none.  Set the clock if it is wrong.  Otherwise delete the snapshot when you no longer need it; if a schedule took it, it
 goes by itself in its turn.""",
+    "write-once-not-mapped": """\
+An entry in `access.initiators` maps the write-once LUN of a snapshot, but the volume has `map_write_once: none`, which is the
+default.  So the initiator does not see that LUN.  An initiator that can write to a write-once LUN can put data into a snapshot
+that the volume never held.  Use `map_write_once: read-only` if the initiator only has to read which blocks have changed, and
+`read-write` only if it is a node that preserves old data itself.  Otherwise remove the mapping.""",
     "initiator-broken": """\
 The entry in `access.initiators` admits no initiator, because a file with its secret cannot be used: the file is missing, other
 users can read it, it belongs to another user, its secret is not 12 to 255 bytes long, or the target proves itself to another

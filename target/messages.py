@@ -28,7 +28,7 @@ class Snapshot:
     """A snapshot of a volume.
 
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
-    `preserved_percent` relates that to the volume's size.  The volume's schedule took a `scheduled` snapshot, and deletes it
+    `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it
     when the `keep` rule no longer covers it.
     """
 
@@ -73,11 +73,15 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDetails(Snapshot):
-    """A snapshot with the details that `snapshot show` prints."""
+    """A snapshot with the details that `snapshot show` prints.
+
+    `outside_bytes` are in chunks that an initiator wrote to a write-once LUN, so they may not be what the volume held.
+    """
 
     chunk_size: int
     view_url: str
     write_once_url: str
+    outside_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class Volume:
     written_bytes_per_second: float
     commands_per_second: float
     verify_reads: bool = True
+    map_write_once: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,7 @@ class CreateVolume:
     limit: str | None = None
     on_error: str | None = None
     verify_reads: bool | None = None
+    map_write_once: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +315,10 @@ NO_LIMIT = "none"
 
 @dataclass(frozen=True, slots=True)
 class ChangeVolume:
-    """Request: change the fields that are not None.  `limit` may be NO_LIMIT; with `hidden` the volume loses its LUN."""
+    """Request: change the fields that are not None.
+
+    `limit` may be NO_LIMIT.  With `hidden` the volume loses its LUN, and with `any_lun` it gets the lowest free one.
+    """
 
     lun: int | None = None
     hidden: bool = False
@@ -317,6 +326,8 @@ class ChangeVolume:
     limit: str | None = None
     on_error: str | None = None
     verify_reads: bool | None = None
+    map_write_once: str | None = None
+    any_lun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,11 +427,23 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """An extent of a snapshot that an initiator wrote to a write-once LUN; `kept_in` names the snapshot that stores it."""
+
+    kept_in: str
+    lba: int
+    blocks: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """The result of verifying a snapshot.
 
     `damage` lists the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a
-    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.
+    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.  `outside` lists what initiators wrote to
+    write-once LUNs, and `outside_bytes` counts it: it is stored as they wrote it, which may not be what the volume held.
     """
 
     volume: str
@@ -431,6 +454,8 @@ class Verification:
     damaged_bytes: int
     damage: tuple[Damage, ...]
     headers: tuple[str, ...]
+    outside_bytes: int = 0
+    outside: tuple[Outside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

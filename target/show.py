@@ -55,7 +55,13 @@ def taken(answer: messages.Taken) -> str:
         [
             f"took {answer.volume}@{answer.name}; writes were held for {held}",
             f"  LUN {answer.view_lun}: the volume as it is now, read-only",
-            f"  LUN {answer.write_once_lun}: its write-once LUN, which preserves old data before it is overwritten",
+            *(
+                []
+                if answer.write_once_lun is None
+                else [
+                    f"  LUN {answer.write_once_lun}: its write-once LUN, which preserves old data before it is overwritten"
+                ]
+            ),
             _RESCAN,
             f"without the kernel's initiator: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
         ]
@@ -126,8 +132,11 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("UUID", answer.uuid),
         ("labels", labels(answer.labels) or "-"),
         ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}"),
-        ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}"),
+        ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}".rstrip()),
     ]
+    if answer.outside_bytes:
+        text = f"{units.human_size(answer.outside_bytes)} that initiators wrote: it may not be what the volume held"
+        lines.append(("from outside", text))
     return "\n".join(f"{name:13} {value}" for name, value in lines)
 
 
@@ -154,6 +163,16 @@ def verification(answer: messages.Verification) -> str:
         if listed < answer.damaged_bytes:
             lines.append(f"and {units.human_size(answer.damaged_bytes - listed)} more")
         lines.append("all other data of this snapshot is correct; look for the damaged blocks in a backup or an export")
+    if answer.outside:
+        lines.append(
+            f"initiators wrote {units.human_size(answer.outside_bytes)} of it to a write-once LUN: no checksum can say whether "
+            "that is what the volume held"
+        )
+        written = [(str(extent.lba), str(extent.blocks), extent.kept_in) for extent in answer.outside]
+        lines.append(table(("LBA", "BLOCKS", "KEPT IN"), written, right={0, 1}))
+        listed = sum(extent.length for extent in answer.outside)
+        if listed < answer.outside_bytes:
+            lines.append(f"and {units.human_size(answer.outside_bytes - listed)} more")
     return "\n".join(lines)
 
 

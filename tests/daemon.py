@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ class Daemon:
         self.state = directory / "state"
         self._config = directory / "wolun.yaml"
         self.volumes, self._extra, self._access = volumes, extra, access
+        self.program: Sequence[str | Path] = (PROGRAM,)
         self.process: subprocess.Popen[bytes] | None = None
         self.portal = "127.0.0.1:0"
 
@@ -44,7 +46,9 @@ class Daemon:
         out.write_bytes(b"")
         with out.open("wb") as stdout, log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", "--config", self._config, "--state-dir", self.state], stdout=stdout, stderr=stderr
+                [*self.program, "serve", "--config", self._config, "--state-dir", self.state],
+                stdout=stdout,
+                stderr=stderr,
             )
         deadline = time.monotonic() + START_SECONDS
         while not out.read_text().endswith("\n"):

@@ -41,7 +41,7 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, contents, group_commit, reader, store_file
+from lun_backends.stores import chunk_file, contents, group_commit, outside, reader, store_file
 from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
@@ -83,10 +83,13 @@ class ThinStore:
         self,
         chunk_map: ChunkMap,
         file: chunk_file.ChunkFile,
+        marks: outside.Marks,
         durability: Durability,
         space: Space | None = None,
     ) -> None:
         superblock = chunk_map.superblock
+        self.marks = marks
+        """The chunks that an initiator wrote to."""
         self.durability = durability
         self.snapshot = superblock.snapshot
         self.volume = superblock.volume
@@ -132,7 +135,8 @@ class ThinStore:
         map_path, chunks_path = files(path)
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
         try:
-            return cls(ChunkMap.create(map_path, superblock, io), file, durability, space)
+            marks = outside.Marks(marks_file(path), io)
+            return cls(ChunkMap.create(map_path, superblock, io), file, marks, durability, space)
         except BaseException:
             file.close()
             io.unlink(chunks_path)
@@ -155,18 +159,19 @@ class ThinStore:
             try:
                 if chunk_map.superblock.state is not State.INVALID:  # after `discard` the slots are gone
                     contents.check_slots(chunk_map, file.slots)
+                marks = outside.Marks(marks_file(path), io)
             except BaseException:
                 file.close()
                 raise
         except BaseException:
             chunk_map.close()
             raise
-        return cls(chunk_map, file, durability, space)
+        return cls(chunk_map, file, marks, durability, space)
 
     @staticmethod
     def remove(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
         """Delete the files of a closed store that exist, durably.  Raises StoreUnavailable."""
-        for file in files(path):
+        for file in (*files(path), marks_file(path)):
             try:
                 io.unlink(file)
             except FileNotFoundError:
@@ -224,10 +229,13 @@ class ThinStore:
         count: int,
         buffers: block_device.Buffers | None,
         origin: int | None = None,
+        *,
+        mark: bool = False,
     ) -> None:
         """Store `count` blocks from block `first` on and claim them for `batch`; `buffers` None stands for zeroes.
 
-        With an `origin` the blocks are of one chunk, and come from another store, see `Reader.read_to_move`.
+        With an `origin` the blocks are of one chunk, and come from another store, see `Reader.read_to_move`.  With `mark` their
+        chunks are marked as written by an initiator, before the commit.
 
         If a commit of another batch touches a block of the range, wait for its end; before waiting, commit `batch`.
         Raises BlockWritten, SpaceExhausted, MediumError: then nothing of this range is stored, and `batch` is as before.
@@ -243,6 +251,8 @@ class ThinStore:
             self.commit(batch)
         try:
             checksums = self._store(pieces, masks, slots, buffers, origin)
+            if mark:
+                self.marks.add(chunk for chunk, _ in masks)
         except BaseException as error:
             with self._changed:
                 self._release(masks)
@@ -567,3 +577,8 @@ class ThinStore:
 def files(path: Path) -> tuple[Path, Path]:
     """Return the paths of the map and the chunk file of the store `path`."""
     return path.with_name(path.name + ".map"), path.with_name(path.name + ".chunks")
+
+
+def marks_file(path: Path) -> Path:
+    """Return the path of the marks of the store `path`; the file exists once an initiator has written to the store."""
+    return path.with_name(path.name + ".outside")

@@ -63,6 +63,10 @@ def damage_in(volume: str, snapshot: str, found: damage.Found, block_size: int, 
     return DamageFound(volume, reason, remedy)
 
 
+class WrittenOutside(VolumeError):
+    """The request would pass on blocks that an initiator wrote to a write-once LUN."""
+
+
 class RollbackRefused(VolumeError):
     """The volume was not rolled back.  It is as before."""
 

@@ -4,6 +4,8 @@
 A block goes down only where the older snapshot has none of its own: it is a write-once write, which is refused where there is
 one.  Each batch is durable before the next one starts.  A move that is interrupted is simply run again.
 
+The mark of a chunk that an initiator wrote to (`stores.outside`) goes along, too.
+
 Rot must not become good data on its way.  So every chunk is compared with its checksum when it is read, and the stored
 checksum goes along with it:
 
@@ -136,7 +138,7 @@ class _Mover:
         """Write `pieces` with one commit.  Return those that met written blocks."""
         damaged: dict[int, Damage] = {}
 
-        def requests() -> Iterator[tuple[int, Buffers, int]]:
+        def requests() -> Iterator[tuple[int, Buffers, int, bool]]:
             for offset, length in pieces:
                 view = [self._buffer[:length]]
                 fills = offset % self._chunk_size == 0 and (
@@ -149,7 +151,7 @@ class _Mover:
                     fills=fills,
                     accept_loss=self._accept_loss,
                 )
-                yield offset, view, origin
+                yield offset, view, origin, self._source.written_outside(offset // self._chunk_size)
 
         refused: list[tuple[int, int]] = []
         if pieces:

@@ -191,7 +191,7 @@ def _open_device(state: State, identity: uuid.UUID) -> write_once.WriteOnce | lo
             return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
         durability = Durability.POWER_LOSS if state.synced else state.durability
         store = thin.ThinStore.open(path, durability=durability, io=state.io, space=state.space)
-        device = write_once.WriteOnce(store)
+        device = write_once.WriteOnce(store, marks=True)
     except (store_file.StoreDamaged, store_file.StoreMissing) as error:
         recorded = invalidation.mark(path, str(error), state.io)
         return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)

@@ -22,7 +22,7 @@ from lun_backends import block_device, damage, tracking
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import os_error
-from lun_backends.volumes import boot, errors, move_down, pending_chunks, rollback_overlay
+from lun_backends.volumes import boot, errors, move_down, outside, pending_chunks, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -33,6 +33,8 @@ def begin(
     identity: uuid.UUID | None,
     cancelled: Callable[[], bool] | None,
     on_damage: OnDamage | None,
+    *,
+    accept_outside: bool = False,
 ) -> None:
     """Roll the volume back to a snapshot.  See `Volume.begin_rollback`."""
     with state.reshaping:
@@ -47,6 +49,8 @@ def begin(
                 # All that takes long.  Snapshots may be taken meanwhile, and then the last one may have got more, too.
                 _find_changed(state, name, needed[max(0, len(looked) - 1) :], changed, cancelled)
                 looked = needed
+                if not accept_outside:
+                    _check_origin(state, name, needed)
                 check_room(state, name, len(changed))
                 try:
                     _check_content(state, snapshot, changed - read, cancelled, on_damage)
@@ -85,6 +89,14 @@ def _find_changed(
         for chunk, _ in move_down.chunks(snapshot.write_once, state.chunk_size):
             changed.add(chunk)
             _check_wanted(state, name, cancelled)
+
+
+def _check_origin(state: State, name: str, needed: Sequence[Snapshot]) -> None:
+    """Raise WrittenOutside if an initiator wrote some of the snapshot's content."""
+    if written := outside.found(needed, state.chunk_size):
+        reason = outside.sentence(written, name, state.device.block_size)
+        remedy = "look at it with `wolun snapshot verify` or export it; restore it as it is with --outside"
+        raise errors.WrittenOutside(state.name, reason, remedy)
 
 
 def _check_wanted(state: State, name: str, cancelled: Callable[[], bool] | None) -> None:

@@ -34,7 +34,9 @@ from lun_backends.volumes.snapshot import Snapshot
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds that a barrier may take
 _PENDING = ".pending"
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|invalid|invalid\.new|pending)")
+_FILES = re.compile(
+    r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|outside|invalid|invalid\.new|pending)"
+)
 
 
 class State:

@@ -83,7 +83,7 @@ def begin(
     path = state.path(record.uuid)
     try:
         store = thin.ThinStore.create(path, superblock, durability=state.durability, io=state.io, space=state.space)
-        return Taking(record, write_once.WriteOnce(store))
+        return Taking(record, write_once.WriteOnce(store, marks=True))
     except block_device.BlockDeviceError as error:
         reason = f"no snapshot was taken: {error}"
         raise errors.SnapshotFailed(state.name, reason, "free space and try again") from error

@@ -4,6 +4,7 @@
     <directory>/volume.json             the manifest
     <directory>/snapshots/<uuid>.map    a snapshot's write-once device: its chunk map
     <directory>/snapshots/<uuid>.chunks and its chunks
+    <directory>/snapshots/<uuid>.outside which of them an initiator wrote to, if any (stores/outside.py)
 
 The manifest says where the primary is.  A crash at any point leaves the volume as it was before or after a change, because
 the manifest is the change:
@@ -40,7 +41,7 @@ from lun_backends import block_device, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
-from lun_backends.volumes import deleting, errors, move_down, opening, policy, rollback, taking
+from lun_backends.volumes import deleting, errors, move_down, opening, outside, policy, rollback, taking
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -148,6 +149,16 @@ class Volume:
         Raises NoSuchSnapshot.
         """
         return self.state.snapshot(name, identity)
+
+    def written_outside(self, name: str) -> list[outside.Written]:
+        """Return what initiators wrote of a snapshot's content to write-once LUNs, in order of address.
+
+        Raises NoSuchSnapshot, DeviceClosed.
+        """
+        snapshot, snapshots = self.snapshot(name), self.snapshots
+        if snapshot not in snapshots:
+            raise block_device.DeviceClosed
+        return outside.found(snapshots[snapshots.index(snapshot) :], self.chunk_size)
 
     def changed_map(self, name: str, buckets: int) -> list[float]:
         """Return which parts of the volume changed since the snapshot: the changed fraction of each of `buckets` equal parts.
@@ -258,6 +269,7 @@ class Volume:
         *,
         cancelled: Callable[[], bool] | None = None,
         on_damage: OnDamage | None = None,
+        accept_outside: bool = False,
     ) -> None:
         """Roll the volume back to a snapshot.
 
@@ -266,11 +278,12 @@ class Volume:
         there.  Blocks that the volume has grown by since the snapshot read as zeroes.
 
         Damaged blocks refuse the rollback (DamageFound).  With `on_damage` they are taken as they are, unreadable ones as
-        zeroes, and `on_damage` is called for them.
+        zeroes, and `on_damage` is called for them.  Blocks that an initiator wrote to a write-once LUN refuse it, too
+        (WrittenOutside), unless `accept_outside`.
 
-        Raises NoSuchSnapshot, RollbackRefused, DamageFound, RollbackUnderWay; RollbackStopped when `cancelled` returns True.
+        Raises NoSuchSnapshot, RollbackRefused, DamageFound, WrittenOutside, RollbackUnderWay; RollbackStopped when `cancelled` returns True.
         """
-        rollback.begin(self.state, name, identity, cancelled, on_damage)
+        rollback.begin(self.state, name, identity, cancelled, on_damage, accept_outside=accept_outside)
 
     def accept_damage(self) -> None:
         """Let the rollback under way take damaged blocks of the snapshot as they are, also after a restart.

@@ -4,6 +4,7 @@
 | change                           | how it is made                                                              |
 | -------------------------------- | --------------------------------------------------------------------------- |
 | the keys in `_WHILE_IN_USE`      | on the open volume, while initiators use it                                 |
+| `map_write_once`                 | on the open volume; it must be seen by no session, unless forced            |
 | the size                         | on the open volume, upwards only                                            |
 | all other keys (LUN, durability) | the volume is removed and added again; it must not be in use, unless forced |
 """
@@ -19,13 +20,14 @@ from target.administration.access import AccessChanges
 from target.administration.in_force import InForce, volume_of
 from target.configuration import settings, values
 from target.fabrics import access
+from target.scsi.unit_kind import UnitKind
 from target.service import problems, volumes
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
 _WHILE_IN_USE = frozenset(
-    {"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "verify_reads", "schedule", "keep"}
+    {"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "verify_reads", "schedule", "keep", "map_write_once"}
 )
 
 
@@ -59,6 +61,8 @@ class VolumeChanges:
         fields = {key: value for key, value in codec.encode(request).items() if value is not None}
         if fields.pop("hidden"):
             fields["lun"] = values.NO_LUN
+        if fields.pop("any_lun"):
+            fields["lun"] = self._inventory.lowest_free_lun()
         if fields.get("limit") == messages.NO_LIMIT:
             fields["limit"] = None
         after = problems.validated(settings.Volume, {**before.model_dump(), **fields}, f"volume {name}")
@@ -77,6 +81,8 @@ class VolumeChanges:
         """Change a configured volume until it agrees with `after`, even if it is not served now."""
         same = before.model_copy(update={key: getattr(after, key) for key in _WHILE_IN_USE}) == after
         if same and before.name not in self._inventory.failed:
+            if not force and after.map_write_once is not before.map_write_once:
+                self._refuse_if_write_once_is_used(before.name)
             if not dry_run:
                 self._change_open(after)
             return
@@ -89,6 +95,7 @@ class VolumeChanges:
         owner = self._inventory.volume(after.name)
         names = {snapshot.name for snapshot in owner.snapshots}
         owner.keep_by(volumes.rules(after))
+        self._inventory.map_write_once(after.name, after.map_write_once)
         for name in after.snapshots:
             if name not in names:
                 self._service.snapshots.create_snapshot(after.name, name)
@@ -132,6 +139,11 @@ class VolumeChanges:
         users = list(self._users(volume))
         if users:
             raise problems.in_use(f"volume {volume.name}", users, problems.STOP_USING)
+
+    def _refuse_if_write_once_is_used(self, name: str) -> None:
+        users = self._inventory.users(lambda unit: unit.kind is UnitKind.WRITE_ONCE and volume_of(unit.name) == name)
+        if users:
+            raise problems.in_use(f"the write-once LUN of a snapshot of {name}", users, problems.STOP_USING)
 
     def _users(self, volume: settings.Volume) -> Iterator[str]:
         """Yield the sessions that reach the volume or its snapshots, and the mappings of them."""

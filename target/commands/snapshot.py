@@ -250,8 +250,11 @@ def snapshot_delete(context: common.Context, which: tuple[str, str], damaged: bo
 @click.option(
     "--damaged", is_flag=True, help="Let the volume have damaged blocks as they are, and unreadable ones as zeroes."
 )
+@click.option("--outside", is_flag=True, help="Roll back even if initiators wrote to the snapshot's write-once LUN.")
 @common.verb
-def snapshot_restore(context: common.Context, which: tuple[str, str], force: bool, damaged: bool) -> None:
+def snapshot_restore(
+    context: common.Context, which: tuple[str, str], force: bool, damaged: bool, outside: bool
+) -> None:
     """Roll the volume back to the moment of a snapshot.
 
     The volume has its old content at once and can be used immediately, while wolun copies the data in the background.
@@ -261,10 +264,11 @@ def snapshot_restore(context: common.Context, which: tuple[str, str], force: boo
     Unmount the volume first.  The command refuses to run while initiators can access it, unless --force is given.
 
     wolun reads the snapshot before the volume changes.  If some of it is damaged, the command names the blocks and the volume
-    stays as it is, unless --damaged is given.
+    stays as it is, unless --damaged is given.  In the same way it names what initiators wrote to a
+    write-once LUN of the snapshot, which may not be what the volume held, unless --outside is given.
     """
     asked = context.client()
-    begin = functools.partial(asked.restore_snapshot, *which, force=force, damaged=damaged)
+    begin = functools.partial(asked.restore_snapshot, *which, force=force, damaged=damaged, outside=outside)
     job = common.follow(context, asked, begin, "restoring", goes_on=True)
     common.warn_of_damage(job)
     context.answer(job, lambda: f"{which[0]} is rolled back to {'@'.join(which)}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,14 @@ class Keep(values.Group):
     def counts(self) -> Mapping[Every, int]:
         """The same numbers by kind of period."""
         return {every: getattr(self, every.value) for every in Every}
+
+
+class MapWriteOnce(enum.Enum):
+    """Whether initiators see the write-once LUNs of a volume's snapshots, and what they may do there."""
+
+    NONE = "none"
+    READ_ONLY = "read-only"
+    READ_WRITE = "read-write"
 
 
 class Volume(values.Group):
@@ -84,6 +93,10 @@ class Volume(values.Group):
 
     copy_timeout: values.Seconds | None = None
     """Seconds after which a copy of old data counts as failed. Left out: it may take any time."""
+
+    map_write_once: MapWriteOnce = MapWriteOnce.NONE
+    """Whether initiators see the write-once LUNs of its snapshots: `none`, `read-only` or `read-write`. With `read-write`
+    any of them can put data into blocks that are blank there, and it becomes the content of the snapshot."""
 
     max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
     """How many snapshots there may be. Left out: any number."""

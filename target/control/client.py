@@ -121,9 +121,11 @@ class Client:
         request = messages.CreateGroup(name, tuple(volumes), dict(labels))
         return [codec.decode(messages.Taken, item) for item in self._ask("POST", "/v1/groups", request)]
 
-    def restore_snapshot(self, volume: str, name: str, *, force: bool, damaged: bool = False) -> messages.Job:
+    def restore_snapshot(
+        self, volume: str, name: str, *, force: bool, damaged: bool = False, outside: bool = False
+    ) -> messages.Job:
         """Begin to roll a volume back to a snapshot; with `damaged`, also if some of its blocks are damaged."""
-        path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}"
+        path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}&outside={outside}"
         return codec.decode(messages.Job, self._ask("POST", path))
 
     def resize_volume(self, name: str, size: int) -> messages.Volume:

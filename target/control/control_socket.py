@@ -14,12 +14,29 @@ from pathlib import Path
 
 import uvicorn
 
-from target import places
+from target import liveness, places
 from target.administration import administration
 from target.control import application
 from target.service.service import Service
 
 STOP_SECONDS = 5
+
+
+class Ended(Exception):
+    """The loop of the control socket ended, although nobody had asked for it."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's loop, which shows that it moves."""
+
+    def __init__(self, pulse: liveness.Pulse, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._pulse = pulse
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what uvicorn does ten times a second."""
+        self._pulse.beat()
+        return await super().on_tick(counter)
 
 
 class ControlSocket:
@@ -30,7 +47,9 @@ class ControlSocket:
 
     def __init__(self, service: Service, admin: administration.Administration, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._server = uvicorn.Server(
+        self.pulse = liveness.Pulse("control-socket")
+        self._server = _Server(
+            self.pulse,
             uvicorn.Config(
                 application.application(service, admin),
                 http="h11",
@@ -41,9 +60,10 @@ class ControlSocket:
                 log_config=None,
                 log_level="warning",
                 timeout_graceful_shutdown=STOP_SECONDS,
-            )
+            ),
         )
         self._socket: socket.socket | None = None
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="control-socket", daemon=True)
 
     def start(self) -> None:
@@ -68,6 +88,7 @@ class ControlSocket:
         """Answer the requests that have come, then stop."""
         with contextlib.suppress(FileNotFoundError):
             (self._state_dir / places.SOCKET).unlink()
+        self._closing = True
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join()
@@ -75,5 +96,7 @@ class ControlSocket:
             self._socket.close()
 
     def _run(self) -> None:
-        if self._socket is not None:
-            self._server.run(sockets=[self._socket])
+        assert self._socket is not None  # `start` has made it
+        self._server.run(sockets=[self._socket])
+        if not self._closing:
+            raise Ended

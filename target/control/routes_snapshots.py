@@ -65,14 +65,17 @@ def routes(service: Service) -> fastapi.APIRouter:
         return service.snapshots.create_group(request.name, request.volumes, request.labels)
 
     @router.post("/volumes/{volume}/snapshots/{name}/restore", status_code=202)
-    def restore_snapshot(volume: str, name: str, force: bool = False, damaged: bool = False) -> messages.Job:
+    def restore_snapshot(
+        volume: str, name: str, force: bool = False, damaged: bool = False, outside: bool = False
+    ) -> messages.Job:
         """Begin a job that rolls the volume back to the snapshot.
 
         Once its `total` is not 0, the job has taken effect and cannot be cancelled.  The request is refused while
         initiators reach the volume, unless `force` is set.  Damaged blocks refuse the rollback or stop it, unless `damaged` is
         set; then the volume gets them as they are.
+        Data that initiators wrote to a write-once LUN of the snapshot refuses it, too, unless `outside` is set.
         """
-        job = service.reshaping.restore(volume, name, force=force, damaged=damaged)
+        job = service.reshaping.restore(volume, name, force=force, damaged=damaged, outside=outside)
         job.wait(0.2)
         return job.message()
 

@@ -67,6 +67,7 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
         done += report.length
         job.progress(min(done, total), total)
     damaged = counted[contents.Verdict.DAMAGED]
+    outside = _outside(owner, name)
     return messages.Verification(
         volume=owner.name,
         name=name,
@@ -76,7 +77,25 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
         damaged_bytes=damaged,
         damage=tuple(named),
         headers=tuple(headers),
+        outside_bytes=sum(extent.length for extent in outside),
+        outside=tuple(outside[:DAMAGE_NAMED]),
     )
+
+
+def _outside(owner: volume.Volume, name: str) -> list[messages.Outside]:
+    """Return what initiators wrote of the snapshot to write-once LUNs."""
+    names = {snapshot.uuid: snapshot.name for snapshot in owner.snapshots}
+    block = owner.device.block_size
+    return [
+        messages.Outside(
+            names.get(written.kept_in, name),
+            written.offset // block,
+            written.length // block,
+            written.offset,
+            written.length,
+        )
+        for written in owner.written_outside(name)
+    ]
 
 
 def _add(named: list[messages.Damage], checked: verification.Checked, block_size: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from target import liveness
 from target.fabrics import access
 from target.iscsi import errors
 from target.iscsi.session_info import SessionInfo
@@ -60,6 +61,9 @@ class Fabric(Protocol):
 
     def start(self) -> None:
         """Let initiators log in.  Raises CannotStart."""
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        """Return the signs of life of the loops that `start` has started."""
 
     def close(self, drain: float) -> None:
         """Refuse further logins, and end the commands that run, within about `drain` seconds."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from target import liveness
 from target.configuration import settings
 from target.fabrics import access
 from target.fabrics.fabric import CannotListen, CannotStart
@@ -110,6 +111,9 @@ class KernelFabric:
             self._fabric.close()
             raise CannotStart(f"{error}: `wolun doctor` says what this machine lacks") from error
         portal.tune_interpreter()
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        return self._fabric.pulses()
 
     def close(self, drain: float) -> None:
         self._fabric.close()

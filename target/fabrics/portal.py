@@ -8,6 +8,7 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 
 from lun_backends.files import os_error
+from target import liveness
 from target.configuration import fabric_kind, settings
 from target.fabrics import access
 from target.fabrics.fabric import CannotListen, CannotStart
@@ -71,6 +72,9 @@ class PortalFabric:
     def start(self) -> None:
         portal.tune_interpreter()
         self._portal.start()
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        return (self._portal.pulse,)
 
     def close(self, drain: float) -> None:
         self._portal.close(drain)

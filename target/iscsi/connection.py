@@ -232,6 +232,19 @@ class Connection:
         if self.state is State.FULL_FEATURE:
             self.sender.async_message(event, code, parameters)
 
+    def _guarded(self, then: Callable[[], None]) -> Callable[[], None]:
+        """Return `then` for a barrier, which the end of another session's command may call: an error ends this session."""
+
+        def guarded() -> None:
+            try:
+                then()
+            except Exception:
+                log.exception("%s: the connection ends, because of an error", self.login.initiator or self.address)
+                self.close()
+                self.host.has_output(self)
+
+        return guarded
+
     # -- the general path ----------------------------------------------------------------------------------------
 
     def _receive_one(self, buffer: memoryview, start: int, end: int, now: float) -> int:
@@ -297,7 +310,7 @@ class Connection:
             if answer.done:
                 bhs = bytes(request.bhs)
                 self.state = State.ENTERING
-                Barrier(self.host.reinstate(self), lambda: self._enter(bhs, answer))
+                Barrier(self.host.reinstate(self), self._guarded(lambda: self._enter(bhs, answer)))
             else:
                 self._answer_login(request.bhs, answer.flags, LoginStatus.SUCCESS, answer.text)
         except LoginRefused as error:
@@ -426,7 +439,8 @@ class Connection:
         except task_management.Refused as refusal:
             self._answer_management(itt, refusal.response)
             return
-        Barrier(waits_for, lambda: self._answer_management(itt, TaskManagementResponse.FUNCTION_COMPLETE))
+        complete = TaskManagementResponse.FUNCTION_COMPLETE
+        Barrier(waits_for, self._guarded(lambda: self._answer_management(itt, complete)))
 
     def _answer_management(self, itt: int, response: TaskManagementResponse) -> None:
         self._managing -= 1
@@ -460,7 +474,7 @@ class Connection:
         else:
             # After this answer, commands that the initiator sends through other sessions must not be overtaken by its old ones.
             self.state = State.LOGOUT
-            Barrier(self.tasks.close(), lambda: self._log_out(itt))
+            Barrier(self.tasks.close(), self._guarded(lambda: self._log_out(itt)))
 
     def _log_out(self, itt: int) -> None:
         if self.state is State.LOGOUT:

@@ -116,9 +116,11 @@ class TaskSet:
     def complete(self, command: Command) -> None:
         """Answer `command`, which was in `blocked` and is executed now, unless it was aborted."""
         task = command.task
-        if not task.aborted and self.answering:
-            self._answer(command)
-        self._forget(command)
+        try:
+            if not task.aborted and self.answering:
+                self._answer(command)
+        finally:
+            self._forget(command)
 
     def prepare_in_place(self) -> None:
         """Try to spare blocked writes the way through the workers.

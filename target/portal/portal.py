@@ -6,6 +6,9 @@ a mebibyte, handles every complete PDU in it, and sends all answers with one cal
 device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it stops reading from a session until
 that session takes its answers).
 
+An error that nothing foresaw ends the session in which it came up, with a line in the log; the loop goes on.  An error of
+the loop itself ends the process (`target.ending`), because nothing else could serve in its place.
+
 The data of commands takes from one amount of memory, which all sessions share (iscsi/memory.py).  Receive buffers and
 arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a
 few kilobytes.
@@ -30,6 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from target import liveness
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
 from target.iscsi.connection import Connection, State
@@ -58,6 +62,10 @@ SPIN_SECONDS: Final = 0.0001
 command: with one command in flight, polling doubles the rate of an otherwise idle machine (10 k to 24 k reads/s)."""
 LOGIN_CONNECTIONS: Final = 64
 """Connections that may be logging in at once: they cost memory before their initiators are known."""
+
+
+class LoopBroken(BaseException):
+    """The loop cannot go on.  No guard of a session catches this: it ends the loop, and with it the process."""
 
 
 def tune_interpreter() -> None:
@@ -95,6 +103,7 @@ class Portal:
         self.limits = limits or Limits()
         self.memory = Memory(memory, max_connections)
         self._max_connections = max_connections
+        self.pulse = liveness.Pulse("iscsi-portal", TICK_SECONDS)
         self._epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, str]] = {}
         self.address = self.listen(host, port)
@@ -161,8 +170,11 @@ class Portal:
             self._running = True
         try:
             self._loop()
-        finally:
-            self._clean_up()
+        except BaseException:
+            # The process ends with its loop (`target.ending`), and does not wait for workers that may wait for a disk.
+            self._done.set()
+            raise
+        self._clean_up()
 
     def close(self, drain_seconds: float = 5.0) -> None:
         """Stop: refuse logins, ask the initiators to log out, and end the sessions left after `drain_seconds`.
@@ -304,7 +316,13 @@ class Portal:
                 now = monotonic()
                 # The channel that asked last most likely asks next, and reading it is quicker than polling all of them.
                 warm = self._warm
-                if turns and warm is not None and warm.mask == select.EPOLLIN and self._readable(warm, now):
+                readable = False
+                if turns and warm is not None and warm.mask == select.EPOLLIN:
+                    try:
+                        readable = self._readable(warm, now)
+                    except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                        self._failed(warm, error)
+                if readable:
                     turns -= 1
                     events = []
                 else:
@@ -326,10 +344,13 @@ class Portal:
             for fd, event in events:
                 channel = channels.get(fd)
                 if channel is not None:
-                    if event & ~select.EPOLLOUT:
-                        self._readable(channel, now)
-                    if event & select.EPOLLOUT:
-                        self._flush(channel)
+                    try:
+                        if event & ~select.EPOLLOUT:
+                            self._readable(channel, now)
+                        if event & select.EPOLLOUT:
+                            self._flush(channel)
+                    except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                        self._failed(channel, error)
                 elif fd == wake_fd:
                     workers.drain_wakeups()
                 elif (listener := listeners.get(fd)) is not None:
@@ -337,18 +358,30 @@ class Portal:
             if workers.results:
                 self._finish_results()
             while self._calls:
-                self._calls.popleft()()
+                call = self._calls.popleft()
+                try:
+                    call()
+                except Exception:
+                    log.exception("a request of the daemon to its portal failed")
             if self.memory.released:
                 self._admit_waiting()
             if self._stalled:  # one turn each, behind all others
                 for channel in list(self._stalled):
                     self._stalled.discard(channel)
-                    self._handle(channel, now)
+                    try:
+                        self._handle(channel, now)
+                    except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                        self._failed(channel, error)
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
+                self.pulse.beat()
                 self._tick(now)
             while self._dirty:  # last: all of the above may give connections output
-                self._flush(self._dirty.pop())
+                channel = self._dirty.pop()
+                try:
+                    self._flush(channel)
+                except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                    self._failed(channel, error)
             spin_until = now + SPIN_SECONDS
 
     def _accept(self, listener: socket.socket, address: str, now: float) -> None:
@@ -366,15 +399,20 @@ class Portal:
         if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:
             self._refuse(sock, peer[0], now)
             return
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        local = sock.getsockname()
-        output = Output(self._arenas)
-        connection = Connection(self, output, peer[0], spell(local[0], local[1]), now)
-        channel = Channel(sock, connection, output, address)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            local = sock.getsockname()
+            output = Output(self._arenas)
+            connection = Connection(self, output, peer[0], spell(local[0], local[1]), now)
+            channel = Channel(sock, connection, output, address)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+        except Exception:
+            log.exception("%s: the connection ends, because of an error", peer[0])
+            sock.close()
+            return
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _refuse(self, sock: socket.socket, address: str, now: float) -> None:
         """Refuse a connection because there are too many; log it once a minute, since a flood of them goes on."""
@@ -498,12 +536,26 @@ class Portal:
             if connection.stalled:
                 self._stalled.add(channel)
 
+    def _failed(self, channel: Channel, error: Exception) -> None:
+        """End a session because of an error that nothing foresaw; the others go on."""
+        connection = channel.connection
+        name = connection.login.initiator or connection.address
+        log.error("%s: the session ends, because of an error", name, exc_info=error)
+        self._drop(channel)
+
     def _drop(self, channel: Channel) -> None:
         """Close a channel.
 
         A worker may still run commands of it.  Until they are done the channel is in `_lost`, where the barriers of other
-        sessions find them, and its nexus stays open.
+        sessions find them, and its nexus stays open.  A channel that was closed by half would break that, so an error here
+        ends the loop.
         """
+        try:
+            self._close_channel(channel)
+        except Exception as error:
+            raise LoopBroken from error
+
+    def _close_channel(self, channel: Channel) -> None:
         fd = channel.sock.fileno()
         if fd < 0:
             return
@@ -520,6 +572,8 @@ class Portal:
         channel.sock.close()
         channel.account.close()
         for command in unstarted:
+            self._finish_command(channel, command)
+        for command in channel.stranded():
             self._finish_command(channel, command)
         if connection.nexus is not None:
             log.info("%s logged out of %s", connection.login.initiator, connection.login.target)
@@ -556,8 +610,12 @@ class Portal:
         for account in list(memory.waiting):
             channel = waiting.get(account)
             if channel is not None:
-                channel.connection.tasks.data_out.admit()
-                self._dirty.add(channel)
+                try:
+                    channel.connection.tasks.data_out.admit()
+                except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                    self._failed(channel, error)
+                else:
+                    self._dirty.add(channel)
 
     def _relieve(self, now: float) -> None:
         """Drop the session whose data has been on its way longest, because it holds memory that others need."""
@@ -582,11 +640,14 @@ class Portal:
         if short:
             self._relieve(now)
         for channel in list(self._channels.values()):
-            channel.connection.tick(now)
-            if channel.connection.finished and not channel.connection.lingers(now):
-                self._drop(channel)
-            elif len(channel.output) or channel.connection.finished:
-                self._flush(channel)
+            try:
+                channel.connection.tick(now)
+                if channel.connection.finished and not channel.connection.lingers(now):
+                    self._drop(channel)
+                elif len(channel.output) or channel.connection.finished:
+                    self._flush(channel)
+            except Exception as error:  # noqa: BLE001 - `_failed` logs it
+                self._failed(channel, error)
 
     # -- blocked commands ----------------------------------------------------------------------------------------
 
@@ -605,10 +666,17 @@ class Portal:
     def _finish_results(self) -> None:
         results = self._workers.results
         while results:
-            channel, command, last = results.popleft()
-            self._finish_command(channel, command)
+            channel, command, last, error = results.popleft()
+            if error is not None:
+                command.task.aborted = True  # it has no outcome, so it gets no answer
+            try:
+                self._finish_command(channel, command)
+            except Exception as raised:  # noqa: BLE001 - `_failed` logs it
+                error = raised
             if last:
-                self._workers.job_done(channel)
+                self._workers.job_done(channel, command)
+            if error is not None:
+                self._failed(channel, error)
             if channel.sock.fileno() < 0:
                 self._let_go(channel)
             else:

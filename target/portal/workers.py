@@ -9,6 +9,7 @@ copy-on-write preserves all its chunks with one commit, and executes its command
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -19,6 +20,8 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from target.iscsi.command import Command
 from target.iscsi.task_set import TaskSet
 from target.scsi.task import Executor
+
+log = logging.getLogger(__name__)
 
 JOB_BYTES: Final = 8 << 20
 """Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
@@ -33,14 +36,28 @@ the interpreter's lock from the worker."""
 
 
 class Lane:
-    """The jobs of one session: those that wait, and how many are with the workers."""
+    """The jobs of one session: those that wait, and those that are with the workers, by their last command."""
 
-    __slots__ = ("active", "pending", "tasks")
+    __slots__ = ("jobs", "pending", "tasks")
 
     def __init__(self, tasks: TaskSet) -> None:
         self.tasks = tasks
         self.pending: deque[Job] = deque()
-        self.active = 0
+        self.jobs: dict[Command, Job] = {}
+
+    @property
+    def active(self) -> int:
+        """The number of jobs that are with the workers."""
+        return len(self.jobs)
+
+    def stranded(self) -> list[Command]:
+        """Return the commands that seem to run, although neither a worker has them nor do they wait for one.
+
+        An error has come between the stages of such a command.
+        """
+        held = {command for job in (*self.jobs.values(), *self.pending) for command in job.commands}
+        held.update(self.tasks.blocked)
+        return [command for command in self.tasks.running if command not in held]
 
     def next_job(self) -> Job:
         """Take the job that waits longest.
@@ -78,11 +95,12 @@ L = TypeVar("L", bound=Lane)
 
 
 class Result(NamedTuple, Generic[L]):
-    """An executed command of `lane`; `last` when its job is over."""
+    """An executed command of `lane`; `last` when its job is over, `error` if the executor raised one."""
 
     lane: L
     command: Command
     last: bool
+    error: Exception | None = None
 
 
 class Workers(Generic[L]):
@@ -139,17 +157,18 @@ class Workers(Generic[L]):
     def start(self, lane: L) -> None:
         """Start jobs of `lane`, while its share of the workers allows it and its peer takes answers."""
         while lane.pending and not lane.tasks.congested:
-            if lane.active >= self.count - self._active:
+            if len(lane.jobs) >= self.count - self._active:
                 if lane not in self._queued:
                     self._queued.append(lane)
                 return
-            lane.active += 1
+            job = lane.next_job()
+            lane.jobs[job.commands[-1]] = job
             self._active += 1
-            self._jobs.put((lane, lane.next_job()))
+            self._jobs.put((lane, job))
 
-    def job_done(self, lane: L) -> None:
-        """Note that a job of `lane` is over, and start others; the lane that waited longest is first."""
-        lane.active -= 1
+    def job_done(self, lane: L, last: Command) -> None:
+        """Note that the job of `lane` that ends with `last` is over, and start others; the lane that waited longest is first."""
+        del lane.jobs[last]
         self._active -= 1
         queued, self._queued = self._queued, deque()
         for waiting in queued:
@@ -186,14 +205,21 @@ class Workers(Generic[L]):
             lane, job = work
             live = [command for command in job.commands if not command.task.aborted]
             if len(live) > 1:
-                job.executor.prepare([command.task for command in live])
+                try:
+                    job.executor.prepare([command.task for command in live])
+                except Exception:
+                    log.exception("writes could not be prepared together, so each is prepared by itself")
             execute = job.executor.execute
             last = job.commands[-1]
             woken = time.monotonic()
             for command in job.commands:
+                error = None
                 if not command.task.aborted:
-                    execute(command.task, nowait=False)
-                self.results.append(Result(lane, command, command is last))
+                    try:
+                        execute(command.task, nowait=False)
+                    except Exception as raised:  # noqa: BLE001 - the loop logs it, and ends the session
+                        error = raised
+                self.results.append(Result(lane, command, command is last, error))
                 if self.sleeping and (command is last or time.monotonic() - woken > TELL_SECONDS):
                     woken = time.monotonic()
                     self.sleeping = False

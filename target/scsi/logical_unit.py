@@ -243,12 +243,14 @@ class LogicalUnit:
         reservation_file: Path | None = None,
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
+        write_protected: bool = False,
     ) -> None:
         """Make the unit, with the persistent reservations that its file has.
 
         `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon in
         `reservation_file`; without one they end with it.  WRITE ATOMIC writes through `journal`; without one the unit
         does not know that command.  The unit reports `physical_block_size` (bytes) instead of the device's own.
+        With `write_protected` it takes no writes, even if the device would.
 
         Raises reservation_file.ReservationFileDamaged, OSError.
         """
@@ -265,7 +267,7 @@ class LogicalUnit:
         self.physical_exponent = max(0, (physical >> self.shift).bit_length() - 1)
         self.page_blocks = max(1, PAGE_BYTES >> self.shift, 1 << self.physical_exponent)
         self.max_transfer = transfer.MAX_TRANSFER_BYTES >> self.shift
-        self.write_protected = kind is UnitKind.SNAPSHOT_VIEW or device.read_only
+        self.write_protected = write_protected or kind is UnitKind.SNAPSHOT_VIEW or device.read_only
         self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why
         self.counters = Counters()
         self.running: dict[Task, ItlNexus] = {}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from lun_backends.volumes import volume
 from target import explanations, messages, units
-from target.configuration import settings
+from target.configuration import settings, values
 from target.service import moments
 from target.service.inventory import Inventory
 
@@ -64,6 +64,7 @@ def current(
     for name, why in unkept.items():
         text = f"the schedule of {name} is not kept: {why}"
         yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")
+    yield from _unmapped(inventory.settings)
     for rule in inventory.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
         yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then use set auth again")
@@ -86,6 +87,20 @@ def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
         full = space.used + owner.chunk_size > space.limit
         code = "snapshot-space-full" if full else "snapshot-space-low"
         yield messages.Alert(code, owner.name, text, "delete snapshots, the oldest first, or raise the limit")
+
+
+def _unmapped(configured: settings.Settings) -> Iterator[messages.Alert]:
+    """Yield an alert for each write-once LUN that an initiator is to see although its volume maps none."""
+    hidden = {volume.name for volume in configured.volumes if volume.map_write_once is settings.MapWriteOnce.NONE} - {
+        single.volume for single in configured.write_once
+    }
+    for initiator in configured.access.initiators or ():
+        for mapped in initiator.luns or ():
+            name = mapped.unit.partition("@")[0]
+            if mapped.unit.endswith(values.WRITE_ONCE_SUFFIX) and name in hidden:
+                text = f"{initiator.name} does not see LUN {mapped.lun}, {mapped.unit}: {name} maps no write-once LUNs"
+                remedy = f"set map_write_once of {name} to read-only or read-write, or remove the mapping"
+                yield messages.Alert("write-once-not-mapped", mapped.unit, text, remedy)
 
 
 def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messages.Alert]:

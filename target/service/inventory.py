@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The logical unit inventory (as SPC-4 calls it): the open volumes, the LUNs of volumes and snapshots, and who reaches them.
 
-| change                | LUNs                                            | excluded while it runs                                |
-| --------------------- | ----------------------------------------------- | ----------------------------------------------------- |
-| a volume is added     | its own, and two of each of its snapshots       | other changes of it, the daemon's end                 |
-| a volume is removed   | the same go; their commands end first           | other changes of it, the daemon's end                 |
-| a snapshot is taken   | two more: the view and the write-once LUN       | other changes of its volume, the daemon's end         |
-| a snapshot is deleted | its two go; the numbers are free after deletion | (the volume excludes by itself)                       |
+| change                | LUNs                                             | excluded while it runs                                |
+| --------------------- | ------------------------------------------------ | ----------------------------------------------------- |
+| a volume is added     | its own, and those of each of its snapshots      | other changes of it, the daemon's end                 |
+| a volume is removed   | the same go; their commands end first            | other changes of it, the daemon's end                 |
+| a snapshot is taken   | the view, and the write-once LUN if it is mapped | other changes of its volume, the daemon's end         |
+| a snapshot is deleted | its two go; the numbers are free after deletion  | (the volume excludes by itself)                       |
 
 `changing` excludes, volume by volume: a change waits for disks, and a slow volume must hold up no other.  Readers take no
 lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
@@ -60,6 +60,7 @@ class Inventory:
         self._unit_state = unit_state.UnitState(state_dir)
         self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
         self._lock = threading.Lock()  # while a mapping is replaced; no disk is waited for under it
+        self._map_write_once: dict[str, configuration.MapWriteOnce] = {}  # by the volume's name
         self._changes: dict[str, threading.Lock] = {}  # by the volume's name
         self._stopping = False
 
@@ -172,6 +173,7 @@ class Inventory:
         for numbers in self._numbers.all().values():
             if configured.lun in (numbers.view, numbers.write_once):
                 raise problems.lun_taken(configured.lun, numbers.volume)
+        self._map_write_once[configured.name] = configured.map_write_once
         watch = snapshot_events.Watch(configured.name, lambda: self._unit_of(configured))
         owner = volumes.open_volume(configured, self.state_dir, watch)
         try:
@@ -219,20 +221,56 @@ class Inventory:
     # -- LUNs --------------------------------------------------------------------------------------------------------
 
     def publish(self, owner: Volume, snapshot: Snapshot) -> None:
-        """Serve a snapshot under its two LUNs, the earlier ones if it had any.  Raise Problem, OSError.
+        """Serve a snapshot under its LUNs, the earlier ones if it had any.  Raise Problem, OSError.
 
-        Do nothing if the snapshot is being deleted.
+        It keeps a number for its write-once LUN even if initiators do not see that.  Do nothing if the snapshot is being
+        deleted.
         """
         if snapshot.deleting:
             return
         numbers = self._numbers.allot(snapshot.uuid, owner.name)
         title = f"{owner.name}@{snapshot.name}"
-        kinds = logical_unit.UnitKind
-        for number, device, identity, kind, name in (
-            (numbers.view, snapshot.view, view_uuid(snapshot.uuid), kinds.SNAPSHOT_VIEW, title),
-            (numbers.write_once, snapshot.write_once, snapshot.uuid, kinds.WRITE_ONCE, f"{title}/write-once"),
-        ):
-            self.scsi.add_lun(number, self._unit_state.unit(owner, device, identity, kind, name))
+        view = logical_unit.UnitKind.SNAPSHOT_VIEW
+        unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
+        self.scsi.add_lun(numbers.view, unit)
+        self._publish_write_once(owner, snapshot, numbers.write_once)
+
+    def _publish_write_once(self, owner: Volume, snapshot: Snapshot, number: int) -> None:
+        mapped = self._map_write_once.get(owner.name, configuration.MapWriteOnce.NONE)
+        if mapped is configuration.MapWriteOnce.NONE:
+            return
+        unit = self._unit_state.unit(
+            owner,
+            snapshot.write_once,
+            snapshot.uuid,
+            logical_unit.UnitKind.WRITE_ONCE,
+            f"{owner.name}@{snapshot.name}/write-once",
+            write_protected=mapped is configuration.MapWriteOnce.READ_ONLY,
+        )
+        self.scsi.add_lun(number, unit)
+
+    def map_write_once(self, name: str, mapped: configuration.MapWriteOnce) -> None:
+        """Show the write-once LUNs of a volume's snapshots to initiators, or no longer; return when no command runs there.
+
+        Raise Problem.
+        """
+        with self.changing([name]):
+            if self._map_write_once.get(name) is mapped:
+                return
+            owner = self.volume(name)
+            self._map_write_once[name] = mapped
+            for snapshot in owner.snapshots:
+                numbers = self.numbers_of(snapshot)
+                if numbers is None:
+                    continue
+                if numbers.write_once in self.scsi.luns:
+                    self.scsi.remove_lun(numbers.write_once)
+                with problems.translated(f"the write-once LUN of {name}@{snapshot.name} is not served"):
+                    self._publish_write_once(owner, snapshot, numbers.write_once)
+
+    def mapped_write_once(self, name: str) -> configuration.MapWriteOnce:
+        """Return whether initiators see the write-once LUNs of a volume's snapshots."""
+        return self._map_write_once.get(name, configuration.MapWriteOnce.NONE)
 
     def withdraw(self, snapshot: Snapshot) -> None:
         """Remove a snapshot's LUNs from the target.  Return when no command runs on them."""

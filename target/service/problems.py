@@ -224,6 +224,7 @@ _CODES = {
     errors.NoSpaceLeft: "no-space-left",
     errors.DamageFound: "damaged",
     errors.RollbackRefused: "restore-refused",
+    errors.WrittenOutside: "written-outside",
     errors.RollbackUnderWay: "being-restored",
     errors.ResizeRefused: "resize-refused",
 }

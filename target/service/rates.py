@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from target import liveness
+
 Counts = tuple[int, int, int]
 """Bytes read, bytes written, commands."""
 
@@ -22,6 +24,7 @@ class Rates:
         self._look = look
         self._samples: deque[tuple[float, Mapping[str, Counts]]] = deque(maxlen=WINDOW)
         self._closed = threading.Event()
+        self.pulse = liveness.Pulse("rates", PERIOD_SECONDS)
         self._thread = threading.Thread(target=self._run, name="rates", daemon=True)
 
     def start(self) -> None:
@@ -49,5 +52,6 @@ class Rates:
 
     def _run(self) -> None:
         while not self._closed.is_set():
+            self.pulse.beat()
             self._samples.append((time.monotonic(), self._look()))
             self._closed.wait(PERIOD_SECONDS)

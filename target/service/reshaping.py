@@ -32,11 +32,11 @@ class Reshaping:
         self._inventory = inventory
         self._jobs = jobs
 
-    def restore(self, volume_name: str, name: str, *, force: bool, damaged: bool = False) -> Job:
+    def restore(self, volume_name: str, name: str, *, force: bool, damaged: bool = False, outside: bool = False) -> Job:
         """Start a job that rolls a volume back, or that continues a rollback which stopped.
 
         Damaged blocks refuse the rollback, or stop it.  With `damaged` the volume gets them as they are, and unreadable ones as
-        zeroes.  Raise Problem.
+        zeroes.  Data that initiators wrote to a write-once LUN refuses it, too, unless `outside`.  Raise Problem.
         """
         owner, snapshot = self._inventory.find(volume_name, name)
         users = self._inventory.users(lambda unit: unit.device is owner.device)
@@ -55,7 +55,11 @@ class Reshaping:
                         damage_met.noted(job, owner) as found,
                     ):
                         owner.begin_rollback(
-                            name, snapshot.uuid, cancelled=job.cancelled, on_damage=found if damaged else None
+                            name,
+                            snapshot.uuid,
+                            cancelled=job.cancelled,
+                            on_damage=found if damaged else None,
+                            accept_outside=outside,
                         )
                 except errors.RollbackStopped:
                     raise Cancelled from None

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from lun_backends.volumes import manifest
+from target import liveness
 from target.service import problems
 from target.service.inventory import Inventory
 from target.service.schedule_keeper import ScheduleKeeper
@@ -35,6 +36,7 @@ class Scheduler:
         self._clock = clock
         self._keepers: Mapping[str, ScheduleKeeper] = {}  # by volume; replaced as a whole
         self._bug = ""
+        self.pulse = liveness.Pulse("schedule", LOOK_SECONDS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="schedule", daemon=True)
 
@@ -86,6 +88,7 @@ class Scheduler:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            self.pulse.beat()
             try:
                 self.look()
                 self._bug = ""

@@ -18,8 +18,10 @@ arguments come in, `messages` go out, refusals are `problems.Problem`.  Any thre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from target import liveness
 from target.configuration import settings
 from target.service import (
     inventory,
@@ -59,6 +61,10 @@ class Service:
         self.inventory.fabric = fabric
         self.rates.start()
         self.scheduler.start()
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        """Return the signs of life of the loops that `fabric_started` has started."""
+        return self.rates.pulse, self.scheduler.pulse
 
     def stop(self) -> None:
         """Refuse all further requests and cancel the jobs.  Call this before the fabric ends."""

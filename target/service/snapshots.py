@@ -14,6 +14,7 @@ from lun_backends.volumes import group, volume
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.snapshot import Snapshot
 from target import codec, messages
+from target.configuration import settings
 from target.service import damage_met, moments, problems
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
@@ -89,11 +90,14 @@ class Snapshots:
         """Return one snapshot.  Raise Problem."""
         owner, snapshot = self._inventory.find(volume_name, name)
         shown = self._shown(owner, snapshot)
+        with problems.translated(f"{volume_name}@{name} cannot be shown"):
+            outside = sum(written.length for written in owner.written_outside(name))
         return messages.SnapshotDetails(
             **codec.fields(shown),
             chunk_size=owner.chunk_size,
             view_url=self._inventory.url(shown.view_lun),
             write_once_url=self._inventory.url(shown.write_once_lun),
+            outside_bytes=outside,
         )
 
     def label_snapshot(self, volume_name: str, name: str, changes: Mapping[str, str | None]) -> messages.Snapshot:
@@ -152,6 +156,9 @@ class Snapshots:
     def _shown(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Snapshot:
         numbers = self._inventory.numbers_of(snapshot)
         preserved = snapshot.preserved_bytes
+        write_once = None
+        if numbers is not None and self._inventory.mapped_write_once(owner.name) is not settings.MapWriteOnce.NONE:
+            write_once = numbers.write_once
         return messages.Snapshot(
             volume=owner.name,
             name=snapshot.name,
@@ -164,7 +171,7 @@ class Snapshots:
             preserved_bytes=preserved,
             preserved_percent=round(100 * preserved / snapshot.view.size, 4),
             view_lun=numbers.view if numbers else None,
-            write_once_lun=numbers.write_once if numbers else None,
+            write_once_lun=write_once,
             labels=dict(snapshot.labels),
             scheduled=snapshot.scheduled,
         )

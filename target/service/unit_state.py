@@ -40,6 +40,8 @@ class UnitState:
         name: str,
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
+        *,
+        write_protected: bool = False,
     ) -> logical_unit.LogicalUnit:
         """Return a unit of the volume.  Raise Problem, OSError."""
         try:
@@ -52,6 +54,7 @@ class UnitState:
                 reservation_file=self._reservations(owner, identity),
                 journal=journal,
                 physical_block_size=physical_block_size,
+                write_protected=write_protected,
             )
         except reservation_file.ReservationFileDamaged as error:
             raise problems.refused(

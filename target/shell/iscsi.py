@@ -152,10 +152,10 @@ class Luns(Node):
                 f"delete that LUN first, or use `/volumes/{volume} set attribute lun=NUMBER`",
             )
         lun_number = number(lun, "lun")
-        if lun_number is None:
-            lun_number = self.lowest_free()
-        self.asked.change_volume(volume, messages.ChangeVolume(lun=lun_number), force=False)
-        self.done(f"{volume} is LUN {lun_number}")
+        self.asked.change_volume(volume, messages.ChangeVolume(lun=lun_number, any_lun=lun_number is None), force=False)
+        if lun_number is None and not self.asked.dry_run:
+            lun_number = self.asked.volume(volume).lun
+        self.done(f"{volume} has the lowest free LUN" if lun_number is None else f"{volume} is LUN {lun_number}")
 
     def ui_command_delete(self, lun: str, force: str = "false") -> None:
         """Remove a volume's LUN, so that initiators no longer see the volume.
@@ -182,18 +182,10 @@ class Luns(Node):
         self.asked.change_volume(unit, messages.ChangeVolume(hidden=True), force=flag(force, "force"))
         self.done(f"{unit} has no LUN")
 
-    def lowest_free(self) -> int:
-        """Return the lowest LUN that no unit has."""
-        # A volume that is not served keeps its LUN.
-        used = {lun.lun for lun in self.all_luns()} | {volume.lun for volume in self.volumes()}
-        return next(lun for lun in range(len(used) + 1) if lun not in used)
-
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         if (command, parameter) == ("create", "volume"):
             return [volume.name for volume in self.volumes() if volume.lun is None]
-        if (command, parameter) == ("create", "lun"):
-            return [str(self.lowest_free())]
         if (command, parameter) == ("delete", "lun"):
             return [str(volume.lun) for volume in self.volumes() if volume.lun is not None]
         return None

@@ -45,7 +45,7 @@ class Snapshots(Node):
         return f"{len(snapshots)}, {used} used" + (f", {bad} invalid" if bad else ""), False if bad else None
 
     def ui_command_create(self, name: str) -> None:
-        """Take a snapshot, in milliseconds.  Two LUNs appear: the view of the volume as it is now, and the write-once LUN.
+        """Take a snapshot, in milliseconds.  A LUN appears: the view of the volume as it is now.
 
         name  the snapshot's name
         """
@@ -105,7 +105,9 @@ class Snapshots(Node):
         self.follow(job, "comparing")
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
-    def ui_command_restore(self, name: str, force: str = "false", damaged: str = "false") -> None:
+    def ui_command_restore(
+        self, name: str, force: str = "false", damaged: str = "false", outside: str = "false"
+    ) -> None:
         """Roll the volume back to the moment of a snapshot.
 
         The volume has its old content at once, and wolun copies the data in the background; Ctrl-C does not stop that.
@@ -114,12 +116,15 @@ class Snapshots(Node):
         name     the snapshot
         force    true: roll back even if initiators can access the volume
         damaged  true: let the volume have damaged blocks as they are, and unreadable ones as zeroes
+        outside  true: roll back even if initiators wrote to the snapshot's write-once LUN
         """
         self.asked.snapshot(self.volume, name)
         accepted = flag(damaged, "damaged")
         if self.only_checks(f"restored {self.volume}@{name}"):
             return
-        job = self.asked.restore_snapshot(self.volume, name, force=flag(force, "force"), damaged=accepted)
+        job = self.asked.restore_snapshot(
+            self.volume, name, force=flag(force, "force"), damaged=accepted, outside=flag(outside, "outside")
+        )
         try:
             self.follow(job, "restoring", cancel=False)
         except KeyboardInterrupt:
@@ -160,7 +165,9 @@ class Snapshot(Node):
     def summary(self) -> tuple[str, bool | None]:
         """Return the text and the health for `ls`."""
         snapshot = self.message()
-        luns = "" if snapshot.view_lun is None else f"LUNs {snapshot.view_lun} and {snapshot.write_once_lun}, "
+        luns = "" if snapshot.view_lun is None else f"LUN {snapshot.view_lun}, "
+        if snapshot.write_once_lun is not None:
+            luns = f"LUNs {snapshot.view_lun} and {snapshot.write_once_lun}, "
         return f"{luns}{units.human_size(snapshot.used_bytes)} used, {snapshot.state}", snapshot.state == "active"
 
     def ui_command_show(self, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
@@ -179,13 +186,14 @@ class Snapshot(Node):
         """
         self.parent.ui_command_diff(self.name, to, exact, damaged)
 
-    def ui_command_restore(self, force: str = "false", damaged: str = "false") -> None:
+    def ui_command_restore(self, force: str = "false", damaged: str = "false", outside: str = "false") -> None:
         """Roll the volume back to the moment of this snapshot.  The volume's current content is lost.
 
         force    true: roll back even if initiators can access the volume
         damaged  true: let the volume have damaged blocks as they are, and unreadable ones as zeroes
+        outside  true: roll back even if initiators wrote to the snapshot's write-once LUN
         """
-        self.parent.ui_command_restore(self.name, force, damaged)
+        self.parent.ui_command_restore(self.name, force, damaged, outside)
 
     def ui_command_verify(self) -> None:
         """Read all data that the snapshot needs, and compare it with its checksums."""

@@ -15,6 +15,7 @@ from target.shell.snapshots import Snapshots
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
 NO_LUN = "none"
+MAP_WRITE_ONCE = ("none", "read-only", "read-write")
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
 SETTABLE = {
     "durability": DURABILITIES,
@@ -22,6 +23,7 @@ SETTABLE = {
     "verify_reads": BOOLEANS,
     "limit": (messages.NO_LIMIT, *SIZES),
     "lun": (NO_LUN,),
+    "map_write_once": MAP_WRITE_ONCE,
 }
 
 
@@ -74,6 +76,7 @@ class Volumes(Node):
         limit: str | None = None,
         on_error: str | None = None,
         verify_reads: str | None = None,
+        map_write_once: str | None = None,
     ) -> None:
         """Create a volume and serve it at once.  If its data exists from a deleted volume of this name, use it again.
 
@@ -89,6 +92,8 @@ class Volumes(Node):
         on_error    if old data cannot be preserved: fail-writes (default) refuses the write; drop-snapshot
                     invalidates snapshots and lets the write continue
         verify_reads  true (default): reads of snapshots compare old data with its checksums; false: they do not
+        map_write_once  whether initiators see the write-once LUNs of its snapshots: none (default), read-only or
+                    read-write
         """
         request = messages.CreateVolume(
             name=name,
@@ -102,6 +107,7 @@ class Volumes(Node):
             limit=limit,
             on_error=on_error,
             verify_reads=None if verify_reads is None else flag(verify_reads, "verify_reads"),
+            map_write_once=map_write_once,
         )
         self.asked.create_volume(request)
         self.done(f"created volume {name}")
@@ -123,6 +129,7 @@ class Volumes(Node):
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
             ("create", "verify_reads"): lambda: BOOLEANS,
+            ("create", "map_write_once"): lambda: MAP_WRITE_ONCE,
             ("create", "lun"): lambda: (NO_LUN,),
             ("create", "limit"): lambda: SIZES,
             ("create", "block_size"): lambda: ("512", "4096"),
@@ -145,6 +152,7 @@ class Volume(Node):
             ("limit", True, "How much old data its snapshots may keep; none: as much as there is space for."),
             ("on_error", True, "The reaction if old data cannot be preserved: fail-writes or drop-snapshot."),
             ("verify_reads", True, "Whether reads of snapshots compare old data with its checksums: true or false."),
+            ("map_write_once", True, "Whether initiators see its write-once LUNs: none, read-only or read-write."),
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of copy-on-write."),
@@ -187,9 +195,10 @@ class Volume(Node):
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
         """Change a group of parameters: attribute or global.  Without parameters, explain them.
 
-        group      attribute, with lun, durability, limit, on_error, verify_reads.  All given parameters change together,
-                   or none does.  A change of lun or durability removes the volume for a moment, so it is refused while the
-                   volume is in use, unless `force=true` is given, too.
+        group      attribute, with lun, durability, limit, on_error, verify_reads, map_write_once.  All given
+                   parameters change together, or none does.  A change of lun or durability removes the volume for a moment, so it is
+                   refused while the volume is in use, unless `force=true` is given, too.  So is a change of
+                   map_write_once while initiators see a write-once LUN of the volume.
         parameter  NAME=VALUE, any number of them
         """
         if self.explained("attribute", group, parameter):
@@ -203,6 +212,7 @@ class Volume(Node):
             limit=parameter.get("limit"),
             on_error=parameter.get("on_error"),
             verify_reads=flag(parameter["verify_reads"], "verify_reads") if "verify_reads" in parameter else None,
+            map_write_once=parameter.get("map_write_once"),
         )
         self.asked.change_volume(self.name, request, force=force)
         self.facts.forget()
@@ -238,6 +248,7 @@ class Volume(Node):
                     ("limit", self.ui_getgroup_attribute("limit")),
                     ("on error", volume.on_error),
                     ("verify reads", self.ui_getgroup_attribute("verify_reads")),
+                    ("write-once", volume.map_write_once),
                 ]
             )
         )

@@ -101,6 +101,8 @@ class Announcer:
             self._loop.run_until_complete(self._serve())
         except (OSError, DBusFastError, EOFError) as error:
             log.warning("targetcli will not list our handlers: no D-Bus system bus (%s)", error)
+        except Exception:  # only the list of targetcli depends on this thread
+            log.exception("targetcli will not list our handlers")
         finally:
             self._loop.close()
 

@@ -28,9 +28,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from target import liveness
 from target.scsi import plain
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.nexus import Nexus
@@ -110,6 +111,10 @@ class LioFabric:
         self._kernel.open()
         log.info("the kernel's target serves %d LUNs", len(self._luns))
         self._announcer.start()
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        """Return the signs of life of the loops that `start` has started."""
+        return (self._server.pulse,) if self._listener is None else (self._server.pulse, self._listener.pulse)
 
     def close(self) -> None:
         """Stop serving, and leave no object of ours in the kernel.  Never raises; a second call does nothing."""

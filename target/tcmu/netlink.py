@@ -27,6 +27,8 @@ from dataclasses import dataclass
 
 from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NLM_F_REQUEST, ctrlmsg, genlmsg, nlmsg
 
+from target import liveness
+
 log = logging.getLogger(__name__)
 
 FAMILY = "TCM-USER"
@@ -43,6 +45,8 @@ SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
 BUFFER = 1 << 16
 EXPECTATION = 10.0  # seconds to wait for a device that was announced over D-Bus
+BEAT_SECONDS = 1.0  # the longest sleep
+ANSWER_SECONDS = 35.0  # the longest answer: it may wait for the commands in a ring
 
 
 class TcmuMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
@@ -86,6 +90,7 @@ class Listener:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self.pulse = liveness.Pulse("tcmu netlink", BEAT_SECONDS + ANSWER_SECONDS)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
         self._socket.bind((0, 0))
         self._family, group = self._discover()
@@ -158,11 +163,13 @@ class Listener:
             selector.register(self._socket, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while True:
+                self.pulse.beat()
                 until = self._waited_until
-                ready = {key.fd for key, _ in selector.select(None if until is None else until - time.monotonic())}
+                left = BEAT_SECONDS if until is None else min(BEAT_SECONDS, until - time.monotonic())
+                ready = {key.fd for key, _ in selector.select(left)}
                 if self._woken in ready and b"\0" in os.read(self._woken, 64):
                     return
-                if not ready:
+                if until is not None and not ready and time.monotonic() >= until:
                     self._expectation_met()
                 if self._socket.fileno() not in ready:
                     continue
@@ -171,7 +178,12 @@ class Listener:
                 except OSError as error:  # ENOBUFS: events were lost; the kernel does not wait for ever
                     log.warning("netlink: %s", error)
                     continue
-                self._handle(data)
+                try:
+                    self._handle(data)
+                except (
+                    Exception
+                ):  # no answer: the device may be another daemon's, and the kernel does not wait for ever
+                    log.exception("an announcement of the kernel could not be followed")
 
     def _handle(self, data: bytes) -> None:
         message = TcmuMessage(data)

@@ -11,6 +11,9 @@ wake-up of the device is an edge, and a batch costs two system calls: `epoll_wai
 An initiator that waits for each answer before its next command waits for this process all the time.  So `Served.run`, which
 runs the plain commands with the least code, gets a command first if it comes alone.  And when sleeps have become short, the
 loop polls for a while instead of sleeping, as the portal's loop does: to be woken takes longer than such a command.
+
+An error that nothing foresaw ends the service of the ring in which it came up, with a line in the log; the loop goes on.  An
+error of the loop itself ends the process (`target.ending`), and the next one takes the devices over.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lun_backends.block_device import WouldBlock
+from target import liveness
 from target.scsi.task import Executor
 from target.tcmu.ring import Ring, RingError, RingTask, Run
 
@@ -38,6 +42,8 @@ ROUNDS = 8  # batches that one ring gets before the others have their turn
 TURNS = 64  # commands that one ring gets if they come alone
 LOOKS = 64  # looks at the ring that was busy last, before the others are polled
 SPIN_SECONDS = 0.0005  # how long the loop polls before it sleeps again
+BEAT_SECONDS = 1.0  # the longest sleep
+GIVEN_UP = "a device is no longer served, because of an error"
 
 
 @dataclass(eq=False)
@@ -57,12 +63,14 @@ class Server:
     """The loop and its workers, from `start` on.  Any thread but the workers may call `add` and `remove`."""
 
     def __init__(self, workers: int = WORKERS) -> None:
+        self.pulse = liveness.Pulse("tcmu rings", BEAT_SECONDS)
         self._epoll = select.epoll()
         self._woken, self._wake = os.pipe()
         self._epoll.register(self._woken, select.EPOLLIN)
         self._served: dict[int, Served] = {}
         self._added: deque[Served] = deque()
         self._removed: dict[int, threading.Event] = {}
+        self._failed: deque[Served] = deque()
         self._again: set[Served] = set()  # rings whose turn was over before they were empty
         self._handed_over = False  # whether the workers got a task since the loop last checked
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
@@ -106,16 +114,27 @@ class Server:
         may_spin = len(os.sched_getaffinity(0)) > 1
         warm: Served | None = None  # the ring that was busy last, while the loop spins
         spin_until = 0.0
+        next_beat = 0.0
         while True:
             again, self._again = self._again, set()
             for unfinished in again:
                 self._serve(unfinished)
             began = time.monotonic()
-            if warm is not None and warm.ring.answer_alone(warm.run, LOOKS, TURNS):
-                began = time.monotonic()
-                spin_until = began + SPIN_SECONDS
-            events = self._epoll.poll(None if warm is None and not self._again else 0)
+            if warm is not None:
+                try:
+                    answered = warm.ring.answer_alone(warm.run, LOOKS, TURNS)
+                except Exception:
+                    log.exception(GIVEN_UP)
+                    self._give_up(warm)
+                    warm, answered = None, 0
+                if answered:
+                    began = time.monotonic()
+                    spin_until = began + SPIN_SECONDS
+            events = self._epoll.poll(BEAT_SECONDS if warm is None and not self._again else 0)
             now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                self.pulse.beat()
             if events:
                 spin_until = now + SPIN_SECONDS
             elif now > spin_until:
@@ -135,6 +154,8 @@ class Server:
                         added = self._added.popleft()
                         if self._served.get(added.descriptor) is added:
                             self._serve(added)
+                    elif order == 3:
+                        self._give_up(self._failed.popleft())
                     else:
                         self._forget()
                 warm = None
@@ -171,24 +192,48 @@ class Server:
             self._again.add(served)
         except RingError as error:
             log.error("%s; the device is no longer served", error)
-            served.broken = True
+            self._give_up(served)
+        except Exception:
+            log.exception(GIVEN_UP)
+            self._give_up(served)
+
+    def _give_up(self, served: Served) -> None:
+        served.broken = True
+        if self._served.get(served.descriptor) is served:
             del self._served[served.descriptor]
             self._epoll.unregister(served.descriptor)
+        self._again.discard(served)
 
     def _work(self, served: Served, tasks: Sequence[RingTask]) -> None:
         waiting = tasks
         if len(tasks) > 1:
-            served.executor.prepare(tasks)
-            done, waiting = _without_waiting(served, tasks)
-            served.ring.complete(done)
+            try:
+                served.executor.prepare(tasks)
+            except Exception:
+                log.exception("writes could not be prepared together, so each is prepared by itself")
+            try:
+                done, waiting = _without_waiting(served, tasks)
+                served.ring.complete(done)
+            except Exception:  # noqa: BLE001 - `_worker_failed` logs it
+                self._worker_failed(served)
+                return
         for task in waiting[1:]:
             self._pool.submit(self._finish, served, task)
         for task in waiting[:1]:
             self._finish(served, task)
 
     def _finish(self, served: Served, task: RingTask) -> None:
-        served.executor.execute(task, nowait=False)
-        served.ring.complete((task,))
+        try:
+            served.executor.execute(task, nowait=False)
+            served.ring.complete((task,))
+        except Exception:  # noqa: BLE001 - `_worker_failed` logs it
+            self._worker_failed(served)
+
+    def _worker_failed(self, served: Served) -> None:
+        """Let the loop give the ring up; a worker calls this while it handles the error."""
+        log.exception(GIVEN_UP)
+        self._failed.append(served)
+        os.write(self._wake, b"\3")
 
 
 def _without_waiting(served: Served, tasks: Sequence[RingTask]) -> tuple[list[RingTask], Sequence[RingTask]]:

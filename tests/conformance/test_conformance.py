@@ -32,7 +32,7 @@ def served(tmp_path: Path) -> Iterator[Daemon]:
     """Yield a daemon with a volume full of random bytes at LUN 0."""
     primary = tmp_path / "primary.img"
     primary.write_bytes(os.urandom(SIZE))
-    keys = f"primary: {primary}, durability: process-crash, physical_block_size: 128KiB"
+    keys = f"primary: {primary}, durability: process-crash, physical_block_size: 128KiB, map_write_once: read-write"
     with Daemon(tmp_path, f"  - {{name: vol, lun: 0, {keys}}}\n") as daemon:
         yield daemon
 

@@ -33,7 +33,7 @@ def write16(lba: int, blocks: int) -> bytes:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 16MiB}\n") as running:
+    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 16MiB, map_write_once: read-write}\n") as running:
         yield running
 
 
@@ -146,3 +146,35 @@ def test_logged_in_initiators_learn_of_luns_that_come_and_go(served: daemon.Daem
         assert (answer.status, answer.key, answer.asc) == (CHECK_CONDITION, UNIT_ATTENTION, INVENTORY_CHANGED)
         gone = session.command(taken["view_lun"], read10(0, 1), read=BLOCK)
         assert (gone.status, gone.key, gone.asc) == (CHECK_CONDITION, ILLEGAL_REQUEST, (0x25, 0x00))
+
+
+def test_initiators_do_not_see_the_write_once_lun_by_default(tmp_path: Path) -> None:
+    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 16MiB}\n") as running, running.session() as session:
+        taken = running.json("snapshot", "create", "vol0", "s")
+        session.settle(0)
+        report = session.command(0, b"\xa0" + bytes(5) + (256).to_bytes(4, "big") + b"\0\0", read=256)
+        listed = {report.data[at + 1] for at in range(8, 8 + int.from_bytes(report.data[:4], "big"), 8)}
+        assert (listed, taken["write_once_lun"]) == ({0, taken["view_lun"]}, None)
+        answer = session.command(taken["view_lun"] + 1, write10(0, 8), out=os.urandom(8 * BLOCK))
+        assert (answer.status, answer.asc) == (CHECK_CONDITION, (0x25, 0x00))
+
+
+def test_what_an_initiator_put_into_the_past_is_named_and_not_restored_unasked(
+    served: daemon.Daemon, session: libiscsi.Session, lun: int
+) -> None:
+    old = os.urandom(8 * BLOCK)
+    assert session.command(0, write10(512, 8), out=old).status == GOOD  # preserved: no mark
+    assert session.command(lun, write10(0, 128), out=b"evil" * (32 * BLOCK)).status == GOOD
+    verified = served.json("snapshot", "verify", "vol0@s")
+    assert verified["outside"] == [{"kept_in": "s", "lba": 0, "blocks": 128, "offset": 0, "length": 65536}]
+    assert (verified["sound"], verified["outside_bytes"]) == (True, 65536)
+    assert "initiators wrote 64 KiB of it" in served.run("snapshot", "verify", "vol0@s").stdout
+    assert served.json("snapshot", "show", "vol0@s")["outside_bytes"] == 65536
+    assert "64 KiB that initiators wrote" in served.run("snapshot", "show", "vol0@s").stdout
+    refusal = served.run("snapshot", "restore", "vol0@s", "--force", check=False)
+    assert refusal.returncode == 1
+    assert "initiators wrote to blocks 0 to 127 of 's'" in refusal.stderr
+    assert session.command(0, read10(512, 8), read=8 * BLOCK).data == old
+    served.run("snapshot", "restore", "vol0@s", "--force", "--outside")
+    session.settle(0)
+    assert session.command(0, read10(0, 1), read=BLOCK).data == b"evil" * (BLOCK // 4)

@@ -26,6 +26,7 @@ volumes:
   - name: vol0
     lun: 0
     size: 64MiB
+    map_write_once: read-write
 """
 KILLS = 10
 READ_BLOCKS = 16

@@ -58,4 +58,10 @@ def test_a_whole_number_is_accepted_as_a_float() -> None:
 def test_fields_fill_a_larger_message() -> None:
     snapshot = messages.Snapshot("v", "s", "", "", "active", "", 1, 2, 3, 0.5, 1, 2, labels={"a": "b"})
     details = messages.SnapshotDetails(**codec.fields(snapshot), chunk_size=4096, view_url="", write_once_url="")
-    assert codec.fields(details) == {**codec.fields(snapshot), "chunk_size": 4096, "view_url": "", "write_once_url": ""}
+    assert codec.fields(details) == {
+        **codec.fields(snapshot),
+        "chunk_size": 4096,
+        "view_url": "",
+        "write_once_url": "",
+        "outside_bytes": 0,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from target import liveness
 from target.fabrics import access, fabric
 from target.iscsi import errors
 from target.iscsi.session_info import SessionInfo
@@ -58,6 +59,9 @@ class BookFabric:
 
     def start(self) -> None:
         pass
+
+    def pulses(self) -> Sequence[liveness.Pulse]:
+        return ()
 
     def close(self, drain: float) -> None:
         pass

@@ -25,7 +25,6 @@ def test_volumes_and_luns_are_shown(admin: Administration, service: Service) -> 
         0: "vol0",
         1: "vol1",
         taken.view_lun: "vol0@s",
-        taken.write_once_lun: "vol0@s/write-once",
     }
     assert admin.who().networks == ("127.0.0.0/8",)
 

@@ -29,9 +29,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             service.stop()
             service.close()
 
-    def start(volumes: str = VOLUMES, extra: str = "") -> Service:
+    def start(volumes: str = VOLUMES, extra: str = "", access: str = "networks: [127.0.0.0/8]") -> Service:
         end()
-        text = f"target: {IQN}\naccess: {{networks: [127.0.0.0/8]}}\n{extra}volumes:\n{volumes}"
+        text = f"target: {IQN}\naccess: {{{access}}}\n{extra}volumes:\n{volumes}"
         running.append(Service(reader.parse(text, "f.yaml"), tmp_path / "state"))
         return running[0]
 

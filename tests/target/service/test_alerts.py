@@ -101,3 +101,11 @@ def test_initiator_without_its_secret_has_an_alert(tmp_path: Path) -> None:
     assert current(service)["initiator-broken"].subject == "iqn.2026-11.x:a"
     service.stop()
     service.close()
+
+
+def test_mapping_of_a_write_once_lun_that_its_volume_hides_has_an_alert(serve: Serve) -> None:
+    access = "initiators: [{name: 'iqn.2026-11.x:a', luns: [{lun: 4, unit: vol0@s/write-once}]}]"
+    volumes = "  - {name: vol0, lun: 0, size: 1MiB, map_write_once: MAPPED}\n"
+    for mapped, codes in (("none", ["write-once-not-mapped"]), ("read-only", [])):
+        service = serve(volumes.replace("MAPPED", mapped), access=access)
+        assert [alert.code for alert in service.status.alerts()] == codes

@@ -29,7 +29,7 @@ def test_luns_are_the_same_after_a_restart(serve: Serve) -> None:
         service.snapshots.create_snapshot("vol0", name)
     service.snapshots.delete_snapshot("vol0", "a").wait()
     before = luns(service)
-    assert before == {0: "vol0", 1: "vol1", 4: "vol0@b", 5: "vol0@b/write-once"}
+    assert before == {0: "vol0", 1: "vol1", 4: "vol0@b"}
     assert luns(serve()) == before
 
 
@@ -81,7 +81,7 @@ def test_interrupted_deletion_is_finished_at_start(serve: Serve) -> None:
     for job in again.jobs.all():
         assert job.wait(60)
     assert [snapshot.name for snapshot in again.inventory.volume("vol0").snapshots] == ["a"]
-    assert luns(again) == {0: "vol0", 1: "vol1", 2: "vol0@a", 3: "vol0@a/write-once"}
+    assert luns(again) == {0: "vol0", 1: "vol1", 2: "vol0@a"}
 
 
 def test_removed_volume_loses_its_luns_and_can_be_added_again(service: Service) -> None:
@@ -136,3 +136,37 @@ def test_unknown_and_failed_volumes_have_refusals_of_their_own(service: Service)
     assert (unknown.value.code, failed.value.code) == ("no-such-volume", "volume-failed")
     with pytest.raises(problems.Problem, match="vol0 has no snapshot a"):
         service.inventory.find("vol0", "a")
+
+
+def write_protected(service: Service) -> dict[int, bool]:
+    """Return for each write-once LUN that is mapped whether it refuses writes."""
+    luns = service.inventory.scsi.luns.items()
+    return {number: unit.write_protected for number, unit in luns if unit.kind is logical_unit.UnitKind.WRITE_ONCE}
+
+
+def test_write_once_luns_are_mapped_only_where_the_volume_says_so(serve: Serve) -> None:
+    volumes = "".join(
+        f"  - {{name: {name}, lun: {lun}, size: 1MiB, map_write_once: {mapped}}}\n"
+        for lun, (name, mapped) in enumerate((("vol0", "none"), ("vol1", "read-only"), ("vol2", "read-write")))
+    )
+    service = serve(volumes)
+    taken = [service.snapshots.create_snapshot(f"vol{number}", "s") for number in range(3)]
+    assert [snapshot.write_once_lun for snapshot in taken] == [None, 6, 8]
+    assert write_protected(service) == {6: True, 8: False}
+    assert write_protected(serve(volumes)) == {6: True, 8: False}
+
+
+def test_write_once_luns_come_and_go_under_their_numbers_while_the_volume_is_used(service: Service) -> None:
+    first = service.snapshots.create_snapshot("vol0", "a")
+    nexus = service.inventory.scsi.open_nexus(ANN)
+    for mapped, expected in (
+        (settings.MapWriteOnce.READ_WRITE, {3: False}),
+        (settings.MapWriteOnce.READ_ONLY, {3: True}),
+        (settings.MapWriteOnce.NONE, {}),
+    ):
+        service.inventory.map_write_once("vol0", mapped)
+        assert write_protected(service) == expected
+        assert {0, first.view_lun} <= set(nexus.seen())
+    service.inventory.map_write_once("vol0", settings.MapWriteOnce.READ_ONLY)
+    assert service.snapshots.show_snapshot("vol0", "a").write_once_lun == 3
+    assert service.snapshots.create_snapshot("vol0", "b").write_once_lun == 5

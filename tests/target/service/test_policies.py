@@ -97,7 +97,7 @@ def test_fail_writes_refuses_writes_at_the_limit(served: Served) -> None:
 
 
 def test_drop_snapshot_invalidates_the_oldest_at_the_limit(served: Served) -> None:
-    running = served("limit: 512KiB, on_error: drop-snapshot, warn_at: 100")
+    running = served("limit: 512KiB, on_error: drop-snapshot, warn_at: 100, map_write_once: read-only")
     for name in ("a", "b"):
         running.run("snapshot", "create", "vol0", name)
         with running.session() as session:

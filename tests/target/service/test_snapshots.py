@@ -22,7 +22,8 @@ def write(service: Service, offset: int, fill: int = 7) -> None:
 
 def test_snapshot_is_served_when_it_is_taken(service: Service) -> None:
     taken = service.snapshots.create_snapshot("vol0", "a", {"why": "test"})
-    assert {taken.view_lun, taken.write_once_lun} <= set(service.inventory.scsi.luns)
+    assert (taken.view_lun, taken.write_once_lun) == (2, None)
+    assert set(service.inventory.scsi.luns) == {0, 1, 2}
     assert taken.view_url == f"iscsi://{service.inventory.portal_address}/{IQN}/{taken.view_lun}"
     assert (taken.labels, taken.scheduled) == ({"why": "test"}, False)
     details = service.snapshots.show_snapshot("vol0", "a")
@@ -100,7 +101,8 @@ def test_snapshot_whose_deletion_fails_is_served_again(service: Service, monkeyp
     assert job.wait(60)
     with pytest.raises(problems.Problem, match="vol0@a was not deleted"):
         job.check()
-    assert {taken.view_lun, taken.write_once_lun} <= set(service.inventory.scsi.luns)
+    assert (taken.view_lun, taken.write_once_lun) == (2, None)
+    assert set(service.inventory.scsi.luns) == {0, 1, 2}
 
 
 def test_request_for_a_snapshot_does_not_reach_its_namesake(service: Service) -> None:

@@ -84,6 +84,7 @@ class Listening:
 
     def __init__(self, kernel: KernelEnd, status: int | None) -> None:
         self.events: list[Event] = []
+        self.fails = False
         self._status = status
         self.listener = Listener(self._answer)
         question = ctrlmsg(kernel.socket.recv(65536))
@@ -94,6 +95,8 @@ class Listening:
 
     def _answer(self, event: Event) -> int | None:
         self.events.append(event)
+        if self.fails:
+            raise RuntimeError("the test's fault")
         return self._status
 
     def end(self) -> None:
@@ -194,3 +197,16 @@ def test_waiting_comes_back_at_a_stop(kernel: KernelEnd, listen: Listen) -> None
 def test_kernel_without_the_module_is_named() -> None:
     with pytest.raises(NetlinkError, match="is target_core_user loaded"):
         Listener(lambda _: None)
+
+
+def test_error_over_an_announcement_does_not_end_the_listener(
+    kernel: KernelEnd, listen: Listen, caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = listen(0)
+    listening.fails = True
+    kernel.announce(ADDED, minor=1, device_id=1)
+    while "could not be followed" not in caplog.text:
+        time.sleep(0.001)
+    listening.fails = False
+    kernel.announce(ADDED, minor=2, device_id=2)
+    assert kernel.receive() == (4, {"CMD_STATUS": 0, "DEVICE_ID": 2})

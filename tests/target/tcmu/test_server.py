@@ -13,6 +13,7 @@ import pytest
 
 from lun_backends.block_device import WouldBlock
 from target.scsi.task import Task
+from target.tcmu import server as module
 from target.tcmu.ring import Ring, RingTask
 from target.tcmu.server import Served, Server
 from tests.target.tcmu import kernel_side
@@ -30,6 +31,7 @@ class Executor:
         self.prepared: list[list[int]] = []
         self.prepares_at_once = False
         self.running = 0
+        self.fails = self.prepare_fails = False
         self._ready: set[int] = set()
 
     def execute(self, task: Task, *, nowait: bool) -> None:
@@ -37,6 +39,8 @@ class Executor:
         opcode = task.cdb[0]
         if nowait and (opcode == SLOW or (opcode == PREPARED and task.command_id not in self._ready)):
             raise WouldBlock
+        if self.fails:
+            raise RuntimeError("the test's fault")
         if opcode == SLOW:
             self.running += 1
             assert self.let.wait(60)
@@ -46,6 +50,8 @@ class Executor:
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         if nowait and not self.prepares_at_once:
             return False
+        if self.prepare_fails:
+            raise RuntimeError("the test's fault")
         ids = [task.command_id for task in tasks if isinstance(task, RingTask)]
         self.prepared.append(ids)
         self._ready.update(ids)
@@ -67,6 +73,8 @@ class Device:
     def _run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         if memory[at] != PLAIN:
             return False
+        if self.executor.fails:
+            raise RuntimeError("the test's fault")
         self.ran_alone.append(memory[at + 1])
         return True
 
@@ -235,3 +243,57 @@ def test_ring_that_breaks_the_rules_is_given_up_and_others_are_served(
     other.put((1, QUICK))
     assert other.wait(1) == [1]
     assert not server.remove(device.served, time.monotonic() + 60)  # at once: a broken ring is not waited for
+
+
+@pytest.mark.parametrize("opcode", [QUICK, SLOW])
+def test_error_ends_the_service_of_its_ring_and_of_no_other(
+    make: Callable[[], Device], server: Server, caplog: pytest.LogCaptureFixture, opcode: int
+) -> None:
+    """It comes up on the loop, or on a worker."""
+    device, other = make(), make()
+    server.add(device.served)
+    server.add(other.served)
+    device.executor.let.set()
+    device.executor.fails = True
+    device.put((1, opcode))
+    wait_for(lambda: device.served.broken)
+    assert "a device is no longer served, because of an error" in caplog.text
+    other.put((2, QUICK))
+    assert other.wait(1) == [2]
+
+
+def test_error_of_a_plain_command_ends_the_service_of_its_ring(
+    make: Callable[[], Device], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loop does not sleep, it looks at the ring that was busy last in a way of its own."""
+    monkeypatch.setattr(module, "SPIN_SECONDS", 600)
+    device, other = make(), make()
+    server.add(device.served)
+    server.add(other.served)
+    for number in (1, 2, 3):
+        device.put((number, PLAIN))
+        device.wait(number)
+    device.executor.fails = True
+    device.put((4, PLAIN))
+    wait_for(lambda: device.served.broken)
+    other.put((5, QUICK))
+    assert other.wait(1) == [5]
+
+
+def test_error_while_writes_are_prepared_together_fails_none_of_them(
+    make: Callable[[], Device], server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make()
+    device.executor.prepare_fails = True
+    device.put((1, SLOW), (2, SLOW))
+    server.add(device.served)
+    device.executor.let.set()
+    assert sorted(device.wait(2)) == [1, 2]
+    assert "writes could not be prepared together" in caplog.text
+
+
+def test_loop_beats_though_nothing_comes(server: Server) -> None:
+    first = server.pulse._last
+    wait_for(lambda: server.pulse._last > first)
+    second = server.pulse._last
+    wait_for(lambda: server.pulse._last > second)
