@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The foreign programs that tests use: found on this machine, installed, or named for installation.
 
-`require` never skips a test.  On Debian as root it installs the missing package; anywhere else it fails with one line that
-names the package.  `make test` calls `python -m tests.peers` first, so that one `apt-get` fetches everything at once.
+`require` never skips a test.  On Debian as root it installs the missing package; anywhere else it fails with one line
+that names the package.  `make test` calls `python -m tests.peers` first, so that one `apt-get` fetches everything at
+once.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def find(program: str) -> str | None:
 def require(program: str, package: str | None = None) -> str:
     """Return the path of `program`.  If it is missing, install Debian's `package` first, if possible.
 
-    With a program of QEMU, install QEMU's iSCSI support, too.  Raise PeerMissing, with one line that names the package to install.
+    With a program of QEMU, install QEMU's iSCSI support, too.  Raise PeerMissing, with one line that names the package
+    to install.
     """
     found = find(program)
     if found is None:
@@ -85,9 +87,9 @@ def missing_packages() -> list[str]:
 
 
 def install(packages: list[str]) -> None:
-    """Install these packages with apt-get, one process at a time.  Fetch the lists only if the first try fails.
+    """Install these packages with apt-get, one process at a time.  Fetch the package lists only if the first try fails.
 
-    Raises PeerMissing.
+    Raise PeerMissing if apt-get cannot install them, or if this is not root on Debian.
     """
     names = " ".join(packages)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -110,7 +112,7 @@ def _library(file: str) -> bool:
 
 
 def main() -> int:
-    """Install everything that is missing.  Return the exit status."""
+    """Install all missing packages, and return the exit status."""
     packages = missing_packages()
     if packages:
         try:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shell examples of the documents, run against a real daemon with the configuration of the quickstart.
 
-Each page is run in its order, with a daemon of its own.  `vagrant/README.md` has a test of its own (`tests/lab`), and the transcript of
-`target/shell/README.md` too (`tests/target/shell/test_terminal.py`).
+The blocks of a page run in their order, with a daemon for each page.  `vagrant/README.md` has a test of its own
+(`tests/lab`).  So has the transcript of `target/shell/README.md` (`tests/target/shell/test_terminal.py`).
 
-| fence       | what happens with it                                                                                 |
+| fence       | check                                                                                                |
 | ----------- | ---------------------------------------------------------------------------------------------------- |
-| `sh`        | run by bash; only the port is another, since 3260 may be in use                                      |
+| `sh`        | bash runs it, with another port, because 3260 may be in use                                          |
 | `sh make`   | every `make` target in it exists                                                                     |
-| `sh kernel` | needs root and a kernel with an iSCSI initiator: its `wolun` commands are checked, the rest is not run |
-| `text`      | the output of the command before it; its LUNs and wording are compared                               |
+| `sh kernel` | not run, because it needs root and a kernel's iSCSI initiator; its `wolun` commands must exist       |
+| `text`      | the output of the command before it has the same LUNs and wording                                    |
 """
 
 from __future__ import annotations

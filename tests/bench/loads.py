@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loads, which foreign initiators make: `iscsi-perf` of libiscsi and `qemu-img bench`."""
+"""The loads of the measurements.  Foreign initiators make them: `iscsi-perf` of libiscsi, and `qemu-img bench`."""
 
 from __future__ import annotations
 

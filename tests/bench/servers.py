@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measured servers: wolun, tgtd, and qemu-storage-daemon with its copy-before-write filter.
 
-Each is a context manager that starts a real process and stops it.  All listen on loopback ports or sockets of their own.
+Each is a context manager that starts a real process and stops it.  All listen on loopback ports or sockets of their
+own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class BenchError(Exception):
 
 
 def run(command: Sequence[str], *, timeout: float = 300.0) -> str:
-    """Run a command to its end and return its standard output.  Raises BenchError if it fails."""
+    """Run a command to its end and return its standard output.  Raise BenchError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         raise BenchError(
@@ -154,7 +155,7 @@ def copy_before_write(directory: Path, primary: Path) -> Iterator[str]:
 
 
 def versions() -> list[str]:
-    """One line for each program that takes part: its name and the version it states."""
+    """Return a line for each program that takes part, with its name and the version that it prints."""
     lines = [f"python {sys.version.split()[0]}"]
     for command in (["tgtd", "--version"], ["qemu-img", "--version"], ["qemu-storage-daemon", "--version"]):
         if shutil.which(command[0]) is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make conformance`: libiscsi's suite against a volume of wolun and a file behind tgtd, side by side.
 
-The program prints the tests that fail or are skipped at either target, and the sums.  It ends with 1 if a result of wolun
-is not the one of expected.yaml.
+The program prints the tests that fail or are skipped at either target, and the sums.  The exit code is 1 if a result of
+wolun differs from expected.yaml.
 """
 
 from __future__ import annotations

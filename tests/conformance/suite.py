@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """libiscsi's suite, run against a LUN by two paths, and the outcome of each test.
 
-A test that does not apply prints `[SKIPPED]` and passes; here its outcome is skipped.  Families (`ALL`, `SCSI`, `iSCSI`,
-`LINUX`) are selections of the same tests; `ALL` has each test once.
+A test that does not apply prints `[SKIPPED]` and passes; here its outcome is skipped.  Families (`ALL`, `SCSI`,
+`iSCSI`, `LINUX`) are selections of the same tests; `ALL` has each test once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SuiteBroke(Exception):
 
 
 def run(url: str, family: str = "ALL") -> list[Result]:
-    """Run one family against the LUN at `url`, by two paths.  Raises SuiteBroke."""
+    """Run one family against the LUN at `url`, by two paths.  Raise SuiteBroke if it does not run to its end."""
     command = [peers.require("iscsi-test-cu"), "--dataloss", f"--test={family}", url, url]
     try:
         done = subprocess.run(

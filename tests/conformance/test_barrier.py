@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PREEMPT AND ABORT as the cluster's barrier (rule 10, lun_backends/README.md), on a real daemon, raced thousands of times.
+"""PREEMPT AND ABORT as the cluster's barrier (rule 10, lun_backends/README.md), on a real daemon, in thousands of races.
 
-Two nodes write as fast as they can under one key; a third takes over with a new one.  Acknowledged
-writes are there, and refused ones are not.  Once the taker has its answer, no write under the old key arrives.
+Two nodes write as fast as they can under one key; a third node takes over with a new key.  The LUN has the acknowledged
+writes, and it does not have the refused writes.  Once the taker has its answer, no write under the old key arrives.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def write10(lba: int, blocks: int) -> bytes:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
-    """Serve vol0 with snapshot a, of which chunk 1 is damaged in the middle."""
+    """Serve vol0 with snapshot a; the middle of the snapshot's chunk 1 is damaged."""
     with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 1MiB}\n") as running:
         taken = running.json("snapshot", "create", "vol0", "a")
         with running.session() as session:
@@ -88,7 +88,7 @@ def test_verification_of_reads_is_turned_off_while_the_volume_is_used(
     assert session.command(luns[0], read10(PER_CHUNK, 1), read=512).key == MEDIUM_ERROR
 
 
-def test_commands_name_damaged_blocks_and_go_on_when_told(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_commands_name_damaged_blocks_and_continue_with_damaged(served: daemon.Daemon, tmp_path: Path) -> None:
     file = tmp_path / "a.img"
     named = f"blocks {PER_CHUNK} to {2 * PER_CHUNK - 1}"
     for words in (
@@ -106,18 +106,18 @@ def test_commands_name_damaged_blocks_and_go_on_when_told(served: daemon.Daemon,
         == "damaged"
     )
     assert served.run("snapshot", "diff", "vol0@a", "--damaged", check=False).returncode == 2
-    for told in (
+    for accepted in (
         ("snapshot", "export", "vol0@a", str(file), "--damaged"),
         ("snapshot", "diff", "vol0@a", "--exact", "--damaged"),
         ("snapshot", "restore", "vol0@a", "--damaged"),
         ("snapshot", "delete", "vol0@a", "--damaged"),
     ):
-        done = served.run(*told)
-        assert ("64 KiB of vol0@a are damaged: " + named in done.stderr) is (told[1] != "delete")
+        done = served.run(*accepted)
+        assert ("64 KiB of vol0@a are damaged: " + named in done.stderr) is (accepted[1] != "delete")
     assert file.read_bytes()[CHUNK + CHUNK // 2 :][:4] == b"rot\0"
 
 
-def test_the_shell_does_the_same(served: daemon.Daemon, tmp_path: Path) -> None:
+def test_shell_names_damaged_blocks_and_continues_with_damaged(served: daemon.Daemon, tmp_path: Path) -> None:
     snapshot = "/volumes/vol0/snapshots/a"
     named = f"blocks {PER_CHUNK} to {2 * PER_CHUNK - 1}"
     for line in (f"{snapshot} export {tmp_path / 'a.img'}", f"{snapshot} diff exact=true", f"{snapshot} restore"):

@@ -120,5 +120,5 @@ def test_a_killed_daemon_keeps_what_was_acknowledged_and_preserved(served: daemo
     served.kill()
     served.start()
     _run(qemu_img, "compare", "-f", "raw", "-F", "raw", served.url(taken["view_lun"]), ext4)
-    # qemu-io exits with 1 when the pattern does not fit
+    # qemu-io exits with 1 if the blocks do not hold the pattern.
     _run(peers.require("qemu-io"), "-f", "raw", "-c", f"read -q -P 77 {5 * MIB} {MIB}", served.url(0))

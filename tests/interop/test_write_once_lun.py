@@ -74,7 +74,7 @@ def test_mixed_ranges_name_the_first_offender_and_store_nothing(session: libiscs
     for lba in (*range(200, 205), *range(206, 210), *range(211, 220)):
         refused(session.command(lun, read10(lba, 1), read=BLOCK), lba)
     refused(session.command(lun, read10(205, 3), read=3 * BLOCK), 206)
-    # across the border of two chunks (64 KiB are 128 blocks)
+    # These ranges cross the border of two chunks (64 KiB are 128 blocks).
     assert session.command(lun, write10(250, 12), out=os.urandom(12 * BLOCK)).status == GOOD
     refused(session.command(lun, write10(120, 260), out=os.urandom(260 * BLOCK)), 205)
     refused(session.command(lun, read10(120, 20), read=20 * BLOCK), 120)
@@ -83,7 +83,7 @@ def test_mixed_ranges_name_the_first_offender_and_store_nothing(session: libiscs
 def test_preserved_blocks_can_be_read_but_not_written(session: libiscsi.Session, lun: int) -> None:
     old = os.urandom(128 * BLOCK)
     assert session.command(0, write10(1024, 128), out=old).status == GOOD
-    # the snapshot was taken before, so the preserved blocks are the volume as it was then: zeroes
+    # The snapshot was taken before the write, so the preserved blocks hold zeroes, as the volume did then.
     assert session.command(lun, read10(1024, 128), read=128 * BLOCK).data == bytes(128 * BLOCK)
     refused(session.command(lun, write10(1024, 1), out=old[:BLOCK]), 1024)
     refused(session.command(lun, read10(1024, 129), read=129 * BLOCK), 1152)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make conformance FABRIC=lio`: libiscsi's suite against a volume behind the kernel's target.
 
-One machine is both target and initiator.  The kernel itself answers for iSCSI, reservations and task management;
-conformance.yaml names the tests of these that fail, with the reasons.  Our device server answers everything else, through
-TCMU.  The exit code is 1 if any result differs from the expected one.  Under software emulation this takes some minutes;
-`make test` runs a part of it, in test_conformance.py.
+One machine is both target and initiator.  The kernel itself answers for iSCSI, reservations and task management.  Some
+tests of these fail; conformance.yaml names them, with the reasons.  Our device server answers everything else, through
+TCMU.  The exit code is 1 if any result differs from the expected one.  Under software emulation this takes some
+minutes.  `make test` runs a part of it, in test_conformance.py.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ volumes:
     lun: 1
     primary: /dev/sda
 """
-TIMEOUT = 3000  # seconds; 214 for ALL on two cores that do little else
+TIMEOUT = 3000  # seconds; ALL takes 214 on two cores that are otherwise idle
 
 
 def prepare(lab: Lab) -> GuestDaemon:
     """Return the daemon of the machine `solo`, ready to start; LUN 1 is a disk with blocks of 4096 bytes."""
-    peers.require("iscsi-test-cu")  # the machine sees the host's
+    peers.require("iscsi-test-cu")  # the machine uses the host's programs
     solo = lab["solo"]
     solo.run("modprobe sd_mod && modprobe scsi_debug dev_size_mb=8 physblk_exp=3")
     solo.wait_until("[ -b /dev/sda ]")
@@ -57,7 +57,7 @@ def prepare(lab: Lab) -> GuestDaemon:
 
 
 def run(solo: Machine, family: str) -> list[suite.Result]:
-    """Run a family against LUN 0, by two paths.  Raises suite.SuiteBroke."""
+    """Run a family of tests against LUN 0, by two paths.  Raise suite.SuiteBroke if it does not run to its end."""
     url = f"iscsi://127.0.0.1/{TARGET}/0"
     done = solo.run(f"iscsi-test-cu --dataloss --test={family} {url} {url}", timeout=TIMEOUT, check=False)
     if "Run Summary" not in done.output:
@@ -66,7 +66,7 @@ def run(solo: Machine, family: str) -> list[suite.Result]:
 
 
 def main() -> int:
-    """Run all of it; the exit code."""
+    """Run the whole suite and return the exit code."""
     console = Console()
     packages.ensure()
     with Lab(image.build(), ["solo"]) as lab:

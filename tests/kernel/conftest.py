@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the kernel scenarios.
 
-A scenario module makes its `Lab` in a module-scoped fixture from `boot_image`: the machines boot once, in parallel, and
-are shared by the module.  A red test carries the machines' logs.
+A scenario module makes its `Lab` in a module-scoped fixture from `boot_image`.  The machines boot once, in parallel,
+and all tests of the module share them.  The report of a red test has the machines' logs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.kernel.lab import Lab
 
 @pytest.fixture(scope="session")
 def boot_image() -> image.Image:
-    """Return the guests' kernel.  A lab that cannot run here is an error of one line, not a skip."""
+    """Return the guests' kernel.  If the lab cannot run here, fail with one line; no test is skipped."""
     try:
         packages.ensure()
         return image.build()

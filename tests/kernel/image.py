@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guests' kernel, modules and initial RAM disk, made once per kernel version and kept in a cache.
 
-Nothing is installed: Debian's kernel package is downloaded with apt and unpacked.  The kernel is booted uncompressed
-(through its PVH entry), since decompressing takes seconds under software emulation.
+Nothing is installed: apt downloads Debian's kernel package, and dpkg-deb unpacks it.  QEMU boots the kernel
+uncompressed (through its PVH entry), because decompression takes seconds under software emulation.
 
 Cache layout, under `$XDG_CACHE_HOME/wolun-kernel-lab` (or `~/.cache/…`):
 
-| path                       | what                                                              |
+| path                       | content                                                           |
 | -------------------------- | ----------------------------------------------------------------- |
 | `<release>/vmlinux`        | the ELF kernel                                                    |
-| `<release>/lib/modules/…`  | its modules, seen by the guests over 9p                           |
-| `<release>-<digest>.img`   | the initial RAM disk; the digest is of what it is built from       |
+| `<release>/lib/modules/…`  | its modules; the guests see them over 9p                          |
+| `<release>-<digest>.img`   | the initial RAM disk; the digest covers all files it is made from |
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class Image:
     kernel: Path
     initrd: Path
     modules: Path
-    """The directory to be seen as /lib/modules/<release>."""
+    """The directory that the guest sees as /lib/modules/<release>."""
 
 
 def cache_directory() -> Path:
-    """Where kernels are kept between runs."""
+    """Return the directory that keeps kernels between runs."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "wolun-kernel-lab"
 
 
 def build() -> Image:
-    """Fetch and build what is not in the cache.  Raises LabUnavailable where apt has no kernel for us."""
+    """Return the image, from the cache if it is there.  Raise LabUnavailable if apt has no kernel for this machine."""
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / "lock"):
@@ -71,7 +71,7 @@ def build() -> Image:
 
 
 def initrd(release: str, init: Path, boot_modules: Sequence[str]) -> Path:
-    """Return an initial RAM disk of `build`'s kernel, with another init and other modules to load."""
+    """Return an initial RAM disk for the kernel of `build` that runs `init` and loads `boot_modules`."""
     cache = cache_directory()
     with _locked(cache / "lock"):
         return _initrd(cache, release, init, boot_modules)
@@ -90,9 +90,9 @@ def _output(*command: str) -> str:
 
 def _newest_release() -> str | None:
     for _ in range(2):
-        found = re.search(r"Depends: linux-image-(\d\S*)", _output("apt-cache", "depends", "linux-image-amd64"))
-        if found:
-            return found[1]
+        match = re.search(r"Depends: linux-image-(\d\S*)", _output("apt-cache", "depends", "linux-image-amd64"))
+        if match:
+            return match[1]
         if os.geteuid() == 0:  # a fresh container has empty package lists
             _output("apt-get", "update", "-qq")
     return None
@@ -104,7 +104,7 @@ def _cached_release(cache: Path) -> str | None:
 
 def _unpack_kernel(release: str, tree: Path) -> None:
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".fetch-") as scratch:
-        # apt would drop its rights to a user that may not write here, and say so; it is our own directory
+        # By default apt downloads as a user without the right to write to this directory, and warns.
         fetch = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", f"linux-image-{release}"]
         done = subprocess.run(fetch, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         archives = list(Path(scratch).glob("*.deb"))
@@ -116,7 +116,7 @@ def _unpack_kernel(release: str, tree: Path) -> None:
         subprocess.run(["dpkg-deb", "-x", archives[0], unpacked], check=True)
         subprocess.run([packages.which("depmod") or "depmod", "-b", unpacked, release], check=True)
         packed = (unpacked / f"boot/vmlinuz-{release}").read_bytes()
-        # the setup code in front of the payload may hold the magic by chance, so take the first place that decodes
+        # The setup code in front of the payload may hold the magic by chance, so take the first place that decodes.
         for match in re.finditer(re.escape(XZ_MAGIC), packed):
             with contextlib.suppress(lzma.LZMAError):
                 kernel = lzma.LZMADecompressor().decompress(packed[match.start() :])
@@ -129,12 +129,12 @@ def _unpack_kernel(release: str, tree: Path) -> None:
         unpacked.rename(tree)
 
 
-def _boot_modules(release: str, tree: Path, wanted: Sequence[str]) -> list[Path]:
+def _boot_modules(release: str, tree: Path, names: Sequence[str]) -> list[Path]:
     modprobe = [packages.which("modprobe") or "modprobe", "-d", str(tree), "-S", release, "--show-depends"]
     files = dict.fromkeys(
         Path(line.split()[1])
-        for module in wanted
-        for line in _output(*modprobe, module).splitlines()
+        for name in names
+        for line in _output(*modprobe, name).splitlines()
         if line.startswith("insmod ")
     )
     return list(files)

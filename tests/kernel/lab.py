@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A set of machines on one private network, booted in parallel, of which nothing is left when it closes.
+"""A set of machines on one private network, booted in parallel.  A lab that closes leaves nothing behind.
 
-The run's directory is locked while the lab is open; directories of runs that were killed are found unlocked by the next
-one and removed.
+The run's directory is locked while the lab is open.  A run that was killed leaves its directory unlocked, and the next
+run removes it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Lab:
     ) -> None:
         _remove_stale()
         _compile()
-        # not under pytest's tmp_path: paths of Unix sockets are at most 107 bytes long
+        # Not under pytest's tmp_path: paths of Unix sockets are at most 107 bytes long.
         self._directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._lock = (self._directory / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -65,7 +65,7 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:  # a fixture that failed: nobody else can ask the machines any more
+        if error is not None:  # a fixture failed, so no test can read the machines' logs later
             sys.stdout.write(self.logs())
         self.close()
 
@@ -83,7 +83,7 @@ class Lab:
 
 
 def _compile() -> None:
-    """Compile what the guests run of this checkout: they cannot leave what they compile themselves to each other."""
+    """Compile the packages that the guests run, because the files that a guest compiles vanish with it."""
     for package in ("target", "lun_backends", "tests"):
         compileall.compile_dir(CHECKOUT / package, quiet=2)
 
@@ -94,5 +94,5 @@ def _remove_stale() -> None:
             with (directory / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(directory, ignore_errors=True)
-        except OSError:  # open, being made, or somebody else's
+        except OSError:  # open, being made, or of another user
             continue

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One virtual machine: QEMU under software emulation, and a command channel into it.
 
-The QEMU process dies with the thread that started it (`PR_SET_PDEATHSIG`), so that nothing is left running when pytest is
-killed; start machines from pytest's main thread.  All QEMU output goes to files: a pipe would fill.
+The QEMU process dies with the thread that started it (`PR_SET_PDEATHSIG`), so nothing keeps running when pytest is
+killed. Start machines from pytest's main thread.  All output of QEMU goes to files, because a pipe would fill.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.kernel import image, network
 
 START = Path(__file__).resolve().parent / "guest/start.sh"
 MEMORY = 768  # MiB
-BOOT_TIMEOUT = 400.0  # seconds; 7 on an idle machine with two cores
-COMMAND_TIMEOUT = 400.0  # seconds, where nothing else is said: for what takes seconds, on the busiest of machines
-GRACE = 30.0  # seconds that the agent gets on top of a command's own time
+BOOT_TIMEOUT = 400.0  # seconds; a boot takes 7 on an idle machine with two cores
+COMMAND_TIMEOUT = 400.0  # seconds, by default: most commands take seconds, but a busy machine takes far longer
+GRACE = 30.0  # seconds that the agent gets in addition to a command's own time
 
 
 class MachineGone(Exception):
@@ -53,7 +53,7 @@ class CommandFailed(Exception):
 
 
 class Machine:
-    """A guest named `name`; it starts booting at once, `wait_ready` waits until it takes commands."""
+    """A guest named `name`.  It starts booting at once; `wait_ready` waits until it takes commands."""
 
     def __init__(
         self,
@@ -85,14 +85,16 @@ class Machine:
             "address": address,
             "hosts": ",".join(f"{host}={ip}" for host, ip in hosts.items()),
         }
-        # no_timer_check: on a busy host an emulated timer may look broken to the kernel, which then stops
+        # On a busy host an emulated timer may look broken to the kernel, which then stops: no_timer_check prevents
+        # that.
         append = [
             "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check net.ifnames=0 random.trust_cpu=on nokaslr audit=0",
             *(f"lab.{key}={value}" for key, value in parameters.items()),
         ]
         command = [
             *("setpriv", "--pdeathsig", "KILL", "--"),
-            # microvm guests hung now and then; most work is slower on two vCPUs; without tb-size QEMU takes 1.5 GB for code
+            # Guests of type microvm hung now and then.  Most work is slower on two vCPUs.  Without tb-size, QEMU takes
+            # 1.5 GB for translated code.
             *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max"),
             *("-smp", str(processors), "-m", str(memory), "-display", "none", "-no-reboot", "-nodefaults"),
             *("-serial", f"file:{self.console}"),
@@ -111,7 +113,7 @@ class Machine:
             self._qemu = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
             )
-        # connected before the guest's agent says that it is ready: what is sent to a port nobody listens to is lost
+        # Connect before the guest's agent says that it is ready: a message to a port without a listener is lost.
         self._connect()
         self._reader = threading.Thread(target=self._read, name=f"{name} channel", daemon=True)
         self._reader.start()
@@ -122,12 +124,15 @@ class Machine:
         return self._qemu.poll() is None
 
     def wait_ready(self, timeout: float = BOOT_TIMEOUT) -> None:
-        """Wait until the guest takes commands; raises MachineGone when it never does."""
+        """Wait until the guest takes commands.  Raise MachineGone if it does not in `timeout` seconds."""
         if not self._ready.wait(timeout) or not self.running:
             raise MachineGone(f"{self.name} did not come up:\n{self.console_tail()}")
 
     def submit(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> concurrent.futures.Future[Completed]:
-        """Start a shell command (bash, in a session of its own); the future may raise MachineGone.  `timeout` in seconds."""
+        """Start a shell command (bash, in a session of its own) and return its future.
+
+        The agent ends the command after `timeout` seconds.  The future may raise MachineGone.
+        """
         reply: concurrent.futures.Future[Completed] = concurrent.futures.Future()
         with self._lock:
             self._number += 1
@@ -142,14 +147,14 @@ class Machine:
         return reply
 
     def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT, check: bool = True) -> Completed:
-        """Run a shell command to its end; with `check` a status other than 0 raises CommandFailed."""
+        """Run a shell command to its end.  With `check`, raise CommandFailed if the status is not 0."""
         completed = self.submit(command, timeout=timeout).result(timeout + GRACE)
         if check and completed.code:
             raise CommandFailed(self.name, completed)
         return completed
 
     def output(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
-        """Run a command and return its output, stripped, or raise CommandFailed."""
+        """Run a command and return its output, stripped.  Raise CommandFailed if the status is not 0."""
         return self.run(command, timeout=timeout).output.strip()
 
     def put_file(self, path: str, content: str) -> None:
@@ -157,19 +162,23 @@ class Machine:
         self.run(f"printf %s {shlex.quote(content)} > {path}")
 
     def wait_until(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
-        """Run a command again and again until it succeeds; what it prints then.  Raises CommandFailed when it never does."""
-        # `read` and the subshell start no program, which would take a tenth of a second of the only processor each time
+        """Repeat a command until it succeeds, and return its last output.
+
+        Raise CommandFailed if the command does not succeed in `timeout` seconds.
+        """
+        # A program for each round, like sleep, would take a tenth of a second of the only processor.  `read` and the
+        # subshell start none.
         return self.output(
             f'exec {{never}}<> <(:)\nuntil said=$(\n{command}\n) 2> /run/wait-until; do read -rt 0.1 -u $never; done\necho "$said"',
             timeout=timeout,
         )
 
     def end(self, pid_file: str, *, signal: str = "TERM") -> None:
-        """Ask a process to end, and wait until it has; raises CommandFailed if it had ended by itself."""
+        """Send a signal to a process and wait for its end.  Raise CommandFailed if the process had already ended."""
         self.run(f"pid=$(< {pid_file}) && kill -{signal} $pid && tail --pid=$pid -s 0.1 -f /dev/null")
 
     def power_off(self) -> None:
-        """Pull the plug: no flush, no goodbye.  Doing it twice is allowed."""
+        """Pull the plug: nothing is flushed, and no connection is closed.  A second call does nothing."""
         self._qemu.kill()
         self._qemu.wait()
         self._reader.join()
@@ -177,12 +186,12 @@ class Machine:
         self._control.unlink(missing_ok=True)
 
     def console_tail(self, lines: int = 60) -> str:
-        """Return the ends of the logs of the guest's kernel and of QEMU."""
+        """Return the last lines of the guest's console and of QEMU's errors."""
         text = "".join(path.read_text("utf-8", "replace") for path in (self.console, self._errors) if path.exists())
         return "\n".join(text.splitlines()[-lines:])
 
     def logs(self, lines: int = 150) -> str:
-        """Return the ends of the console, of the kernel log and of the guest's /run/log, to explain a red test."""
+        """Return the last lines of the console, the kernel log and the guest's /run/log, to explain a red test."""
         parts = [f"--- {self.name}: console", self.console_tail()]
         if self.running and self._ready.is_set():
             with contextlib.suppress(MachineGone, TimeoutError):
@@ -218,7 +227,7 @@ class Machine:
                 reply.set_result(Completed(command, message["code"], message["output"]))
         with self._lock:
             orphans, self._replies = list(self._replies.values()), {}
-        self._ready.set()  # nobody waits for a machine that is gone
+        self._ready.set()  # let `wait_ready` return, because the machine is gone
         for command, reply in orphans:
             reply.set_exception(MachineGone(f"{self.name} went off during: {command}"))
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long many LUNs take to come up, to be taken over after a crash, and to go: `python -m tests.kernel.many_luns [COUNT...]`.
+"""Start, takeover and stop of a daemon with many LUNs, measured: `python -m tests.kernel.many_luns [COUNT...]`.
 
-Beside the seconds, the processor time of the daemon is told, which a busy machine does not change: it should grow in
-proportion to the number.  Run apart from the tests, for 250 LUNs take a machine of 3.5 GB (8 MB of ring for each) and minutes.
+A takeover is the start after a crash, when the kernel still has the LUNs.  The program prints the seconds and the
+daemon's processor time.  A busy machine does not change the latter, which should grow in proportion to the number of
+LUNs.
+
+This is no test, because 250 LUNs take minutes and a machine of 3.5 GB (8 MB of ring for each).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ volumes:
 
 
 def main(counts: tuple[int, ...]) -> None:
+    """Measure a daemon for each number of LUNs, and print a line for each."""
     packages.ensure()
     with Lab(image.build(), ["solo"], memory=MEMORY) as lab:
         for count in counts:
@@ -43,7 +47,7 @@ def main(counts: tuple[int, ...]) -> None:
 
 
 def _measured(daemon: GuestDaemon, start: Callable[[], None]) -> str:
-    """How long it took until initiators could log in, and how much of the processor."""
+    """Return the seconds until initiators could log in, and the processor time that the daemon took, as text."""
     began = time.monotonic()
     start()
     elapsed = time.monotonic() - began

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A learning Ethernet switch over Unix datagram sockets, one pair per machine: no root, no namespace, and links that can be cut.
+"""A learning Ethernet switch over Unix datagram sockets, one pair per machine.
 
-Each machine's QEMU sends its frames from `<name>.machine` to `<name>.switch`; the switch sends what is for it the other
-way.  Frames that a machine does not take in time are dropped, as on any Ethernet.
+The switch needs neither root nor a namespace, and a test can cut its links.  Each machine's QEMU sends its frames from
+`<name>.machine` to `<name>.switch`, and the switch sends frames for the machine the other way.  The switch drops frames
+that a machine does not take in time, as on any Ethernet.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MULTICAST = 1
 
 
 class Switch:
-    """Runs on a thread of its own from construction until `close`."""
+    """A switch that runs on a thread of its own, from its construction until `close`."""
 
     def __init__(self, directory: Path, names: Iterable[str]) -> None:
         self._directory = directory
@@ -38,11 +39,11 @@ class Switch:
         self._thread.start()
 
     def switch_path(self, name: str) -> Path:
-        """Where machine `name` sends its frames to."""
+        """Return the path of the socket to which machine `name` sends its frames."""
         return self._directory / f"{name}.switch"
 
     def machine_path(self, name: str) -> Path:
-        """Where machine `name` takes its frames from."""
+        """Return the path of the socket from which machine `name` receives its frames."""
         return self._directory / f"{name}.machine"
 
     def cut(self, one: str, other: str) -> None:
@@ -50,11 +51,11 @@ class Switch:
         self._cut |= {frozenset((one, other))}
 
     def heal(self, one: str, other: str) -> None:
-        """Undo `cut`."""
+        """Forward frames between two machines again, after `cut`."""
         self._cut -= {frozenset((one, other))}
 
     def close(self) -> None:
-        """Stop, and remove the sockets."""
+        """Stop the thread and remove the sockets."""
         os.write(self._wake, b"\0")
         self._thread.join()
         for name, port in self._ports.items():
@@ -73,7 +74,7 @@ class Switch:
                 for key, _ in selector.select():
                     if key.data is None:
                         return
-                    # a whole burst per select: one frame each would cost two system calls more
+                    # Forward a whole burst per select: one frame per select would cost two more system calls.
                     with contextlib.suppress(BlockingIOError):
                         for _ in range(64):
                             self._forward(key.data, self._ports[key.data].recv(FRAME))
@@ -85,5 +86,5 @@ class Switch:
         targets = [known] if known and not destination[0] & MULTICAST else list(self._ports)
         for target in targets:
             if target != source and frozenset((source, target)) not in self._cut:
-                with contextlib.suppress(OSError):  # off, not up yet, or too slow: the frame is lost
+                with contextlib.suppress(OSError):  # the machine is off, not up yet, or too slow: drop the frame
                     self._ports[target].sendto(frame, str(self.machine_path(target)))

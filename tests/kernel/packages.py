@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's Debian packages: installed for root on Debian, otherwise asked for in one line."""
+"""The lab's Debian packages: installed if root runs the tests on Debian, otherwise named in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-# package -> a file or command that only it brings; looked for on the host, where the guests see it over 9p
+# package -> a command that only this package has.  The guests use the host's commands, over 9p.
 PACKAGES = {
     "qemu-system-x86": "qemu-system-x86_64",
     "busybox-static": "busybox",
@@ -29,11 +29,11 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/s
 
 
 class LabUnavailable(Exception):
-    """The lab cannot run here; the text is one line that says what to do about it."""
+    """The lab cannot run here; the text is one line that names the remedy."""
 
 
 def which(command: str) -> str | None:
-    """Where `command` is, administrators' directories included."""
+    """Return the path of `command`, also from the directories of administrators' programs; None if it is missing."""
     return shutil.which(command, path=SEARCH)
 
 
@@ -43,9 +43,9 @@ def missing() -> list[str]:
 
 
 def _there(package: str, command: str) -> bool:
-    found = which(command)
-    # Debian's other busybox needs a C library, which no initial RAM disk of ours has
-    return found is not None and (package != "busybox-static" or _static(found))
+    path = which(command)
+    # The busybox of Debian's other package needs a C library, and our initial RAM disks have none.
+    return path is not None and (package != "busybox-static" or _static(path))
 
 
 def _static(program: str) -> bool:
@@ -53,14 +53,14 @@ def _static(program: str) -> bool:
 
 
 def ensure() -> None:
-    """Install what is missing; raises LabUnavailable where that is not ours to do."""
-    wanted = missing()
-    if not wanted:
+    """Install the missing packages.  Raise LabUnavailable if that fails, or if this is not root on Debian."""
+    absent = missing()
+    if not absent:
         return
     if os.geteuid() != 0 or which("apt-get") is None:
-        raise LabUnavailable(f"the kernel lab needs packages: sudo apt-get install {' '.join(wanted)}")
+        raise LabUnavailable(f"the kernel lab needs packages: sudo apt-get install {' '.join(absent)}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-qq", "--no-install-recommends", *wanted]
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *absent]
     for command in (install, ["apt-get", "update", "-qq"], install):
         subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
         if not missing():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of libiscsi's suite that every test run sends to the kernel's target.
 
-It has the reservations, which need the kernel's files, and plain commands; `make conformance FABRIC=lio` runs the whole
-suite.  Another test checks that persistent reservations persist.
+This part has plain commands, and the reservations, which need files of the kernel.  `make conformance FABRIC=lio` runs
+the whole suite.  Another test checks that persistent reservations survive a stop of the daemon.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ import struct
 from tests import libiscsi
 from tests.conformance.test_barrier import *
 APTPL = 1
-ALL_REGISTRANTS = 8  # exclusive access: the kernel writes 08, and does not read that
+ALL_REGISTRANTS = 8  # exclusive access, all registrants; the kernel writes 08 to its file, and cannot read 08
 NODE, OTHER = (f"iqn.2026-11.org.example:{name}" for name in ("node", "other"))
 def session(initiator):
-    found = libiscsi.Session("127.0.0.1:3262", "iqn.2026-11.io.wolun:reserved", initiator=initiator)
-    found.settle(0)
-    return found
+    opened = libiscsi.Session("127.0.0.1:3262", "iqn.2026-11.io.wolun:reserved", initiator=initiator)
+    opened.settle(0)
+    return opened
 def write(session):
     return session.command(0, struct.pack(">BBIxHx", 0x2A, 0, 0, 1), out=bytes(512)).status
-def told(action, session):
+def report(action, session):
     data = session.command(0, struct.pack(">BB5xHx", 0x5E, action, 4096), read=4096).data
     return data[8 : 8 + int.from_bytes(data[4:8])]
 """
@@ -67,13 +67,13 @@ with session(NODE) as node:
 STILL_RESERVED = """
 with session(OTHER) as other:
     assert write(other) == CONFLICT
-    assert told(0, other) == struct.pack(">Q", 17)
-    assert told(1, other)[13] == ALL_REGISTRANTS
-    assert NODE.encode() in told(3, other)
+    assert report(0, other) == struct.pack(">Q", 17)
+    assert report(1, other)[13] == ALL_REGISTRANTS
+    assert NODE.encode() in report(3, other)
     assert reserve_out(other, REGISTER, 0, 18, flags=APTPL) == GOOD
     assert reserve_out(other, PREEMPT_AND_ABORT, 18, 17, kind=ALL_REGISTRANTS) == GOOD
     assert write(other) == GOOD
-    assert told(0, other) == struct.pack(">Q", 18)
+    assert report(0, other) == struct.pack(">Q", 18)
     assert reserve_out(other, CLEAR, 18, 0) == GOOD
 """
 
@@ -92,10 +92,10 @@ def daemon(lab: Lab) -> Iterator[GuestDaemon]:
     started.stop()
 
 
-def test_a_disks_physical_blocks_are_told(lab: Lab, daemon: GuestDaemon) -> None:
+def test_physical_block_size_of_a_disk_is_reported(lab: Lab, daemon: GuestDaemon) -> None:
     url = f"iscsi://127.0.0.1/{conformance.TARGET}/1"
-    told = lab["solo"].output(f"iscsi-readcapacity16 -i {conformance.INITIATORS[0]} {url}")
-    assert "PHYSICAL BLOCK EXPONENT:3" in told
+    printed = lab["solo"].output(f"iscsi-readcapacity16 -i {conformance.INITIATORS[0]} {url}")
+    assert "PHYSICAL BLOCK EXPONENT:3" in printed
 
 
 def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
@@ -104,10 +104,11 @@ def test_results_are_as_expected(lab: Lab, daemon: GuestDaemon) -> None:
     assert [result for result in results if result.outcome is not suite.Outcome.PASSED] == []
 
 
-def test_reservations_that_persist_do(lab: Lab, daemon: GuestDaemon) -> None:
-    """They survive a stop, which leaves nothing in the kernel, and hold from the start, before their holder comes back.
+def test_persistent_reservations_survive_a_stop(lab: Lab, daemon: GuestDaemon) -> None:
+    """Stop the daemon, which leaves nothing in the kernel, and start it again.
 
-    Another daemon with a volume of the same name runs beside: neither touches the other's reservations.
+    The reservations hold from the start on, before their holder has come back.  Meanwhile another daemon serves a
+    volume of the same name: neither daemon changes the other's reservations.
     """
     solo = lab["solo"]
     reserved = GuestDaemon(solo, RESERVED, name="reserved")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two machines: a target, through the kernel and through our own portal, and open-iscsi as the initiator."""
+"""Two machines: a target, served by the kernel or by our own portal, and open-iscsi as the initiator."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def lab(boot_image: image.Image) -> Iterator[Lab]:
 
 @dataclass
 class Initiator:
-    """open-iscsi on the machine `node`, towards one target at one portal."""
+    """open-iscsi on the machine `node`, with one target at one portal."""
 
     node: Machine
     target: str
@@ -94,13 +94,13 @@ class Initiator:
         self.set("node.session.auth.chap_algs", "MD5")
 
     def known_as(self, name: str) -> Initiator:
-        """Return the same machine under another initiator name."""
+        """Return an initiator on the same machine with another initiator name."""
         self.iscsiadm(f"-m iface -I {name} -o new")
         self.iscsiadm(f"-m iface -I {name} -o update -n iface.initiatorname -v iqn.2026-11.test.lab:{name}")
         return replace(self, interface=name)
 
     def await_end(self) -> None:
-        """Wait until the target has ended the only session, and forget it."""
+        """Wait until the target has ended the only session, and delete the session from open-iscsi."""
         self.node.wait_until("! iscsiadm -m session -P 1 | grep -q 'iSCSI Session State: LOGGED_IN'")
         self.node_record("--logout", check=False)
 
@@ -117,7 +117,7 @@ class Initiator:
 
 @pytest.fixture(params=["kernel", "portal"])
 def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
-    """Yield the initiator for either fabric, which has just started with a new volume and is `initiator.served`."""
+    """Yield an initiator for each fabric; its daemon, `initiator.served`, has just started with a new volume."""
     fabric = request.param
     daemon = GuestDaemon(lab["target"], KERNEL if fabric == "kernel" else PORTAL, name=fabric)
     daemon.put("secret", SECRET)
@@ -127,22 +127,22 @@ def initiator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Initiator]:
         lab["node"], f"iqn.2026-11.io.wolun:{fabric}", f"10.9.0.1:{3260 if fabric == 'kernel' else 3261}", daemon
     )
     daemon.stop()
-    # find fails where a whole directory is gone, which is as good as an empty one
+    # find fails if a whole directory is gone, which is as good as an empty one
     left = "find /sys/kernel/config/target/{core,iscsi}/ -name 'user_*' -o -name 'iqn*' 2> /dev/null || true"
     assert not lab["target"].output(left)
 
 
-def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, initiator: Initiator) -> None:
+def test_only_the_initiator_with_an_entry_and_the_right_secrets_uses_the_volume(lab: Lab, initiator: Initiator) -> None:
     node = lab["node"]
     assert initiator.target in initiator.discover()
 
-    # no proof, a wrong secret, a wrong name: refused
+    # The target refuses a login without CHAP, with a wrong secret, and with a wrong name.
     assert initiator.log_in(check=False).code
     initiator.use_chap("node", OTHER_SECRET)
     assert initiator.log_in(check=False).code
     initiator.use_chap("nobody", SECRET)
     assert initiator.log_in(check=False).code
-    # a target that cannot prove itself is refused by the initiator
+    # The initiator refuses a target that cannot prove its own identity.
     initiator.use_chap("node", SECRET, "a-secret-of-somebody-else")
     assert initiator.log_in(check=False).code
 
@@ -161,7 +161,7 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
     node.run(f"fsck.ext4 -fn {disk} && mount {disk} /run/volume && sha256sum -c /run/sums && umount /run/volume")
     initiator.log_out()
 
-    # the right secret from an initiator that nobody knows: it does not even hear of the target
+    # An initiator without an entry is refused despite the right secret, and discovery does not list the target.
     stranger = initiator.known_as("stranger")
     assert stranger.target not in stranger.discover()
     stranger.node_record("-o new")
@@ -171,7 +171,7 @@ def test_a_kernel_initiator_uses_the_volume_and_nobody_else_gets_in(lab: Lab, in
 
 
 @pytest.mark.parametrize("initiator", ["kernel"], indirect=True)
-def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator: Initiator) -> None:
+def test_access_to_the_kernels_target_changes_during_use(initiator: Initiator) -> None:
     served, known = initiator.served, f"/iscsi/{initiator.target}/tpg1"
     assert initiator.target in initiator.discover()
     initiator.use_chap("node", SECRET)
@@ -195,7 +195,7 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     assert f"a LUN that would disappear is in use by {INITIATOR} (LUN 0)" in said
     initiator.log_out()
 
-    assert initiator.log_in(check=False).code  # the secret is another now
+    assert initiator.log_in(check=False).code  # the secret has changed
     served.wolun("shell", f"{known}/acls/{INITIATOR} create 7 other read_only=true")
     initiator.use_chap("node", OTHER_SECRET)
     initiator.log_in()
@@ -205,13 +205,13 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     initiator.await_end()
     assert initiator.log_in(check=False).code
 
-    # anybody may, and comes by a portal that is made just now
+    # Any initiator may log in now, here at a new portal.
     served.wolun("shell", f"{known} set access networks=0.0.0.0/0 anybody=true")
     served.wolun("shell", f"{known}/portals create 10.9.0.1 3270")
     assert "10.9.0.1:3270" in served.wolun("shell", "diff")
-    by_another = replace(initiator, portal="10.9.0.1:3270")
-    assert initiator.target in by_another.discover()
-    by_another.log_in()
+    at_new_portal = replace(initiator, portal="10.9.0.1:3270")
+    assert initiator.target in at_new_portal.discover()
+    at_new_portal.log_in()
     script = f"""
         {known}/portals delete 10.9.0.1 3270
         {known}/portals create 10.9.0.1 3260
@@ -222,11 +222,12 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     assert "portal 10.9.0.1:3270 is in use by an unknown initiator from 10.9.0.2" in said
     assert "portal 10.9.0.1:3260" in said
     assert "portal 0.0.0.0:3260 is in use by all initiators: it is the only one" in said
-    by_another.await_end()
-    # nobody listens there, of which iscsiadm would take two minutes to be sure
+    at_new_portal.await_end()
+    # The portal is gone.  Ask with bash, because iscsiadm would try for two minutes.
     assert "Connection refused" in initiator.node.run("exec {there}<> /dev/tcp/10.9.0.1/3270", check=False).output
 
-    # from the first entry on only those with one may: who had come without is thrown out, and who had left does not return
+    # From the first entry on, only initiators with an entry may log in.  The daemon ends the session of an initiator
+    # without one, and refuses an initiator without one that had logged out.
     passing = initiator.known_as("passing")
     assert passing.target in passing.discover()
     passing.log_in()
@@ -241,7 +242,7 @@ def test_who_may_log_in_to_the_kernels_target_changes_while_it_is_used(initiator
     assert initiator.log_in(check=False).code
     assert passing.log_in(check=False).code
     passing.iscsiadm("-m iface -I passing -o delete", check=False)
-    # and who is let in then sees the LUNs again, as before
+    # An initiator that gets an entry sees the LUNs again, as before.
     served.wolun("shell", f"{known}/acls create {INITIATOR}")
     initiator.log_in()
     initiator.disk()

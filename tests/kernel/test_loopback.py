@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine: the three handlers through tcm_loop.  And beside it another, whose daemon is killed under load, again and again."""
+"""The three handlers through tcm_loop, on one machine; on a second machine, a daemon that is killed under load."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ header.dxferp, header.cmdp, header.sbp = map(remote.ctypes.addressof, (data, cdb
 fcntl.ioctl(os.open(device, os.O_RDONLY), remote.SG_IO, header)
 print(header.status, header.resid, data.raw.rstrip(b"-").decode())
 """
-# A daemon should never do this: it keeps a piece of each ring's memory for ever.
+# A daemon with a fault: it keeps a piece of each ring's memory for ever.
 KEEPING = """
 import sys
 from target import cli
@@ -54,7 +54,7 @@ def make_and_keep(self, *arguments):
 ring.Ring.__init__ = make_and_keep
 cli.main(sys.argv[1:])
 """
-# A crash after the kernel has enabled a device, and before it is told the device's serial number.
+# A daemon that crashes after the kernel has enabled a device, and before the kernel gets the device's serial number.
 DYING = """
 import os, signal, sys
 from rtslib_fb import tcm
@@ -81,15 +81,21 @@ def lab(boot_image: image.Image) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module", autouse=True)
 def kills(lab: Lab) -> Iterator[Future[None]]:
-    """They take minutes and one of two processors, and go on while the other tests have the other."""
-    with ThreadPoolExecutor(1) as beside:
-        yield beside.submit(kill_under_load, lab["killed"])
-        lab["killed"].power_off()  # nobody waits for them who did not ask
+    """Yield the future of `kill_under_load`, which runs while the other tests use the other machine.
+
+    It takes minutes and one of two processors.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(kill_under_load, lab["killed"])
+        lab["killed"].power_off()  # end `kill_under_load` at once if its test was not selected
 
 
 @contextlib.contextmanager
 def new_daemon(machine: Machine) -> Iterator[GuestDaemon]:
-    """One that is not started, with a new volume; nothing of ours may be left in the kernel after it, nothing of others be gone."""
+    """Yield a daemon with a new volume, not started.
+
+    In the end, the kernel must have no object of the daemon, and all objects of others.
+    """
     machine.run("modprobe -a sd_mod sg ext4; rm -rf /run/wolun")
     if machine.run("ls -d /sys/kernel/config/target/iscsi/iqn.2026-11.test.other:target", check=False).code:
         machine.run(OTHERS)
@@ -119,7 +125,7 @@ def daemon(unstarted: GuestDaemon) -> GuestDaemon:
 
 
 def program(machine: Machine, script: str) -> str:
-    """Return the daemon's program, as a script makes it."""
+    """Put a script on the machine that stands in for the daemon's program, and return its command."""
     machine.put_file("/run/program.py", script)
     return f"env PYTHONPATH={CHECKOUT} {CHECKOUT}/.venv/bin/python /run/program.py"
 
@@ -129,12 +135,15 @@ def sha256(machine: Machine, path: str) -> str:
 
 
 def kill_under_load(machine: Machine) -> None:
-    """Kills the daemon, and starts it again, while fio writes and verifies; raises AssertionError if initiators see more than a pause."""
+    """Kill the daemon and start it again, several times, while fio writes and verifies.
+
+    Raise AssertionError if initiators see more than a pause.
+    """
     with new_daemon(machine) as daemon:
         daemon.start()
         disk = loopback_disk(machine, 0)
         machine.run(f"head -c 64M /dev/urandom | dd of={disk} bs=1M oflag=direct iflag=fullblock status=none")
-        # so that a restart on a busy emulated machine is a pause, not an abort
+        # A restart takes long on a busy emulated machine.  With this time limit it is a pause and not an abort.
         machine.run(f"echo 130 > /sys/block/{disk[5:]}/device/timeout")
         expected = sha256(machine, disk)
         view = loopback_disk(machine, daemon.snapshot("vol0", "before")["view_lun"])
@@ -150,12 +159,13 @@ def kill_under_load(machine: Machine) -> None:
         machine.run("touch /run/enough")
         ended = load.result(400)
         assert ended.code == 0, ended.output
-        # of the volume's disk: the write-once LUN's is probed for partitions when it appears, and is blank
+        # Only errors of the volume's disk count.  The kernel looks for partitions on the write-once LUN's disk, and
+        # gets errors because that disk is blank.
         assert not machine.run(f"dmesg | grep -iE '(I/O|target|medium) error.* dev {disk[5:]}'", check=False).output
         assert sha256(machine, view) == expected
 
 
-def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon: GuestDaemon) -> None:
+def test_view_shows_the_files_as_they_were_at_the_snapshot(solo: Machine, daemon: GuestDaemon) -> None:
     disk = loopback_disk(solo, 0)
     solo.run(f"mkfs.ext4 -q {disk} && mkdir -p /run/volume /run/view && mount {disk} /run/volume")
     solo.run(
@@ -171,9 +181,9 @@ def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon:
     solo.run(f"mount -o ro {view} /run/view && cd /run/view && sha256sum --quiet -c /run/sums && [ ! -e new ]")
     solo.run("cd /run/volume && ! sha256sum --status -c /run/sums")
     assert solo.run(f"dd if=/dev/zero of={view} bs=4k count=1 oflag=direct", check=False).code
-    solo.run("umount /run/view /run/volume")  # or writes to the volume might fill what is found blank
+    solo.run("umount /run/view /run/volume")  # otherwise a write to the volume might fill the block that is found blank
 
-    # the write-once LUN by raw SCSI: the first blank block, found by asking the device, answers BLANK CHECK with its LBA
+    # Read the write-once LUN by raw SCSI: the first blank block of the LBA status answers BLANK CHECK with its LBA.
     status = solo.output(f"sg_get_lba_status --maxlen=4096 --brief {write_once} | grep ^0x")
     first_blank = next(
         int(lba, 16)
@@ -186,12 +196,12 @@ def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon:
     assert blank.code
     assert "Blank Check" in blank.output
     assert f"[{first_blank}]" in blank.output or f"0x{first_blank:x}" in blank.output
-    # writing it is allowed once
+    # The block can be written once.
     write = read.replace("28 00", "2a 00", 1)
     solo.run(f"yes written | head -c 512 > /run/block; sg_raw -s 512 -i /run/block {write_once} {write}")
     again = solo.run(f"sg_raw -s 512 -i /run/block {write_once} {write}", check=False)
     assert "Blank Check" in again.output
-    # and a read over it and the next one brings the first, with the sense data
+    # A read of this block and of blank blocks behind it returns the first block, together with the sense data.
     solo.put_file("/run/partial.py", PARTIAL_READ)
     partial = f"cd {CHECKOUT} && PYTHONPATH=. .venv/bin/python /run/partial.py {write_once} {first_blank} {READ_BLOCKS}"
     check_condition, left, *data = solo.output(partial).split()
@@ -201,8 +211,8 @@ def test_the_view_shows_the_files_of_the_snapshots_moment(solo: Machine, daemon:
     solo.wait_until(f"[ ! -b {view} ] && [ ! -b {write_once} ]")
 
 
-def test_a_command_that_is_aborted_stops(solo: Machine, daemon: GuestDaemon) -> None:
-    """The kernel tells of the abort through the ring; the daemon, held until then, finds both there."""
+def test_aborted_command_stops(solo: Machine, daemon: GuestDaemon) -> None:
+    """Stop the daemon until the kernel has put both the command and its abort in the ring."""
     disk = loopback_disk(solo, 0)
     before = sha256(solo, disk)
     events = "cat /sys/class/uio/uio0/event"
@@ -212,14 +222,14 @@ def test_a_command_that_is_aborted_stops(solo: Machine, daemon: GuestDaemon) -> 
     writing = solo.submit(f"sg_write_same --10 --num=65535 --in=/run/new --xferlen=512 --timeout=2 {disk}")
     solo.wait_until(f"[ $({events}) -gt {at_rest} ]")
     commanded = solo.output(events)
-    solo.wait_until(f"[ $({events}) -gt {commanded} ]")  # nothing else is in use: this is the abort
+    solo.wait_until(f"[ $({events}) -gt {commanded} ]")  # this is the abort, because no other command runs
     solo.run(f"kill -CONT $(cat {daemon.state}/pid)")
     assert writing.result(400).code
     assert sha256(solo, disk) == before
 
 
-def test_a_stop_survives_a_ring_that_cannot_be_unmapped(solo: Machine, unstarted: GuestDaemon) -> None:
-    """The fixture finds nothing left in the kernel all the same."""
+def test_daemon_stops_although_a_ring_cannot_be_unmapped(solo: Machine, unstarted: GuestDaemon) -> None:
+    """The fixture checks that the kernel still has no object of the daemon in the end."""
     unstarted.start(program=program(solo, KEEPING))
     loopback_disk(solo, 0)
     unstarted.snapshot("vol0", "before")
@@ -227,8 +237,8 @@ def test_a_stop_survives_a_ring_that_cannot_be_unmapped(solo: Machine, unstarted
     assert solo.output(f"grep -c 'stays mapped: its memory is still referred to' {unstarted.log}") == "3"
 
 
-def test_a_device_that_a_crash_left_without_a_serial_number_gets_it(solo: Machine, unstarted: GuestDaemon) -> None:
-    """By it the kernel knows which reservations are the device's."""
+def test_device_left_without_a_serial_number_by_a_crash_gets_it(solo: Machine, unstarted: GuestDaemon) -> None:
+    """The kernel finds the reservations of a device by its serial number."""
     serial = "sed 's/.*: *//; s/-//g' /sys/kernel/config/target/core/user_*/wolun-*/wwn/vpd_unit_serial"
     with pytest.raises(CommandFailed, match="ended with 1"):
         unstarted.start(program=program(solo, DYING))
@@ -238,5 +248,5 @@ def test_a_device_that_a_crash_left_without_a_serial_number_gets_it(solo: Machin
     assert solo.output(serial) == solo.output(f"tail -c 32 /sys/block/{disk[5:]}/device/vpd_pg80")
 
 
-def test_a_daemon_killed_under_load_costs_initiators_a_pause(lab: Lab, kills: Future[None]) -> None:
+def test_initiators_see_only_a_pause_when_the_daemon_is_killed_under_load(lab: Lab, kills: Future[None]) -> None:
     kills.result()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Four machines, the deployment the idea was made for: a storage host, two nodes that write, one that reads the snapshot.
+"""Four machines, as the idea intends: a storage host, two nodes that write, and one node that reads the snapshot.
 
-No node talks to another.  The snapshot's moment is the state of the primary before any of them writes.
+No node sends a message to another.  The snapshot shows the primary as it was before any node wrote.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ shared:
 """
 WRITERS = ("writer1", "writer2")
 NODES = (*WRITERS, "reader")
-LOAD_TIMEOUT = 1000  # seconds; 20 where nothing else runs
-ENOUGH = "/run/enough"  # a file: a load that waits to be told ends when it is there
+LOAD_TIMEOUT = 1000  # seconds; a load takes 20 if nothing else runs
+ENOUGH = "/run/enough"  # the load of `writes_until_enough` ends once this file exists
 SUM = "dd if={} bs=1M iflag=direct status=none | sha256sum | cut -d' ' -f1"
 
 
@@ -71,13 +71,13 @@ def writes(disk: str, seed: int, count: int) -> str:
     )
 
 
-def writes_until_told(disk: str, seed: int) -> str:
-    """Return the same load as a loop that ends once `ENOUGH` is there."""
+def writes_until_enough(disk: str, seed: int) -> str:
+    """Return the same load as a loop that ends once the file `ENOUGH` exists."""
     return f"rm -f {ENOUGH}; while [ ! -e {ENOUGH} ]; do {writes(disk, seed, 300)} || exit 1; done"
 
 
 class Cluster:
-    """The machines with everything started, and what the primary was before."""
+    """The machines with all daemons started, and the checksum of the primary before any write."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -123,16 +123,16 @@ def cluster(boot_image: image.Image) -> Iterator[Cluster]:
         yield Cluster(lab)
 
 
-# in this order: each goes on from what the one before left
+# The tests run in this order: each continues with the state that the test before left.
 
 
-def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
+def test_concurrent_writers_leave_the_view_unchanged(cluster: Cluster) -> None:
     assert cluster.view() == cluster.before
     loads = [
         cluster.lab[name].submit(writes(cluster.disks[name], seed, 300), timeout=LOAD_TIMEOUT)
         for seed, name in enumerate(WRITERS)
     ]
-    # the reader looks while both write
+    # The reader reads the view while both nodes write.
     assert cluster.view() == cluster.before
     for load in loads:
         ended = load.result(LOAD_TIMEOUT)
@@ -141,9 +141,9 @@ def test_writers_at_once_leave_the_view_as_it_was(cluster: Cluster) -> None:
     assert cluster.primary() != cluster.before
 
 
-def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
+def test_cut_link_causes_only_a_pause(cluster: Cluster) -> None:
     writer = cluster.lab["writer2"]
-    load = writer.submit(writes_until_told(cluster.disks["writer2"], 7), timeout=LOAD_TIMEOUT)
+    load = writer.submit(writes_until_enough(cluster.disks["writer2"], 7), timeout=LOAD_TIMEOUT)
     wait_for_writes(writer, cluster.disks["writer2"])
     cluster.lab.switch.cut("writer2", "storage")
     writer.wait_until("! grep -q LOGGED_IN /sys/class/iscsi_session/session*/state")
@@ -156,10 +156,10 @@ def test_a_cut_link_costs_a_pause(cluster: Cluster) -> None:
     assert cluster.view() == cluster.before
 
 
-def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -> None:
+def test_writer_that_loses_power_leaves_the_view_unchanged(cluster: Cluster) -> None:
     writer, other = cluster.lab["writer1"], cluster.lab["writer2"]
     dying = writer.submit(writes(cluster.disks["writer1"], 11, 1_000_000), timeout=LOAD_TIMEOUT)
-    surviving = other.submit(writes_until_told(cluster.disks["writer2"], 12), timeout=LOAD_TIMEOUT)
+    surviving = other.submit(writes_until_enough(cluster.disks["writer2"], 12), timeout=LOAD_TIMEOUT)
     wait_for_writes(writer, cluster.disks["writer1"])
     wait_for_writes(other, cluster.disks["writer2"])
     writer.power_off()
@@ -172,8 +172,8 @@ def test_a_writer_that_loses_power_leaves_the_view_as_it_was(cluster: Cluster) -
     assert cluster.view() == cluster.before
 
 
-def test_errno_tells_blank_written_full_and_broken_apart(cluster: Cluster) -> None:
-    """The backend for a remote device, against the real one, and against a device that fails."""
+def test_errno_distinguishes_blank_written_full_and_broken(cluster: Cluster) -> None:
+    """Use the backend for a remote device on the real device, and on a device that fails."""
     node = cluster.lab["writer2"]
     cluster.daemons["writer2"].stop()
     device = remote_disk(node, 1)
@@ -199,7 +199,7 @@ side.close()
 """
     node.put_file("/run/check.py", code)
     node.run(f"cd {CHECKOUT} && .venv/bin/python /run/check.py")
-    # a host that has no room says so, and when it has again, the block can still be written
+    # A host without free space reports that, and the block can still be written once the host has free space again.
     storage = cluster.lab["storage"]
     full = f"""
 from pathlib import Path
@@ -214,7 +214,7 @@ except block_device.SpaceExhausted:
 """
     node.put_file("/run/full.py", full)
     write = f"cd {CHECKOUT} && PYTHONPATH=. .venv/bin/python /run/full.py"
-    # a place that it has set aside behind the end of the file it could still fill, so that is given back
+    # The host could still fill space that it has allocated behind the end of the file, so free this space.
     storage.run(
         f"chunks={cluster.daemon.state}/write-once/vol0@before.chunks; truncate -s $(stat -c %s $chunks) $chunks"
     )
@@ -222,7 +222,7 @@ except block_device.SpaceExhausted:
     assert node.output(write) == "full"
     storage.run("mount -o remount,size=50% /run")
     assert node.output(write) == "written"
-    # a path that fails says neither blank nor written
+    # A path that fails reports neither blank nor written blocks.
     broken = """
 from pathlib import Path
 from lun_backends import block_device, remote

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed in one machine, against peers on the same files, in turn.
+"""Speed in one machine, against peers on files of the same kind, in turn.
 
-Medians and ratios are compared, because absolute figures differ between hosts.  The machine has two processors, because
-hosts have at least two: with one, the process that serves and the process that waits would take turns.
+The tests compare medians and ratios, because absolute figures differ between hosts.  The machine has two processors,
+because hosts have at least two.  With one processor, the process that serves and the process that waits would take
+turns.
 
-* `copyonwrite` over a raw preallocated file on tmpfs against tcmu-runner's qcow handler on such a file: at least `BAR` times
-  is the aim, said beside each figure and not asserted, since a busy machine must not turn a test red;
-* the first write to each chunk under a snapshot against dm-snapshot (persistent, same chunk size and durability): reported, with
-  where the processor's time went.
+* `copyonwrite` over a raw preallocated file on tmpfs, against tcmu-runner's qcow handler on such a file.  The aim is at
+  least `BAR` times the peer's rate.  It is printed beside each figure and not asserted, because a busy machine must not
+  turn a test red.
+* The first write to each chunk under a snapshot, against dm-snapshot (persistent, same chunk size and durability).  The
+  figures are reported, with the processor time of each part.
 
-`pytest -s` or a red run shows the table.
+`pytest -s` and a red run show the figures.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ CHUNK = 64  # KiB
 
 
 def iops(machine: Machine, disk: str, mode: str, depth: int, *options: str) -> float:
-    """Measure the transfers that fio reaches with 4 KiB past the page cache."""
+    """Return the transfers of 4 KiB per second that fio reaches, past the page cache."""
     options = options or (f"--runtime={SECONDS}", "--time_based")
     report = machine.output(
         f"fio --name=load --filename={disk} --direct=1 --rw={mode} --bs=4k --ioengine=libaio --iodepth={depth} "
@@ -59,7 +61,7 @@ def iops(machine: Machine, disk: str, mode: str, depth: int, *options: str) -> f
 
 
 def processor(daemon: GuestDaemon) -> tuple[float, float, float]:
-    """Return the processor seconds so far: in the daemon's own code, in its system calls, and in everything else."""
+    """Return the processor seconds so far of the daemon's own code, of its system calls, and of everything else."""
     own, everything = daemon.machine.output(
         f"cat /proc/$(cat {daemon.state}/pid)/stat; grep '^cpu ' /proc/stat"
     ).splitlines()
@@ -70,7 +72,7 @@ def processor(daemon: GuestDaemon) -> tuple[float, float, float]:
 
 
 def say(text: str) -> None:
-    """Into pytest's captured output, which `-s` and a red run show."""
+    """Write a line to pytest's captured output, which `-s` and a red run show."""
     sys.stdout.write(text + "\n")
 
 
@@ -80,7 +82,7 @@ def lab(boot_image: image.Image) -> Iterator[Lab]:
         solo = machines["solo"]
         solo.run("modprobe -a sd_mod loop dm-snapshot tcm_loop target_core_user; mkdir /run/files")
         for name in ("wolun", "runner", "origin", "exceptions"):
-            size = MEBIBYTES + (16 if name == "exceptions" else 0)  # dm-snapshot keeps its map there, too
+            size = MEBIBYTES + (16 if name == "exceptions" else 0)  # dm-snapshot also keeps its map in this file
             solo.run(f"head -c {size}M /dev/zero > /run/files/{name}.img")
         yield machines
 
@@ -106,14 +108,14 @@ def test_copy_on_write_against_tcmu_runner_is_reported(lab: Lab, daemon: GuestDa
     sides = {"wolun": loopback_disk(solo, 10), "tcmu-runner": loopback_disk(solo, 20)}
     ratios = {}
     for mode, depth in LOADS:
-        found: dict[str, list[float]] = {side: [] for side in sides}
+        rates: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(ROUNDS):
             for side, disk in sides.items():
-                found[side].append(iops(solo, disk, mode, depth))
-        median = {side: statistics.median(values) for side, values in found.items()}
+                rates[side].append(iops(solo, disk, mode, depth))
+        median = {side: statistics.median(values) for side, values in rates.items()}
         ratios[mode, depth] = median["wolun"] / median["tcmu-runner"]
-        told = ", ".join(f"{side} {value:.0f}/s" for side, value in median.items())
-        say(f"4 KiB {mode}, {depth} in flight: {told}: {ratios[mode, depth]:.2f} times (aim {BAR})")
+        both = ", ".join(f"{side} {value:.0f}/s" for side, value in median.items())
+        say(f"4 KiB {mode}, {depth} in flight: {both}: {ratios[mode, depth]:.2f} times (aim {BAR})")
     assert all(ratio > 0 for ratio in ratios.values()), ratios
 
 
@@ -144,8 +146,8 @@ def test_first_writes_against_dm_snapshot_are_reported(lab: Lab, daemon: GuestDa
     say(
         f"first write of 4 KiB to each {CHUNK} KiB chunk, 32 in flight: wolun {mine:.0f}/s, dm-snapshot {other:.0f}/s: {mine / other:.2f} times"
     )
-    each = 1000 / (ROUNDS * MEBIBYTES * 1024 // CHUNK)  # seconds of all first writes -> milliseconds of one
-    code, calls, others = (each * total for total in spent)
+    per_write = 1000 / (ROUNDS * MEBIBYTES * 1024 // CHUNK)  # seconds of all first writes -> milliseconds of one
+    code, calls, others = (per_write * total for total in spent)
     say(
         f"such a write takes {1000 * statistics.mean(1 / value for value in ours):.2f} ms, and of the two processors {code:.2f} ms for the "
         f"daemon's code, {calls:.2f} for its system calls (copying, syncing), {others:.2f} for the kernel's target and fio"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stock targetcli knows our handlers and makes devices of them, with tcmu-runner beside us and without it."""
+"""targetcli, unchanged: it lists our handlers and makes devices of them, with and without a running tcmu-runner."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def lab(boot_image: image.Image) -> Iterator[Lab]:
 
 @pytest.fixture(params=["alone", "beside tcmu-runner"])
 def solo(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Machine]:
-    """Yield the machine with a system bus, on which tcmu-runner either runs or is unknown."""
+    """Yield the machine with a system bus; tcmu-runner either runs, or the bus does not know it."""
     machine = lab["solo"]
-    beside = request.param != "alone"
+    with_runner = request.param != "alone"
     machine.run("modprobe -a sd_mod tcm_loop target_core_user; mkdir -p /run/hidden")
-    if beside:
+    if with_runner:
         machine.run("mv /run/hidden/tcmu-runner.conf /etc/dbus-1/system.d/")
     else:
-        # as where it is not installed: nobody's policy but ours, and the bus cannot start it
+        # As if tcmu-runner were not installed: the bus has only our policy, and cannot start tcmu-runner.
         machine.run(f"cp {POLICY} /etc/dbus-1/system.d/; mv /etc/dbus-1/system.d/tcmu-runner.conf /run/hidden/")
         machine.run("rm /usr/share/dbus-1/system-services/org.kernel.TCMUService1.service")
     machine.run("dbus-daemon --system --fork --print-pid > /run/bus")
-    if beside:
+    if with_runner:
         machine.run("tcmu-runner > /run/log/tcmu-runner.log 2>&1 & echo $! > /run/runner")
         machine.wait_until(TCMU_SERVICE_IS_THERE)
     yield machine
-    if beside:
-        machine.end("/run/runner")  # before the bus: it ends by itself when the bus goes
+    if with_runner:
+        machine.end("/run/runner")  # first, because tcmu-runner ends by itself when the bus ends
     machine.end("/run/bus")
     machine.run("rm -f /run/dbus/pid")
 
@@ -81,7 +81,7 @@ def test_targetcli_lists_our_handlers_and_makes_devices(solo: Machine) -> None:
         f"dd if={view} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /dev/zero"
     )
 
-    # a crash and a restart: devices that others made are taken over, too
+    # After a crash and a restart, the daemon also takes over devices that targetcli made.
     daemon.kill()
     daemon.start()
     solo.run(f"dd if={volume} iflag=direct bs=64k count=16 status=none | cmp -n 1048576 - /run/data")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab of `vagrant/`, without Vagrant: its provisioning scripts and its walk-through on the kernel lab's machines.
 
-They have no systemd, of which `guest/systemctl` stands in for the few words that are used, and their `/opt/wolun` is this
-checkout.  All else is as `vagrant up` has it.
+The machines have no systemd; `guest/systemctl` stands in for the few commands that the lab uses.  Their `/opt/wolun` is
+this checkout.  Everything else is as after `vagrant up`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1800)]
 GUEST = Path(__file__).resolve().parent / "guest"
 PROVISION = "/opt/wolun/vagrant/provision"
 MACHINES = ("storage", "node1", "node2", "backup")
-AS_VAGRANT_HAS_IT = f"""
+AS_AFTER_VAGRANT_UP = f"""
 set -e
 [ -e /opt/wolun ] || ln -s {CHECKOUT} /opt/wolun
 install -m 755 {GUEST}/systemctl /usr/local/sbin/systemctl
@@ -36,11 +36,12 @@ done
 
 
 class Walker:
-    """Types the walk-through's steps on the machines, and does to them what Vagrant is told to."""
+    """A reader of the walk-through, who types its steps on the machines; it also carries out Vagrant's commands."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.told: list[str] = []
+        self.on_host: list[str] = []
+        """The commands that were typed where Vagrant runs."""
 
     def up(self) -> None:
         with ThreadPoolExecutor() as pool:
@@ -50,19 +51,19 @@ class Walker:
         machine = self.lab[name]
         hosts = " ".join(f"{host}={self.lab[host].address}" for host in MACHINES)
         role = re.sub(r"\d+$", "", name)
-        machine.run(AS_VAGRANT_HAS_IT)
+        machine.run(AS_AFTER_VAGRANT_UP)
         machine.run(f"bash {PROVISION}/common.sh {name} {hosts} && bash {PROVISION}/{role}.sh", timeout=600)
 
     def type_on(self, step: walkthrough.Step) -> str | None:
         if step.machine == walkthrough.HOST:
             for command in filter(None, step.commands.splitlines()):
                 self._on_host(command)
-            return None  # Vagrant's own words
+            return None  # the output would be Vagrant's
         machine: Machine = self.lab[step.machine]
         return machine.output(f"set -euo pipefail\n{step.commands}", timeout=600)
 
     def _on_host(self, command: str) -> None:
-        self.told.append(command)
+        self.on_host.append(command)
         if command == "vagrant up":
             self.up()
         elif halted := re.fullmatch(r"vagrant halt --force (\w+)", command):
@@ -77,7 +78,7 @@ def walker(boot_image: image.Image) -> Iterator[Walker]:
         yield Walker(lab)
 
 
-def test_the_walk_through_is_true(walker: Walker) -> None:
+def test_walk_through_works_as_written(walker: Walker) -> None:
     ran = walkthrough.walk(walker.type_on, lambda step: None)
     assert ran >= 15
-    assert "vagrant up" in walker.told
+    assert "vagrant up" in walker.on_host

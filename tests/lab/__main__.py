@@ -4,8 +4,8 @@
 The run makes a box, brings the lab of `vagrant/` up with it, walks through the README and takes everything down.
 
 It needs root, for mmdebstrap and libvirtd.  It works in namespaces of its own and leaves nothing behind.  The machines
-are emulated, because an existing /dev/kvm may still not work; `WOLUN_LAB_DRIVER=kvm` uses it.  WOLUN_LAB_BOX names a box
-file and saves the time to make one.
+are emulated, because an existing /dev/kvm may still not work; `WOLUN_LAB_DRIVER=kvm` uses it.  WOLUN_LAB_BOX names a
+box file and saves the time to make one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Vagrant:
             assert process.stdout is not None
             for line in process.stdout:
                 line = line.rpartition(ERASED)[2]
-                if line.startswith("Progress:"):  # hundreds of them
+                if line.startswith("Progress:"):  # there are hundreds of such lines
                     continue
                 print(line, end="", flush=True)
                 printed.append(line)
@@ -103,7 +103,7 @@ class Vagrant:
         )
 
     def add(self, file: Path) -> None:
-        """Add a box to Vagrant's."""
+        """Add a box file to Vagrant's boxes."""
         self._run(["vagrant", "box", "add", "--name", BOX, str(file)], CHECKOUT)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirtd without systemd, in namespaces of its own, whose files and processes end with it.
+"""libvirtd without systemd, in namespaces of its own.  Its files and processes vanish with the namespaces.
 
-`start` runs inside of them.  It mounts directories of this run over those that libvirt writes to, and starts virtlogd and
-libvirtd.
+`start` runs inside the namespaces.  It mounts directories of this run over the directories that libvirt writes to, and
+starts virtlogd and libvirtd.
 """
 
 from __future__ import annotations

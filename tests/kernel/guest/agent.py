@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's end of the command channel: runs shell commands that the host sends over a virtio-serial port.
+"""The guest's end of the command channel: it runs shell commands that the host sends over a virtio-serial port.
 
-One JSON object per line.  Host to guest: `{"id", "command", "timeout"}`; guest to host: `{"ready": true}` once, then
-`{"id", "code", "output"}` per command, in whatever order they end.  Runs on the guest's bare Python, without site.
+Each line is a JSON object.  The host sends `{"id", "command", "timeout"}`.  The guest sends `{"ready": true}` once,
+then `{"id", "code", "output"}` for each command, in the order in which the commands end.  The program runs on the
+guest's bare Python, without site.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import tempfile
 import threading
 from typing import Any
 
-TIMED_OUT = 124  # as timeout(1) has it
+TIMED_OUT = 124  # the same status as that of timeout(1)
 
 
 def main(path: str) -> None:
+    """Run the commands that arrive at the port `path`, for ever."""
     port = os.open(path, os.O_RDWR)
     lock = threading.Lock()
 
@@ -30,7 +32,7 @@ def main(path: str) -> None:
                 data = data[os.write(port, data) :]
 
     def run(request: dict[str, Any]) -> None:
-        # to a file, not a pipe: a daemon that the command leaves behind may keep its output open
+        # Use a file, not a pipe: a daemon that the command leaves behind may keep its output open.
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(
                 ["bash", "-c", request["command"]],
