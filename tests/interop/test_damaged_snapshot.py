@@ -30,7 +30,7 @@ def write10(lba: int, blocks: int) -> bytes:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
     """Serve vol0 with snapshot a; the middle of the snapshot's chunk 1 is damaged."""
-    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 1MiB}\n") as running:
+    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 1MiB, map_write_once: read-write}\n") as running:
         taken = running.json("snapshot", "create", "vol0", "a")
         with running.session() as session:
             session.settle(0)
