@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a write to a block device atomic against crashes and power cuts: after one, all of it was done or nothing.
+"""A journal that makes writes to a block device atomic: a crash or power cut leaves all of a write, or nothing of it.
 
-The data goes to a journal file first, then to the device, and then the journal is invalidated.  Each of the three steps is on
-stable storage before the next begins.  If a crash leaves a valid journal, its data is written to the device when the journal is
-opened, before the device is served.  That data cannot be old: while the journal is valid, no other write may begin, and before
-the next one does, the journal is invalid for good.
+The data goes to a journal file first, then to the device, and then the journal is invalidated.  Each of the three steps
+is on stable storage before the next begins.  If a crash leaves a valid journal, its data is written to the device when
+the journal is opened, before the device is served.  That data cannot be old.  No other write begins while the journal
+is valid, and the journal is durably invalid before the next write begins.
 
 | byte of the file | |
 | --- | --- |
 | 0-7    | `WOLUNATM`; anything else: the journal is empty |
-| 8-15   | byte offset in the device, little-endian like all that follows |
+| 8-15   | byte offset in the device, little-endian like all numbers here |
 | 16-19  | length of the data |
 | 20-23  | CRC32C of the data |
 | 24-27  | CRC32C of bytes 0 to 23 |
 | 4096-  | the data |
 
-Against readers it is no more atomic than any other write: a concurrent read may see a part of it.
+A concurrent read may see a part of such a write, as of any other write.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MAGIC = b"WOLUNATM"
 _DATA_OFFSET = 4096
 
 MAX_BYTES = 1 << 20
-"""The longest atomic write in bytes; each is written twice, and held in memory after a crash."""
+"""The longest atomic write in bytes.  Its data is written twice, and held in memory for recovery after a crash."""
 
 
 class AtomicJournal:
@@ -58,7 +58,7 @@ class AtomicJournal:
 
     @contextlib.contextmanager
     def _file(self) -> Iterator[int]:
-        """Open the journal; if there was none, its new name is durable."""
+        """Open the journal.  If there is none, make it first, with a durable name."""
         new = not self._path.exists()
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -84,9 +84,9 @@ class AtomicJournal:
         log.warning("%s: finished a write of %d bytes at %d that was interrupted", self._path, length, offset)
 
     def writev(self, offset: int, buffers: block_device.Buffers) -> None:
-        """Write all of `buffers` or nothing; it is on stable storage on return.
+        """Write all of `buffers`, or nothing.  The data is on stable storage on return.
 
-        Raises what `BlockDevice.writev` raises, and MediumError when the journal fails.
+        Raise the errors of `BlockDevice.writev`, and MediumError if the journal fails.
         """
         length = block_device.total_length(buffers)
         checksum = 0

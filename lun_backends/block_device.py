@@ -5,10 +5,10 @@ A block device is an array of `size` bytes, addressed in bytes.  Every offset an
 `block_size`.  Data travels as scatter lists (`Buffers`): sequences of memoryviews of bytes, whose lengths add up to the
 length of the transfer.  The views belong to the caller; a device uses them only until the call returns.
 
-Every method may be called from any number of threads at once, and returns when it is done, on the caller's thread.  A caller
-that must not wait for a disk (an event loop) uses `read_now`, `write_now` and `prepare_now` instead.  They never wait: they
-return True if all is done, or False, having changed nothing that matters.  The caller then lets a worker thread do the same
-with `readv`, `writev` or `prepare_writes`.
+Every method may be called from any number of threads at once, and returns when it is done, on the caller's thread.  A
+caller that must not wait for a disk (an event loop) uses `read_now`, `write_now` and `prepare_now` instead.  They never
+wait: they return True if all is done, or False, having changed nothing that matters.  The caller then lets a worker
+thread do the same with `readv`, `writev` or `prepare_writes`.
 
 | method           | blank blocks          | written blocks of a write-once device | read-only device   |
 | ---------------- | --------------------- | ------------------------------------- | ------------------ |
@@ -20,8 +20,8 @@ with `readv`, `writev` or `prepare_writes`.
 (Blank blocks exist on write-once devices only; a hole in a sparse primary reads as zeroes and is `ExtentKind.HOLE`.)
 
 Durability: `writev` returns when the data is in the device's volatile cache.  `flush` returns when all writes that had
-returned before it began are on stable storage.  A device may promise more: a write-once LUN with `durability: power-loss`
-commits before `writev` returns.  `fua=True` asks for stable storage for that one write.
+returned before it began are on stable storage.  A device may promise more: a write-once LUN with `durability:
+power-loss` commits before `writev` returns.  `fua=True` asks for stable storage for that one write.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Buffers = Sequence[memoryview]
 
 
 class BlockDeviceError(Exception):
-    """A block device refuses or fails to do something; subclasses say what, callers map them to sense data or prose."""
+    """A block device refused or failed a request.  Subclasses say why; callers turn them into sense data or text."""
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ class MediumError(BlockDeviceError):
 
 @dataclass(eq=False)
 class DamagedBlocks(MediumError):
-    """A read met blocks whose checksum does not fit; `damage` says which.  They can be read as they are, see `read_checked`."""
+    """A read met blocks that do not fit their checksum; `damage` names them.  `read_checked` can still read them."""
 
     damage: Damage
 
@@ -183,7 +183,7 @@ class DeviceClosed(BlockDeviceError):
 class WouldBlock(Exception):
     """A command cannot be done without waiting, and changed nothing that matters.  Run it again where waiting is allowed.
 
-    Block devices do not raise it: they answer False.  The device server (`target.scsi`) raises it for whole commands.
+    Block devices do not raise it: they return False.  The device server (`target.scsi`) raises it for whole commands.
     """
 
 
@@ -261,7 +261,8 @@ class BlockDevice(abc.ABC):
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
         """Make `length` bytes from `offset` on read as zeroes; with `discard` free their space where possible.
 
-        Raises what `writev` raises, and NotSupported where the device's nature forbids it (discard on write-once).
+        Raise the errors of `writev`, and NotSupported if the device cannot do this by its nature (discard on
+        write-once).
         """
 
     @abc.abstractmethod
@@ -273,55 +274,58 @@ class BlockDevice(abc.ABC):
 
     @abc.abstractmethod
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Yield the extents of the range, in order and without gaps; neighbours of one kind are merged as far as is cheap."""
+        """Yield the extents of the range, in order and without gaps; adjacent ones of a kind are merged if that is cheap."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Flush and release the device; later calls raise DeviceClosed.  Closing twice is allowed."""
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        """Read without waiting.  Return True if done, False if that would wait; the content of the buffers is then undefined.
+        """Read without waiting.  Return True if done, False if that would wait.
 
-        `length` is the total length of `buffers` in bytes, which the caller knows.  Raises what `readv` raises.
+        If it returns False, the content of the buffers is undefined.
+        `length` must be the total length of `buffers` in bytes.  Raise the errors of `readv`.
         """
         return False
 
     def read_checked(self, offset: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
-        """Read as `readv`, and compare all data with its checksum, where there is one.
+        """Read as `readv`, and compare all data that has a checksum.
 
-        Everything that leaves a snapshot for good is read so.  With `on_damage`, call it for damaged and unreadable blocks
-        instead of raising an error.  Damaged blocks are read as they are, and unreadable ones as zeroes.  A device that has
-        no checksums just reads.  Raises what `readv` raises.
+        Code that takes data out of a snapshot for good reads with this method.  With `on_damage`, call it for damaged
+        and unreadable blocks instead of raising an error.  Damaged blocks are read as they are, and unreadable blocks
+        as zeroes. A device without checksums only reads.  Raise the errors of `readv`.
         """
         self.readv(offset, buffers)
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        """Write without waiting.  Return True if done, False if that would wait; some of the data may be written then.
+        """Write without waiting.  Return True if done, False if that would wait.
 
-        `length` is the total length of `buffers` in bytes, which the caller knows.  Raises what `writev` raises.
+        If it returns False, a part of the data may be written.
+        `length` must be the total length of `buffers` in bytes.  Raise the errors of `writev`.
         """
         return False
 
     def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:  # noqa: B027 - most devices have nothing to do
-        """Do ahead, for many coming writes at once, the work that each of them would wait for.
+        """Do the work now that each of many coming writes would wait for.
 
-        Copy-on-write preserves pre-images so, with one commit.  `ranges` are (offset, length) in bytes.  This is only a hint:
-        errors are left for the writes to meet.
+        Copy-on-write preserves the pre-images of all of them with one commit.  `ranges` are (offset, length) in bytes.
+        This is only a hint.  It raises no error, because the write itself meets the error again.
         """
 
     def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Prepare as many of the writes as is possible without waiting.
 
-        Return False if there is nothing to do or all of it would wait, so that the writes are not worth another try.
+        Return False if nothing was prepared: there is nothing to do, or all of it would wait.  Then another try of the
+        writes is futile.
         """
         return False
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[BlockDevice]:
-        """Hold all other writes to this device while the context is open, running ones drained.
+        """Let running writes end, and hold all other writes to this device while the context is open.
 
-        Yields a device that the holder reads and writes through (COMPARE AND WRITE, ORWRITE).  Raises NotSupported where no
-        write can be atomic.
+        Yield a device through which the holder reads and writes (COMPARE AND WRITE, ORWRITE).  Raise NotSupported if
+        the device cannot hold writes.
         """
         raise NotSupported("atomic read-modify-write")
         yield self  # never reached: it makes this function a generator, as contextmanager needs

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preserves every chunk of the primary before its first overwrite.
+"""Copy-on-write: the device that preserves every chunk of the primary before its first overwrite.
 
-Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the same address
-of the current write-once device and committed there.  Only then does the write go to the primary (rule 1,
-lun_backends/README.md).  `BlockWritten` from that copy means that another writer was first: another node, or this one before
-a restart.  The block then holds the pre-image, so the write goes on.
+Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the same
+address of the current write-once device and committed there.  Only then does the write go to the primary (rule 1,
+lun_backends/README.md).  `BlockWritten` from that copy means that another writer was first: another node, or this one
+before a restart.  The block then holds the pre-image, so the write goes on.
 
 | chunk          | in the tracker | in claims | a write to it                                                  |
 | -------------- | -------------- | --------- | -------------------------------------------------------------- |
@@ -14,24 +14,25 @@ a restart.  The block then holds the pre-image, so the write goes on.
 
 Why this is right:
 
-* A write is inside the gate from its last look at the tracker to the end of its write to the primary, all of it in one
-  entry.  A barrier holds the gate, so no write can look at the old snapshot and then change data under the new one.
-* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of this
-  node can change a chunk while it is read.
-* Copying is outside the gate, so a barrier does not wait for commits.  If a new snapshot overtakes a copy, the copy still
-  goes to the snapshot that it was begun for.  This is right: claims belong to the volume, not to the snapshot, so the chunk
-  cannot have changed.  Its writer then finds the chunk missing in the new snapshot and copies it there, too.  For this, the
-  current snapshot is checked under the lock of the claims: nothing is claimed for a snapshot that is no longer current.
+* A write stays inside the gate, without leaving it, from its last look at the tracker to the end of its write to the
+  primary.  A barrier holds the gate, so no write can look at the old snapshot and then change data under the new one.
+* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of
+  this node can change a chunk while it is read.
+* Copying is outside the gate, so a barrier does not wait for commits.  If a new snapshot overtakes a copy, the copy
+  still goes to the snapshot that it was begun for.  This is right: claims belong to the volume, not to the snapshot, so
+  the chunk cannot have changed.  Its writer then finds the chunk missing in the new snapshot and copies it there, too.
+  For this, the current snapshot is checked under the lock of the claims: nothing is claimed for a snapshot that is no
+  longer current.
 * No thread waits for a claim while it holds one, nor inside the gate.  A write that meets claims of other threads first
-  copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait, because
-  copying needs no gate.)
+  copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait,
+  because copying needs no gate.)
 
 The claims and the copying are in `preserving`.
 
-Without a snapshot, `_known` is a range that contains every chunk: the same fast path, with the same look.
+Without a snapshot, `_known` is a range that contains every chunk, so every write takes the same fast path.
 
-While the volume is being rolled back (see `volumes.rollback_overlay`), an overlay answers reads.  A chunk that it has not
-settled yet is not known: a write to it takes the long way and settles it first.
+While the volume is being rolled back (see `volumes.rollback_overlay`), an overlay answers reads.  A chunk that it has
+not settled yet is not known: a write to it takes the long way and settles it first.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _EVERYTHING = range(1 << 63)
 
 
 class Overlay(Protocol):
-    """The content of a volume while its primary is behind: the chunks `pending` still have another content there."""
+    """The content of a volume whose primary is behind: there, the chunks `pending` still have other content."""
 
     pending: tracking.BitMap
 
@@ -59,7 +60,7 @@ class Overlay(Protocol):
     def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
 
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Bring the chunks of the (first, last) spans to the primary, for good.  Raises what preserving and writing raise."""
+        """Bring the chunks of the (first, last) spans to the primary, for good.  Raise the errors of preserving and writing."""
         ...
 
 
@@ -77,7 +78,7 @@ class _Settled:
 
 
 class CopyOnWrite(block_device.BlockDevice):
-    """`primary`, whose chunks of `chunk_size` bytes are preserved in the armed write-once device before they change.
+    """A device over `primary` that preserves chunks of `chunk_size` bytes in the armed write-once device.
 
     It owns neither the primary nor the write-once device; `close` does not close them.
     """
@@ -101,7 +102,7 @@ class CopyOnWrite(block_device.BlockDevice):
         self.preserver = Preserver(primary, chunk_size, on_error, copy_timeout, self.disarm)
         self.counters = self.preserver.counters
         self._shift = chunk_size.bit_length() - 1
-        self._side: Side | None = None  # the preserver's, kept here for one look-up less in `_covers`
+        self._side: Side | None = None  # the preserver's side, here too because it saves `_covers` a look-up
         # The chunks that need no copy: the tracker's bitmap, or all.  It changes together with `_side`, within `hold`.
         self._known: range | tracking.BitMap | _Settled = _EVERYTHING
         self._overlay: Overlay | None = None
@@ -150,21 +151,21 @@ class CopyOnWrite(block_device.BlockDevice):
         self._look()
 
     def uncover(self) -> None:
-        """Read from the primary again, which has caught up with the overlay.  Call it only within `hold`."""
+        """Read from the primary again, after it has caught up with the overlay.  Call it only within `hold`."""
         self._overlay = None
         self._source = self.primary
         self._look()
 
     def bar(self, refuse: Callable[[], None] | None) -> None:
-        """Call `refuse`, which raises, before every write, until `bar(None)`.
+        """Call `refuse`, which may raise an error, before every write, until `bar(None)`.
 
-        Only if called within `hold` does it meet every write that is answered later.
+        Call it within `hold`.  Otherwise a running write may be answered later although `refuse` never saw it.
         """
         self._bar = refuse
         self._look()
 
     def resized(self) -> None:
-        """Take over the size of the primary, which has grown.  Call it only within `hold`."""
+        """Take over the size of the primary after it has grown.  Call it only within `hold`."""
         self.chunks = -(-self.primary.size // self.chunk_size)
         if self._side is not None:
             self._side.tracker.chunks = self.chunks
@@ -232,8 +233,9 @@ class CopyOnWrite(block_device.BlockDevice):
     def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Copy what can be copied from page cache to page cache, on the caller's thread.
 
-        Handing each copy to a worker would cost more than the copy.  It leaves out chunks that must be read from the disk,
-        chunks written in part, and copies that fail.  The writes find them missing, and wait where waiting is allowed.
+        A worker for each copy would cost more than the copy.  This leaves out chunks that must be read from the disk,
+        chunks that are written in part, and copies that fail.  Their writes make the copies later, where waiting is
+        allowed.
         """
         return self.preserver.preserve_now(ranges)
 
@@ -255,7 +257,7 @@ class CopyOnWrite(block_device.BlockDevice):
                 self._closed = True
                 self._side = None
                 self.preserver.close()
-                self._known = range(0)  # so that every write takes the long way and finds the device closed
+                self._known = range(0)  # every write takes the long way and finds the device closed
 
     # Preserving -----------------------------------------------------------------------------------------------------
 
@@ -268,7 +270,7 @@ class CopyOnWrite(block_device.BlockDevice):
         self.preserver.preserve(self.preserver.spans(ranges))
 
     def prepare_held(self, offset: int, length: int) -> None:
-        """Prepare a write to the range for the holder of the gate.  Raises what the write would raise before it begins."""
+        """Prepare a write of the gate's holder to the range.  Raise the errors of a write that cannot begin."""
         if (refuse := self._bar) is not None:
             refuse()
         self._prepare(self.preserver.spans([(offset, length)]))
@@ -292,7 +294,7 @@ class CopyOnWrite(block_device.BlockDevice):
         return side.tracker.covers(first, last)
 
     def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None]) -> None:
-        """Preserve all chunks of `ranges`, then call `write` in the same stay inside the gate as the last look."""
+        """Preserve all chunks of `ranges`, then call `write`, inside the gate since the last look at the tracker."""
         spans = self.preserver.spans(ranges)
         while True:
             if (refuse := self._bar) is not None:
@@ -310,7 +312,7 @@ class CopyOnWrite(block_device.BlockDevice):
 
 
 class _Held(block_device.BlockDevice):
-    """The device as the holder of its gate sees it: writes preserve, but do not enter the gate again."""
+    """The device for the holder of its gate: writes preserve chunks, but do not enter the gate again."""
 
     def __init__(self, device: CopyOnWrite) -> None:
         self._device = device

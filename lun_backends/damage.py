@@ -33,7 +33,7 @@ class Found:
         self.extents: list[Damage] = []
         """The first extents, up to `NAMED` of them."""
         self.bytes = 0
-        """All damage, also that of extents which are not kept."""
+        """The bytes of all damage, also of extents that are not kept."""
 
     def __call__(self, damage: Damage) -> None:
         self.bytes += damage.length
@@ -49,7 +49,7 @@ class Found:
         return bool(self.bytes)
 
     def blocks(self, block_size: int, most: int = 5) -> str:
-        """Return which blocks are damaged, for a sentence, like "blocks 8 to 15, 64 and 3 more extents"."""
+        """Return the damaged blocks as part of a sentence, like "blocks 8 to 15, 64 and 3 more extents"."""
         texts = [blocks(extent, block_size) for extent in self.extents[:most]]
         if (more := len(self.extents) - len(texts)) > 0:
             texts.append("1 more extent" if more == 1 else f"{more} more extents")

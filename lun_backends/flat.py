@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file or a block device as it is: the primary of a volume.
 
-Every byte of the device is the byte at the same offset of the file.  I/O is buffered (the default) or uses `O_DIRECT`.  Then
-the caller's buffers go straight to the device if their addresses allow it, else through an aligned buffer of this module.
+Every byte of the device is the byte at the same offset of the file.  I/O is buffered (the default) or uses `O_DIRECT`.
+Then the caller's buffers go straight to the device if their addresses allow it, else through an aligned buffer of this
+module.
 
 These operations are done without waiting:
 
@@ -12,9 +13,9 @@ These operations are done without waiting:
 | `write_now` | a write into the page cache, if no page has to be read first and the device is  | nothing  |
 |             | not known to be slow                                                            |          |
 
-A write into the page cache can still wait (dirty-page throttling, a journal commit).  So each is timed.  If two within 32
-writes took longer than 2 ms, workers do all writes of the next second: there, waiting holds up no other command.  A single
-slow write proves nothing, because on a busy machine the scheduler may have taken the time.
+A write into the page cache can still wait (dirty-page throttling, a journal commit).  So each is timed.  If two within
+32 writes took longer than 2 ms, workers do all writes of the next second: there, waiting holds up no other command.  A
+single slow write proves nothing, because on a busy machine the scheduler may have taken the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
 """
@@ -76,7 +77,7 @@ class Flat(block_device.BlockDevice):
                 path, f"it has {actual} bytes, not {self.size}", "restore the part that was cut off"
             )
         self._descriptor = descriptor
-        # The flags of a read that must not wait; None where nothing can tell that a read would not.
+        # The flags of a read that must not wait; None if the kernel cannot read without waiting.
         self._nowait_flags = self._probe_nowait()
         self._write_flags = (
             0 if direct else os.RWF_NOWAIT
@@ -125,7 +126,7 @@ class Flat(block_device.BlockDevice):
         return descriptor
 
     def _check_direct(self, fd: int) -> None:
-        """Raise CannotOpen unless the device takes blocks of this size with O_DIRECT: read one at an odd block's place."""
+        """Raise CannotOpen unless O_DIRECT takes blocks of this size: read a block that has an odd number."""
         with mmap.mmap(-1, _PAGE) as page, memoryview(page) as view, view[: self.block_size] as block:
             try:
                 os.preadv(fd, [block], self.block_size)
@@ -233,8 +234,8 @@ class Flat(block_device.BlockDevice):
     def _edges_cached(self, descriptor: backing_file.Descriptor, start: int, end: int) -> bool:
         """Return whether the kernel could write from byte `start` to `end` without reading a page from the disk first.
 
-        It could if the pages that the write covers only in part are cached.  All threads share the scratch page, because no
-        thread looks at its content.
+        It could if the pages that the write covers only in part are cached.  All threads share the scratch page,
+        because no thread looks at its content.
         """
         flags = self._nowait_flags or 0
         for edge in {start - start % _PAGE if start % _PAGE else -1, end - end % _PAGE if end % _PAGE else -1}:
@@ -323,7 +324,8 @@ class Flat(block_device.BlockDevice):
     def make_room(self, size: int) -> None:
         """Make the file at least `size` bytes long, durably, or check that the block device is.
 
-        `self.size` stays as it is until its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError, DeviceClosed.
+        `self.size` stays as it is until its owner sets it.  Raises CannotOpen, SpaceExhausted, MediumError,
+        DeviceClosed.
         """
         descriptor = self._descriptor
         if descriptor.fd < 0:
@@ -391,7 +393,7 @@ class Flat(block_device.BlockDevice):
         return block_device.OutOfRange(max(offset, self.size) // self.block_size)
 
     def _error(self, error: OSError, offset: int, *, writing: bool) -> block_device.BlockDeviceError:
-        """Return the contract's error for one of the kernel.
+        """Return the contract's error for an error of the kernel.
 
         The kernel does not say where in the range it failed, so the error names the range's first block.
         """
@@ -409,7 +411,7 @@ class Flat(block_device.BlockDevice):
 
 
 class _Recorded:
-    """A `pwritev` with flags, made from the one of a `StorageIO`, which takes none."""
+    """A `pwritev` that takes flags, over the `pwritev` of a `StorageIO`, which takes none."""
 
     def __init__(self, io: storage_io.StorageIO) -> None:
         self._io = io

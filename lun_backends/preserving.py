@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies chunks of a primary into the current write-once device: the slow half of copy-on-write.
+"""The slow half of copy-on-write, which copies chunks of a primary into the current write-once device.
 
-`copy_on_write` decides when a chunk needs a copy; this module makes it.  The argument why that is right is one for both halves
-and stands there.  This is the part about the claims:
+`copy_on_write` decides when a chunk needs a copy, and this module makes the copy.  The docstring of `copy_on_write` has
+the argument why both halves together are right.  This is its part about the claims:
 
-* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of this
-  node can change a chunk while it is read.
-* Claims belong to the volume, not to the snapshot.  `side` is checked under the lock of the claims: nothing is claimed for a
-  snapshot that is no longer current.
-* No thread waits for a claim while it holds one.  A write that meets claims of other threads first copies and commits the
-  chunks that it could claim itself, and only then waits.
+* A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of
+  this node can change a chunk while it is read.
+* Claims belong to the volume, not to the snapshot.  `side` is checked under the lock of the claims: nothing is claimed
+  for a snapshot that is no longer current.
+* No thread waits for a claim while it holds one.  A write that meets claims of other threads first copies and commits
+  the chunks that it could claim itself, and only then waits.
 
-With a `copy_timeout`, another thread makes the copy, and the write waits for it no longer than that.  The claims belong to the
-copy: they last until it has ended, however late, so that the chunks which it still reads cannot change.
+With a `copy_timeout`, another thread makes the copy, and the write waits for at most that time.  The claims belong to
+the copy: they last until it has ended, however late, so that the chunks which it still reads cannot change.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 _ROUND = 8 << 20  # bytes claimed and committed at a time: other writers may have to wait that long for a huge write
 _ROUND_NOW = 2 << 20  # bytes copied at a time on an event loop: other commands may have to wait that long
 _RUN = 1 << 20  # bytes copied per system call: page cache in larger folios costs half as much per byte
-# Seconds for a round on an event loop.  It takes a tenth of that, so one that takes longer and yielded the processor
-# meanwhile waited for the disk.
+# Seconds for a round on an event loop.  A round usually takes a tenth of that.  So a round that took longer, and
+# yielded the processor meanwhile, waited for the disk.
 _SLOW_ROUND = 0.01
 # Rounds in which a second slow one counts: a single one may have met a commit of the file system's journal.
 _SUSPICION = 16
@@ -162,7 +162,7 @@ class Preserver:
         """Preserve nothing more; later calls raise DeviceClosed."""
         self._closed = True
         self.side = None
-        self._disarm = _nothing  # it referred to the owner: no circle is left for a garbage collector that seldom runs
+        self._disarm = _nothing  # break the reference circle with the owner, because the garbage collector seldom runs
 
     def preserve(self, spans: Sequence[tuple[int, int]]) -> None:
         """Return when all chunks of `spans` are preserved in the current snapshot, or in one that was current a moment ago.
@@ -182,7 +182,7 @@ class Preserver:
     def preserve_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Copy chunks of the ranges from page cache to page cache, without waiting; return False if none may be.
 
-        Those that cannot be copied so, or whose copy fails, are left for the writes to meet.
+        This leaves out chunks that cannot be copied without waiting, and copies that fail; their writes meet the error.
         """
         side = self.side
         began = time.monotonic()
@@ -205,7 +205,7 @@ class Preserver:
         return True
 
     def spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return the (first, last) chunk of every range that lies on the device; others fail at the write itself."""
+        """Return the (first, last) chunk of every range on the device; writes to other ranges fail by themselves."""
         shift = self._shift
         return [
             (offset >> shift, (offset + length - 1) >> shift)
@@ -218,7 +218,8 @@ class Preserver:
     ) -> tuple[bool, set[int]]:
         """Claim and preserve missing chunks, at most one round of them.
 
-        Return whether all chunks are preserved that no other thread had claimed, and the chunks that others had claimed.
+        Return two values: whether all chunks are preserved that no other thread had claimed, and the chunks that other
+        threads had claimed.
         """
         mine: list[int] = []
         busy: set[int] = set()
@@ -227,7 +228,7 @@ class Preserver:
         done = True
         with self._claiming:
             if side is not self.side:
-                return True, busy  # overtaken before a claim: by now the chunks may have changed
+                return True, busy  # a new snapshot came before the claim: by now the chunks may have changed
             for first, last in spans:
                 if last > first and side.tracker.covers(first, last):
                     continue
@@ -279,7 +280,7 @@ class Preserver:
     def _decide(self, side: Side, error: block_device.BlockDeviceError, began: float, chunk: int) -> bool:
         """Let the policy decide; return False if the copy has to be tried again.  Raises PreserveFailed."""
         if side is not self.side:
-            return True  # overtaken by a new snapshot, and perhaps closed; the caller looks again
+            return True  # a new snapshot came meanwhile, and this one may be closed; the caller looks again
         self.counters.failures += 1
         match self.on_error(side.device, error, began):
             case Decision.AGAIN:
@@ -289,15 +290,15 @@ class Preserver:
                     self._disarm()
                 return True
         if side is not self.side:
-            return True  # overtaken meanwhile, perhaps deleted
+            return True  # a new snapshot came meanwhile, and this one may be deleted
         raise block_device.PreserveFailed(_lba(error, self._first_lba(chunk)), error) from error
 
     def _copy_claimed(self, side: Side, chunks: list[int]) -> None:
         """Copy claimed chunks with one commit and add them to the tracker; release the claims in any case."""
         try:
             _, futile = self._put(side.device, ((chunk, self._range(chunk, side)) for chunk in chunks))
-            # Some of the blocks were taken: put the blank blocks of chunks that are written in part.  A written block stays
-            # written, so this ends: each turn finds written blocks that the turn before did not find.
+            # Some of the blocks were taken: put the blank blocks of chunks that are written in part.  A written block
+            # stays written, so this ends: each turn finds written blocks that the turn before did not find.
             partial = futile
             while partial:
                 pieces = [
@@ -334,9 +335,9 @@ class Preserver:
     ) -> tuple[list[int], list[int]]:
         """Read each (chunk, (offset, length)) from the primary and put it.
 
-        Return the chunks that were put, and those of them that met written blocks.  With `now`, stop at the first chunk that
-        the page cache does not have.  Neighbours go as one piece.  The write-once side refuses such a piece as a whole, so a
-        refused one is put again, chunk by chunk.
+        Return the chunks that were put, and those of them that met written blocks.  With `now`, stop at the first chunk
+        that the page cache does not have.  Adjacent chunks are put as one piece.  The write-once side refuses such a
+        piece as a whole, so a refused piece is put again, chunk by chunk.
         """
         waiting = collections.deque(self._runs(pieces))
         order: list[_Run] = []
@@ -376,7 +377,7 @@ class Preserver:
         return tried, sorted(set(refused))
 
     def _runs(self, pieces: Iterable[tuple[int, tuple[int, int]]]) -> Iterator[_Run]:
-        """Yield `pieces` with neighbours joined, up to the length of the buffer."""
+        """Yield `pieces` with adjacent ones joined, up to the length of the buffer."""
         run: list[tuple[int, tuple[int, int]]] = []
         end = length = 0
         for piece in pieces:

@@ -15,10 +15,12 @@ Linux gives the reader of a block device an errno, not sense data, and some errn
 A broken device must never look blank: a reader would go on to the primary and show new data as old.  So EREMOTEIO alone
 proves nothing.  A block is blank only if the device itself *says* so (GET LBA STATUS, SBC-4 5.6, sent through SG_IO).
 
-All or nothing holds per SCSI command, so for a range of up to `queue/max_sectors_kb`.  A larger write may be refused with some
-of it stored.  Copy-on-write accepts that, because its data is the pre-image either way.
+All or nothing holds for each SCSI command, and Linux splits writes of more than `queue/max_sectors_kb`.  So a larger
+write may be refused although a part of it is stored.  Copy-on-write accepts that, because its data is the pre-image
+either way.
 
-The device keeps the write-once rule and durability: a write has returned when the host that owns the LUN has committed it.
+The device keeps the write-once rule and durability: a write has returned when the host that owns the LUN has committed
+it.
 """
 
 from __future__ import annotations
@@ -148,8 +150,8 @@ class RemoteWriteOnce(block_device.BlockDevice):
             try:
                 self.writev(offset, buffers)
             except block_device.BlockWritten as written:
-                # A new one: the raised one in the results would be a cycle through its traceback and frames, and keep all
-                # buffers, up to the initiator's, until the garbage collector runs.
+                # Append a new exception.  The raised one refers to its traceback and frames, and these refer to the
+                # results. This circle would keep all buffers, up to the initiator's, until the garbage collector runs.
                 results.append(block_device.BlockWritten(written.lba))
             else:
                 results.append(None)
@@ -184,7 +186,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             yield waiting
 
     def used_bytes(self) -> int:
-        """Return the space that it takes on this host's disk: none."""
+        """Return 0, because the device takes no space on this host's disk."""
         return 0
 
     def close(self) -> None:

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A volume as it was when a snapshot was taken, for reading only.
 
-Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it.  If none has it, the block
-did not change since, and comes from the primary (rule 8, lun_backends/README.md).  The guarantee: every read returns the bytes
-of the snapshot's moment, whatever is written, snapshotted or deleted meanwhile.
+Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... newest that has it.  If none has it, the
+block did not change since, and comes from the primary (rule 8, lun_backends/README.md).  The guarantee: every read
+returns the bytes of the snapshot's moment, whatever is written, snapshotted or deleted meanwhile.
 
-    k  ->  k+1  ->  ...  ->  newest  ->  primary        a block is blank: ask the next one
-                                            |
-    k  ->  k+1  ->  ...  ->  newest  <------+           look again, from k on: a copy made meanwhile wins, the oldest of all
+    k  ->  k+1  ->  ...  ->  newest  ->  primary        a block is blank: ask the next one | k  ->  k+1  ->  ...  ->
+    newest  <------+           look again, from k on: a copy made meanwhile wins, the oldest of all
 
-Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is looked up
-again in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found there wins (rule 3).  This is
-enough, because a copy is committed before the first byte of the new data reaches the primary (rule 1): a read that saw new
-data finds the copy.
+Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is
+looked up again in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found there wins
+(rule 3).  This is enough, because a copy is committed before the first byte of the new data reaches the primary (rule
+1): a read that saw new data finds the copy.
 
-A snapshot leaves the chain while reads may still use it.  `Chain.replace` publishes the new chain, and returns when every read
-that began with an older one has ended.  Only then may the caller close the device that left.
+A snapshot leaves the chain while reads may still use it.  `Chain.replace` publishes the new chain, and returns when
+every read that began with an older one has ended.  Only then may the caller close the device that left.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _Read = Callable[[BlockDevice, int, int, Buffers], bool]
 class Chain:
     """The write-once devices of a volume, oldest first, as an immutable tuple that is replaced as a whole.
 
-    A reader puts a mark into `reading` before it looks at `links`.  `replace` sets `links`, then a fresh `reading`, then
-    waits until the old one is empty.  A reader that marks the old one later than that has seen the new links; `replace` waits
-    for all others.
+    A reader puts a mark into `reading` before it looks at `links`.  `replace` sets `links`, then a fresh `reading`,
+    then waits until the old one is empty.  A reader that marks the old `reading` after that sees the new links;
+    `replace` waits for all others.
     """
 
     __slots__ = ("links", "reading")
@@ -51,11 +50,11 @@ class Chain:
         self.reading: collections.deque[None] = collections.deque()
 
     def append(self, link: BlockDevice) -> None:
-        """Add the device of a newer snapshot; no read has to be waited for."""
+        """Add the device of a newer snapshot.  This waits for no read."""
         self.links = (*self.links, link)
 
     def replace(self, links: Sequence[BlockDevice]) -> None:
-        """Set the chain, and return when no read that began before is running."""
+        """Set the chain, and wait until all reads that began before have ended."""
         self.links = tuple(links)
         before, self.reading = self.reading, collections.deque()
         while before:
@@ -152,7 +151,7 @@ class SnapshotView(BlockDevice):
         return links[links.index(self._own) :]
 
     def _read(self, offset: int, length: int, buffers: Buffers, read: _Read) -> bool:
-        """Read with `read`, and return False as soon as it does."""
+        """Read with `read`, and return False as soon as `read` returns False."""
         blank = self._read_links([(offset, length)], offset, length, buffers, read)
         if not blank:
             return blank is not None
@@ -167,8 +166,8 @@ class SnapshotView(BlockDevice):
     ) -> list[tuple[int, int]] | None:
         """Read the (offset, length) ranges `blank` from the first link that has them; return those that no link has.
 
-        `buffers` hold `length` bytes from `offset` on.  Return None as soon as `read` returns False.  There may be thousands
-        of links.
+        `buffers` hold `length` bytes from `offset` on.  Return None as soon as `read` returns False.  There may be
+        thousands of links.
         """
         for link in self._links():
             left: list[tuple[int, int]] = []
@@ -210,7 +209,7 @@ def _now(device: BlockDevice, offset: int, length: int, buffers: Buffers) -> boo
 
 
 def _piece(buffers: Buffers, offset: int, length: int, start: int, count: int) -> Buffers:
-    """Return the part of `buffers`, which hold `length` bytes from `offset` on, for `count` bytes from `start` on."""
+    """Return the `count` bytes from `start` on of `buffers`, which hold the `length` bytes from `offset` on."""
     return buffers if count == length else block_device.slice_buffers(buffers, start - offset, count)
 
 

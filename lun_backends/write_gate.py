@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate that every ordinary write passes, so that a barrier or a read-modify-write can have the device alone.
+"""The gate that every ordinary write passes, so that a barrier or a read-modify-write can have the device to itself.
 
-The barrier is that of rule 7 (lun_backends/README.md).  An ordinary write enters, does its work, and leaves.  A holder stops
-new entries and waits until the running writes have left.  The guarantee: from the moment `hold` yields until it ends, no write
-is inside the gate.
+The barrier is that of rule 7 (lun_backends/README.md).  An ordinary write enters, does its work, and leaves.  A holder
+stops new entries and waits until the running writes have left.  The guarantee: from the moment `hold` yields until it
+ends, no write is inside the gate.
 
 | gate | enter()          | enter_now()        | hold()                  |
 | ---- | ---------------- | ------------------ | ----------------------- |
 | open | inside           | inside, True       | held, once drained      |
 | held | waits until open | outside, False     | waits until it is open  |
 
-Entering must cost next to nothing, because every write does it.  So there is no lock on that path: an entry is an element of
-a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets `held` and then looks at
-the deque.  Whatever the order of the four steps, one of the two sees the other (Dekker).  A thread inside the gate must not
-enter again, nor hold: if a holder came in between, the two would wait for each other.
+Entering must cost next to nothing, because every write does it.  So there is no lock on that path: an entry is an
+element of a deque, whose `append` and `pop` are atomic.  A writer appends and then looks at `held`; a holder sets
+`held` and then looks at the deque.  Whatever the order of the four steps, one of the two sees the other (Dekker).  A
+thread inside the gate must not enter again, nor hold: if a holder came in between, the two would wait for each other.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class WriteGate:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep all writes out while the context is open, running ones drained; holders queue behind each other."""
+        """Let running writes leave, and keep all writes out while the context is open.  Holders wait for each other."""
         with self._holder:
             began = time.perf_counter()
             self.held = True

@@ -3,10 +3,10 @@
 
 A chunk that changed after a moment was preserved in the snapshot that was newest at its first change (rules 1 and 8,
 lun_backends/README.md).  So all changes from snapshot *a* to snapshot *b* are in the write-once devices from *a* up to
-*b*, without *b* itself, and no other place has to be asked.  The cost of `changed` grows with the preserved chunks, not with the size of the
-volume.  It may name a chunk whose content is the same after all (written with the content it had, or written back), but it
-never leaves a changed one out.  `differing` compares the content, and counts damaged blocks as different, because their
-comparison proves nothing.
+*b*, without *b* itself.  The cost of `changed` grows with the preserved chunks, not with the size of the volume.
+`changed` may name a chunk with equal content, if a write stored the same content or a later write restored it.  It
+never leaves out a changed chunk.  `differing` compares the content, and counts damaged blocks as different, because
+their comparison proves nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class WrongOrder(errors.VolumeError):
 def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
     """Return the ranges that may have changed from snapshot `since` to snapshot `to`, or to now (None).
 
-    They are in order and merged, and consist of whole chunks, except at the end of the volume.  The part that the volume has
-    grown by counts as changed.  Raises NoSuchSnapshot, WrongOrder, VolumeError, SnapshotInvalid, MediumError, DeviceClosed.
+    They are in order and merged, and consist of whole chunks, except at the end of the volume.  The part by which the
+    volume has grown counts as changed.  Raises NoSuchSnapshot, WrongOrder, VolumeError, SnapshotInvalid, MediumError,
+    DeviceClosed.
     """
     first, last = owner.snapshot(since), None if to is None else owner.snapshot(to)
     while True:
@@ -51,16 +52,16 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
                         end = extent.offset + extent.length
                         chunks.add_range(extent.offset // owner.chunk_size, -(-end // owner.chunk_size))
         except block_device.DeviceClosed:
-            # A snapshot in between was deleted; its chunks are in the next older one now.
+            # A snapshot between them was deleted meanwhile; its chunks are now in the next older one.
             if all(snapshot_between in owner.snapshots for snapshot_between in links):
                 raise
             continue
         if last is None and owner.rolling_back_to is not None:
-            # Changes that the primary has yet to get were not preserved yet.
+            # The rollback has yet to write some changes to the primary, so copy-on-write has not preserved them yet.
             reason = f"the volume is being rolled back to {owner.rolling_back_to.name!r}"
             raise errors.VolumeError(owner.name, reason, "wait until that is done")
         if last is None:
-            chunks.update(owner.unsettled)  # chunks that a rollback has yet to change, and to preserve
+            chunks.update(owner.unsettled)  # chunks that a rollback has yet to preserve and to change
         known = first.view.size
         if size > known:
             chunks.add_range(known // owner.chunk_size, -(-size // owner.chunk_size))
@@ -70,7 +71,7 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
 def _between(
     owner: volume.Volume, first: snapshot.Snapshot, last: snapshot.Snapshot | None
 ) -> tuple[snapshot.Snapshot, ...]:
-    """Return the snapshots from `first` up to `last`, without `last` itself; all from `first` on if that is None."""
+    """Return the snapshots from `first` up to `last`, without `last` itself; all from `first` on if `last` is None."""
     snapshots = owner.snapshots
     for bound in (first, last):
         if bound is not None and (bound not in snapshots or bound.deleting):
@@ -107,9 +108,9 @@ def differing(
 ) -> Iterator[tuple[int, list[Range]]]:
     """Compare `ranges`, in order, on the two devices.
 
-    Yields for every step the number of bytes compared, and the ranges of them that differ, merged within the step.  All bytes
-    beyond the end of `old` differ, and so do damaged blocks, for which `on_damage` is called.  Without it, damage is an error.
-    Raises what `read_checked` raises.
+    Yield for each step the number of compared bytes and the ranges that differ, merged within the step.  All bytes
+    beyond the end of `old` differ.  Damaged blocks differ, too, and `on_damage` is called for them; without it, damage
+    is an error.  Raise the errors of `read_checked`.
     """
     damaged: list[Range] = []
 
@@ -137,7 +138,7 @@ def differing(
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Return the ranges, which are in order of their begin, with neighbours joined, and those that overlap."""
+    """Return `ranges`, sorted by their start, with adjacent and overlapping ranges joined."""
     joined: list[Range] = []
     for offset, length in ranges:
         if joined and sum(joined[-1]) >= offset:

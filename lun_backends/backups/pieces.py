@@ -15,7 +15,7 @@ _STEP = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True, slots=True)
 class ExportPiece:
-    """`length` bytes from byte `offset` on: `data`, or None for a hole.  The data is valid until the next piece is asked for."""
+    """`length` bytes from byte `offset` on: `data`, or None for a hole.  The data is valid until the next piece."""
 
     offset: int
     length: int
@@ -25,7 +25,7 @@ class ExportPiece:
 def export(view: block_device.BlockDevice, on_damage: OnDamage | None = None) -> Iterator[ExportPiece]:
     """Yield all of a device, in pieces of at most 1 MiB of data.  A hole is one piece, however long.
 
-    All data is compared with its checksum; `on_damage` is that of `read_checked`, which says what reads raise.
+    All data is compared with its checksum.  `on_damage` and the errors are those of `read_checked`.
     """
     whole = memoryview(bytearray(_STEP))
     for extent in view.extents(0, view.size):

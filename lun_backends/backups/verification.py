@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether a snapshot is still intact: reads all pre-images that its view may need, and compares their checksums.
+"""The check of a snapshot: it reads all pre-images that the snapshot's view may need, and compares their checksums.
 
-These are the snapshot's own pre-images.  In addition, they are those of every newer snapshot whose chunks no older one has as a
-whole (rule 8, lun_backends/README.md).  The chain may change meanwhile: when a newer snapshot is deleted, its chunks move down,
-perhaps into a snapshot that was checked already.  So the check begins again, and passes over the chunks that were checked.
+These are the snapshot's own pre-images, and pre-images of newer snapshots.  The view needs a newer snapshot only for
+the chunks that no older one has as a whole (rule 8, lun_backends/README.md).  The chain may change meanwhile: when a
+newer snapshot is deleted, its chunks move down, perhaps into a snapshot that was checked already.  Then the check
+begins again, and skips the chunks that it has checked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def verify(owner: volume.Volume, name: str) -> Iterator[Checked]:
     Raises NoSuchSnapshot, SnapshotInvalid, DeviceClosed.
     """
     own = owner.snapshot(name)
-    whole = pyroaring.BitMap()  # chunks that no newer snapshot is asked for
+    whole = pyroaring.BitMap()  # chunks found whole, so that the view never asks a newer snapshot for them
     partly: dict[uuid.UUID, pyroaring.BitMap] = collections.defaultdict(pyroaring.BitMap)
     done = False
     while not done:
@@ -65,8 +66,8 @@ def preserved_bytes(owner: volume.Volume, name: str) -> int:
 def damaged_headers(owner: volume.Volume, name: str) -> list[str]:
     """Return the faults of the headers of the snapshot's files, a phrase each.
 
-    Such faults do no harm yet: the headers have copies, or are read at open only.  Raises NoSuchSnapshot, SnapshotInvalid,
-    DeviceClosed.
+    Such faults do no harm yet: the headers have copies, or are read at open only.  Raises NoSuchSnapshot,
+    SnapshotInvalid, DeviceClosed.
     """
     own = owner.snapshot(name)
     if isinstance(own.write_once, lost_device.LostDevice):

@@ -56,14 +56,14 @@ def physical_block_size(fd: int) -> int:
 
 
 def too_large(path: Path, size: int) -> CannotOpen:
-    """Return the error for a size that no file can have there."""
+    """Return the error for a size that no file on that file system can have."""
     return CannotOpen(path, f"no file can have {size} bytes there", "give a smaller size")
 
 
 def create(path: Path, size: int) -> None:
     """Make a sparse file of `size` bytes, durably.
 
-    Raises CannotOpen if the path exists already or the file cannot be made; no part of it is left behind then.
+    Raise CannotOpen if the path exists already or the file cannot be made.  Then no part of it is left behind.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

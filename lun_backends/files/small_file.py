@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small files that are replaced as a whole: a crash or a power cut leaves the old one or the new one.
 
-The new content is written beside the file (`path`.new) and synced, then renamed over it, then the directory is synced. This
-is the only place that does so. `prepare` is the slow half and `commit` the quick one, for callers that hold something in
-between.
+The new content is written beside the file (`path`.new) and synced, then renamed over it, then the directory is synced.
+This is the only place that does so.  `prepare` is the slow half and `commit` the quick half, so that a caller can hold
+locks or writes during the quick half only.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def prepare(
     *,
     room: Path | None = None,
 ) -> None:
-    """Write `content` beside the file, durably but for its name.  Raises OSError; the file itself is as before.
+    """Write `content` beside the file, durably except for its name.  Raises OSError; the file itself is as before.
 
-    If there is a file `room`, it becomes the new file, and the content takes the space that it has on disk.
+    If there is a file `room`, it becomes the new file, and the content uses the space that `room` has on disk.
     """
     new = beside(path)
     if room is None:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system calls by which stores change files, gathered in one object that can be replaced.
 
-Every change that a store makes to a file goes through a `StorageIO`.  So a layer in its place can inject errors, or record
-the calls in order and replay the files that a power cut could have left.  `SYSTEM` makes the plain calls.
+Every change that a store makes to a file goes through a `StorageIO`.  So a layer in its place can inject errors, or
+record the calls in order and replay the files that a power cut could have left.  `SYSTEM` makes the plain calls.
 
-Stores into a memory-mapped file are the one change that is not a call.  The owner of the mapping calls `reserve` for the
-pages that it is about to store into, and `sync_map` to make the stores durable.  A recorder finds the stores between the two.
+Stores into a memory-mapped file are the one change that is not a call.  The owner of the mapping calls `reserve` for
+the pages that it is about to store into, and `sync_map` to make the stores durable.  A recorder finds the stores
+between the two.
 
-Python's `mmap.flush` keeps the interpreter lock while `msync` waits for the disk, which stops every thread (measured:
-1 tick of another thread's 1 ms clock in 144 ms).  On Linux, `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and
+Python's `mmap.flush` keeps the interpreter lock while `msync` waits for the disk, which stops every thread (measured: 1
+tick of another thread's 1 ms clock in 144 ms).  On Linux, `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and
 `fdatasync` finds pages that were dirtied through a shared mapping just the same.  So `sync_map` is an `fdatasync`: it
 releases the lock, and it covers all touched pages with one flush of the disk's cache, however far apart they are.
 """
@@ -35,7 +36,10 @@ _libc.fallocate64.restype = ctypes.c_int
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Allocate or free space of a file, in any mode of the system call; Python's `os` has only the one that makes files longer.  Raises OSError."""
+    """Allocate or free space of a file, in any mode of the system call.  Raises OSError.
+
+    Python's `os` has only the mode that makes files longer.
+    """
     if _libc.fallocate64(fd, mode, offset, length):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -108,7 +112,7 @@ SYSTEM = StorageIO()
 
 
 def write_all(io: StorageIO, fd: int, buffers: Sequence[memoryview | bytes], offset: int, length: int) -> None:
-    """Write all `length` bytes of a scatter list at `offset`, however often the kernel stops short.  Raises OSError."""
+    """Write all `length` bytes of a scatter list at `offset`, with as many calls as it takes.  Raises OSError."""
     done = io.pwritev(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset)
     total = done
     rest: list[memoryview] = []
@@ -121,8 +125,8 @@ def write_all(io: StorageIO, fd: int, buffers: Sequence[memoryview | bytes], off
 def read_all(io: StorageIO, fd: int, buffers: Sequence[memoryview], offset: int, length: int, flags: int = 0) -> int:
     """Fill a scatter list of `length` bytes from `offset` and return the number of bytes read.
 
-    It is smaller than `length` only at the end of the file, or if `flags` has RWF_NOWAIT and the rest would have to be waited
-    for.  Raises OSError.
+    It is smaller than `length` only at the end of the file, or if `flags` has RWF_NOWAIT and reading the rest would
+    wait. Raises OSError.
     """
     done = io.preadv(fd, buffers if len(buffers) <= IOV_MAX else buffers[:IOV_MAX], offset, flags)
     total = done
