@@ -283,8 +283,8 @@ class BlockDevice(abc.ABC):
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """Read without waiting.  Return True if done, False if that would wait.
 
-        If it returns False, the content of the buffers is undefined.
-        `length` must be the total length of `buffers` in bytes.  Raise the errors of `readv`.
+        If it returns False, the content of the buffers is undefined.  `length` must be the total length of `buffers` in
+        bytes.  Raise the errors of `readv`.
         """
         return False
 
@@ -293,15 +293,15 @@ class BlockDevice(abc.ABC):
 
         Code that takes data out of a snapshot for good reads with this method.  With `on_damage`, call it for damaged
         and unreadable blocks instead of raising an error.  Damaged blocks are read as they are, and unreadable blocks
-        as zeroes. A device without checksums only reads.  Raise the errors of `readv`.
+        as zeroes.  A device without checksums only reads.  Raise the errors of `readv`.
         """
         self.readv(offset, buffers)
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """Write without waiting.  Return True if done, False if that would wait.
 
-        If it returns False, a part of the data may be written.
-        `length` must be the total length of `buffers` in bytes.  Raise the errors of `writev`.
+        If it returns False, a part of the data may be written.  `length` must be the total length of `buffers` in
+        bytes.  Raise the errors of `writev`.
         """
         return False
 

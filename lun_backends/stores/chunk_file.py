@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk file: the data of a thin store, in slots of one chunk each.
 
-Slot 0 is the header (`_HEADER`, its CRC32C, zeroes).  The chunk in slot n is at byte n * chunk_size.  Slots are handed out
-upwards and never moved.  The next free slot at open is the end of the file: every slot in use lies before it, so no map has
-to be searched.  A crash may leave slots between the highest one in use and the end, at most those of the writes then under
-way.  They stay unused.
+Slot 0 is the header (`_HEADER`, its CRC32C, zeroes).  The chunk in slot n is at byte n * chunk_size.  Slots are handed
+out upwards and never moved.  The next free slot at open is the end of the file: every slot in use lies before it, so no
+map has to be searched.  A crash may leave slots between the highest one in use and the end, at most those of the writes
+that were running.  These slots stay unused.
 
-Behind the end of the file lies space that is set aside for the next slots: as much as is in use, but at most `AHEAD`.  Where
-the file system has the blocks already, writing 64 KiB takes 15 us instead of 19 (ext4, Linux 6.18).  Closing frees the space;
-after a crash, the next closing does.
+Behind the end of the file lies space that is set aside for the next slots: as much as is in use, but at most `AHEAD`.
+If the file system has allocated the blocks already, a write of 64 KiB takes 15 us instead of 19 (ext4, Linux 6.18).
+`close` frees the space; after a crash, the next `close` does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AHEAD = 4 << 20
 """The largest space in bytes that is set aside for later writes."""
 
 PLENTY = 64 << 20
-"""The free space in bytes below which none is set aside: the last of it is for real writes."""
+"""The free space in bytes below which no space is set aside, so that real writes get the last of it."""
 
 _HEADER = struct.Struct("<8sI16sI")  # magic, version, snapshot, chunk size
 _CRC = struct.Struct("<I")
@@ -49,11 +49,11 @@ class ChunkFile:
         self._block_size = block_size
         self._fd = fd
         self._io = io
-        self._room = 0  # the byte up to which no space has to be set aside
+        self._room = 0  # the byte up to which space is set aside already
 
     @classmethod
     def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
-        """Make a file that has only a header, durable but for its name.  Raises StoreUnavailable, SpaceExhausted."""
+        """Make a file that has only a header, durable except for its name.  Raises StoreUnavailable, SpaceExhausted."""
         with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             try:
                 header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
@@ -100,10 +100,10 @@ class ChunkFile:
         storage_io.write_all(self._io, self._fd, data, place, length)
 
     def _set_aside(self, place: int, length: int) -> None:
-        """Set space aside for this write and for some behind it, if there is plenty; any number of threads may call it."""
+        """Set space aside for this write and for later ones, if there is plenty.  Any number of threads may call it."""
         end = place + length
         self._room = end
-        with contextlib.suppress(OSError):  # the write itself meets the error, if it is one
+        with contextlib.suppress(OSError):  # if the error matters, the write itself meets it
             file_system = os.fstatvfs(self._fd)
             if file_system.f_bavail * file_system.f_frsize >= PLENTY:
                 ahead = min(end, AHEAD)
@@ -118,9 +118,9 @@ class ChunkFile:
         return checksum([data])
 
     def check(self, slot: int, length: int) -> int:
-        """Return the same checksum, but of the data on the disk rather than in the page cache.
+        """Return the same checksum, but of the data on the disk instead of the page cache.
 
-        The page cache stays as it is, but for this slot.  Raises OSError.
+        This drops the slot from the page cache.  Raises OSError.
         """
         place = slot * self.chunk_size
         if place >= os.fstat(self._fd).st_size:
@@ -131,7 +131,7 @@ class ChunkFile:
         return value
 
     def forget(self, place: int, length: int) -> None:
-        """Drop bytes from the page cache, so that the next read of them is one from the disk.  It is only a hint."""
+        """Drop bytes from the page cache, so that the next read gets them from the disk.  This is only a hint."""
         with contextlib.suppress(OSError):
             self._io.forget(self._fd, place, length)
 
@@ -154,7 +154,7 @@ class ChunkFile:
         self._io.fdatasync(self._fd)
 
     def truncate(self) -> None:
-        """Drop all slots but the header.  Raises OSError."""
+        """Drop all slots except the header.  Raises OSError."""
         self._io.ftruncate(self._fd, self.chunk_size)
         self._room = 0
 
@@ -165,7 +165,7 @@ class ChunkFile:
 
     def close(self) -> None:
         """Close the file without syncing it.  No thread may be writing."""
-        with contextlib.suppress(OSError):  # then the space stays set aside
+        with contextlib.suppress(OSError):  # if this fails, the space stays set aside
             self._io.ftruncate(self._fd, os.fstat(self._fd).st_size)
         self._io.close(self._fd)
 

@@ -9,27 +9,30 @@
 | then, page-aligned         | `checksums`: a little-endian u32 per chunk, CRC32C of a fully written chunk; 0 = none     |
 | then, page-aligned         | `confirmed`: one bit per chunk, bit `n & 7` of byte `n >> 3`                              |
 
-A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  The map's guarantees, and the
-duties of its owner:
+A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  The map's guarantees, and
+the duties of its owner:
 
-* The owner stores words only after the data they speak of is durable.  It calls `clean` and `sync` before the first `publish`
-  of a chunk that `is_stale`.  *If* it does, any mixture of old and new map pages reads as blocks that are blank or were stored
-  whole.  A stale chunk carries the rest of an interrupted commit: bits or a checksum without a slot, which would come to life
-  with the slot, or a checksum without all its bits, which would accuse the data that fills them later.
-* The owner confirms a chunk once it is fully written and all its other words are durable, never before.  So if a confirmed
-  chunk lacks its slot or bits, no commit was interrupted: the map has rotted.  The chunk stays written.  Reading it without
-  its slot is an error; otherwise a view would take the primary's new data for the old.  A power cut may lose the newest
-  confirmations, and with them only this check.  A chunk written in part is not confirmed.
-* A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not, so
-  "none recorded" means unverifiable, never damaged.
-* A page is stored into only after `reserve` gave it disk space (otherwise SIGBUS).  It is read only if `present` has its page
-  of slots, so lookups in untouched regions cost no memory, however large the map.
-* The superblocks are written one after the other with the same generation, the damaged or older one first, and each is made
-  durable.  So the loss of either never takes the map back to an earlier state: an invalid snapshot must stay invalid.
+* The owner stores words only after the data that they describe is durable.  It calls `clean` and `sync` before the
+  first `publish` of a chunk that `is_stale`.  *If* it does, any mixture of old and new map pages reads as blocks that
+  are blank or were stored whole.  A stale chunk has words of an interrupted commit.  These may be bits or a checksum
+  without a slot, which would count once the chunk gets a slot.  Or they are a checksum without all its bits, which data
+  that fills them later would not fit.
+* The owner confirms a chunk once it is fully written and all its other words are durable, never before.  So if a
+  confirmed chunk lacks its slot or bits, no commit was interrupted: the map has rotted.  The chunk stays written.
+  Reading it without its slot is an error; otherwise a view would take the primary's new data for old data.  A power cut
+  may lose the newest confirmations, and with them only this check.  A chunk written in part is not confirmed.
+* A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not,
+  so "none recorded" means unverifiable, never damaged.
+* A page is stored into only after `reserve` gave it disk space (otherwise SIGBUS).  It is read only if `present` has
+  its page of slots.  So lookups in untouched regions cost no memory, however large the map is.
+* The superblocks are written one after the other with the same generation, the damaged or older one first.  Each is
+  durable before the next step.  So the loss of one never takes the map back to an earlier state: an invalid snapshot
+  stays invalid.
 * The map has one owner: the file is locked (`flock`) while it is open.
 
-Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.  If the disk
-fails to *read* a map page, the kernel raises SIGBUS, as with any mapped file: the process ends, and the map stays as it was.
+Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.  If the
+disk fails to *read* a map page, the kernel raises SIGBUS, as with any mapped file: the process ends, and the map stays
+as it was.
 """
 
 from __future__ import annotations
@@ -156,7 +159,7 @@ class ChunkMap:
     def confirmed(self, chunk: int) -> bool:
         """Return whether the chunk is fully written for certain.
 
-        To find its other words incomplete, look at this one first.
+        A caller that looks for chunks with incomplete words must read this word first.
         """
         return chunk >> 15 in self._confirmable and bool(self._confirmed[chunk >> 3] >> (chunk & 7) & 1)
 
@@ -223,7 +226,7 @@ class ChunkMap:
         return any(array.tobytes().strip(b"\0") for array in words)
 
     def next_page(self, page: int) -> int | None:
-        """Return the first page at or after `page` that may hold slots, without touching the map; None if there is none."""
+        """Return the first page at or after `page` that may hold slots, without reading the map; None if there is none."""
         try:
             return self.present.next_set_bit(page)
         except ValueError:  # none from there on
@@ -271,8 +274,8 @@ class ChunkMap:
     def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
         """Mark the blocks of `mask` as written, at `slot`, and return all bits that are set now.
 
-        Their data is already as durable as it must be.  `checksum`, as computed, is that of the whole chunk; it is 0 unless
-        `mask` is all of the chunk.
+        Their data is already as durable as it must be.  `checksum`, as computed, is that of the whole chunk; it is 0
+        unless `mask` is all of the chunk.
         """
         if mask == self._low and self._width:  # the common case, a whole chunk at once
             bits = mask
@@ -289,7 +292,7 @@ class ChunkMap:
         self._confirmed[chunk >> 3] |= 1 << (chunk & 7)
 
     def retract(self, chunk: int, mask: int) -> None:
-        """Take blocks back whose publication could not be made durable; the slot stays, and is not used again."""
+        """Take back blocks because their publication could not be made durable.  The slot stays and is not used again."""
         self._checksums[chunk] = 0
         self._store_bits(chunk, self.bits(chunk) & ~mask)
 
@@ -325,7 +328,7 @@ class ChunkMap:
         return os.fstat(self._fd).st_blocks * 512
 
     def close(self) -> None:
-        """Unmap, unlock and close the file; no thread may use the map any longer."""
+        """Unmap, unlock and close the file.  No thread may use the map any longer."""
         for view in self._views:
             view.release()
         self._map.close()
@@ -347,7 +350,7 @@ class ChunkMap:
         return faults
 
     def check_gaps(self) -> list[str]:
-        """Return the places behind superblocks and arrays that are not zeroes and have to be, a phrase each."""
+        """Return the places behind superblocks and arrays that are not zeroes although they must be, a phrase each."""
         layout = self.layout
         blocks = self.chunks * self.blocks_per_chunk
         gaps = [(f"copy {copy} of the superblock", at + USED, 0, at + PAGE) for copy, at in enumerate(COPIES, 1)]
@@ -378,7 +381,8 @@ class ChunkMap:
             if data >= end:
                 break
             offset = os.lseek(self._fd, data, os.SEEK_HOLE)
-            # A file system with larger blocks reports more than was stored: harmless, there are zeroes.
+            # A file system with larger blocks reports more than was stored.  That is harmless, because the rest is
+            # zeroes.
             pages.add_range((data - start) // PAGE, (min(page_up(offset), end) - start) // PAGE)
         return pages
 

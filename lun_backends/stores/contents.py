@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contents of a thin store: which blocks are written, in order of address, and whether they are still intact.
 
-Regions that were never written to are skipped without reading their map.  So the cost grows with the written blocks, not with
-the size of the LUN.  Nothing here needs a lock: blocks that become written meanwhile are seen or not.
+Regions that were never written to are skipped without reading their map.  So the cost grows with the written blocks,
+not with the size of the LUN.  Nothing here needs a lock: the result may or may not have blocks that become written
+meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CHECKED_AT_OPEN = 2048
 """The pages of slots that opening a store checks; a million chunks take 0.1 s.  Larger maps are left to `verify`."""
 
 NOTHING = pyroaring.BitMap()
-"""No chunks; must not be changed."""
+"""No chunks; callers must not change it."""
 
 
 class Verdict(enum.Enum):
@@ -42,7 +43,7 @@ class ChunkReport:
 
 
 def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
+    """Yield (first block, blocks, written?) over the range, adjacent ones merged; untouched regions cost nothing."""
     at = first
     for begin, end in _written_runs(chunk_map, first, first + count):
         if begin > at:
@@ -54,7 +55,7 @@ def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, 
 
 
 def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield [begin, end) of written blocks, in order, neighbours merged."""
+    """Yield the ranges [begin, end) of written blocks, in order, adjacent ones merged."""
     per_chunk = chunk_map.blocks_per_chunk
     run_begin = run_end = first
     for chunk, bits in chunks_written(chunk_map, first // per_chunk, -(-end // per_chunk)):
@@ -79,14 +80,14 @@ def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[i
 def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield (chunk, mask of its written blocks) for the chunks of [first, end) that have any, in order.
 
-    Regions never written to are skipped without being read.
+    This skips regions that were never written to, and does not read their map.
     """
     page = first // SLOTS_PER_PAGE
     while (present := chunk_map.next_page(page)) is not None:
         base = present * SLOTS_PER_PAGE
         if base >= end:
             return
-        low = max(first, base)  # a lookup of one chunk must not cost the whole page
+        low = max(first, base)  # so that a lookup of one chunk does not read the whole page
         high = min(end, base + SLOTS_PER_PAGE)
         confirmed = chunk_map.confirmed_range(low, high)
         for index, slot in enumerate(chunk_map.slot_range(low, high), low):
@@ -107,7 +108,7 @@ def verify(
     | any       | yes  | all  | yes      | fits      | good, unless another chunk has the same slot                        |
     | any       | yes  | all  | yes      | does not  | damaged                                                             |
     | yes       | no   | any  | any      | -         | damaged: reads fail                                                 |
-    | yes       | yes  | some | any      | any       | damaged: the map is; blocks read as if all bits were there          |
+    | yes       | yes  | some | any      | any       | damaged in the map; blocks read as if all bits were there           |
     | any       | yes  | all  | none     | -         | unverifiable                                                        |
     | no        | yes  | some | any      | -         | unverifiable: written in part                                       |
     | no        | a word but not both of these | - | unverifiable: reads as blank; an interrupted commit left it, or rot |

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group commit: many threads wait for stable storage, and one of them syncs for all that came meanwhile.
+"""Group commit: many threads wait for stable storage, and one of them syncs for all that wait.
 
-A thread that wants its batch committed queues it.  If no other thread is committing, it leads: it takes the whole queue,
-commits it without the lock, and wakes all others.  Threads that come while a leader works queue up, and one of them leads the
-next group.  So the longer a sync takes, the more batches share the next one.
+A thread that wants its batch committed queues it.  If no other thread is committing, it leads: it takes the whole
+queue, commits it without the lock, and wakes all others.  Threads that come while a leader works queue up, and one of
+them leads the next group.  So the longer a sync takes, the more batches share the next one.
 
-Writers that shared a commit come again at about the same time.  The first of them would have a commit for itself, while all
-others wait for its end.  So a leader waits for as many batches as the last group had, but no longer than that group's commit
-took.  A lone writer never waits, because its last group was itself.
+Writers that shared a commit come again at about the same time.  Without a pause, the first of them would get a commit
+of its own, and all others would wait for its end.  So a leader waits for as many batches as the last group had, but no
+longer than that group's commit took.  A lone writer never waits, because it was the only one in its last group.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Batch(Protocol):
-    """A unit of commit: `done` once it was committed or failed, `error` if it failed."""
+    """A unit of commit: `done` is true once it was committed or failed, and `error` is set if it failed."""
 
     done: bool
     error: Exception | None
 
 
 _PATIENCE = 1.0
-"""The longest wait of a leader for company, as a multiple of the time that the last commit took.
+"""The longest wait of a leader for other writers, as a multiple of the time that the last commit took.
 
-A wait in vain happens once, because then the company is smaller.  32 writers took 0.13 syncs a write with this value and 0.16
-with a quarter of it, at the same speed."""
+A leader waits in vain only once, because its group is then smaller.  32 writers took 0.13 syncs a write with this value
+and 0.16 with a quarter of it, at the same speed."""
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class GroupCommit(Generic[BatchT]):
-    """Runs `commit(group)` for groups of batches, one group at a time, and then, under the lock, `ended(group)`.
+    """The queue that runs `commit(group)` for one group of batches at a time, and then, under the lock, `ended(group)`.
 
-    `commit` sets the `error` of batches that fail.  If it raises, every batch of the group gets `failed(error, batch)` as its
-    error.
+    `commit` sets the `error` of batches that fail.  If it raises, every batch of the group gets `failed(error, batch)`
+    as its error.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the blocks of a thin store, and compares chunks with their checksums.
+"""The reading half of a thin store, which compares chunks with their checksums.
 
 A checksum covers a whole chunk.  So the first read of any part of a chunk reads all of it:
 
@@ -9,12 +9,13 @@ A checksum covers a whole chunk.  So the first read of any part of a chunk reads
 | it has a checksum            | compares; a chunk that fits is good from then on | compares                              |
 | it has no checksum           | reads; nothing can be compared                   | reads; nothing can be compared        |
 
-The chunks found good are kept in memory, and forgotten when the store is closed.  So `read` finds rot that is there when a chunk
-is first read, also damage by a bad cable, a bad disk or a bad copy of the files.  It does not find rot that comes later while the
-store is open; `read_checked` and `verify` do.  A chunk that is held only in part has no checksum, nor has one whose last
-blocks were committed at the moment of a crash.
+The reader remembers the chunks that were found good, until the store is closed.  So `read` finds damage that is there
+when a chunk is first read: rot, or the effect of a bad cable, a bad disk or a bad copy of the files.  It does not find
+rot that comes later while the store is open; `read_checked` and `verify` do.  A chunk that is stored only in part has
+no checksum.  Nor has a chunk whose last blocks were committed at the moment of a crash.
 
-A chunk that does not fit is read a second time, past the page cache, before it counts as damaged: the fault may be in memory.
+A chunk that does not fit is read a second time, past the page cache, before it counts as damaged: the fault may be in
+memory.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
 
 COMPUTE = 0
-"""As an origin: the data was compared with its checksum; compute that of the chunk that it becomes part of."""
+"""An origin: the data was compared with its checksum; the chunk that it becomes part of gets a computed checksum."""
 UNVERIFIED = -1
-"""As an origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one, either."""
+"""An origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one."""
 
 _scratch = threading.local()
 
@@ -52,14 +53,14 @@ def pieces(first: int, count: int, per_chunk: int) -> Iterator[Piece]:
 
 
 class Reader:
-    """The reading half of a thin store.  Thread-safe.  Ranges are in blocks, and lie within the store."""
+    """The reader of a thin store.  Thread-safe.  Ranges are in blocks, and lie within the store."""
 
     def __init__(self, chunk_map: ChunkMap, file: chunk_file.ChunkFile) -> None:
         superblock = chunk_map.superblock
         self.verify = True
         """Whether `read` compares chunks with their checksums."""
         self.damaged = pyroaring.BitMap64()
-        """The chunks that were found damaged, since the store was opened, by any kind of read."""
+        """The chunks that any kind of read has found damaged since the store was opened."""
         self._map = chunk_map
         self._file = file
         self._good = pyroaring.BitMap64()
@@ -84,7 +85,7 @@ class Reader:
             if self.verify and chunk not in self._good:
                 return self._read_pieces(first, count, buffers, now=now)
             return self._file.read(self._place(chunk, start), buffers, count * block_size, first, now)
-        runs: list[list[int]] = []  # [place in the chunk file, bytes]; neighbours there are joined
+        runs: list[list[int]] = []  # [place in the chunk file, bytes]; adjacent places are joined
         for chunk, start, blocks in pieces(first, count, per_chunk):
             mask = ((1 << blocks) - 1) << start
             if missing := mask & ~chunk_map.written(chunk):
@@ -107,8 +108,8 @@ class Reader:
     def read_checked(self, first: int, count: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
         """Fill `buffers` as `read`, but compare every chunk that has a checksum, whatever `verify` says.
 
-        With `on_damage`, call it for damaged and unreadable blocks instead of raising an error.  Damaged blocks are read
-        as they are, and unreadable ones as zeroes.  Raises BlankBlock, MediumError, DamagedBlocks.
+        With `on_damage`, call it for damaged and unreadable blocks instead of raising an error.  Damaged blocks are
+        read as they are, and unreadable ones as zeroes.  Raises BlankBlock, MediumError, DamagedBlocks.
         """
         self._read_pieces(first, count, buffers, always=True, on_damage=on_damage)
 
@@ -124,12 +125,13 @@ class Reader:
     ) -> int:
         """Fill `buffers` with blocks of one chunk that go to another store, and return their origin.
 
-        The origin is the checksum that has to go along, COMPUTE or UNVERIFIED.  `fills` says that the blocks fill a chunk of
-        the other store.  Only then can damage go along: the data as it is, with a checksum that it does not fit, so that it is
-        damaged there, too, and `on_damage` is called.  With `accept_loss` zeroes go in place of blocks that cannot be read, with
-        such a checksum, too.
+        The origin is COMPUTE, UNVERIFIED or the checksum that has to go along.  `fills` says that the blocks fill a
+        chunk of the other store.  Only then can damage go along: the data goes as it is, with a checksum that it does
+        not fit, and `on_damage` is called.  So the data is damaged there, too.  With `accept_loss`, zeroes with such a
+        checksum replace blocks that cannot be read.
 
-        Raises MediumError (they cannot be read), DamagedBlocks (only part of a chunk, so that the damage would be forgotten).
+        Raise MediumError if the blocks cannot be read, and DamagedBlocks if they are damaged and only a part of a
+        chunk, because the other store would forget the damage.
         """
         chunk, start = divmod(first, self._per_chunk)
         length, whole = count * self._block_size, self._map.chunk_length(chunk)
@@ -154,7 +156,7 @@ class Reader:
         return expected if length == whole else COMPUTE
 
     def found(self, chunk: int, *, damaged: bool) -> None:
-        """Take note of the result of a comparison."""
+        """Note the result of a comparison."""
         if damaged:
             self._good.discard(chunk)
             self.damaged.add(chunk)
@@ -173,7 +175,7 @@ class Reader:
         always: bool = False,
         on_damage: OnDamage | None = None,
     ) -> bool:
-        """Read chunk by chunk, and compare those that are not known to be good, or with `always` all."""
+        """Read chunk by chunk, and compare the chunks that are not known to be good; with `always`, compare all."""
         done = 0
         for piece in pieces(first, count, self._per_chunk):
             length = piece[2] * self._block_size
@@ -201,7 +203,7 @@ class Reader:
         if missing := mask & ~written:
             raise block_device.BlankBlock(chunk * self._per_chunk + contents.lowest(missing))
         place = self._place(chunk, start)
-        # The bits before the checksum: it is complete only when they are.
+        # Read the bits before the checksum, because the checksum is complete only if the bits are.
         full = written == self._map.full_mask(chunk)
         expected = self._map.checksum(chunk) if full and (always or chunk not in self._good) else 0
         if not expected:
@@ -235,7 +237,7 @@ class Reader:
                 self.found(chunk, damaged=False)
                 return actual
             if now:
-                return None  # a caller that may wait looks again
+                return None  # a caller that may wait compares again
             self._file.forget(place, length)
         self.found(chunk, damaged=True)
         return actual

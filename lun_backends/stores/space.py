@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The space that a volume's snapshots have taken for pre-images, and may take.
 
-The chunks that stores hand out are counted, whether or not the file system has found room for them already.  A deletion only
-moves chunks from one snapshot to another, and frees as much as it takes, so it is let through: see `unlimited`.
+Every chunk that a store hands out counts, even if the file system has not allocated its space yet.  A deletion only
+moves chunks from one snapshot to another, and frees as much as it takes.  So the limit does not stop it: see
+`unlimited`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Callable, Iterator
 class Space:
     """A count of the bytes taken, of `limit` bytes (None: no limit).
 
-    Whenever the count passes `warn_percent` of the limit upwards, `on_warning` is called with (used, limit), on the thread that
-    took the bytes.  That thread holds locks, so `on_warning` must return at once.
+    Whenever the count passes `warn_percent` of the limit upwards, `on_warning` is called with (used, limit), on the
+    thread that took the bytes.  That thread holds locks, so `on_warning` must return at once.
     """
 
     def __init__(

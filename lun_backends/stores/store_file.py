@@ -21,7 +21,7 @@ class StoreError(block_device.BlockDeviceError):
 
 @dataclass(eq=False)
 class StoreDamaged(StoreError):
-    """The file at `path` is damaged: `field` is the faulty part, `fault` says what is wrong with it, `remedy` what to do about it."""
+    """The file at `path` is damaged: `field` is the faulty part, `fault` its fault, and `remedy` the remedy."""
 
     path: Path
     field: str
@@ -56,7 +56,7 @@ class StoreMissing(StoreError):
 
 @dataclass(eq=False)
 class StoreUnavailable(StoreError):
-    """The file at `path` cannot be made, opened or mapped; `reason` is the system's."""
+    """The file at `path` cannot be made, opened or mapped; `reason` is the system's reason."""
 
     path: Path
     reason: str

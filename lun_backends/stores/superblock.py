@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The superblock of a chunk map: what the map belongs to, its geometry and its state.
+"""The superblock of a chunk map: the map's owner, its geometry and its state.
 
-The two copies of it are at bytes 0 and 4096.  Both have the same generation, unless a crash came between their writes.
+Its two copies are at bytes 0 and 4096.  Both have the same generation, unless a crash came between their writes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ COPIES = (0, PAGE)
 class State(enum.IntEnum):
     """The state of a write-once LUN, as the map records it.
 
-    A new map is EMPTY, and later it can only become INVALID.  ACTIVE and COMPLETE are part of the format; nothing sets them.
+    A new map is EMPTY, and later it can only become INVALID.  ACTIVE and COMPLETE are part of the format; nothing sets
+    them.
     """
 
     EMPTY = 0  # created, and not invalidated
@@ -70,7 +71,7 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The places of a map's arrays; all in bytes but `chunks`."""
+    """The places of a map's arrays, in bytes; `chunks` is a number."""
 
     chunks: int
     slots: int
@@ -110,7 +111,7 @@ def geometry_problem(superblock: Superblock) -> str | None:
 
 
 def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
-    """Return the newest good copy, and the number of the copy that is damaged or older, if one is.
+    """Return the newest good copy, and the number of the other copy if that is damaged or older.
 
     Raises StoreDamaged, OSError.
     """

@@ -5,7 +5,7 @@ A block of an open store is in one of three states:
 
 | state     | is                                            | a read     | a write of it                                    |
 | --------- | --------------------------------------------- | ---------- | ------------------------------------------------ |
-| blank     | neither of the below                          | BlankBlock | claims it: pending                               |
+| blank     | neither pending nor written                   | BlankBlock | claims it: pending                               |
 | pending   | a bit in `_pending`, until its commit ended   | BlankBlock | waits for the end of that commit, decides again  |
 | written   | a bit in the map (and no longer pending)      | its data   | BlockWritten                                     |
 
@@ -13,19 +13,19 @@ A commit of a store with `Durability.POWER_LOSS`, one at a time for all waiting 
 
 1. Each writer has written its data to the chunk file, and the map's pages have disk space (`reserve`).
 2. `fdatasync` of the chunk file.
-3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).
-   Then the checksums of chunks that came from another store with their checksums are stored, and the map is synced: such a
-   chunk may be damaged, and must not come to life without the checksum that says so.
+3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).  Then the
+  checksums of chunks that came from another store with their checksums are stored, and the map is synced: such a chunk
+  may be damaged, and must not come to life without the checksum that says so.
 4. Slots, checksums and bits are stored into the map.  Readers see the blocks from here on.
-5. The map is synced.  Only now the claims end, so that a writer that gets BlockWritten may rely on durable data.
-6. Chunks that are full now are confirmed in the map, which becomes durable with a later sync.  Because of that order, a lost
-   word of a confirmed chunk is damage for certain (`chunk_map`).
+5. The map is synced.  Only now the claims end, so that the data is durable when a writer gets BlockWritten.
+6. Chunks that are full now are confirmed in the map.  A later sync makes that durable.  Because of this order, a lost
+  word of a confirmed chunk is damage for certain (`chunk_map`).
 
-With `Durability.PROCESS_CRASH` there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays, so a
-killed process loses no write that it acknowledged.  A power cut may lose any write since the last `flush`.
+With `Durability.PROCESS_CRASH` there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays,
+so a killed process loses no write that it acknowledged.  A power cut may lose any write since the last `flush`.
 
-After a failed sync, the kernel may have dropped the dirty pages, and reports success the next time.  So the store never tries
-a sync again: it refuses every further write with MediumError, and goes on reading.
+After a failed sync, the kernel may have dropped the dirty pages, and it reports success the next time.  So the store
+never tries a sync again: it refuses every further write with MediumError, but still reads.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Batch:
 class ThinStore:
     """An open thin store, made by `create` and `open`.
 
-    All methods are thread-safe except `close`, which is the last call.  Ranges are in blocks; the caller has checked that they
-    lie within the store.
+    All methods are thread-safe except `close`, which is the last call.  Ranges are in blocks; the caller has checked
+    that they lie within the store.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ThinStore:
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.syncs = Syncs()
         self.reader = reader.Reader(chunk_map, file)
-        """It reads."""
+        """The reader of the blocks."""
         self._map = chunk_map
         self._file = file
         self._synced = durability is Durability.POWER_LOSS
@@ -130,7 +130,8 @@ class ThinStore:
     ) -> ThinStore:
         """Make an empty store, the files `path`.map and `path`.chunks, both durable, and open it.
 
-        `superblock` says whose store it is and how large.  Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
+        `superblock` names the owner of the store and its size.  Raises StoreUnavailable, SpaceExhausted, ValueError
+        (geometry).
         """
         map_path, chunks_path = files(path)
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
@@ -189,7 +190,7 @@ class ThinStore:
 
     @property
     def allocated_bytes(self) -> int:
-        """The bytes of the chunks handed out, which `space` counts."""
+        """The bytes of the chunks that were handed out; `space` counts them."""
         return (self._next - 1) * self.chunk_size
 
     def discard(self) -> None:
@@ -234,11 +235,12 @@ class ThinStore:
     ) -> None:
         """Store `count` blocks from block `first` on and claim them for `batch`; `buffers` None stands for zeroes.
 
-        With an `origin` the blocks are of one chunk, and come from another store, see `Reader.read_to_move`.  With `mark` their
-        chunks are marked as written by an initiator, before the commit.
+        With an `origin` the blocks are of one chunk, and come from another store, see `Reader.read_to_move`.  With
+        `mark` their chunks are marked as written by an initiator, before the commit.
 
         If a commit of another batch touches a block of the range, wait for its end; before waiting, commit `batch`.
-        Raises BlockWritten, SpaceExhausted, MediumError: then nothing of this range is stored, and `batch` is as before.
+        Raises BlockWritten, SpaceExhausted, MediumError; then nothing of this range is stored, and `batch` is as
+        before.
         """
         chunk, start = divmod(first, self.blocks_per_chunk)
         pieces = (
@@ -267,9 +269,9 @@ class ThinStore:
             batch.moved.append((chunk, checksums[0]))
 
     def commit(self, batch: Batch) -> None:
-        """Commit the batch (the module's docstring says how); it is empty afterwards and can be used again.
+        """Commit the batch (the module's docstring says how).  Then it is empty and can be used again.
 
-        Raises MediumError: then nothing of the batch is written.
+        Raises MediumError; then nothing of the batch is written.
         """
         if not batch.claims:
             return
@@ -298,7 +300,7 @@ class ThinStore:
     def flush(self) -> None:
         """Make all committed writes durable.  Raises MediumError."""
         if self._synced:
-            return  # they are durable
+            return  # its commits are durable already
         self._sync()
 
     def _sync(self) -> None:
@@ -448,7 +450,7 @@ class ThinStore:
         self.syncs.commits += 1
 
     def _publish(self, batch: Batch) -> list[tuple[int, int]]:
-        """Do step 4; return the chunks that are full now, with their checksums, 0 for those that are yet to be computed."""
+        """Do step 4.  Return the chunks that are full now, with their checksums; 0 stands for one yet to be computed."""
         chunk_map = self._map
         full = []
         for chunk, slot, mask, checksum in batch.claims:
@@ -467,10 +469,10 @@ class ThinStore:
                 self._blocks -= mask.bit_count()
 
     def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
-        """Read the full chunks back that have no checksum yet, and record it.
+        """Read back the full chunks that have no checksum yet, and record their checksums.
 
-        A chunk that cannot be read stays without one: it is written all the same.  So does a chunk with blocks that came
-        without a checksum: nothing may look verified that was not.
+        A chunk that cannot be read stays without a checksum, although it is written.  So does a chunk with blocks that
+        came without a checksum, because a chunk that was never verified must not look verified.
         """
         for chunk in (chunk for chunk, checksum in full if not checksum and chunk not in self._unverified):
             try:
@@ -516,7 +518,7 @@ class ThinStore:
             return block_device.SpaceExhausted(lba)
         return block_device.MediumError(lba, True, f"{self._file.path}: {os_error.reason(error)}")
 
-    # -- what is there
+    # -- contents
 
     def extents(self, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
         """Yield (first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
@@ -542,7 +544,7 @@ class ThinStore:
         """Return how many bytes of the LUN are written.  The first call counts the blocks that were written at open."""
         chunk_map = self._map
         while (page := chunk_map.next_page(self._counted)) is not None:
-            with self._changed:  # one page at a time, so that writers wait only a short time
+            with self._changed:  # for one page at a time, so that writers wait only a short time
                 if page >= self._counted:
                     base = page * SLOTS_PER_PAGE
                     slots = enumerate(chunk_map.page_slots(page), base)
@@ -559,12 +561,12 @@ class ThinStore:
             yield report
 
     def check_headers(self) -> list[str]:
-        """Return the faults of superblocks and header on the disk, and of the places that have to be zeroes, a phrase each."""
+        """Return the faults of superblocks, header and places that must be zeroes, as they are on the disk, a phrase each."""
         faults = self._map.check_superblocks() + self._map.check_gaps()
         return faults + self._file.check_header(self._map.superblock)
 
     def close(self) -> None:
-        """Flush and close; no call may be running or follow.  Raises MediumError, but is closed all the same."""
+        """Flush and close.  No call may be running or follow.  The store is closed even if this raises MediumError."""
         try:
             if self._broken is None:
                 self.flush()
