@@ -125,6 +125,10 @@ class Flat(block_device.BlockDevice):
             self._check_direct(descriptor.fd)
         return descriptor
 
+    def found(self) -> os.stat_result:
+        """Return what `stat` says of the open file or device.  Raises OSError if it is closed."""
+        return os.fstat(self._descriptor.fd)
+
     def _check_direct(self, fd: int) -> None:
         """Raise CannotOpen unless O_DIRECT takes blocks of this size: read a block that has an odd number."""
         with mmap.mmap(-1, _PAGE) as page, memoryview(page) as view, view[: self.block_size] as block:

@@ -17,7 +17,7 @@ from target.administration.in_force import InForce
 from target.administration.portals import Portals
 from target.administration.volumes import VolumeChanges
 from target.configuration import reader, settings, writer
-from target.service import problems
+from target.service import own_files, problems
 from target.service.inventory import Inventory
 
 P = ParamSpec("P")
@@ -69,6 +69,9 @@ class ConfigurationFile:
     def save(self, request: messages.ConfigurationFile, *, dry_run: bool) -> messages.Saved:
         """Write the settings in force to a file, or with `dry_run` only return the difference.  Raise Problem."""
         path = self._file(request)
+        whose = own_files.claim(self._inventory, path)
+        if whose and path.parent.resolve() != self._inventory.state_dir.resolve():
+            raise problems.file_failed(path, whose)
         try:
             old = writer.read(path)
             new = writer.render(self._in_force.running(), old, str(path))

@@ -21,9 +21,9 @@ from typing import Protocol, Self
 from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import os_error, small_file
-from lun_backends.volumes import volume
 from target.exports.identity import Identity, mark_raw, write_beside
-from target.service import jobs, problems
+from target.service import jobs, own_files, problems
+from target.service.inventory import Inventory
 
 GRAIN = 64 << 10
 _ZEROES = bytes(GRAIN)
@@ -51,12 +51,13 @@ def export(
     cancelled: Callable[[], bool],
     image: Callable[[int, int], Image] | None = None,
     identity: Callable[[], Identity] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write `pieces`, which make up `size` bytes, to the file at `path`.
 
     `progress` is called with (bytes done, `size`).  `image` takes (file descriptor, `size`) and returns the writer of the
-    file; without it, the file is raw, and is marked with the `identity` that is asked for when all is written.  Raises
-    jobs.Cancelled, Problem, and the errors of reading the pieces.
+    file; without it, the file is raw, and is marked with the `identity` that is asked for when all is written.  `check` is
+    called before the file gets its name.  Raises jobs.Cancelled, Problem, and the errors of `check` and of reading the pieces.
     """
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)
@@ -74,6 +75,7 @@ def export(
                 progress(piece.offset + piece.length, size)
             writer.finish()
             marked = None if image or identity is None else mark_raw(fd, identity())
+            check()
             new.publish(overwrite=overwrite)
             if marked is not None:
                 write_beside(path, marked)
@@ -102,13 +104,12 @@ def place(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def check_place(path: Path, volumes: Iterable[volume.Volume], *, overwrite: bool) -> None:
-    """Refuse a path that cannot take an export, and one that belongs to one of `volumes`.  Raises Problem."""
+def check_place(path: Path, inventory: Inventory, *, overwrite: bool) -> None:
+    """Refuse a path that cannot take an export, and one that is the daemon's own.  Raises Problem."""
     if not path.is_absolute():
         raise problems.file_failed(path, "the path is not absolute")
-    for owner in volumes:
-        if place(path) == place(owner.primary.path) or place(path).is_relative_to(owner.directory.resolve()):
-            raise problems.file_failed(path, f"it belongs to volume {owner.name}")
+    if whose := own_files.claim(inventory, path):
+        raise problems.file_failed(path, whose)
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)
 

@@ -212,6 +212,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                     cancelled=job.cancelled,
                     image=None if raw else qcow2_writer,
                     identity=shown,
+                    check=lambda: image_file.check_place(path, service.inventory, overwrite=request.overwrite),
                 )
         job.progress(view.size, view.size)
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
@@ -243,8 +244,7 @@ def _exportable(
     if snapshot.unreadable:
         what = f"{volume_name}@{name} cannot be exported"
         raise problems.refused(what, snapshot.unreadable, "use another snapshot")
-    volumes = service.inventory.open_volumes.values()
-    image_file.check_place(Path(request.path), volumes, overwrite=request.overwrite)
+    image_file.check_place(Path(request.path), service.inventory, overwrite=request.overwrite)
     return owner, snapshot
 
 

@@ -129,6 +129,21 @@ def test_unfinished_file_is_removed_where_files_need_a_name(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_place_is_checked_again_before_the_file_gets_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "out.img"
+
+    def refuse() -> None:
+        raise problems.file_failed(path, "it belongs to volume vol0 now")
+
+    path.write_bytes(b"its primary")
+    with pytest.raises(problems.Problem, match="belongs to volume vol0 now"):
+        image_file.export(
+            pieces(DATA), MIB, path, overwrite=True, progress=lambda *_: None, cancelled=lambda: False, check=refuse
+        )
+    assert path.read_bytes() == b"its primary"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_cancelled_export_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "out.img"
     path.write_bytes(b"old")

@@ -216,6 +216,25 @@ def test_files_of_a_volume_are_not_replaced(service: Service, tmp_path: Path, fo
             backups.export(service, "vol0", "a", request)
 
 
+def test_place_that_becomes_a_primary_during_an_export_is_not_replaced(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new.img"
+
+    def meanwhile(*_: object) -> Iterator[ExportPiece]:
+        settings = reader.parse(
+            f"target: iqn.2026-11.io.wolun:t\nvolumes: [{{name: new, lun: 7, size: 1MiB, primary: {path}}}]\n", "f.yaml"
+        )
+        service.inventory.add_volume(settings.volumes[0])
+        yield ExportPiece(0, 8 * MIB, None)
+
+    monkeypatch.setattr(backups, "whole_grains", meanwhile)
+    message = ended(export(service, "a", path))
+    assert message.refusal is not None
+    assert "it belongs to volume new" in message.refusal.message
+    assert path.read_bytes() == bytes(MIB)
+
+
 def test_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
     owner = service.inventory.volume("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])
