@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity of the machine's current boot.
 
-With `durability: process-crash` pre-images are in the page cache, which survives a killed daemon but no power cut.  So the
-manifest of such a volume says in which boot it is in use (`in_use`): from before the first write until the volume is closed
-and all is synced.  The next open reads one of these:
+With `durability: process-crash`, pre-images are in the page cache, which survives a killed daemon but no power cut.  So
+the manifest of such a volume names the boot that uses it (`in_use`), from before the first write until the volume is
+closed and synced.  The next open reads one of these:
 
 | `in_use`         | what happened                               | the snapshots                                              |
 | ---------------- | ------------------------------------------- | ---------------------------------------------------------- |
@@ -28,7 +28,7 @@ LOST = (
     "the machine went down while the volume was in use, and with durability process-crash its pre-images may not have "
     "been on disk yet"
 )
-"""The reason of a snapshot that is invalid because of that."""
+"""The reason of a snapshot that is invalid because of another boot."""
 
 _NEVER = f"unknown {uuid.uuid4()}"
 
@@ -36,8 +36,8 @@ _NEVER = f"unknown {uuid.uuid4()}"
 def current() -> str:
     """Return a text that differs between any two boots.
 
-    Where the kernel has none, it is the same for this process only.  Snapshots that this process leaves unclean are no
-    longer trusted then.
+    If the kernel has no such text, each process has a text of its own.  Then the next process does not trust snapshots
+    that this process leaves unclean.
     """
     try:
         return PATH.read_text().strip() or _NEVER

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deleting a snapshot (rule 8, lun_backends/README.md).
 
-The oldest goes at once.  Any other is marked `deleting`, its chunks move down to the next older one, and then it goes.  A
-deletion that was stopped or interrupted simply starts again: chunks that went down already are skipped.
+The oldest snapshot is removed at once.  Any other is marked `deleting`, its chunks move down to the next older
+snapshot, and then it is removed.  A deletion that was stopped or interrupted starts again, and skips the chunks that
+have moved.
 
-Damaged chunks go down as damaged (see `move_down`), so damage does not stop a deletion, and is not forgotten.  Blocks that
-cannot be read at all stop it, until the caller accepts that the older snapshots lose them.
+Damaged chunks move down as damaged (see `move_down`), so damage neither stops a deletion nor is forgotten.  Blocks that
+cannot be read stop it, until the caller accepts that the older snapshots lose them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def delete(
             older = state.snapshots[index - 1]
             if not snapshot.deleting:
                 mark_deleting(state, snapshot)
-            # No read goes past an invalid snapshot, so it may lack the chunks.  But then it must stay invalid.
+            # No read goes past an invalid snapshot, so that snapshot may lack the chunks.  But then it must stay
+            # invalid.
             if older.is_invalid and not older.invalid_on_disk:
                 state.enforcer.invalidate(older, older.invalid_reason)
             moved = older.is_invalid or _move_down(
@@ -97,7 +99,7 @@ def _move_down(
             raise
         reason = f"block {error.lba} of {snapshot.name!r} cannot be read: {error.reason}"
         remedy = f"repair the disk, or let {older.name!r} lose such blocks with --damaged"
-        if accept_loss:  # a part of a chunk, which can have no checksum that says so
+        if accept_loss:  # a part of a chunk is lost, and no checksum can record that
             remedy = f"repair the disk, or delete {older.name!r} and all older ones first"
         raise errors.DamageFound(state.name, reason, remedy) from error
     except block_device.SpaceExhausted as error:
@@ -106,16 +108,16 @@ def _move_down(
     except block_device.SnapshotInvalid:
         if not older.invalid_on_disk:
             raise
-        return True  # it was invalidated meanwhile
+        return True  # the snapshot was invalidated meanwhile
 
 
 def mark_deleting(state: State, snapshot: Snapshot) -> None:
-    """Let nothing go into `snapshot` any longer, durably.
+    """Make `snapshot` read-only, durably.
 
-    From here on it is read-only.  If it was the newest, copies go to the next older active one.  That one must not copy
-    a chunk from the primary that `snapshot` has, because such chunks have changed since.  So all of them are put into its
-    tracker, and a chunk that `snapshot` has in part is completed first.  The same goes for snapshots in deletion between
-    the two.
+    If it was the newest snapshot, copies go to the next older active one from now on.  The older one must not copy a
+    chunk from the primary that `snapshot` has, because such chunks have changed since.  So its tracker gets all of
+    them, and a chunk that `snapshot` has in part is completed first.  The same is done for snapshots in deletion
+    between the two.
     """
     tracker = known_below(state, snapshot) if snapshot is state.newest_active() else None
     with state.changing:
@@ -132,8 +134,8 @@ def mark_deleting(state: State, snapshot: Snapshot) -> None:
 def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
     """Return the chunks that the next older active snapshot must not copy from the primary once `snapshot` is deleted.
 
-    `snapshot` is the newest.  This takes long, and another snapshot may be taken meanwhile.  Raises VolumeError, and as
-    preserving does.
+    `snapshot` is the newest.  This takes long, and another snapshot may be taken meanwhile.  Raise VolumeError, and the
+    errors of preserving.
     """
     older = state.snapshots[: state.snapshots.index(snapshot)]
     between = list(itertools.takewhile(lambda other: other.deleting, reversed(older)))
@@ -143,11 +145,12 @@ def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
     for source in (snapshot, *between):
         _complete_partial(state, source)
     tracker = state.moving_tracker(between)
-    # A chunk that is visible and not durable yet must not count: its writer still waits, and another writer would not.
+    # A chunk that is visible and not yet durable must not count.  Its own writer still waits for the commit, but other
+    # writers would not.
     own = state.moving_tracker([snapshot])
     if isinstance(snapshot.write_once, write_once.WriteOnce):
         on_their_way = snapshot.write_once.chunks_on_their_way()
-        if snapshot.write_once.store.broken:  # and has taken back the chunks that it could not make durable
+        if snapshot.write_once.store.broken:  # it has also taken back the chunks that it could not make durable
             own = state.moving_tracker([snapshot])
         own.known.difference_update(tracking.BitMap(on_their_way))
     tracker.known |= own.known
@@ -158,16 +161,16 @@ def _begin_deleting(state: State, snapshot: Snapshot) -> None:
     """Record that `snapshot` is in deletion.  Raises OSError; then nothing has changed."""
     state.store_or_not(state.with_record(dataclasses.replace(state.record_of(snapshot), state=SnapshotState.DELETING)))
     snapshot.deleting = True
-    snapshot.view.close()  # while writes are held: changes from here on are not preserved for it
+    snapshot.view.close()  # while writes are held, because later changes are not preserved for the view
 
 
 def forget(state: State, snapshot: Snapshot) -> None:
-    """Take a snapshot off the list, durably; off the chain, once its last reader has ended; then remove its files.
+    """Remove a snapshot from the list, durably, then from the chain, then its files.
 
-    The caller holds `State.changing`.  Raises OSError.
+    The files are removed once the last reader has ended.  The caller holds `State.changing`.  Raises OSError.
     """
     left = tuple(other for other in state.snapshots if other is not snapshot)
-    # Snapshots in deletion that are the oldest now have none below to move their chunks to.
+    # Snapshots in deletion that are now the oldest have no older snapshot to move their chunks to.
     while left and left[0].deleting:
         left = left[1:]
     removed = [other for other in state.snapshots if other not in left]
@@ -194,7 +197,7 @@ def forget(state: State, snapshot: Snapshot) -> None:
 
 
 def _complete_partial(state: State, snapshot: Snapshot) -> None:
-    """Preserve, in the newest snapshot, all of every chunk that `snapshot` has in part.
+    """Preserve every chunk that `snapshot` has in part as a whole, in the newest snapshot.
 
     A snapshot has a chunk in part if an initiator wrote to its write-once LUN directly.
     """

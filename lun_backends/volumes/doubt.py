@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses writes to a volume while it is not known which manifest the next start would read.
+"""The refusal of writes to a volume while it is unknown which manifest the next start would read.
 
-A change of a volume is its manifest.  When storing it fails, the old one is stored again, because the new one may be on the
-disk all the same.  When that fails, too, the next start may read either, and data written meanwhile could be lost:
+A change of a volume is a new manifest.  If it cannot be stored, the old manifest is stored again, because the new one
+may be on the disk all the same.  If that fails, too, the next start may read either, and could lose data written
+meanwhile:
 
 | change neither recorded nor taken back     | harm that the next start could do                                        |
 | ------------------------------------------ | ------------------------------------------------------------------------ |
-| a rollback                                 | roll back data that was written since                                    |
-| a new snapshot, its files still there      | show data that was written since as if it had been there before          |
+| a rollback                                 | roll back data that was written later                                    |
+| a new snapshot whose files still exist     | show data that was written later as if it had been there before          |
 
-So no data is written since.  From the barrier in which the change failed, every write is refused (`StateInDoubt`).  About
-once a second a write first tries to store the manifest.  Any other change that stores one ends the doubt, too, and so does
-a restart.  (With all other changes - deleting, growing, labels - either manifest is true to all that is written later.)
+So no data is written meanwhile.  From the barrier in which the change failed, every write is refused (`StateInDoubt`).
+About once a second, a write first tries to store the manifest.  Any other change that stores a manifest ends the doubt,
+too, and so does a restart.  (After all other changes - deleting, growing, labels - either manifest fits all data that
+is written later.)
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ PATIENCE = 1.0
 
 
 class Doubt:
-    """Tracks whether a volume's manifest on disk is known.  Call `begin` and `end` only while holding `changing`."""
+    """The doubt about a volume's manifest on disk.  Call `begin` and `end` only while holding `changing`."""
 
     def __init__(
         self,
@@ -40,8 +42,8 @@ class Doubt:
     ) -> None:
         """Start without a doubt.
 
-        `store` stores the manifest in force, or raises OSError.  `clean_up` then removes the leftovers of the change that
-        failed.  Both are called under `changing`.
+        `store` stores the manifest in force, or raises OSError.  `clean_up` then removes what the failed change left.
+        Both are called under `changing`.
         """
         self.reason = ""
         self._device = device
@@ -52,14 +54,14 @@ class Doubt:
         self._next = 0.0
 
     def begin(self, reason: str) -> None:
-        """Refuse writes from now on.  Call it only while they are held."""
+        """Refuse writes from now on.  Call it only while writes are held."""
         self.reason = reason
         self._next = time.monotonic() + PATIENCE
         self._device.bar(self._refuse)
         self._listener(policy.StateUnknown(reason))
 
     def end(self) -> None:
-        """Let writes go on, because a manifest is durable."""
+        """Let writes go on, because a manifest is durable now."""
         if self.reason:
             self._clean_up()
             self.reason = ""
@@ -73,7 +75,7 @@ class Doubt:
 
     def _refuse(self) -> None:
         """Raise StateInDoubt, unless the manifest could be stored at last.  Every write calls this."""
-        if self._changing.acquire(blocking=False):  # its holder may be waiting for this write
+        if self._changing.acquire(blocking=False):  # the lock's holder may be waiting for this write
             try:
                 if self.reason and time.monotonic() >= self._next:
                     self._next = time.monotonic() + PATIENCE

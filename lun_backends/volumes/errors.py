@@ -30,7 +30,7 @@ class BadLabel(VolumeError):
 
 
 class SnapshotExists(VolumeError):
-    """There is a snapshot of that name already."""
+    """A snapshot of that name exists already."""
 
 
 class NoSuchSnapshot(VolumeError):
@@ -42,7 +42,7 @@ class SnapshotFailed(VolumeError):
 
 
 class TooManySnapshots(VolumeError):
-    """There are as many snapshots as the policy allows."""
+    """The volume has as many snapshots as the policy allows."""
 
 
 class NoSpaceLeft(VolumeError):
@@ -50,7 +50,7 @@ class NoSpaceLeft(VolumeError):
 
 
 class DeletionStopped(VolumeError):
-    """A deletion was cancelled on the way.  The snapshot can no longer be read; `resume_deletions` goes on with it."""
+    """A deletion was cancelled.  The snapshot can no longer be read; `resume_deletions` continues the deletion."""
 
 
 class DamageFound(VolumeError):
@@ -58,7 +58,7 @@ class DamageFound(VolumeError):
 
 
 def damage_in(volume: str, snapshot: str, found: damage.Found, block_size: int, remedy: str) -> DamageFound:
-    """Return the refusal that names the damaged blocks of a snapshot; `found` has some."""
+    """Return the refusal that names the damaged blocks of a snapshot; `found` must not be empty."""
     reason = f"damage in {found.blocks(block_size)} of {snapshot!r}: {found.extents[0].reason}"
     return DamageFound(volume, reason, remedy)
 

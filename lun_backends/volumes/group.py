@@ -7,8 +7,9 @@
 | ---------------------------------------------------------- | ----------------------------------------------------- |
 | make the files; write the manifests beside those in force  | none                                                  |
 | hold the writes of all volumes, flush them                 | none                                                  |
-| put the manifests in force; their new records name the group | none: opening a volume removes such a record, unless  |
-| make the group's file                                      | all: ... the file is there                            |
+| put the manifests in force; their new records name the group | none: opening a volume removes such a record if the   |
+|                                                            | group's file is missing                               |
+| make the group's file                                      | all: the file is there                                |
 | arm copy-on-write in all, release                          | all                                                   |
 | take the group out of the manifests, remove its file       | all                                                   |
 
@@ -39,13 +40,13 @@ def create(
 ) -> list[Snapshot]:
     """Take a snapshot called `name` of each volume, all at one moment.  Return them in the order of `volumes`.
 
-    Raises VolumeError as `Volume.create_snapshot`; then none was taken.
+    Raise the errors of `Volume.create_snapshot`; then no snapshot was taken.
     """
     if not volumes or len({member.directory for member in volumes}) < len(volumes):
         raise errors.VolumeError(name, "a group is of one or more volumes, each once", "name each volume once")
     if len({member.directory.parent for member in volumes}) > 1:
         raise errors.VolumeError(name, "the volumes are not kept in one place", "take their snapshots one by one")
-    # Always in the same order, lest two groups wait for each other.
+    # Take the locks always in the same order, so that two groups never wait for each other.
     states = sorted((member.state for member in volumes), key=lambda state: str(state.directory))
     group = _Group(uuid.uuid4(), states, io)
     with contextlib.ExitStack() as locks:
@@ -64,7 +65,7 @@ def create(
             group.take_back()
             reason = f"no snapshot was taken: {errors.why(error)}"
             raise errors.SnapshotFailed(name, reason, "check the disk") from error
-        with contextlib.suppress(OSError):  # then the next open does it
+        with contextlib.suppress(OSError):  # if this fails, the next open does it
             for state in states:
                 taking.end_group(state)
             group.uncommit()
@@ -72,7 +73,7 @@ def create(
 
 
 class _Group:
-    """A group on its way; `begun` has the snapshot of each volume that has come so far."""
+    """A group that is being taken; `begun` has the snapshots that were begun so far."""
 
     def __init__(self, identity: uuid.UUID, states: Sequence[State], io: storage_io.StorageIO) -> None:
         self.identity = identity
@@ -92,7 +93,7 @@ class _Group:
                     taking.commit(state, self.begun[state.name])
                 self._commit()
             except BaseException:
-                self.take_back()  # before any write goes on
+                self.take_back()  # before any write continues
                 raise
             taken = {state.name: taking.end(state, self.begun[state.name]) for state in self._states}
         held = time.perf_counter() - began

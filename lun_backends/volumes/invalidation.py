@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Invalidates snapshots, as the policy demands when a pre-image cannot be preserved; see `policy`.
+"""The invalidation of snapshots, which the policy demands when a pre-image cannot be preserved; see `policy`.
 
-A snapshot is marked invalid in the superblock of its map, in place, which needs no space.  Where the map cannot be written, a
-file `<uuid>.invalid` beside it says the same, with the reason in it.  Where neither can be made durable, the snapshot stays
-valid and the write is refused: no snapshot may look good without being so.
+A snapshot is marked invalid in the superblock of its map, in place, which needs no space.  If the map cannot be
+written, a file `<uuid>.invalid` beside it marks the snapshot and holds the reason.  If neither can be made durable, the
+snapshot stays valid and the write is refused: no snapshot may look good and not be good.
 
-The same goes for a snapshot whose files cannot be opened.  If they are damaged or missing, the snapshot is lost and is marked
-invalid.  If they are only unreachable (a read-only disk, a permission), they may be good again at the next start.  Until then
-the policy decides about writes that would need a copy in them.
+A snapshot with files that cannot be opened is treated likewise.  If they are damaged or missing, the snapshot
+is lost and is marked invalid.  If they are only unreachable (a read-only disk, a permission), they may be good again at
+the next start.  Until then the policy decides about writes that would need a copy in them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lun_backends.volumes import policy
 from lun_backends.volumes.snapshot import Snapshot
 
 _PATIENCE = (
-    5.0  # seconds for reads of an invalidated snapshot to end; if they go on, the space comes back at the next start
+    5.0  # seconds for reads of an invalidated snapshot to end; if they take longer, the next start frees the space
 )
 
 
 class Enforcer:
-    """Decides for one volume.  `snapshots` returns all snapshots, oldest first; `path` the path of one's files."""
+    """The policy's decisions for one volume.  `snapshots` returns all snapshots, oldest first, `path` one's files."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Enforcer:
         self._path = path
         self._io = io
         self._lock = threading.Lock()
-        self._made_room = float("-inf")  # when, by `time.monotonic`
+        self._made_room = float("-inf")  # the last time, by `time.monotonic`
 
     def copy_failed(
         self, side: preserving.WriteOnceSide, error: block_device.BlockDeviceError, began: float
@@ -63,7 +63,7 @@ class Enforcer:
             current = next((snapshot for snapshot in snapshots if snapshot.write_once is side), None)
             if current is None:
                 return Decision.REFUSE
-            # (If it and all older ones are invalid on disk, then another thread invalidated them a moment ago.)
+            # (If this one and all older ones are invalid on disk, another thread invalidated them a moment ago.)
             left = [other for other in snapshots[: snapshots.index(current) + 1] if not other.invalid_on_disk]
             older = [other for other in left if other is not current and not other.deleting and not other.is_invalid]
             try:
@@ -72,12 +72,12 @@ class Enforcer:
                     self._make_room(older[0])
                     self._made_room = time.monotonic()
                     return Decision.AGAIN
-                # First those that are the hardest to mark: if that fails, the others are not invalidated for nothing.
+                # Mark those first that are the hardest to mark.  If that fails, the others are not invalidated in vain.
                 for victim in sorted(left, key=lambda other: not other.is_invalid):
                     self.invalidate(victim, f"it was invalidated because a pre-image could not be preserved: {error}")
                 if isinstance(error, block_device.SpaceExhausted):
                     for victim in left:
-                        self._make_room(victim)  # a sparse primary beside it may need that now
+                        self._make_room(victim)  # a sparse primary on the same file system may need the space now
             except (block_device.BlockDeviceError, OSError):
                 self.listener(policy.WriteRefused(error))
                 return Decision.REFUSE
@@ -100,17 +100,19 @@ class Enforcer:
     @staticmethod
     def _make_room(snapshot: Snapshot) -> None:
         if not isinstance(snapshot.write_once, lost_device.LostDevice):
-            with contextlib.suppress(block_device.BlockDeviceError):  # then the next failure invalidates the next one
+            with contextlib.suppress(
+                block_device.BlockDeviceError
+            ):  # the next failed copy then invalidates the next one
                 snapshot.write_once.discard(_PATIENCE)
 
 
 def mark_path(path: Path) -> Path:
-    """Return the file whose presence says that the snapshot with the files `path` is invalid."""
+    """Return the file that marks the snapshot with the files `path` as invalid."""
     return path.with_name(path.name + ".invalid")
 
 
 def marked(path: Path) -> str | None:
-    """Return why the snapshot with the files `path` is marked invalid; None if it is not.  Raises OSError."""
+    """Return why the snapshot with the files `path` is marked invalid; None if it is not marked.  Raises OSError."""
     try:
         return mark_path(path).read_text(encoding="utf-8", errors="replace") or "it was invalidated"
     except FileNotFoundError:

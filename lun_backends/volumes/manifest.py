@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest: the small JSON file that says what a volume is and which snapshots it has.
+"""The manifest: the small JSON file that describes a volume and lists its snapshots.
 
-It is replaced as a whole - written beside, synced, renamed over, the directory synced - so a crash leaves the old one or
-the new one.  A snapshot exists from the moment a manifest that names it is durable.
+It is replaced as a whole (see `files.small_file`), so a crash leaves the old one or the new one.  A snapshot exists
+from the moment when a manifest that names it is durable.
 
 | state      | meaning                                                                                              |
 | ---------- | ---------------------------------------------------------------------------------------------------- |
 | `active`   | can be read                                                                                          |
-| `deleting` | has no view; its chunks are moving down to the next older snapshot; goes on at the next open         |
-| `invalid`  | never stored here: the snapshot's map, or a file beside it, says so (see `invalidation`)             |
+| `deleting` | has no view; its chunks are moving down to the next older snapshot; the next open continues this     |
+| `invalid`  | never stored here: the snapshot's map, or a file beside it, records it (see `invalidation`)          |
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SnapshotState(enum.Enum):
 
 @dataclasses.dataclass(eq=False)
 class ManifestError(refused.Refused):
-    """The manifest at `path` cannot be used: `reason` says what is wrong with `field` (empty: the file as a whole)."""
+    """The manifest at `path` cannot be used; `reason` is the fault of `field` (empty: of the whole file)."""
 
     path: Path
     field: str
@@ -67,7 +67,7 @@ def _check_name(name: str) -> str:
 
 
 def bad_label(key: str, value: str) -> str:
-    """Return the fault of a label; an empty text if a snapshot may have it."""
+    """Return the fault of a label; an empty text if the label is allowed."""
     if not names.valid(key):
         return f"{key!r} is no key for a label: a key is {names.RULE}"
     if len(value) > LABEL_MAX or not value.isprintable():
@@ -104,7 +104,7 @@ _CONFIG = pydantic.ConfigDict(extra="forbid")
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class SnapshotRecord:
-    """One snapshot.  Its files carry its UUID in their names."""
+    """One snapshot.  The names of its files contain its UUID."""
 
     name: _Name
     uuid: uuid.UUID
@@ -112,7 +112,7 @@ class SnapshotRecord:
     state: SnapshotState = SnapshotState.ACTIVE
     labels: Annotated[dict[str, str], pydantic.AfterValidator(_check_labels)] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
-    group: _Uuid | None = None  # it was taken only if this group was, see `group`
+    group: _Uuid | None = None  # the snapshot was taken only if this group was taken, see `group`
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -143,7 +143,7 @@ class Manifest:
     durability: Durability = Durability.POWER_LOSS
     snapshots: tuple[SnapshotRecord, ...] = ()
     epoch: Annotated[int, pydantic.Field(ge=0)] = 0  # how many snapshots were ever taken; for people who read the file
-    in_use: str | None = None  # the boot in which it is open with pre-images that were not synced: see `boot`
+    in_use: str | None = None  # the boot that has the volume open with pre-images that are not synced: see `boot`
     restoring: _Uuid | None = (
         None  # the snapshot that the volume is being rolled back to (the field keeps its old name)
     )
@@ -166,7 +166,7 @@ _TYPE = pydantic.TypeAdapter(Manifest)
 
 
 def now() -> datetime.datetime:
-    """Return the time that a snapshot taken now is stamped with: UTC, to the millisecond."""
+    """Return the time for a snapshot that is taken now: UTC, to the millisecond."""
     moment = datetime.datetime.now(datetime.UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
@@ -192,7 +192,7 @@ def load(directory: Path) -> Manifest:
 
 
 def first_problem(error: ValueError) -> str:
-    """Return in one phrase why a Manifest could not be made."""
+    """Return as one phrase why a Manifest could not be made."""
     if isinstance(error, pydantic.ValidationError):
         field, reason = _first(error)
         return f"{field}: {reason}" if field else reason
@@ -211,12 +211,12 @@ def exists(directory: Path) -> bool:
 
 
 def group_path(directory: Path, identity: uuid.UUID) -> Path:
-    """Return the file that exists if a group of snapshots was taken; `directory` is that of any volume of the group."""
+    """Return the file that exists if a group of snapshots was taken; `directory` is of any volume of the group."""
     return directory.parent / ".groups" / str(identity)
 
 
 def without_groups(directory: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest without snapshots of groups that were not taken, and with all others as if taken one by one."""
+    """Return the manifest without snapshots of groups that were not taken; in it, no other snapshot names a group."""
     there = (
         record
         for record in manifest.snapshots
@@ -226,11 +226,12 @@ def without_groups(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Write a manifest beside the one in force, durably: the slow half of replacing it.  Raises OSError.
+    """Write a manifest beside the one in force, durably: the slow half of a replacement.  Raises OSError.
 
-    It goes into a spare file that has its space already, because on a full disk it must be possible to delete a snapshot.
+    The content goes into a spare file that already has space, because on a full disk a snapshot must still be
+    deletable.
     """
-    # An older version refuses fields that it does not know, so this one is left out where it says nothing.
+    # An older version refuses fields that it does not know, so leave this field out if it has its default.
     left_out = None if manifest.restoring_damaged else {"restoring_damaged"}
     text = _TYPE.dump_json(manifest, indent=2, exclude=left_out) + b"\n"
     small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
@@ -250,7 +251,7 @@ def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
 
 
 def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Put the prepared manifest in force, durably.  Raises OSError; then either may be in force after a crash."""
+    """Put the prepared manifest in force, durably.  Raises OSError; then either may be in force after a restart."""
     small_file.commit(directory / _FILE, io)
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves the pre-images of a snapshot in deletion to the next older one (rule 8, lun_backends/README.md).
+"""The move of the pre-images of a snapshot in deletion to the next older one (rule 8, lun_backends/README.md).
 
-A block goes down only where the older snapshot has none of its own: it is a write-once write, which is refused where there is
-one.  Each batch is durable before the next one starts.  A move that is interrupted is simply run again.
+A block moves down only if the older snapshot has none of its own: the move is a write-once write, which is refused if
+there is one.  Each batch is durable before the next one starts.  An interrupted move is run again.
 
 The mark of a chunk that an initiator wrote to (`stores.outside`) goes along, too.
 
-Rot must not become good data on its way.  So every chunk is compared with its checksum when it is read, and the stored
-checksum goes along with it:
+Rot must not become good data by a move.  So every chunk is compared with its checksum when it is read, and the stored
+checksum moves with it:
 
 | chunk of the source              | the older snapshot lacks all of it       | the older snapshot has a part of it already    |
 | -------------------------------- | ---------------------------------------- | ---------------------------------------------- |
@@ -65,9 +65,9 @@ def move_down(
 
     Blocks beyond the end of `target` are left out: the volume was smaller when `target` was taken.
 
-    Calls `progress` with (bytes looked at, bytes in all) after every batch, and `on_damage` for blocks that were moved damaged.
-    With `accept_loss`, blocks that cannot be read are moved as zeroes that count as damaged.  Raises the errors of reading and
-    writing.
+    Call `progress` with (bytes done, bytes in all) after every batch, and `on_damage` for blocks that were moved as
+    damaged.  With `accept_loss`, blocks that cannot be read are moved as zeroes that count as damaged.  Raise the
+    errors of reading and writing.
     """
     total = sum(written for _, written in chunks(source, chunk_size))
     done = 0
@@ -116,7 +116,7 @@ def _batches(pieces: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]
 
 
 class _Mover:
-    """Moves pieces of chunks from `source` to `target`."""
+    """The mover of pieces of chunks from `source` to `target`."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Mover:
         self._buffer = memoryview(bytearray(chunk_size))
 
     def put(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Write `pieces` with one commit.  Return those that met written blocks."""
+        """Write `pieces` with one commit.  Return the pieces that met written blocks."""
         damaged: dict[int, Damage] = {}
 
         def requests() -> Iterator[tuple[int, Buffers, int, bool]]:

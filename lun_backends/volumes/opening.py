@@ -75,9 +75,9 @@ def create(
 
 
 def _primary_size(name: str, primary: Path, size: int | None, *, block_size: int, direct: bool) -> int:
-    """Return the size of the primary in bytes, and make it first if `size` says how large.
+    """Return the size of the primary in bytes.  With `size`, make the primary first, of that size, if it does not exist.
 
-    Raises CannotOpen; VolumeError if it is smaller than `size`.
+    Raise CannotOpen, and VolumeError if the primary is smaller than `size`.
     """
     if size is not None and not primary.exists():
         backing_file.create(primary, size)
@@ -93,7 +93,7 @@ def open_state(directory: Path, rules: policy.Policy, listener: policy.Listener,
     recorded = manifest.load(directory)
     record = manifest.without_groups(directory, recorded)
     if record != recorded:
-        with contextlib.suppress(OSError):  # the next open reads the same, and tries again
+        with contextlib.suppress(OSError):  # if this fails, the next open reads the same and tries again
             manifest.store(directory, record, io)
     state = State(directory, record, io, rules, listener)
     try:
@@ -112,7 +112,7 @@ def close(state: State) -> None:
         if state.closed:
             return
         state.closed = True
-        with contextlib.suppress(OSError):  # no write is let through any longer, so either manifest may come up
+        with contextlib.suppress(OSError):  # writes have ended, so the next open may read either manifest
             state.doubt.resolve()
         try:
             state.device.close()
@@ -126,12 +126,12 @@ def close(state: State) -> None:
             for device in devices:
                 device.close()
         if state.opened and state.manifest.in_use == boot.current() and not broken:
-            with contextlib.suppress(OSError):  # the next open takes the volume for unclean then, which is safe
+            with contextlib.suppress(OSError):  # the next open then takes the volume for unclean, which is safe
                 manifest.store(state.directory, dataclasses.replace(state.manifest, in_use=None), state.io)
 
 
 def _open_snapshots(state: State) -> None:
-    """Open all snapshots, arm the newest active one, and go on with a rollback.  Raises PendingDamaged."""
+    """Open all snapshots, arm the newest active one, and continue a rollback.  Raises PendingDamaged."""
     state.remove_leftovers()
     snapshots: list[Snapshot] = []
     for record in state.manifest.snapshots:
@@ -143,7 +143,7 @@ def _open_snapshots(state: State) -> None:
             snapshot.view.close()
         snapshots.append(snapshot)
         state.snapshots = tuple(snapshots)
-    # Chunks that move down from newer snapshots count as being in the armed one already; see `deleting`.
+    # Chunks that move down from newer snapshots count as part of the armed one already; see `deleting`.
     moving: list[Snapshot] = []
     for snapshot in reversed(snapshots):
         if not snapshot.deleting:
@@ -159,10 +159,10 @@ def _open_snapshots(state: State) -> None:
 
 
 def _arm_past_lost(state: State, moving: Sequence[Snapshot]) -> None:
-    """Arm the newest active snapshot although some of those that were moving down to it cannot be read.
+    """Arm the newest active snapshot although some snapshots that were moving down to it cannot be read.
 
-    The chunks that it must no longer copy from the primary are not known then.  If one that was moving is lost for good,
-    the newest active snapshot is lost with it.  If one is only unreachable, no copy is made for now.
+    Then it is unknown which chunks it must no longer copy from the primary.  If a snapshot that was moving is lost for
+    good, the newest active snapshot is lost with it.  If one is only unreachable, no copy is made for now.
     """
     newest = state.newest_active()
     invalid = [snapshot for snapshot in moving if snapshot.is_invalid]
@@ -174,7 +174,7 @@ def _arm_past_lost(state: State, moving: Sequence[Snapshot]) -> None:
         except (OSError, block_device.BlockDeviceError):
             unreachable = invalid[0]
     if unreachable is not None and state.newest_active() is not None:
-        state.device.arm(unreachable.write_once)  # it refuses every copy; then the policy decides
+        state.device.arm(unreachable.write_once)  # this device refuses every copy, and then the policy decides
     else:
         state.device.disarm()
 
@@ -198,7 +198,7 @@ def _open_device(state: State, identity: uuid.UUID) -> write_once.WriteOnce | lo
     except (block_device.BlockDeviceError, OSError) as error:
         return lost_device.LostDevice(size, block_size, str(error), recorded=False)
     if device.reason:
-        with contextlib.suppress(block_device.BlockDeviceError):  # the chunks only cost space
+        with contextlib.suppress(block_device.BlockDeviceError):  # if this fails, the chunks only cost space
             device.discard(0)
     return device
 
@@ -213,9 +213,9 @@ def _note_boot(state: State) -> None:
     if before not in (None, now) and any(
         isinstance(device, lost_device.LostDevice) and not device.recorded for device in devices
     ):
-        return  # the next open has to mark them
+        return  # the next open has to mark the snapshots
     try:
-        if before == now:  # data that is not synced by now would never be
+        if before == now:  # a later commit would not sync data that is not synced yet
             _sync_all(state)
         state.store(dataclasses.replace(state.manifest, in_use=after))
     except (OSError, block_device.MediumError) as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blocks of a snapshot that an initiator wrote to a write-once LUN (`stores.outside`).
 
-A snapshot reads a block from its own write-once LUN, or from the next newer one that has it.  So a mark counts for a snapshot
-if it is on one of these, and no older one of them has the whole chunk.
+A snapshot reads a block from its own write-once LUN, or from the next newer one that has it.  So a mark counts for a
+snapshot if it is on one of these, and no older one of them has the whole chunk.
 """
 
 from __future__ import annotations

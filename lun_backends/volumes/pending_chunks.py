@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of the chunks that a rollback has still to settle.  It only loses chunks once a manifest relies on it.
+"""The file of the chunks that a rollback still has to settle.  Once a manifest relies on it, chunks only leave it.
 
-One bit per chunk, in sectors of 512 bytes of which the last four are the CRC32C of the rest; a sector without chunks is all
-zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole or not at all.  So after a power
-cut each sector has its content of before or after.  Both are right: a chunk is taken out only when its content in the primary
-is durable.  Settling it twice does no harm as long as no initiator has written to it, and none may before it is out.
+The file has one bit per chunk, in sectors of 512 bytes.  The last four bytes of a sector are the CRC32C of the rest; a
+sector without chunks is all zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole
+or not at all.  So after a power cut, each sector has its old or its new content.  Both are right, because a chunk is
+taken out only when its content in the primary is durable.  Settling a chunk twice does no harm unless an initiator has
+written to it, and no initiator may write to it before it is taken out.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PendingChunks:
 
     @classmethod
     def create(cls, path: Path, chunks: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingChunks:
-        """Make a file for some of a volume's `total` chunks, durable but for its name.  Raises OSError."""
+        """Make a file for some of a volume's `total` chunks, durable except for its name.  Raises OSError."""
         fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         made = cls(path, fd, chunks, io)
         try:
@@ -101,7 +102,7 @@ class PendingChunks:
             self._fd = -1
 
     def _write(self, touched: tracking.BitMap, content: tracking.BitMap) -> None:
-        """Write the sectors that hold chunks of `touched`, neighbours with one call."""
+        """Write the sectors that hold chunks of `touched`, adjacent ones with one call."""
         run: list[memoryview] = []
         begin = 0
         for sector in _sectors(touched):

@@ -4,11 +4,11 @@
 | `on_error`      | the copy of a pre-image fails                                                                    |
 | --------------- | ------------------------------------------------------------------------------------------------ |
 | `fail-writes`   | the write that needed it is refused; every snapshot stays exact                                  |
-| `drop-snapshot` | the write is done; before it, snapshots are marked invalid on disk: if there was no space left,  |
-|                 | the oldest, whose space is then used; else, or if that is not enough, all                        |
+| `drop-snapshot` | the write is done, after snapshots were marked invalid on disk: if there was no space left, the  |
+|                 | oldest, whose space is then free; otherwise, or if that is not enough, all                       |
 
-In the last case all, because snapshots share their pre-images.  A block that the newest cannot preserve is lost to each older one,
-too.
+All are marked because snapshots share their pre-images: a block that the newest snapshot cannot preserve is lost to
+each older one, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lun_backends import block_device
 
 
 class OnError(enum.Enum):
-    """See the module's table."""
+    """The answer to a failed copy; see the module's table."""
 
     FAIL_WRITES = "fail-writes"
     DROP_SNAPSHOT = "drop-snapshot"
@@ -29,7 +29,7 @@ class OnError(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a volume's snapshots are kept."""
+    """The rules by which a volume keeps its snapshots."""
 
     on_error: OnError = OnError.FAIL_WRITES
     limit: int | None = None  # bytes of pre-images in all snapshots together
@@ -44,7 +44,7 @@ DEFAULT = Policy()
 
 @dataclass(frozen=True, slots=True)
 class SpaceLow:
-    """The snapshots take `used` bytes by now, which is near their limit."""
+    """The snapshots now take `used` bytes, which is near their limit."""
 
     used: int
     limit: int

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which says what happens to each chunk.
+"""Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which describes each chunk's way.
 
-`begin` finds the chunks that changed, reads them through the snapshot's view, writes their numbers to a file, and puts the
-manifest in force that names the snapshot.  From then on the volume has the snapshot's content.  `go_on` brings the primary
-there, and ends the rollback.
+`begin` finds the chunks that changed, reads them through the snapshot's view, and writes their numbers to a file.  Then
+it puts the manifest in force that names the snapshot, and from then on the volume has the snapshot's content.  `go_on`
+brings that content to the primary, and ends the rollback.
 
-All that will be needed is read before the manifest is put in force, because after that the volume is made of it.  Damage that
-is found then refuses the rollback, unless the caller accepts it.  The manifest records that, so that a later start goes on,
-too.  Damage that comes later stops `go_on` until the caller accepts it.
+`begin` reads all chunks that the rollback needs before it puts the manifest in force, because after that the volume is
+made of them.  If it finds damage, it refuses the rollback, unless the caller accepts the damage.  The manifest records
+that the caller did, so that a later start can continue.  Damage that comes later stops `go_on` until the caller accepts
+it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def begin(
         record: pending_chunks.PendingChunks | None = None
         try:
             while True:
-                # All that takes long.  Snapshots may be taken meanwhile, and then the last one may have got more, too.
+                # All this takes long.  If snapshots are taken meanwhile, the last one of before may also have got more
+                # chunks.
                 _find_changed(state, name, needed[max(0, len(looked) - 1) :], changed, cancelled)
                 looked = needed
                 if not accept_outside:
@@ -112,9 +114,9 @@ def _check_content(
     cancelled: Callable[[], bool] | None,
     on_damage: OnDamage | None,
 ) -> None:
-    """Read some chunks of the snapshot, because later it would be too late for finding them damaged.
+    """Read some chunks of the snapshot, because later it would be too late to find them damaged.
 
-    Raises RollbackStopped; RollbackRefused for damage, unless there is `on_damage`.
+    Raise RollbackStopped, and RollbackRefused for damage if there is no `on_damage`.
     """
     view, size = snapshot.view, state.chunk_size
     found = damage.Found()
@@ -132,7 +134,7 @@ def _check_content(
 
 
 def _candidate(state: State, name: str, identity: uuid.UUID | None) -> tuple[Snapshot, tuple[Snapshot, ...]]:
-    """Return the snapshot to roll back to, and all snapshots that are needed to read it.  Raises as `begin`."""
+    """Return the snapshot to roll back to, and all snapshots that are needed to read it.  Raise the errors of `begin`."""
     state.check_open()
     state.check_not_rolling_back()
     state.check_recorded()
@@ -153,9 +155,9 @@ def _check_readable(state: State, name: str, needed: Sequence[Snapshot]) -> None
 
 
 def check_room(state: State, name: str, changed: int) -> None:
-    """Refuse a rollback that is sure to fill the disk.  Raises RollbackRefused.
+    """Raise RollbackRefused if the rollback is sure to fill the disk.
 
-    All `changed` chunks are copied, unless the newest snapshot has them already.
+    It copies all `changed` chunks that the newest snapshot does not have already.
     """
     newest = state.newest_active()
     preserved = 0 if newest is None else newest.preserved_bytes
@@ -204,7 +206,7 @@ def commit(
     """Pass the barrier of a rollback.  Raises OSError, MediumError, RollbackRefused."""
     with state.device.hold(), state.deciding:
         _check_readable(state, snapshot.name, needed)
-        state.primary.flush()  # a chunk that equals the snapshot's only in memory would be left out
+        state.primary.flush()  # otherwise a chunk that equals the snapshot's only in memory would be left out
         known = tracking.BitMap() if state.device.tracker is None else state.device.tracker.known
         record.add(_to_settle(state, snapshot, known))
         try:
@@ -213,17 +215,17 @@ def commit(
             )
             state.store(rolling_back)
         except BaseException:
-            _take_back(state, snapshot)  # before any write goes on
+            _take_back(state, snapshot)  # before any write continues
             raise
         cover(state, snapshot, record)
         state.preparing = None
 
 
 def _take_back(state: State, snapshot: Snapshot) -> None:
-    """Make sure that a rollback that failed cannot come up at the next open.
+    """Make sure that a rollback that failed does not take effect at the next open.
 
-    Its manifest may be durable although storing it failed.  If putting the old one back fails, too, writes are refused
-    from now on; see `doubt`.
+    Its manifest may be durable although it could not be stored.  If the old manifest cannot be put back, writes are
+    refused from now on; see `doubt`.
     """
     try:
         state.put_back()
@@ -245,7 +247,7 @@ def cover(state: State, snapshot: Snapshot, record: pending_chunks.PendingChunks
 
 
 def accept_damage(state: State) -> None:
-    """Let the rollback under way go on over damaged blocks.  See `Volume.accept_damage`."""
+    """Let the rollback under way continue despite damaged blocks.  See `Volume.accept_damage`."""
     with state.changing:
         if state.overlay is None or state.overlay.accept_damage:
             return
@@ -285,6 +287,6 @@ def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: 
             state.overlay = None
             state.set_durability(state.durability)
         overlay.record.close()
-        with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
+        with contextlib.suppress(OSError):  # if this fails, the file only costs space, and the next open tries again
             state.io.unlink(overlay.record.path)
         return True

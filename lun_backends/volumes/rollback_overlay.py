@@ -1,33 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlay that gives a volume a snapshot's content while its primary is still being rolled back.
 
-The volume goes back at one instant: when the manifest that names the snapshot (`restoring`) is durable.  Before that it is
-as it was.  From then on it has the snapshot's content, although no chunk is copied yet:
+The volume goes back at one instant, when the manifest that names the snapshot (`restoring`) is durable.  Before that
+instant, it is unchanged.  From then on it has the snapshot's content, although no chunk is copied yet:
 
 | chunk       | where it reads from  | a write to it                      | a crash                                            |
 | ----------- | -------------------- | ---------------------------------- | -------------------------------------------------- |
 | pending     | the snapshot's view  | settles it first                   | it is still pending, and settled again              |
 | not pending | the primary          | like any other                     | -                                                  |
 
-To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md):
-preserve it in the newest one, write the view's content to the primary, make that durable, take the chunk out of the pending
-ones, durably.  Only then may an initiator write to it.  So a chunk that is pending after a crash never has newer data than
-the snapshot's.  Chunks that have the right content already are only taken out.
+To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md).
+The overlay preserves the chunk in the newest snapshot, writes the view's content to the primary and makes that durable.
+Then it takes the chunk out of the pending ones, durably.  Only then may an initiator write to it.  So a chunk that is
+pending after a crash never has newer data than the snapshot's.  Chunks that have the right content already are only
+taken out.
 
 It is right because:
 
-* At first, the chunks that this snapshot or any newer one has are pending: all that changed since.  Blocks that the volume
-  has grown by since are pending, too, and read as zeroes.
-* During a rollback no snapshot is taken, deleted or invalidated, and the volume is not resized.  So the newest snapshot is
-  the same throughout, and the view has every snapshot that it needs.
-* All of this is durable whatever the volume's `durability` is.  During a rollback the volume is made of its snapshots, so
-  they must be as good as the primary.
-* Only the thread that settles writes to a pending chunk.  One thread settles at a time, for all that wait.  It needs no
-  gate, so the holder of the gate may settle.
-* What is settled was compared with its checksums a moment before.  Damage is never settled, unless the administrator
-  accepted it.
-* A read that saw a chunk pending may find it settled and overwritten when it asks the view.  The view has the snapshot's
-  content all the same (rule 3), and the read began before that write ended.
+* At first, the chunks that this snapshot or any newer one has are pending: all chunks that changed since.  Blocks by
+  which the volume has grown since are pending, too, and read as zeroes.
+* During a rollback no snapshot is taken, deleted or invalidated, and the volume is not resized.  So the newest snapshot
+  is the same throughout, and the view has every snapshot that it needs.
+* All of this is durable whatever the volume's `durability` is.  During a rollback the volume is made of its snapshots,
+  so they must be as good as the primary.
+* Only the thread that settles a pending chunk writes to it.  One thread settles at a time, for all that wait.  It needs
+  no gate, so the holder of the gate may settle.
+* Data is compared with its checksums just before it is settled.  Damaged data is never settled, unless the
+  administrator accepted it.
+* A read may see that a chunk is pending, and the chunk may be settled and overwritten before the read asks the view.
+  The view still has the snapshot's content (rule 3), and the read began before that write ended.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def to_settle(
 ) -> tracking.BitMap:
     """Return the chunks to settle.
 
-    They are those in `changed` that the newest snapshot covers, plus any chunk that is no hole and was added by growth since
-    the snapshot of `view`.
+    They are the chunks in `changed` that the newest snapshot covers, plus all chunks, except holes, by which the volume
+    has grown since the snapshot of `view`.
     """
     pending: tracking.BitMap = changed.copy()
     pending.remove_range(-(-newest.size // chunk_size), 1 << 62)
@@ -126,12 +127,12 @@ class RollbackOverlay:
         chunk_size: int,
         preserve: Callable[[Sequence[int]], None],
     ) -> None:
-        """Take over an open record.  `preserve` makes sure that the newest snapshot has some chunks of the primary."""
+        """Take over an open record.  `preserve` makes the newest snapshot preserve the given chunks."""
         self.record = record
         self.pending = record.chunks
         self.total = len(record.chunks)
         self.accept_damage = False
-        """Whether damaged blocks of the snapshot are taken as they are; otherwise reading and settling them fails."""
+        """Whether damaged blocks of the snapshot are taken as they are; if not, reading and settling them fails."""
         self._primary = primary
         self._moment = Moment(view, primary.size)
         self._chunk_size = chunk_size
@@ -179,7 +180,7 @@ class RollbackOverlay:
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
         """Return when no chunk of the (first, last) `spans` is pending any longer.
 
-        Raises PreserveFailed, and the errors of reading and writing.
+        Raise PreserveFailed, and the errors of reading and writing.
         """
         for first, last in spans:
             at = first
@@ -195,7 +196,7 @@ class RollbackOverlay:
     def settle_all(
         self, progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] | None = None
     ) -> bool:
-        """Settle everything.  Return False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
+        """Settle all chunks.  Return False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
         while (chunk := self._next(0)) is not None:
             if cancelled is not None and cancelled():
                 return False

@@ -6,9 +6,9 @@
             v          v (pre-images)        v       v
          primary    write-once LUN     write-once   primary
 
-No node talks to another.  The write-once LUN decides which node preserved a chunk first (lun_backends.copy_on_write), and
-the view asks it again after each read of the primary (lun_backends.snapshot_view).  A node learns which chunks are preserved
-as it writes.  After a restart it knows of none, and its first copies are futile and harmless.
+No node talks to another.  The write-once LUN decides which node preserved a chunk first (lun_backends.copy_on_write),
+and the view asks it again after each read of the primary (lun_backends.snapshot_view).  A node learns which chunks are
+preserved as it writes.  After a restart it knows of none, and its first copies are futile and harmless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lun_backends.block_device import Buffers
 
 
 class RemoteView(snapshot_view.SnapshotView):
-    """A view whose every step waits for the network, so no read is ever done without waiting."""
+    """A view on remote devices: every read waits for the network, so `read_now` never reads."""
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         return False

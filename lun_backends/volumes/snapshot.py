@@ -28,7 +28,7 @@ class Snapshot:
     deleting: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
-    held_seconds: float | None = None  # how long writes were held to take it, if this process did
+    held_seconds: float | None = None  # how long writes were held to take it, if this process took it
 
     @property
     def state(self) -> SnapshotState:

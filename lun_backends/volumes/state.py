@@ -99,7 +99,7 @@ class State:
         self.doubt.end()
 
     def store_or_not(self, record: manifest.Manifest) -> None:
-        """Put a manifest in force.  If that fails, put the old one back, because the new one may be durable all the same.
+        """Put a manifest in force.  If that fails, put the old one back, because the new one may still be durable.
 
         Raises OSError.
         """
@@ -149,7 +149,7 @@ class State:
     # Snapshots ------------------------------------------------------------------------------------------------------
 
     def snapshot(self, name: str, identity: uuid.UUID | None = None) -> Snapshot:
-        """Return the snapshot of that name.  With `identity`, a later one of the same name does not count.
+        """Return the snapshot of that name.  With `identity`, a later snapshot of the same name does not count.
 
         Raises NoSuchSnapshot.
         """
@@ -171,7 +171,7 @@ class State:
         )
 
     def newest_active(self) -> Snapshot | None:
-        """Return the snapshot that pre-images go to, or would go to if it could be reached."""
+        """Return the snapshot that gets pre-images, or would get them if it could be reached."""
         for snapshot in reversed(self.snapshots):
             if not snapshot.deleting:
                 return None if snapshot.invalid_on_disk else snapshot
@@ -183,15 +183,15 @@ class State:
         if newest is None:
             self.device.disarm()
         elif newest.is_invalid:
-            self.device.arm(newest.write_once)  # it refuses every copy; then the policy decides
+            self.device.arm(newest.write_once)  # this device refuses every copy, and then the policy decides
         else:
             self.device.arm(newest.write_once, tracker)
 
     def moving_tracker(self, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
         """Return the chunks of snapshots in deletion that an older one must no longer copy from the primary.
 
-        A chunk that they have only in part is not among them: it has not changed since they were taken, or else all of
-        it would have been preserved.  So it is still to be copied.
+        They do not include a chunk that those snapshots have only in part.  Such a chunk has not changed since they
+        were taken, because a change would have preserved all of it.  So the older snapshot still has to copy it.
         """
         tracker = tracking.Tracker(self.device.chunks)
         for snapshot in snapshots:
@@ -206,7 +206,7 @@ class State:
     def _copy_failed(
         self, side: preserving.WriteOnceSide, error: block_device.BlockDeviceError, began: float
     ) -> preserving.Decision:
-        """Apply the policy, but never invalidate a snapshot that the volume itself is made of."""
+        """Apply the policy, but never invalidate a snapshot during a rollback, because the volume is made of it."""
         with self.deciding:
             if self.overlay is None and not self.doubt.reason:
                 return self.enforcer.copy_failed(side, error, began)
@@ -223,7 +223,7 @@ class State:
         return next(snapshot for snapshot in self.snapshots if snapshot.uuid == self.manifest.restoring)
 
     def forget_rollback(self) -> None:
-        """Clean up behind a rollback that will not come up at the next open."""
+        """Remove what is left of a rollback that the next open will not continue."""
         self.remove_leftovers()
         with contextlib.suppress(block_device.BlockDeviceError):
             self.set_durability(self.durability)
@@ -238,8 +238,8 @@ class State:
     def set_durability(self, durability: Durability) -> None:
         """Set the durability of all snapshots.  Raises MediumError.
 
-        A rollback survives a power cut whatever the volume's own durability is, because the volume is made of its
-        snapshots during the rollback.
+        During a rollback, snapshots survive a power cut whatever the volume's own durability is, because the volume is
+        made of them.
         """
         for snapshot in self.snapshots:
             if isinstance(snapshot.write_once, write_once.WriteOnce) and not snapshot.is_invalid:
@@ -264,13 +264,13 @@ class State:
         return self.directory / "snapshots" / str(identity)
 
     def pending_path(self, identity: uuid.UUID) -> Path:
-        """Return the path of the file that says how far a rollback to a snapshot got."""
+        """Return the path of the file that records the progress of a rollback to a snapshot."""
         return self.path(identity).with_suffix(_PENDING)
 
     def remove_leftovers(self) -> None:
-        """Remove files with the name of a snapshot that no manifest names.
+        """Remove the files of snapshots that the manifest does not name.
 
-        A crash came before the manifest named them, or after it no longer did.
+        A crash came before the manifest named them, or after it stopped to name them.
         """
         named = {str(record.uuid) for record in self.manifest.snapshots}
         for path in sorted((self.directory / "snapshots").glob("*")):

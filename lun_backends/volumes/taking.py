@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking a snapshot (rule 7, lun_backends/README.md), in steps, so that `group` can take several at one moment.
 
-| step      | when                     | what                                                                     |
+| step      | when                     | action                                                                   |
 | --------- | ------------------------ | ------------------------------------------------------------------------ |
 | `begin`   |                          | check the request and make the files                                     |
 | `prepare` |                          | write the new manifest beside the old one, flush the primary             |
-| `commit`  | while writes are held    | flush what is left, put the manifest in force                            |
+| `commit`  | while writes are held    | flush the rest, put the manifest in force                                |
 | `end`     | while writes are held    | extend the chain, arm copy-on-write                                      |
-| `abandon` | if any step above failed | see to it that the snapshot cannot come up; before writes are let through |
+| `abandon` | if any step above failed | keep the snapshot from coming up, before writes are let through          |
 
 The caller holds `State.changing` from the first step to the last.
 """
@@ -31,7 +31,7 @@ from lun_backends.volumes.state import State
 
 @dataclasses.dataclass
 class Taking:
-    """A snapshot on its way."""
+    """A snapshot that is being taken."""
 
     record: manifest.SnapshotRecord
     device: write_once.WriteOnce
@@ -50,7 +50,7 @@ def take(state: State, name: str, labels: Mapping[str, str] | None, *, scheduled
                 try:
                     commit(state, taking)
                 except BaseException:
-                    abandon(state, taking)  # before any write goes on
+                    abandon(state, taking)  # before any write continues
                     raise
                 snapshot = end(state, taking)
         except (OSError, block_device.BlockDeviceError) as error:
@@ -69,7 +69,7 @@ def begin(
     scheduled: bool = False,
     group: uuid.UUID | None = None,
 ) -> Taking:
-    """Check the request and make the files.  Raises as `Volume.create_snapshot`."""
+    """Check the request and make the files.  Raise the errors of `Volume.create_snapshot`."""
     _check(state, name, labels or {})
     record = manifest.SnapshotRecord(
         name=name,
@@ -126,8 +126,9 @@ def end_group(state: State) -> None:
 def abandon(state: State, taking: Taking) -> None:
     """Make sure that a snapshot that was not taken cannot come up at the next open.  Abandoning it twice is allowed.
 
-    Its manifest may be durable although storing it failed.  Without files the snapshot would be listed as invalid, never
-    as good.  If neither the files nor the manifest can be removed, writes are refused from now on; see `doubt`.
+    Its manifest may be durable although it could not be stored.  Without files, the snapshot would be listed as
+    invalid, never as good.  If neither the files nor the manifest can be removed, writes are refused from now on; see
+    `doubt`.
     """
     if taking.abandoned:
         return
@@ -157,7 +158,7 @@ def check_labels(state: State, labels: Mapping[str, str]) -> None:
 
 
 def _check(state: State, name: str, labels: Mapping[str, str]) -> None:
-    """Raise if a snapshot of that name and with these labels cannot be taken now."""
+    """Raise an error if a snapshot of that name and with these labels cannot be taken now."""
     state.check_open()
     check_labels(state, labels)
     if not names.valid(name):

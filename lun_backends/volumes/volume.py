@@ -6,8 +6,8 @@
     <directory>/snapshots/<uuid>.chunks and its chunks
     <directory>/snapshots/<uuid>.outside which of them an initiator wrote to, if any (stores/outside.py)
 
-The manifest says where the primary is.  A crash at any point leaves the volume as it was before or after a change, because
-the manifest is the change:
+The manifest says where the primary is.  A crash at any point leaves the volume as it was before or after a change,
+because the manifest is the change:
 
 | change          | before the manifest is replaced                  | after                                                |
 | --------------- | ------------------------------------------------ | ---------------------------------------------------- |
@@ -25,9 +25,9 @@ Files that no manifest names are leftovers of such a crash.  The next open remov
 snapshot's files.  A snapshot whose files cannot be opened stays in the list, invalid, and every view that would need it
 fails.
 
-Each method that changes snapshots runs on its caller's thread and waits for disks.  Changes queue behind each other.  The
-long part of a deletion or a rollback holds up other deletions and rollbacks, but no new snapshot.  A caller that serves a
-snapshot's devices withdraws them before it deletes the snapshot.
+Each method that changes snapshots runs on its caller's thread and waits for disks.  Changes wait for each other.  The
+long part of a deletion or a rollback holds up other deletions and rollbacks, but no new snapshot.  A caller that serves
+a snapshot's devices withdraws them before it deletes the snapshot.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Volume:
     ) -> Volume:
         """Make a volume in `directory` (made if missing) and open it.
 
-        With `size` (bytes) the primary is made, sparse, unless there is a file or device of at least that size.  Without,
-        the primary is taken as it is.
+        With `size` (bytes), this makes a sparse primary, unless there is a file or device of at least that size.
+        Without `size`, the primary must exist and is taken as it is.
 
         Raises VolumeError, BadName, backing_file.CannotOpen, ManifestError.
         """
@@ -144,7 +144,7 @@ class Volume:
         return tracking.BitMap() if overlay is None else overlay.pending.copy()
 
     def snapshot(self, name: str, identity: uuid.UUID | None = None) -> Snapshot:
-        """Return the snapshot of that name.  With `identity`, a later one of the same name does not count.
+        """Return the snapshot of that name.  With `identity`, a later snapshot of the same name does not count.
 
         Raises NoSuchSnapshot.
         """
@@ -161,7 +161,7 @@ class Volume:
         return outside.found(snapshots[snapshots.index(snapshot) :], self.chunk_size)
 
     def changed_map(self, name: str, buckets: int) -> list[float]:
-        """Return which parts of the volume changed since the snapshot: the changed fraction of each of `buckets` equal parts.
+        """Divide the volume into `buckets` equal parts, and return the fraction of each that changed since the snapshot.
 
         Raises NoSuchSnapshot, SnapshotInvalid.
         """
@@ -219,10 +219,10 @@ class Volume:
     ) -> None:
         """Delete a snapshot.
 
-        The oldest goes at once.  Any other first moves its chunks to the next older one, which calls `progress` with
-        (bytes done, bytes in all), and stops when `cancelled` returns True.  Damaged chunks stay damaged on the way, and
-        `on_damage` is called for them.  Blocks that cannot be read stop the deletion (DamageFound), unless `accept_loss`:
-        then they go as damaged, too.
+        The oldest snapshot is removed at once.  The chunks of any other first move to the next older one.  The move
+        calls `progress` with (bytes done, bytes in all), and stops when `cancelled` returns True.  Damaged chunks stay
+        damaged, and `on_damage` is called for them.  Blocks that cannot be read stop the deletion (DamageFound).  With
+        `accept_loss`, they become damaged blocks instead.
 
         Raises NoSuchSnapshot, DeletionStopped, DamageFound, VolumeError.
         """
@@ -240,7 +240,7 @@ class Volume:
         cancelled: Callable[[], bool] | None = None,
         on_damage: OnDamage | None = None,
     ) -> None:
-        """Go on with all deletions that a crash or a cancellation stopped.  As `delete_snapshot`."""
+        """Continue all deletions that a crash or a cancellation stopped, as `delete_snapshot` does."""
         state = self.state
         with state.reshaping:
             state.check_open()
@@ -250,7 +250,7 @@ class Volume:
                     deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=False)
 
     def keep_by(self, rules: policy.Policy) -> None:
-        """Keep snapshots by these rules from now on, while the volume is used.  `copy_timeout` stays as it is."""
+        """Keep snapshots by these rules from now on; the volume may be in use.  `copy_timeout` stays as it is."""
         state = self.state
         with state.changing:
             state.rules = dataclasses.replace(rules, copy_timeout=state.rules.copy_timeout)
@@ -273,15 +273,16 @@ class Volume:
     ) -> None:
         """Roll the volume back to a snapshot.
 
-        First this reads all of the snapshot that the volume does not have any longer, and compares it with its checksums.
-        When it returns the volume has the snapshot's content, for good, and `continue_rollback` has to bring the primary
-        there.  Blocks that the volume has grown by since the snapshot read as zeroes.
+        First this reads the content of the snapshot that the volume no longer has, and compares it with its checksums.
+        When it returns, the volume has the snapshot's content, for good, and `continue_rollback` has to bring that
+        content to the primary.  Blocks by which the volume has grown since the snapshot read as zeroes.
 
-        Damaged blocks refuse the rollback (DamageFound).  With `on_damage` they are taken as they are, unreadable ones as
-        zeroes, and `on_damage` is called for them.  Blocks that an initiator wrote to a write-once LUN refuse it, too
-        (WrittenOutside), unless `accept_outside`.
+        Damaged blocks are refused (DamageFound).  With `on_damage`, damaged blocks are taken as they are, unreadable
+        ones as zeroes, and `on_damage` is called for them.  Blocks that an initiator wrote to a write-once LUN refuse
+        it, too (WrittenOutside), unless `accept_outside`.
 
-        Raises NoSuchSnapshot, RollbackRefused, DamageFound, WrittenOutside, RollbackUnderWay; RollbackStopped when `cancelled` returns True.
+        Raises NoSuchSnapshot, RollbackRefused, DamageFound, WrittenOutside, RollbackUnderWay, and
+        RollbackStopped when `cancelled` returns True.
         """
         rollback.begin(self.state, name, identity, cancelled, on_damage, accept_outside=accept_outside)
 
@@ -300,10 +301,10 @@ class Volume:
     ) -> bool:
         """Bring the primary to the content of the snapshot that the volume was rolled back to.
 
-        Calls `progress` with (bytes done, bytes in all).  Returns False if `cancelled` stopped it; the volume has the
+        Call `progress` with (bytes done, bytes in all).  Return False if `cancelled` stopped it; the volume has the
         snapshot's content all the same.
 
-        Raises VolumeError, DamageFound, PreserveFailed, and the errors of reading and writing.  It may be called again.
+        Raise VolumeError, DamageFound, PreserveFailed, and the errors of reading and writing.  It may be called again.
         """
         return rollback.go_on(self.state, progress, cancelled)
 
