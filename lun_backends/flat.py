@@ -93,6 +93,11 @@ class Flat(block_device.BlockDevice):
         )
         self._scratch = [memoryview(bytearray(_PAGE))]
 
+    @property
+    def descriptor(self) -> backing_file.Descriptor:
+        """The open file.  A caller that keeps it keeps the lock, too, even after the device is closed."""
+        return self._descriptor
+
     def _open(self) -> backing_file.Descriptor:
         flags = os.O_CLOEXEC | (os.O_RDONLY if self.read_only else os.O_RDWR) | (os.O_DIRECT if self.direct else 0)
         try:

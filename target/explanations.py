@@ -31,6 +31,14 @@ rollbacks are refused, unless --damaged is given.  All other blocks are correct.
 `wolun snapshot verify` reads the whole snapshot and names the blocks; a backup or an export may have their content.  Check the
 disk.  The alert ends when the snapshot is deleted.  A deletion moves damaged blocks to the next older snapshot as damaged, and
 the alert goes along.  The daemon counts what was read since it started.""",
+    "snapshots-doubtful": """\
+A snapshot shows the volume's primary wherever nothing was overwritten since.  So it is true only if nothing but this volume
+writes to the primary.  While the volume was not served, the primary was changed or replaced, or an older copy of the state
+directory was put in its place; the alert says what differs from the last time.  The snapshots of before may show a mixture now.
+wolun serves them and marks them as doubtful; it does not export them, compare them or roll back to them.  The volume and later
+snapshots are not affected.  If the wrong file or disk is there, stop the daemon at once and put the right one back.  If the
+primary is right and was not written to (its permissions were changed, say, or it was copied with all its content), run
+`wolun volume accept`.  Otherwise delete the doubtful snapshots, the oldest first.""",
     "snapshot-unreachable": """\
 The snapshot's files exist but the daemon cannot open them, for example because a disk is failing or read-only, a permission is
 missing, or another process holds a lock.  The snapshot may still be good, so wolun changes nothing.  If it is the newest

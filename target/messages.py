@@ -90,7 +90,7 @@ class Volume:
 
     `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is not
     served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back to, until
-    all of its data is in the primary.
+    all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
     """
 
     name: str
@@ -112,8 +112,17 @@ class Volume:
     read_bytes_per_second: float
     written_bytes_per_second: float
     commands_per_second: float
+    doubtful: str = ""
     verify_reads: bool = True
     map_write_once: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A volume whose primary was accepted as it is: the snapshots of that volume that are no longer doubtful."""
+
+    volume: str
+    snapshots: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,6 +450,7 @@ class Outside:
 class Verification:
     """The result of verifying a snapshot.
 
+    `doubtful` says why the snapshot may not be true whatever its checksums say; then it is not `sound`.
     `damage` lists the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a
     sentence for each damaged file header.  `unverifiable_bytes` have no checksum.  `outside` lists what initiators wrote to
     write-once LUNs, and `outside_bytes` counts it: it is stored as they wrote it, which may not be what the volume held.
@@ -454,6 +464,7 @@ class Verification:
     damaged_bytes: int
     damage: tuple[Damage, ...]
     headers: tuple[str, ...]
+    doubtful: str = ""
     outside_bytes: int = 0
     outside: tuple[Outside, ...] = ()
 

@@ -84,6 +84,13 @@ def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
 
 
 @_printable
+def accepted(answer: messages.Accepted) -> str:
+    """Return the text for a volume whose primary was accepted."""
+    names = ", ".join(f"{answer.volume}@{name}" for name in answer.snapshots)
+    return f"accepted {names}" if names else f"no snapshot of {answer.volume} is doubtful"
+
+
+@_printable
 def snapshots(answer: Sequence[messages.Snapshot]) -> str:
     """Return the table of snapshots, with a column of labels if any snapshot has one."""
     if not answer:
@@ -150,10 +157,14 @@ def labels(answer: Mapping[str, str]) -> str:
 def verification(answer: messages.Verification) -> str:
     """Return the result of a verification, with each damaged extent."""
     name = f"{answer.volume}@{answer.name}"
+    damaged = answer.damaged_bytes or answer.headers
+    verdict = "DAMAGED" if damaged else "DOUBTFUL" if answer.doubtful else "intact"
     lines = [
-        f"{name} is {'intact' if answer.sound else 'DAMAGED'}: {units.human_size(answer.good_bytes)} good, "
+        f"{name} is {verdict}: {units.human_size(answer.good_bytes)} good, "
         f"{units.human_size(answer.unverifiable_bytes)} unverifiable, {units.human_size(answer.damaged_bytes)} damaged"
     ]
+    if answer.doubtful:
+        lines.append(f"it may show a mixture, which no checksum can find: {answer.doubtful}")
     lines += answer.headers
     if answer.damage:
         heads = ("LBA", "BLOCKS", "KEPT IN", "DAMAGE")
@@ -264,7 +275,7 @@ def status(answer: messages.Status) -> str:
                 (
                     volume.name,
                     _lun(volume.lun),
-                    volume.state,
+                    f"{volume.state}, doubtful" if volume.doubtful else volume.state,
                     units.human_size(volume.size),
                     units.human_size(volume.primary_used_bytes),
                     str(volume.snapshots),

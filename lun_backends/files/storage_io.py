@@ -89,6 +89,18 @@ class StorageIO:
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
 
+    def fsync(self, fd: int) -> None:
+        """Make data, length, times and attributes of the file durable."""
+        os.fsync(fd)
+
+    def attribute(self, fd: int, name: str) -> bytes:
+        """Return an extended attribute of the file."""
+        return os.getxattr(fd, name)
+
+    def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+        """Set an extended attribute of the file."""
+        os.setxattr(fd, name, value)
+
     def sync_map(self, fd: int) -> None:
         """Make every store into the mapped file durable; the module's docstring says how."""
         os.fdatasync(fd)

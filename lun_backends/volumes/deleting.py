@@ -176,7 +176,8 @@ def forget(state: State, snapshot: Snapshot) -> None:
     removed = [other for other in state.snapshots if other not in left]
     kept = {other.uuid for other in left}
     records = tuple(record for record in state.manifest.snapshots if record.uuid in kept)
-    shorter = dataclasses.replace(state.manifest, snapshots=records)
+    doubtful = {identity: reason for identity, reason in state.manifest.doubtful.items() if identity in kept}
+    shorter = dataclasses.replace(state.manifest, snapshots=records, doubtful=doubtful)
     newest = state.newest_active()
     if newest in left or (newest is None and state.device.write_once_side is None):
         state.store_or_not(shorter)

@@ -67,6 +67,10 @@ class WrittenOutside(VolumeError):
     """The request would pass on blocks that an initiator wrote to a write-once LUN."""
 
 
+class SnapshotDoubtful(VolumeError):
+    """The snapshot may not be true, because its primary may have changed while the volume was closed; see `identity`."""
+
+
 class RollbackRefused(VolumeError):
     """The volume was not rolled back.  It is as before."""
 
@@ -81,6 +85,11 @@ class RollbackUnderWay(VolumeError):
 
 class ResizeRefused(VolumeError):
     """The volume's size was not changed."""
+
+
+def accept(volume: str) -> str:
+    """Return the remedy for doubtful snapshots of a volume."""
+    return f"check the primary, then run `wolun volume accept {volume}`, or delete the doubtful snapshots"
 
 
 def why(error: OSError | block_device.BlockDeviceError) -> str:

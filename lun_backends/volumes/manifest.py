@@ -7,6 +7,7 @@ from the moment when a manifest that names it is durable.
 | state      | meaning                                                                                              |
 | ---------- | ---------------------------------------------------------------------------------------------------- |
 | `active`   | can be read                                                                                          |
+| `doubtful` | never stored here: `Manifest.doubtful` has the reason; can be read, see `identity`                   |
 | `deleting` | has no view; its chunks are moving down to the next older snapshot; the next open continues this     |
 | `invalid`  | never stored here: the snapshot's map, or a file beside it, records it (see `invalidation`)          |
 """
@@ -20,17 +21,29 @@ import enum
 import os
 import uuid
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import pydantic
 
 from lun_backends import names, refused
 from lun_backends.durability import Durability
+from lun_backends.files import format as format_
 from lun_backends.files import os_error, small_file, storage_io
+from lun_backends.volumes import identity
 
 _FILE = "volume.json"
 _SPARE = "volume.json.spare"
 _SPARE_BYTES = 16384  # forty snapshots
+
+FORMAT: Final = 2
+"""The format that is written.  Raise it with every new field: older versions refuse fields that they do not know.
+
+| format | has in addition                               |
+| ------ | --------------------------------------------- |
+| 2      | `restoring_damaged`, `identity`, `doubtful`   |
+
+New fields belong into `Manifest` itself.  There, an older version finds the format first, and can say that it is newer.
+"""
 
 LABELS_MAX = 64
 """Labels of one snapshot."""
@@ -44,6 +57,7 @@ class SnapshotState(enum.Enum):
     ACTIVE = "active"
     DELETING = "deleting"
     INVALID = "invalid"
+    DOUBTFUL = "doubtful"
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,6 +113,7 @@ def _check_block_size(value: int) -> int:
 _Name = Annotated[str, pydantic.AfterValidator(_check_name)]
 _PowerOfTwo = Annotated[int, pydantic.AfterValidator(_check_power_of_two)]
 _Uuid = uuid.UUID  # where a field is called `uuid`
+_Identity = identity.Identity
 _CONFIG = pydantic.ConfigDict(extra="forbid")
 
 
@@ -147,8 +162,12 @@ class Manifest:
     restoring: _Uuid | None = (
         None  # the snapshot that the volume is being rolled back to (the field keeps its old name)
     )
-    restoring_damaged: bool = False  # damaged blocks of that snapshot are taken as they are; stored only if true
-    format: Literal[1] = 1
+    restoring_damaged: bool = False  # damaged blocks of that snapshot are taken as they are
+    identity: _Identity | None = None  # of the primary, as it was seen last
+    doubtful: dict[_Uuid, str] = dataclasses.field(
+        default_factory=dict
+    )  # why snapshots may not be true, see `identity`
+    format: Literal[1, 2] = FORMAT
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -182,12 +201,12 @@ def load(directory: Path) -> Manifest:
         reason = os_error.reason(error)
         raise ManifestError(path, "", reason, "check the permissions and the file system") from error
     try:
-        return _TYPE.validate_json(text, strict=False)
+        return dataclasses.replace(_TYPE.validate_json(text, strict=False), format=FORMAT)
     except pydantic.ValidationError as error:
         field, reason = _first(error)
         remedy = "restore the file from a backup of the state directory"
-        if field == "format":
-            remedy = "use the version of wolun that wrote it"
+        if format_.newer(text, FORMAT):
+            field, reason, remedy = "format", format_.newer(text, FORMAT), format_.REMEDY
         raise ManifestError(path, field, reason, remedy) from error
 
 
@@ -231,9 +250,7 @@ def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = stor
     The content goes into a spare file that already has space, because on a full disk a snapshot must still be
     deletable.
     """
-    # An older version refuses fields that it does not know, so leave this field out if it has its default.
-    left_out = None if manifest.restoring_damaged else {"restoring_damaged"}
-    text = _TYPE.dump_json(manifest, indent=2, exclude=left_out) + b"\n"
+    text = _TYPE.dump_json(manifest, indent=2) + b"\n"
     small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
     _keep_spare(directory, 2 * len(text), io)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from lun_backends import block_device, flat, lost_device, names, write_once
 from lun_backends.durability import Durability
-from lun_backends.files import backing_file, os_error, storage_io
+from lun_backends.files import backing_file, facts, os_error, storage_io
 from lun_backends.stores import store_file, thin
-from lun_backends.volumes import boot, errors, invalidation, manifest, pending_chunks, policy, rollback
+from lun_backends.volumes import boot, errors, identity, invalidation, manifest, pending_chunks, policy, rollback
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -42,6 +42,9 @@ def create(
     if manifest.exists(directory):
         reason = f"there is a volume in {directory} already"
         raise errors.VolumeError(name, reason, "open it, or give another directory")
+    if any((directory / "snapshots").glob("*.map")):
+        reason = f"there are snapshots in {directory}, but no manifest"
+        raise errors.VolumeError(name, reason, "restore volume.json from a backup, or move the directory away")
     try:
         (directory / "snapshots").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,6 +69,7 @@ def create(
     state = State(directory, record, io, rules, listener)
     try:
         state.store(record)
+        _take_over(state)
     except OSError as error:
         close(state)
         reason = f"cannot write the manifest: {os_error.reason(error)}"
@@ -97,6 +101,7 @@ def open_state(directory: Path, rules: policy.Policy, listener: policy.Listener,
             manifest.store(directory, record, io)
     state = State(directory, record, io, rules, listener)
     try:
+        _recognise(state)
         _open_snapshots(state)
         _note_boot(state)
         state.opened = True
@@ -114,10 +119,12 @@ def close(state: State) -> None:
         state.closed = True
         with contextlib.suppress(OSError):  # writes have ended, so the next open may read either manifest
             state.doubt.resolve()
+        primary, sound = state.primary.descriptor, False
         try:
             state.device.close()
             state.chain.replace(())
             state.primary.close()
+            sound = True
         finally:
             if state.overlay is not None:
                 state.overlay.record.close()
@@ -125,9 +132,59 @@ def close(state: State) -> None:
             broken = any(isinstance(device, write_once.WriteOnce) and device.store.broken for device in devices)
             for device in devices:
                 device.close()
-        if state.opened and state.manifest.in_use == boot.current() and not broken:
+        if state.opened and not broken:
+            if state.manifest.in_use == boot.current():
+                state.manifest = dataclasses.replace(state.manifest, in_use=None)
             with contextlib.suppress(OSError):  # the next open then takes the volume for unclean, which is safe
-                manifest.store(state.directory, dataclasses.replace(state.manifest, in_use=None), state.io)
+                if sound and state.manifest.identity is not None:
+                    _hand_over(state, primary.fd)
+                else:
+                    manifest.store(state.directory, state.manifest, state.io)
+
+
+def _recognise(state: State) -> None:
+    """Compare the primary with the record of it, and tie the two together anew.  Raises OSError of looking at the primary.
+
+    If the manifest cannot be stored, primary and record stay as they are, and the next open compares again.
+    """
+    known = state.manifest.identity
+    seen = facts.observe(state.primary.descriptor.fd, state.io)
+    if known is not None and (reason := identity.difference(known, seen, state.uuid)):
+        doubtful = {snapshot.uuid: f"its primary {reason}" for snapshot in state.manifest.snapshots}
+        state.manifest = dataclasses.replace(state.manifest, doubtful=doubtful | state.manifest.doubtful)
+        names = tuple(snapshot.name for snapshot in state.manifest.snapshots)
+        state.listener(policy.PrimaryDiffers(names, reason))
+    try:
+        _take_over(state)
+    except OSError:
+        if known is not None and state.manifest.identity is known:
+            state.manifest = dataclasses.replace(state.manifest, identity=dataclasses.replace(known, clean=False))
+
+
+def _take_over(state: State) -> None:
+    """Give the primary the next generation, before the first write to it.  Raises OSError."""
+    fd, known = state.primary.descriptor.fd, state.manifest.identity
+    generation = "" if known is None else known.generation
+    _move(state, fd, generation, clean=False)
+
+
+def _hand_over(state: State, fd: int) -> None:
+    """Give the primary the next generation, after the last write to it, and record how it is left.  Raises OSError."""
+    known = state.manifest.identity
+    _move(state, fd, "" if known is None else known.generation, clean=True)
+
+
+def _move(state: State, fd: int, generation: str, *, clean: bool) -> None:
+    """Take the four steps of `identity` that lead to another generation.  Raises OSError."""
+    seen = facts.observe(fd, state.io)
+    if seen.marks:
+        following = identity.following(generation)
+        before = identity.record(seen, generation=generation, following=following)
+        state.store(dataclasses.replace(state.manifest, identity=before))
+        generation = identity.move(fd, state.uuid, following, state.io)
+        seen = facts.observe(fd, state.io)
+    after = identity.record(seen, generation=generation if seen.marks else "", clean=clean)
+    state.store(dataclasses.replace(state.manifest, identity=after))
 
 
 def _open_snapshots(state: State) -> None:

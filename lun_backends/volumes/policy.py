@@ -72,7 +72,15 @@ class StateUnknown:
     reason: str
 
 
-Event = SpaceLow | SnapshotInvalidated | WriteRefused | StateUnknown
+@dataclass(frozen=True, slots=True)
+class PrimaryDiffers:
+    """The primary may have changed while the volume was closed; the snapshots called `names` are doubtful, see `identity`."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+Event = PrimaryDiffers | SpaceLow | SnapshotInvalidated | WriteRefused | StateUnknown
 Listener = Callable[[Event], None]
 """Called on the thread of a write, so it has to return at once."""
 

@@ -141,6 +141,7 @@ def _candidate(state: State, name: str, identity: uuid.UUID | None) -> tuple[Sna
     snapshot = state.snapshot(name, identity)
     needed = state.snapshots[state.snapshots.index(snapshot) :]
     _check_readable(state, name, needed)
+    _check_certain(state, snapshot)
     if snapshot.deleting:
         raise errors.RollbackRefused(state.name, f"{name!r} is being deleted", "restore another snapshot")
     return snapshot, needed
@@ -152,6 +153,13 @@ def _check_readable(state: State, name: str, needed: Sequence[Snapshot]) -> None
         if snapshot.is_invalid:
             reason = f"{name!r} cannot be read: {snapshot.name!r} is invalid: {snapshot.invalid_reason}"
             raise errors.RollbackRefused(state.name, reason, "restore another snapshot")
+
+
+def _check_certain(state: State, snapshot: Snapshot) -> None:
+    """Raise SnapshotDoubtful if the snapshot may not be true, see `identity`."""
+    if snapshot.doubt:
+        reason = f"{snapshot.name!r} is doubtful: {snapshot.doubt}"
+        raise errors.SnapshotDoubtful(state.name, reason, errors.accept(state.name))
 
 
 def check_room(state: State, name: str, changed: int) -> None:
@@ -266,6 +274,8 @@ def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: 
         overlay = state.overlay
         if overlay is None:
             return True
+        if state.rolling_back_to is not None:
+            _check_certain(state, state.rolling_back_to)
         try:
             if not overlay.settle_all(progress, cancelled):
                 return False

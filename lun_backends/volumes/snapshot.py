@@ -28,14 +28,17 @@ class Snapshot:
     deleting: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
+    doubt: str = ""  # why it may not be true, see `identity`; empty if nothing speaks against it
     held_seconds: float | None = None  # how long writes were held to take it, if this process took it
 
     @property
     def state(self) -> SnapshotState:
-        """Return the state: active, deleting or invalid."""
+        """Return the state: active, doubtful, deleting or invalid."""
         if self.deleting:
             return SnapshotState.DELETING
-        return SnapshotState.INVALID if self.is_invalid else SnapshotState.ACTIVE
+        if self.is_invalid:
+            return SnapshotState.INVALID
+        return SnapshotState.DOUBTFUL if self.doubt else SnapshotState.ACTIVE
 
     @property
     def is_invalid(self) -> bool:
@@ -46,6 +49,11 @@ class Snapshot:
     def invalid_reason(self) -> str:
         """Return why it is invalid; an empty text if it is not."""
         return self.write_once.reason or ""
+
+    @property
+    def reason(self) -> str:
+        """Return the reason of the state: why it is invalid, or else why it is doubtful."""
+        return self.invalid_reason or self.doubt
 
     @property
     def unreadable(self) -> str:

@@ -88,7 +88,7 @@ class State:
         self.doubt = doubt.Doubt(self.device, self.changing, self.put_back, self.forget_rollback, listener)
         self.preparing: Path | None = None  # the file of a rollback that no manifest names yet
         self.opened = self.closed = False
-        self._listener = listener
+        self.listener = listener
 
     # The manifest ---------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,14 @@ class State:
             device.verify_reads = self.rules.verify_reads
         view = snapshot_view.SnapshotView(self.primary, self.chain, device)
         return Snapshot(
-            record.name, record.uuid, record.taken_at, device, view, labels=record.labels, scheduled=record.scheduled
+            record.name,
+            record.uuid,
+            record.taken_at,
+            device,
+            view,
+            labels=record.labels,
+            scheduled=record.scheduled,
+            doubt=self.manifest.doubtful.get(record.uuid, ""),
         )
 
     def newest_active(self) -> Snapshot | None:
@@ -210,7 +217,7 @@ class State:
         with self.deciding:
             if self.overlay is None and not self.doubt.reason:
                 return self.enforcer.copy_failed(side, error, began)
-        self._listener(policy.WriteRefused(error))
+        self.listener(policy.WriteRefused(error))
         return preserving.Decision.REFUSE
 
     # Rollback -------------------------------------------------------------------------------------------------------

@@ -249,6 +249,26 @@ class Volume:
                 if snapshot.deleting:
                     deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=False)
 
+    @property
+    def doubt(self) -> str:
+        """Return why its snapshots may not be true, see `identity`; empty if nothing speaks against them."""
+        return next((snapshot.doubt for snapshot in self.snapshots if snapshot.doubt), "")
+
+    def accept_primary(self) -> list[str]:
+        """Take doubtful snapshots for true from now on.  Return their names.  Raises VolumeError."""
+        state = self.state
+        with state.changing:
+            state.check_open()
+            try:
+                state.store(dataclasses.replace(state.manifest, doubtful={}))
+            except OSError as error:
+                reason = f"cannot write the manifest: {os_error.reason(error)}"
+                raise errors.VolumeError(self.name, reason, "check the file system") from error
+            accepted = [snapshot for snapshot in state.snapshots if snapshot.doubt]
+            for snapshot in accepted:
+                snapshot.doubt = ""
+            return [snapshot.name for snapshot in accepted]
+
     def keep_by(self, rules: policy.Policy) -> None:
         """Keep snapshots by these rules from now on; the volume may be in use.  `copy_timeout` stays as it is."""
         state = self.state
@@ -281,7 +301,7 @@ class Volume:
         ones as zeroes, and `on_damage` is called for them.  Blocks that an initiator wrote to a write-once LUN refuse
         it, too (WrittenOutside), unless `accept_outside`.
 
-        Raises NoSuchSnapshot, RollbackRefused, DamageFound, WrittenOutside, RollbackUnderWay, and
+        Raises NoSuchSnapshot, RollbackRefused, SnapshotDoubtful, DamageFound, WrittenOutside, RollbackUnderWay, and
         RollbackStopped when `cancelled` returns True.
         """
         rollback.begin(self.state, name, identity, cancelled, on_damage, accept_outside=accept_outside)
@@ -304,7 +324,8 @@ class Volume:
         Call `progress` with (bytes done, bytes in all).  Return False if `cancelled` stopped it; the volume has the
         snapshot's content all the same.
 
-        Raise VolumeError, DamageFound, PreserveFailed, and the errors of reading and writing.  It may be called again.
+        Raise VolumeError, DamageFound, SnapshotDoubtful, PreserveFailed, and the errors of reading and writing.  It may be called
+        again.
         """
         return rollback.go_on(self.state, progress, cancelled)
 

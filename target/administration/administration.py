@@ -106,6 +106,11 @@ class Administration:
             self._volumes.resize(name, size)
             return self.volume(name)
 
+    def accept_volume(self, name: str, *, dry_run: bool) -> messages.Accepted:
+        """Take the doubtful snapshots of a volume for true."""
+        with self._lock:
+            return self._volumes.accept(name, dry_run=dry_run)
+
     def delete_volume(self, name: str, *, force: bool, data: bool, dry_run: bool) -> None:
         """Stop serving a volume; with `data`, delete its files in the state directory."""
         with self._lock:

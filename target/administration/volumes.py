@@ -77,6 +77,20 @@ class VolumeChanges:
         if before.size is not None:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
 
+    def accept(self, name: str, *, dry_run: bool) -> messages.Accepted:
+        """Take the doubtful snapshots of a volume for true."""
+        owner = self._inventory.volume(name)
+        if dry_run:
+            return messages.Accepted(name, tuple(snapshot.name for snapshot in owner.snapshots if snapshot.doubt))
+        with problems.translated(f"the primary of {name} was not accepted"):
+            accepted = owner.accept_primary()
+        log.warning(
+            "the primary of %s is accepted, so these snapshots count as true: %s", name, ", ".join(accepted) or "none"
+        )
+        if accepted and owner.rolling_back_to is not None:
+            self._inventory.resume(owner)
+        return messages.Accepted(name, tuple(accepted))
+
     def become(self, before: settings.Volume, after: settings.Volume, *, force: bool, dry_run: bool) -> None:
         """Change a configured volume until it agrees with `after`, even if it is not served now."""
         same = before.model_copy(update={key: getattr(after, key) for key in _WHILE_IN_USE}) == after

@@ -14,6 +14,19 @@ def volume() -> None:
     """Change volumes."""
 
 
+@volume.command("accept")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@common.verb
+def volume_accept(context: common.Context, name: str) -> None:
+    """Take the doubtful snapshots of VOLUME for true.
+
+    Snapshots are doubtful if the volume's primary may have changed while it was not served.  Look at the primary first:
+    `wolun status` says what differs.  Whatever was written to it meanwhile shows in the snapshots, too.
+    """
+    answer = context.client().accept_volume(name)
+    context.answer(answer, lambda: show.accepted(answer))
+
+
 @volume.command("resize")
 @click.argument("name", metavar="VOLUME")
 @click.argument("size", type=common.SIZE)

@@ -133,6 +133,11 @@ class Client:
         request = messages.ResizeVolume(size)
         return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
+    def accept_volume(self, name: str) -> messages.Accepted:
+        """Take the doubtful snapshots of a volume for true."""
+        path = f"{_volume(name)}/accept?dry_run={self.dry_run}"
+        return codec.decode(messages.Accepted, self._ask("POST", path))
+
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
         """Yield the job again and again, until it has ended."""
         yield job

@@ -124,6 +124,9 @@ class Collector(registry.Collector):
             "Chunks of the snapshot that were found damaged since the daemon started.",
             labels=labels,
         )
+        doubtful = core.GaugeMetricFamily(
+            "wolun_snapshot_doubtful", "1 if the snapshot may not be true: its primary may have changed.", labels=labels
+        )
         syncs = core.CounterMetricFamily("wolun_snapshot_syncs", "Waits for stable storage.", labels=[*labels, "call"])
         for name, volume in self._inventory.open_volumes.items():
             for snapshot in volume.snapshots:
@@ -132,10 +135,11 @@ class Collector(registry.Collector):
                 preserved.add_metric(key, snapshot.preserved_bytes)
                 valid.add_metric(key, 0 if snapshot.is_invalid else 1)
                 damaged.add_metric(key, snapshot.damaged_chunks)
+                doubtful.add_metric(key, 1 if snapshot.doubt else 0)
                 if snapshot.held_seconds is not None:
                     held.add_metric(key, snapshot.held_seconds)
                 if isinstance(snapshot.write_once, write_once.WriteOnce):
                     counted = snapshot.write_once.syncs
                     syncs.add_metric([*key, "data"], counted.data)
                     syncs.add_metric([*key, "map"], counted.map)
-        yield from (used, preserved, held, valid, damaged, syncs)
+        yield from (used, preserved, held, valid, doubtful, damaged, syncs)

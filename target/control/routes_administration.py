@@ -37,6 +37,11 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         """Make a volume larger. The target reports it to initiators."""
         return admin.resize_volume(name, request.size)
 
+    @router.post("/volumes/{name}/accept")
+    def accept_volume(name: str, dry_run: DryRun = False) -> messages.Accepted:
+        """Accept the primary of a volume as it is: its doubtful snapshots count as true from now on."""
+        return admin.accept_volume(name, dry_run=dry_run)
+
     @router.post("/volumes", status_code=204)
     def create_volume(request: messages.CreateVolume, dry_run: DryRun = False) -> None:
         """Make a volume, or take up one whose data is there, and serve it."""

@@ -68,10 +68,12 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
         job.progress(min(done, total), total)
     damaged = counted[contents.Verdict.DAMAGED]
     outside = _outside(owner, name)
+    doubt = owner.snapshot(name).doubt
     return messages.Verification(
         volume=owner.name,
         name=name,
-        sound=not damaged and not headers,
+        sound=not damaged and not headers and not doubt,
+        doubtful=doubt,
         good_bytes=counted[contents.Verdict.GOOD],
         unverifiable_bytes=counted[contents.Verdict.UNVERIFIABLE],
         damaged_bytes=damaged,
@@ -116,6 +118,10 @@ def diff(service: Service, volume_name: str, since: str, request: messages.FindC
     """Begin to find the changes since a snapshot; the result of the job is a Difference.  Raises Problem."""
     owner, older = service.inventory.find(volume_name, since)
     newer = None if request.to is None else service.inventory.find(volume_name, request.to)[1]
+    for needed in (older, newer):
+        if needed is not None and needed.doubt:
+            what = f"the changes since {volume_name}@{since} are not known"
+            raise problems.doubtful(what, volume_name, needed.name, needed.doubt)
 
     def work(job: jobs.Job) -> None:
         with problems.translated(f"the changes since {volume_name}@{since} are not known"):
@@ -244,6 +250,10 @@ def _exportable(
     if snapshot.unreadable:
         what = f"{volume_name}@{name} cannot be exported"
         raise problems.refused(what, snapshot.unreadable, "use another snapshot")
+    older = None if request.since is None else service.inventory.find(volume_name, request.since)[1]
+    for needed in (snapshot, older):
+        if needed is not None and needed.doubt:
+            raise problems.doubtful(f"{volume_name}@{name} cannot be exported", volume_name, needed.name, needed.doubt)
     image_file.check_place(Path(request.path), service.inventory, overwrite=request.overwrite)
     return owner, snapshot
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 
-from lun_backends.volumes import volume
+from lun_backends.volumes import errors, volume
 from target import explanations, messages, units
 from target.configuration import settings, values
 from target.service import moments
 from target.service.inventory import Inventory
 
 _CLOCK_TOLERANCE = datetime.timedelta(minutes=1)
+_NAMED = 3  # snapshots that an alert about many of them names
 
 
 def current(
@@ -51,6 +52,7 @@ def current(
                 text = f"snapshot {subject} keeps damaged data: {chunks} of {units.exact_size(owner.chunk_size)} so far"
                 remedy = f"`wolun snapshot verify {subject}` names the blocks; look for them in a backup"
                 yield messages.Alert("snapshot-damaged", subject, text, remedy)
+        yield from _doubtful(owner)
         if owner.in_doubt:
             text = f"volume {owner.name} refuses writes: {owner.in_doubt}"
             yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")
@@ -76,6 +78,14 @@ def current(
     if not inventory.settings.access.networks and not inventory.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
+
+
+def _doubtful(owner: volume.Volume) -> Iterator[messages.Alert]:
+    names = [snapshot.name for snapshot in owner.snapshots if snapshot.doubt]
+    if names:
+        more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+        text = f"snapshots of {owner.name} are doubtful ({', '.join(names[:_NAMED])}{more}): {owner.doubt}"
+        yield messages.Alert("snapshots-doubtful", owner.name, text, errors.accept(owner.name))
 
 
 def _space(owner: volume.Volume) -> Iterator[messages.Alert]:

@@ -29,6 +29,9 @@ def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], 
             ended = owner.continue_rollback(progress=job.progress, cancelled=stopping)
         except errors.DamageFound as error:
             raise problems.rollback_stopped(owner.name, snapshot.name, error.reason) from error
+        except errors.SnapshotDoubtful as error:
+            what = f"the primary of {owner.name} does not hold all of the content of {snapshot.name} yet"
+            raise problems.doubtful(what, owner.name, snapshot.name, snapshot.doubt) from error
         if not ended:
             raise jobs.Cancelled
     log.info("the primary of %s has the content of %s", owner.name, snapshot.name)

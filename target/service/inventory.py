@@ -185,7 +185,7 @@ class Inventory:
             raise
         with self._lock:
             self._volumes = {**self._volumes, configured.name: owner}  # other threads may read the old one
-        self._resume(owner)
+        self.resume(owner)
 
     def _add_luns(self, owner: Volume, configured: configuration.Volume) -> None:
         journal = self._unit_state.journal(owner)
@@ -201,8 +201,8 @@ class Inventory:
         if configured.lun is not None:
             self.scsi.add_lun(configured.lun, unit)
 
-    def _resume(self, owner: Volume) -> None:
-        """Start a job that finishes the rollback and the deletions that a crash or a stop interrupted."""
+    def resume(self, owner: Volume) -> None:
+        """Start a job that finishes the rollback and the deletions that a crash, a stop or a doubt interrupted."""
 
         def work(job: Job) -> None:
             interrupted.finish_rollback(owner, job, lambda: self._stopping)

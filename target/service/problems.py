@@ -74,6 +74,11 @@ def refused(what: str, why: str, remedy: str) -> Problem:
     return Problem("refused", f"{what}: {why}", remedy)
 
 
+def doubtful(what: str, volume: str, name: str, why: str) -> Problem:
+    """Refuse to pass on the content of a doubtful snapshot."""
+    return Problem("doubtful", f"{what}: {volume}@{name} is doubtful: {why}", errors.accept(volume))
+
+
 def rollback_stopped(volume: str, name: str, why: str) -> Problem:
     """Report a rollback that met damage after it took effect."""
     return Problem(
@@ -227,6 +232,7 @@ _CODES = {
     errors.WrittenOutside: "written-outside",
     errors.RollbackUnderWay: "being-restored",
     errors.ResizeRefused: "resize-refused",
+    errors.SnapshotDoubtful: "doubtful",
 }
 
 

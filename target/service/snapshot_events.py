@@ -45,6 +45,13 @@ class Watch:
                     unit.attention(asc >> 8, asc & 0xFF)
             case policy.SnapshotInvalidated(name, reason):
                 log.error("%s@%s is invalid: %s", self._name, name, reason)
+            case policy.PrimaryDiffers(names, reason):
+                if names:
+                    log.error(
+                        "the snapshots %s of %s are doubtful: its primary %s", ", ".join(names), self._name, reason
+                    )
+                else:
+                    log.warning("the primary of %s %s", self._name, reason)
             case policy.StateUnknown(reason):
                 log.error("writes to %s are refused until its state can be recorded: %s", self._name, reason)
             case policy.WriteRefused(error):

@@ -165,7 +165,7 @@ class Snapshots:
             uuid=str(snapshot.uuid),
             taken=moments.utc(snapshot.taken_at),
             state=snapshot.state.value,
-            reason=snapshot.invalid_reason,
+            reason=snapshot.reason,
             size=snapshot.view.size,
             used_bytes=snapshot.used_bytes,
             preserved_bytes=preserved,

@@ -88,6 +88,7 @@ class Status:
             read_bytes_per_second=read,
             written_bytes_per_second=written,
             commands_per_second=commands,
+            doubtful=owner.doubt if owner else "",
             map_write_once=configured.map_write_once.value,
         )
 

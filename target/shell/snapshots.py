@@ -41,8 +41,9 @@ class Snapshots(Node):
         """Return the text and the health for `ls`."""
         snapshots = [child.message() for child in self.children]
         used = units.human_size(sum(snapshot.used_bytes for snapshot in snapshots))
-        bad = sum(snapshot.state == "invalid" for snapshot in snapshots)
-        return f"{len(snapshots)}, {used} used" + (f", {bad} invalid" if bad else ""), False if bad else None
+        counted = {state: sum(snapshot.state == state for snapshot in snapshots) for state in ("invalid", "doubtful")}
+        bad = "".join(f", {count} {state}" for state, count in counted.items() if count)
+        return f"{len(snapshots)}, {used} used{bad}", False if bad else None
 
     def ui_command_create(self, name: str) -> None:
         """Take a snapshot, in milliseconds.  A LUN appears: the view of the volume as it is now.

@@ -237,6 +237,7 @@ class Volume(Node):
                 [
                     ("volume", volume.name),
                     ("state", volume.state + (f": {volume.trouble}" if volume.trouble else "")),
+                    *([("doubtful", volume.doubtful)] if volume.doubtful else []),
                     ("LUN", NO_LUN if volume.lun is None else volume.lun),
                     ("size", units.human_size(volume.size)),
                     ("used on disk", units.human_size(volume.primary_used_bytes)),
@@ -264,6 +265,16 @@ class Volume(Node):
             raise console.Refused(str(error)) from None
         if not self.only_checks(f"resized {self.name} to {units.exact_size(target_size)}"):
             console.say(show.resized(self.asked.resize_volume(self.name, target_size), in_shell=True))
+
+    def ui_command_accept(self) -> None:
+        """Take the doubtful snapshots of the volume for true.
+
+        Snapshots are doubtful if the primary may have changed while the volume was not served: see /alerts.
+        """
+        answer = self.asked.accept_volume(self.name)
+        if not self.only_checks(show.accepted(answer)):
+            self.facts.forget()
+            console.say(show.accepted(answer))
 
     def ui_command_export(self, file: str | None = None) -> None:
         """Show the volume in the form of the configuration file.

@@ -43,6 +43,8 @@ def check(opened: volume.Volume, promised: promises.Promises, *, may_be_lost: bo
                 _refuses(snapshot)
             case manifest.SnapshotState.INVALID:
                 raise Violation(f"snapshot {name} is invalid: {snapshot.invalid_reason}")
+            case manifest.SnapshotState.DOUBTFUL:
+                raise Violation(f"snapshot {name} is doubtful: {snapshot.doubt}")
             case manifest.SnapshotState.DELETING:
                 if moment.phase is not Phase.DELETING:
                     raise Violation(f"snapshot {name} is being deleted, although no deletion was requested")

@@ -7,7 +7,7 @@ at the start of the sync becomes durable, and the older ones become impossible.
 
 | of this                           | a power cut leaves                                                         |
 | --------------------------------- | -------------------------------------------------------------------------- |
-| a page, a length, a name          | any of its versions, each register on its own (nothing is in order)        |
+| a page, a length, a name, a mark  | any of its versions, each register on its own (nothing is in order)        |
 | a page that was under way (torn)  | 512 bytes each from any version; 4 bytes each in a page stored to by mmap  |
 | bytes beyond the length           | lost                                                                       |
 | a page never durable              | zeroes                                                                     |
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from lun_backends.files import facts
 from tests.powercut import recorder
 from tests.powercut.recorder import PAGE
 
@@ -62,10 +63,13 @@ class File:
     length: Register[int] = field(default_factory=lambda: Register(0))
     pages: dict[int, Register[bytes | None]] = field(default_factory=dict)  # None: a hole
     stored: set[int] = field(default_factory=set)  # pages that were stored to through a mapping
+    mark: Register[bytes | None] = field(default_factory=lambda: Register(None))  # an extended attribute
 
-    def registers(self) -> Iterator[Register[int] | Register[bytes | None]]:
+    def registers(self, *, whole: bool = True) -> Iterator[Register[int] | Register[bytes | None]]:
         yield self.length
         yield from self.pages.values()
+        if whole:
+            yield self.mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Disk:
         self.names: dict[Path, Register[int | None]] = {path: Register(number) for path, number in start.names}
         self._syncs: dict[int, list[tuple[Register[int] | Register[int | None] | Register[bytes | None], int]]] = {}
         for number, content in start.content.items():
-            file = self.files[number] = File(Register(len(content)))
+            file = self.files[number] = File(Register(len(content)), mark=Register(start.attributes.get(number)))
             for page in range(0, len(content), PAGE):
                 data = content[page : page + PAGE].ljust(PAGE, b"\0")
                 if data != ZEROES:
@@ -100,12 +104,15 @@ class Disk:
                 self._write(event)
             case recorder.Length(number, length):
                 self._truncate(self.files.setdefault(number, File()), length)
+            case recorder.Attribute(number, value):
+                self.files[number].mark.versions.append(value)
             case recorder.Name(path, target):
                 if target is not None:
                     self.files.setdefault(target, File())
                 self.names.setdefault(path, Register(None)).versions.append(target)
-            case recorder.SyncBegins(sync, target):
-                self._syncs[sync] = [(register, register.newest) for register in self._registers_of(target)]
+            case recorder.SyncBegins(sync, target, whole):
+                registers = self._registers_of(target, whole=whole)
+                self._syncs[sync] = [(register, register.newest) for register in registers]
                 return False
             case recorder.SyncEnds(sync):
                 for register, upto in self._syncs.pop(sync):
@@ -115,10 +122,10 @@ class Disk:
         return True
 
     def _registers_of(
-        self, target: int | Path
+        self, target: int | Path, *, whole: bool
     ) -> Iterator[Register[int] | Register[int | None] | Register[bytes | None]]:
         if isinstance(target, int):
-            yield from self.files[target].registers()
+            yield from self.files[target].registers(whole=whole)
         else:
             yield from (register for path, register in self.names.items() if path.parent == target)
 
@@ -247,6 +254,8 @@ class Disk:
             for page, pages in runs:
                 os.pwrite(fd, b"".join(pages), page * PAGE)
             os.ftruncate(fd, length)
+            if (mark := file.mark.versions[chosen.get(id(file.mark), 0)]) is not None:
+                os.setxattr(fd, facts.MARK, mark)
         finally:
             os.close(fd)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lun_backends.files import storage_io
+from lun_backends.files import facts, storage_io
 from tests.powercut import promises
 
 PAGE = 4096
@@ -43,6 +43,14 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribute:
+    """The file has `value` as its mark (an extended attribute) now."""
+
+    file: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Name:
     """`path`, relative to the root, leads to `file` now, or (None) nowhere."""
 
@@ -52,10 +60,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class SyncBegins:
-    """A sync of a file, or of a directory (relative to the root), began; `sync` identifies it."""
+    """A sync of a file, or of a directory (relative to the root), began; `sync` identifies it; `whole`: with attributes."""
 
     sync: int
     target: int | Path
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class Mark:
     note: promises.Note
 
 
-Event = Write | Length | Name | SyncBegins | SyncEnds | Mark
+Event = Write | Length | Attribute | Name | SyncBegins | SyncEnds | Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ class Start:
 
     names: tuple[tuple[Path, int], ...]
     content: dict[int, bytes]
+    attributes: dict[int, bytes]
 
 
 class RecordingIO(storage_io.StorageIO):
@@ -96,13 +106,16 @@ class RecordingIO(storage_io.StorageIO):
         self._mapped: dict[int, tuple[int, dict[int, bytes]]] = {}  # descriptor -> file, page -> as last seen
         names: list[tuple[Path, int]] = []
         content: dict[int, bytes] = {}
+        attributes: dict[int, bytes] = {}
         for path in sorted(root.rglob("*")):
             if path.is_file():
                 number = self._files.setdefault(path.stat().st_ino, len(self._files))
                 names.append((path.relative_to(root), number))
                 content[number] = path.read_bytes()
+                if facts.MARK in os.listxattr(path):
+                    attributes[number] = os.getxattr(path, facts.MARK)
         self._next = len(self._files)
-        self.start = Start(tuple(names), content)
+        self.start = Start(tuple(names), content, attributes)
 
     def mark(self, note: promises.Note) -> None:
         """Put a note into the log, at its place in time."""
@@ -165,6 +178,17 @@ class RecordingIO(storage_io.StorageIO):
         super().fdatasync(fd)
         self._end(sync)
 
+    def fsync(self, fd: int) -> None:
+        sync = self._begin(self._file(fd), whole=True)
+        super().fsync(fd)
+        self._end(sync)
+
+    def set_attribute(self, fd: int, name: str, value: bytes) -> None:
+        with self.lock:
+            self._look()
+            super().set_attribute(fd, name, value)
+            self.log.append(Attribute(self._file(fd), value))
+
     def sync_map(self, fd: int) -> None:
         sync = self._begin(self._file(fd))
         super().sync_map(fd)
@@ -193,11 +217,11 @@ class RecordingIO(storage_io.StorageIO):
         """Return the number of an open file; the primary opens its own, so descriptors do not identify it."""
         return self._files[os.fstat(fd).st_ino]
 
-    def _begin(self, target: int | Path) -> int:
+    def _begin(self, target: int | Path, *, whole: bool = False) -> int:
         with self.lock:
             self._look()
             self._syncs += 1
-            self.log.append(SyncBegins(self._syncs, target))
+            self.log.append(SyncBegins(self._syncs, target, whole))
             return self._syncs
 
     def _end(self, sync: int) -> None:

@@ -55,8 +55,18 @@ def scratch() -> Iterator[Path]:
 
 def record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
     """Make a volume under `root` and work on it.  Return the record, and the promises from before it."""
-    with mock.patch("lun_backends.volumes.boot.current", lambda: BEFORE):
+    with mock.patch("lun_backends.volumes.boot.current", lambda: BEFORE), same_file():
         return _record(root, scenario, seed)
+
+
+@contextlib.contextmanager
+def same_file() -> Iterator[None]:
+    """Take the files that are laid out for those of before: a cut changes neither inode nor change time."""
+    with (
+        mock.patch("lun_backends.files.facts.inode", lambda _: 1),
+        mock.patch("lun_backends.files.facts.changed", lambda _: 1),
+    ):
+        yield
 
 
 def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
@@ -123,7 +133,7 @@ def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failur
                 model.lay_out(root, choice)
                 boot = BEFORE if choice is killed else AFTER
                 try:
-                    with mock.patch("lun_backends.volumes.boot.current", lambda boot=boot: boot):
+                    with mock.patch("lun_backends.volumes.boot.current", lambda boot=boot: boot), same_file():
                         if not only_memory:
                             tried += try_state(root, promised, rng)
                         elif boot == AFTER:

@@ -91,7 +91,11 @@ def test_missing_manifest_says_that_there_is_no_volume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("format", 2, "use the version of wolun that wrote it"),
+        (
+            "format",
+            3,
+            "format: it was made by a newer wolun.*: it has format 3.*formats up to 2; start the newer version",
+        ),
         ("colour", "red", "colour"),
         ("chunk_size", 65537, "power of two"),
         ("block_size", 1024, "must be 512 or 4096"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import shutil
 import threading
@@ -16,9 +17,9 @@ import pytest
 from lun_backends import block_device
 from lun_backends.damage import Damage
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import facts, storage_io
 from lun_backends.stores import thin
-from lun_backends.volumes import errors, pending_chunks, rollback, rollback_overlay, volume
+from lun_backends.volumes import errors, manifest, pending_chunks, rollback, rollback_overlay, volume
 from tests.faults.storage import FaultyIO
 from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import rot
@@ -292,12 +293,14 @@ def test_rollback_survives_a_power_cut_even_where_snapshots_do_not(
     copy = tmp_path / "cut"
     shutil.copytree(made.directory, copy / "v")  # as the power cut leaves it
     shutil.copy(tmp_path / "p", copy / "p")
+    mark = os.getxattr(tmp_path / "p", facts.MARK)
     assert made.continue_rollback()
     made.device.writev(0, [memoryview(bytes([3]) * 512)])
     after = tmp_path / "later"
     shutil.copytree(made.directory, after / "v")
     made.close()
     shutil.copy(copy / "p", tmp_path / "p")
+    os.setxattr(tmp_path / "p", facts.MARK, mark)
     monkeypatch.setattr("lun_backends.volumes.boot.current", lambda: "another boot")
     opened = volume.Volume.open(copy / "v")
     assert opened.rolling_back_to is not None
@@ -378,8 +381,7 @@ def test_damage_that_comes_later_stops_the_rollback_until_it_is_accepted(made: H
     made.reopen()
     assert made.volume.continue_rollback()
     assert read(made.volume.primary) == moment
-    manifest_text = (made.volume.directory / "volume.json").read_text()
-    assert "restoring_damaged" not in manifest_text  # an older version refuses fields that it does not know
+    assert not manifest.load(made.volume.directory).restoring_damaged
 
 
 def test_unreadable_blocks_are_named_before_a_rollback_and_zeroes_on_demand(tmp_path: Path) -> None:
