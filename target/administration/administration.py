@@ -90,10 +90,10 @@ class Administration:
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 
-    def create_volume(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
+    def create_volume(self, request: messages.CreateVolume, *, force: bool = False, dry_run: bool) -> None:
         """Create a volume, or take up one whose data exists, and serve it."""
         with self._lock:
-            self._volumes.create(request, dry_run=dry_run)
+            self._volumes.create(request, force=force, dry_run=dry_run)
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
         """Change a volume; another LUN or durability takes it away from initiators for a moment."""

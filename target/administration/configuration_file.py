@@ -153,7 +153,7 @@ class ConfigurationFile:
         for name, volume in after.items():
             old = before.get(name)
             if old is None:
-                attempts.make(f"volume {name}", "add", self._volumes.add, volume, dry_run=dry_run)
+                attempts.make(f"volume {name}", "add", self._volumes.add, volume, force=force, dry_run=dry_run)
             elif old != volume or name in self._inventory.failed:
                 attempts.make(
                     f"volume {name}", "change", self._volumes.become, old, volume, force=force, dry_run=dry_run

@@ -40,18 +40,20 @@ class VolumeChanges:
         self._in_force = in_force
         self._access = access_changes
 
-    def create(self, request: messages.CreateVolume, *, dry_run: bool) -> None:
+    def create(self, request: messages.CreateVolume, *, force: bool = False, dry_run: bool) -> None:
         """Create a volume, or take up one whose data exists, and serve it."""
         fields = {key: value for key, value in codec.encode(request).items() if value is not None}
         if fields.pop("hidden"):
             fields["lun"] = values.NO_LUN
         elif request.lun is None:
-            fields["lun"] = self._inventory.lowest_free_lun()
+            fields["lun"] = self._inventory.lowest_free_lun(request.name)
         volume = problems.validated(settings.Volume, fields, f"volume {request.name}")
         changed = self._in_force.with_volume(volume)
+        if not force:
+            self._inventory.check_number(volume)
         if dry_run:
             return
-        self._inventory.add_volume(volume)
+        self._inventory.add_volume(volume, force=force)
         self._in_force.put(changed)
         log.info("volume %s is served as LUN %s", volume.name, values.NO_LUN if volume.lun is None else volume.lun)
 
@@ -62,7 +64,7 @@ class VolumeChanges:
         if fields.pop("hidden"):
             fields["lun"] = values.NO_LUN
         if fields.pop("any_lun"):
-            fields["lun"] = self._inventory.lowest_free_lun()
+            fields["lun"] = self._inventory.lowest_free_lun(name)
         if fields.get("limit") == messages.NO_LIMIT:
             fields["limit"] = None
         after = problems.validated(settings.Volume, {**before.model_dump(), **fields}, f"volume {name}")
@@ -100,9 +102,11 @@ class VolumeChanges:
             if not dry_run:
                 self._change_open(after)
             return
-        self.remove(before.name, force=force, dry_run=dry_run)
+        if not force:
+            self._inventory.check_number(after)
+        self.remove(before.name, force=force, dry_run=dry_run, mappings=False)
         if not dry_run:
-            self.add(after, dry_run=False)
+            self.add(after, force=force, dry_run=False)
 
     def _change_open(self, after: settings.Volume) -> None:
         """Change a volume that stays served: the rules of its snapshots, and snapshots that it must have."""
@@ -115,21 +119,26 @@ class VolumeChanges:
                 self._service.snapshots.create_snapshot(after.name, name)
         self._in_force.put_volume(after)
 
-    def add(self, volume: settings.Volume, *, dry_run: bool) -> None:
+    def add(self, volume: settings.Volume, *, force: bool = False, dry_run: bool) -> None:
         """Serve a volume of a configuration file.  If that fails, it is configured, as at the start, and not served."""
         changed = self._in_force.with_volume(volume)
+        if not force:
+            self._inventory.check_number(volume)
         if dry_run:
             return
         try:
-            self._inventory.add_volume(volume)
+            self._inventory.add_volume(volume, force=force)
         except problems.Problem as problem:
             self._inventory.mark_failed(volume.name, problem.message)
             self._in_force.put(changed)
             raise
         self._in_force.put(changed)
 
-    def remove(self, name: str, *, force: bool, dry_run: bool, data: bool = False) -> None:
-        """Stop serving a volume; with `data`, delete its files in the state directory."""
+    def remove(self, name: str, *, force: bool, dry_run: bool, data: bool = False, mappings: bool = True) -> None:
+        """Stop serving a volume; with `data`, delete its files in the state directory.
+
+        With `force` its mappings to initiators go, too, unless not `mappings`: the volume comes back.
+        """
         volume = self._in_force.volume(name)
         if not force:
             self._refuse_if_used(volume)
@@ -139,7 +148,7 @@ class VolumeChanges:
         if dry_run:
             return
         now = self._in_force.settings
-        changed = self._in_force.without_volume(name, mappings=force)
+        changed = self._in_force.without_volume(name, mappings=force and mappings)
         self._inventory.remove_volume(volume)
         if changed.access != now.access:
             self._access.apply(access.Rules.read(changed.access, self._inventory.state_dir))

@@ -230,16 +230,19 @@ def snapshot_diff(
 
 @snapshot.command("delete")
 @click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--force", is_flag=True, help="Delete it even if an initiator reads it.")
 @click.option("--damaged", is_flag=True, help="Let the older snapshot lose blocks that cannot be read.")
 @common.verb
-def snapshot_delete(context: common.Context, which: tuple[str, str], damaged: bool) -> None:
+def snapshot_delete(context: common.Context, which: tuple[str, str], force: bool, damaged: bool) -> None:
     """Delete a snapshot and free its space.
 
     Old data that older snapshots need moves to the next older one.  Damaged blocks stay damaged there, and the command names
     them.  Blocks that cannot be read stop the deletion, unless --damaged is given.
+
+    The command refuses while an initiator reads the snapshot, unless --force is given.  Then its reads fail.
     """
     asked = context.client()
-    job = common.follow(context, asked, lambda: asked.delete_snapshot(*which, damaged=damaged), "deleting")
+    job = common.follow(context, asked, lambda: asked.delete_snapshot(*which, damaged=damaged, force=force), "deleting")
     common.warn_of_damage(job)
     context.answer(job, lambda: f"{'@'.join(which)} is deleted")
 

@@ -73,9 +73,14 @@ class Client:
         request = messages.CreateSnapshot(name, dict(labels or {}))
         return codec.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
-    def delete_snapshot(self, volume: str, name: str, *, damaged: bool = False) -> messages.Job:
-        """Begin to delete a snapshot; with `damaged`, the older one may lose blocks that cannot be read."""
-        return codec.decode(messages.Job, self._ask("DELETE", f"{_snapshot(volume, name)}?damaged={damaged}"))
+    def delete_snapshot(self, volume: str, name: str, *, damaged: bool = False, force: bool = False) -> messages.Job:
+        """Begin to delete a snapshot.
+
+        With `damaged`, the older one may lose blocks that cannot be read; with `force`, initiators may be reading it.
+        """
+        return codec.decode(
+            messages.Job, self._ask("DELETE", f"{_snapshot(volume, name)}?damaged={damaged}&force={force}")
+        )
 
     def export(
         self,
@@ -151,9 +156,9 @@ class Client:
 
     # -- administration ----------------------------------------------------------------------------------------------
 
-    def create_volume(self, request: messages.CreateVolume) -> None:
+    def create_volume(self, request: messages.CreateVolume, *, force: bool = False) -> None:
         """Make a volume and serve it."""
-        self._change("POST", "/v1/volumes", request)
+        self._change("POST", "/v1/volumes", request, force=force)
 
     def volumes(self) -> list[messages.Volume]:
         """Return all volumes, as they are served."""

@@ -43,9 +43,12 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         return admin.accept_volume(name, dry_run=dry_run)
 
     @router.post("/volumes", status_code=204)
-    def create_volume(request: messages.CreateVolume, dry_run: DryRun = False) -> None:
-        """Make a volume, or take up one whose data is there, and serve it."""
-        admin.create_volume(request, dry_run=dry_run)
+    def create_volume(request: messages.CreateVolume, force: Force = False, dry_run: DryRun = False) -> None:
+        """Make a volume, or take up one whose data is there, and serve it.
+
+        A LUN under which an initiator that is logged in knows another unit is refused, unless `force` is set.
+        """
+        admin.create_volume(request, force=force, dry_run=dry_run)
 
     @router.delete("/volumes/{name}", status_code=204)
     def delete_volume(name: str, force: Force = False, data: bool = False, dry_run: DryRun = False) -> None:

@@ -50,12 +50,13 @@ def routes(service: Service) -> fastapi.APIRouter:
         return jobs.export(service, volume, name, request).message()
 
     @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
-    def delete_snapshot(volume: str, name: str, damaged: bool = False) -> messages.Job:
+    def delete_snapshot(volume: str, name: str, damaged: bool = False, force: bool = False) -> messages.Job:
         """Begin a job that deletes the snapshot; often it has ended when the answer comes.
 
         Blocks that cannot be read stop the job, unless `damaged` is set; then they are damaged in the next older snapshot.
+        The request is refused while an initiator reads the snapshot, unless `force` is set.
         """
-        job = service.snapshots.delete_snapshot(volume, name, damaged=damaged)
+        job = service.snapshots.delete_snapshot(volume, name, damaged=damaged, force=force)
         job.wait(0.2)
         return job.message()
 

@@ -4,8 +4,8 @@
 Every command takes these steps (`nexus.Nexus.execute`), in this order:
 
 1. the task enters `running`;
-2. `execute` looks at `ItlNexus.unusual`, one flag for everything that is not everyday: a unit attention is pending, the
-   unit was removed, or is reserved for others.  Only if the flag is set, `ItlNexus.admit` finds out the reason;
+2. `execute` looks at `ItlNexus.unusual`, one flag for everything that is not everyday: this is the first command, a unit
+   attention is pending, the unit was removed, or is reserved for others.  Only if the flag is set, `ItlNexus.admit` finds out the reason;
 3. the handler for the opcode runs;
 4. the task leaves `running`, and callers that wait in `drain` are notified.
 
@@ -43,6 +43,9 @@ PAGE_BYTES = 4096
 READ CAPACITY(16) does not report it as the physical block size, because that is a promise about torn writes in a power
 cut.  The physical block size is the disk's own if the primary is a disk, or the one of the configuration.
 """
+
+USERS_NAMED = 1024
+"""How many initiators a unit remembers by name."""
 
 Handler = Callable[["ItlNexus", Task, bool], None]
 """Run one task (the last argument is `nowait`) and set its results; raises CheckCondition, BlockDeviceError, WouldBlock."""
@@ -143,10 +146,12 @@ class ItlNexus:
         "copy_statuses",
         "handlers",
         "nexus",
+        "noticed",
         "read_only",
         "removed",
         "unit",
         "unusual",
+        "used",
         "write_protected",
     )
 
@@ -160,6 +165,8 @@ class ItlNexus:
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
         self.copy_statuses: dict[int, CopyStatus] = {}  # by list identifier, oldest first
         self.removed = False
+        self.used = False  # a command came
+        self.noticed = True  # whether the first command needs no notice, or has had it
         self.unusual = False
 
     def admit(self, task: Task) -> None:
@@ -169,6 +176,11 @@ class ItlNexus:
         """
         if self.removed:
             raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
+        if not self.used:
+            with self.unit.lock:
+                self.used = self.noticed = True
+                self.unit.used_by.add(self.nexus.port.initiator if len(self.unit.used_by) < USERS_NAMED else "*")
+                self.update()
         command = self.unit.command(task.cdb)
         if command is None or not command.attention_exempt:
             attention = self.take_attention()
@@ -208,9 +220,17 @@ class ItlNexus:
                 del self.copy_statuses[next(iter(self.copy_statuses))]
             self.copy_statuses[identifier] = status
 
+    def notice_first(self) -> None:
+        """See to it that the first command goes through `admit`, which notes that there was one."""
+        with self.unit.lock:
+            self.noticed = self.used
+            self.update()
+
     def update(self) -> None:
         """Set `unusual` from all the conditions that it stands for.  The caller holds `unit.lock`."""
-        self.unusual = self.removed or bool(self.attentions) or self.unit.reservations.restricts(self)
+        self.unusual = (
+            self.removed or not self.noticed or bool(self.attentions) or self.unit.reservations.restricts(self)
+        )
 
 
 class Counters:
@@ -277,6 +297,10 @@ class LogicalUnit:
         self.itls: list[ItlNexus] = []  # under `lock`
         self.reservations = reservations.Reservations(self, reservation_file)
         self.journal = journal
+        self.used_by: set[str] = set()
+        """The initiators that have sent it a command; `*` stands for more."""
+        self.new_to: set[str] = set()
+        """The initiators that may know another unit under its LUN; `*` stands for all.  Each is told once."""
         self._commands_of = commands
         self.commands = self.commands_for(write_protected=self.write_protected)
 
@@ -295,6 +319,10 @@ class LogicalUnit:
         itl = ItlNexus(self, nexus, read_only=read_only)
         with self.lock:
             self.itls.append(itl)
+            name = nexus.port.initiator
+            if name in self.new_to or ("*" in self.new_to and name not in self.used_by):
+                self.new_to.discard(name)
+                itl.add_attention(Asc.INQUIRY_DATA_HAS_CHANGED)
             itl.update()
         return itl
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
@@ -65,6 +66,8 @@ class Nexus:
         self._nexuses = nexuses
         self._luns: dict[int, ItlNexus] = {}
         self._itls: dict[int, ItlNexus] = {}  # by the raw LUN field, in every addressing method
+        self._begun = False
+        self._known: dict[int, UUID] = {}  # by LUN: units that are gone, and got commands from here
 
     def __repr__(self) -> str:
         return f"Nexus({self.initiator!r}, tag={self.tag!r})"
@@ -135,13 +138,24 @@ class Nexus:
             if id(itl.unit) not in excluding:
                 itl.add_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 
+    def used(self) -> Mapping[int, LogicalUnit]:
+        """Return the units that this nexus reaches and has sent a command to, by LUN."""
+        return {lun: itl.unit for lun, itl in list(self._luns.items()) if itl.used}
+
     def _attach(self, lun: int, itl: ItlNexus) -> None:
         self._luns[lun] = itl
+        known = self._known.get(lun)
+        if known is not None and known != itl.unit.uuid:
+            itl.add_attention(Asc.INQUIRY_DATA_HAS_CHANGED)
+        if self._begun:
+            itl.notice_first()
         for field in lun_fields(lun):
             self._itls[field] = itl
 
     def _detach(self, lun: int) -> None:
         itl = self._luns.pop(lun)
+        if itl.used:
+            self._known[lun] = itl.unit.uuid
         for field in lun_fields(lun):
             del self._itls[field]
         itl.unit.detach(itl)
@@ -227,6 +241,7 @@ class Nexus:
         Above all an earlier RESERVE is gone.  29h/00h stands for two cases that the target cannot tell apart: the earlier
         session was lost, or the daemon has started.
         """
+        self._begun = True
         for itl in self.reached:
             itl.add_attention(Asc.POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED)
 

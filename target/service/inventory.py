@@ -6,7 +6,7 @@
 | a volume is added     | its own, and those of each of its snapshots      | other changes of it, the daemon's end                 |
 | a volume is removed   | the same go; their commands end first            | other changes of it, the daemon's end                 |
 | a snapshot is taken   | the view, and the write-once LUN if it is mapped | other changes of its volume, the daemon's end         |
-| a snapshot is deleted | its two go; the numbers are free after deletion  | (the volume excludes by itself)                       |
+| a snapshot is deleted | its two go; the numbers rest (`resting`)         | (the volume excludes by itself)                       |
 
 `changing` excludes, volume by volume: a change waits for disks, and a slow volume must hold up no other.  Readers take no
 lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
@@ -23,13 +23,23 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.refused import Refused
-from lun_backends.volumes import group
+from lun_backends.volumes import group, manifest
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.volume import Volume
 from target.configuration import settings as configuration
 from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
-from target.service import interrupted, lun_numbers, problems, rates, snapshot_events, unit_state, volumes
+from target.service import (
+    interrupted,
+    lun_numbers,
+    problems,
+    rates,
+    readers,
+    resting,
+    snapshot_events,
+    unit_state,
+    volumes,
+)
 from target.service.fabric_view import FabricView, NotStarted
 from target.service.jobs import Job, Jobs
 
@@ -58,7 +68,11 @@ class Inventory:
         self._volumes: Mapping[str, Volume] = {}
         self._jobs = jobs
         self._unit_state = unit_state.UnitState(state_dir)
-        self._numbers = lun_numbers.LunNumbers(state_dir / "luns.json", set(configured.fixed_luns))
+        self._resting = resting.Resting(state_dir / "resting-luns.json", self._logged_in)
+        self._numbers = lun_numbers.LunNumbers(
+            state_dir / "luns.json", set(configured.fixed_luns), lambda: self._resting.all()
+        )
+        self._readers = readers.Readers()
         self._lock = threading.Lock()  # while a mapping is replaced; no disk is waited for under it
         self._map_write_once: dict[str, configuration.MapWriteOnce] = {}  # by the volume's name
         self._changes: dict[str, threading.Lock] = {}  # by the volume's name
@@ -79,6 +93,8 @@ class Inventory:
             if numbers.volume in self._volumes
             and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
         }
+        for identity in deleted:
+            self._rest(identity)
         self._numbers.free(deleted)
         group.sweep(self.state_dir / "volumes")
 
@@ -130,13 +146,30 @@ class Inventory:
 
     # -- volumes -----------------------------------------------------------------------------------------------------
 
-    def lowest_free_lun(self) -> int:
-        """Return a number for a new volume.  Raise Problem when all are taken."""
+    def lowest_free_lun(self, name: str) -> int:
+        """Return a number for a volume that has none: the one that it had, or the lowest free one.  Raise Problem."""
+        identity = self._identity(name)
+        for number, rested in self._resting.all().items():
+            if rested.unit == identity:
+                return number
         return self._numbers.lowest_free()
 
-    def add_volume(self, configured: configuration.Volume) -> None:
-        """Open or create a volume, and serve it.  Raise Problem."""
+    def _identity(self, name: str) -> uuid.UUID | None:
+        """Return the identity of a volume, None if there is none yet."""
+        directory = volumes.volume_directory(name, self.state_dir)
+        with contextlib.suppress(manifest.ManifestError, OSError):
+            if manifest.exists(directory):
+                return manifest.load(directory).uuid
+        return None
+
+    def add_volume(self, configured: configuration.Volume, *, force: bool = False) -> None:
+        """Open or create a volume, and serve it.  Raise Problem.
+
+        Refuse a number under which an initiator that is logged in knows another unit, unless `force`.
+        """
         with self.changing([configured.name]):
+            if not force:
+                self.check_number(configured)
             if configured.lun is not None:
                 self._numbers.reserve(configured.lun)
             try:
@@ -157,7 +190,7 @@ class Inventory:
             self._unmark_failed(configured.name)
             if owner is not None:
                 if configured.lun is not None:
-                    self.scsi.remove_lun(configured.lun)
+                    self._remove_lun(configured.lun)
                 for snapshot in owner.snapshots:
                     self.withdraw(snapshot)
                 with problems.translated(f"volume {configured.name} did not close cleanly"):
@@ -199,7 +232,7 @@ class Inventory:
         physical = configured.physical_block_size
         unit = self._unit_state.unit(owner, owner.device, owner.uuid, kind, configured.name, journal, physical)
         if configured.lun is not None:
-            self.scsi.add_lun(configured.lun, unit)
+            self._add_lun(configured.lun, unit, fixed=True)
 
     def resume(self, owner: Volume) -> None:
         """Start a job that finishes the rollback and the deletions that a crash, a stop or a doubt interrupted."""
@@ -232,7 +265,7 @@ class Inventory:
         title = f"{owner.name}@{snapshot.name}"
         view = logical_unit.UnitKind.SNAPSHOT_VIEW
         unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
-        self.scsi.add_lun(numbers.view, unit)
+        self._add_lun(numbers.view, unit)
         self._publish_write_once(owner, snapshot, numbers.write_once)
 
     def _publish_write_once(self, owner: Volume, snapshot: Snapshot, number: int) -> None:
@@ -247,7 +280,7 @@ class Inventory:
             f"{owner.name}@{snapshot.name}/write-once",
             write_protected=mapped is configuration.MapWriteOnce.READ_ONLY,
         )
-        self.scsi.add_lun(number, unit)
+        self._add_lun(number, unit)
 
     def map_write_once(self, name: str, mapped: configuration.MapWriteOnce) -> None:
         """Show the write-once LUNs of a volume's snapshots to initiators, or no longer; return when no command runs there.
@@ -264,7 +297,7 @@ class Inventory:
                 if numbers is None:
                     continue
                 if numbers.write_once in self.scsi.luns:
-                    self.scsi.remove_lun(numbers.write_once)
+                    self._remove_lun(numbers.write_once)
                 with problems.translated(f"the write-once LUN of {name}@{snapshot.name} is not served"):
                     self._publish_write_once(owner, snapshot, numbers.write_once)
 
@@ -277,7 +310,7 @@ class Inventory:
         numbers = self._numbers.all().get(snapshot.uuid)
         for number in (numbers.view, numbers.write_once) if numbers else ():
             if number in self.scsi.luns:
-                self.scsi.remove_lun(number)
+                self._remove_lun(number)
 
     def after_deletion(self, owner: Volume, snapshot: Snapshot) -> None:
         """Free the LUN numbers of a snapshot if it is deleted; serve it again if its deletion has failed."""
@@ -289,6 +322,71 @@ class Inventory:
             numbers = self._numbers.all().get(snapshot.uuid)
             if numbers is None or numbers.view not in self.scsi.luns:
                 self.publish(owner, snapshot)
+
+    def _add_lun(self, number: int, unit: logical_unit.LogicalUnit, *, fixed: bool = False) -> None:
+        before = self._resting.taken(number, unit.uuid, fixed=fixed)
+        if before is not None:
+            unit.new_to |= before.initiators
+            log.warning("LUN %d was %s, and is %s now", number, before.name, unit.name)
+        self.scsi.add_lun(number, unit)
+
+    def add_fixed_lun(self, number: int, unit: logical_unit.LogicalUnit) -> None:
+        """Serve a unit that is no volume's and no snapshot's under the number that the configuration gives it."""
+        self._add_lun(number, unit, fixed=True)
+
+    def _remove_lun(self, number: int) -> None:
+        """Remove a unit, and let its number rest; return when no command runs on it."""
+        unit = self.scsi.luns[number]
+        self._resting.put(number, unit.uuid, unit.name, self._initiators_of(unit))
+        self.scsi.remove_lun(number)
+
+    def _rest(self, snapshot: uuid.UUID) -> None:
+        """Let the numbers of a deleted snapshot rest, if they do not yet, because a crash came before."""
+        numbers = self._numbers.all()[snapshot]
+        known = self._resting.all()
+        for number, unit in ((numbers.view, view_uuid(snapshot)), (numbers.write_once, snapshot)):
+            if number not in known:
+                self._resting.put(number, unit, f"a deleted snapshot of {numbers.volume}", ())
+
+    def _logged_in(self) -> set[str]:
+        """Return the names of the initiators that are logged in to the target."""
+        names = {nexus.initiator for nexus in self.scsi.nexuses}
+        return names | {session.initiator for session in self.fabric.sessions() if session.target is not None}
+
+    def _initiators_of(self, unit: logical_unit.LogicalUnit) -> set[str]:
+        """Return the initiators that may know a unit: those that sent it a command.
+
+        The kernel's target names its sessions, and not what they did: each that can reach the unit counts.
+        """
+        names = set(unit.used_by)
+        ours = {nexus.initiator for nexus in self.scsi.nexuses}
+        for session in self.fabric.sessions():
+            if session.target is not None and session.initiator not in ours:
+                seen = self.access.rules.seen(session.initiator, self.scsi.luns)
+                if any(other is unit for other in seen.values()):
+                    names.add(session.initiator)
+        return names
+
+    def check_number(self, configured: configuration.Volume) -> None:
+        """Raise Problem if an initiator that is logged in knows another unit under the volume's number."""
+        if configured.lun is None:
+            return
+        before, users = self._resting.users(configured.lun, self._identity(configured.name))
+        if users:
+            raise problems.lun_known(configured.lun, before, users)
+
+    def look(self) -> None:
+        """Note which units are read, and which initiators are logged in.  The daemon calls it about once a second."""
+        self._readers.look(self.scsi.luns.values())
+        self._resting.look()
+
+    def readers_of(self, snapshot: Snapshot) -> list[str]:
+        """Return the initiators that read a snapshot's LUNs now, each with its address if that is known."""
+        numbers = self._numbers.all().get(snapshot.uuid)
+        luns = self.scsi.luns
+        units = [luns[number] for number in (numbers.view, numbers.write_once) if number in luns] if numbers else []
+        read = [unit for unit in units if self._readers.reads(unit)]
+        return self.users(lambda unit: unit in read, used=True) if read else []
 
     def numbers_of(self, snapshot: Snapshot) -> lun_numbers.Numbers | None:
         """Return the LUN numbers of a snapshot, or None if it is being deleted."""
@@ -325,15 +423,21 @@ class Inventory:
                 return owner, snapshot
         raise problems.no_such_snapshot(volume_name, name, [snapshot.name for snapshot in owner.snapshots])
 
-    def users(self, matches: Callable[[logical_unit.LogicalUnit], bool]) -> list[str]:
-        """Return the initiators that are logged in and see a matching unit, each with its address if that is known."""
+    def users(self, matches: Callable[[logical_unit.LogicalUnit], bool], *, used: bool = False) -> list[str]:
+        """Return the initiators that are logged in and see a matching unit, each with its address if that is known.
+
+        With `used`, return only those that sent it a command, as far as that is known.
+        """
         addresses = {
-            nexus.initiator: "" for nexus in self.scsi.nexuses if any(matches(unit) for unit in nexus.seen().values())
+            nexus.initiator: ""
+            for nexus in self.scsi.nexuses
+            if any(matches(unit) for unit in (nexus.used() if used else nexus.seen()).values())
         }
+        ours = {nexus.initiator for nexus in self.scsi.nexuses}
         for session in self.fabric.sessions():
             if session.initiator in addresses:
                 addresses[session.initiator] = addresses[session.initiator] or session.address
-            elif session.target is not None and any(
+            elif (session.target is not None and not (used and session.initiator in ours)) and any(
                 map(matches, self.access.rules.seen(session.initiator, self.scsi.luns).values())
             ):
                 addresses[session.initiator] = session.address  # a session of the kernel's target has no nexus here

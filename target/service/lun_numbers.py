@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The LUN numbers of snapshots: each keeps its two, over restarts, until it is deleted.
 
+The number of a unit that is gone rests before another unit gets it (`resting`).
+
 They are kept in one small file that is replaced as a whole (lun_backends.files.small_file).  A number is stored before it is
 served, so no initiator ever sees a number that another snapshot could have after a crash.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +51,11 @@ class LunNumbers:
     Raise Damaged, OSError.
     """
 
-    def __init__(self, path: Path, reserved: Collection[int]) -> None:
+    def __init__(
+        self, path: Path, reserved: Collection[int], resting: Callable[[], Collection[int]] = lambda: ()
+    ) -> None:
+        """Read the file.  `resting` returns the numbers that no new unit may have yet."""
+        self._resting = resting
         self._path = path
         self._lock = threading.Lock()
         self._reserved = frozenset(reserved)
@@ -81,6 +87,7 @@ class LunNumbers:
                 return known
             used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
             used |= self._reserved
+            used.update(self._resting())
             free = (number for number in range(scsi_target.MAX_LUN + 1) if number not in used)
             view, write_once = next(free, None), next(free, None)
             if view is None or write_once is None:
@@ -107,6 +114,7 @@ class LunNumbers:
         with self._lock:
             used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
             used |= self._reserved
+            used.update(self._resting())
         for number in range(scsi_target.MAX_LUN + 1):
             if number not in used:
                 return number

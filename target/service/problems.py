@@ -91,7 +91,12 @@ def rollback_stopped(volume: str, name: str, why: str) -> Problem:
 
 def no_luns_left() -> Problem:
     """Refuse a new unit when all LUN numbers are taken."""
-    return Problem("no-luns-left", "every LUN number is in use", "delete snapshots that you no longer need")
+    return Problem(
+        "no-luns-left",
+        "every LUN number is in use",
+        "delete snapshots that you no longer need; the number of a deleted one is free a while after the initiators that used "
+        "it have logged out",
+    )
 
 
 def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
@@ -206,6 +211,15 @@ def lun_taken(lun: int, volume_name: str) -> Problem:
         "lun-taken",
         f"LUN {lun} belongs to a snapshot of {volume_name}",
         "choose another number for the volume, or delete the snapshot first",
+    )
+
+
+def lun_known(lun: int, before: str, users: Iterable[str]) -> Problem:
+    """Refuse a LUN number under which initiators that are logged in know another unit."""
+    return Problem(
+        "lun-known",
+        f"LUN {lun} was {before}, and {', '.join(users)} may go on to use it as that",
+        "choose another number, log those initiators out first, or use force=true",
     )
 
 

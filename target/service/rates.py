@@ -20,8 +20,10 @@ WINDOW = 5
 class Rates:
     """A thread that reads the counters of every volume once a second; `look` returns them."""
 
-    def __init__(self, look: Callable[[], Mapping[str, Counts]]) -> None:
+    def __init__(self, look: Callable[[], Mapping[str, Counts]], beside: Callable[[], None] = lambda: None) -> None:
+        """Take the function that returns the counters, and one to call once a second `beside` it."""
         self._look = look
+        self._beside = beside
         self._samples: deque[tuple[float, Mapping[str, Counts]]] = deque(maxlen=WINDOW)
         self._closed = threading.Event()
         self.pulse = liveness.Pulse("rates", PERIOD_SECONDS)
@@ -54,4 +56,5 @@ class Rates:
         while not self._closed.is_set():
             self.pulse.beat()
             self._samples.append((time.monotonic(), self._look()))
+            self._beside()
             self._closed.wait(PERIOD_SECONDS)

@@ -49,10 +49,10 @@ class Service:
         self.snapshots = snapshots.Snapshots(self.inventory, self.jobs)
         self.reshaping = reshaping.Reshaping(self.inventory, self.jobs)
         self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots)
-        self.rates = rates.Rates(self.inventory.counters)
+        self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
         self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler)
         self.inventory.open_configured()
-        self.sharing = shared_storage.Sharing(configured, state_dir, self.inventory.scsi)
+        self.sharing = shared_storage.Sharing(configured, state_dir, self.inventory.add_fixed_lun)
         for name, reason in self.sharing.failed.items():
             self.inventory.mark_failed(name, reason)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lun_backends import block_device, write_once
@@ -22,7 +22,7 @@ from lun_backends.stores import thin
 from lun_backends.stores.superblock import Superblock
 from lun_backends.volumes import shared
 from target.configuration import settings
-from target.scsi import logical_unit, scsi_target
+from target.scsi import logical_unit
 from target.scsi.commands import table
 from target.scsi.logical_unit import UnitKind
 
@@ -35,9 +35,12 @@ _NAMES = uuid.UUID("6f0e8f8c-5a5b-5b1f-9d55-3f5d1c1d0a11")
 class Sharing:
     """The configured units under their LUNs.  `failed` has the reason for each that cannot be served, by name."""
 
-    def __init__(self, configured: settings.Settings, state_dir: Path, scsi: scsi_target.ScsiTarget) -> None:
+    def __init__(
+        self, configured: settings.Settings, state_dir: Path, add_lun: Callable[[int, logical_unit.LogicalUnit], None]
+    ) -> None:
+        """Serve what the configuration has; `add_lun` gives a unit its number."""
         self.failed: dict[str, str] = {}
-        self._scsi = scsi
+        self._add_lun = add_lun
         self._closing = contextlib.ExitStack()
         for lun in configured.write_once:
             with self._noting(f"{lun.volume}@{lun.snapshot}"):
@@ -96,7 +99,7 @@ class Sharing:
 
     def _add(self, lun: int, device: block_device.BlockDevice, identity: uuid.UUID, kind: UnitKind, name: str) -> None:
         unit = logical_unit.LogicalUnit(device, uuid=identity, kind=kind, name=name, commands=table.for_unit)
-        self._scsi.add_lun(lun, unit)
+        self._add_lun(lun, unit)
 
 
 def _identity(name: str) -> uuid.UUID:

@@ -123,13 +123,15 @@ class Snapshots:
             tuple(round(fraction, 4) for fraction in fractions),
         )
 
-    def delete_snapshot(self, volume_name: str, name: str, *, damaged: bool = False) -> Job:
+    def delete_snapshot(self, volume_name: str, name: str, *, damaged: bool = False, force: bool = False) -> Job:
         """Start a job that removes a snapshot's LUNs and deletes the snapshot.
 
         Older snapshots get its damaged blocks as damaged ones.  With `damaged` so they get blocks that cannot be read, which
-        otherwise stop the deletion.  Raise Problem.
+        otherwise stop the deletion.  A snapshot that an initiator reads is not deleted, unless `force`.  Raise Problem.
         """
         owner, snapshot = self._inventory.find(volume_name, name)
+        if not force and (users := self._inventory.readers_of(snapshot)):
+            raise problems.in_use(f"{volume_name}@{name}", users, "wait until they no longer read it, or use --force")
 
         def work(job: Job) -> None:
             self._inventory.withdraw(snapshot)

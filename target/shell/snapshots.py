@@ -53,16 +53,18 @@ class Snapshots(Node):
         if not self.only_checks(f"took {self.volume}@{name}"):
             console.say(show.taken(self.asked.create_snapshot(self.volume, name)))
 
-    def ui_command_delete(self, name: str, damaged: str = "false") -> None:
+    def ui_command_delete(self, name: str, damaged: str = "false", force: str = "false") -> None:
         """Delete a snapshot and free its space.  Damaged blocks that older snapshots need stay damaged there.
 
         name     the snapshot
         damaged  true: let the older snapshot lose blocks that cannot be read
+        force    true: delete it even if an initiator reads it
         """
         self.asked.snapshot(self.volume, name)
         accepted = flag(damaged, "damaged")
         if not self.only_checks(f"deleted {self.volume}@{name}"):
-            self.follow(self.asked.delete_snapshot(self.volume, name, damaged=accepted), "deleting")
+            deletion = self.asked.delete_snapshot(self.volume, name, damaged=accepted, force=flag(force, "force"))
+            self.follow(deletion, "deleting")
             console.say(f"deleted {self.volume}@{name}")
 
     def ui_command_export(self, name: str, file: str, force: str = "false", damaged: str = "false") -> None:

@@ -77,6 +77,7 @@ class Volumes(Node):
         on_error: str | None = None,
         verify_reads: str | None = None,
         map_write_once: str | None = None,
+        force: str = "false",
     ) -> None:
         """Create a volume and serve it at once.  If its data exists from a deleted volume of this name, use it again.
 
@@ -109,7 +110,7 @@ class Volumes(Node):
             verify_reads=None if verify_reads is None else flag(verify_reads, "verify_reads"),
             map_write_once=map_write_once,
         )
-        self.asked.create_volume(request)
+        self.asked.create_volume(request, force=flag(force, "force"))
         self.done(f"created volume {name}")
 
     def ui_command_delete(self, name: str, data: str = "false", force: str = "false") -> None:

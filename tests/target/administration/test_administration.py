@@ -44,7 +44,7 @@ def test_changes_wait_for_each_other(admin: Administration, service: Service, mo
     adding, second_made = threading.Event(), threading.Event()
     add = service.inventory.add_volume
 
-    def slow(configured: settings.Volume) -> None:
+    def slow(configured: settings.Volume, *, force: bool = False) -> None:
         adding.set()
         second_made.wait(0.2)  # a second change that did not wait would be made within this time
         add(configured)

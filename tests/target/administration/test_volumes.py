@@ -135,3 +135,22 @@ def test_deleted_volume_comes_back_with_its_data(admin: Administration, service:
         service.inventory.volume("vol0")
     admin.create_volume(messages.CreateVolume("vol0", lun=0, size="1MiB"), dry_run=False)
     assert [snapshot.name for snapshot in service.snapshots.list_snapshots("vol0")] == ["s"]
+
+
+@pytest.mark.parametrize("change", [messages.ChangeVolume(lun=9), messages.ChangeVolume(durability="process-crash")])
+def test_forced_change_keeps_the_mappings_of_the_volume(admin: Administration, change: messages.ChangeVolume) -> None:
+    ann = messages.Initiator(ANN, luns=(messages.MappedLun(4, "vol0"),))
+    admin.put_initiator(ANN, ann, create=True, force=True, dry_run=False)
+    with pytest.raises(problems.Problem, match=f"the mapping of vol0 to {ANN} as LUN 4"):
+        admin.change_volume("vol0", change, force=False, dry_run=False)
+    admin.change_volume("vol0", change, force=True, dry_run=False)
+    (initiator,) = admin.running().access.initiators or ()
+    assert [(mapped.lun, mapped.unit) for mapped in initiator.luns or ()] == [(4, "vol0")]
+
+
+def test_volume_gets_its_own_number_back(admin: Administration) -> None:
+    admin.change_volume("vol0", messages.ChangeVolume(hidden=True), force=False, dry_run=False)
+    admin.create_volume(messages.CreateVolume("new", "1MiB"), dry_run=False)
+    assert admin.volume("new").lun == 2  # not 0, which rests
+    admin.change_volume("vol0", messages.ChangeVolume(any_lun=True), force=False, dry_run=False)
+    assert admin.volume("vol0").lun == 0

@@ -229,3 +229,43 @@ def test_read_only_sees_reservations_but_makes_none(target: ScsiTarget) -> None:
     register = struct.pack(">BBB2xIB", 0x5F, 0, 0, 24, 0)
     assert owner.run(register, struct.pack(">QQ4xB3x", 0, 0x77, 0)).status == GOOD
     assert reader.run(struct.pack(">BB5xHB", 0x5E, 0, 64, 0)).data[8:16] == (0x77).to_bytes(8, "big")
+
+
+def test_another_unit_under_a_known_lun_is_announced(target: ScsiTarget) -> None:
+    """INQUIRY DATA HAS CHANGED (SPC-4 annex F): the session sent commands to the unit that had the LUN before."""
+    view = mapping({"a": (Reach(0),), "b": (Reach(5),), "c": ()})
+    initiator = login(target, view)
+    initiator.nexus.begins()
+    while attention_of(initiator, 5):
+        pass
+    target.change_view(initiator.nexus, mapping({"a": (Reach(0),), "c": (Reach(5),)}))
+    assert attention_of(initiator, 5) == 0x3F03
+    assert attention_of(initiator, 5) == 0
+    target.change_view(initiator.nexus, mapping({"a": (Reach(0),)}))
+    target.change_view(initiator.nexus, mapping({"a": (Reach(0),), "c": (Reach(5),)}))
+    assert attention_of(initiator, 5) == 0  # the same unit as before
+
+
+def test_first_command_of_a_session_is_noted_for_its_unit(target: ScsiTarget) -> None:
+    initiator = login(target, sees_all)
+    initiator.nexus.begins()
+    target.add_lun(3, make_unit(name="d"))
+    units = target.luns
+    assert initiator.nexus.used() == {}
+    initiator.run(TEST_UNIT_READY, lun=1 << 48)
+    initiator.run(TEST_UNIT_READY, lun=3 << 48)
+    assert initiator.nexus.used() == {1: units[1], 3: units[3]}
+    assert [unit.used_by for unit in units.values()] == [set(), {"iqn.2026-11.x:one"}, set(), {"iqn.2026-11.x:one"}]
+
+
+def test_initiators_that_may_know_another_unit_are_told_once(target: ScsiTarget) -> None:
+    for new_to in ({"iqn.2026-11.x:one"}, {"*"}):
+        unit = make_unit(name="new")
+        unit.new_to |= new_to
+        target.add_lun(7, unit)
+        for expected in (0x3F03, 0):
+            initiator = login(target, sees_all)
+            initiator.nexus.begins()
+            attentions = {attention_of(initiator, 7), attention_of(initiator, 7)}
+            assert (0x3F03 in attentions) == bool(expected)
+        target.remove_lun(7)

@@ -11,6 +11,8 @@ import pytest
 from lun_backends.volumes import errors
 from target.configuration import settings
 from target.scsi import logical_unit
+from target.scsi.nexus import Nexus
+from target.scsi.task import Task
 from target.service import problems
 from target.service.service import Service
 from tests.target.administration.fabric import BookFabric
@@ -39,8 +41,9 @@ def test_numbers_of_a_deletion_that_a_crash_interrupted_are_freed_at_start(serve
     service.inventory.volume("vol0").delete_snapshot("a")  # only that: the numbers are still allotted
     path = tmp_path / "state" / "luns.json"
     assert len(json.loads(path.read_text())["snapshots"]) == 1
-    serve()
+    again = serve()
     assert json.loads(path.read_text())["snapshots"] == {}
+    assert again.snapshots.create_snapshot("vol0", "b").view_lun == 4  # those of `a` rest
 
 
 def test_numbers_of_a_volume_that_is_not_served_are_kept(serve: Serve, tmp_path: Path) -> None:
@@ -170,3 +173,44 @@ def test_write_once_luns_come_and_go_under_their_numbers_while_the_volume_is_use
     service.inventory.map_write_once("vol0", settings.MapWriteOnce.READ_ONLY)
     assert service.snapshots.show_snapshot("vol0", "a").write_once_lun == 3
     assert service.snapshots.create_snapshot("vol0", "b").write_once_lun == 5
+
+
+def test_number_of_a_volume_is_not_given_to_another_one_while_a_session_knows_it(service: Service) -> None:
+    nexus = service.inventory.scsi.open_nexus(ANN)
+    nexus.begins()
+    execute(nexus, 1)
+    before, other = service.inventory.settings.volumes[1], settings.Volume(name="vol2", lun=1, size=1 << 20)
+    service.inventory.remove_volume(before)
+    assert service.inventory.lowest_free_lun("vol2") == 2
+    with pytest.raises(problems.Problem, match=f"LUN 1 was vol1, and {ANN} may go on to use it as that"):
+        service.inventory.add_volume(other)
+    service.inventory.add_volume(before)  # the same one may come back
+    service.inventory.remove_volume(before)
+    service.inventory.add_volume(other, force=True)
+    assert execute(nexus, 1) == 0x3F03
+    service.inventory.remove_volume(other)
+    service.inventory.scsi.close_nexus(nexus)
+    service.inventory.add_volume(before)
+
+
+def execute(nexus: Nexus, lun: int) -> int:
+    """Send TEST UNIT READY; return the additional sense code and its qualifier."""
+    task = Task(lambda _length: ())
+    task.lun, task.cdb = lun << 48, bytes(6)
+    nexus.execute(task, nowait=False)
+    return int.from_bytes(task.sense[12:14])
+
+
+def test_initiator_of_the_kernels_target_counts_if_it_can_reach_the_unit(service: Service) -> None:
+    fabric = BookFabric("127.0.0.1:3260")
+    service.inventory.fabric = fabric
+    fabric.log_in(ANN, "127.0.0.1", IQN)
+    taken = service.snapshots.create_snapshot("vol0", "a")
+    unit = service.inventory.scsi.luns[taken.view_lun or 0]
+    unit.counters.bytes_read += 512
+    with pytest.raises(problems.Problem, match=f"vol0@a is in use by {ANN} from 127.0.0.1"):
+        service.snapshots.delete_snapshot("vol0", "a")
+    service.snapshots.delete_snapshot("vol0", "a", force=True).wait()
+    other = settings.Volume(name="vol2", lun=taken.view_lun, size=1 << 20)
+    with pytest.raises(problems.Problem, match=f"LUN 2 was vol0@a, and {ANN}"):
+        service.inventory.add_volume(other)

@@ -59,7 +59,7 @@ def test_snapshot_that_cannot_be_served_is_not_kept(service: Service, monkeypatc
         service.snapshots.create_group("g", ["vol0", "vol1"])
     assert list(service.snapshots.list_snapshots()) == []
     assert set(service.inventory.scsi.luns) == {0, 1}
-    assert service.snapshots.create_snapshot("vol0", "a").view_lun == 2
+    assert service.snapshots.create_snapshot("vol0", "a").view_lun not in (0, 1)
 
 
 def test_labels_are_set_and_removed(service: Service) -> None:
@@ -79,13 +79,13 @@ def test_changes_are_counted_in_cells(service: Service) -> None:
     assert len(service.snapshots.changes("vol0", "a", 1000).cells) == 16  # no cell is smaller than a chunk
 
 
-def test_deleted_snapshot_frees_its_luns(service: Service) -> None:
+def test_luns_of_a_deleted_snapshot_go_and_rest(service: Service) -> None:
     taken = service.snapshots.create_snapshot("vol0", "a")
     job = service.snapshots.delete_snapshot("vol0", "a")
     assert job.wait(60)
     job.check()
     assert set(service.inventory.scsi.luns) == {0, 1}
-    assert service.snapshots.create_snapshot("vol0", "b").view_lun == taken.view_lun
+    assert service.snapshots.create_snapshot("vol0", "b").view_lun not in (None, taken.view_lun)
     with pytest.raises(problems.Problem, match="vol0 has no snapshot a"):
         service.snapshots.delete_snapshot("vol0", "a")
 
