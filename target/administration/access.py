@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes of access: who may log in, how they prove it, and what they see.
 
-A change of the rules reaches the fabric first, then the sessions: those that may no longer be logged in end, and every other
-one sees the LUNs of its new rule from its next command on.
+A change of the rules reaches the fabric first, then the sessions.  Sessions that may no longer be logged in end.  Every
+other session sees the LUNs of its new rule from its next command on.
 """
 
 from __future__ import annotations

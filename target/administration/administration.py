@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes of a running daemon, which the control socket asks for, and the lock under which they are made.
 
-A change is checked as a whole file would be, applied, and only then entered in the settings in force (`in_force`).  A dry run
-ends after the checks.  One change is made at a time; any thread may ask.
+A change is checked as a whole file would be, applied, and only then entered in the settings in force (`in_force`).  A
+dry run ends after the checks.  One change is made at a time; any thread may ask.
 
 An object in use is not removed, unless `force` is set:
 
-| object     | is in use by                                                                      |
-| ---------- | --------------------------------------------------------------------------------- |
-| volume     | sessions that reach it or its snapshots; initiators it is mapped to; jobs, always |
-| portal     | sessions that came there; all initiators, always, if it is the only one           |
-| mapped LUN | sessions of the initiators that see it                                            |
-| initiator  | sessions that could not have logged in without the entry                          |
-| reservation | registered initiators that are logged in                                         |
+| object      | is in use by                                                                      |
+| ----------- | --------------------------------------------------------------------------------- |
+| volume      | sessions that reach it or its snapshots; initiators it is mapped to; jobs, always |
+| portal      | sessions that came there; all initiators, always, if it is the only one           |
+| mapped LUN  | sessions of the initiators that see it                                            |
+| initiator   | sessions that could not have logged in without the entry                          |
+| reservation | registered initiators that are logged in                                          |
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ class Administration:
     # -- volumes -----------------------------------------------------------------------------------------------------
 
     def create_volume(self, request: messages.CreateVolume, *, force: bool = False, dry_run: bool) -> None:
-        """Create a volume, or take up one whose data exists, and serve it."""
+        """Create a volume, or open it if its data exists, and serve it."""
         with self._lock:
             self._volumes.create(request, force=force, dry_run=dry_run)
 
     def change_volume(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
-        """Change a volume; another LUN or durability takes it away from initiators for a moment."""
+        """Change a volume.  Another LUN or durability withdraws it from initiators for a moment."""
         with self._lock:
             self._volumes.change(name, request, force=force, dry_run=dry_run)
 
@@ -119,12 +119,12 @@ class Administration:
     # -- portals -----------------------------------------------------------------------------------------------------
 
     def create_portal(self, address: str, *, dry_run: bool) -> None:
-        """Listen on HOST:PORT, too."""
+        """Listen on HOST:PORT in addition."""
         with self._lock:
             self._portals.create(address, dry_run=dry_run)
 
     def delete_portal(self, address: str, *, force: bool, dry_run: bool) -> None:
-        """Listen on HOST:PORT no longer."""
+        """Stop listening on HOST:PORT."""
         with self._lock:
             self._portals.delete(address, force=force, dry_run=dry_run)
 
@@ -162,7 +162,7 @@ class Administration:
         return self._reservations.all()
 
     def clear_reservations(self, lun: int, initiator: str | None, *, force: bool, dry_run: bool) -> None:
-        """Remove the reservations and registrations of a unit, or with `initiator` those of this one."""
+        """Remove the reservations and registrations of a unit, or with `initiator` only those of this initiator."""
         with self._lock:
             self._reservations.clear(lun, initiator, force=force, dry_run=dry_run)
 
@@ -174,7 +174,7 @@ class Administration:
             return self._file.save(request, dry_run=dry_run)
 
     def restore(self, request: messages.ConfigurationFile, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Change the system, object by object, until it agrees with a file; report the changes that cannot be made."""
+        """Change the system, object by object, until it agrees with a file.  Report the changes that cannot be made."""
         wanted = self._file.read(request)
         with self._lock:
             return self._file.become(wanted, force=force, dry_run=dry_run)

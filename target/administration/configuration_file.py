@@ -23,7 +23,7 @@ from target.service.inventory import Inventory
 P = ParamSpec("P")
 
 _AT_NEXT_START = tuple(key for key in settings.Settings.model_fields if key not in ("access", "volumes"))
-"""The keys that cannot change while the daemon runs, but for the addresses to listen on."""
+"""The keys that cannot change while the daemon runs, except for the addresses to listen on."""
 
 
 class _Attempts:
@@ -130,7 +130,7 @@ class ConfigurationFile:
     def _become_portals(
         self, attempts: _Attempts, now: settings.Settings, wanted: settings.Settings, *, force: bool, dry_run: bool
     ) -> None:
-        """Add portals before others go: the only portal cannot be removed."""
+        """Add portals before others are removed, because the only portal cannot be removed."""
         before, after = self._in_force.listening(now).listen, self._in_force.listening(wanted).listen
         for address in after:
             if address not in before:
@@ -144,7 +144,7 @@ class ConfigurationFile:
     def _become_volumes(
         self, attempts: _Attempts, now: settings.Settings, wanted: settings.Settings, *, force: bool, dry_run: bool
     ) -> None:
-        """Remove volumes before others come, which may have their LUNs."""
+        """Remove volumes before others are added, because these may have the same LUNs."""
         before = {volume.name: volume for volume in now.volumes}
         after = {volume.name: volume for volume in wanted.volumes}
         for name in before:

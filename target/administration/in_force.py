@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The owner of the settings in force: the only module that changes `Inventory.settings`.
 
-A change has two steps.  First a `with_...` or `without_...` method returns the settings as they would be, checked as a whole
-file would be; it raises Problem if a file that says so would be refused.  Then, after the caller has applied the change, `put`
-enters them.  A dry run stops between the two.
+A change has two steps.  First a `with_...` or `without_...` method returns the changed settings, checked like a whole
+file; it raises Problem if such a file would be refused.  Then the caller applies the change, and `put` enters the
+settings.  A dry run stops between the two.
 
-The file may say something else about portals than is in force: `--portal` stands in for the file, and port 0 becomes a real
-port.  So `on_file` is kept apart from the settings, whose portals are the fabric's, in the same order.
+The portals of the file may differ from those in force, because `--portal` overrides the file, and port 0 becomes a real
+port.  So `on_file` is kept apart from the settings.  The settings have the fabric's portals, in the same order.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _without_unit(before: configuration.Access, name: str) -> configuration.Acce
 
 
 def checked(changed: configuration.Settings) -> configuration.Settings:
-    """Return the same settings if a file that says so would be accepted.  Raise Problem if not."""
+    """Return the same settings.  Raise Problem if a file with these settings would be refused."""
     for where, problem in changed.problems().items():
         match where:
             case ("volumes", int(index), *rest):

@@ -20,7 +20,7 @@ class Portals:
         self._in_force = in_force
 
     def create(self, address: str, *, dry_run: bool) -> None:
-        """Listen on HOST:PORT, too."""
+        """Listen on HOST:PORT in addition."""
         now, on_file = self._in_force.listening(self._in_force.settings), self._in_force.on_file.listen
         if not now.listen:
             raise problems.at_next_start("whether there is iSCSI at all")
@@ -42,7 +42,7 @@ class Portals:
         log.info("initiators can connect to %s", address)
 
     def delete(self, address: str, *, force: bool, dry_run: bool) -> None:
-        """Listen on HOST:PORT no longer, and end the sessions that came there."""
+        """Stop listening on HOST:PORT, and end the sessions that came there."""
         addresses = list(self._fabric.addresses())
         if address not in addresses:
             raise problems.no_such_portal(address, addresses)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reservations of units, as an administrator sees and clears them.
 
-A host that is gone for good may leave a reservation behind that shuts out the others.  Initiators that are in use are not
-cleared unless forced: a cluster uses reservations to fence its nodes.
+A host that is gone for good may leave a reservation behind that shuts out the others.  Reservations of logged-in
+initiators are not cleared unless forced, because a cluster uses reservations to fence its nodes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ReservationChanges:
         return [_shown(number, unit, ports) for number, unit in sorted(self._inventory.scsi.luns.items())]
 
     def clear(self, lun: int, initiator: str | None, *, force: bool, dry_run: bool) -> None:
-        """Remove the reservations and registrations of a unit, or with `initiator` those of this one."""
+        """Remove the reservations and registrations of a unit, or with `initiator` only those of this initiator."""
         self._refuse_the_kernels()
         unit = self._inventory.scsi.luns.get(lun)
         if unit is None:

@@ -4,11 +4,11 @@
     <state directory>/secrets/initiators/<initiator>/initiator  the secret by which the initiator proves itself
     <state directory>/secrets/initiators/<initiator>/target     the secret by which the target proves itself to it
 
-<initiator> is the initiator's name in lower case, percent-encoded, so it has no slash and no other initiator has it.  Only the
-daemon's user may read the files.
+<initiator> is the initiator's name in lower case, percent-encoded, so it has no slash and is unique.  Only the daemon's
+user may read the files.
 
-Older versions stored `secrets/<initiator>` and `secrets/<initiator>.target`, and the second could be the file of an initiator
-of that name.  An entry that names such files reads them still, until `set auth` stores its secrets anew.
+Older versions stored `secrets/<initiator>` and `secrets/<initiator>.target`.  The second could also be the file of an
+initiator with that name.  An entry that names such files still reads them, until `set auth` stores its secrets anew.
 """
 
 from __future__ import annotations

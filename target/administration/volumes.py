@@ -4,7 +4,7 @@
 | change                           | how it is made                                                              |
 | -------------------------------- | --------------------------------------------------------------------------- |
 | the keys in `_WHILE_IN_USE`      | on the open volume, while initiators use it                                 |
-| `map_write_once`                 | on the open volume; it must be seen by no session, unless forced            |
+| `map_write_once`                 | on the open volume; no session may see the LUNs, unless forced              |
 | the size                         | on the open volume, upwards only                                            |
 | all other keys (LUN, durability) | the volume is removed and added again; it must not be in use, unless forced |
 """
@@ -41,7 +41,7 @@ class VolumeChanges:
         self._access = access_changes
 
     def create(self, request: messages.CreateVolume, *, force: bool = False, dry_run: bool) -> None:
-        """Create a volume, or take up one whose data exists, and serve it."""
+        """Create a volume, or open it if its data exists, and serve it."""
         fields = {key: value for key, value in codec.encode(request).items() if value is not None}
         if fields.pop("hidden"):
             fields["lun"] = values.NO_LUN
@@ -58,7 +58,7 @@ class VolumeChanges:
         log.info("volume %s is served as LUN %s", volume.name, values.NO_LUN if volume.lun is None else volume.lun)
 
     def change(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
-        """Change the keys of a volume that the request has."""
+        """Change the keys of a volume that the request sets."""
         before = self._in_force.volume(name)
         fields = {key: value for key, value in codec.encode(request).items() if value is not None}
         if fields.pop("hidden"):
@@ -120,7 +120,7 @@ class VolumeChanges:
         self._in_force.put_volume(after)
 
     def add(self, volume: settings.Volume, *, force: bool = False, dry_run: bool) -> None:
-        """Serve a volume of a configuration file.  If that fails, it is configured, as at the start, and not served."""
+        """Serve a volume of a configuration file.  If that fails, the volume is configured but not served, as at a start."""
         changed = self._in_force.with_volume(volume)
         if not force:
             self._inventory.check_number(volume)

@@ -8,8 +8,8 @@
 | a snapshot is taken   | the view, and the write-once LUN if it is mapped | other changes of its volume, the daemon's end         |
 | a snapshot is deleted | its two go; the numbers rest (`resting`)         | (the volume excludes by itself)                       |
 
-`changing` excludes, volume by volume: a change waits for disks, and a slow volume must hold up no other.  Readers take no
-lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
+`changing` excludes other changes of the same volume only, because a change waits for disks, and a slow volume must not
+delay the others.  Readers take no lock: `open_volumes`, `failed` and `settings` are replaced as wholes, never changed.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
 class Inventory:
     """The volumes that the daemon serves and the units that initiators see.
 
-    `fabric` is replaced once, when the fabric has started.  `failed` has the reason for each volume that is configured and
-    not served.  Raise lun_numbers.Damaged, OSError.
+    `fabric` is replaced once, when the fabric has started.  `failed` has the reason for each volume that is configured
+    and not served.  Raise lun_numbers.Damaged, OSError.
     """
 
     def __init__(self, configured: configuration.Settings, state_dir: Path, jobs: Jobs) -> None:
@@ -73,7 +73,7 @@ class Inventory:
             state_dir / "luns.json", set(configured.fixed_luns), lambda: self._resting.all()
         )
         self._readers = readers.Readers()
-        self._lock = threading.Lock()  # while a mapping is replaced; no disk is waited for under it
+        self._lock = threading.Lock()  # held while a mapping is replaced, never while waiting for a disk
         self._map_write_once: dict[str, configuration.MapWriteOnce] = {}  # by the volume's name
         self._changes: dict[str, threading.Lock] = {}  # by the volume's name
         self._stopping = False
@@ -136,7 +136,7 @@ class Inventory:
         Raise Problem if the daemon is stopping.
         """
         with contextlib.ExitStack() as locks:
-            for name in sorted(set(names)):  # always in the same order, lest two changes wait for each other
+            for name in sorted(set(names)):  # in the same order, so that two changes never wait for each other
                 with self._lock:
                     lock = self._changes.setdefault(name, threading.Lock())
                 locks.enter_context(lock)
@@ -254,10 +254,10 @@ class Inventory:
     # -- LUNs --------------------------------------------------------------------------------------------------------
 
     def publish(self, owner: Volume, snapshot: Snapshot) -> None:
-        """Serve a snapshot under its LUNs, the earlier ones if it had any.  Raise Problem, OSError.
+        """Serve a snapshot under its LUNs, the same as before if it had any.  Raise Problem, OSError.
 
-        It keeps a number for its write-once LUN even if initiators do not see that.  Do nothing if the snapshot is being
-        deleted.
+        The snapshot keeps a number for its write-once LUN even if initiators do not see that LUN.  Do nothing if the
+        snapshot is being deleted.
         """
         if snapshot.deleting:
             return
@@ -283,7 +283,7 @@ class Inventory:
         self._add_lun(number, unit)
 
     def map_write_once(self, name: str, mapped: configuration.MapWriteOnce) -> None:
-        """Show the write-once LUNs of a volume's snapshots to initiators, or no longer; return when no command runs there.
+        """Show the write-once LUNs of a volume's snapshots to initiators, or hide them.  Return when no command runs there.
 
         Raise Problem.
         """

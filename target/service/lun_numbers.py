@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LUN numbers of snapshots: each keeps its two, over restarts, until it is deleted.
+"""The LUN numbers of snapshots: each snapshot keeps its two numbers over restarts, until it is deleted.
 
 The number of a unit that is gone rests before another unit gets it (`resting`).
 
-They are kept in one small file that is replaced as a whole (lun_backends.files.small_file).  A number is stored before it is
-served, so no initiator ever sees a number that another snapshot could have after a crash.
+They are kept in one small file that is replaced as a whole (lun_backends.files.small_file).  A number is stored before
+it is served, so no initiator ever sees a number that another snapshot could have after a crash.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LunNumbers:
     def allot(self, snapshot: uuid.UUID, volume: str) -> Numbers:
         """Return the numbers of a snapshot: those it has, or the lowest two that are free.  Durable on return.
 
-        Raise Problem when there are none, OSError.
+        Raise Problem if none are free, and OSError.
         """
         with self._lock:
             known = self._snapshots.get(snapshot)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that belong to the daemon: what it serves, and all that is in its state directory.
 
-A job that writes a file must not take the place of one of them, whatever way the path leads to it: a symbolic link, a hard
-link, a bind mount, another name of a device.  So files are compared by device and inode, and devices by their number.  It does
-not matter whether a file is open: the volume of a snapshot may be served again later.
+A job that writes a file must not take the place of one of them, whatever way the path leads to it: a symbolic link, a
+hard link, a bind mount, another name of a device.  So files are compared by device and inode, and devices by their
+number.  It does not matter whether a file is open: the volume of a snapshot may be served again later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _File(NamedTuple):
 
 
 def claim(inventory: Inventory, path: Path) -> str:
-    """Return whose file the one at `path` is or would be, like "it belongs to volume vol0"; empty if no such file is there.
+    """Return the owner of the file at `path`, like "it belongs to volume vol0"; empty if the daemon does not own it.
 
     A new file in one of the daemon's directories counts, too.
     """
@@ -39,7 +39,7 @@ def claim(inventory: Inventory, path: Path) -> str:
         with contextlib.suppress(OSError):
             named.update(_files(path.stat(follow_symlinks=follow)))
     above: set[_File] = set()
-    with contextlib.suppress(OSError, RuntimeError):  # a path that leads nowhere is refused by whoever opens it
+    with contextlib.suppress(OSError, RuntimeError):  # the caller refuses a path that leads nowhere
         place = path.parent.resolve()
         for directory in (place, *place.parents):
             above.update(_files(directory.stat()))
@@ -79,7 +79,7 @@ def _at(whose: str, path: Path) -> Iterator[tuple[str, os.stat_result]]:
 def _below(
     directory: Path, whose: str, seen: set[tuple[int, int]], depth: int = 0
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield what is in a directory of the daemon, links and what they lead to included; a directory comes after its content."""
+    """Yield the content of a directory, with links and the files that they lead to; a directory comes after its content."""
     try:
         with os.scandir(directory) as entries:
             names = [entry.name for entry in entries]

@@ -35,8 +35,9 @@ class Reshaping:
     def restore(self, volume_name: str, name: str, *, force: bool, damaged: bool = False, outside: bool = False) -> Job:
         """Start a job that rolls a volume back, or that continues a rollback which stopped.
 
-        Damaged blocks refuse the rollback, or stop it.  With `damaged` the volume gets them as they are, and unreadable ones as
-        zeroes.  Data that initiators wrote to a write-once LUN refuses it, too, unless `outside`.  Raise Problem.
+        Damaged blocks prevent the rollback, or stop it.  With `damaged`, the volume gets them as they are, and
+        unreadable blocks as zeroes.  Data that initiators wrote to a write-once LUN prevents it, too, unless `outside`.
+        Raise Problem.
         """
         owner, snapshot = self._inventory.find(volume_name, name)
         users = self._inventory.users(lambda unit: unit.device is owner.device)

@@ -3,14 +3,14 @@
 
 Both run on threads of their own.  Taking and deleting do not wait for each other, and neither waits for another volume.
 
-| what goes wrong                             | what the keeper does                                                      |
+| trouble                                     | the keeper's answer                                                       |
 | ------------------------------------------- | ------------------------------------------------------------------------- |
 | a snapshot is not taken, or not deleted     | it tries again at the next look; until then `trouble` has the reason      |
 | taking hangs                                | `trouble` says so, `GRACE` seconds after it was due                       |
 | there are `max_snapshots` already           | it first deletes the one that the new snapshot would displace             |
-| the clock was set back, or goes wrong       | only the order in which snapshots were taken counts, see `schedule`       |
+| the clock was set back, or is wrong         | only the order in which snapshots were taken counts, see `schedule`       |
 
-An invalid snapshot takes the place of no good one, and stays visible for as long as a good one would.
+An invalid snapshot displaces no good one, and stays visible for as long as a good one would.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class ScheduleKeeper:
         self._last = datetime.datetime.fromisoformat(taken.taken)
 
     def _expire(self, configured: settings.Volume, coming: datetime.datetime | None = None) -> None:
-        """Delete the snapshots that are no longer kept, oldest first; go on if one cannot be deleted.
+        """Delete the snapshots that are no longer kept, oldest first.  Continue if one cannot be deleted.
 
-        With `coming`, delete those, too, that a snapshot of that moment displaces.  Raise the first Problem.
+        With `coming`, also delete the snapshots that a snapshot of that moment displaces.  Raise the first Problem.
         """
         failed: list[problems.Problem] = []
         with self._deleting:

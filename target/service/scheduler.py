@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread that sees to it that the schedules of the configuration (`schedule` and `keep`) are kept.
+"""A thread that carries out the schedules of the configuration (`schedule` and `keep`).
 
-The thread reads the clock again and again and does not sleep until the next hour, because clocks are set, machines sleep and
-schedules change.  It waits for no disk: each volume has a keeper with threads of its own (`schedule_keeper`).  Only snapshots
-that a schedule took are deleted.
+The thread reads the clock again and again and does not sleep until the next hour, because clocks are set, machines
+sleep and schedules change.  It waits for no disk: each volume has a keeper with threads of its own (`schedule_keeper`).
+Only snapshots that a schedule took are deleted.
 """
 
 from __future__ import annotations

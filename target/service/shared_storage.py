@@ -29,7 +29,7 @@ from target.scsi.logical_unit import UnitKind
 log = logging.getLogger(__name__)
 
 _NAMES = uuid.UUID("6f0e8f8c-5a5b-5b1f-9d55-3f5d1c1d0a11")
-"""The namespace of identities: each follows from a name, so that a unit is the same after a restart."""
+"""The namespace of identities: each identity follows from a name, so a unit keeps it over restarts."""
 
 
 class Sharing:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state that logical units keep over restarts, in their volume's directory.
 
-<state directory>/volumes/<name>/reservations/<unit>.json    persistent reservations (target/scsi/reservations/reservation_file.py)
-<state directory>/volumes/<name>/atomic.journal              an atomic write under way (lun_backends/atomic_journal.py)
+<state directory>/volumes/<name>/reservations/<unit>.json    persistent reservations
+(target/scsi/reservations/reservation_file.py) <state directory>/volumes/<name>/atomic.journal              an atomic
+write under way (lun_backends/atomic_journal.py)
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class UnitState:
             ) from error
 
     def journal(self, owner: volume.Volume) -> atomic_journal.AtomicJournal:
-        """Return the journal of the volume's primary, after finishing an atomic write that a crash interrupted.
+        """Finish an atomic write that a crash interrupted, and return the journal of the volume's primary.
 
         Call it before the first read and the first snapshot.  Raise BlockDeviceError, OSError.
         """
