@@ -21,6 +21,7 @@ from typing import Protocol, Self
 from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import os_error, small_file
+from target.exports import new_name
 from target.exports.identity import Identity, mark_raw, write_beside
 from target.service import jobs, own_files, problems
 from target.service.inventory import Inventory
@@ -143,29 +144,24 @@ class _NewFile:
         self._path = path
         self._beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         flags = os.O_WRONLY | os.O_CLOEXEC
-        try:
-            self.fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
-            self._named = False
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # from file systems and old kernels without it
-                raise
+        self._named = not _nameless(path.parent, self._beside)
+        if self._named:
             self.fd = os.open(self._beside, flags | os.O_CREAT | os.O_EXCL, 0o600)
-            self._named = True
+        else:
+            self.fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
 
     def publish(self, *, overwrite: bool) -> None:
         """Give the file its name, and make that durable.  Raises OSError."""
         if overwrite:
             if not self._named:
-                self._link(self._beside)
+                new_name.link(self.fd, self._beside)
                 self._named = True
             self._beside.replace(self._path)
+        elif self._named:
+            new_name.move(self._beside, self._path)
         else:
-            self._link(self._path)  # unlike rename, this fails if another file has got the name meanwhile
+            new_name.link(self.fd, self._path)  # unlike rename, this fails if another file has got the name meanwhile
         small_file.sync_directory(self._path.parent)
-
-    def _link(self, name: Path) -> None:
-        # Python follows the link only if it is given a descriptor of a directory, although an absolute path needs none.
-        os.link(f"/proc/self/fd/{self.fd}", name, src_dir_fd=self.fd, follow_symlinks=True)
 
     def __enter__(self) -> Self:
         return self
@@ -174,6 +170,21 @@ class _NewFile:
         os.close(self.fd)
         if self._named:
             self._beside.unlink(missing_ok=True)
+
+
+def _nameless(directory: Path, beside: Path) -> bool:
+    """Return whether a file in `directory` can be without a name, and get one later.  Raises OSError."""
+    try:
+        return new_name.can_link(directory, beside)
+    except OSError as error:
+        if error.errno not in (
+            errno.EOPNOTSUPP,
+            errno.EISDIR,
+            errno.EINVAL,
+            errno.ENOSYS,
+        ):  # it has none, or is too old
+            raise
+        return False
 
 
 def _write(fd: int, offset: int, data: memoryview) -> None:

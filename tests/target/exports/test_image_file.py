@@ -71,7 +71,12 @@ def test_existing_file_is_not_replaced(tmp_path: Path) -> None:
     assert path.read_bytes() == b"precious"
 
 
-def test_file_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nameless", [True, False])
+def test_file_created_meanwhile_is_not_replaced(
+    tmp_path: Path, nameless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not nameless:
+        monkeypatch.setattr(image_file, "_nameless", lambda *_: False)
     path = tmp_path / "out.img"
 
     def slow() -> Iterator[ExportPiece]:
@@ -106,6 +111,24 @@ def test_killed_daemon_leaves_no_file(overwrite: bool) -> None:
         export(path, watched(), 2 * MIB, overwrite=overwrite)
         assert path.read_bytes() == DATA + DATA
         assert list(directory.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_export_works_where_files_have_one_name_only(
+    tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files may be without a name there, but cannot be linked to one later."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "out.img"
+    export(path, pieces(DATA), MIB, overwrite=overwrite)
+    assert path.read_bytes() == DATA
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(problems.Problem, match="exists already"):
+        export(path, pieces(DATA), MIB)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

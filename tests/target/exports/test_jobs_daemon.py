@@ -60,10 +60,11 @@ def test_verify_counts_good_bytes_and_names_damaged_blocks(served: daemon.Daemon
     served.run("snapshot", "create", "vol0", "b")
     write(served, 0, 2 * MIB, MIB, 2)
     answer = served.json("snapshot", "verify", "vol0@a")
-    assert answer == {
+    expected = {
         "volume": "vol0", "name": "a", "sound": True, "good_bytes": 2 * MIB, "unverifiable_bytes": 0, "damaged_bytes": 0,
         "damage": [], "headers": [],
     }  # fmt: skip
+    assert {key: answer[key] for key in expected} == expected
     assert "vol0@a is intact: 2 MiB good" in served.run("snapshot", "verify", "vol0@a").stdout
     rot(served, "b", 3 * CHUNK + 99)  # the third chunk of the second MiB
     rot(served, "b", 4 * CHUNK + 100)
