@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of one kind of unit: the row of a command, the check of its CDB, and the list that dispatches.
 
-A command that is not in the table, or not for this kind of unit, is refused: a command that could change data and is not
-known never runs (rule 5, lun_backends/README.md).  On a write-protected unit the commands marked `writes` stay in the
-table but end with DATA PROTECT.  So do the commands marked `concerns_others`, for an initiator that may only read: with a
-reservation it would shut out those that may write.
+A command that is not in the table, or not for this kind of unit, is refused, so an unknown command never changes data
+(rule 5, lun_backends/README.md).  On a write-protected unit the commands marked `writes` stay in the table but end with
+DATA PROTECT.  So do the commands marked `concerns_others`, for an initiator that may only read: with a reservation it
+would shut out initiators that may write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_WRITE_ONCE = frozenset({UnitKind.PRIMARY, UnitKind.SNAPSHOT_VIEW})
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One row of the table; `usage` is as long as the CDB, its first byte the opcode."""
+    """One row of the table; `usage` is as long as the CDB, and its first byte is the opcode."""
 
     name: str
     opcode: int
@@ -36,15 +36,17 @@ class Command:
     handler: Handler
     service_action: int | None = None
     kinds: frozenset[UnitKind] = ALL
-    fast: Handler | None = None  # a handler for the everyday forms, which leaves the others to the checked one
-    plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and run it again if it failed
+    fast: Handler | None = None  # a handler for the usual forms, which leaves the others to the checked handler
+    plain: frozenset[UnitKind] = NONE  # kinds of unit on which `Plain` may run it, and again if it failed
     writes: bool = False  # it changes the medium
     concerns_others: bool = False  # it changes a state of the unit that other initiators meet
     range_written: RangeOf | None = None  # finds the blocks that a write changes, so that they can be prepared
     check: Check | None = None  # raises for a CDB that is refused whatever the data is, beyond the usage mask
     attention_exempt: bool = False  # it runs while a unit attention is pending (SAM-5 5.14)
     atomic: bool = False  # only for units with a journal
-    needs: Permission = Permission.EVERYTHING  # least that a reservation must permit (SPC-4 table 65, SBC-4 table 14)
+    needs: Permission = (
+        Permission.EVERYTHING
+    )  # the least that a reservation must permit (SPC-4 table 65, SBC-4 table 14)
     despite_reserve: bool = False  # it runs while another session holds SPC-2's RESERVE
     timeout: int = 30  # seconds that an initiator should allow for it
 
@@ -127,9 +129,10 @@ def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
 class UnitCommands:
     """The commands of one kind of unit.
 
-    `handlers` has 256 handlers, by opcode, and `checked` the same without the fast ones.  `plain` holds the opcodes that
-    `Plain` may run, and `ranges` finds the blocks in the CDB of a write that can be prepared.  On a write-protected
-    unit neither has a command that writes.  `read_only`: the initiator may only read, even if others may write.
+    `handlers` has 256 handlers, by opcode, and `checked` the same without the fast ones.  `plain` holds the opcodes
+    that `Plain` may run, and `ranges` finds the blocks in the CDB of a write that can be prepared.  On a
+    write-protected unit neither has a command that writes.  `read_only`: the initiator may only read, even if others
+    may write.
     """
 
     def __init__(
@@ -178,5 +181,5 @@ class UnitCommands:
 
 
 def takes_copies(kind: UnitKind) -> bool:
-    """Return whether EXTENDED COPY may write to a unit of that kind, as every other command that changes blocks may."""
+    """Return whether EXTENDED COPY, and every other command that changes blocks, may write to a unit of that kind."""
     return kind in NOT_WRITE_ONCE

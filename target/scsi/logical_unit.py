@@ -4,17 +4,18 @@
 Every command takes these steps (`nexus.Nexus.execute`), in this order:
 
 1. the task enters `running`;
-2. `execute` looks at `ItlNexus.unusual`, one flag for everything that is not everyday: this is the first command, a unit
-   attention is pending, the unit was removed, or is reserved for others.  Only if the flag is set, `ItlNexus.admit` finds out the reason;
+2. `execute` looks at `ItlNexus.unusual`, one flag for everything that is not everyday: this is the first command, a
+  unit attention is pending, the unit was removed, or is reserved for others.  Only if the flag is set, `ItlNexus.admit`
+  finds out the reason;
 3. the handler for the opcode runs;
 4. the task leaves `running`, and callers that wait in `drain` are notified.
 
-Step 1 comes before step 2.  So a caller that first changes the state that `admit` looks at, and then calls `drain`, knows
-afterwards that no task runs which was admitted under the old rules.  The order holds without a lock because dictionary
-operations and attribute stores are atomic in CPython.
+Step 1 comes before step 2.  A caller may change the state that `admit` looks at, and then call `drain`.  Afterwards, no
+task runs that was admitted under the old rules.  The order holds without a lock because dictionary operations and
+attribute stores are atomic in CPython.
 
-A unit is below the commands and the nexuses.  The maker of a unit hands in its commands, and the Protocols here name the
-parts of both that a unit looks at.
+A unit is below the commands and the nexuses.  The maker of a unit hands in its commands.  The Protocols here name the
+parts of commands and nexuses that a unit uses.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from target.scsi.unit_kind import UnitKind as UnitKind  # part of this module's 
 log = logging.getLogger(__name__)
 
 PAGE_BYTES = 4096
-"""The granularity of transfers and of UNMAP that a unit reports: the page, below which a write costs a read.
+"""The granularity of transfers and of UNMAP that a unit reports: the page, because a smaller write costs a read.
 
-READ CAPACITY(16) does not report it as the physical block size, because that is a promise about torn writes in a power
-cut.  The physical block size is the disk's own if the primary is a disk, or the one of the configuration.
+READ CAPACITY(16) does not report this as the physical block size, because a physical block size promises that a power
+cut does not tear a block.  The physical block size is that of the configuration, or of the disk if the primary is a
+disk.
 """
 
 USERS_NAMED = 1024
@@ -58,7 +60,7 @@ RangeOf = Callable[[bytes | memoryview], tuple[int, int]]
 
 
 class CommandRow(Protocol):
-    """A row of the command table, as far as a unit and the reports about its commands look at it (`command_set.Command`)."""
+    """The parts of a row of the command table that units and reports about commands use (`command_set.Command`)."""
 
     @property
     def opcode(self) -> int: ...
@@ -110,7 +112,7 @@ class CommandsOf(Protocol):
 
 
 class Nexus(Protocol):
-    """An I_T nexus, as far as a unit and its commands look at it (`nexus.Nexus`)."""
+    """The parts of an I_T nexus that a unit and its commands use (`nexus.Nexus`)."""
 
     @property
     def port(self) -> InitiatorPort: ...
@@ -122,15 +124,15 @@ class Nexus(Protocol):
     def reached(self) -> Sequence[ItlNexus]: ...
 
     def luns_reported(self) -> None:
-        """Take note that the initiator knows the LUNs."""
+        """Note that the initiator knows the LUNs now."""
 
     def ports_of(self, initiator: str) -> Sequence[InitiatorPort]:
-        """Return the ports of that name which have a nexus to the target now."""
+        """Return the ports of that name that have a nexus to the target now."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyStatus:
-    """How an EXTENDED COPY ended."""
+    """The result of an EXTENDED COPY."""
 
     segments: int
     bytes: int
@@ -172,7 +174,8 @@ class ItlNexus:
     def admit(self, task: Task) -> None:
         """Raise CheckCondition or ReservationConflict if the task must not run.
 
-        The unit was removed, a unit attention comes first (SAM-5 5.14), or the unit is reserved for others.
+        The reason is that the unit was removed, that a unit attention comes first (SAM-5 5.14), or that the unit is
+        reserved for others.
         """
         if self.removed:
             raise sense.illegal_request(Asc.LOGICAL_UNIT_NOT_SUPPORTED)
@@ -236,8 +239,8 @@ class ItlNexus:
 class Counters:
     """The numbers of commands, errors and bytes of a unit since it was made.
 
-    The hot path adds to these without a lock: no other thread interrupts `+=` of an attribute in CPython 3.11.  If that
-    changed, the numbers would be a little low.  Only reports use them.
+    The hot path adds to them without a lock, because no other thread interrupts `+=` of an attribute in CPython 3.11.
+    If that changed, the numbers would be a little low.  Only reports use them.
     """
 
     __slots__ = ("bytes_read", "bytes_written", "commands", "errors")
@@ -267,10 +270,10 @@ class LogicalUnit:
     ) -> None:
         """Make the unit, with the persistent reservations that its file has.
 
-        `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon in
-        `reservation_file`; without one they end with it.  WRITE ATOMIC writes through `journal`; without one the unit
-        does not know that command.  The unit reports `physical_block_size` (bytes) instead of the device's own.
-        With `write_protected` it takes no writes, even if the device would.
+        `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon
+        in `reservation_file`; without this file they end with the daemon.  WRITE ATOMIC writes through `journal`;
+        without a journal, the unit does not know that command.  The unit reports `physical_block_size` (bytes) instead
+        of the device's own.  With `write_protected`, it takes no writes, even if the device would.
 
         Raises reservation_file.ReservationFileDamaged, OSError.
         """
@@ -305,7 +308,7 @@ class LogicalUnit:
         self.commands = self.commands_for(write_protected=self.write_protected)
 
     def commands_for(self, *, write_protected: bool, read_only: bool = False) -> CommandSet:
-        """Return the commands of the unit for a nexus that may write, or may not."""
+        """Return the commands of the unit for a nexus with these rights."""
         return self._commands_of(
             self.kind, write_protected=write_protected, atomic=self.journal is not None, read_only=read_only
         )
@@ -315,7 +318,7 @@ class LogicalUnit:
         return self.commands.find(cdb[0], cdb[1] & 0x1F) if len(cdb) > 1 else None
 
     def attach(self, nexus: Nexus, *, read_only: bool = False) -> ItlNexus:
-        """Let an initiator port reach the unit; with `read_only` for reading only."""
+        """Let an initiator port reach the unit; with `read_only`, it may only read."""
         itl = ItlNexus(self, nexus, read_only=read_only)
         with self.lock:
             self.itls.append(itl)
@@ -349,7 +352,7 @@ class LogicalUnit:
         self.attention(*divmod(Asc.CAPACITY_DATA_HAS_CHANGED, 256))
 
     def abort(self, nexus: Nexus | None = None) -> set[Nexus]:
-        """Mark the running tasks (of one I_T nexus, or all) aborted; return their owners."""
+        """Mark the running tasks (of one I_T nexus, or all) as aborted, and return their owners."""
         owners = set()
         for task, itl in list(self.running.items()):
             if nexus is None or itl.nexus is nexus:
@@ -360,7 +363,8 @@ class LogicalUnit:
     def reset(self) -> None:
         """Do LOGICAL UNIT RESET (SAM-5 6.3.3).
 
-        Running tasks are marked aborted, SPC-2's reservation ends, and every I_T nexus gets a unit attention (29h/03h).
+        Running tasks are marked as aborted, SPC-2's reservation ends, and every I_T nexus gets a unit attention
+        (29h/03h).
         """
         self.abort()
         self.reservations.reset()
@@ -376,13 +380,14 @@ class LogicalUnit:
     def clear(self, whose: Callable[[ItlNexus], bool]) -> Sequence[ItlNexus]:
         """Clear the running tasks of the nexuses that `whose` selects; return these nexuses when the tasks have ended.
 
-        Long tasks end early, with an answer that makes their initiator try again.  Never call it for the caller's own task.
+        Long tasks end early, with an answer that makes their initiator try again.  Never call it for the caller's own
+        task.
         """
         with self._ended:
             self.draining += 1
             owners = {task: itl for task, itl in list(self.running.items()) if whose(itl)}
             for task in owners:
-                task.cleared = True  # until it ends: `task_ended` takes it back, because fabrics use tasks again
+                task.cleared = True  # `task_ended` takes this back, because fabrics use task objects again
             self._wait_for(owners)
         return list({id(itl): itl for itl in owners.values()}.values())
 
@@ -397,7 +402,7 @@ class LogicalUnit:
             self.draining -= 1
 
     def task_ended(self, task: Task) -> None:
-        """Take note that a task left `running` while a caller drains."""
+        """Note that a task left `running` while a caller drains."""
         with self._ended:
             task.cleared = False
             for waiting in self._awaited:
@@ -405,12 +410,12 @@ class LogicalUnit:
             self._ended.notify_all()
 
     def check_range(self, lba: int, count: int) -> None:
-        """Raise LOGICAL BLOCK ADDRESS OUT OF RANGE unless the blocks exist (a count of 0 still needs a valid LBA)."""
+        """Raise LOGICAL BLOCK ADDRESS OUT OF RANGE unless the blocks exist (even a count of 0 needs a valid LBA)."""
         if lba >= self.blocks or lba + count > self.blocks:
             raise sense.out_of_range(max(lba, self.blocks))
 
     def fail(self, task: Task, error: Exception) -> None:
-        """End the task as the error asks; log an unforeseen error with its traceback, as HARDWARE ERROR."""
+        """End the task with the status for the error.  An unforeseen error ends it with HARDWARE ERROR, and is logged."""
         task.data_in = ()
         counters = self.counters
         match error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An I_T nexus: the units that an initiator port reaches, and the way of every command (SAM-5 clauses 4 and 5).
+"""An I_T nexus: the units that an initiator port reaches, and the path of every command (SAM-5 clauses 4 and 5).
 
 A fabric calls `Nexus.execute`; `task.py` describes the task that it hands over, and `logical_unit.py` the steps that a
 command takes.  Everything here is thread-safe; tasks of one nexus run on any threads.
@@ -32,7 +32,7 @@ class Reach:
 
 
 View = Callable[[int, LogicalUnit], Iterable[Reach]]
-"""Return how a nexus reaches a unit with that number in the target; always the same for the same number and unit."""
+"""Return how a nexus reaches a unit with that number in the target.  The result depends only on number and unit."""
 
 
 def sees_all(number: int, unit: LogicalUnit) -> Iterable[Reach]:
@@ -52,12 +52,12 @@ def lun_fields(number: int) -> tuple[int, ...]:
 
 
 class Nexus:
-    """One initiator port's relation to the target (an iSCSI session): runs its tasks."""
+    """One initiator port's relation to the target (an iSCSI session), which runs its tasks."""
 
     def __init__(
         self, target_name: str, initiator: str, tag: str, view: View, nexuses: Callable[[], Sequence[Nexus]]
     ) -> None:
-        """Make a nexus that reaches no unit yet; `nexuses` returns those that are open to the target at the time."""
+        """Make a nexus that reaches no unit yet; `nexuses` returns the target's open ones at the time of the call."""
         self.target_name = target_name
         self.initiator = initiator
         self.tag = tag
@@ -96,16 +96,16 @@ class Nexus:
         return {lun: itl.unit for lun, itl in list(self._luns.items())}
 
     def attach(self, number: int, unit: LogicalUnit) -> bool:
-        """Let the nexus reach a unit if its view shows it; return whether it does.  Only the target calls it."""
+        """Let the nexus reach a unit if its view shows the unit; return whether it does.  Only the target calls this."""
         seen = False
         for reach in self._view(number, unit):
-            if reach.lun not in self._luns:  # two units with one LUN: the first one stays
+            if reach.lun not in self._luns:  # if two units have one LUN, the first one stays
                 self._attach(reach.lun, unit.attach(self, read_only=reach.read_only))
                 seen = True
         return seen
 
     def detach(self, number: int, unit: LogicalUnit) -> bool:
-        """Cut the nexus off from a unit; return whether it reached it.  Only the target calls it."""
+        """Cut the nexus off from a unit; return whether it reached the unit.  Only the target calls this."""
         seen = False
         for reach in self._view(number, unit):
             itl = self._luns.get(reach.lun)
@@ -115,7 +115,7 @@ class Nexus:
         return seen
 
     def change_view(self, view: View, units: Mapping[int, LogicalUnit]) -> tuple[list[ItlNexus], list[ItlNexus]]:
-        """See `units` another way; return the relations that ended and those that began.  Only the target calls it."""
+        """Set another view of `units`.  Return the relations that ended and those that began.  Only the target calls this."""
         seen: dict[int, tuple[LogicalUnit, bool]] = {}
         for number, unit in units.items():
             for reach in view(number, unit):
@@ -133,7 +133,7 @@ class Nexus:
         return gone, [self._luns[lun] for lun in seen]
 
     def luns_changed(self, *, excluding: Collection[int] = ()) -> None:
-        """Raise 3Fh/0Eh on every unit but those whose `id` is in `excluding`.  Only the target calls it."""
+        """Raise 3Fh/0Eh on every unit whose `id` is not in `excluding`.  Only the target calls this."""
         for itl in list(self._luns.values()):
             if id(itl.unit) not in excluding:
                 itl.add_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
@@ -163,7 +163,7 @@ class Nexus:
     def execute(self, task: Task, *, nowait: bool) -> None:
         """Run one task and set its results.
 
-        Raises WouldBlock (only with `nowait`; the results are untouched) and nothing else.
+        Raise WouldBlock, only with `nowait`; then the results are untouched.  Raise no other error.
         """
         itl = self._itls.get(task.lun)
         if itl is None:
@@ -190,8 +190,8 @@ class Nexus:
     def refuses(self, task: Task) -> bool:
         """Return whether the task is refused whatever its data-out is, and if so, set its results.
 
-        Its LUN has no unit, a unit attention is reported instead, the unit is reserved for others or write protected for
-        this initiator, or the CDB is invalid.
+        It is refused if its LUN has no unit, if a unit attention is reported instead, if the unit is reserved for
+        others or write protected for this initiator, or if the CDB is invalid.
         """
         itl = self._itls.get(task.lun)
         if itl is None:
@@ -209,9 +209,10 @@ class Nexus:
         return False
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
-        """Hand each unit's device all ranges that these tasks will write, at once (`BlockDevice.prepare_writes`).
+        """Hand each unit's device, with one call, all ranges that these tasks will write (`BlockDevice.prepare_writes`).
 
-        With `nowait`, return whether a device could prepare some without waiting, so that the tasks are worth another try.
+        With `nowait`, return whether a device could prepare some of them without waiting.  Then another try of the
+        tasks may succeed.
         """
         ranges: dict[LogicalUnit, list[tuple[int, int]]] = {}
         for task in tasks:
@@ -238,8 +239,8 @@ class Nexus:
     def begins(self) -> None:
         """Raise 29h/00h on each unit: the session is new, and the state of an earlier one is gone (SAM-5 5.14).
 
-        Above all an earlier RESERVE is gone.  29h/00h stands for two cases that the target cannot tell apart: the earlier
-        session was lost, or the daemon has started.
+        An earlier RESERVE, for example, is gone.  29h/00h stands for two cases that the target cannot distinguish: the
+        earlier session was lost, or the daemon has started.
         """
         self._begun = True
         for itl in self.reached:
@@ -252,7 +253,7 @@ class Nexus:
                 itl.drop_attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 
     def abort_task_set(self, lun: int) -> bool:
-        """Do ABORT TASK SET: mark this nexus's running tasks on the unit aborted.  Return False if there is no such unit."""
+        """Do ABORT TASK SET: mark this nexus's running tasks on the unit as aborted.  Return False if there is no unit."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -260,12 +261,12 @@ class Nexus:
         return True
 
     def may_reset(self, lun: int) -> bool:
-        """Return whether the nexus may end tasks of others on the unit: not if it may only read there."""
+        """Return whether the nexus may end tasks of others on the unit; it may not if it may only read there."""
         itl = self._itls.get(lun)
         return itl is not None and not itl.read_only
 
     def clear_task_set(self, lun: int) -> bool:
-        """Do CLEAR TASK SET: mark every running task on the unit aborted, and raise 2Fh/00h for their other owners."""
+        """Do CLEAR TASK SET: mark all running tasks on the unit as aborted, and raise 2Fh/00h for their other owners."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -277,13 +278,13 @@ class Nexus:
         return True
 
     def commands_cleared(self, lun: int) -> None:
-        """Raise 2Fh/00h: another session's CLEAR TASK SET took commands from this one that had not reached the unit."""
+        """Raise 2Fh/00h: another session's CLEAR TASK SET ended commands of this one before they reached the unit."""
         itl = self._itls.get(lun)
         if itl is not None:
             itl.add_attention(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
     def lun_reset(self, lun: int) -> bool:
-        """Do LOGICAL UNIT RESET: mark every running task on the unit aborted, and raise 29h/03h for every nexus."""
+        """Do LOGICAL UNIT RESET: mark all running tasks on the unit as aborted, and raise 29h/03h for every nexus."""
         itl = self._itls.get(lun)
         if itl is None:
             return False
@@ -300,7 +301,7 @@ class Nexus:
         return list({id(itl.unit): itl.unit for itl in list(self._luns.values()) if not itl.read_only}.values())
 
     def _execute_without_unit(self, task: Task) -> None:
-        """Answer a command to a LUN that has no unit, as SPC-4 6.6.2 and SAM-5 4.7.4 say."""
+        """Answer a command to a LUN without a unit, as SPC-4 6.6.2 and SAM-5 4.7.4 require."""
         try:
             well_known = task.lun == primary.REPORT_LUNS_WELL_KNOWN_LUN
             if len(task.cdb) < max(cdb_length(task.cdb), 6):

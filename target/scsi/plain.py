@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortest way of plain READs and WRITEs, for a fabric whose commands come one at a time.
+"""The shortest path of plain READs and WRITEs, for a fabric that gets commands one at a time.
 
-`Nexus.execute` is made for every command.  If an initiator waits for each answer before it sends the next command, the
-cost of `execute` is most of its wait.  `Plain.run` is for the everyday commands: READ and WRITE of 10 and 16 bytes
-without any flag, of blocks that exist, with data of exactly that length.  The table says on which kinds of unit a command
-is plain (`Command.plain`), and a `Plain` looks there once for its nexus and unit.
+`Nexus.execute` can run every command.  If an initiator waits for each answer before it sends the next command, the cost
+of `execute` is most of its wait.  `Plain.run` is for the usual commands only: READ and WRITE of 10 and 16 bytes without
+any flag, of blocks that exist, with data of exactly that length.  The table says on which kinds of unit a command is
+plain (`Command.plain`), and a `Plain` looks there once for its nexus and unit.
 
-A command on this way takes the steps of every command (see `logical_unit`), but needs no `Task` to be filled in.  Either
-`run` has done all of the command, with GOOD, or `Nexus.execute` can run it again from the start without harm.
+A command on this path takes the steps of every command (see `logical_unit`), but the fabric fills in no `Task`.  Either
+`run` has done all of the command, with GOOD, or `Nexus.execute` can run the command again from the start without harm.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Plain:
         self._itl = itl
         self._unit = itl.unit
         self._task = Task(lambda _length: ())  # stands for the command that runs; its fields are not used
-        # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored, so
-        # the table marks writes as plain for primaries alone.
+        # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored,
+        # so the table marks writes as plain for primaries alone.
         self._writes = {WRITE_10, WRITE_16} <= itl.commands.plain
 
     def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:

@@ -58,7 +58,7 @@ class ScsiTarget:
         self._changed(affected, excluding=unit)
 
     def remove_lun(self, number: int) -> None:
-        """Take the LUN away; return when the tasks running on the unit have ended.  Raises KeyError if there is none.
+        """Remove the LUN.  Return when the tasks running on the unit have ended.  Raise KeyError if there is none.
 
         Never call it on a thread that a running task needs (an event loop).
         """
@@ -70,7 +70,7 @@ class ScsiTarget:
         self._changed(affected)
 
     def open_nexus(self, initiator: str, *, tag: str = "", view: View = sees_all) -> Nexus:
-        """Open an I_T nexus; `tag` (for iSCSI the ISID) tells several sessions of one initiator apart."""
+        """Open an I_T nexus; `tag` (for iSCSI the ISID) distinguishes the sessions of one initiator."""
         nexus = Nexus(self.name, initiator, tag, view, lambda: self.nexuses)
         with self._lock:
             for number, unit in self._luns.items():
@@ -79,7 +79,7 @@ class ScsiTarget:
         return nexus
 
     def close_nexus(self, nexus: Nexus) -> None:
-        """Close a nexus, and mark its running tasks aborted, which may end later.  Closing twice is allowed."""
+        """Close a nexus, and mark its running tasks as aborted; they may end later.  Closing twice is allowed."""
         with self._lock:
             if nexus not in self._nexuses:
                 return
@@ -89,10 +89,9 @@ class ScsiTarget:
                 nexus.detach(number, unit)
 
     def change_view(self, nexus: Nexus, view: View) -> bool:
-        """Let an open nexus see the units another way; return whether that changed anything for it.
+        """Give an open nexus another view of the units; return whether that changed anything for the nexus.
 
-        Return only when no task runs any longer that the new view would not have admitted.  Never call it on an event
-        loop.
+        Return only when no task runs any longer that the new view would refuse.  Never call it on an event loop.
         """
         with self._lock:
             if nexus not in self._nexuses:

@@ -2,9 +2,9 @@
 """Sense data (SPC-4 4.5): the reason of a failure in the terms on which initiators act.
 
 Handlers raise `CheckCondition`.  The block devices below raise their typed errors, and `from_error` holds the one table
-that turns those into sense data.  `Sense.pack` returns fixed (70h) or descriptor (72h) format, as the D_SENSE bit of the
-control mode page asks.  The fixed format's INFORMATION field has 32 bits: it leaves a larger LBA out, with VALID = 0
-(SBC-4 4.18.1).  This is why a unit of more than 2**32 blocks starts with D_SENSE = 1.
+that turns those into sense data.  `Sense.pack` returns fixed (70h) or descriptor (72h) format, as the D_SENSE bit of
+the control mode page asks.  The fixed format's INFORMATION field has 32 bits, so that format omits a larger LBA, with
+VALID = 0 (SBC-4 4.18.1).  For this reason, a unit of more than 2**32 blocks starts with D_SENSE = 1.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def miscompare(offset: int) -> CheckCondition:
 
 
 def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per error, as long as there are errors
-    """Return the sense data for an error of a block device, by the one table there is.
+    """Return the sense data for an error of a block device, by this table.
 
     `ReservationConflict` is not here: it is a status of its own, without sense data.
 

@@ -3,7 +3,8 @@
 
 A fabric (the iSCSI portal, the TCMU ring) fills in a `Task` and calls `Nexus.execute(task, nowait=True)` on its event
 loop.  On `WouldBlock` the task's results are untouched, and the fabric calls `execute` again on a worker thread with
-`nowait=False`.  `execute` raises nothing else: every outcome, a bug of the device server included, is a status with sense data.
+`nowait=False`.  `execute` raises nothing else: every outcome, a bug of the device server included, is a status with
+sense data.
 
 The device server does no I/O of its own and keeps no reference to a task's buffers after `execute` returned.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Allocate = Callable[[int], Sequence[memoryview]]
-"""Return a scatter list of exactly that many bytes for data-in: a slice of the session's buffer, or the ring's own data area."""
+"""Return a scatter list of exactly that many bytes for data-in, in the session's buffer or in the ring's data area."""
 
 
 _LENGTH_OF_GROUP = (6, 10, 10, 16, 16, 12, 1, 1)  # SPC-4 4.2.5.1; groups 6 and 7 are vendor specific, and unused here
@@ -91,13 +92,13 @@ class Executor(Protocol):
     def execute(self, task: Task, *, nowait: bool) -> None:
         """Run the task to its end, and set its results.
 
-        With `nowait`, raise WouldBlock instead of waiting and leave the results untouched. Raises nothing else.
+        With `nowait`, raise WouldBlock instead of waiting and leave the results untouched.  Raise no other error.
         """
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
-        """Do the work at once for which each write of these tasks would wait; return whether another try is worth it.
+        """Do the work that each write of these tasks would wait for, at once.  Return whether to try the tasks again.
 
-        With `nowait`, do only the part that takes no waiting.
+        With `nowait`, do only the part that needs no waiting.
         """
 
 

@@ -13,10 +13,10 @@ MAX_TRANSFER_BYTES = 32 << 20
 """MAXIMUM TRANSFER LENGTH (VPD B0h) in bytes: every READ(10) of 512-byte blocks fits, and a command's memory is bounded."""
 
 OPTIMAL_TRANSFER_BYTES = 1 << 20
-"""OPTIMAL TRANSFER LENGTH in bytes; a long command works in steps of this length and looks after each whether it was aborted."""
+"""OPTIMAL TRANSFER LENGTH in bytes; a long command works in steps of this length, and after each tests for an abort."""
 
 MAX_WRITE_SAME_BYTES = 1 << 30
-"""MAXIMUM WRITE SAME LENGTH in bytes: it holds a worker thread for seconds at most, copy-on-write included."""
+"""MAXIMUM WRITE SAME LENGTH in bytes: one command takes a worker thread for some seconds, with copy-on-write."""
 
 MAX_UNMAP_BYTES = 512 << 20
 """MAXIMUM UNMAP LBA COUNT in bytes; libiscsi's conformance suite refuses more than 2**20 blocks as insane."""
@@ -90,9 +90,10 @@ def skip(buffers: Sequence[memoryview], length: int) -> list[memoryview]:
 def data_out(task: Task, length: int, *, exact: bool = False) -> Sequence[memoryview]:
     """Return exactly the `length` bytes of data-out that the CDB asks for.
 
-    If the initiator announced more, the rest is not used (`residual_out` tells the fabric).  If it announced less, the
-    command ends with INVALID FIELD IN COMMAND INFORMATION UNIT and does nothing (FCP-4 9.4.2 b).  With `exact` more is
-    refused as well: for commands where a stray length means that initiator and target disagree about the command.
+    If the initiator announced more, the rest is not used, and `residual_out` says so to the fabric.  If it announced
+    less, the command ends with INVALID FIELD IN COMMAND INFORMATION UNIT and does nothing (FCP-4 9.4.2 b).  With
+    `exact`, more is refused as well, for commands where a different length means that initiator and target disagree
+    about the command.
     """
     given = block_device.total_length(task.data_out)
     if given == length:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE and READ CAPACITY (SBC-4 clause 5).
 
-The `fast_` handlers are the hot path: plain READ and WRITE of 10 and 16 bytes with no flag set, a range that exists, and
-data of the right length.  Every other case goes to the checked handler of the same opcode, which starts again, slowly.
+The `fast_` handlers are the hot path: plain READ and WRITE of 10 and 16 bytes with no flag set, a range that exists,
+and data of the right length.  Every other case goes to the checked handler of the same opcode, which starts again,
+slowly.
 
 This module does not copy data: the device reads into the fabric's buffers and writes from them.
 """
@@ -198,7 +199,7 @@ def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
     if nowait:
         raise WouldBlock
     if count:
-        assert unit.journal is not None  # the unit's table has this command only with a journal
+        assert unit.journal is not None  # only a unit with a journal has this command
         unit.journal.writev(lba << unit.shift, data)
         unit.counters.bytes_written += count << unit.shift
     transfer.good(task)
@@ -207,7 +208,7 @@ def write_atomic(itl: ItlNexus, task: Task, nowait: bool) -> None:
 def pre_fetch(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """Run PRE-FETCH(10) and (16): check the range, and leave reading ahead to the page cache.
 
-    CONDITION MET says that the cache has room for the blocks (SBC-4 5.13), and it has.
+    CONDITION MET says that the cache has room for the blocks (SBC-4 5.13), which is true of the page cache.
     """
     itl.unit.check_range(*cdb_range(task.cdb))
     transfer.good(task)
@@ -217,7 +218,7 @@ def pre_fetch(itl: ItlNexus, task: Task, nowait: bool) -> None:
 def synchronize_cache(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """Run SYNCHRONIZE CACHE(10) and (16): flush the whole device, whatever the range.
 
-    IMMED is accepted, but GOOD still waits until the data is stable: that is more than the initiator asks for.
+    IMMED is accepted, but GOOD still waits until the data is stable, which is more than the initiator asks for.
     """
     itl.unit.check_range(*cdb_range(task.cdb))
     if nowait:
@@ -236,8 +237,8 @@ def read_capacity_16(itl: ItlNexus, task: Task, nowait: bool) -> None:
     """Run READ CAPACITY(16) (SBC-4 5.21).
 
     All units are thin (LBPME), so that initiators use GET LBA STATUS: on a view it lets an export stay sparse, on a
-    write-once unit it reports the written blocks.  A write-once unit does not set LBPRZ, because a read of a blank block
-    fails instead of returning zeroes.
+    write-once unit it reports the written blocks.  A write-once unit does not set LBPRZ, because a read of a blank
+    block fails instead of returning zeroes.
     """
     unit = itl.unit
     (allocation_length,) = struct.unpack_from(">I", task.cdb, 10)

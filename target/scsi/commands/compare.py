@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that look before they write: VERIFY, WRITE AND VERIFY, COMPARE AND WRITE, ORWRITE (SBC-4 5.3, 5.9, 5.33 ff., 5.48 ff.).
 
-They read the blocks that they compare or change, so none runs on an event loop.  A difference ends with MISCOMPARE, with
-the offset of the first byte that differs in INFORMATION.
+They read the blocks that they compare or change, so none runs on an event loop.  A difference ends with MISCOMPARE, and
+INFORMATION is the offset of the first byte that differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from target.scsi.task import Task
 
 
 def _compare(unit: LogicalUnit, task: Task, lba: int, count: int, expected: Sequence[memoryview] | None) -> None:
-    """Read the blocks step by step; raise MISCOMPARE where they differ from `expected` (None: readable is enough)."""
+    """Read the blocks step by step.  Raise MISCOMPARE if they differ from `expected`; None: only read them."""
     step = min(count << unit.shift, transfer.OPTIMAL_TRANSFER_BYTES)
     scratch = memoryview(bytearray(step))
     compared = b"" if expected is None else b"".join(expected)
@@ -34,7 +34,7 @@ def _compare(unit: LogicalUnit, task: Task, lba: int, count: int, expected: Sequ
 
 
 def _byte_check(unit: LogicalUnit, task: Task, count: int) -> Sequence[memoryview] | None:
-    """Return the data to compare the blocks with, by BYTCHK (SBC-4 table 154); None: nothing."""
+    """Return the data to compare the blocks with, by BYTCHK (SBC-4 table 154); None if there is none."""
     match task.cdb[1] >> 1 & 3:
         case 0:
             return None
@@ -86,7 +86,7 @@ def check_compare_and_write(unit: LogicalUnit, cdb: bytes | memoryview) -> None:
 
 
 def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run COMPARE AND WRITE, atomically: every other write to the device waits."""
+    """Run COMPARE AND WRITE, atomically.  Every other write to the device waits."""
     unit, cdb = itl.unit, task.cdb
     lba, count = compare_and_write_range(cdb)
     unit.check_range(lba, count)
@@ -110,7 +110,7 @@ def compare_and_write(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def orwrite(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run ORWRITE(16): set the bits sent, atomically: every other write to the device waits."""
+    """Run ORWRITE(16): set the bits that were sent, atomically.  Every other write to the device waits."""
     unit, cdb = itl.unit, task.cdb
     lba, count = block.transfer_range(unit, cdb)
     length = count << unit.shift

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.20 ff.): copies between units of this target.
 
-The data does not leave the target.  It takes the way of any other write into the destination: through its block device,
-and so through copy-on-write (rule 5, lun_backends/README.md), and only if the unit would admit a write of this nexus.
+The data does not leave the target.  Like any other write, it goes through the block device of the destination, and so
+through copy-on-write (rule 5, lun_backends/README.md).  It is written only if the unit would admit a write of this
+nexus.
 
 The target understands identification target descriptors (E4h) with a name of INQUIRY page 83h, of units that the nexus
 reaches, and block to block segments (02h).  It checks all descriptors before it copies the first block.  The parameter
@@ -68,7 +69,7 @@ def _illegal(asc: Asc) -> CheckCondition:
 
 
 def _find(itl: ItlNexus, descriptor: bytes, start: int) -> ItlNexus | None:
-    """Return the unit that a target descriptor names, as this nexus reaches it; None if it reaches none of that name."""
+    """Return this nexus's relation to the unit that a target descriptor names; None if it reaches no such unit."""
     if descriptor[0] != _TARGET_TYPE:
         raise _illegal(Asc.UNSUPPORTED_TARGET_DESCRIPTOR_TYPE_CODE)
     if descriptor[1] & 0x1F:  # PERIPHERAL DEVICE TYPE
@@ -105,7 +106,7 @@ def _segment(descriptor: bytes, start: int, targets: list[ItlNexus | None]) -> _
 
 
 def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
-    """Return the segments, checked.  Raises CheckCondition."""
+    """Check the segments and return them.  Raises CheckCondition."""
     if len(data) < _HEADER:
         raise sense.parameter_list_length()
     targets_length = int.from_bytes(data[2:4])
@@ -135,7 +136,7 @@ def _parse(itl: ItlNexus, data: bytes) -> list[_Segment]:
 
 @contextlib.contextmanager
 def _let_in(itl: ItlNexus, home: LogicalUnit, task: Task, access: Permission) -> Iterator[None]:
-    """Run on another unit than the command's own, as if sent there: the unit admits the task, and a drain waits for it."""
+    """Run the task on another unit than its own: that unit admits the task, and a drain of that unit waits for it."""
     unit = itl.unit
     if unit is home:
         yield
@@ -189,7 +190,7 @@ def _let_in_destination(segment: _Segment, home: LogicalUnit, task: Task) -> Ite
 
 
 def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run EXTENDED COPY(LID1): copy the segments one after the other; GOOD when all were copied."""
+    """Run EXTENDED COPY(LID1): copy the segments one after the other.  End with GOOD once all are copied."""
     length = int.from_bytes(task.cdb[10:14])
     if length > _HEADER + MAX_LIST_BYTES:
         raise sense.parameter_list_length()

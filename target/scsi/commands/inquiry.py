@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """INQUIRY data: the standard page and the vital product data pages 00h, 80h, 83h, B0h, B1h, B2h (SPC-4 6.6, 7.8; SBC-4 6.6).
 
-Identity comes from the unit's UUID alone, so that it survives restarts, renames and moves to another host:
+The identity of a unit comes from its UUID alone, so it survives restarts, renames and moves to another host:
 
 * the serial number (80h) is the UUID in hexadecimal, 32 digits;
 * 83h names the unit as NAA 3h, locally assigned (60 bits drawn from the UUID; the other forms need an IEEE company id),

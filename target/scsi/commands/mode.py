@@ -55,7 +55,7 @@ PAGES: dict[int, Callable[[LogicalUnit], bytes]] = {
 
 
 def pages(unit: LogicalUnit, control: int, code: int, subpage: int) -> bytes | None:
-    """Return the mode pages asked for; None if there is no such page.
+    """Return the requested mode pages; None if there is no such page.
 
     No parameter can be changed, so the changeable values are all zero.
     """

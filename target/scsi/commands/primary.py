@@ -27,7 +27,7 @@ def lun_field(number: int) -> int:
 
 
 def test_unit_ready(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run TEST UNIT READY.  An invalid snapshot is not ready, and only a read finds that out."""
+    """Run TEST UNIT READY.  An invalid snapshot is not ready, and only a read discovers that."""
     unit = itl.unit
     if unit.kind is not UnitKind.PRIMARY:
         block = memoryview(bytearray(unit.block_size))
@@ -66,7 +66,7 @@ def reply_sense(task: Task, reported: sense.Sense) -> None:
 
 
 def request_sense(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run REQUEST SENSE: report the oldest unit attention, else nothing (other sense data went with its status)."""
+    """Run REQUEST SENSE: report the oldest unit attention, if any (other sense data went with its status)."""
     reply_sense(task, itl.take_attention() or sense.NO_SENSE)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PERSISTENT RESERVE IN and OUT (SPC-4 6.16, 6.17), RESERVE and RELEASE of 6 and 10 bytes (SPC-2 7.16 ff., 7.21 ff.).
 
-persistent_reservation.py has their meaning; this module has their parameters.  No PERSISTENT RESERVE OUT, RESERVE or
-RELEASE runs on an event loop.
+persistent_reservation.py has the meaning of these commands; this module has their parameters.  No PERSISTENT RESERVE
+OUT, RESERVE or RELEASE runs on an event loop.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def read_full_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """The parameters of every service action but REGISTER AND MOVE."""
+    """The parameters of every service action except REGISTER AND MOVE."""
 
     key: int
     service_key: int
@@ -134,7 +134,7 @@ def _persists(itl: ItlNexus, flags: int, byte: int) -> bool:
 
 
 def _ports(itl: ItlNexus, data: bytes) -> list[InitiatorPort]:
-    """Return the ports listed by SPEC_I_PT; a name without ISID stands for all of its ports that are logged in."""
+    """Return the ports that SPEC_I_PT lists; a name without ISID stands for all of its ports that are logged in."""
     if len(data) < _BASIC.size + 4:
         raise sense.parameter_list_length()
     if int.from_bytes(data[24:28]) != len(data) - 28:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table of commands: for the dispatch, the check of every CDB, and REPORT SUPPORTED OPERATION CODES.
 
-A row's `usage` is the CDB usage data of SPC-4 6.35.3: a mask of the bits that the unit looks at.  A CDB with any other bit
-set is refused with INVALID FIELD IN CDB and a pointer to that bit.  So the unit never ignores a protection, NACA or
-reserved bit in silence; this one check stands before every handler.
+A row's `usage` is the CDB usage data of SPC-4 6.35.3: a mask of the bits that the unit looks at.  A CDB with any other
+bit set is refused with INVALID FIELD IN CDB and a pointer to that bit.  This check comes before every handler, so the
+unit never ignores a protection, NACA or reserved bit in silence.
 
 READ and WRITE of 10 and 16 bytes have a `fast` handler in front, which does the plain case itself and hands every other
-case to the checked one.  FUA_NV (bit 1 of READ and WRITE), which SBC-3 made obsolete, is accepted and means nothing:
-there is no non-volatile cache.  `command_set.py` has the columns of a row and the commands of one kind of unit.
+case to the checked handler.  FUA_NV (bit 1 of READ and WRITE), which SBC-3 made obsolete, is accepted and means
+nothing: there is no non-volatile cache.  `command_set.py` has the columns of a row and the commands of one kind of
+unit.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _ZERO_STEP = 64 << 20  # bytes zeroed between two looks at `task.aborted`
 
 
 def _zero(unit: LogicalUnit, task: Task, lba: int, count: int, *, discard: bool) -> None:
-    """Zero blocks step by step; stop when the task was aborted."""
+    """Zero blocks step by step.  Stop if the task was aborted."""
     step = _ZERO_STEP >> unit.shift
     while count:
         transfer.go_on(task)
@@ -34,7 +34,7 @@ def _zero(unit: LogicalUnit, task: Task, lba: int, count: int, *, discard: bool)
 
 
 def write_same_range(unit: LogicalUnit, cdb: bytes | memoryview) -> tuple[int, int]:
-    """Return LBA and number of blocks of a WRITE SAME, checked; a NUMBER OF LOGICAL BLOCKS of 0 reaches to the end (WSNZ is 0)."""
+    """Return LBA and number of blocks of a WRITE SAME, checked; a NUMBER OF LOGICAL BLOCKS of 0 means up to the end."""
     lba, count = block_commands.cdb_range(cdb)
     unit.check_range(lba, count)
     count = count or unit.blocks - lba
@@ -53,9 +53,9 @@ def write_same(itl: ItlNexus, task: Task, nowait: bool) -> None:
         raise WouldBlock
     discard = bool(cdb[1] & 0x08)
     if discard or not any(block):
-        # UNMAP unmaps, whatever data was sent.  SBC-4 4.7.3.4.3 asks to write other data than zeroes, but LIO and tgtd
-        # unmap, libiscsi's suite (WriteSame10.UnmapUntilEnd) expects it, and an initiator that sets UNMAP does not mean
-        # the data.
+        # UNMAP unmaps, whatever data was sent.  SBC-4 4.7.3.4.3 asks to write data other than zeroes.  But LIO and tgtd
+        # unmap, libiscsi's suite (WriteSame10.UnmapUntilEnd) expects this, and an initiator that sets UNMAP does not
+        # care about the data.
         _zero(unit, task, lba, count, discard=discard)
     else:
         blocks = min(count, transfer.OPTIMAL_TRANSFER_BYTES >> unit.shift)
@@ -102,7 +102,7 @@ def unmap(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def _status(unit: LogicalUnit, lba: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (LBA, blocks, provisioning status) from `lba` to the end; neighbours of one status are merged."""
+    """Yield (LBA, blocks, provisioning status) from `lba` to the end; adjacent extents of one status are merged."""
     start, blocks, status = lba, 0, MAPPED
     for extent in unit.device.extents(lba << unit.shift, (unit.blocks - lba) << unit.shift):
         extent_status = MAPPED if extent.kind is ExtentKind.DATA else DEALLOCATED
@@ -119,7 +119,7 @@ def _status(unit: LogicalUnit, lba: int) -> Iterator[tuple[int, int, int]]:
 
 
 def get_lba_status(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run GET LBA STATUS: holes and blank blocks are deallocated, all others (on a write-once unit: the written) mapped."""
+    """Run GET LBA STATUS: holes and blank blocks are deallocated, and all other blocks are mapped."""
     unit = itl.unit
     lba, allocation_length = struct.unpack_from(">QI", task.cdb, 2)
     if lba >= unit.blocks:

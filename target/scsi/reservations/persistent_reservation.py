@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Persistent reservations (SPC-4 5.12): registered ports with their keys, the reservation, and the permissions it leaves.
 
-This module has values and rules only.  Every service action of PERSISTENT RESERVE OUT is a function from one
-`ReservationState` to the next, with the unit attentions that go with it.  So `reservations.py`, which keeps the state,
-can store the next one before it is in force, and a refused request has changed nothing.
+This module has values and rules only.  Every service action of PERSISTENT RESERVE OUT is a function that returns the
+next `ReservationState` and the unit attentions to raise.  So `reservations.py`, which keeps the state, can store the
+next state before it is in force, and a refused request has changed nothing.
 
 A registration belongs to an I_T nexus.  There is one target port, so the initiator port (iSCSI name and ISID) names an
 I_T nexus.  A registration survives the session.  These are the permissions of a reservation, by its type:
@@ -32,7 +32,7 @@ from target.scsi.sense import Asc
 MAX_REGISTRATIONS = 1024
 """The bound for one unit: registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
 MAX_REGISTRATIONS_EACH = 64
-"""The bound for one initiator, so that none takes the room of the others."""
+"""The bound for one initiator, so that no initiator takes the room of the others."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -155,7 +155,7 @@ def _check_room(before: Mapping[InitiatorPort, int], keys: Mapping[InitiatorPort
 
 
 def check_registered(state: ReservationState, port: InitiatorPort, key: int) -> None:
-    """Raise Conflict unless the port is registered with this key, as all actions but REGISTER ask."""
+    """Raise Conflict unless the port is registered with this key, as all actions except REGISTER require."""
     if port not in state.keys or state.keys[port] != key:
         raise Conflict
 
@@ -183,7 +183,7 @@ def register(
     if port not in keys:
         return Outcome(state)
     del keys[port]
-    # SPC-4 5.12.11.1: the ports that shared a reservation which ends here get a unit attention.
+    # SPC-4 5.12.11.1: if a shared reservation ends here, the ports that shared it get a unit attention.
     held = state.reservation
     after = replace(_next(state, keys, held), persists=persists and bool(keys))
     released = held is not None and after.reservation is None and held.type.registrants_may

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file in which a unit's persistent reservation outlives the daemon (APTPL, SPC-4 5.12.5).
 
-The file is JSON, written beside and renamed over, synced with its directory: after a crash it has the state before or
-the state after, never half of one.  No file means that there is nothing to remember.  If the file cannot be understood,
-the daemon does not serve the unit: without the reservation, initiators that it excludes could write.
+The file is JSON and is replaced as a whole (lun_backends.files.small_file), so a crash leaves the old state or the new
+state.  If there is no file, there is nothing to remember.  If the file cannot be understood, the daemon does not serve
+the unit, because without the reservation, initiators that it excludes could write.
 """
 
 from __future__ import annotations

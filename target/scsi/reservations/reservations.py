@@ -8,13 +8,13 @@ A change takes these steps, in this order:
 3. for PREEMPT AND ABORT, and for an administrator (`remove`): clear the running tasks of the preempted ports, and wait
    until they have ended.
 
-A task enters `running` before it looks at `unusual` (logical_unit.py).  So from the moment the change is in force, a task
-is either refused or among those that step 3 waits for.  When PREEMPT AND ABORT returns, no task writes any longer under
-an old key, and a refused task has changed nothing.
+A task enters `running` before it looks at `unusual` (logical_unit.py).  So from the moment the change is in force, a
+task is either refused or among those that step 3 waits for.  When PREEMPT AND ABORT returns, no task writes any longer
+under an old key, and a refused task has changed nothing.
 
-Changes follow each other, but wait for tasks outside of the lock.  Two ports that preempt each other do not wait for each
-other for ever: a change whose own task was cleared meanwhile is not made (`transfer.go_on`).  So each change waits only
-for tasks that began before it, and there is no circle.
+Changes are made one after the other, but wait for tasks outside the lock.  Two ports that preempt each other do not
+wait for each other for ever, because a change is not made if its own task was cleared meanwhile (`transfer.go_on`).  So
+each change waits only for tasks that began before it, and there is no circle.
 
 The reservation of SPC-2 (RESERVE, RELEASE) is here, too.  It belongs to the session, excludes the persistent kind, and
 ends with the session or with a reset.
@@ -63,11 +63,11 @@ class ItlNexus(Protocol):
         """Raise a unit attention, once."""
 
     def update(self) -> None:
-        """Take note that the rights of the nexus may have changed.  The caller holds the unit's lock."""
+        """Note that the rights of the nexus may have changed.  The caller holds the unit's lock."""
 
 
 class Unit(Protocol):
-    """The unit whose reservations these are (`logical_unit.LogicalUnit`)."""
+    """The unit that has the reservations (`logical_unit.LogicalUnit`)."""
 
     @property
     def name(self) -> str: ...
@@ -77,7 +77,7 @@ class Unit(Protocol):
     def itls(self) -> Sequence[ItlNexus]: ...
 
     def clear(self, whose: Callable[[ItlNexus], bool]) -> Sequence[ItlNexus]:
-        """Clear the running tasks that are `whose`; return their owners when these tasks have ended."""
+        """Clear the running tasks of the nexuses that `whose` selects; return these nexuses when the tasks have ended."""
 
 
 _START_STOP_UNIT, _PREVENT_ALLOW = 0x1B, 0x1E
@@ -92,7 +92,7 @@ class Reservations:
     """The reservations of one unit; see the module's docstring."""
 
     def __init__(self, unit: Unit, path: Path | None) -> None:
-        """Load the state from `path`; None: it cannot persist.  Raises reservation_file.ReservationFileDamaged, OSError."""
+        """Load the state from `path`; with None, no state can persist.  Raises reservation_file.ReservationFileDamaged, OSError."""
         self.path = path
         self.state = ReservationState() if path is None else reservation_file.load(path)
         self.reserved_by: Nexus | None = None  # SPC-2's RESERVE; under unit.lock
@@ -128,7 +128,7 @@ class Reservations:
         return self.state.access(itl.nexus.port)
 
     def change(self, task: Task, change: Callable[[ReservationState], Outcome], *, abort: bool = False) -> None:
-        """Put the outcome of `change` in force; with `abort` return when no task of the preempted ports runs any longer.
+        """Put the outcome of `change` in force; with `abort`, wait until no task of the preempted ports runs any longer.
 
         Never call it on an event loop.  Raises ReservationConflict, CheckCondition.
         """
@@ -213,7 +213,7 @@ class Reservations:
             self._reserve_for(itl.nexus)
 
     def release(self, itl: ItlNexus) -> None:
-        """Do SPC-2's RELEASE; nothing if another session, or none, has reserved.  Raises ReservationConflict."""
+        """Do SPC-2's RELEASE.  Do nothing unless this session has reserved the unit.  Raises ReservationConflict."""
         with self._changing, self._unit.lock:
             if self._compatible(itl):
                 return
@@ -233,7 +233,7 @@ class Reservations:
             self._reserve_for(None)
 
     def _compatible(self, itl: ItlNexus) -> bool:
-        """Return whether RESERVE and RELEASE change nothing and are GOOD: a persistent reservation permits as much (CRH)."""
+        """Return whether RESERVE and RELEASE end with GOOD and change nothing, because of a persistent reservation (CRH)."""
         port = itl.nexus.port
         return (
             self.state.reservation is not None
