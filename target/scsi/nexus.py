@@ -46,9 +46,12 @@ def sees_nothing(number: int, unit: LogicalUnit) -> Iterable[Reach]:
 
 
 def lun_fields(number: int) -> tuple[int, ...]:
-    """Return every 8-byte LUN that addresses the unit: flat space, and peripheral addressing below 256."""
-    flat = (0x4000 | number) << 48
-    return (number << 48, flat) if number < 256 else (flat,)
+    """Return every 8-byte LUN that addresses the unit: flat space, and peripheral addressing (SAM-5 4.7.7).
+
+    Above 255 the second form has a number where SAM-5 has a bus identifier.  There is no bus here, and initiators that know no
+    address methods, like libiscsi, put the number there as it is.
+    """
+    return number << 48, (0x4000 | number) << 48
 
 
 class Nexus:

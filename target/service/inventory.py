@@ -51,6 +51,15 @@ def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
     return uuid.uuid5(snapshot, "view")
 
 
+def url_lun(lun: int) -> int:
+    """Return the number that stands for a LUN in a URL.
+
+    libiscsi sends the number as it is.  So one above 255 has the bits of flat space addressing (SAM-5 4.7.7.4) in the URL.  Linux
+    shows such LUNs in the same way.
+    """
+    return lun if lun < 256 else lun | 0x4000
+
+
 class Inventory:
     """The volumes that the daemon serves and the units that initiators see.
 
@@ -394,7 +403,7 @@ class Inventory:
 
     def url(self, lun: int | None) -> str:
         """Return the URL by which libiscsi and qemu name a LUN; empty for None."""
-        return "" if lun is None else f"iscsi://{self.portal_address}/{self._settings.target}/{lun}"
+        return "" if lun is None else f"iscsi://{self.portal_address}/{self._settings.target}/{url_lun(lun)}"
 
     @property
     def portal_address(self) -> str:

@@ -7,11 +7,13 @@ export and the view must both equal the volume as it was at the snapshot.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
 import sysconfig
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,17 @@ def test_a_killed_daemon_keeps_what_was_acknowledged_and_preserved(served: daemo
     _run(qemu_img, "compare", "-f", "raw", "-F", "raw", served.url(taken["view_lun"]), ext4)
     # qemu-io exits with 1 if the blocks do not hold the pattern.
     _run(peers.require("qemu-io"), "-f", "raw", "-c", f"read -q -P 77 {5 * MIB} {MIB}", served.url(0))
+
+
+def test_printed_url_of_a_lun_above_255_works_and_so_does_the_plain_number(tmp_path: Path) -> None:
+    with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 300, size: 1MiB}\n") as served:
+        _run(peers.require("qemu-io"), "-f", "raw", "-c", "write -q -P 7 0 1M", served.url(300))
+        served.stop()
+        # snapshots of a volume that is not served at present have all the lower numbers
+        taken = {str(uuid.UUID(int=at)): {"volume": "v", "view": at, "write_once": at + 1} for at in range(0, 298, 2)}
+        (served.state / "luns.json").write_text(json.dumps({"snapshots": taken}))
+        served.start()
+        snapshot = served.json("snapshot", "create", "vol0", "s")
+        assert (snapshot["view_lun"], snapshot["view_url"]) == (298, served.url(0x4000 | 298))
+        for url in (snapshot["view_url"], served.url(298)):
+            assert "1 MiB" in _run(peers.require("qemu-io"), "-r", "-f", "raw", "-c", "read -P 7 0 1M", url)

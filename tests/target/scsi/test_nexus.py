@@ -37,7 +37,8 @@ def test_both_addressing_methods_reach_a_unit(primary: Bench) -> None:
     assert primary.run(TEST_UNIT_READY, lun=0x0000 << 48).status == GOOD
     assert primary.run(TEST_UNIT_READY, lun=0x4000 << 48).status == GOOD
     assert primary.run(TEST_UNIT_READY, lun=(0x4000 | 300) << 48).status == GOOD
-    for wrong in (300 << 48, 1 << 48, 1, 0x0100 << 48, 0x8000 << 48, 0xFFFF << 48):
+    assert primary.run(TEST_UNIT_READY, lun=300 << 48).status == GOOD  # as libiscsi sends it
+    for wrong in (301 << 48, 1 << 48, 1, 0x0100 << 48, 0x8000 << 48, 0xFFFF << 48):
         assert primary.run(TEST_UNIT_READY, lun=wrong).asc == 0x2500
 
 
