@@ -173,10 +173,10 @@ def forget(state: State, snapshot: Snapshot) -> None:
     # Snapshots in deletion that are now the oldest have no older snapshot to move their chunks to.
     while left and left[0].deleting:
         left = left[1:]
-    removed = [other for other in state.snapshots if other not in left]
-    kept = {other.uuid for other in left}
-    records = tuple(record for record in state.manifest.snapshots if record.uuid in kept)
-    doubtful = {identity: reason for identity, reason in state.manifest.doubtful.items() if identity in kept}
+    kept = {other.uuid.int for other in left}
+    removed = [other for other in state.snapshots if other.uuid.int not in kept]
+    records = tuple(record for record in state.manifest.snapshots if record.uuid.int in kept)
+    doubtful = {identity: reason for identity, reason in state.manifest.doubtful.items() if identity.int in kept}
     shorter = dataclasses.replace(state.manifest, snapshots=records, doubtful=doubtful)
     newest = state.newest_active()
     if newest in left or (newest is None and state.device.write_once_side is None):

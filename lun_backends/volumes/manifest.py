@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import datetime
 import enum
+import functools
 import os
 import uuid
 from pathlib import Path
@@ -129,6 +130,11 @@ class SnapshotRecord:
     scheduled: bool = False  # a schedule made it, and may delete it
     group: _Uuid | None = None  # the snapshot was taken only if this group was taken, see `group`
 
+    @functools.cached_property
+    def text(self) -> bytes:
+        """Its JSON, made once: a volume with thousands of snapshots stores all of them with every change."""
+        return _RECORD.dump_json(self, indent=2).replace(b"\n", b"\n    ")
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_reason(cls, data: object) -> object:
@@ -173,14 +179,17 @@ class Manifest:
     def _consistent(self) -> Manifest:
         if self.size % self.block_size:
             raise ValueError(f"size is not a multiple of the block size {self.block_size}")
-        names = [snapshot.name for snapshot in self.snapshots]
-        if len(set(names)) < len(names) or len({snapshot.uuid for snapshot in self.snapshots}) < len(names):
+        count = len(self.snapshots)
+        names = {snapshot.name for snapshot in self.snapshots}
+        # `int`, because the hash of a UUID is computed in Python.
+        if len(names) < count or len({snapshot.uuid.int for snapshot in self.snapshots}) < count:
             raise ValueError("two snapshots have the same name or the same UUID")
         if self.restoring is not None and all(snapshot.uuid != self.restoring for snapshot in self.snapshots):
             raise ValueError("the snapshot that is being restored is not there")
         return self
 
 
+_RECORD = pydantic.TypeAdapter(SnapshotRecord)
 _TYPE = pydantic.TypeAdapter(Manifest)
 
 
@@ -250,9 +259,15 @@ def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = stor
     The content goes into a spare file that already has space, because on a full disk a snapshot must still be
     deletable.
     """
-    text = _TYPE.dump_json(manifest, indent=2) + b"\n"
+    text = _text(manifest)
     small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
     _keep_spare(directory, 2 * len(text), io)
+
+
+def _text(manifest: Manifest) -> bytes:
+    head = _TYPE.dump_json(manifest, indent=2, exclude={"snapshots"}).removesuffix(b"\n}")
+    records = b",\n    ".join([record.text for record in manifest.snapshots])
+    return b'%s,\n  "snapshots": [%s]\n}\n' % (head, b"\n    %s\n  " % records if records else b"")
 
 
 def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:

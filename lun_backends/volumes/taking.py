@@ -35,6 +35,7 @@ class Taking:
 
     record: manifest.SnapshotRecord
     device: write_once.WriteOnce
+    after: manifest.Manifest | None = None  # the manifest with the snapshot in it, from `prepare` on
     recorded: bool = False  # its manifest may be on the disk
     abandoned: bool = False
 
@@ -92,7 +93,8 @@ def begin(
 def prepare(state: State, taking: Taking) -> None:
     """Do all that can be done before the barrier.  Raises OSError, MediumError."""
     taking.record = dataclasses.replace(taking.record, taken_at=manifest.now())
-    manifest.prepare(state.directory, _with(state, taking), state.io)
+    taking.after = _with(state, taking)
+    manifest.prepare(state.directory, taking.after, state.io)
     if state.synced:
         state.flush_ahead()
 
@@ -110,7 +112,8 @@ def commit(state: State, taking: Taking) -> None:
 
 def end(state: State, taking: Taking) -> Snapshot:
     """Preserve into the snapshot from now on.  Call it while writes are held."""
-    state.manifest = _with(state, taking)
+    assert taking.after is not None
+    state.manifest = taking.after
     state.chain.append(taking.device)
     snapshot = state.make_snapshot(taking.record, taking.device)
     state.snapshots = (*state.snapshots, snapshot)  # before a copy can fail and its snapshot is looked for

@@ -96,11 +96,11 @@ class Inventory:
                 self.mark_failed(configured.name, str(error))
                 log.error("volume %s is not served: %s", configured.name, error)
         # A crash may have come between the end of a deletion and the release of the numbers.
+        known = {name: {snapshot.uuid for snapshot in owner.snapshots} for name, owner in self._volumes.items()}
         deleted = {
             identity
             for identity, numbers in self._numbers.all().items()
-            if numbers.volume in self._volumes
-            and all(identity != snapshot.uuid for snapshot in self._volumes[numbers.volume].snapshots)
+            if numbers.volume in known and identity not in known[numbers.volume]
         }
         for identity in deleted:
             self._rest(identity)
@@ -316,7 +316,7 @@ class Inventory:
 
     def withdraw(self, snapshot: Snapshot) -> None:
         """Remove a snapshot's LUNs from the target.  Return when no command runs on them."""
-        numbers = self._numbers.all().get(snapshot.uuid)
+        numbers = self._numbers.of(snapshot.uuid)
         for number in (numbers.view, numbers.write_once) if numbers else ():
             if number in self.scsi.luns:
                 self._remove_lun(number)
@@ -328,7 +328,7 @@ class Inventory:
             self._unit_state.forget(owner, (snapshot.uuid, view_uuid(snapshot.uuid)))
             log.info("deleted %s@%s", owner.name, snapshot.name)
         elif not snapshot.deleting:
-            numbers = self._numbers.all().get(snapshot.uuid)
+            numbers = self._numbers.of(snapshot.uuid)
             if numbers is None or numbers.view not in self.scsi.luns:
                 self.publish(owner, snapshot)
 
@@ -399,7 +399,7 @@ class Inventory:
 
     def numbers_of(self, snapshot: Snapshot) -> lun_numbers.Numbers | None:
         """Return the LUN numbers of a snapshot, or None if it is being deleted."""
-        return None if snapshot.deleting else self._numbers.all().get(snapshot.uuid)
+        return None if snapshot.deleting else self._numbers.of(snapshot.uuid)
 
     def url(self, lun: int | None) -> str:
         """Return the URL by which libiscsi and qemu name a LUN; empty for None."""

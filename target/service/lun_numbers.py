@@ -76,6 +76,10 @@ class LunNumbers:
         """Return the numbers of all snapshots, by the snapshot's identity."""
         return dict(self._snapshots)
 
+    def of(self, snapshot: uuid.UUID) -> Numbers | None:
+        """Return the numbers of a snapshot, or None if it has none."""
+        return self._snapshots.get(snapshot)
+
     def allot(self, snapshot: uuid.UUID, volume: str) -> Numbers:
         """Return the numbers of a snapshot: those it has, or the lowest two that are free.  Durable on return.
 

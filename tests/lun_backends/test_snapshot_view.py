@@ -90,13 +90,9 @@ def test_thousands_of_snapshots_are_read_through(primary: MemoryDevice) -> None:
     links[-1].fill(b"\x11" * 512, 512)
     view = SnapshotView(primary, Chain(links), links[0])
     data = bytearray(1536)
-    for attempt in (
-        lambda: view.readv(0, [memoryview(data)]),
-        lambda: view.read_now(0, 1536, [memoryview(data)]),
-        lambda: view.read_checked(0, [memoryview(data)]),
-    ):
+    for attempt in (view.readv, view.read_checked):
         data[:] = bytes(1536)
-        attempt()
+        attempt(0, [memoryview(data)])
         assert data == primary.data[:512] + b"\x11" * 512 + primary.data[1024:1536]
 
 
@@ -219,3 +215,27 @@ def test_replace_waits_for_reads_that_began_before(
     reader.join()
     deleting.join()
     assert outcome == [bytes(primary.data[:512]), "replaced"]
+
+
+def test_an_event_loop_does_not_ask_a_long_chain(primary: MemoryDevice) -> None:
+    chain = Chain([MemorySide(SIZE) for _ in range(101)])
+    oldest, second = views(primary, chain)[:2]
+    data = bytearray(512)
+    assert not oldest.read_now(0, 512, [memoryview(data)])
+    assert second.read_now(0, 512, [memoryview(data)])
+    assert data == primary.data[:512]
+
+
+def test_extents_of_scattered_blocks_in_many_links(primary: MemoryDevice) -> None:
+    """Every second block of the first half, each in another link; then all, where no further link is asked."""
+    blocks = SIZE // 512
+    links = [MemorySide(SIZE) for _ in range(blocks // 4 + 2)]
+    chain = Chain(links)
+    view = views(primary, chain)[0]
+    primary.write_zeroes(0, SIZE, discard=True)
+    for number in range(blocks // 4):
+        chain.links[number].writev(number * 1024, block(1))
+    kinds = [extent.kind for extent in view.extents(0, SIZE) for _ in range(extent.length // 512)]
+    assert kinds == [ExtentKind.DATA, ExtentKind.HOLE] * (blocks // 4) + [ExtentKind.HOLE] * (blocks - blocks // 4 * 2)
+    links[-2].fill(bytes(SIZE), 0)
+    assert [(extent.length, extent.kind) for extent in view.extents(0, SIZE)] == [(SIZE, ExtentKind.DATA)]
