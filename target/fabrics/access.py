@@ -196,6 +196,10 @@ class Rules:
         rule = self.find(initiator)
         return rule is not None and not rule.broken and bool(self.wanted.networks or self.wanted.initiators)
 
+    def reach(self, address: str) -> bool:
+        """Return whether a listed initiator may come from the address."""
+        return any(not rule.networks or within(address, rule.networks) for rule in self._all())
+
     def broken(self) -> list[Rule]:
         """Return the rules that refuse their initiators because their secrets cannot be used."""
         return [rule for rule in self._all() if rule.broken]
@@ -252,6 +256,13 @@ class Access:
     def allows(self, initiator: str, address: str, target: str) -> bool:
         """Return whether the initiator may log in."""
         return self.rules.admitting(initiator, address) is not None
+
+    def reaches(self, address: str) -> bool:
+        """Return whether any initiator may log in from the address.  An entry that is broken counts: its refusal says why."""
+        rules = self.rules
+        if not rules.wanted.admits(address):
+            return False
+        return rules.wanted.initiators is None or rules.reach(address)
 
     def admits(self, initiator: str, address: str) -> bool:
         """Return whether the initiator may log in at all, if only for discovery."""

@@ -99,6 +99,8 @@ class Connection:
         self.tasks = TaskSet(self.sender, host.limits, self.account)
         self._limits = host.limits
         self._login_pdus = 0
+        self._proved = False
+        self._entered = now
         self.held: dict[int, bytes] = {}
         self._held_bytes = 0  # of memory for them
         self._managing = 0  # task management functions not answered yet
@@ -110,8 +112,14 @@ class Connection:
         self._closing_since: float | None = None
         self._refusal: tuple[float, LoginStatus, bytes] | None = None  # when to send it, its status, the request's BHS
         self._text = TextExchange()
+        self._text_requests = 0
 
     # -- for the portal ------------------------------------------------------------------------------------------
+
+    @property
+    def last_heard(self) -> float:
+        """When the last bytes came from the peer."""
+        return self._last_heard
 
     @property
     def finished(self) -> bool:
@@ -130,6 +138,7 @@ class Connection:
             return end
         start = 0
         self.stalled = False
+        turn = self._limits.turn_pdus
         while start < end:
             if self.tasks.fast and not self.held:
                 start = self.tasks.receive_commands(buffer, start, end)
@@ -146,6 +155,10 @@ class Connection:
             if self.state is State.ENTERING:
                 self._drop("a request before the login was answered")
                 break
+            if not turn:
+                self.stalled = True
+                break
+            turn -= 1
             consumed = self._receive_one(buffer, start, end, now)
             if not consumed:
                 break
@@ -179,6 +192,9 @@ class Connection:
                 self._login_failed(LoginStatus.INITIATOR_ERROR, f"no login within {limits.login_seconds:g} s", now)
                 self.close()
         elif self.state is State.FULL_FEATURE:
+            if self.login.discovery and now - self._entered > limits.discovery_seconds:
+                self._drop(f"a discovery session has {limits.discovery_seconds:g} s")
+                return
             unfinished = (
                 None if self.tasks.congested else self._unfinished_since
             )  # then it is our side that does not read
@@ -307,6 +323,11 @@ class Connection:
             self.sender.max_cmd_sn = header.cmd_sn + self._limits.queue_depth - 1 & MASK
         try:
             answer = self.login.handle(header, bytes(request.data))
+            if self.login.proving and not self._proved:
+                self._proved = True  # or it is refused
+                if not self.host.failed_logins.may_try(self.address, self.login.initiator, self._last_heard):
+                    why = f"too many wrong secrets for {self.login.initiator} from there"
+                    raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, why)
             if answer.done:
                 bhs = bytes(request.bhs)
                 self.state = State.ENTERING
@@ -351,6 +372,7 @@ class Connection:
         try:
             self.tsih, self.nexus = self.host.open_session(self)
         except LoginRefused as error:
+            self._login_failed(error.status, str(error), self._last_heard)
             self._refuse_login(error.status, bhs)
             self.close()
             self.host.has_output(self)
@@ -361,6 +383,9 @@ class Connection:
         self.sender.max_segment = agreed.max_recv_data_segment_length
         self.sender.max_burst = agreed.max_burst_length
         self.state = State.FULL_FEATURE
+        self._entered = self._last_heard
+        if self._proved:
+            self.host.failed_logins.succeeded(self.address, self.login.initiator)
         if self.nexus is not None:
             self.tasks.open(self.nexus, self.login.initiator, agreed, self.host.parameters.max_recv_data_segment_length)
         log.info("%s logged in from %s to %s", self.login.initiator, self.address, self.login.target or "discovery")
@@ -458,6 +483,10 @@ class Connection:
     def _handle_text(self, request: pdu.Pdu) -> None:
         if not request.immediate:
             self.tasks.free_slot()
+        if self.login.discovery:
+            self._text_requests += 1
+            if self._text_requests > self._limits.text_requests:
+                raise PeerError("too many text requests in a discovery session")
         self._text.take(self, request)
 
     def _handle_logout(self, request: pdu.Pdu) -> None:

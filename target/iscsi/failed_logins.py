@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failed logins: counted, logged once per peer and minute, and slowed down.  Time comes in as `now`; there is no clock here.
+"""Failed logins: counted, logged once per peer and minute, and wrong secrets slowed down.  Time comes in as `now`.
 
-A peer is an IPv4 address or an IPv6 /64, because a host that has one address of a /64 has all of them.  Its first `FREE`
-failures are answered at once.  After that each answer is delayed twice as long as the one before, up to `DELAY_MAXIMUM`.
-A peer that hangs up instead of waiting gains nothing: while `PENDING_MAXIMUM` of its answers are due, its new connections
-are refused, whether it still waits or not.  So no peer can try more than a few secrets a second, and a correct login is
-never delayed.
+A peer is an IPv4 address or an IPv6 /64, because a host that has one address of a /64 has all of them.  Only a failed
+*authentication* is slowed: a stale record that names a target or an initiator of yesterday is answered at once.  The first
+`FREE` failures of a peer are answered at once, too.  After that each answer is delayed twice as long as the one before, up to
+`DELAY_MAXIMUM`.
+
+A peer that hangs up instead of waiting gains nothing: while too many answers about one name are due, the name cannot be
+tried from there.  The bound is `PENDING_MAXIMUM` for an address, and `PENDING_SHARED` for all of a /64 and for an
+address from which that name has logged in rightly.  So no peer can try more than a few secrets a second, a right login is
+never delayed, and nobody is kept out by a neighbour who tries other names.
 
 A peer without failures for `FORGET_SECONDS` starts anew.  At most `PEERS` are remembered; the one that has been quiet
 longest is forgotten first.
@@ -27,18 +31,31 @@ FREE = 3
 DELAY_FIRST = 0.5
 DELAY_MAXIMUM = 4.0
 PENDING_MAXIMUM = 8
+PENDING_SHARED = 64
 FORGET_SECONDS = 300.0
 LOG_SECONDS = 60.0
 PEERS = 4096
 
+Tried = tuple[str, str]
+"""A peer or an address, and the initiator's name that was tried from there."""
+
 
 @dataclass(slots=True)
 class _Peer:
-    failures: int = 0
+    failures: int = 0  # of authentications
     last: float = 0.0
-    late: list[float] = field(default_factory=list)  # when each late answer is due; few, and most peers have none
     logged: float | None = None
     unlogged: int = 0
+
+
+@dataclass(slots=True)
+class _Late:
+    due: list[float] = field(default_factory=list)  # when each late answer is due; few
+
+    def pending(self, now: float) -> int:
+        while self.due and self.due[0] <= now:
+            self.due.pop(0)
+        return len(self.due)
 
 
 class FailedLogins:
@@ -46,6 +63,8 @@ class FailedLogins:
 
     def __init__(self) -> None:
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
+        self._late: OrderedDict[Tried, _Late] = OrderedDict()
+        self._good: OrderedDict[Tried, None] = OrderedDict()
         self._counts: Counter[LoginStatus] = Counter()
 
     @property
@@ -53,20 +72,30 @@ class FailedLogins:
         """The number of logins that failed since the start, by status."""
         return dict(self._counts)
 
-    def may_try(self, address: str, now: float) -> bool:
-        """Return whether a connection from this address may begin a login."""
-        peer = self._peers.get(peer_of(address))
-        if peer is None:
-            return True
-        while peer.late and peer.late[0] <= now:
-            peer.late.pop(0)
-        return len(peer.late) < PENDING_MAXIMUM
+    def may_try(self, address: str, initiator: str, now: float) -> bool:
+        """Return whether an initiator of that name may try a secret from this address."""
+        alone = PENDING_SHARED if (address, initiator) in self._good else PENDING_MAXIMUM
+        peer = peer_of(address)
+        return self._pending(address, initiator, now) < alone and (
+            peer == address or self._pending(peer, initiator, now) < PENDING_SHARED
+        )
+
+    def _pending(self, place: str, initiator: str, now: float) -> int:
+        late = self._late.get((place, initiator))
+        return 0 if late is None else late.pending(now)
+
+    def succeeded(self, address: str, initiator: str) -> None:
+        """Note that an initiator has proved its name from this address."""
+        self._good[address, initiator] = None
+        self._good.move_to_end((address, initiator))
+        if len(self._good) > PEERS:
+            self._good.popitem(last=False)
 
     def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
         """Count a failed login, log it if a message is due, and return in how many seconds to answer it."""
         self._counts[status] += 1
-        peer = self._remember(peer_of(address), now)
-        peer.failures += 1
+        key = peer_of(address)
+        peer = self._remember(key, now)
         peer.last = now
         if peer.logged is None or now - peer.logged >= LOG_SECONDS:
             more = f" ({peer.unlogged} more since the last message)" if peer.unlogged else ""
@@ -74,10 +103,18 @@ class FailedLogins:
             peer.logged, peer.unlogged = now, 0
         else:
             peer.unlogged += 1
+        if status is not LoginStatus.AUTHENTICATION_FAILURE:
+            return 0.0
+        peer.failures += 1
         if peer.failures <= FREE:
             return 0.0
         delay = float(min(DELAY_MAXIMUM, DELAY_FIRST * 2 ** min(peer.failures - FREE - 1, 16)))
-        peer.late.append(now + delay)
+        for place in {address, key}:
+            late = self._late.setdefault((place, initiator), _Late())
+            late.due.append(now + delay)
+            self._late.move_to_end((place, initiator))
+        while len(self._late) > 2 * PEERS:
+            self._late.popitem(last=False)
         return delay
 
     def _remember(self, key: str, now: float) -> _Peer:

@@ -12,6 +12,9 @@ class Limits:
 
     login_seconds: float = 15.0  # from the connection to the full feature phase
     login_pdus: int = 64
+    discovery_seconds: float = 60.0  # of a discovery session: it only asks for targets
+    text_requests: int = 64  # of a discovery session
+    turn_pdus: int = 128  # requests, but for plain commands, that a session may have handled before it is others' turn
     login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
     queue_depth: int = 128  # commands a session may have outstanding
     # answers that wait for a slow reader; beyond it no request is read.  When memory.py is short, it is less

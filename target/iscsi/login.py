@@ -71,6 +71,9 @@ class NoAuthentication:
 class AccessPolicy(Protocol):
     """The rules on which initiator may see and log in to which target, and the LUNs it reaches there."""
 
+    def reaches(self, address: str) -> bool:
+        """Return whether any initiator may log in from the network address `address`."""
+
     def admits(self, initiator: str, address: str) -> bool:
         """Return whether `initiator`, from the network address `address`, may log in at all, if only for discovery."""
 
@@ -86,6 +89,9 @@ class AccessPolicy(Protocol):
 
 class OpenAccess:
     """The policy under which any initiator may use any target, and all its LUNs."""
+
+    def reaches(self, address: str) -> bool:
+        return True
 
     def admits(self, initiator: str, address: str) -> bool:
         return True
@@ -167,6 +173,11 @@ class Login:
     _exchange: Exchange | None = None
     _authenticated: bool = False
     _declared: bool = False
+
+    @property
+    def proving(self) -> bool:
+        """Whether the initiator is to prove its name, and has not done so yet."""
+        return self._exchange is not None
 
     @property
     def port_name(self) -> tuple[str, bytes, str | None]:

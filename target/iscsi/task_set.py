@@ -551,3 +551,6 @@ class _NoExecutor:
 
     def refuses(self, task: Task) -> bool:
         raise errors.UsageError("a command outside of a normal session")
+
+    def takes_long(self, task: Task) -> bool:
+        raise errors.UsageError("a command outside of a normal session")

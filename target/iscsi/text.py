@@ -71,7 +71,10 @@ class TextExchange:
             sender.send(Opcode.TEXT_RESPONSE, 0, itt=itt, word20=TEXT_TTT)
             return
         if self._request:
-            self._answer = keys.serialise(_answers(session, keys.parse(bytes(self._request))))
+            pairs = keys.parse(bytes(self._request))
+            if len(pairs) > login.MAX_PAIRS:
+                raise PeerError(f"more than {login.MAX_PAIRS} text keys at once")
+            self._answer = keys.serialise(_answers(session, pairs))
             self._request.clear()
         piece = self._answer[: sender.max_segment]
         self._answer = self._answer[len(piece) :]

@@ -42,3 +42,8 @@ class Channel(Lane):
         self.fill = 0  # unhandled bytes in it
         self.mask = select.EPOLLIN
         self.opened = time.time()
+
+    @property
+    def owner(self) -> object:
+        """The initiator: its sessions share the workers."""
+        return self.connection.login.initiator

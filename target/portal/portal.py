@@ -43,6 +43,7 @@ from target.iscsi.limits import Limits
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
+from target.portal import crowd
 from target.portal.channel import Channel, ReceiveBuffer
 from target.portal.workers import Workers
 from target.scsi.nexus import Nexus
@@ -62,6 +63,10 @@ SPIN_SECONDS: Final = 0.0001
 command: with one command in flight, polling doubles the rate of an otherwise idle machine (10 k to 24 k reads/s)."""
 LOGIN_CONNECTIONS: Final = 64
 """Connections that may be logging in at once: they cost memory before their initiators are known."""
+DISCOVERY_SESSIONS: Final = 32
+"""Discovery sessions at once.  They need no secret by default, so they have a share of their own."""
+PEER_SHARE: Final = 8
+"""One part in so many of all sessions is kept for other peers than the one that has the most."""
 
 
 class LoopBroken(BaseException):
@@ -79,7 +84,8 @@ class Portal:
     """An iSCSI portal that listens as soon as it exists, and serves once `start` or `run` is called.
 
     `targets` maps target names to device servers; the portal reads it at every login, so it may change at any time.
-    `listen` adds addresses while the portal runs.  The data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0: any free
+    `listen` adds addresses while the portal runs.  There are at most `sessions` sessions besides those for discovery, and the
+    data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0: any free
     one).
     """
 
@@ -93,7 +99,7 @@ class Portal:
         parameters: keys.Parameters = keys.OURS,
         limits: Limits | None = None,
         workers: int = 8,
-        max_connections: int = 256,
+        sessions: int = 256,
         memory: int = DEFAULT_BYTES,
     ) -> None:
         self.targets = targets
@@ -101,8 +107,8 @@ class Portal:
         self.failed_logins = FailedLogins()
         self.parameters = parameters
         self.limits = limits or Limits()
-        self.memory = Memory(memory, max_connections)
-        self._max_connections = max_connections
+        self.memory = Memory(memory, sessions)
+        self.most_sessions = sessions
         self.pulse = liveness.Pulse("iscsi-portal", TICK_SECONDS)
         self._epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, str]] = {}
@@ -121,6 +127,8 @@ class Portal:
         self._next_tsih = 1
         self._refusal_logged = float("-inf")
         self._refusals_unlogged = 0
+        self.refused_sessions = 0
+        """The number of logins refused since the start because there was no room for another session."""
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
         self._running = False
         self._stopping = False
@@ -267,7 +275,10 @@ class Portal:
     def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
         mine = connection.login
         nexus = None
-        if mine.target is not None:
+        if mine.target is None:
+            self._make_room_for_discovery()
+        else:
+            self._check_room(connection)
             server = self.targets.get(mine.target)
             if server is None:
                 raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
@@ -280,6 +291,28 @@ class Portal:
         tsih = self._next_tsih
         self._next_tsih = self._next_tsih + 1 & 0xFFFF
         return tsih, nexus
+
+    def _check_room(self, connection: Connection) -> None:
+        """Raise LoginRefused if there is no room for another session, or none for its peer."""
+        others = [channel.connection for channel in self._channels.values() if channel.connection.nexus is not None]
+        most = self.most_sessions
+        if len(others) >= most:
+            self.refused_sessions += 1
+            raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, f"all {most} sessions are in use")
+        kept = most // PEER_SHARE
+        if crowd.sessions_of(connection.address, others) >= most - kept:
+            self.refused_sessions += 1
+            why = f"{most - kept} sessions from there are in use, the last {kept} are kept for others"
+            raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, why)
+
+    def _make_room_for_discovery(self) -> None:
+        discovering = [
+            channel.connection
+            for channel in self._channels.values()
+            if channel.connection.login.discovery and channel.connection.state is State.FULL_FEATURE
+        ]
+        if len(discovering) >= DISCOVERY_SESSIONS:
+            self._drop(self._by_connection[crowd.gives_way(discovering)])
 
     def portals(self, reached: str) -> Iterable[str]:
         wildcards = ("0.0.0.0:", "[::]:")
@@ -392,13 +425,16 @@ class Portal:
         ) as error:  # it hung up, or there are no file descriptors: neither may end the service of the others
             log.warning("a connection could not be accepted: %s", error)
             return
-        if not self.failed_logins.may_try(peer[0], now):
+        if not self.policy.reaches(peer[0]):
             sock.close()
+            why = "no initiator may log in from this address"
+            self.failed_logins.failed(peer[0], "", LoginStatus.AUTHORIZATION_FAILURE, why, now)
             return
-        logging_in = sum(channel.connection.state is State.LOGIN for channel in self._channels.values())
-        if len(self._channels) >= self._max_connections or logging_in >= LOGIN_CONNECTIONS:
-            self._refuse(sock, peer[0], now)
-            return
+        logging_in = [
+            channel.connection for channel in self._channels.values() if channel.connection.state is State.LOGIN
+        ]
+        if len(logging_in) >= LOGIN_CONNECTIONS:
+            self._end_login(crowd.gives_way(logging_in), now)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -414,12 +450,12 @@ class Portal:
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
 
-    def _refuse(self, sock: socket.socket, address: str, now: float) -> None:
-        """Refuse a connection because there are too many; log it once a minute, since a flood of them goes on."""
-        sock.close()
+    def _end_login(self, connection: Connection, now: float) -> None:
+        """End a login that gives way to a newer one; log it once a minute, since a flood of them goes on."""
+        self._drop(self._by_connection[connection])
         if now - self._refusal_logged >= LOG_SECONDS:
             more = f" ({self._refusals_unlogged} more since the last message)" if self._refusals_unlogged else ""
-            log.warning("%s: too many connections, refused%s", address, more)
+            log.warning("%s: too many logins at once, the one silent longest is dropped%s", connection.address, more)
             self._refusal_logged, self._refusals_unlogged = now, 0
         else:
             self._refusals_unlogged += 1
@@ -530,8 +566,8 @@ class Portal:
         if mask != channel.mask:
             channel.mask = mask
             self._epoll.modify(channel.sock.fileno(), mask)
-        if (channel.pending or connection.stalled) and not connection.tasks.congested:
-            if channel.pending:
+        if (channel.pending or channel.long or connection.stalled) and not connection.tasks.congested:
+            if channel.pending or channel.long:
                 self._workers.start(channel)
             if connection.stalled:
                 self._stalled.add(channel)

@@ -14,12 +14,12 @@ import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from target.iscsi.command import Command
 from target.iscsi.task_set import TaskSet
-from target.scsi.task import Executor
+from target.scsi.task import ForeseeingExecutor
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,18 @@ the interpreter's lock from the worker."""
 class Lane:
     """The jobs of one session: those that wait, and those that are with the workers, by their last command."""
 
-    __slots__ = ("jobs", "pending", "tasks")
+    __slots__ = ("jobs", "long", "pending", "tasks")
 
     def __init__(self, tasks: TaskSet) -> None:
         self.tasks = tasks
         self.pending: deque[Job] = deque()
+        self.long: deque[Job] = deque()  # those whose command takes long, which must not hold up the others
         self.jobs: dict[Command, Job] = {}
+
+    @property
+    def owner(self) -> object:
+        """The owner of the share of the workers that the lane takes from: the lane itself, unless an initiator has several."""
+        return self
 
     @property
     def active(self) -> int:
@@ -55,7 +61,7 @@ class Lane:
 
         An error has come between the stages of such a command.
         """
-        held = {command for job in (*self.jobs.values(), *self.pending) for command in job.commands}
+        held = {command for job in (*self.jobs.values(), *self.pending, *self.long) for command in job.commands}
         held.update(self.tasks.blocked)
         return [command for command in self.tasks.running if command not in held]
 
@@ -79,16 +85,18 @@ class Lane:
 
     def drop(self) -> list[Command]:
         """Take back and return the commands that no worker has yet."""
-        commands = [command for job in self.pending for command in job.commands]
+        commands = [command for job in (*self.pending, *self.long) for command in job.commands]
         self.pending.clear()
+        self.long.clear()
         return commands
 
 
 class Job(NamedTuple):
     """Commands of one session, and the executor to run them on."""
 
-    executor: Executor
+    executor: ForeseeingExecutor
     commands: list[Command]
+    long: bool = False
 
 
 L = TypeVar("L", bound=Lane)
@@ -106,14 +114,18 @@ class Result(NamedTuple, Generic[L]):
 class Workers(Generic[L]):
     """`count` daemon threads; everything but `wake` belongs to the loop's thread.
 
-    A session gets another worker only while more are free than it has.  So one session alone gets half of them, and the
-    others still get theirs however long its commands take.
+    A session gets another worker only while more are free than it has, and an initiator only while half of those that it
+    has in all its sessions are free.  So one session alone gets half of the workers and one initiator two thirds; the others
+    still get theirs however long its commands take.  Commands that take long, those of all initiators together, get at most
+    half of the workers.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.results: deque[Result[L]] = deque()
         self._active = 0  # jobs with the threads
+        self._long = 0  # those of them that take long
+        self._shares: Counter[object] = Counter()  # jobs with the threads, by the owner of their lane
         self._queued: deque[L] = deque()  # lanes that found no worker free, longest first
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fd_lock = (
@@ -127,7 +139,7 @@ class Workers(Generic[L]):
         for thread in self._threads:
             thread.start()
 
-    def enqueue(self, lane: L, executor: Executor, commands: list[Command]) -> None:
+    def enqueue(self, lane: L, executor: ForeseeingExecutor, commands: list[Command]) -> None:
         """Make jobs of a batch's blocked commands, and start as many as possible.
 
         Writes of one LUN stay together, because they share a commit.  The other commands are spread over the workers,
@@ -136,7 +148,9 @@ class Workers(Generic[L]):
         writes: dict[int, list[Command]] = {}
         others: list[Command] = []
         for command in commands:
-            if command.writes:
+            if executor.takes_long(command.task):
+                lane.long.append(Job(executor, [command], long=True))
+            elif command.writes:
                 writes.setdefault(command.task.lun, []).append(command)
             else:
                 others.append(command)
@@ -156,20 +170,34 @@ class Workers(Generic[L]):
 
     def start(self, lane: L) -> None:
         """Start jobs of `lane`, while its share of the workers allows it and its peer takes answers."""
-        while lane.pending and not lane.tasks.congested:
-            if len(lane.jobs) >= self.count - self._active:
+        owner = lane.owner
+        while (lane.pending or lane.long) and not lane.tasks.congested:
+            short = bool(lane.pending)
+            free = self.count - self._active
+            if (
+                len(lane.jobs) >= free
+                or self._shares[owner] >= 2 * free
+                or (not short and self._long >= max(1, self.count // 2))
+            ):
                 if lane not in self._queued:
                     self._queued.append(lane)
                 return
-            job = lane.next_job()
+            job = lane.next_job() if short else lane.long.popleft()
             lane.jobs[job.commands[-1]] = job
             self._active += 1
+            self._long += job.long
+            self._shares[owner] += 1
             self._jobs.put((lane, job))
 
     def job_done(self, lane: L, last: Command) -> None:
         """Note that the job of `lane` that ends with `last` is over, and start others; the lane that waited longest is first."""
-        del lane.jobs[last]
+        job = lane.jobs.pop(last)
         self._active -= 1
+        self._long -= job.long
+        owner = lane.owner
+        self._shares[owner] -= 1
+        if not self._shares[owner]:
+            del self._shares[owner]
         queued, self._queued = self._queued, deque()
         for waiting in queued:
             self.start(waiting)

@@ -23,6 +23,10 @@ from target.scsi.task import Status, Task, cdb_length
 log = logging.getLogger(__name__)
 
 
+LONG_TIMEOUT = 300
+"""Seconds: a command for which the target asks so much patience may take long by its nature."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """The LUN under which a nexus reaches a unit, and whether it may only read."""
@@ -210,6 +214,12 @@ class Nexus:
             unit.fail(task, error)
             return True
         return False
+
+    def takes_long(self, task: Task) -> bool:
+        """Return whether the task may take many seconds by its nature: a copy, or the zeroing of a large range."""
+        itl = self._itls.get(task.lun)
+        row = None if itl is None else itl.unit.command(task.cdb)
+        return row is not None and row.timeout >= LONG_TIMEOUT
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
         """Hand each unit's device, with one call, all ranges that these tasks will write (`BlockDevice.prepare_writes`).

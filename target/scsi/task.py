@@ -110,3 +110,6 @@ class ForeseeingExecutor(Executor, Protocol):
 
         A task that is not refused has no results yet, and may still fail.
         """
+
+    def takes_long(self, task: Task) -> bool:
+        """Return whether the task may take many seconds by its nature, like a copy."""

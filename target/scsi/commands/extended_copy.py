@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,14 +35,16 @@ from target.scsi.commands import inquiry
 from target.scsi.logical_unit import CopyStatus, ItlNexus, LogicalUnit
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
-from target.scsi.task import Task
+from target.scsi.task import Status, Task
 
 MAX_TARGETS = 16
 MAX_SEGMENTS = 64
 MAX_LIST_BYTES = 4096
 MAX_SEGMENT_BYTES = 256 << 20
-MAX_COPIES = 8  # at once, as reported; the real bound is the number of a fabric's workers
+MAX_COPIES = 8  # at once, of all initiators
 HELD_STATUSES = 16  # of one nexus
+
+_RUNNING = threading.BoundedSemaphore(MAX_COPIES)
 
 _HEADER = 16
 _TARGET_BYTES, _SEGMENT_BYTES = 32, 28
@@ -201,6 +204,11 @@ def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
         transfer.good(task)
         return
     segments = _parse(itl, data)
+    if not _RUNNING.acquire(blocking=False):
+        task.data_in = ()
+        task.sense = b""
+        task.status = Status.TASK_SET_FULL  # the initiator sends it again
+        return
     done = copied = 0
     try:
         for segment in segments:
@@ -208,6 +216,7 @@ def extended_copy(itl: ItlNexus, task: Task, nowait: bool) -> None:
             done += 1
             copied += segment.blocks << segment.source.unit.shift
     finally:
+        _RUNNING.release()
         usage = data[1] >> 3 & 3
         if usage == _HOLD:
             itl.hold_copy_status(data[0], CopyStatus(done, copied, done < len(segments)), HELD_STATUSES)

@@ -140,6 +140,26 @@ class TestAdmission:
         assert admitted(policy, BOB)
 
 
+class TestReach:
+    """The addresses from which any initiator at all may log in."""
+
+    @pytest.mark.parametrize(
+        ("text", "near", "far"),
+        [
+            ("networks: [10.0.0.0/8]", True, False),
+            ("networks: []", False, False),
+            ("networks: []\n  initiators: []", False, False),
+            (f"initiators: [{{name: {ANN}}}]", True, True),
+            (f"initiators: [{{name: {ANN}, networks: [10.0.0.0/8]}}]", True, False),
+            (f"networks: [10.0.0.0/8]\n  initiators: [{{name: {ANN}, networks: [192.0.2.0/24]}}]", False, False),
+            (f"initiators: [{{name: {ANN}, chap: {{name: a, secret_file: nowhere}}}}]", True, True),
+        ],
+    )
+    def test_address_reaches_the_target(self, text: str, near: bool, far: bool) -> None:
+        policy = access_of("  " + text + "\n")
+        assert (policy.reaches("10.1.2.3"), policy.reaches("192.0.2.9")) == (near, far)
+
+
 class TestProof:
     """The authentication that the configuration asks for."""
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 
-from target.iscsi import keys, pdu
+from target.iscsi import failed_logins, keys, pdu
 from target.iscsi.errors import LoginStatus
 from tests import daemon, libiscsi, peers
 
@@ -153,14 +153,18 @@ class Peer:
 
     def say(self, pairs: list[tuple[str, str]], flags: int = 0x00) -> tuple[int, dict[str, str]]:
         """Send one Login Request; return the status and the keys of the answer."""
-        names, self._names = self._names, []
-        data = keys.serialise([*names, *pairs])
-        bhs = pdu.REQUEST.pack(0x43, flags, 0, 0, 0, 1 << 16, 1, 0, 1, 0)[:32] + bytes(16)
-        self._socket.sendall(pdu.encode(bhs, data, pdu.NO_DIGESTS))
+        self.send(pairs, flags)
         header = self._read(48)
         length = int.from_bytes(header[5:8])
         text = self._read(length + 3 & ~3)[:length]
         return int.from_bytes(header[36:38]), dict(keys.parse(text))
+
+    def send(self, pairs: list[tuple[str, str]], flags: int) -> None:
+        """Send one Login Request."""
+        names, self._names = self._names, []
+        data = keys.serialise([*names, *pairs])
+        bhs = pdu.REQUEST.pack(0x43, flags, 0, 0, 0, 1 << 16, 1, 0, 1, 0)[:32] + bytes(16)
+        self._socket.sendall(pdu.encode(bhs, data, pdu.NO_DIGESTS))
 
     def ask(self, algorithms: str = "5") -> dict[str, str]:
         """Go through the security stage, up to the target's challenge."""
@@ -272,6 +276,37 @@ class TestAfterwards:
         assert min(took[3:]) >= 0.5
         assert self.counted(served) == before + 5
         assert log_of(served).count(f"{self.ADDRESS} {ANN}: login refused") == 1
+
+    def test_stale_records_hold_nobody_up(self, served: daemon.Daemon) -> None:
+        """A name that is gone is no guess: it is not slowed, and does not keep a right login out."""
+        here = "127.0.9.10"
+        for _ in range(40):
+            peer = Peer(served, "iqn.2026-11.org.example:mallory", here)
+            assert peer.say([("AuthMethod", "None")])[0] == LoginStatus.AUTHORIZATION_FAILURE
+            peer.close()
+        self.log_in_as_bob(served, here)
+
+    def test_guesses_about_one_name_keep_no_other_out(self, served: daemon.Daemon) -> None:
+        here = "127.0.9.11"
+        guessing = []
+        for _ in range(failed_logins.FREE + failed_logins.PENDING_MAXIMUM):
+            peer = Peer(served, ANN, here)
+            peer.ask()
+            peer.send([("CHAP_N", "ann"), ("CHAP_R", "0x" + "00" * 16)], 0x81)  # it does not wait for the answer
+            guessing.append(peer)
+        refused = Peer(served, ANN, here)
+        assert refused.say([("AuthMethod", "CHAP")])[0] == LoginStatus.SERVICE_UNAVAILABLE
+        self.log_in_as_bob(served, here)
+        for peer in (*guessing, refused):
+            peer.close()
+
+    @staticmethod
+    def log_in_as_bob(served: daemon.Daemon, address: str) -> None:
+        peer = Peer(served, BOB, address)
+        asked = peer.ask("7")
+        assert peer.say([("CHAP_N", "bob"), ("CHAP_R", answer(asked, BOBS, "sha256"))], 0x81)[0] == 0
+        assert peer.say([], 0x87)[0] == 0
+        peer.close()
 
     @staticmethod
     def counted(served: daemon.Daemon) -> float:

@@ -239,3 +239,15 @@ def test_damaged_requests_never_raise(data: st.DataObject) -> None:
             assert reply.opcode in list(Opcode)
         initiator.run_blocked()
     assert initiator.connection.tasks.outstanding <= 6
+
+
+def test_a_flood_of_requests_has_its_turn_and_then_others(connect: Connect, portal: FakePortal) -> None:
+    initiator = connect()
+    turn = portal.limits.turn_pdus
+    flood = b"".join(initiator.request(Opcode.NOP_OUT, itt=n, immediate=True) for n in range(2 * turn + 1))
+    connection, rest, turns = initiator.connection, memoryview(bytearray(flood)), []
+    while len(rest):
+        handled = connection.receive(rest, len(rest), 0.0)
+        rest = rest[handled:]
+        turns.append((len(initiator.take()), connection.stalled))
+    assert turns == [(turn, True), (turn, True), (1, False)]

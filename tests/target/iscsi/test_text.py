@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from target.iscsi import login
 from target.iscsi.connection import State
 from target.iscsi.pdu import NO_TAG, Opcode
@@ -67,3 +69,38 @@ def test_send_targets_in_a_normal_session_names_its_own_target(portal: FakePorta
     assert own.data.startswith(f"TargetName={TARGET}\0".encode())
     (everything,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0"))
     assert everything.data == b"SendTargets=Reject\0"
+
+
+@pytest.mark.parametrize("discovery", [False, True])
+def test_the_keys_of_a_text_request_are_bounded(portal: FakePortal, discovery: bool) -> None:
+    initiator = Initiator(portal)
+    initiator.log_in(discovery=discovery)
+    text = b"".join(b"X-a%d=1\0" % number for number in range(login.MAX_PAIRS + 1))
+    (reply,) = initiator.feed(initiator.request(Opcode.TEXT_REQUEST, itt=7, data=text))
+    assert reply.opcode == Opcode.REJECT
+    assert initiator.connection.state is State.CLOSING
+
+
+def test_the_text_requests_of_a_discovery_session_are_bounded(portal: FakePortal) -> None:
+    initiator = Initiator(portal)
+    initiator.log_in(discovery=True)
+    requests = [initiator.request(Opcode.TEXT_REQUEST, itt=n, data=b"SendTargets=All\0") for n in range(100)]
+    replies = [reply for request in requests for reply in initiator.feed(request)]
+    assert [reply.opcode for reply in replies] == [Opcode.TEXT_RESPONSE] * portal.limits.text_requests + [Opcode.REJECT]
+    assert initiator.connection.state is State.CLOSING
+
+
+def test_a_discovery_session_has_a_lifetime_even_if_it_is_busy(portal: FakePortal) -> None:
+    initiator, normal = Initiator(portal), Initiator(portal)
+    initiator.log_in(discovery=True)
+    normal.log_in()
+    lifetime = int(portal.limits.discovery_seconds)
+    for second in range(2, lifetime + 4):
+        assert initiator.connection.finished is (second > lifetime + 1)
+        for one in (initiator, normal):
+            one.now = second
+            one.feed(one.request(Opcode.NOP_OUT, immediate=True))
+            one.connection.tick(second)
+            one.take()
+    assert initiator.connection.finished
+    assert normal.connection.state is State.FULL_FEATURE

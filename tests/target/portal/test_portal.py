@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from target.iscsi import pdu
+from target.iscsi import login, pdu
+from target.iscsi.connection import State
+from target.iscsi.errors import LoginStatus
 from target.iscsi.limits import Limits
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS
 from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
-from target.portal.portal import Portal
+from target.portal.portal import DISCOVERY_SESSIONS, LOGIN_CONNECTIONS, Portal
 from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
@@ -40,8 +42,17 @@ PATTERN = random.Random(7).randbytes(MIB)
 class Client:
     """A blocking initiator on a real socket; `Initiator` builds its requests."""
 
-    def __init__(self, portal: Portal, *, name: str = INITIATOR, isid: int = 1, log_in: bool = True) -> None:
-        self.sock = socket.create_connection(portal.address, timeout=20)
+    def __init__(
+        self,
+        portal: Portal,
+        *,
+        name: str = INITIATOR,
+        isid: int = 1,
+        log_in: bool = True,
+        source: str | None = None,
+    ) -> None:
+        here = None if source is None else (source, 0)
+        self.sock = socket.create_connection(portal.address, timeout=20, source_address=here)
         self.make = Initiator(FakePortal({}), name=name)
         self._stream = b""
         if log_in:
@@ -101,9 +112,14 @@ Serve = Callable[..., Portal]
 def serve(scsi: ScsiTarget) -> Iterator[Serve]:
     with contextlib.ExitStack() as stack:
 
-        def serve(limits: Limits | None = None, max_connections: int = 64, memory: int = DEFAULT_BYTES) -> Portal:
+        def serve(
+            limits: Limits | None = None,
+            sessions: int = 64,
+            memory: int = DEFAULT_BYTES,
+            policy: login.AccessPolicy | None = None,
+        ) -> Portal:
             portal = Portal(
-                "127.0.0.1", 0, {TARGET: scsi}, limits=limits, max_connections=max_connections, memory=memory
+                "127.0.0.1", 0, {TARGET: scsi}, limits=limits, sessions=sessions, memory=memory, policy=policy
             )
             stack.callback(portal.close, 0)
             portal.start()
@@ -269,13 +285,93 @@ def test_a_peer_that_takes_no_answers_costs_bounded_memory(serve: Serve) -> None
         assert greedy.reply().data == PATTERN[:262144]
 
 
-def test_connections_beyond_the_limit_are_refused(serve: Serve) -> None:
-    portal = serve(max_connections=3)
+def login_status(portal: Portal, *, isid: int = 1, name: str = INITIATOR, **names: str) -> int:
+    """Return the status of a login, class and detail as one number."""
+    client = Client(portal, name=name, log_in=False)
+    pairs = [("InitiatorName", name), *(names or {"TargetName": TARGET}).items()]
+    answer = client.ask(client.make.login_request(0x87, pairs, isid=isid))
+    client.sock.close()
+    return answer.words[0] >> 16
+
+
+def test_sessions_beyond_the_limit_are_refused_with_a_status(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    portal = serve(sessions=3)
     clients = [Client(portal, isid=number) for number in range(1, 4)]
-    assert Client(portal, log_in=False).hung_up()
-    clients[0].sock.close()
+    assert login_status(portal, isid=4) == LoginStatus.OUT_OF_RESOURCES
+    assert "all 3 sessions are in use" in caplog.text
+    assert portal.refused_sessions == 1
+    again = Client(portal, isid=1)  # the same port: its old session makes room
+    again.settle()
+    assert clients[0].hung_up()
+    assert login_status(portal, SessionType="Discovery") == 0, "discovery has a share of its own"
+    again.sock.close()
     wait_for(lambda: len(portal.sessions()) == 2)
     Client(portal, isid=9).settle()
+
+
+def test_one_peer_cannot_have_all_sessions(serve: Serve) -> None:
+    portal = serve(sessions=8)
+    clients = [Client(portal, isid=number) for number in range(1, 8)]
+    assert login_status(portal, isid=9) == LoginStatus.OUT_OF_RESOURCES
+    other = Client(portal, isid=9, source="127.0.0.2")
+    other.settle()
+    for client in clients:
+        client.settle()
+
+
+def test_a_login_is_let_in_while_silent_connections_fill_all_places(serve: Serve) -> None:
+    portal = serve()
+    for source in ("127.0.0.9", "127.0.0.1"):  # a foreign address, and the honest initiator's own
+        silent = [Client(portal, log_in=False, source=source) for _ in range(2 * LOGIN_CONNECTIONS)]
+        for isid in range(1, 6):
+            Client(portal, isid=isid).settle()
+        assert (
+            sum(channel.connection.state is State.LOGIN for channel in portal._channels.values()) <= LOGIN_CONNECTIONS
+        )
+        for client in silent:
+            client.sock.close()
+
+
+def test_a_login_under_way_is_not_dropped_for_silent_ones_of_others(serve: Serve) -> None:
+    portal = serve()
+    honest = Client(portal, log_in=False)
+    honest.ask(honest.make.login_request(0x04, [("InitiatorName", INITIATOR), ("TargetName", TARGET)], isid=1))
+    silent = [Client(portal, log_in=False, source="127.0.0.9") for _ in range(3 * LOGIN_CONNECTIONS)]
+    answer = honest.ask(honest.make.login_request(0x87, [], isid=1))
+    assert (answer.opcode, answer.words[0]) == (Opcode.LOGIN_RESPONSE, 0)
+    for client in silent:
+        client.sock.close()
+
+
+def test_an_address_from_which_nobody_may_log_in_is_refused_at_once(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Elsewhere(login.OpenAccess):
+        def reaches(self, address: str) -> bool:
+            return address != "127.0.0.9"
+
+    portal = serve(policy=Elsewhere())
+    assert Client(portal, log_in=False, source="127.0.0.9").hung_up()
+    assert "127.0.0.9 : login refused: no initiator may log in from this address" in caplog.text
+    Client(portal).settle()
+
+
+def test_discovery_sessions_have_a_share_and_the_oldest_gives_way(serve: Serve) -> None:
+    portal = serve()
+
+    def discover(isid: int) -> Client:
+        client = Client(portal, log_in=False, source="127.0.0.66")
+        pairs = [("InitiatorName", INITIATOR), ("SessionType", "Discovery")]
+        assert client.ask(client.make.login_request(0x87, pairs, isid=isid)).words[0] == 0
+        return client
+
+    clients = [discover(isid) for isid in range(1, DISCOVERY_SESSIONS + 9)]
+    assert len(portal.sessions()) == DISCOVERY_SESSIONS
+    assert all(client.hung_up() for client in clients[:8])
+    Client(portal).settle()
+    newest = clients[-1]
+    reply = newest.ask(newest.make.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0"))
+    assert TARGET.encode() in reply.data
 
 
 def test_one_port_has_one_session_however_its_name_is_spelled(serve: Serve) -> None:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
 
 from target.iscsi.command import Command, private_buffers
 from target.iscsi.limits import Limits
@@ -11,7 +15,7 @@ from target.iscsi.memory import Account, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.sender import Sender
 from target.iscsi.task_set import TaskSet
-from target.portal.workers import JOB_WRITES, Job, Lane
+from target.portal.workers import JOB_WRITES, Job, Lane, Workers
 from target.scsi.task import Task
 
 
@@ -22,6 +26,12 @@ class _Idle:
         raise AssertionError
 
     def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        raise AssertionError
+
+    def refuses(self, task: Task) -> bool:
+        raise AssertionError
+
+    def takes_long(self, task: Task) -> bool:
         raise AssertionError
 
 
@@ -61,3 +71,91 @@ def test_no_job_gets_more_writes_than_its_share() -> None:
     most = [(0, True)] * (JOB_WRITES - 1)
     assert [len(job) for job in taken(lane_of(most, [(0, True)], [(0, True)], most))] == [JOB_WRITES, JOB_WRITES]
     assert [len(job) for job in taken(lane_of(most + most, [(0, True)]))] == [2 * (JOB_WRITES - 1), 1]
+
+
+class _Held:
+    """An executor whose tasks run until `release` is set; a task with a CDB takes long."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def execute(self, task: Task, *, nowait: bool) -> None:
+        assert self.release.wait(20)
+
+    def prepare(self, tasks: Sequence[Task], *, nowait: bool = False) -> bool:
+        return False
+
+    def refuses(self, task: Task) -> bool:
+        return False
+
+    def takes_long(self, task: Task) -> bool:
+        return bool(task.cdb)
+
+
+class _Owned(Lane):
+    """A lane of an initiator of that name."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(TaskSet(Sender(Output(ArenaPool())), Limits(), Account(Memory())))
+        self._name = name
+
+    @property
+    def owner(self) -> object:
+        return self._name
+
+
+def commands(count: int, *, long: bool = False) -> list[Command]:
+    made = [Command(itt, Task(private_buffers), 0, reads=True, writes=False, counted=True) for itt in range(count)]
+    for command in made:
+        command.task.cdb = b"long" if long else b""
+    return made
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[Workers[_Owned], _Held]]:
+    workers: Workers[_Owned] = Workers(8)
+    executor = _Held()
+    yield workers, executor
+    executor.release.set()
+    workers.close()
+
+
+def finish(workers: Workers[_Owned]) -> None:
+    """Take the next result, as the loop does."""
+    while not workers.results:
+        time.sleep(0.001)
+    lane, command, last, _ = workers.results.popleft()
+    if last:
+        workers.job_done(lane, command)
+
+
+def test_the_sessions_of_one_initiator_leave_workers_to_the_others(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    greedy = [_Owned("evil") for _ in range(12)]
+    for lane in greedy:
+        workers.enqueue(lane, executor, commands(8))
+    assert sum(lane.active for lane in greedy) == 6
+    victim = _Owned("victim")
+    workers.enqueue(victim, executor, commands(1))
+    assert victim.active == 1, "it waits for nobody"
+    executor.release.set()
+    while workers.busy:
+        finish(workers)
+    assert not any(lane.active or lane.pending for lane in (*greedy, victim))
+
+
+def test_commands_that_take_long_leave_half_of_the_workers(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    lanes = [_Owned(f"host{number}") for number in range(12)]
+    for lane in lanes:
+        workers.enqueue(lane, executor, commands(3, long=True))
+    assert sum(lane.active for lane in lanes) == 4
+    workers.enqueue(lanes[-1], executor, commands(1))
+    assert lanes[-1].active == 1, "the short command overtakes its session's long ones"
+    assert len(lanes[-1].drop()) == 3
+    executor.release.set()
+    while workers.busy:
+        finish(workers)
+    assert not any(lane.active or lane.long for lane in lanes)

@@ -268,3 +268,12 @@ def test_a_write_that_another_reserved_is_refused_before_its_data(primary: Bench
     assert primary.initiator.nexus.refuses(task)
     assert task.status == Status.RESERVATION_CONFLICT
     assert not other.nexus.refuses(other.task(cdb10(0x2A, 0, 1)))
+
+
+def test_copies_and_zeroing_take_long_and_nothing_else(primary: Bench) -> None:
+    def long(cdb: bytes, lun: int = 0) -> bool:
+        return primary.initiator.nexus.takes_long(primary.initiator.task(cdb, lun=lun << 48))
+
+    assert [long(bytes([opcode]) + bytes(15)) for opcode in (0x83, 0x41, 0x93, 0x42)] == [True] * 4
+    assert [long(bytes([opcode]) + bytes(15)) for opcode in (0x28, 0x2A, 0x8A, 0x35, 0x12, 0xC1)] == [False] * 6
+    assert not long(b"\x83" + bytes(15), lun=9)

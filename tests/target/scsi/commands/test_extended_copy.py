@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 import uuid
 from collections.abc import Iterable
 
@@ -13,8 +14,9 @@ import pytest
 from target.scsi.commands import extended_copy, inquiry
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.nexus import Reach
+from target.scsi.task import Status
 from tests.memory_device import MIB, MemoryDevice
-from tests.target.scsi.harness import CHECK, GOOD, UNIT_UUID, Bench, Result, make_unit, report_luns_cdb
+from tests.target.scsi.harness import CHECK, GOOD, PATIENCE, UNIT_UUID, Bench, Result, make_unit, report_luns_cdb
 from tests.target.scsi.reservations.requests import CONFLICT, REGISTER, RESERVE, out
 
 OTHER_UUID = uuid.UUID(int=0xC0FFEE)
@@ -210,3 +212,30 @@ def test_operating_parameters(copier: Bench) -> None:
     assert struct.unpack_from(">HHII", data, 8) == (16, 64, 4096, 256 << 20)
     assert data[43:] == bytes((2, 0x02, 0xE4))
     assert receive(copier, 3, length=10).data == data[:10]
+
+
+def test_no_more_copies_run_than_reported(copier: Bench) -> None:
+    let_go, running = threading.Event(), threading.Semaphore(0)
+
+    def before(method: str, offset: int, length: int) -> None:
+        if method == "readv":
+            running.release()
+            assert let_go.wait(PATIENCE)
+
+    copier.device.before = before
+    reported = receive(copier, 3).data[35]
+    parameters = copy_list(segment(0, 1, 8, 0, 0))
+    results: list[Result] = []
+    copies = [
+        threading.Thread(target=lambda: results.append(extended_copy_of(copier, parameters))) for _ in range(reported)
+    ]
+    for thread in copies:
+        thread.start()
+    for _ in copies:
+        assert running.acquire(timeout=PATIENCE)
+    assert extended_copy_of(copier, parameters).status == Status.TASK_SET_FULL
+    let_go.set()
+    for thread in copies:
+        thread.join(PATIENCE)
+    assert [result.status for result in results] == [GOOD] * reported
+    assert extended_copy_of(copier, parameters).status == GOOD

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of the connection that gives way when there are too many of a kind.
+
+A newcomer is never turned away for the sake of those that came before: they may be silent on purpose, and it may be the one
+that logs in rightly.  The connection that gives way belongs to the peer that has the most, among those to the address that has
+the most, and has been silent longest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from target.iscsi.failed_logins import peer_of
+
+
+class Connection(Protocol):
+    """A connection, as far as the choice looks at it (`iscsi.connection.Connection`)."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def last_heard(self) -> float: ...
+
+
+C = TypeVar("C", bound=Connection)
+
+
+def gives_way(connections: Sequence[C]) -> C:
+    """Return the connection that gives way; there is at least one."""
+    addresses = Counter(connection.address for connection in connections)
+    peer = {address: peer_of(address) for address in addresses}
+    peers = Counter(peer[connection.address] for connection in connections)
+    return min(
+        connections,
+        key=lambda connection: (
+            -peers[peer[connection.address]],
+            -addresses[connection.address],
+            connection.last_heard,
+        ),
+    )
+
+
+def sessions_of(address: str, connections: Sequence[C]) -> int:
+    """Return how many of the connections come from the peer of that address."""
+    peer = peer_of(address)
+    return sum(peer_of(connection.address) == peer for connection in connections)
