@@ -7,13 +7,14 @@
 | ASKED    | `CHAP_N`, `CHAP_R`                      | nothing                               | FINISHED |
 | ASKED    | the same with `CHAP_I`, `CHAP_C`        | `CHAP_N`, `CHAP_R` (mutual CHAP)      | FINISHED |
 
-Anything else that the initiator sends ends the login with AUTHENTICATION FAILURE, and it learns nothing else.
+Anything else that the initiator sends ends the login with AUTHENTICATION FAILURE, and the initiator learns nothing
+more.
 
-* Every exchange has a challenge of its own from the operating system's random source, and takes one answer: a
+* Every exchange has a challenge of its own from the operating system's random source, and takes one answer.  So a
   recorded answer fits no later challenge.
-* The target refuses its own challenge sent back before it computes anything with it, and answers the challenge of an
-  initiator only after that initiator has answered correctly.  The two directions have different secrets (`Credentials`
-  refuses equal ones), so an answer of one direction is worthless in the other.
+* If an initiator sends the target's own challenge back, the target refuses it and computes no answer.  It answers the
+  challenge of an initiator only after that initiator has answered correctly.  The two directions have different secrets
+  (`Credentials` refuses equal ones), so an answer of one direction is worthless in the other.
 * A wrong name and a wrong answer take the same time and get the same refusal.
 * Secrets live in `Secret`, which never shows its value: not in a repr, a log, JSON or a pickle.
 """
@@ -35,7 +36,7 @@ from target.iscsi.errors import LoginRefused, LoginStatus
 
 METHOD = "CHAP"
 SECRET_MINIMUM = 12
-"""Bytes: RFC 7143 9.2.1 asks for 96 random bits where IPsec does not protect the connection."""
+"""Bytes: RFC 7143 9.2.1 asks for 96 random bits if IPsec does not protect the connection."""
 SECRET_MAXIMUM = 255
 CHALLENGE_MAXIMUM = 1024
 """Bytes of a binary value (RFC 7143 6.1)."""
@@ -51,7 +52,7 @@ class Algorithm(enum.IntEnum):
 
     @property
     def challenge_length(self) -> int:
-        """The length of a challenge in bytes: that of the digest, because initiators expect at least as many."""
+        """The length of a challenge in bytes.  It is that of the digest, because initiators expect at least this length."""
         return 32 if self is Algorithm.SHA_256 else 16
 
 
@@ -62,7 +63,7 @@ class SecretRefused(Exception):
 class Secret:
     """A CHAP secret, which answers challenges and does not show its value.
 
-    Raises SecretRefused if it is too short or too long.
+    Raise SecretRefused if it is too short or too long.
     """
 
     __slots__ = ("_value",)
@@ -111,7 +112,7 @@ class Credentials:
 
 
 class ChapAuthenticator:
-    """The authenticator of an initiator with these credentials; `optional` lets it in without them, too (discovery)."""
+    """The authenticator of an initiator with these credentials; with `optional`, it may also enter without (discovery)."""
 
     def __init__(self, credentials: Credentials, *, optional: bool = False) -> None:
         self._credentials = credentials

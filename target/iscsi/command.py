@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One SCSI command on its way through a connection, and its data-out buffer as it fills.
 
-The buffer arrives in up to three ways, in this order (RFC 7143 4.2.3): immediate data inside the command PDU,
-unsolicited Data-Out PDUs up to FirstBurstLength, and Data-Out sequences that an R2T asked for.  Unsolicited data is kept
-in one piece of at most FirstBurstLength.  Solicited data is kept in a second piece, which is allocated only once the
-connection's budget has room for it.  The device server gets both as a scatter list.
+The data arrives in up to three ways, in this order (RFC 7143 4.2.3): immediate data inside the command PDU, unsolicited
+Data-Out PDUs up to FirstBurstLength, and Data-Out sequences that an R2T asked for.  Unsolicited data is kept in one
+piece of at most FirstBurstLength.  Solicited data is kept in a second piece, which is allocated once the connection's
+budget has room for it.  The device server gets both pieces as a scatter list.
 
 | stage      | meaning                                               | next                             |
 | ---------- | ----------------------------------------------------- | -------------------------------- |
@@ -27,7 +27,7 @@ from target.scsi.task import Task
 
 
 class Stage(enum.Enum):
-    """See the module's docstring."""
+    """The stage of a command; see the module's docstring."""
 
     UNSOLICITED = enum.auto()
     WAITING = enum.auto()
@@ -38,7 +38,7 @@ class Stage(enum.Enum):
 
 
 class OutOfOrder(Exception):
-    """A Data-Out does not follow the one before: one was lost, and at ErrorRecoveryLevel 0 it is not sent again."""
+    """A Data-Out does not follow the one before: one was lost, and ErrorRecoveryLevel 0 has no retransmission."""
 
 
 class Barrier:
@@ -177,7 +177,7 @@ class Command:
         self.stage = Stage.SOLICITED
 
     def next_r2t(self, ttt: int, max_burst: int) -> ReadyToTransfer | None:
-        """Return the next sequence to ask for, or None if all data was asked for."""
+        """Return the next R2T to send, or None if all data was asked for."""
         length = min(max_burst, self.expected - self.next_offset)
         if not length:
             return None

@@ -2,17 +2,18 @@
 """One iSCSI connection, which is also one session (MaxConnections=1), without sockets or threads (RFC 7143).
 
 Bytes go in with `receive`, and answers come out of `output`.  A command that would wait for a disk is left in
-`tasks.blocked`; the caller runs it elsewhere and hands it back to `tasks.complete`.  Time comes in as `now`, in seconds.
+`tasks.blocked`; the caller runs it elsewhere and hands it back to `tasks.complete`.  Time comes in as `now`, in
+seconds.
 
 | state        | RFC 7143 8.1.1   | accepted requests                             | is left for                        |
 | ------------ | ---------------- | --------------------------------------------- | ---------------------------------- |
 | LOGIN        | S3, S4           | Login Requests                                | ENTERING, CLOSING                  |
-| ENTERING     | S4               | none; commands of a replaced session end      | FULL_FEATURE, CLOSING              |
+| ENTERING     | S4               | none, until a replaced session's commands end | FULL_FEATURE, CLOSING              |
 | FULL_FEATURE | S5               | all but Login Requests                        | LOGOUT, CLOSING                    |
 | LOGOUT       | S6               | none; running commands are waited for         | CLOSING                            |
 | CLOSING      | S8               | none; to be closed once `output` was sent     |                                    |
 
-A peer's mistake never raises here: it is answered as errors.py says, and logged.
+A peer's mistake raises no error here: it is answered as errors.py says, and logged.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Host(Protocol):
     def reinstate(self, connection: Connection) -> list[Command]:
         """End the sessions that `connection` replaces (RFC 7143 6.3.5); return their commands that still run.
 
-        Sessions that were lost earlier count, and so do logins that wait for the same commands.
+        This includes sessions that were lost earlier, and logins that wait for the same commands.
         """
 
     def open_session(self, connection: Connection) -> tuple[int, Nexus | None]:
@@ -72,10 +73,10 @@ class Host(Protocol):
         """Return every address that accepts initiators, HOST:PORT, beginning with `reached`."""
 
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
-        """Return all sessions on the same target, `connection` and lost ones whose commands still run among them."""
+        """Return all sessions on the same target, including `connection`, and lost ones while their commands run."""
 
     def has_output(self, connection: Connection) -> None:
-        """Note that `connection` has output that no call from the portal to it will find."""
+        """Note that `connection` has output that the portal cannot know of, because it did not call `connection`."""
 
 
 class Connection:
@@ -123,14 +124,14 @@ class Connection:
 
     @property
     def finished(self) -> bool:
-        """Whether the connection is over once its output was sent."""
+        """Whether the connection ends once its output was sent."""
         return self.state is State.CLOSING
 
     def receive(self, buffer: memoryview, end: int, now: float) -> int:
         """Handle every complete PDU in `buffer[:end]`, and return how many bytes they had.
 
-        The bytes left belong to an incomplete PDU, or come after congestion or the end of the connection.  Only commands
-        in `tasks.blocked` whose `borrows` is set keep views into `buffer`.
+        The bytes left belong to an incomplete PDU, or come after congestion or the end of the connection.  Only
+        commands in `tasks.blocked` whose `borrows` is set keep views into `buffer`.
         """
         self._last_heard = now
         self._pinged = None
@@ -195,9 +196,7 @@ class Connection:
             if self.login.discovery and now - self._entered > limits.discovery_seconds:
                 self._drop(f"a discovery session has {limits.discovery_seconds:g} s")
                 return
-            unfinished = (
-                None if self.tasks.congested else self._unfinished_since
-            )  # then it is our side that does not read
+            unfinished = None if self.tasks.congested else self._unfinished_since  # then our own side does not read
             if unfinished is not None and now - unfinished > limits.stall_seconds:
                 self._drop(f"a PDU was not finished within {limits.stall_seconds:g} s")
             elif self._deaf(now):
@@ -215,7 +214,7 @@ class Connection:
             self._closing_since = now
 
     def _deaf(self, now: float) -> bool:
-        """Return whether answers wait and the peer took none of their bytes for too long, even if it sends requests."""
+        """Return whether the peer has taken no byte of waiting answers for too long, even if it sends requests."""
         taken = self.output.taken
         if not len(self.output):
             self._untaken = None
@@ -249,7 +248,7 @@ class Connection:
             self.sender.async_message(event, code, parameters)
 
     def _guarded(self, then: Callable[[], None]) -> Callable[[], None]:
-        """Return `then` for a barrier, which the end of another session's command may call: an error ends this session."""
+        """Return `then` for a barrier, with a guard: an error ends this session, not the one that ends the barrier."""
 
         def guarded() -> None:
             try:
@@ -430,7 +429,7 @@ class Connection:
             self._give_held()
 
     def _handle(self, request: pdu.Pdu) -> None:
-        """Call the request's handler.  A rejected request must not keep those behind it from their turn."""
+        """Call the request's handler.  A rejected request must not hold up the requests behind it."""
         try:
             _HANDLERS[request.opcode](self, request)
         except Rejected as error:
@@ -501,7 +500,8 @@ class Connection:
         elif reason > pdu.LogoutReason.RECOVERY:
             raise Rejected(RejectReason.INVALID_PDU_FIELD, "a logout for an unknown reason")
         else:
-            # After this answer, commands that the initiator sends through other sessions must not be overtaken by its old ones.
+            # After the answer, the initiator may send commands through another session, and no old one may overtake
+            # them.
             self.state = State.LOGOUT
             Barrier(self.tasks.close(), self._guarded(lambda: self._log_out(itt)))
 
@@ -517,7 +517,7 @@ class Connection:
         self.sender.send(Opcode.LOGOUT_RESPONSE, response=response, itt=itt, words=(0, times, 0))
 
 
-# Functions, not bound methods: a table of those would make a reference circle, which outlives the session.
+# The table has functions, because a table of bound methods would make a reference circle that outlives the session.
 _HANDLERS: Mapping[int, Callable[[Connection, pdu.Pdu], None]] = {
     Opcode.SCSI_COMMAND: lambda connection, request: connection.tasks.begin(request),
     Opcode.TASK_MANAGEMENT_REQUEST: Connection._handle_task_management,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data-out of one session's commands: asked for within a budget, and put in its place (RFC 7143 4.2.3, 11.7, 11.8).
 
-`DataOut` returns the command whose data has ended, and its caller executes that command. It takes no callback, because a
-bound method of its owner would close a reference circle, and closed sessions must not wait for the garbage collector.
+`DataOut` returns a command once its data is complete, and its caller executes that command.  It takes no callback,
+because a bound method of its owner would close a reference circle, and closed sessions must not wait for the garbage
+collector.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from target.scsi.task import Status
 log = logging.getLogger(__name__)
 
 LOST_DATA = Refusal(Status.CHECK_CONDITION, sense.Sense(sense.SenseKey.ABORTED_COMMAND, 0x4705).pack(descriptor=False))
-"""PROTOCOL SERVICE CRC ERROR: the answer of RFC 7143 11.4.7.2 to data that did not arrive whole."""
+"""PROTOCOL SERVICE CRC ERROR: the answer of RFC 7143 11.4.7.2 to data that is incomplete."""
 
 
 class Place(NamedTuple):
@@ -72,7 +73,7 @@ class DataOut:
         self.admit()
 
     def admit(self) -> None:
-        """Ask for the data of waiting commands as far as the budget goes; one command always has room."""
+        """Ask for the data of waiting commands, as far as the budget reaches.  One command always has room."""
         while self._waiting:
             command = self._waiting[0]
             if self.used and self.used + command.budget > self._limits.data_bytes:
@@ -100,7 +101,7 @@ class DataOut:
             command.r2t_sn += 1
 
     def forget(self, command: Command) -> None:
-        """Take back the R2Ts of a command that is over, and its share of the budget; `admit` may then have room."""
+        """Take back the R2Ts and the budget of a command that is over.  Then `admit` may have room for others."""
         for ttt in command.r2ts:
             del self._r2ts[ttt]
         command.r2ts.clear()
@@ -138,11 +139,11 @@ class DataOut:
             return Place(command, r2t, None)
 
     def placed(self, command: Command, r2t: ReadyToTransfer | None, *, final: bool) -> Command | None:
-        """Note that the data of one Data-Out is in its place; return `command` if it was the last of its data.
+        """Note that the data of one Data-Out is in its place.  Return `command` if that was the last of its data.
 
-        The command returned is either READY or `broken`. Raises PeerError.
+        The returned command is either READY or `broken`.  Raises PeerError.
         """
-        if command.stage is Stage.DONE or not final:  # aborted while its data was on the way, or more is to come
+        if command.stage is Stage.DONE or not final:  # aborted while its data was on the way, or more data follows
             return None
         if r2t is not None:
             if r2t.received != r2t.length and not command.broken:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors of a conversation: one is our caller's fault (`UsageError`), the others are the peer's.
+"""The errors of a conversation: `UsageError` is our own caller's fault, the others are the peer's.
 
-| error          | whose fault | effect on the connection                                       |
+| error          | fault       | effect on the connection                                       |
 | -------------- | ----------- | -------------------------------------------------------------- |
 | `UsageError`   | ours        | a bug; it is not caught                                        |
-| `LoginRefused` | the peer's  | a Login Response with this status is sent, then it is closed   |
-| `Rejected`     | the peer's  | a Reject PDU with this reason is sent, and it goes on          |
-| `PeerError`    | the peer's  | a Reject or Login Response if the phase has one, then closed   |
+| `LoginRefused` | the peer's  | a Login Response with this status, then the end                |
+| `Rejected`     | the peer's  | a Reject PDU with this reason; the connection continues        |
+| `PeerError`    | the peer's  | a Reject or Login Response if the phase has one, then the end  |
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class IscsiError(Exception):
 
 @dataclass(eq=False)
 class PeerError(IscsiError):
-    """The conversation cannot go on after this."""
+    """A mistake after which the conversation cannot continue."""
 
     explanation: str
     reason: RejectReason = RejectReason.PROTOCOL_ERROR
@@ -61,7 +61,7 @@ class PeerError(IscsiError):
 
 @dataclass(eq=False)
 class Rejected(IscsiError):
-    """One PDU is refused; the conversation goes on."""
+    """One PDU is refused; the conversation continues."""
 
     reason: RejectReason
     explanation: str

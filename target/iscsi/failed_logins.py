@@ -2,17 +2,17 @@
 """Failed logins: counted, logged once per peer and minute, and wrong secrets slowed down.  Time comes in as `now`.
 
 A peer is an IPv4 address or an IPv6 /64, because a host that has one address of a /64 has all of them.  Only a failed
-*authentication* is slowed: a stale record that names a target or an initiator of yesterday is answered at once.  The first
-`FREE` failures of a peer are answered at once, too.  After that each answer is delayed twice as long as the one before, up to
-`DELAY_MAXIMUM`.
+*authentication* is slowed: a stale record that names a target or an initiator of yesterday is answered at once.  The
+first `FREE` failures of a peer are answered at once, too.  After that each answer is delayed twice as long as the one
+before, up to `DELAY_MAXIMUM`.
 
 A peer that hangs up instead of waiting gains nothing: while too many answers about one name are due, the name cannot be
 tried from there.  The bound is `PENDING_MAXIMUM` for an address, and `PENDING_SHARED` for all of a /64 and for an
-address from which that name has logged in rightly.  So no peer can try more than a few secrets a second, a right login is
-never delayed, and nobody is kept out by a neighbour who tries other names.
+address from which that name has logged in rightly.  So no peer can try more than a few secrets a second, a right login
+is never delayed, and nobody is kept out by a neighbour who tries other names.
 
-A peer without failures for `FORGET_SECONDS` starts anew.  At most `PEERS` are remembered; the one that has been quiet
-longest is forgotten first.
+A peer without failures for `FORGET_SECONDS` starts anew.  The portal remembers at most `PEERS` peers, and forgets the
+one first that has been quiet longest.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class FailedLogins:
             self._good.popitem(last=False)
 
     def failed(self, address: str, initiator: str, status: LoginStatus, why: str, now: float) -> float:
-        """Count a failed login, log it if a message is due, and return in how many seconds to answer it."""
+        """Count a failed login, log it if a message is due, and return the delay of its answer in seconds."""
         self._counts[status] += 1
         key = peer_of(address)
         peer = self._remember(key, now)

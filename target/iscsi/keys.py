@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from target.iscsi import errors
 
 MAX_VALUE_LENGTH = 255
-"""RFC 7143 6.1, unless the key says otherwise; only SendTargets answers may be longer, and we never read those."""
+"""RFC 7143 6.1, unless the key allows more; only SendTargets answers may be longer, and a target never reads those."""
 
 _KEY = re.compile(r"[A-Z][A-Za-z0-9.\-+@_/]{0,62}\Z|[XYZ][-#][A-Za-z0-9.\-+@_/]{1,61}\Z")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,8}\Z|[0-9]{1,10}\Z")
@@ -44,7 +44,7 @@ class Parameters:
     max_connections: int = 1
     initial_r2t: bool = True
     immediate_data: bool = True
-    max_recv_data_segment_length: int = 8192  # the initiator's: the most we may send in one PDU
+    max_recv_data_segment_length: int = 8192  # the initiator's: the most bytes that we may send in one PDU
     max_burst_length: int = 262144
     first_burst_length: int = 65536
     default_time2wait: int = 2
@@ -139,7 +139,7 @@ ONLY_TARGETS_SEND = frozenset({"TargetAlias", "TargetAddress", "TargetPortalGrou
 def parse(data: bytes) -> list[tuple[str, str]]:
     """Return the key=value pairs of a text data segment (RFC 7143 6.1).
 
-    Raises errors.PeerError if it is not UTF-8, a pair has no "=", or a key is malformed or occurs twice.
+    Raise errors.PeerError if the data is not UTF-8, a pair has no "=", or a key is malformed or occurs twice.
     """
     pairs: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -199,9 +199,9 @@ def _spell(value: str | int | bool) -> str:
 def negotiate(
     pairs: Iterable[tuple[str, str]], agreed: Parameters, ours: Parameters = OURS, *, full_feature: bool = False
 ) -> tuple[Parameters, list[tuple[str, str]]]:
-    """Return the parameters now in force and the pairs to answer, for the operational keys that an initiator offered.
+    """Negotiate the operational keys of an initiator; return the parameters now in force, and the pairs to answer.
 
-    Both leave out the keys that only the login understands (Kind.DECLARE without a field).  Raises errors.PeerError for
+    Both leave out the keys that only the login understands (Kind.DECLARE without a field).  Raise errors.PeerError for
     keys that only targets may send.
     """
     answers: list[tuple[str, str]] = []
@@ -227,6 +227,7 @@ def negotiate(
                     answers.append((name, _spell(result)))
     agreed = dataclasses.replace(agreed, **changes)  # type: ignore[arg-type]  # the table pairs fields with their types
     if agreed.first_burst_length > agreed.max_burst_length:
-        # RFC 7143 13.14 forbids it; our own two numbers keep the rule, so only a mixture of both sides' offers gets here.
+        # RFC 7143 13.14 forbids it.  Our own two numbers keep the rule, so only a mixture of both sides' offers breaks
+        # it.
         agreed = dataclasses.replace(agreed, first_burst_length=agreed.max_burst_length)
     return agreed, answers

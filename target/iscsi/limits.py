@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounds on what one peer may make the portal spend."""
+"""The bounds on the time and memory that one peer may take from the portal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Limits:
     text_requests: int = 64  # of a discovery session
     turn_pdus: int = 128  # requests, but for plain commands, that a session may have handled before it is others' turn
     login_segment: int = 8192  # bytes; RFC 7143 13.12: the default holds during login
-    queue_depth: int = 128  # commands a session may have outstanding
-    # answers that wait for a slow reader; beyond it no request is read.  When memory.py is short, it is less
+    queue_depth: int = 128  # commands that a session may have outstanding
+    # answers that wait for a slow reader; beyond this no request is read.  If memory is short (memory.py), it is less
     output_bytes: int = 8 << 20
     data_bytes: int = 32 << 20  # solicited data-out of one session
     transfer_bytes: int = 64 << 20  # of one command

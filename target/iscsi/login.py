@@ -8,7 +8,7 @@
 | FULL_FEATURE           |                                                    |                                |
 
 An initiator may start in the operational stage if its access needs no authentication.  The access policy decides as
-soon as the names are known, before any other answer: a refused initiator learns nothing.
+soon as the names are known, before any other answer, so a refused initiator learns nothing.
 
 Limits: the text of one negotiation step, over all its PDUs, has at most `MAX_TEXT_LENGTH` bytes and `MAX_PAIRS` keys.
 The connection limits the number of PDUs and the time.
@@ -34,7 +34,7 @@ Pairs = list[tuple[str, str]]
 
 
 class Stage(enum.IntEnum):
-    """RFC 7143 11.12.3."""
+    """The stages of RFC 7143 11.12.3."""
 
     SECURITY_NEGOTIATION = 0
     OPERATIONAL_NEGOTIATION = 1
@@ -181,13 +181,13 @@ class Login:
 
     @property
     def port_name(self) -> tuple[str, bytes, str | None]:
-        """The initiator's name, its ISID and the target: two sessions of which these agree replace each other."""
+        """The initiator's name, its ISID and the target.  A session replaces an earlier one with the same three."""
         return self.initiator, self.isid, self.target
 
     def handle(self, request: Request, data: bytes) -> Answer:
         """Take one Login Request with its data segment, and return its answer.
 
-        Raises LoginRefused with the status to answer, and PeerError for text that cannot be parsed.
+        Raise LoginRefused with the status to answer, and PeerError for text that cannot be parsed.
         """
         stage = self._check_stage(request)
         self._text += data
@@ -223,7 +223,7 @@ class Login:
         if self._stage is None:
             self.isid, self.cid, self._itt, self._stage = request.isid, request.cid, request.itt, stage
             if request.tsih:
-                # A session has one connection (MaxConnections=1), and at recovery level 0 there is none to take over.
+                # A session has one connection (MaxConnections=1), and at recovery level 0 no connection is taken over.
                 raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a second connection for a session")
         elif stage is not self._stage or (request.isid, request.itt) != (self.isid, self._itt):
             raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "stage or identity changed in the middle of a login")
@@ -300,7 +300,7 @@ class Login:
             return Answer(stage << 2, text, done=False)
         if not self._authenticated:
             if self._exchange is not None:
-                # It asks too early; the answer stays in the same stage to say so (RFC 7143 6.3.2).
+                # The initiator asks too early.  The answer stays in the same stage to say so (RFC 7143 6.3.2).
                 return Answer(stage << 2, text, done=False)
             self._skip_authentication()
         self._stage = Stage(request.following)

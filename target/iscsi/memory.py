@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory for the data of commands: one amount for all sessions of a portal, shared fairly.
 
-A session takes memory for the data that an initiator sends, for large data that it asked for, for requests ahead of their
-turn, and for answers that the initiator does not take.  Half of the memory is set aside in equal parts for as many sessions
-as there may be, so nobody takes a session's own part.  The other half is lent: a session may borrow as much as is left at
-the time.  So one busy session gets half of it, and n busy ones get one part in n + 1 each.
+A session takes memory for the data that an initiator sends, for large data that it asked for, for requests ahead of
+their turn, and for answers that the initiator does not take.  Half of the memory is divided into equal parts, one for
+each possible session, and no other session can take such a part.  The other half is lent: a session may borrow as much
+as is left at the time.  So one busy session gets half of it, and each of n busy sessions gets one part in n + 1.
 
 A session that gets no memory must not wait for ever:
 
-* a command whose data has not been asked for waits, because its data costs nothing yet;
+* a command waits if the target has not asked for its data yet, because such data takes no memory;
 * a command whose data comes unasked ends with TASK SET FULL, and its initiator sends it again (SAM-5 5.3.1);
 * a command that has waited for `PATIENCE` seconds goes first: until it has its memory, no other session may borrow;
 * if memory has been short for `SHORT_SECONDS`, the portal drops the session whose data has been on its way longest.
@@ -20,7 +20,7 @@ from typing import Final
 
 DEFAULT_BYTES: Final = 256 << 20
 LARGE: Final = 1 << 20
-"""Bytes of data-in from which a command takes memory before it is executed.  `Limits.output_bytes` bounds smaller ones."""
+"""Bytes of data-in from which on a command takes memory before it runs.  `Limits.output_bytes` bounds smaller ones."""
 PATIENCE: Final = 2
 SHORT_SECONDS: Final = 10
 
@@ -37,7 +37,7 @@ class Memory:
         self.own = total // 2 // sessions
         """The bytes that each session may hold in any case."""
         self.loans = total - self.own * sessions
-        self.unlent = self.loans  # answers are counted only after they were made, so it may fall below 0
+        self.unlent = self.loans  # may fall below 0, because answers are counted only after they were made
         self.refusals = 0
         """The number of commands that ended with TASK SET FULL since the start."""
         self.released = False

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The answers that wait to be sent on one connection.
 
-Small and medium answers are built in the memory they are sent from: an *arena*, with header and data side by side, so
-that the answers to a batch of commands are one run of bytes.  `allocate` hands the place of the data to the device server
-before it is known whether there will be an answer at all.  The place stays free until `fill` is advanced past it, so a
-failed attempt costs nothing.  Data that already lies elsewhere (read by a worker) is queued as a view of its own.
+Small and medium answers are built in the memory from which they are sent, an *arena*.  There header and data are side
+by side, so the answers to a batch of commands are one run of bytes.  `allocate` hands the place of the data to the
+device server before it is known whether there will be an answer at all.  The place stays free until `fill` is advanced
+past it, so a failed attempt costs nothing.  Data that is already elsewhere (read by a worker) is queued as a view of
+its own.
 
     arena:  | sent or queued in `_segments` | begin ... fill: written, not queued yet | free |
 
@@ -36,7 +37,7 @@ class ArenaPool:
         self._keep = keep
 
     def take(self) -> memoryview:
-        """Return an arena, a new one if none is left."""
+        """Return an arena; make a new one if none is left."""
         return self._free.pop() if self._free else memoryview(bytearray(ARENA_LENGTH))
 
     def give(self, arena: memoryview) -> None:

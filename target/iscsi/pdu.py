@@ -2,7 +2,8 @@
 """iSCSI protocol data units: their layout on the wire (RFC 7143 section 11), not their meaning.
 
 A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), a CRC32C of both if the header digest
-is on, the data segment padded with zeroes to 4 bytes, and a CRC32C of that if the data digest is on and there is data.  Digests are sent least significant byte first (RFC 7143 13.1); everything else is big-endian.
+is on, the data segment padded with zeroes to 4 bytes, and a CRC32C of that if the data digest is on and there is data.
+Digests are sent least significant byte first (RFC 7143 13.1); everything else is big-endian.
 
 Each request is unpacked whole with one of the precompiled structs below; answers are packed the same way.
 """
@@ -187,7 +188,7 @@ class HeaderDigestError(Exception):
 
 
 class DataSegmentTooLong(Exception):
-    """The peer sends more in one PDU than MaxRecvDataSegmentLength allows."""
+    """The peer sends more data in one PDU than MaxRecvDataSegmentLength allows."""
 
 
 def padded(length: int) -> int:
@@ -208,7 +209,7 @@ def digest_bytes(value: int) -> bytes:
 def find(buffer: memoryview, start: int, end: int, digests: Digests, max_data: int) -> Pdu | None:
     """Return the complete PDU at `buffer[start:end]`, or None if more bytes are needed.
 
-    Raises HeaderDigestError, and DataSegmentTooLong if the data segment is longer than `max_data` bytes.  Both are
+    Raise HeaderDigestError, and DataSegmentTooLong if the data segment is longer than `max_data` bytes.  Both are
     raised as soon as the header is complete, before the data has arrived.
     """
     if end - start < BHS_LENGTH:
@@ -248,7 +249,7 @@ def find(buffer: memoryview, start: int, end: int, digests: Digests, max_data: i
 def extra_headers(ahs: memoryview) -> dict[int, bytes]:
     """Return the additional header segments by type (RFC 7143 11.2.2).
 
-    Raises ValueError if they do not fit their lengths.
+    Raise ValueError if they do not fit their lengths.
     """
     segments: dict[int, bytes] = {}
     position = 0

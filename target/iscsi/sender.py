@@ -15,7 +15,7 @@ from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.task import Status
 
 COPY_LIMIT = 16384
-"""Bytes: copying fewer into the arena is cheaper than one more element in sendmsg's vector."""
+"""Bytes: to copy fewer into the arena is cheaper than one more element in sendmsg's vector."""
 
 MASK = 0xFFFFFFFF
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -55,7 +55,7 @@ class Sender:
         words: tuple[int, int, int] = (0, 0, 0),
         data: Sequence[bytes | memoryview] = (),
     ) -> None:
-        """Send one PDU.  With `stat_sn` None it carries status, and takes the next number."""
+        """Send one PDU.  With `stat_sn` None, the PDU carries status and takes the next number."""
         if stat_sn is None:
             stat_sn = self.stat_sn
             self.stat_sn = stat_sn + 1 & MASK
@@ -98,7 +98,7 @@ class Sender:
         self.send(Opcode.SCSI_RESPONSE, pdu.FINAL | flag, 0, status, itt=itt, words=(exp_data_sn, 0, count), data=data)
 
     def data_in(self, itt: int, status: int, sense: bytes, data: Sequence[memoryview], expected: int) -> None:
-        """Send all Data-In PDUs of a command, and its status: in the last of them if it is GOOD, else behind them.
+        """Send all Data-In PDUs of a command and its status: GOOD in the last of them, any other status behind them.
 
         The views are sent uncopied unless they are small.
         """
@@ -131,7 +131,7 @@ class Sender:
             self.scsi_response(itt, status, sense, residual=residual, exp_data_sn=data_sn)
 
     def r2t(self, itt: int, lun: int, ttt: int, r2t_sn: int, offset: int, length: int) -> None:
-        """Ask for `length` bytes from `offset` on, with the next StatSN, which stays untaken."""
+        """Ask for `length` bytes from `offset` on.  The R2T names the next StatSN and does not take it."""
         self.send(
             Opcode.R2T, lun=lun, itt=itt, word20=ttt, stat_sn=self.stat_sn, words=(r2t_sn, offset, length)
         )  # fmt: skip
@@ -141,7 +141,7 @@ class Sender:
         self.send(Opcode.REJECT, response=reason, data=(bytes(bhs),))
 
     def nop_in(self, itt: int, ttt: int, lun: int = 0, data: bytes | memoryview = b"") -> None:
-        """Send a NOP-In: an answer if `itt` is a tag, else a ping that takes no StatSN."""
+        """Send a NOP-In: an answer if `itt` is a tag, otherwise a ping that takes no StatSN."""
         answer = itt != NO_TAG
         self.send(
             Opcode.NOP_IN,
@@ -168,7 +168,7 @@ def residual_of(expected: int, actual: int) -> tuple[int, int]:
 
 
 def piece_of(data: Sequence[memoryview], offset: int, length: int) -> Sequence[memoryview]:
-    """`length` bytes from `offset` on of a scatter list."""
+    """Return `length` bytes from `offset` on of a scatter list."""
     pieces: list[memoryview] = []
     for view in data:
         if not length:

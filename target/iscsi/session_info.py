@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One session as status displays show it."""
+"""One session, as the status shows it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """One session, for status displays.  `since` is in seconds of time.time().
+    """One session, for the status.  `since` is in seconds of time.time().
 
-    The kernel's target does not say when its sessions began or how much they did (None). Sometimes it does not say where
-    a session came from either (an empty address).
+    The kernel's target does not report when its sessions began or how much they did (None).  Sometimes it does not
+    report the address of a session either (empty).
     """
 
     tsih: int

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The task management functions of RFC 7143 11.5, carried out on sessions.
 
-Two places hold the commands of a session: its task set, and the requests that arrived ahead of their CmdSN. A function
-aborts both, whatever LUNs each session knows the units by. The device server learns of it through the nexus.
+Two places hold the commands of a session: its task set, and the requests that arrived ahead of their CmdSN.  A function
+aborts commands in both, even if the sessions know a unit by different LUNs.  The nexus reports the abort to the device
+server.
 
-An initiator that may only read a unit must not end the commands of others there, nor their RESERVE: it may abort its own
-tasks, but neither reset the unit nor clear its task set.
+An initiator that may only read a unit must not end the commands of others there, nor their RESERVE: it may abort its
+own tasks, but neither reset the unit nor clear its task set.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def carry_out(
 ) -> list[Command]:
     """Carry out a function that `session`, with its `nexus`, asked for; return the aborted commands that still run.
 
-    `neighbours` are all sessions of the same target, `session` among them. Raises Refused.
+    `neighbours` are all sessions of the same target, including `session`.  Raises Refused.
     """
     if function == TaskManagementFunction.ABORT_TASK:
         return _abort_task(session, lun, referenced)
@@ -106,7 +107,7 @@ def _abort_on(
         lost |= abort_held(session.held, functools.partial(_is_on, luns))
         aborted = session.tasks.abort_on(luns)
         still += aborted
-        # A running command may no longer be addressed to the unit, because the session does not see it any more.
+        # The session may no longer see the unit of a running command, so look for the command by its task.
         still += [command for command in session.tasks.running if command.task in ending and command not in aborted]
         if cleared_by is not None and session is not cleared_by:
             for lun in lost:
@@ -121,7 +122,7 @@ def abort_held(held: dict[int, bytes], selects: Callable[[int, int], bool]) -> s
         opcode, _, _, _, _, lun, itt, _, _, _ = pdu.REQUEST.unpack_from(raw)
         if opcode == Opcode.SCSI_COMMAND and selects(itt, lun):
             luns.add(lun)
-            # Its number still has its turn: as a NOP that wants no answer.
+            # Its CmdSN still needs a request, so put a NOP there that wants no answer.
             held[cmd_sn] = pdu.REQUEST.pack(Opcode.NOP_OUT, pdu.FINAL, 0, 0, 0, 0, NO_TAG, NO_TAG, cmd_sn, 0)
     return luns
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SCSI commands of one session: received, executed and answered (RFC 7143 4.2, 11.3 to 11.8).
 
-Almost every command is simple and takes the *fast path* (`receive_commands`); all others take the general one (`begin`).
-Both hand it to the device server on the spot.  A command that would wait for a disk is left in `blocked`, comes back
-through `complete`, and is answered out of order.  The two paths must do the same, so they stand side by side here;
+Almost every command is simple and takes the *fast path* (`receive_commands`); all others take the general one
+(`begin`).  Both hand it to the device server at once.  A command that would wait for a disk is left in `blocked`, comes
+back through `complete`, and is answered out of order.  The two paths must do the same, so they are side by side here.
 command.py lists the stages of a command, and data_out.py collects its data.
 
 Bounds: CmdSN's window is `queue_depth` commands wide and moves only when one of them is answered.  Solicited data takes
-from a budget of `data_bytes`, and all data of commands from the portal's memory (memory.py).  A command that would move more
-than `transfer_bytes` is refused.
+from a budget of `data_bytes`, and all data of commands from the portal's memory (memory.py).  A command that would move
+more than `transfer_bytes` is refused.
 
 The device server looks at a command before its data is asked for.  If it is sure to be refused, it costs no memory: the
 target sends no R2T, and throws unsolicited data away.
@@ -37,14 +37,14 @@ TOO_LONG = Refusal(
 FULL = Refusal(Status.TASK_SET_FULL, b"")
 """The answer to a command that the portal has no memory for: its initiator sends it again (SAM-5 5.3.1)."""
 AHEAD = 16
-"""Writes that are prepared together in place.  This is half of the usual number in flight: their answers are sent before
-the next writes are prepared, so that both sides are busy at the same time."""
+"""Writes that are prepared together in place.  This is half of the usual number in flight.  Their answers are sent before the
+next writes are prepared, so both sides are busy at the same time."""
 
 SMALL_OUTPUT = 65536
-"""Bytes of answers that a session may always have waiting, so that no answer to a small request needs a look at the memory."""
+"""Bytes of answers that a session may always have waiting, so small requests need no test of the memory."""
 
 DIRECT_LENGTH = 16384
-"""Missing bytes from which on receiving in place beats a copy."""
+"""Missing bytes from which on it is cheaper to receive in place than to copy."""
 
 
 class TaskSet:
@@ -59,7 +59,7 @@ class TaskSet:
         self.direct: memoryview = memoryview(b"")
         """The place for the next bytes from the peer, ahead of the receive buffer; see `received_direct`."""
         self.paused = False
-        """Whether `receive_commands` stopped so that its answers are sent before it goes on."""
+        """Whether `receive_commands` stopped so that its answers are sent before it continues."""
         self.bytes_in = 0  # data-out, from the initiator
         self.bytes_out = 0
         self.done = 0
@@ -123,12 +123,10 @@ class TaskSet:
             self._forget(command)
 
     def prepare_in_place(self) -> None:
-        """Try to spare blocked writes the way through the workers.
+        """Let units prepare blocked writes at once, without waiting, and execute the writes that no longer have to wait.
 
-        Let their units prepare them all at once, if that takes no waiting (copy-on-write can copy a first write's
-        pre-image within the page cache), and execute those that no longer have to wait.
-
-        Writes of the fast path have been through this, see `_prepare_ahead`.
+        This spares them the way through the workers.  Copy-on-write, for example, can copy the pre-image of a first
+        write within the page cache.  Writes of the fast path have been through this already, see `_prepare_ahead`.
         """
         writes = [command for command in self.blocked if command.writes and not command.borrows]
         if not writes or not self._prepare([command.task for command in writes], nowait=True):
@@ -146,7 +144,7 @@ class TaskSet:
                 self.blocked.append(command)
 
     def abort(self, selects: Callable[[Command], bool]) -> list[Command]:
-        """Abort the commands that `selects` accepts; return those still with the device server and forget the others."""
+        """Abort the commands that `selects` accepts.  Return those still with the device server, and forget the others."""
         still: list[Command] = []
         for command in list(self.commands.values()):
             if selects(command):
@@ -176,11 +174,11 @@ class TaskSet:
         return any(now - since > self._limits.stall_seconds for _, since, _ in collecting.values())
 
     def collecting_since(self) -> float | None:
-        """Return since when the command whose data is late longest holds memory; None if there is none."""
+        """Return since when the first command that holds memory has waited for its data; None if there is none."""
         return min((began for command, (_, _, began) in self._collecting.items() if command.taken), default=None)
 
     def free_slot(self) -> None:
-        """Open the command window by one place: a request that took one is dealt with."""
+        """Open the command window by one place, because a request that took one is done."""
         self.sender.max_cmd_sn = self.sender.max_cmd_sn + 1 & MASK
 
     # -- the fast path -------------------------------------------------------------------------------------------
@@ -191,9 +189,9 @@ class TaskSet:
         A write that would have to wait is prepared together with those behind it (`_prepare_ahead`), and tried again.
         Once all of them are executed, the method stops there with `paused`.
 
-        A simple command has no digests, no AHS, the next CmdSN and a tag not in use. It has either no data, data-in that
-        fits one Data-In, or data-out that came whole as immediate data.  All other commands are left to `begin`, which
-        does the same in the general way.  Answers that are not plain GOOD are built in the general way, too.
+        A simple command has no digests, no AHS, the next CmdSN and a tag not in use. It has either no data, data-in
+        that fits one Data-In, or data-out that came whole as immediate data.  All other commands are left to `begin`,
+        which does the same in the general way.  Answers that are not plain GOOD are built in the general way, too.
         """
         sender = self.sender
         output = self.output
@@ -260,7 +258,7 @@ class TaskSet:
                     continue
                 self._block(command)
                 if expected_sn == sender.max_cmd_sn + 1 & MASK:
-                    break  # the window is closed; only here, since every command answered opens it again
+                    break  # the window is closed; test that only here, because every answered command opens it again
                 continue
             sender.max_cmd_sn = sender.max_cmd_sn + 1 & MASK
             done += 1
@@ -313,12 +311,13 @@ class TaskSet:
         return start
 
     def _prepare_ahead(self, task: Task, buffer: memoryview, start: int, end: int) -> int:
-        """Let the units prepare the write `task` and the simple ones behind it at `buffer[start:end]`, if none has to wait.
+        """Let the units prepare the write `task` and the simple ones behind it at `buffer[start:end]`, without waiting.
 
-        Return up to where it looked, or `end + 1` if no unit could prepare anything.
+        Return the place up to which it looked, or `end + 1` if no unit could prepare anything.
 
-        `receive_commands` parses these headers once more.  Keeping the parsed fields would cost every command of the
-        fast path a look-up; the second parse costs only first writes, and is small beside the copy that each of them makes.
+        `receive_commands` parses these headers once more.  To keep the parsed fields would cost every command of the
+        fast path a look-up.  The second parse costs only first writes, and is cheap in comparison to the copy that each
+        makes.
         """
         tasks = [task]
         if not self._ahead:
@@ -378,7 +377,8 @@ class TaskSet:
             task.expected_in = int.from_bytes(extra.get(pdu.AHS_BIDIRECTIONAL_READ_LENGTH, bytes(5))[1:5], "big")
         elif reads:
             task.expected_in = expected
-        # A command that announces no data may still have some, reported as its residual; so it counts as a read.
+        # A command that announces no data may still have some, which is reported as its residual.  So it counts as a
+        # read.
         command = Command(itt, task, expected, reads=not writes, writes=writes and expected > 0, counted=counted)
         self.commands[itt] = command
         if not command.writes:
@@ -410,7 +410,9 @@ class TaskSet:
             self._run_with_data(command)
 
     def _foresee(self, command: Command, immediate: int, *, more: bool) -> Refusal | None:
-        """Return the answer to a write that fails whatever its data is; None: it has memory for its unsolicited data.
+        """Return the answer to a write that fails whatever its data is.  Return None if the write may go on.
+
+        Then it has memory for its unsolicited data.
 
         `immediate` bytes of data came with the command, and `more` may follow unasked.
         """
@@ -512,7 +514,7 @@ class TaskSet:
         self._run(command)
 
     def receive_direct(self, buffer: memoryview, start: int, end: int) -> int:
-        """Take the beginning of a large Data-Out, and let the rest be received in its place, uncopied.
+        """Take the beginning of a large Data-Out, and let the rest be received in its final place, uncopied.
 
         Return the bytes taken, or 0 if the Data-Out must be received whole first.  Raises PeerError.
         """

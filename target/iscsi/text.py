@@ -13,11 +13,11 @@ from target.iscsi.pdu import NO_TAG, Opcode
 from target.iscsi.sender import Sender
 
 TEXT_TTT = 0x7FFFFFFF
-"""The tag of a text exchange that goes on; a session has only one at a time."""
+"""The tag of a text exchange that continues; a session has only one at a time."""
 
 
 class Host(Protocol):
-    """The parts of the portal that answers are made from."""
+    """The parts of the portal that have the answers."""
 
     @property
     def targets(self) -> Iterable[str]:

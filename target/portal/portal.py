@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The iSCSI portal: it listens, moves bytes between sockets and connections, and hands blocked commands to workers.
 
-One thread runs one event loop on epoll for all sessions.  Per round and readable socket it makes one `recv_into` of up to
-a mebibyte, handles every complete PDU in it, and sends all answers with one call.  The loop never waits for a disk (the
-device server raises WouldBlock, and workers.py takes over), nor for a slow peer (it stops reading from a session until
-that session takes its answers).
+One thread runs one event loop on epoll for all sessions.  Per round and readable socket it makes one `recv_into` of up
+to a mebibyte, handles every complete PDU in it, and sends all answers with one call.  The loop never waits for a disk:
+the device server raises WouldBlock, and workers.py takes over.  Nor does it wait for a slow peer: it stops reading from
+a session until that session takes its answers.
 
-An error that nothing foresaw ends the session in which it came up, with a line in the log; the loop goes on.  An error of
-the loop itself ends the process (`target.ending`), because nothing else could serve in its place.
+An unforeseen error ends the session in which it came up, with a line in the log; the loop continues.  An error of the
+loop itself ends the process (`target.ending`), because nothing else could serve in its place.
 
 The data of commands takes from one amount of memory, which all sessions share (iscsi/memory.py).  Receive buffers and
-arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a
-few kilobytes.
+arenas come from pools.  A session holds one only while it has bytes there, so an idle session costs a few kilobytes.
 
 A daemon should run `tune_interpreter` once its set-up is complete.  The garbage collector then ignores all objects that
 exist, and runs more rarely, because neither commands nor sessions leave reference cycles behind.  It must still run now
@@ -84,9 +83,9 @@ class Portal:
     """An iSCSI portal that listens as soon as it exists, and serves once `start` or `run` is called.
 
     `targets` maps target names to device servers; the portal reads it at every login, so it may change at any time.
-    `listen` adds addresses while the portal runs.  There are at most `sessions` sessions besides those for discovery, and the
-    data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0: any free
-    one).
+    `listen` adds addresses while the portal runs.  There are at most `sessions` sessions besides those for discovery,
+    and the data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0:
+    any free one).
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Portal:
         return [address for _, address in list(self._listeners.values())]
 
     def unlisten(self, address: str) -> None:
-        """Stop accepting initiators on an address; sessions stay.  Returns once connecting to it fails."""
+        """Stop accepting initiators on an address; sessions stay.  Return once connections to it fail."""
         for fd, (listener, known) in list(self._listeners.items()):
             if known == address:
                 del self._listeners[fd]  # before the loop is woken by its end
@@ -185,9 +184,9 @@ class Portal:
         self._clean_up()
 
     def close(self, drain_seconds: float = 5.0) -> None:
-        """Stop: refuse logins, ask the initiators to log out, and end the sessions left after `drain_seconds`.
+        """Stop: refuse logins, ask the initiators to log out, and end the remaining sessions after `drain_seconds`.
 
-        Returns once no command runs.  May be called twice, but not on the thread that serves.
+        Return once no command runs.  It may be called twice, but not on the thread that serves.
         """
         with self._life:
             if not self._running and not self._stopping:  # never served: no thread cleans up
@@ -219,7 +218,7 @@ class Portal:
     def sessions(self) -> list[SessionInfo]:
         """Return the sessions that are logged in.
 
-        A session that got the answer to its logout is not among them, even if its socket is still open.
+        They do not include a session that got the answer to its logout, even if its socket is still open.
         """
         infos: list[SessionInfo] = []
         for channel in list(self._channels.values()):
@@ -398,7 +397,7 @@ class Portal:
                     log.exception("a request of the daemon to its portal failed")
             if self.memory.released:
                 self._admit_waiting()
-            if self._stalled:  # one turn each, behind all others
+            if self._stalled:  # each gets one turn, behind all others
                 for channel in list(self._stalled):
                     self._stalled.discard(channel)
                     try:
@@ -409,7 +408,7 @@ class Portal:
                 next_tick = now + TICK_SECONDS
                 self.pulse.beat()
                 self._tick(now)
-            while self._dirty:  # last: all of the above may give connections output
+            while self._dirty:  # last, because all of the above may give connections output
                 channel = self._dirty.pop()
                 try:
                     self._flush(channel)
@@ -523,7 +522,8 @@ class Portal:
             rest = channel.fill - handled
             channel.fill = rest
             if buffer.holders:
-                # Commands that wait for a worker have their data in this buffer, so it stays with them until they are done.
+                # Commands that wait for a worker have their data in this buffer, so it stays with them until they are
+                # done.
                 channel.buffer = None
                 if rest:
                     channel.buffer = self._take_buffer()
@@ -573,7 +573,7 @@ class Portal:
                 self._stalled.add(channel)
 
     def _failed(self, channel: Channel, error: Exception) -> None:
-        """End a session because of an error that nothing foresaw; the others go on."""
+        """End a session because of an unforeseen error; the others continue."""
         connection = channel.connection
         name = connection.login.initiator or connection.address
         log.error("%s: the session ends, because of an error", name, exc_info=error)
@@ -582,9 +582,9 @@ class Portal:
     def _drop(self, channel: Channel) -> None:
         """Close a channel.
 
-        A worker may still run commands of it.  Until they are done the channel is in `_lost`, where the barriers of other
-        sessions find them, and its nexus stays open.  A channel that was closed by half would break that, so an error here
-        ends the loop.
+        A worker may still run commands of the channel.  Until they are done, the channel is in `_lost`, where the
+        barriers of other sessions find them, and its nexus stays open.  A half-closed channel would break that, so an
+        error here ends the loop.
         """
         try:
             self._close_channel(channel)
@@ -618,7 +618,7 @@ class Portal:
         self._let_go(channel)
 
     def _quiet(self, channel: Channel) -> None:
-        """Close the nexus of a closed channel, none of whose commands runs any longer."""
+        """Close the nexus of a closed channel, because no command of it runs any longer."""
         self._lost.discard(channel)
         connection = channel.connection
         if connection.nexus is not None and connection.login.target is not None:
@@ -639,7 +639,7 @@ class Portal:
         channel.output.discard()
 
     def _admit_waiting(self) -> None:
-        """Let the sessions that wait for memory try again, the one that has waited longest first."""
+        """Let the sessions that wait for memory try again, beginning with the one that has waited longest."""
         memory = self.memory
         memory.released = False
         waiting = {channel.account: channel for channel in self._channels.values() if channel.account in memory.waiting}

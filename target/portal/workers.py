@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that execute the commands an event loop must not wait for.
+"""Threads that execute the commands for which an event loop must not wait.
 
 The loop hands over jobs: commands of one session that belong together.  A worker prepares a job as a whole, so that
 copy-on-write preserves all its chunks with one commit, and executes its commands one by one.  Each result goes to
@@ -24,11 +24,11 @@ from target.scsi.task import ForeseeingExecutor
 log = logging.getLogger(__name__)
 
 JOB_BYTES: Final = 8 << 20
-"""Bytes of data-in that one job may read, unless one command alone wants more: all of it waits in memory to be sent."""
+"""Bytes of data-in that one job may read, unless a single command reads more.  All of it waits in memory to be sent."""
 
 JOB_WRITES: Final = 16
-"""Writes in a job that was put together from several: enough to be worth a commit, and few enough that another worker
-gets some as well."""
+"""Writes in a job that was made from several: enough to be worth a commit, and few enough that another worker gets some,
+too."""
 
 TELL_SECONDS: Final = 0.0005
 """The shortest time between two wake-ups of a sleeping loop for the results of an unfinished job, because the loop takes
@@ -36,7 +36,7 @@ the interpreter's lock from the worker."""
 
 
 class Lane:
-    """The jobs of one session: those that wait, and those that are with the workers, by their last command."""
+    """The jobs of one session: those that wait, and (by their last command) those that are with the workers."""
 
     __slots__ = ("jobs", "long", "pending", "tasks")
 
@@ -57,7 +57,7 @@ class Lane:
         return len(self.jobs)
 
     def stranded(self) -> list[Command]:
-        """Return the commands that seem to run, although neither a worker has them nor do they wait for one.
+        """Return the commands that seem to run, although no worker has them and they wait for none.
 
         An error has come between the stages of such a command.
         """
@@ -112,12 +112,12 @@ class Result(NamedTuple, Generic[L]):
 
 
 class Workers(Generic[L]):
-    """`count` daemon threads; everything but `wake` belongs to the loop's thread.
+    """A pool of `count` daemon threads; all methods except `wake` belong to the loop's thread.
 
-    A session gets another worker only while more are free than it has, and an initiator only while half of those that it
-    has in all its sessions are free.  So one session alone gets half of the workers and one initiator two thirds; the others
-    still get theirs however long its commands take.  Commands that take long, those of all initiators together, get at most
-    half of the workers.
+    A session gets another worker only while more are free than it has, and an initiator only while half of those that
+    it has in all its sessions are free.  So one session alone gets half of the workers and one initiator two thirds;
+    the others still get theirs however long its commands take.  Commands that take long, those of all initiators
+    together, get at most half of the workers.
     """
 
     def __init__(self, count: int) -> None:
@@ -190,7 +190,7 @@ class Workers(Generic[L]):
             self._jobs.put((lane, job))
 
     def job_done(self, lane: L, last: Command) -> None:
-        """Note that the job of `lane` that ends with `last` is over, and start others; the lane that waited longest is first."""
+        """Note that the job of `lane` that ends with `last` is over, and start others, of the longest-waiting lane first."""
         job = lane.jobs.pop(last)
         self._active -= 1
         self._long -= job.long
@@ -209,7 +209,7 @@ class Workers(Generic[L]):
         return self._active > 0
 
     def wake(self) -> None:
-        """Wake the loop; may be called from any thread.  Does nothing once closed."""
+        """Wake the loop.  Any thread may call this.  Do nothing once closed."""
         with self._fd_lock:
             if self.wake_fd >= 0:
                 os.eventfd_write(self.wake_fd, 1)
