@@ -8,6 +8,7 @@ All threads block these signals, and one waits for them.  `ending` has the ends 
     <state directory>/lock            locked by the daemon that owns the directory
     <state directory>/control.sock    the control socket
     <state directory>/luns.json       the LUNs of the snapshots
+    <state directory>/volumes.json    the LUNs of the volumes, see service/left_behind.py
     <state directory>/volumes/        see volumes.py
 """
 
@@ -79,7 +80,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
             if (configured.volumes or configured.write_once or configured.shared) and not (
-                service.inventory.open_volumes or service.inventory.scsi.luns
+                service.inventory.open_volumes or service.inventory.scsi.luns or service.inventory.undecided
             ):
                 raise CannotServe("no volume can be served; the messages above name the reason and the remedy for each")
             _run(service, config, on_file, stop_signals)

@@ -31,6 +31,13 @@ rollbacks are refused, unless --damaged is given.  All other blocks are correct.
 `wolun snapshot verify` reads the whole snapshot and names the blocks; a backup or an export may have their content.  Check the
 disk.  The alert ends when the snapshot is deleted.  A deletion moves damaged blocks to the next older snapshot as damaged, and
 the alert goes along.  The daemon counts what was read since it started.""",
+    "volume-left-behind": """\
+The state directory has the data of a volume that the configuration does not name.  Usually the volume was renamed in the
+configuration, or taken out of it.  Its data and its snapshots are unchanged and not served.  wolun makes no new, empty volume
+under the LUN that it had, and none on its primary, because initiators would take that for their volume.  If it was renamed, run
+`wolun volume relocate NEW --from OLD`.  If it was taken out by mistake, name it in the configuration again and start the daemon
+again.  If it is given up, `wolun volume accept OLD` leaves its data aside and ends the alert; its directory can be deleted, too.
+`delete` in the shell's `/volumes` leaves a volume aside by itself.""",
     "snapshots-doubtful": """\
 A snapshot shows the volume's primary wherever nothing was overwritten since.  So it is true only if nothing but this volume
 writes to the primary.  While the volume was not served, the primary was changed or replaced, or an older copy of the state

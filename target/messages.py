@@ -119,10 +119,25 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A volume whose primary was accepted as it is: the snapshots of that volume that are no longer doubtful."""
+    """A volume that was accepted as it is.
+
+    `snapshots` are no longer doubtful.  `set_aside`: the configuration does not name the volume, and that is no alert any longer.
+    """
 
     volume: str
     snapshots: tuple[str, ...]
+    set_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """Request: take up the data of a volume that is not served.
+
+    It had the name `old` before, or its primary is in the place `primary` now; None leaves either as it is.
+    """
+
+    old: str | None = None
+    primary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,19 @@ def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
 @_printable
 def accepted(answer: messages.Accepted) -> str:
     """Return the text for a volume whose primary was accepted."""
+    if answer.set_aside:
+        return f"the data of {answer.volume} stays in the state directory, and is left aside"
     names = ", ".join(f"{answer.volume}@{name}" for name in answer.snapshots)
     return f"accepted {names}" if names else f"no snapshot of {answer.volume} is doubtful"
+
+
+@_printable
+def relocated(answer: messages.Volume, *, in_shell: bool = False) -> str:
+    """Return the text for a volume that was taken up in another place, and the next step."""
+    doubt = f"\nits snapshots are doubtful: {answer.doubtful}" if answer.doubtful else ""
+    save = "`saveconfig` writes that" if in_shell else "write that"
+    lun = "" if answer.lun is None else f" as LUN {answer.lun}"
+    return f"{answer.name} is served{lun} from {answer.primary}; {save} into the configuration file{doubt}"
 
 
 @_printable

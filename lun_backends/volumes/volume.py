@@ -33,6 +33,8 @@ a snapshot's devices withdraws them before it deletes the snapshot.
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -269,6 +271,23 @@ class Volume:
                 snapshot.doubt = ""
             return [snapshot.name for snapshot in accepted]
 
+    def relocate_primary(self, path: Path) -> None:
+        """Note that the primary has another name, `path`, while the volume is used.  Raises VolumeError if that is another file."""
+        state = self.state
+        with state.changing:
+            state.check_open()
+            try:
+                if not os.path.samestat(path.stat(), os.fstat(state.primary.descriptor.fd)) and not _same_disk(
+                    path, state.primary.descriptor.fd
+                ):
+                    reason = f"it is served from {state.manifest.primary.path}, and {path} is another file or disk"
+                    remedy = "stop the daemon before you copy the primary to another place"
+                    raise errors.VolumeError(self.name, reason, remedy)
+                moved = dataclasses.replace(state.manifest.primary, path=path)
+                state.store(dataclasses.replace(state.manifest, primary=moved))
+            except OSError as error:
+                raise errors.VolumeError(self.name, os_error.reason(error), "check the path") from error
+
     def keep_by(self, rules: policy.Policy) -> None:
         """Keep snapshots by these rules from now on; the volume may be in use.  `copy_timeout` stays as it is."""
         state = self.state
@@ -357,3 +376,9 @@ class Volume:
             with self.device.hold():
                 self.primary.size = size
                 self.device.resized()
+
+
+def _same_disk(path: Path, fd: int) -> bool:
+    """Return whether `path` names the block device that is open as `fd`; a device may have several nodes."""
+    named, opened = path.stat(), os.fstat(fd)
+    return stat.S_ISBLK(named.st_mode) and stat.S_ISBLK(opened.st_mode) and named.st_rdev == opened.st_rdev

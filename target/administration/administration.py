@@ -107,14 +107,20 @@ class Administration:
             return self.volume(name)
 
     def accept_volume(self, name: str, *, dry_run: bool) -> messages.Accepted:
-        """Take the doubtful snapshots of a volume for true."""
+        """Take the doubtful snapshots of a volume for true, or leave one aside that the configuration does not name."""
         with self._lock:
             return self._volumes.accept(name, dry_run=dry_run)
+
+    def relocate_volume(self, name: str, request: messages.Relocate, *, force: bool, dry_run: bool) -> messages.Volume:
+        """Take up the data of a volume that was renamed, or its primary in another place."""
+        with self._lock:
+            self._volumes.relocate(name, request, force=force, dry_run=dry_run)
+            return self.volume(name)
 
     def delete_volume(self, name: str, *, force: bool, data: bool, dry_run: bool) -> None:
         """Stop serving a volume; with `data`, delete its files in the state directory."""
         with self._lock:
-            self._volumes.remove(name, force=force, dry_run=dry_run, data=data)
+            self._volumes.remove(name, force=force, dry_run=dry_run, data=data, knowingly=True)
 
     # -- portals -----------------------------------------------------------------------------------------------------
 
@@ -182,4 +188,4 @@ class Administration:
     def clear(self, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
         """Stop serving all volumes, and let no initiator log in.  All data stays."""
         with self._lock:
-            return self._file.become(self._file.nothing(), force=force, dry_run=dry_run)
+            return self._file.become(self._file.nothing(), force=force, dry_run=dry_run, knowingly=True)

@@ -6,6 +6,7 @@ Restoring goes object by object.  A change that cannot be made is an Outcome wit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
@@ -104,15 +105,20 @@ class ConfigurationFile:
         """Return the settings in force without volumes, and without initiators that may log in."""
         return self._in_force.running().model_copy(update={"volumes": (), "access": settings.Access()})
 
-    def become(self, wanted: settings.Settings, *, force: bool, dry_run: bool) -> list[messages.Outcome]:
-        """Change the system, object by object, until it agrees with `wanted`.  Return the attempted changes."""
+    def become(
+        self, wanted: settings.Settings, *, force: bool, dry_run: bool, knowingly: bool = False
+    ) -> list[messages.Outcome]:
+        """Change the system, object by object, until it agrees with `wanted`.  Return the attempted changes.
+
+        Volumes that are left behind `knowingly` are no alert.
+        """
         now = self._in_force.running()
         attempts = _Attempts()
         self._refuse_next_start(attempts, now, wanted)
         if wanted.access != now.access:
             attempts.make("access", "change", self._access.become, wanted.access, force=force, dry_run=dry_run)
         self._become_portals(attempts, now, wanted, force=force, dry_run=dry_run)
-        self._become_volumes(attempts, now, wanted, force=force, dry_run=dry_run)
+        self._become_volumes(attempts, now, wanted, force=force, dry_run=dry_run, knowingly=knowingly)
         if not dry_run:
             for rule in self._inventory.access.rules.broken():
                 broken = problems.initiator_broken(rule.broken)
@@ -142,14 +148,22 @@ class ConfigurationFile:
                 )
 
     def _become_volumes(
-        self, attempts: _Attempts, now: settings.Settings, wanted: settings.Settings, *, force: bool, dry_run: bool
+        self,
+        attempts: _Attempts,
+        now: settings.Settings,
+        wanted: settings.Settings,
+        *,
+        force: bool,
+        dry_run: bool,
+        knowingly: bool,
     ) -> None:
         """Remove volumes before others are added, because these may have the same LUNs."""
         before = {volume.name: volume for volume in now.volumes}
         after = {volume.name: volume for volume in wanted.volumes}
         for name in before:
             if name not in after:
-                attempts.make(f"volume {name}", "remove", self._volumes.remove, name, force=force, dry_run=dry_run)
+                remove = functools.partial(self._volumes.remove, knowingly=knowingly)
+                attempts.make(f"volume {name}", "remove", remove, name, force=force, dry_run=dry_run)
         for name, volume in after.items():
             old = before.get(name)
             if old is None:

@@ -15,13 +15,14 @@ import logging
 import shutil
 from collections.abc import Iterator
 
+from lun_backends import names
 from target import codec, messages
 from target.administration.access import AccessChanges
 from target.administration.in_force import InForce, volume_of
 from target.configuration import settings, values
 from target.fabrics import access
 from target.scsi.unit_kind import UnitKind
-from target.service import problems, volumes
+from target.service import left_behind, problems, volumes
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,9 @@ class VolumeChanges:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
 
     def accept(self, name: str, *, dry_run: bool) -> messages.Accepted:
-        """Take the doubtful snapshots of a volume for true."""
+        """Take the doubtful snapshots of a volume for true, or leave one aside that the configuration does not name."""
+        if (left := self._left_behind(name)) is not None:
+            return self._set_aside(left, dry_run=dry_run)
         owner = self._inventory.volume(name)
         if dry_run:
             return messages.Accepted(name, tuple(snapshot.name for snapshot in owner.snapshots if snapshot.doubt))
@@ -92,6 +95,64 @@ class VolumeChanges:
         if accepted and owner.rolling_back_to is not None:
             self._inventory.resume(owner)
         return messages.Accepted(name, tuple(accepted))
+
+    def _left_behind(self, name: str) -> left_behind.Left | None:
+        """Return the volume of that name that the configuration does not name; None if there is none."""
+        configured = any(volume.name == name for volume in self._in_force.settings.volumes)
+        return None if configured or not names.valid(name) else self._inventory.left.find(name)
+
+    def _set_aside(self, left: left_behind.Left, *, dry_run: bool) -> messages.Accepted:
+        if left.uuid is None:
+            remedy = f"repair its volume.json, or move {left.directory} away"
+            raise problems.refused(f"{left.name} was not left aside", "its manifest cannot be read", remedy)
+        if not dry_run:
+            with problems.translated(f"{left.name} was not left aside"):
+                self._inventory.set_aside(left)
+            log.warning("the data of %s is left aside", left.name)
+            self._try_undecided()
+        return messages.Accepted(left.name, (), set_aside=True)
+
+    def _try_undecided(self) -> None:
+        """Serve the volumes that waited for a decision, if it was the right one."""
+        for volume in self._in_force.settings.volumes:
+            if volume.name in self._inventory.undecided:
+                try:
+                    self._inventory.add_volume(volume)
+                except problems.Problem as problem:
+                    self._inventory.mark_failed(volume.name, problem.message, undecided=problems.undecided(problem))
+                else:
+                    log.info("volume %s is served", volume.name)
+
+    def relocate(self, name: str, request: messages.Relocate, *, force: bool, dry_run: bool) -> None:
+        """Take up the data of a volume that was renamed, or its primary in another place."""
+        before = self._in_force.volume(name)
+        fields = before.model_dump()
+        if request.primary is not None:
+            fields["primary"] = request.primary
+        after = problems.validated(settings.Volume, fields, f"volume {name}")
+        changed = self._in_force.with_volume_changed(after)
+        what = f"volume {name} was not relocated"
+        if request.old is not None and self._left_behind(request.old) is None:
+            why = f"there is no volume {request.old} that the configuration does not name"
+            raise problems.refused(what, why, "`wolun status` lists such volumes")
+        owner = self._inventory.open_volumes.get(name)
+        if owner is not None and request.old is not None:
+            raise problems.refused(
+                what, "it has data of its own, and is served", "give it another name, or delete it first"
+            )
+        if dry_run:
+            return
+        if owner is not None:
+            with problems.translated(what):
+                owner.relocate_primary(volumes.primary_path(after, self._inventory.state_dir))
+        else:
+            try:
+                self._inventory.relocate_volume(after, request.old, force=force)
+            except problems.Problem as problem:
+                self._inventory.mark_failed(name, problem.message, undecided=problems.undecided(problem))
+                raise
+        self._in_force.put(changed)
+        log.info("volume %s is served from %s", name, volumes.primary_path(after, self._inventory.state_dir))
 
     def become(self, before: settings.Volume, after: settings.Volume, *, force: bool, dry_run: bool) -> None:
         """Change a configured volume until it agrees with `after`, even if it is not served now."""
@@ -129,15 +190,25 @@ class VolumeChanges:
         try:
             self._inventory.add_volume(volume, force=force)
         except problems.Problem as problem:
-            self._inventory.mark_failed(volume.name, problem.message)
+            self._inventory.mark_failed(volume.name, problem.message, undecided=problems.undecided(problem))
             self._in_force.put(changed)
             raise
         self._in_force.put(changed)
 
-    def remove(self, name: str, *, force: bool, dry_run: bool, data: bool = False, mappings: bool = True) -> None:
+    def remove(
+        self,
+        name: str,
+        *,
+        force: bool,
+        dry_run: bool,
+        data: bool = False,
+        mappings: bool = True,
+        knowingly: bool = False,
+    ) -> None:
         """Stop serving a volume; with `data`, delete its files in the state directory.
 
-        With `force` its mappings to initiators go, too, unless not `mappings`: the volume comes back.
+        With `force` its mappings to initiators go, too, unless not `mappings`: the volume comes back.  Data that is left
+        behind `knowingly` is no alert.
         """
         volume = self._in_force.volume(name)
         if not force:
@@ -149,6 +220,7 @@ class VolumeChanges:
             return
         now = self._in_force.settings
         changed = self._in_force.without_volume(name, mappings=force and mappings)
+        left = self._inventory.left.find(name)
         self._inventory.remove_volume(volume)
         if changed.access != now.access:
             self._access.apply(access.Rules.read(changed.access, self._inventory.state_dir))
@@ -156,6 +228,9 @@ class VolumeChanges:
         if data:
             with problems.translated(f"the data of {name} was not deleted completely"):
                 shutil.rmtree(volumes.volume_directory(name, self._inventory.state_dir))
+        if left is not None and left.uuid is not None and (data or knowingly):
+            with problems.translated(f"{name} is no longer served, but that could not be noted"):
+                self._inventory.left.forget(left.uuid) if data else self._inventory.set_aside(left)
         log.info("volume %s is no longer served%s", name, "; its data is deleted" if data else "")
 
     def _refuse_if_used(self, volume: settings.Volume) -> None:

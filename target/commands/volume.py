@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from target import show
@@ -21,10 +23,35 @@ def volume_accept(context: common.Context, name: str) -> None:
     """Take the doubtful snapshots of VOLUME for true.
 
     Snapshots are doubtful if the volume's primary may have changed while it was not served.  Look at the primary first:
-    `wolun status` says what differs.  Whatever was written to it meanwhile shows in the snapshots, too.
+    `wolun status` says what differs.  Anything that was written to it meanwhile shows in the snapshots, too.
+
+    If the configuration does not name VOLUME, its data stays in the state directory, and the alert about it ends.
     """
     answer = context.client().accept_volume(name)
     context.answer(answer, lambda: show.accepted(answer))
+
+
+@volume.command("relocate")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@click.option("--from", "old", metavar="OLD", help="The name that the volume had before.")
+@click.option(
+    "--primary", type=click.Path(path_type=Path), metavar="PATH", help="The new place of the volume's file or device."
+)
+@click.option(
+    "--force", is_flag=True, help="Take a primary that is not known to be the same; the snapshots become doubtful."
+)
+@common.verb
+def volume_relocate(context: common.Context, name: str, old: str | None, primary: Path | None, force: bool) -> None:
+    """Serve VOLUME with data that is in another place.
+
+    Use it after a volume was renamed in the configuration (--from), or after its file or device moved (--primary, unless the
+    configuration names the new place already).  wolun checks that the primary is the same.
+    """
+    from target import messages
+
+    request = messages.Relocate(old, None if primary is None else str(common.absolute(primary)))
+    answer = context.client().relocate_volume(name, request, force=force)
+    context.answer(answer, lambda: show.relocated(answer))
 
 
 @volume.command("resize")

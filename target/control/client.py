@@ -143,6 +143,11 @@ class Client:
         path = f"{_volume(name)}/accept?dry_run={self.dry_run}"
         return codec.decode(messages.Accepted, self._ask("POST", path))
 
+    def relocate_volume(self, name: str, request: messages.Relocate, *, force: bool) -> messages.Volume:
+        """Take up the data of a volume under another name, or its primary in another place."""
+        path = f"{_volume(name)}/relocate?force={force}&dry_run={self.dry_run}"
+        return codec.decode(messages.Volume, self._ask("POST", path, request))
+
     def watch(self, job: messages.Job) -> Iterator[messages.Job]:
         """Yield the job again and again, until it has ended."""
         yield job

@@ -39,8 +39,21 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.post("/volumes/{name}/accept")
     def accept_volume(name: str, dry_run: DryRun = False) -> messages.Accepted:
-        """Accept the primary of a volume as it is: its doubtful snapshots count as true from now on."""
+        """Accept a volume as it is.
+
+        Its doubtful snapshots count as true from now on. If the configuration does not name it, its data is left aside.
+        """
         return admin.accept_volume(name, dry_run=dry_run)
+
+    @router.post("/volumes/{name}/relocate")
+    def relocate_volume(
+        name: str, request: messages.Relocate, force: Force = False, dry_run: DryRun = False
+    ) -> messages.Volume:
+        """Take up the data of a volume that was renamed, or its primary in another place.
+
+        With `force`, a primary that is not known to be the same is taken, and the snapshots become doubtful.
+        """
+        return admin.relocate_volume(name, request, force=force, dry_run=dry_run)
 
     @router.post("/volumes", status_code=204)
     def create_volume(request: messages.CreateVolume, force: Force = False, dry_run: DryRun = False) -> None:

@@ -34,6 +34,13 @@ def current(
             f"volume {name} is not served: {why}",
             "repair it, then run restoreconfig in the shell",
         )
+    for left in inventory.unconfigured():
+        text = f"volume {left.name} has data in {left.directory}, but the configuration does not name it"
+        remedy = (
+            f"name it there again; or, if it was renamed, run `wolun volume relocate NEW --from {left.name}`; or leave it aside "
+            f"with `wolun volume accept {left.name}`"
+        )
+        yield messages.Alert("volume-left-behind", left.name, text, remedy)
     for owner in list(inventory.open_volumes.values()):
         for snapshot in owner.snapshots:
             if snapshot.is_invalid:

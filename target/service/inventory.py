@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lun_backends import block_device
+from lun_backends.files import os_error
 from lun_backends.refused import Refused
 from lun_backends.volumes import group, manifest
 from lun_backends.volumes.snapshot import Snapshot
@@ -31,6 +32,7 @@ from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
 from target.service import (
     interrupted,
+    left_behind,
     lun_numbers,
     problems,
     rates,
@@ -74,6 +76,8 @@ class Inventory:
         self.fabric: FabricView = NotStarted(configured.portal.listen)
         self._settings = configured
         self._failed: Mapping[str, str] = {}
+        self._undecided: frozenset[str] = frozenset()
+        self.left = left_behind.LeftBehind(state_dir)
         self._volumes: Mapping[str, Volume] = {}
         self._jobs = jobs
         self._unit_state = unit_state.UnitState(state_dir)
@@ -89,11 +93,16 @@ class Inventory:
 
     def open_configured(self) -> None:
         """Open all configured volumes and serve them; note in `failed` those that cannot be opened.  Raise OSError."""
+        for left in self.unconfigured():
+            log.warning("volume %s has data in %s, but the configuration does not name it", left.name, left.directory)
+            if left.lun is not None:
+                with contextlib.suppress(problems.Problem):
+                    self._numbers.reserve(left.lun)
         for configured in self._settings.volumes:
             try:
                 self._serve(configured)
             except (block_device.BlockDeviceError, Refused, problems.Problem, OSError) as error:
-                self.mark_failed(configured.name, str(error))
+                self.mark_failed(configured.name, str(error), undecided=problems.undecided(error))
                 log.error("volume %s is not served: %s", configured.name, error)
         # A crash may have come between the end of a deletion and the release of the numbers.
         known = {name: {snapshot.uuid for snapshot in owner.snapshots} for name, owner in self._volumes.items()}
@@ -128,10 +137,20 @@ class Inventory:
         """The reason for each configured volume that is not served, by name."""
         return self._failed
 
-    def mark_failed(self, name: str, reason: str) -> None:
-        """Note why a configured volume is not served."""
+    def mark_failed(self, name: str, reason: str, *, undecided: bool = False) -> None:
+        """Note why a configured volume is not served; `undecided` if only an administrator can decide that."""
         with self._lock:
             self._failed = {**self._failed, name: reason}
+            self._undecided = self._undecided | {name} if undecided else self._undecided - {name}
+
+    @property
+    def undecided(self) -> frozenset[str]:
+        """The failed volumes that wait for a decision of the administrator, by name."""
+        return self._undecided
+
+    def unconfigured(self) -> Iterator[left_behind.Left]:
+        """Yield the volumes in the state directory that no configuration names and no administrator set aside."""
+        return self.left.found({volume.name for volume in self._settings.volumes})
 
     @property
     def stopping(self) -> bool:
@@ -185,8 +204,7 @@ class Inventory:
                 with problems.translated(f"volume {configured.name} cannot be served"):
                     self._serve(configured)
             except problems.Problem:
-                if configured.lun is not None:
-                    self._numbers.release(configured.lun)
+                self._release(configured.lun)
                 raise
             self._unmark_failed(configured.name)
 
@@ -204,17 +222,50 @@ class Inventory:
                     self.withdraw(snapshot)
                 with problems.translated(f"volume {configured.name} did not close cleanly"):
                     owner.close()
-            if configured.lun is not None:
-                self._numbers.release(configured.lun)
+            self._release(configured.lun)
+
+    def relocate_volume(self, configured: configuration.Volume, old: str | None, *, force: bool) -> None:
+        """Take up the data of the volume `old`, or a primary in another place, and serve the volume.  Raise Problem."""
+        with (
+            self.changing([configured.name] if old is None else [configured.name, old]),
+            problems.translated(f"volume {configured.name} was not relocated"),
+        ):
+            volumes.relocate(configured, self.state_dir, old, force=force)
+        self.add_volume(configured)
+
+    def set_aside(self, left: left_behind.Left) -> None:
+        """Note that a volume that the configuration does not name was left behind knowingly.  Raise OSError."""
+        if left.uuid is not None:
+            self.left.set_aside(left.uuid)
+        self._release(left.lun)
+
+    def _release(self, lun: int | None) -> None:
+        """Release the number of a volume, unless one that was left behind has it."""
+        if lun is not None and all(left.lun != lun for left in self.unconfigured()):
+            self._numbers.release(lun)
 
     def _unmark_failed(self, name: str) -> None:
         with self._lock:
             self._failed = {other: reason for other, reason in self._failed.items() if other != name}
+            self._undecided -= {name}
+
+    def _refuse_in_place_of_another(self, configured: configuration.Volume) -> None:
+        """Raise Problem if a volume would be made in the place of one that was left behind."""
+        if manifest.exists(volumes.volume_directory(configured.name, self.state_dir)):
+            return
+        primary = volumes.primary_path(configured, self.state_dir)
+        for left in self.unconfigured():
+            with contextlib.suppress(OSError):
+                if left.primary is not None and primary.samefile(left.primary):
+                    raise problems.primary_of_another(configured.name, primary, left.name)
+            if configured.lun is not None and configured.lun == left.lun and not primary.exists():
+                raise problems.left_behind(configured.name, configured.lun, left.name)
 
     def _serve(self, configured: configuration.Volume) -> None:
         for numbers in self._numbers.all().values():
             if configured.lun in (numbers.view, numbers.write_once):
                 raise problems.lun_taken(configured.lun, numbers.volume)
+        self._refuse_in_place_of_another(configured)
         self._map_write_once[configured.name] = configured.map_write_once
         watch = snapshot_events.Watch(configured.name, lambda: self._unit_of(configured))
         owner = volumes.open_volume(configured, self.state_dir, watch)
@@ -225,11 +276,16 @@ class Inventory:
                 self.withdraw(snapshot)
             owner.close()
             raise
+        try:
+            self.left.serve(owner.uuid, configured.lun)
+        except OSError as error:  # then only the care for its LUN suffers, should it be left behind
+            log.warning("the LUN of %s was not noted: %s", configured.name, os_error.reason(error))
         with self._lock:
             self._volumes = {**self._volumes, configured.name: owner}  # other threads may read the old one
         self.resume(owner)
 
     def _add_luns(self, owner: Volume, configured: configuration.Volume) -> None:
+        self._numbers.rename([snapshot.uuid for snapshot in owner.snapshots], owner.name)
         journal = self._unit_state.journal(owner)
         for snapshot in owner.snapshots:
             self.publish(owner, snapshot)

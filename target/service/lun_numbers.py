@@ -9,6 +9,7 @@ it is served, so no initiator ever sees a number that another snapshot could hav
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -99,6 +100,17 @@ class LunNumbers:
             numbers = Numbers(volume, view, write_once)
             self._store({**self._snapshots, snapshot: numbers})
             return numbers
+
+    def rename(self, snapshots: Collection[uuid.UUID], volume: str) -> None:
+        """Note that these snapshots belong to the volume of that name now.  Raise OSError."""
+        with self._lock:
+            renamed = {
+                identity: dataclasses.replace(numbers, volume=volume)
+                for identity, numbers in self._snapshots.items()
+                if identity in snapshots and numbers.volume != volume
+            }
+            if renamed:
+                self._store({**self._snapshots, **renamed})
 
     def reserve(self, number: int) -> None:
         """Keep a number for a volume: no snapshot gets it.  Raise Problem if one has it."""

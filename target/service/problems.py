@@ -30,14 +30,18 @@ STOP_USING = "stop using it first, or use force=true"
 
 
 class Problem(Exception):
-    """A refused request.  `status` is the HTTP status of the answer."""
+    """A refused request.  `status` is the HTTP status of the answer.
 
-    def __init__(self, code: str, message: str, remedy: str, status: int = 409) -> None:
+    `undecided`: an administrator ends the refusal with a decision, for which the daemon has to run.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str, status: int = 409, *, undecided: bool = False) -> None:
         super().__init__(f"{message}: {remedy}")
         self.code = code
         self.message = message
         self.remedy = remedy
         self.status = status
+        self.undecided = undecided
 
 
 def _known(names: Iterable[str], wanted: str, what: str, none: str) -> str:
@@ -72,6 +76,45 @@ def volume_failed(name: str, why: str) -> Problem:
 def refused(what: str, why: str, remedy: str) -> Problem:
     """Refuse what a lower layer refuses or cannot do."""
     return Problem("refused", f"{what}: {why}", remedy)
+
+
+def left_behind(name: str, lun: int, left: str) -> Problem:
+    """Refuse a new, empty volume under the LUN of one that the configuration no longer names."""
+    return Problem(
+        "left-behind",
+        f"LUN {lun} was that of volume {left}, whose data is still in the state directory; {name} would be a new, empty disk "
+        "there",
+        f"{_renamed(name, left)}, or choose another LUN",
+        undecided=True,
+    )
+
+
+def primary_of_another(name: str, primary: Path, left: str) -> Problem:
+    """Refuse a new volume on the primary of one that the configuration no longer names."""
+    return Problem(
+        "left-behind",
+        f"{name} cannot have {primary}: it is the primary of volume {left}, whose snapshots need it",
+        _renamed(name, left),
+        undecided=True,
+    )
+
+
+def _renamed(name: str, left: str) -> str:
+    return (
+        f"if {left} was renamed, run `wolun volume relocate {name} --from {left}`; if it is given up, run `wolun volume accept "
+        f"{left}`"
+    )
+
+
+def primary_moved(volume_name: str, was: Path, says: Path, why: str) -> Problem:
+    """Refuse a primary in another place that is not known to be the same."""
+    return Problem(
+        "differs",
+        f"{volume_name} was made with primary {was}, but the configuration says {says}, and {why}",
+        f"put primary {was} back; or, if that is the right one all the same, run `wolun volume relocate {volume_name} --force`, "
+        "which marks the snapshots as doubtful",
+        undecided=True,
+    )
 
 
 def doubtful(what: str, volume: str, name: str, why: str) -> Problem:
@@ -273,6 +316,11 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
     except OSError as error:
         reason = os_error.reason(error)
         raise refused(what, reason, remedy or "check the disk and the permissions") from error
+
+
+def undecided(error: Exception) -> bool:
+    """Return whether an error is a refusal that an administrator ends with a decision."""
+    return isinstance(error, Problem) and error.undecided
 
 
 def bad_request(where: str, what: str) -> Problem:

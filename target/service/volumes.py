@@ -4,8 +4,8 @@
     <state directory>/volumes/<name>/               the volume's own directory (see lun_backends.volumes.volume)
     <state directory>/volumes/<name>/primary.img    its primary, unless the configuration names another
 
-Block size, chunk size and primary of a volume never change.  The configuration must agree with them, because snapshots taken
-with other ones would be wrong.  The size is the manifest's, because a volume can be resized; a different size in the
+Block size and chunk size of a volume never change.  The configuration must agree with them, because snapshots taken with other
+ones would be wrong.  The primary may be in another place if it is known to be the same (`lun_backends.volumes.identity`).  The size is the manifest's, because a volume can be resized; a different size in the
 configuration is an alert.  Durability may change from start to start.  A primary in the default place may move together with
 the state directory.
 """
@@ -16,7 +16,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-from lun_backends.volumes import manifest, policy, volume
+from lun_backends.files import facts, os_error, small_file
+from lun_backends.volumes import identity, manifest, policy, volume
 from target import units
 from target.configuration import settings
 from target.service import problems
@@ -85,13 +86,67 @@ def _reconcile(configured: settings.Volume, directory: Path, primary: Path) -> N
         if is_ != says:
             raise problems.differs(configured.name, key, is_, says)
     path = record.primary.path
-    if path != primary:
-        moved_along = configured.primary is None and primary.exists() and not path.exists()
-        if not moved_along:
-            raise problems.differs(configured.name, "primary", str(path), str(primary))
-        path = primary
-    if path != record.primary.path or configured.durability is not record.durability:
-        changed = dataclasses.replace(
-            record, primary=dataclasses.replace(record.primary, path=path), durability=configured.durability
-        )
+    moved_along = not Path(configured.primary or "").is_absolute() and primary.exists() and not path.exists()
+    if path != primary and not moved_along and (why := _other_primary(record, primary)):
+        raise problems.primary_moved(configured.name, path, primary, why)
+    changed = dataclasses.replace(
+        record,
+        name=configured.name,
+        primary=dataclasses.replace(record.primary, path=primary),
+        durability=configured.durability,
+    )
+    if changed != record:
         manifest.store(directory, changed)
+
+
+def _other_primary(record: manifest.Manifest, primary: Path) -> str:
+    """Return why the file or disk `primary` is not known to be the volume's primary; empty if it is known to be.
+
+    The text continues a sentence.
+    """
+    try:
+        if primary.samefile(record.primary.path):
+            return ""
+    except OSError:  # one of them is missing; the rest decides
+        pass
+    try:
+        fd = os.open(primary, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return f"that cannot be opened: {os_error.reason(error)}"
+    try:
+        seen = facts.observe(fd)
+    except OSError as error:
+        return f"that cannot be looked at: {os_error.reason(error)}"
+    finally:
+        os.close(fd)
+    if identity.same(record.identity, seen, record.uuid):
+        return ""
+    reason = "" if record.identity is None else identity.difference(record.identity, seen, record.uuid)
+    return f"that {reason}" if reason else "nothing tells whether that is the same"
+
+
+def relocate(configured: settings.Volume, state_dir: Path, old: str | None, *, force: bool) -> None:
+    """Take up the directory of the volume `old` under another name, and a primary in another place.
+
+    The volume is not open.  With `force`, its snapshots become doubtful if the primary is not known to be the same.
+    Raise Problem, Refused, OSError.
+    """
+    directory = volume_directory(configured.name, state_dir)
+    if old is not None:
+        source = volume_directory(old, state_dir)
+        manifest.load(source)
+        if manifest.exists(directory):
+            raise problems.refused(
+                f"{old} was not renamed",
+                f"there is a volume {configured.name} in the state directory",
+                "delete it first",
+            )
+        source.rename(directory)
+        small_file.sync_directory(directory.parent)
+    record = manifest.load(directory)
+    primary = primary_path(configured, state_dir)
+    if force and record.primary.path != primary and (why := _other_primary(record, primary)):
+        reason = f"its primary was moved from {record.primary.path} to {primary}, and {why}"
+        doubtful = {snapshot.uuid: reason for snapshot in record.snapshots} | record.doubtful
+        moved = dataclasses.replace(record.primary, path=primary)
+        manifest.store(directory, dataclasses.replace(record, primary=moved, doubtful=doubtful))

@@ -123,10 +123,40 @@ class Volumes(Node):
         self.asked.delete_volume(name, force=flag(force, "force"), data=flag(data, "data"))
         self.done(f"deleted volume {name}{' and its data' if flag(data, 'data') else '; its data is kept'}")
 
+    def ui_command_accept(self, name: str) -> None:
+        """Take the doubtful snapshots of a volume for true, or leave a volume aside that the configuration does not name.
+
+        name  the volume; see /alerts
+        """
+        answer = self.asked.accept_volume(name)
+        if not self.only_checks(show.accepted(answer)):
+            self.facts.forget()
+            console.say(show.accepted(answer))
+
+    def ui_command_relocate(
+        self, name: str, old: str | None = None, primary: str | None = None, force: str = "false"
+    ) -> None:
+        """Serve a volume with data that is in another place.  wolun checks that the primary is the same.
+
+        name     the volume
+        old      the name that it had before; default: the same
+        primary  the new place of its file or device; default: as configured
+        force    true: take a primary that is not known to be the same; the snapshots become doubtful
+        """
+        place = None if primary is None else os.path.abspath(primary)  # noqa: PTH100 - links stay as given
+        request = messages.Relocate(old, place)
+        answer = self.asked.relocate_volume(name, request, force=flag(force, "force"))
+        if not self.only_checks(f"relocated {name}"):
+            self.facts.forget()
+            console.say(show.relocated(answer, in_shell=True))
+
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         return {
             ("delete", "name"): lambda: [volume.name for volume in self.volumes()],
+            ("accept", "name"): lambda: [volume.name for volume in self.volumes()],
+            ("relocate", "name"): lambda: [volume.name for volume in self.volumes()],
+            ("relocate", "primary"): lambda: files(given.get("primary", "")),
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
             ("create", "verify_reads"): lambda: BOOLEANS,

@@ -58,12 +58,17 @@ def test_path_must_be_absolute_and_readable(admin: Administration, tmp_path: Pat
 
 def test_restore_goes_object_by_object(admin: Administration, file: Path, service: Service) -> None:
     file.write_text(
-        TEXT.replace("vol1, lun: 1", "vol2, lun: 1").replace("name: vol0, lun: 0", "name: vol0, lun: 0, limit: 512KiB")
+        TEXT.replace("vol1, lun: 1", "vol2, lun: 2").replace("name: vol0, lun: 0", "name: vol0, lun: 0, limit: 512KiB")
     )
     assert restore(admin) == {"remove volume vol1": "", "change volume vol0": "", "add volume vol2": ""}
     assert service.inventory.volume("vol0").space.limit == 512 << 10
     assert set(service.inventory.open_volumes) == {"vol0", "vol2"}
     assert restore(admin) == {}
+    file.write_text(file.read_text() + "  - {name: vol3, lun: 1, size: 1MiB}\n")
+    assert restore(admin) == {"add volume vol3": "left-behind"}  # for initiators it would be vol1, and empty
+    admin.accept_volume("vol1", dry_run=False)
+    assert restore(admin) == {}
+    assert set(service.inventory.open_volumes) == {"vol0", "vol2", "vol3"}
 
 
 def test_refused_step_does_not_stop_the_others(
