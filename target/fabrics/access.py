@@ -3,17 +3,17 @@
 
 | the initiator                                               | may log in                                     |
 | ----------------------------------------------------------- | ---------------------------------------------- |
-| comes from outside of `access.networks`, if there are any    | no                                             |
-| `access.initiators` is left out                             | if `access.networks` has its address           |
+| has an address outside `access.networks`, if that is given  | no                                             |
+| any, if `access.initiators` is left out                     | if `access.networks` has its address           |
 | has its full name in the list                               | as that entry says                             |
 | fits a pattern in the list                                  | as the first such entry says                   |
 | none of these                                               | no                                             |
 
-An entry whose secrets cannot be used refuses its initiators, and they do not fall through to a later entry.  Names are
-compared without regard to case (RFC 7143 4.2.7.2).
+If the secrets of an entry cannot be used, the entry refuses its initiators, and no later entry applies to them.  Names
+are compared without regard to case (RFC 7143 4.2.7.2).
 
-The event loop asks `Access`, and any thread may change it: the rules in force are one immutable object, which is replaced as
-a whole.  Secrets are read when that object is made, never later.
+The event loop asks `Access`, and any thread may change it: the rules in force are one immutable object, which is
+replaced as a whole.  Secrets are read when that object is made, never later.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class SecretFileRefused(Exception):
 def read_secret(path: Path) -> Secret:
     """Return the secret in the file at `path`: its one line, without the newline.
 
-    Raises SecretFileRefused unless it is a regular file of this process's user or of root, no other user may read or write
-    it, and its secret has the right length.
+    Raise SecretFileRefused unless the file is a regular file of this process's user or of root, no other user may read
+    or write it, and the secret has the right length.
     """
     try:
         # O_NONBLOCK: a FIFO of that name must not hold up the daemon.
@@ -91,7 +91,7 @@ def credentials(chap: settings.Chap, state_dir: Path) -> Credentials:
 
 
 def credentials_of(chap: settings.Chap, secret: str, target_secret: str | None) -> Credentials:
-    """Return the same for secrets that are not in their files yet.  Raises SecretFileRefused."""
+    """Return the credentials with secrets that are not in their files yet.  Raises SecretFileRefused."""
     if any(end in line for line in (secret, target_secret or "") for end in "\r\n\0"):
         raise SecretFileRefused("a secret is one line")
     try:
@@ -156,7 +156,7 @@ class Rules:
     def read(cls, wanted: settings.Access, state_dir: Path) -> Rules:
         """Return the rules for `wanted`.
 
-        A secret that cannot be read breaks its own rule only, and so does a secret by which the target proves itself.
+        A secret that cannot be read breaks only its own rule.  So does a secret by which the target proves itself.
         """
         exact: dict[str, Rule] = {}
         patterns: list[tuple[re.Pattern[str], Rule]] = []
@@ -205,7 +205,7 @@ class Rules:
         return [rule for rule in self._all() if rule.broken]
 
     def check_apart(self, name: str, proof: Credentials) -> None:
-        """Raise SecretFileRefused if a secret that the entry `name` is to have is another entry's for the other direction."""
+        """Raise SecretFileRefused if another entry has a new secret of the entry `name` for the other direction."""
         for rule in self._all():
             theirs = rule.credentials
             if theirs is not None and rule.name != name:
@@ -220,7 +220,7 @@ class Rules:
 
 
 def _apart(rules: Sequence[Rule]) -> Iterator[Rule]:
-    """Yield the rules; one whose secret another initiator knows, because the target proves itself with it, is broken."""
+    """Yield the rules.  A rule is broken if another initiator knows its secret, because the target proves itself with it."""
     known = {
         rule.credentials.target_secret.reveal(): rule.name
         for rule in rules
@@ -269,7 +269,7 @@ class Access:
         return self.rules.admitting(initiator, address) is not None
 
     def authenticator(self, initiator: str, target: str | None) -> login.Authenticator:
-        """Return how the initiator proves its name.  Raises LoginRefused if it may not log in at all."""
+        """Return how the initiator proves its name.  Raise LoginRefused if it may not log in at all."""
         rules = self.rules
         rule = rules.find(initiator)
         if rule is None or rule.broken:  # the rules changed after `allows` was asked

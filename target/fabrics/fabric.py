@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a fabric as the daemon runs it.
+"""The interface of a fabric, as the daemon uses it.
 
 | `fabric:`  | module    | listens                           | needs                                                |
 | ---------- | --------- | --------------------------------- | ---------------------------------------------------- |

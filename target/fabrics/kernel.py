@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fabric over the kernel's target, whose commands come by TCMU.
+"""The fabric over the kernel's target; the commands come through TCMU.
 
-The functions import target.tcmu themselves: the packages below it are slow to import, and the portal does without them.
+The functions import target.tcmu themselves, because the packages below it are slow to import and the portal needs none
+of them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class KernelFabric:
     def users(self, address: str) -> Sequence[str]:
         """Return the initiators whose TCP connections go to that address.
 
-        The kernel's target does not say by which of its portals an initiator came.
+        The kernel's target does not report which of its portals an initiator came by.
         """
         from target.tcmu import connections
 
@@ -148,7 +149,7 @@ def _anyone(rules: access.Rules) -> bool:
 
 
 def _address(listen: str) -> tuple[str, int]:
-    """Split an address for the kernel's target, which wants IPv6 in brackets."""
+    """Split an address for the kernel's target, which requires brackets around IPv6."""
     host, _, port = listen.rpartition(":")
     return host, int(port)
 

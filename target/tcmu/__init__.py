@@ -11,5 +11,5 @@
 | aptpl.py       | persistent reservations that outlive the kernel's target                        |
 | configfs.py    | the kernel's objects: devices, targets, portals, ACLs, `tcm_loop`               |
 | connections.py | the TCP connections of a portal of the kernel's target                          |
-| fabric.py      | all of it together: LUNs come, go, and survive a crash of the daemon            |
+| fabric.py      | the whole: LUNs come, go, and survive a crash of the daemon                     |
 """

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Persistent reservations of the kernel's target that outlive it (APTPL, SPC-4 5.12.5).
 
-The kernel itself handles the reservations of TCMU devices.  It writes those that are to persist to a file, named for the
-serial number of the device, but it never reads such a file.  rtslib does: when it makes the device, it hands each
-registration back to the kernel.  A registration, and the reservation of its holder, is in force as soon as the holder's LUN is
-mapped.
+The kernel itself handles the reservations of TCMU devices.  It writes persistent ones to a file, named for the serial
+number of the device, but it never reads such a file.  rtslib reads it: when it makes the device, it hands each
+registration back to the kernel.  A registration, and the reservation of its holder, is in force as soon as the holder's
+LUN is mapped.
 
 This module looks at the file first, for three reasons:
 
-* The kernel writes the file in place, and a power cut may leave a part of it.  rtslib would take the part for the whole.
-* The kernel writes types as two hexadecimal digits, and reads them as C does: 08 (all registrants) is no number to it, and
-  the device would not come up.
-* Where any initiator may log in, its LUNs are mapped only when it does.  So the kernel must be told which initiators have
-  registrations.
+* The kernel writes the file in place, and a power cut may leave a part of it.  rtslib would take the part for the
+  whole.
+* The kernel writes types as two hexadecimal digits, but reads them as C does.  There, 08 (all registrants) is no
+  number, and the device would not come up.
+* If any initiator may log in, the kernel maps LUNs for an initiator only at its login.  So the kernel must learn from
+  us which initiators have registrations.
 
 The file is text: `KEY=VALUE` in lines between `PR_REG_START: N` and `PR_REG_END: N`, for each registration.
 """

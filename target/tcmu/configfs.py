@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's target objects, through rtslib-fb: TCMU devices, the iSCSI target, `tcm_loop`.
 
-All of this may be done again over the objects that a crashed predecessor left: objects that are there and right stay as they
-are, with the sessions of initiators on them.  Our objects are known by their names: devices are called
-`wolun-<owner>.<config>`, where the owner is derived from the target's name.  Other objects are never changed or removed.
+All functions can run again over the objects that a crashed predecessor left.  Objects that exist and are right stay as
+they are, with the sessions of initiators on them.  Our objects are known by their names: devices are called
+`wolun-<owner>.<config>`, and the owner follows from the target's name.  Other objects are never changed or removed.
 
-rtslib is slow where it searches: it scans all devices of the machine for a free index, and all LUNs of all targets for users
-of a device.  So this module chooses the index itself, and removes objects from the outside in.
+rtslib is slow when it searches: it scans all devices of the machine for a free index, and all LUNs of all targets for
+users of a device.  So this module chooses the index itself, and removes objects from the outside in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESERVATIONS = DATABASE / "pr"
 """The directory in which the kernel keeps reservations with APTPL; without it, such a registration fails."""
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 
-COMMAND_TIMEOUT = 130  # seconds; an initiator gives a session up after 120, so it decides before the kernel does
+COMMAND_TIMEOUT = 130  # seconds; an initiator gives up a session after 120, so it decides before the kernel does
 MAX_SECTORS_BYTES = 4 << 20  # the default of 128 sectors would cut large commands into pieces of 64 KiB
 DATA_AREA_MB = 64
 QUEUE_DEPTH = 128
@@ -65,7 +65,7 @@ class Initiator:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The kernel's target around the LUNs, as it is to be."""
+    """The intended configuration of the kernel's target, without its LUNs."""
 
     target: str
     """The iSCSI name."""
@@ -77,7 +77,7 @@ class Configuration:
     loopback: bool = False
     """Whether this host gets the LUNs itself, through tcm_loop."""
     reserving: frozenset[str] = frozenset()
-    """Initiators with persistent registrations, which the kernel must know before they come if `anyone` may log in."""
+    """Initiators with persistent registrations.  If `anyone` may log in, the kernel must know them before they come."""
 
     @property
     def owner(self) -> str:
@@ -101,7 +101,7 @@ class Configuration:
 
 @contextlib.contextmanager
 def _saying(what: str) -> Iterator[None]:
-    """Turn an error into a ConfigfsError that says what cannot be done."""
+    """Turn an error into a ConfigfsError that names the failed step."""
     from rtslib_fb import RTSLibError
 
     try:
@@ -135,13 +135,13 @@ def load_modules(modules: Iterable[str] = MODULES) -> None:
 def create_device(name: str, config: str, *, size: int, block_size: int, serial: str) -> None:
     """Make and enable a TCMU device of `size` bytes, with its persistent reservations.  It has no handler yet.
 
-    The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`), because this process is the handler.
-    Raises aptpl.Damaged, ConfigfsError.
+    The kernel is told not to wait for a handler's answer (`nl_reply_supported=-1`), because this process is the
+    handler.  Raises aptpl.Damaged, ConfigfsError.
     """
     from rtslib_fb import UserBackedStorageObject
 
     control = f"hw_block_size={block_size},max_data_area_mb={DATA_AREA_MB},nl_reply_supported=-1"
-    reservations(serial)  # rtslib hands them back to the kernel, but would not say what is wrong with them
+    reservations(serial)  # rtslib hands them back to the kernel, but would not report a fault in them
     with _saying(f"create the device {name}"):
         aptpl.make_readable(_remembered(serial))
         device = UserBackedStorageObject(
@@ -184,7 +184,7 @@ def delete_device(hba: int, name: str) -> None:
 
 
 def is_made_by_a_daemon(name: str) -> bool:
-    """Return whether a wolun daemon made the device, this one or another, and not an administrator."""
+    """Return whether a wolun daemon (this one or another) made the device, and not an administrator."""
     return _DEVICE_NAME.match(name) is not None
 
 
@@ -228,7 +228,7 @@ class KernelTarget:
             self._groups = list(self._make_groups())
 
     def luns(self) -> dict[int, str]:
-        """Return the devices by LUN, which a predecessor may have left, without the LUNs that only some targets have."""
+        """Return the devices by LUN, also those of a predecessor, without the LUNs that only some targets have."""
         luns = [
             {int(path.name[4:]): _linked(path) for path in Path(group.path, "lun").glob("lun_*")}
             for group in self._groups
@@ -268,7 +268,7 @@ class KernelTarget:
                 self._groups = list(self._make_groups())
 
     def listen(self, address: str, port: int) -> None:
-        """Listen on another address.  Raises ConfigfsError, and then nothing has changed."""
+        """Listen on another address.  Raises ConfigfsError; then nothing has changed."""
         from rtslib_fb import NetworkPortal
 
         portals = self._configuration.portals
@@ -356,9 +356,9 @@ class KernelTarget:
             fresh = not Path(target.path, "tpgt_1").exists()
             group = TPG(target, 1)
             if not configuration.anyone and int(group.get_attribute("generate_node_acls")):
-                # The kernel remembers each initiator that it admitted without an entry, also after its sessions, and admits
-                # it again; but it lists only those that are logged in now.  All of that ends with the group.  Initiators
-                # that may still log in come back by themselves.
+                # The kernel remembers each initiator that it admitted without an entry, even after the end of its
+                # sessions, and admits it again.  But it lists only those that are logged in now.  It forgets them with
+                # the group.  Initiators that may still log in come back by themselves.
                 group.delete()
                 group = TPG(target, 1)
             self._set_access(group, fresh=fresh)
@@ -385,7 +385,7 @@ class KernelTarget:
         known = {acl.node_wwn: acl for acl in group.node_acls}
         initiators = {initiator.name: initiator for initiator in configuration.initiators}
         if configuration.anyone:
-            # Not the initiators that came without an entry since: nothing may change about their sessions.
+            # This excludes initiators that came without an entry since, because their sessions must not change.
             reserving = configuration.reserving if fresh else configuration.reserving & known.keys()
             initiators |= {name: Initiator(name) for name in reserving - initiators.keys()}
         for name in known.keys() - initiators.keys():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP connections to a portal of the kernel's target, which reports its sessions but not the portals that they came by.
+"""TCP connections to a portal of the kernel's target, which reports its sessions but not the portals that they use.
 
-The kernel's socket diagnosis (`sock_diag(7)`, which `ss` uses) lists the connections, and can end one.  The other side then
-gets a reset, and the kernel's target gets the error of a broken connection, which ends the session.
+The kernel's socket diagnosis (`sock_diag(7)`, which `ss` uses) lists the connections, and can end one.  The other side
+then gets a reset, and the kernel's target gets the error of a broken connection, which ends the session.
 """
 
 from __future__ import annotations

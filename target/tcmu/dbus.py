@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The handlers of this daemon in the list of stock targetcli, over the D-Bus system bus.
 
-targetcli lists the objects that `org.kernel.TCMUService1` has below its path of the same name, and it swallows all errors on
-the way.  So this module logs what it does:
+targetcli lists the objects that `org.kernel.TCMUService1` has below its path of the same name, and it hides all errors.
+So this module logs its steps:
 
-| owner of `org.kernel.TCMUService1`  | what we do                                                                     |
+| owner of `org.kernel.TCMUService1`  | our part                                                                       |
 | ----------------------------------- | ------------------------------------------------------------------------------ |
 | none                                | own the name, and answer targetcli ourselves                                   |
 | tcmu-runner, or another             | register each handler with its HandlerManager1, and own a name for each         |
 
-The owner may change at any time, and then we begin again.
+The owner may change at any time.  Then this module begins again.
 
 The policy of the bus may forbid us to own the name.  `config/` has a policy file, and the log names it as the remedy.
 """
@@ -40,9 +40,10 @@ BUS_PATH = "/org/freedesktop/DBus"
 REMEDY = "install config/org.kernel.TCMUService1.wolun.conf in /etc/dbus-1/system.d and reload the bus"
 
 Check = Callable[[str, bool], str]
-"""A function that checks the configuration string of a device: returns what is wrong with it, or an empty string.
+"""A function that checks the configuration string of a device, and returns its fault or an empty string.
 
-The second argument says whether another service (tcmu-runner) asks.  The kernel announces the new device to it, too."""
+The second argument says whether another service (tcmu-runner) asks.  The kernel announces the new device to that
+service, too."""
 
 
 class _Handler(ServiceInterface):
@@ -56,7 +57,7 @@ class _Handler(ServiceInterface):
 
     @dbus_method()
     def CheckConfig(self, config: DBusStr) -> Annotated[tuple[bool, str], DBusSignature("bs")]:  # noqa: N802 - the name in the interface
-        """Return whether a device may be made with this configuration, and if not, why."""
+        """Return whether a device may be made with this configuration, and the reason if not."""
         trouble = self._check(config, self._registered)
         return (not trouble, trouble)
 
@@ -69,7 +70,7 @@ class _Handler(ServiceInterface):
 class Announcer:
     """A thread that keeps `handlers` (name -> help text) in targetcli's list, from `start` to `close`.
 
-    Without a bus it lists nothing and logs that; all else works.
+    Without a bus it lists nothing and logs that; everything else works.
     """
 
     def __init__(self, handlers: Mapping[str, str], check: Check) -> None:
@@ -86,7 +87,7 @@ class Announcer:
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the bus, and with it all lists."""
+        """Leave the bus, and so all lists."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # its loop is closed: the thread is about to end by itself
                 self._loop.call_soon_threadsafe(self._wake_to_stop)
@@ -136,7 +137,7 @@ class Announcer:
             return
         if reply in (RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER):
             for handler in self._handlers:
-                bus.unexport(f"{MANAGER_PATH}/{handler}")  # or targetcli, which now asks us, would find it twice
+                bus.unexport(f"{MANAGER_PATH}/{handler}")  # otherwise targetcli, which now asks us, would find it twice
             log.info("targetcli lists %s", ", ".join(f"user:{handler}" for handler in self._handlers))
             return
         for handler, description in self._handlers.items():

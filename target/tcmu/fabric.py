@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `lio` fabric: each LUN of a SCSI target becomes a TCMU device, which the kernel's target exports and this process serves.
 
-The configuration string of a device says what it is, and stock tools show it.  An administrator may make a device with such a
-string (`targetcli /backstores/user:copyonwrite create …`).  We serve it just the same, but never change or remove it.  The
-devices of another wolun daemon are left alone.
+The configuration string of a device names its content, and stock tools show it.  An administrator may make a device
+with such a string (`targetcli /backstores/user:copyonwrite create …`).  The daemon serves this device, too, but never
+changes or removes it.  It leaves the devices of another wolun daemon alone.
 
 | configuration                    | device                                     |
 | -------------------------------- | ------------------------------------------ |
@@ -11,12 +11,13 @@ devices of another wolun daemon are left alone.
 | `writeonce/<volume>@<snapshot>`  | the snapshot's write-once LUN               |
 | `snapview/<volume>@<snapshot>`   | the snapshot's view                         |
 
-* *Crash.* All objects stay in the kernel, and commands wait there, 130 s at most.  The next start takes each device over: it
-  blocks the device, resets its ring (commands in flight are answered BUSY, and come again), serves it, and unblocks it.
+* *Crash.* All objects stay in the kernel, and commands wait there for at most 130 s.  The next start takes each device
+  over: it blocks the device, resets its ring, serves it, and unblocks it.  Commands in flight are answered BUSY, and
+  come again.
 * *Start.* A new device gets the persistent reservations that the kernel has kept for its unit.
-* *Stop.* First the targets are removed while the rings are still served, so the kernel can wait for the commands in flight.
-  Then the devices are removed.  Devices that an administrator made are blocked, drained and left for the next start to take
-  over.  If one step fails, the error is logged and the other steps follow.
+* *Stop.* First the targets are removed while the rings are still served, so the kernel can wait for the commands in
+  flight.  Then the devices are removed.  Devices that an administrator made are blocked, drained and left for the next
+  start to take over.  If one step fails, the error is logged and the other steps follow.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class _Device:
 
 
 class LioFabric:
-    """The LUNs of `scsi_target` in the kernel's target, as they come and go, from `start` to `close`."""
+    """The fabric that keeps the LUNs of `scsi_target` in the kernel's target, from `start` to `close`."""
 
     def __init__(self, scsi_target: ScsiTarget, configuration: configfs.Configuration) -> None:
         self._scsi_target = scsi_target
@@ -97,7 +98,7 @@ class LioFabric:
         self._listener = netlink.Listener(self._announced)
         self._server.start()
         wanted = {self._configuration.device_name(config_of(unit)) for unit in self._scsi_target.luns.values()}
-        # a device without a LUN may lack its serial number, and with it its reservations: it is made anew
+        # A device without a LUN may lack its serial number, and so its reservations.  Make such a device anew.
         wanted &= configfs.exported()
         with self._lock:
             for device in uio.devices():
@@ -155,7 +156,7 @@ class LioFabric:
                 self._kernel.open()
 
     def listen(self, address: str, port: int) -> None:
-        """Listen on another address.  Raises one of `ERRORS`, and then initiators cannot connect there."""
+        """Listen on another address.  Raises one of `ERRORS`; then initiators cannot connect there."""
         with self._changing:
             if self._kernel is not None and self._open:
                 self._kernel.listen(address, port)
@@ -174,12 +175,13 @@ class LioFabric:
 
     def sessions(self) -> list[tuple[str, str]]:
         """Return the initiators that are logged in, with the addresses that they came from, empty if unknown."""
-        kernel = self._kernel  # not under a lock: a thread that changes LUNs waits for the kernel
+        kernel = self._kernel  # without a lock, because a thread that changes LUNs waits for the kernel
         return kernel.sessions() if kernel is not None and self._open else []
 
     def _changed(self) -> None:
         """Follow a change of the SCSI target's LUNs."""
-        # The kernel's target tells its initiators.  Our unit attention would reach only one of them, through the one nexus.
+        # The kernel's target informs its initiators.  Our unit attention would reach only one of them, through the one
+        # nexus.
         for device in list(self._devices.values()):
             device.nexus.luns_reported()
         self._reconcile()
@@ -211,7 +213,7 @@ class LioFabric:
             configfs.create_device(
                 name, config_of(unit), size=unit.blocks << unit.shift, block_size=unit.block_size, serial=str(unit.uuid)
             )
-            # look it up by its name: the kernel chose the UIO number
+            # Look it up by its name, because the kernel chose the UIO number.
             made = next((entry for entry in uio.devices(besides=self._devices) if entry.name == name), None)
             if made is None:
                 raise configfs.ConfigfsError(f"the kernel made no UIO device for {name}")
@@ -224,7 +226,7 @@ class LioFabric:
         """Return the initiators that have persistent registrations of a LUN by iSCSI."""
         initiators: set[str] = set()
         for unit in self._scsi_target.luns.values():
-            with contextlib.suppress(aptpl.Damaged):  # that LUN will not be served, and the log will say why
+            with contextlib.suppress(aptpl.Damaged):  # that LUN will not be served, and the log will have the reason
                 registrations = configfs.reservations(str(unit.uuid))
                 initiators |= {entry.initiator for entry in registrations if entry.fabric == "iscsi"}
         return frozenset(initiators)
@@ -235,7 +237,7 @@ class LioFabric:
         self._luns.pop(lun, None)
 
     def _delete_stale(self, wanted: dict[str, LogicalUnit]) -> None:
-        """Remove our devices that no LUN needs: those of removed or replaced units, and those that a crash left unfinished."""
+        """Remove our devices that no LUN needs: of removed or replaced units, and those that a crash left unfinished."""
         served = {(device.uio.hba, device.uio.name): device for device in self._devices.values()}
         for hba, name in configfs.our_devices(self._configuration.device_prefix):
             stale = served.get((hba, name))
@@ -249,7 +251,7 @@ class LioFabric:
         return next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == config), None)
 
     def _judge(self, config: str) -> str:
-        """Return what is wrong with the configuration of a device; empty if this daemon serves it."""
+        """Return the fault of a device's configuration; empty if this daemon serves the device."""
         if self._unit(config) is not None:
             return ""
         known = sorted(config_of(unit) for unit in self._scsi_target.luns.values())
@@ -268,7 +270,7 @@ class LioFabric:
     def _adopt(self, device: uio.UioDevice, *, fresh: bool) -> int | None:
         """Serve a device that exists already.  Return 0 or a negative errno; None if the device is not ours to serve.
 
-        A `fresh` device is just being enabled: its ring is empty, and the kernel takes no orders about it yet.
+        A `fresh` device is just being enabled, so its ring is empty, and the kernel takes no orders about it yet.
         """
         if device.handler not in HANDLERS.values():
             return None
@@ -278,7 +280,7 @@ class LioFabric:
             return -errno.ENOENT
         try:
             if not fresh:
-                os.close(device.open())  # fails if another process has it open: its ring is not reset
+                os.close(device.open())  # fails if another process has it open, whose ring must not be reset
                 configfs.action(device, "block_dev", 1)
                 configfs.action(device, "reset_ring", 1)
             self._serve(device, unit)
@@ -297,7 +299,7 @@ class LioFabric:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, descriptor)
             ring = Ring(descriptor, device.length)
-            # a SCSI target of its own with this unit as LUN 0, because the kernel numbers the LUNs
+            # Make a SCSI target of its own with this unit as LUN 0, because the kernel numbers the LUNs.
             target = ScsiTarget(device.name)
             target.add_lun(0, unit)
             nexus = target.open_nexus("tcmu")
@@ -344,7 +346,7 @@ class LioFabric:
 
 @contextlib.contextmanager
 def _going_on(what: str) -> Iterator[None]:
-    """Run a step of the stop; log its error, and let the stop go on."""
+    """Run a step of the stop.  Log its error, and let the stop continue."""
     try:
         yield
     except ERRORS as error:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's announcements of TCMU devices, over generic netlink (family TCM-USER, version 2, group `config`).
 
-The messages are pyroute2's.  The socket is a plain one, so that a thread can wait for it and for the order to stop at once.
+The messages are pyroute2's.  The socket is a plain one, so that a thread can wait at once for it and for the order to
+stop.
 
-While a device is made, resized or removed, the kernel may wait uninterruptibly for a handler's answer, and it takes the first
-answer, no matter who sends it.  Two rules follow: answer for our own handlers only, and never make, resize or remove a
+While a device is made, resized or removed, the kernel may wait uninterruptibly for a handler's answer, and it takes the
+first answer from any sender.  Two rules follow: answer for our own handlers only, and never make, resize or remove a
 device from the thread that answers.
 
-SET_FEATURES decides whether the kernel waits.  It is global to the module and outlives its sender.  We leave it as we find
-it, with one exception.  tcmu-runner makes the kernel wait, and then answers ENOENT for each device whose handler it does not
-know, ours included, so it is a matter of chance whose answer is first.  But before targetcli makes a device, it has
-tcmu-runner ask us whether the configuration is right.  So we know in time: `expect_device` stops the waiting until the
-device is there.
+SET_FEATURES decides whether the kernel waits.  The setting is global to the module and outlives its sender.  This
+module leaves it as it is, with one exception.  tcmu-runner makes the kernel wait, and then answers ENOENT for each
+device of an unknown handler.  Our handlers are among these, so chance decides which answer is first.  But before
+targetcli makes a device, it lets tcmu-runner ask us whether the configuration is right.  So we know in time:
+`expect_device` stops the waiting until the device is there.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Event:
 
 
 Answer = Callable[[Event], int | None]
-"""A function that handles an event: returns 0 or a negative errno for the kernel, None if the device is not ours."""
+"""A function that handles an event, and returns 0 or a negative errno for the kernel; None if the device is not ours."""
 
 
 class NetlinkError(Exception):
@@ -105,7 +106,7 @@ class Listener:
         self._thread.start()
 
     def expect_device(self) -> None:
-        """Keep the kernel from waiting: a device of ours is about to be made, beside another daemon that makes it wait."""
+        """Stop the kernel's waiting, because a device of ours is about to be made and another daemon makes it wait."""
         with self._expecting:
             self._set_waiting(False)
             self._waited_until = time.monotonic() + EXPECTATION
@@ -152,7 +153,7 @@ class Listener:
         self._send(message, self._family)
 
     def _expectation_met(self) -> None:
-        """Let the kernel wait again, as the other daemon wants it to: the device is there, or will not come."""
+        """Let the kernel wait again, as the other daemon wants, because the device is there or will not come."""
         with self._expecting:
             if self._waited_until is not None:
                 self._waited_until = None

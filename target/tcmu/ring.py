@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ring of one TCMU device (Linux: Documentation/target/tcmu-design.rst, include/uapi/linux/target_core_user.h).
 
-The kernel shares one region through a UIO device: mailbox, command ring, data area.  It is mapped once.
+The kernel shares one region through a UIO device: mailbox, command ring, data area.  The daemon maps it once.
 
 | offset        | content                                                                                     |
 | ------------- | ------------------------------------------------------------------------------------------- |
@@ -12,18 +12,20 @@ The kernel shares one region through a UIO device: mailbox, command ring, data a
 
 Three rules may surprise:
 
-* Commands may be answered out of order: the *slot* at the tail takes the response of *any* command, named by its id.  So an
-  answer may overwrite the request of another command that still runs.  Therefore `take` copies all of a request that is needed
-  later.  Answers do not touch the data area: a scatter list stays valid until its command is answered.
+* Commands may be answered out of order: the *slot* at the tail takes the response of *any* command, named by its id.
+  So an answer may overwrite the request of another command that still runs, and `take` copies all parts of a request
+  that are needed later.  Answers do not touch the data area, so a scatter list stays valid until its command is
+  answered.
 * A response says how much of its data-in is valid (READ_LEN).  But the kernel ignores a length of 0, and would hand the
-  initiator the data that an earlier command left in the data area.  So that data is zeroed.
+  initiator the data that an earlier command left in the data area.  So such data is zeroed.
 * A task management entry is only a note about other commands, which still must be answered.
 
-`take` is for one thread, `complete` for any.  Each call of `complete` publishes its answers together, and tells the kernel
-once.
+`take` is for one thread, `complete` for any.  Each call of `complete` publishes its answers together, and notifies the
+kernel once.
 
-With one command in flight, the initiator waits for the time between two system calls.  So the usual entry (one buffer,
-often the same as that of the task object's last command) and the usual answer (GOOD) have short ways of their own.
+With one command in flight, the initiator waits for the time between two system calls.  So the usual entry and the usual
+answer (GOOD) have short paths of their own.  The usual entry has one buffer, often that of the task object's last
+command.
 """
 
 from __future__ import annotations
@@ -59,18 +61,18 @@ _MAILBOX = struct.Struct("=HHIII")
 _REQUEST = struct.Struct("=4xH2xI12xQ16xQQ")  # id, iov_cnt, cdb_off, and base and length of the first buffer
 _SHORT = struct.Struct("=I4xI12xQ16xQQ").unpack_from  # len_op, iov_cnt, cdb_off; base and length of the first buffer
 _RESPONSE = struct.Struct(f"=IHBBBxxxI{SENSE_LENGTH}s")  # len_op, id, kflags, uflags, status, read_len, sense
-_GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel does not read then
+_GOOD = struct.Struct("=IHBBBxxxI")  # the same without sense data, which the kernel does not read with GOOD
 _TMR = struct.Struct("=IHBBBxxxI")  # len_op, id, kflags, uflags, type, cmd_cnt
 _TMR_IDS = 32
 _IOV = struct.Struct("=QQ")
 _KICK = b"\0\0\0\0"
 
-# Until a target has answered its first INQUIRY, Linux takes it for a SCSI-2 device, and puts the LUN into the CDB, too.  With
-# tcm_loop and a first LUN other than 0, that LUN arrives here.
+# Until a target has answered its first INQUIRY, Linux takes it for a SCSI-2 device, and puts the LUN into the CDB, too.
+# With tcm_loop, that LUN arrives here if the first LUN is not 0.
 SCSI2_LUN = 0xE0  # in byte 1
 _BEFORE_INQUIRY = frozenset({0x00, 0x03, 0x12})  # TEST UNIT READY, REQUEST SENSE, INQUIRY
 
-# Commands without data-in: the initiator gets nothing of their buffers, so these need not be zeroed.
+# Commands without data-in: the initiator gets nothing of their buffers, so the buffers need not be zeroed.
 _DATA_OUT_ONLY = frozenset({0x0A, 0x2A, 0xAA, 0x8A})  # WRITE 6, 10, 12, 16
 
 
@@ -141,7 +143,8 @@ class Ring:
     def take(self) -> Sequence[RingTask]:
         """Return the commands that the kernel has added since the last call.
 
-        Task management among them marks its tasks `aborted`.  Raises RingError if an entry breaks the rules of the ring.
+        A task management entry among them marks its tasks as `aborted`.  Raise RingError if an entry breaks the rules
+        of the ring.
         """
         words = self._words
         head = words[HEAD_WORD]
@@ -173,9 +176,9 @@ class Ring:
     def answer_alone(self, run: Run, looks: int, turns: int) -> int:
         """Answer commands that come one at a time with GOOD, as long as `run` runs them; return their number.
 
-        It answers at most `turns` commands, and looks `looks` times for the next one before it returns.  Only the thread
-        that calls `take` may call this; `take` then returns the first command that `run` has refused.  While commands are
-        left to `complete`, none is alone, and this returns 0.
+        It answers at most `turns` commands, and looks `looks` times for the next one before it returns.  Only the
+        thread that calls `take` may call this; `take` then returns the first command that `run` has refused.  While
+        commands wait for `complete`, no command is alone, and this returns 0.
         """
         if self._running or self._lock.locked():  # another thread may be about to complete a command
             return 0
@@ -194,7 +197,7 @@ class Ring:
                     break
             at = start + position
             word, count, cdb_at, its_base, its_length = _SHORT(view, at)
-            # the next entry, if this is a command; if it is not, no entry begins there
+            # The next entry, if this one is a command.  If it is not, no entry begins there.
             after = position + word - OP_CMD
             if after == size:
                 after = 0
@@ -206,7 +209,8 @@ class Ring:
                 self._buffers = buffers = (view[base : base + length],)
             if not run(view, cdb_at, buffers, length):
                 break
-            # the slot at the tail is the command's own: the id is there already, and only the status replaces iov_cnt
+            # The slot at the tail is the command's own, so the id is there already, and only the status replaces
+            # iov_cnt.
             words[(at >> 2) + STATUS_WORD] = 0
             self._taken = self._tail = words[TAIL_WORD] = position = after
             os.write(self._descriptor, _KICK)
@@ -230,8 +234,8 @@ class Ring:
     def close(self) -> str:
         """Unmap the region, and no longer use the descriptor.  Call it when the ring is idle, and not while `take` runs.
 
-        Return why the region cannot be unmapped, or an empty string.  A stop goes on all the same: a mapped region does no
-        harm (the kernel keeps it until the process ends), and commands that still run get no answer.
+        Return why the region cannot be unmapped, or an empty string.  A stop continues in any case, because a mapped
+        region does no harm: the kernel keeps it until the process ends, and commands that still run get no answer.
         """
         with self._lock:  # the thread that made the ring idle may still be about to kick
             self._closed = True
@@ -245,7 +249,7 @@ class Ring:
         try:
             self._map.close()
         except BufferError:
-            gc.collect()  # an exception in a circle with its own traceback keeps the buffers of the calls that it passed
+            gc.collect()  # an exception in a circle with its traceback keeps the buffers of the calls that it passed
             try:
                 self._map.close()
             except BufferError:

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The event loop over all rings, and the workers for commands that would wait for a disk.
 
-The loop takes a batch of commands from a ring, executes each task with `nowait`, and answers the finished ones with one kick.
-The rest becomes one job.  A worker lets the unit prepare for all its writes together (copy-on-write commits once for the
-batch).  Then each task is executed, spread over the workers, and answered as it ends.
+The loop takes a batch of commands from a ring, executes each task with `nowait`, and answers the finished ones with one
+kick.  The rest becomes one job.  A worker lets the unit prepare for all its writes together (copy-on-write commits once
+for the batch).  Then each task is executed, spread over the workers, and answered as it ends.
 
-UIO descriptors are polled edge-triggered and never read.  So the kernel's counter of events always differs from ours, each
-wake-up of the device is an edge, and a batch costs two system calls: `epoll_wait` and the kick.
+UIO descriptors are polled edge-triggered and never read.  So the kernel's counter of events always differs from ours,
+and each wake-up of the device is an edge.  A batch costs two system calls: `epoll_wait` and the kick.
 
-An initiator that waits for each answer before its next command waits for this process all the time.  So `Served.run`, which
-runs the plain commands with the least code, gets a command first if it comes alone.  And when sleeps have become short, the
-loop polls for a while instead of sleeping, as the portal's loop does: to be woken takes longer than such a command.
+An initiator that waits for each answer before its next command always waits for this process.  So a command that comes
+alone goes to `Served.run` first, which runs the plain commands with the least code.  When sleeps have become short, the
+loop polls for a while instead of sleeping, as the portal's loop does, because a wake-up takes longer than such a
+command.
 
-An error that nothing foresaw ends the service of the ring in which it came up, with a line in the log; the loop goes on.  An
-error of the loop itself ends the process (`target.ending`), and the next one takes the devices over.
+An unforeseen error ends the service of the ring in which it came up, with a line in the log; the loop continues.  An
+error of the loop itself ends the process (`target.ending`), and the next process takes the devices over.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Served:
     descriptor: int
     executor: Executor
     run: Run
-    """Runs commands that come alone, if they need not wait; the executor runs the others."""
+    """The function that runs commands which come alone and need not wait; the executor runs the others."""
     broken: bool = False
     """Whether the server has given the ring up."""
 
 
 class Server:
-    """The loop and its workers, from `start` on.  Any thread but the workers may call `add` and `remove`."""
+    """The loop and its workers, from `start` on.  Any thread except the workers may call `add` and `remove`."""
 
     def __init__(self, workers: int = WORKERS) -> None:
         self.pulse = liveness.Pulse("tcmu rings", BEAT_SECONDS)
@@ -95,12 +96,12 @@ class Server:
         self._served[served.descriptor] = served
         self._epoll.register(served.descriptor, select.EPOLLIN | select.EPOLLET)
         self._added.append(served)
-        os.write(self._wake, b"\1")  # commands from before the registration may cause no edge, so make the loop look
+        os.write(self._wake, b"\1")  # earlier commands may cause no edge, so make the loop look
 
     def remove(self, served: Served, deadline: float) -> bool:
-        """Answer the commands in the ring, then stop serving it; the caller makes sure that no more come.
+        """Answer the commands in the ring, then stop serving it.  The caller makes sure that no more come.
 
-        Return whether the ring was empty by the `deadline` (`time.monotonic`); if not, it is left as it is.
+        Return whether the ring was empty by the `deadline` (`time.monotonic`).  If not, it is left as it is.
         """
         while not served.ring.idle and not served.broken and time.monotonic() < deadline:
             time.sleep(DRAIN_POLL)
@@ -176,7 +177,7 @@ class Server:
         ring = served.ring
         try:
             ring.answer_alone(served.run, 0, TURNS)
-            # an answer often brings the next command at once: another look is cheaper than a wake-up
+            # An answer often brings the next command at once, and another look is cheaper than a wake-up.
             for _ in range(ROUNDS):
                 tasks = ring.take()
                 if not tasks:
@@ -230,7 +231,7 @@ class Server:
             self._worker_failed(served)
 
     def _worker_failed(self, served: Served) -> None:
-        """Let the loop give the ring up; a worker calls this while it handles the error."""
+        """Let the loop give up the ring.  A worker calls this while it handles the error."""
         log.exception(GIVEN_UP)
         self._failed.append(served)
         os.write(self._wake, b"\3")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TCMU devices as UIO shows them: one `/dev/uioN` per device, which only one process can open.
+"""The TCMU devices in UIO: one `/dev/uioN` for each device, which only one process can open.
 
-The name of a device in sysfs says to which handler it belongs: `tcm-user/<hba>/<device>/<dev_config>`, where `dev_config` is
+The name of a device in sysfs names its handler: `tcm-user/<hba>/<device>/<dev_config>`, where `dev_config` is
 `<handler>/<rest>`.
 """
 
@@ -28,11 +28,11 @@ class UioDevice:
 
     @property
     def handler(self) -> str:
-        """The handler that is to serve it: the part of its configuration before the first slash."""
+        """The handler that serves the device: the part of its configuration before the first slash."""
         return self.config.partition("/")[0]
 
     def open(self) -> int:
-        """Return a descriptor of the device.  Raises OSError: EBUSY if another process serves it."""
+        """Return a descriptor of the device.  Raise OSError; EBUSY means that another process serves the device."""
         return os.open(self.node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
