@@ -38,7 +38,7 @@ class Context:
         return client.Client(self.state_dir)
 
     def answer(self, value: object, text: Callable[[], str], *, coloured: bool = False) -> None:
-        """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`, in which colours may be ours."""
+        """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`, with our colours if `coloured`."""
         if self.json:
             from target import codec
 
@@ -49,7 +49,7 @@ class Context:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print text for people, which may have names from outside."""
+    """Print text for people; it may contain names from outside."""
     click.echo(printable.lines(text), err=err)
 
 
@@ -176,7 +176,7 @@ def load_configuration(file: Path, *, json_wanted: bool) -> settings.Settings:
 
 
 def warn_of_damage(job: messages.Job) -> None:
-    """Print on standard error which damaged blocks a job passed on, if there are any."""
+    """Print on standard error the damaged blocks that a job passed on, if there are any."""
     if job.damaged_bytes:
         say(f"wolun: {show.damage(job)}", err=True)
 
@@ -197,8 +197,8 @@ def follow(
     """Begin a job and wait until it ends, with its progress on a terminal.  Return the job as it ended.  Raises Failed.
 
     Ctrl-C cancels the job, unless it `goes_on`: such a job continues in the background once its first bytes are done.
-    SIGINT is blocked while the job is requested, because the job would go on without a message.  SIGINT is blocked again
-    after the job has ended, because nothing is left to cancel.
+    SIGINT is blocked during the request, because otherwise the job could continue without a message.  SIGINT is blocked
+    again after the job has ended, because nothing is left to cancel.
     """
     from target import refusals
     from target.control import client

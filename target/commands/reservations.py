@@ -49,9 +49,9 @@ def reservations_list(context: common.Context, unit: str | None) -> None:
 def reservations_clear(context: common.Context, unit: str, initiator: str | None, force: bool) -> None:
     """Remove the reservations and registrations of UNIT, for good.
 
-    Use it for a host that will not come back.  The running commands of the initiators that lose their registrations have
-    ended when this command ends.  The command refuses while such an initiator is logged in, unless --force is given: a
-    cluster fences its nodes with reservations.
+    Use it for a host that will not come back.  The running commands of the initiators that lose their registrations
+    have ended when this command ends.  The command refuses to run while such an initiator is logged in, unless --force
+    is given, because a cluster fences its nodes with reservations.
     """
     asked = context.client()
     found = _find(asked.reservations(), unit)

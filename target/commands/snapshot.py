@@ -50,7 +50,8 @@ def snapshot_create_group(
     """Take snapshots of volumes at one moment.
 
     Each VOLUME gets a snapshot called NAME.  wolun holds writes to all the volumes for that moment.  Afterwards either
-    every volume has the snapshot or none has, even if the daemon crashes on the way.  Once taken, each snapshot is independent of the others.
+    every volume has the snapshot or none has, even if the daemon crashes on the way.  Once taken, each snapshot is
+    independent of the others.
     """
     answer = context.client().create_group(name, volumes, dict(labels))
     context.answer(answer, lambda: "\n".join(show.taken(snapshot) for snapshot in answer))
@@ -143,11 +144,11 @@ def snapshot_export(
 
     FILE gets the whole content, or with --since only the changes since an older snapshot.
 
-    All data is compared with its checksums.  If some is damaged, the command names the blocks and writes no file, unless
-    --damaged is given.
+    All data is compared with its checksums.  If some is damaged, the command names the blocks and writes no file,
+    unless --damaged is given.
 
-    With --since, the image of the older snapshot must say that it is that: wolun writes the identity of the snapshot into
-    each image.  Another image, or one that nothing is known of, is refused unless --force is given.
+    With --since, the older image must show the older snapshot: wolun writes the identity of the snapshot into each
+    image.  Another image, or one of unknown content, is refused unless --force is given.
     """
     path = common.absolute(file)
     if since is None and (backing or backing_format):
@@ -212,7 +213,7 @@ def snapshot_diff(
     """List the extents that changed.
 
     They are the changes from the first snapshot to the second, or to now: the extents that an incremental backup reads.
-    With --exact, damaged blocks refuse the command, unless --damaged is given.
+    With --exact, the command stops at damaged blocks, unless --damaged is given.
     """
     from target import messages
 
@@ -236,8 +237,8 @@ def snapshot_diff(
 def snapshot_delete(context: common.Context, which: tuple[str, str], force: bool, damaged: bool) -> None:
     """Delete a snapshot and free its space.
 
-    Old data that older snapshots need moves to the next older one.  Damaged blocks stay damaged there, and the command names
-    them.  Blocks that cannot be read stop the deletion, unless --damaged is given.
+    Old data that older snapshots need moves to the next older one.  Damaged blocks stay damaged there, and the command
+    names them.  Blocks that cannot be read stop the deletion, unless --damaged is given.
 
     The command refuses while an initiator reads the snapshot, unless --force is given.  Then its reads fail.
     """
@@ -262,13 +263,14 @@ def snapshot_restore(
 
     The volume has its old content at once and can be used immediately, while wolun copies the data in the background.
     Ctrl-C does not stop the copying, and it continues after a crash.  All snapshots stay as they are, newer ones too.
-    The current content of the volume is lost unless a snapshot has it, so take a snapshot first if you may want it back.
+    The current content of the volume is lost unless a snapshot has it, so take a snapshot first if you may want it
+    back.
 
     Unmount the volume first.  The command refuses to run while initiators can access it, unless --force is given.
 
-    wolun reads the snapshot before the volume changes.  If some of it is damaged, the command names the blocks and the volume
-    stays as it is, unless --damaged is given.  In the same way it names what initiators wrote to a
-    write-once LUN of the snapshot, which may not be what the volume held, unless --outside is given.
+    wolun reads the snapshot before the volume changes.  If some of it is damaged, the command names the blocks and the
+    volume stays as it is, unless --damaged is given.  In the same way it names data that initiators wrote to a
+    write-once LUN of the snapshot, because the volume may never have held it, unless --outside is given.
     """
     asked = context.client()
     begin = functools.partial(asked.restore_snapshot, *which, force=force, damaged=damaged, outside=outside)

@@ -6,13 +6,13 @@ No function here looks at a clock, and all times are UTC.
 A schedule has periods: hours, days, weeks (from Monday), months.  It is due once in each.  Periods that passed while no
 daemon ran are skipped; the current one is caught up once.
 
-`keep` has a number for each kind of period.  For the newest so many periods of that kind that have a snapshot at all,
-the last snapshot of each period is kept.  One snapshot may be kept for several kinds, and the newest of all is always
-kept.  A snapshot that was deleted once would not be kept later either, so it does not matter how often this runs.
+`keep` has a number for each kind of period.  The schedule looks at that many of the newest periods that have a
+snapshot, and keeps the last snapshot of each.  One snapshot may be kept for several kinds, and the newest of all is
+always kept.  A snapshot that is not kept now is never kept later, so it does not matter how often this runs.
 
-A clock can be wrong, so the dates of two snapshots do not say which is newer: the order in which they were taken does.
-A snapshot that is dated in the future, or in 1970, stops no schedule.  It takes the place of one period, and loses it
-like any other when newer ones have been taken.
+A clock can be wrong.  So the order in which two snapshots were taken says which is newer, and their dates do not.  A
+snapshot that is dated in the future, or in 1970, stops no schedule.  It takes the place of one period, and loses that
+place like any other when newer ones have been taken.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
 
 
 def due(now: datetime.datetime, every: Every, last: datetime.datetime | None) -> bool:
-    """Return whether it is time for a snapshot; `last` is the moment of the one that the schedule took last.
+    """Return whether a snapshot is due; `last` is the moment of the schedule's last snapshot.
 
-    After a clock was set back, `last` lies in the future.  Then it is time, as in any other period that is not its own.
+    After a clock was set back, `last` lies in the future.  Then a snapshot is due, as in every period other than that
+    of `last`.
     """
     return last is None or period(last, every) != period(now, every)
 
@@ -72,7 +73,7 @@ def kept(taken: Sequence[datetime.datetime], keep: Mapping[Every, int]) -> set[i
 def name(moment: datetime.datetime, others: Container[str] = ()) -> str:
     """Return the name of a snapshot that the schedule takes at this moment, like `auto-2026-11-22T2300Z`.
 
-    `others` are names that are taken: after a clock was set back, the same minute may come again.
+    `others` are names in use, because the same minute comes again after a clock was set back.
     """
     plain = f"auto-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"
     numbered = (f"{plain}-{number}" for number in itertools.count(2))

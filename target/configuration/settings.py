@@ -9,7 +9,7 @@ this version lacks has no key yet.  `reader` reads files into these types and ex
 | ------------ | ----------------------------------------------------------------------------------------------- |
 | `target`     | the iSCSI name that initiators log in to; all LUNs of this daemon are in this one target        |
 | `fabric`     | the way SCSI reaches the daemon: `portal`, its own in user space, or `lio`, the kernel's target |
-| `portal`     | the addresses that the daemon's own portal listens on, and what initiators may make it spend    |
+| `portal`     | the addresses that the daemon's own portal listens on, and the memory that it may take          |
 | `lio`        | the addresses of the kernel's target, and whether this host attaches the LUNs itself            |
 | `access`     | who may log in, how they prove it, and what they see; by default no initiator may log in        |
 | `volumes`    | the volumes on this host's own storage                                                          |

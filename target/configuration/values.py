@@ -22,7 +22,7 @@ LUN_MAXIMUM = 16383
 """SAM-5 4.7.7.4: flat space addressing has 14 bits."""
 
 MEMORY_MINIMUM = 64 << 20
-"""The data of the largest command fits."""
+"""The least memory for the data of commands: that of the largest command fits."""
 
 LARGEST = (1 << 63) - 1
 """The most bytes that a file may have: the largest off_t."""

@@ -72,7 +72,9 @@ def render(wanted: settings.Settings, old: str | None, file: str) -> str:
         if said == wanted:
             return old
         cut = _cut(old, wanted)
-        with contextlib.suppress(reader.ConfigurationError):  # then the lines stay, and the merge removes them
+        with contextlib.suppress(
+            reader.ConfigurationError
+        ):  # if this fails, the lines stay, and the merge removes them
             said, old = reader.parse(cut, file), cut
         complete, brief = plain(wanted, defaults=True), plain(wanted, defaults=False)
         yaml = _yaml(old)

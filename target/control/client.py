@@ -129,7 +129,7 @@ class Client:
     def restore_snapshot(
         self, volume: str, name: str, *, force: bool, damaged: bool = False, outside: bool = False
     ) -> messages.Job:
-        """Begin to roll a volume back to a snapshot; with `damaged`, also if some of its blocks are damaged."""
+        """Begin to roll a volume back to a snapshot; with `damaged`, even if some of its blocks are damaged."""
         path = f"{_snapshot(volume, name)}/restore?force={force}&damaged={damaged}&outside={outside}"
         return codec.decode(messages.Job, self._ask("POST", path))
 

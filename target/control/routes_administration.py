@@ -29,7 +29,7 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.patch("/volumes/{name}", status_code=204)
     def change_volume(name: str, request: messages.ChangeVolume, force: Force = False, dry_run: DryRun = False) -> None:
-        """Change a volume. Another LUN or durability takes it away from initiators for a moment."""
+        """Change a volume. Another LUN or durability withdraws it from initiators for a moment."""
         admin.change_volume(name, request, force=force, dry_run=dry_run)
 
     @router.post("/volumes/{name}/resize")
@@ -57,7 +57,7 @@ def routes(admin: Administration) -> fastapi.APIRouter:
 
     @router.post("/volumes", status_code=204)
     def create_volume(request: messages.CreateVolume, force: Force = False, dry_run: DryRun = False) -> None:
-        """Make a volume, or take up one whose data is there, and serve it.
+        """Make a volume, or open it if its data exists, and serve it.
 
         A LUN under which an initiator that is logged in knows another unit is refused, unless `force` is set.
         """

@@ -53,8 +53,8 @@ def routes(service: Service) -> fastapi.APIRouter:
     def delete_snapshot(volume: str, name: str, damaged: bool = False, force: bool = False) -> messages.Job:
         """Begin a job that deletes the snapshot; often it has ended when the answer comes.
 
-        Blocks that cannot be read stop the job, unless `damaged` is set; then they are damaged in the next older snapshot.
-        The request is refused while an initiator reads the snapshot, unless `force` is set.
+        Blocks that cannot be read stop the job, unless `damaged` is set; then they are damaged in the next older
+        snapshot.  The request is refused while an initiator reads the snapshot, unless `force` is set.
         """
         job = service.snapshots.delete_snapshot(volume, name, damaged=damaged, force=force)
         job.wait(0.2)
@@ -72,9 +72,9 @@ def routes(service: Service) -> fastapi.APIRouter:
         """Begin a job that rolls the volume back to the snapshot.
 
         Once its `total` is not 0, the job has taken effect and cannot be cancelled.  The request is refused while
-        initiators reach the volume, unless `force` is set.  Damaged blocks refuse the rollback or stop it, unless `damaged` is
-        set; then the volume gets them as they are.
-        Data that initiators wrote to a write-once LUN of the snapshot refuses it, too, unless `outside` is set.
+        initiators reach the volume, unless `force` is set.  Damaged blocks prevent the rollback or stop it, unless
+        `damaged` is set; then the volume gets them as they are.  Data that initiators wrote to a write-once LUN of the
+        snapshot prevents it, too, unless `outside` is set.
         """
         job = service.reshaping.restore(volume, name, force=force, damaged=damaged, outside=outside)
         job.wait(0.2)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The identity of an exported image: the volume and the snapshot whose content it shows.
 
-An image of the changes shows the right content only on top of the image of the right older snapshot.  Names do not say which
-that is: a name is used again after a deletion, and each volume has its own `monday`.  So an image carries the UUIDs.
+An image of the changes shows the right content only on top of the image of the right older snapshot.  Names do not say
+which that is: a name is used again after a deletion, and each volume has its own `monday`.  So an image carries the
+UUIDs.
 
 | format | place of the identity                                                | counts until                                  |
 | ------ | -------------------------------------------------------------------- | --------------------------------------------- |
@@ -37,15 +38,15 @@ _TOLERANCE = 2_000_000_000
 
 
 class Unknown(Exception):
-    """Nothing trustworthy says which snapshot an image shows; the text says why."""
+    """It is unknown which snapshot an image shows; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """The snapshot that an image shows.
 
-    `since_uuid` is the snapshot of the image below it, empty if there is none or nothing was known of it.  `modified` is the
-    time of the last change of a raw file, in nanoseconds since 1970.
+    `since_uuid` is the snapshot of the image below it, empty if there is none or its snapshot was unknown.  `modified`
+    is the time of the last change of a raw file, in nanoseconds since 1970.
     """
 
     volume: str
@@ -58,7 +59,7 @@ class Identity:
     modified: int = 0
 
     def encoded(self) -> bytes:
-        """Return it in the form that images carry."""
+        """Return the identity in the form that images carry."""
         return _FORM.dump_json(self)
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file that an export writes: complete under its name, or not there at all.
 
-The file gets its name only when it is complete and on stable storage.  Until then it has no name, so nothing is left if the
-export fails or is cancelled, or if the daemon is killed.  Some file systems have no files without a name: there the file
-stands under another name beside its place, and a killed daemon leaves it.  An existing file is replaced only on demand.
+The file gets its name only when it is complete and on stable storage.  Until then it has no name, so nothing is left if
+the export fails or is cancelled, or if the daemon is killed.  Some file systems have no files without a name: there the
+file has another name beside its place, and a killed daemon leaves it behind.  An existing file is replaced only on
+demand.
 
-A raw file is sparse.  Holes stay holes, and each `GRAIN` of zeroes becomes one, because pre-images of blocks that were holes
-come as zeroes.  A qcow2 image shows the image below it where it has no data of its own.
+A raw file is sparse.  Holes stay holes, and each `GRAIN` of zeroes becomes one, because pre-images of blocks that were
+holes come as zeroes.  A qcow2 image shows the image below it where it has no data of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from target.service.inventory import Inventory
 GRAIN = 64 << 10
 _ZEROES = bytes(GRAIN)
 _GLANCE = 256
-"""The bytes of a grain that are compared first: most data differs there, and a comparison of all keeps other threads waiting."""
+"""The bytes of a grain that are compared first.  Most data differs there, and a full comparison holds up other threads."""
 
 
 class Image(Protocol):
@@ -56,9 +57,9 @@ def export(
 ) -> None:
     """Write `pieces`, which make up `size` bytes, to the file at `path`.
 
-    `progress` is called with (bytes done, `size`).  `image` takes (file descriptor, `size`) and returns the writer of the
-    file; without it, the file is raw, and is marked with the `identity` that is asked for when all is written.  `check` is
-    called before the file gets its name.  Raises jobs.Cancelled, Problem, and the errors of `check` and of reading the pieces.
+    `progress` is called with (bytes done, `size`).  `image` takes (file descriptor, `size`) and returns the writer of
+    the file; without it, the file is raw, and is marked with the result of `identity` at the end.  `check` is called
+    before the file gets its name.  Raises jobs.Cancelled, Problem, and the errors of `check` and of reading the pieces.
     """
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jobs of backups: verify a snapshot, find the changes between two, export all data or only the changes.
 
-The control socket starts them.  See `lun_backends.backups.verification` and `differences` for the meaning of their answers.
+The control socket starts them.  See `lun_backends.backups.verification` and `differences` for the meaning of their
+answers.
 
-An export on top of an earlier image records that image's name relative to the new one, so that both may move together.  It
-is refused unless the earlier image says that it shows the older snapshot (see `identity`), or the caller accepts any base.  An
-image that is not on this machine cannot be asked; then the caller names its format.
+An export on top of an earlier image records that image's name relative to the new one, so that both may move together.
+It is refused unless the earlier image says that it shows the older snapshot (see `identity`), or the caller accepts any
+base.  An image that is not on this machine cannot be asked; then the caller names its format.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
 
 
 def _outside(owner: volume.Volume, name: str) -> list[messages.Outside]:
-    """Return what initiators wrote of the snapshot to write-once LUNs."""
+    """Return the blocks of the snapshot that initiators wrote to write-once LUNs."""
     names = {snapshot.uuid: snapshot.name for snapshot in owner.snapshots}
     block = owner.device.block_size
     return [
@@ -259,7 +260,7 @@ def _exportable(
 
 
 def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) -> tuple[qcow2.Backing, bool]:
-    """Return the image that the new one stands on, and whether it says that it shows the older snapshot.  Raises Problem."""
+    """Return the image below the new one, and whether it identifies itself as the older snapshot.  Raises Problem."""
     if request.backing is None:
         raise problems.bad_request("backing", f"with `since`, name the image of {since}")
     below = Path(request.backing)
@@ -313,7 +314,7 @@ def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) 
 def _doubt(below: Path, older: Snapshot) -> str:
     """Return why the image at `below` is not sure to show a snapshot; empty if it is.  Raises OSError.
 
-    The images below it count, too, as far as they say what they are: one of them may have been replaced.
+    This also looks at the images below that one, if they carry an identity, because one of them may have been replaced.
     """
     wanted = str(older.uuid)
     for image in qcow2.chain(below):
@@ -352,8 +353,8 @@ def whole_grains(
 ) -> Iterator[pieces.ExportPiece]:
     """Yield the content of `ranges`, widened to whole `grain`s, except at the end of the view.
 
-    No grain comes twice.  The data of a piece is valid until the caller asks for the next one.  All data is compared with its
-    checksum; `on_damage` is that of `read_checked`, which says what reads raise.
+    No grain comes twice.  The data of a piece is valid until the caller asks for the next one.  All data is compared
+    with its checksum.  `on_damage` and the errors are those of `read_checked`.
     """
     buffer = memoryview(bytearray(_STEP))
     done = 0

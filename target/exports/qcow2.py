@@ -10,12 +10,13 @@
 | then           | refcount blocks; all counts are 1                                                          |
 | then           | the refcount table                                                                         |
 
-A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data: with a
-backing file it is marked to read as zeroes.  No maintained library writes qcow2, and `qemu-img` may not be installed.
+A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data:
+with a backing file it is marked to read as zeroes.  No maintained library writes qcow2, and `qemu-img` may not be
+installed.
 
-A note (the identity of the image) is a header extension of a type of our own.  QEMU keeps extensions that it does not know,
-whatever it does to the image.  The autoclear bit `_UNCHANGED` says that the note still holds: each program that opens the image
-for writing clears the autoclear bits that it does not know.
+A note (the identity of the image) is a header extension of a type of our own.  QEMU keeps extensions that it does not
+know, whatever it does to the image.  The autoclear bit `_UNCHANGED` says that the note still holds: each program that
+opens the image for writing clears the autoclear bits that it does not know.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ CLUSTER_SIZES = (4096, 65536)
 """The smallest and the largest size that `cluster_size` chooses."""
 
 _VERSION = 3
-# magic, version, name of the backing file: offset and length, cluster bits, size, encryption, L1 entries, L1 offset, refcount
-# table: offset and clusters, snapshots: number and offset, incompatible, compatible and autoclear features, refcount order,
-# header length
+# magic, version, name of the backing file: offset and length, cluster bits, size, encryption, L1 entries, L1 offset,
+# refcount table: offset and clusters, snapshots: number and offset, incompatible, compatible and autoclear features,
+# refcount order, header length
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _EXTENSION = struct.Struct(">II")  # type, length
 _BACKING_FORMAT = 0xE2792ACA
@@ -58,7 +59,7 @@ class Backing:
 def cluster_size(size: int, chunk_size: int) -> int:
     """Return a good cluster size for an image of `size` bytes.
 
-    Changes come in chunks, so it is the chunk size where possible; but large enough to keep the L1 table small.
+    Changes come in chunks, so this is the chunk size if possible, but large enough to keep the L1 table small.
     """
     smallest, largest = CLUSTER_SIZES
     chosen = max(smallest, min(chunk_size, largest))
@@ -109,7 +110,7 @@ def chain(path: Path) -> Iterator[Path]:
 
 
 def _below(path: Path) -> Path | None:
-    """Return the image that the one at `path` stands on; None if there is none."""
+    """Return the image below the one at `path`; None if there is none."""
     try:
         with path.open("rb") as file:
             start = file.read(20)
@@ -159,7 +160,7 @@ class Writer:
     def write(self, offset: int, data: memoryview) -> None:
         """Write the data that the image shows from `offset` on; clusters of zeroes take no room.
 
-        The data begins at the begin of a cluster, and ends at the end of one or of the image.
+        The data begins at the start of a cluster, and ends at the end of a cluster or of the image.
         """
         for start in range(0, len(data), self._cluster):
             piece = bytes(data[start : start + self._cluster])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's announcements of TCMU devices, over generic netlink (family TCM-USER, version 2, group `config`).
 
-The messages are pyroute2's.  The socket is a plain one, so that a thread can wait at once for it and for the order to
-stop.
+The messages are pyroute2's.  The socket is a plain one, so a thread can wait for it and for the order to stop
+at the same time.
 
 While a device is made, resized or removed, the kernel may wait uninterruptibly for a handler's answer, and it takes the
 first answer from any sender.  Two rules follow: answer for our own handlers only, and never make, resize or remove a
