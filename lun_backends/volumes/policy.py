@@ -21,7 +21,7 @@ from lun_backends import block_device
 
 
 class OnError(enum.Enum):
-    """The answer to a failed copy; see the module's table."""
+    """The reaction to old data that cannot be kept."""
 
     FAIL_WRITES = "fail-writes"
     DROP_SNAPSHOT = "drop-snapshot"
