@@ -141,6 +141,8 @@ class ChunkFile:
         try:
             _check_header(self._io, self._fd, self.path, superblock)
             storage_io.read_all(self._io, self._fd, [rest], 0, self.chunk_size)
+        except store_file.StoreNewer as newer:
+            return [f"the chunk file's header: {newer}"]
         except store_file.StoreDamaged as damage:
             return [f"the chunk file's header: {damage.field}: {damage.fault}"]
         except OSError as error:
@@ -179,7 +181,7 @@ def checksum(buffers: block_device.Buffers) -> int:
 
 
 def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Superblock) -> None:
-    """Raise StoreDamaged unless this is the chunk file that belongs to the map.  Raises OSError."""
+    """Raise StoreDamaged or StoreNewer unless this is the chunk file that belongs to the map.  Raises OSError."""
     data = memoryview(bytearray(_HEADER.size + _CRC.size))
     if storage_io.read_all(io, fd, [data], 0, len(data)) != len(data):
         raise store_file.StoreDamaged(path, "header", "the file ends within it", store_file.RESTORE)
@@ -188,6 +190,9 @@ def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Sup
         raise store_file.StoreDamaged(
             path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk file", store_file.RESTORE
         )
+    fits = _CRC.unpack_from(data, _HEADER.size)[0] == crc32c.crc32c(data[: _HEADER.size])
+    if version > _VERSION and fits:
+        raise store_file.StoreNewer(path, version, _VERSION)
     if version != _VERSION:
         raise store_file.StoreDamaged(
             path,
@@ -195,7 +200,7 @@ def _check_header(io: storage_io.StorageIO, fd: int, path: Path, superblock: Sup
             f"{version} is not supported, only {_VERSION} is",
             "use the version of wolun that wrote it",
         )
-    if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c.crc32c(data[: _HEADER.size]):
+    if not fits:
         raise store_file.StoreDamaged(path, "header CRC", "does not fit the content", store_file.RESTORE)
     if snapshot != superblock.snapshot.bytes:
         fault = f"{uuid.UUID(bytes=snapshot)}, the map belongs to {superblock.snapshot}"

@@ -340,6 +340,8 @@ class ChunkMap:
         for number, offset in enumerate(COPIES, 1):
             try:
                 copy = read_copy(self._io, self._fd, self.path, offset)
+            except store_file.StoreNewer as newer:
+                faults.append(f"copy {number} of the map's superblock: {newer}")
             except store_file.StoreDamaged as damage:
                 faults.append(f"copy {number} of the map's superblock: {damage.field}: {damage.fault}")
             except OSError as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device
+from lun_backends.files import format as format_
 from lun_backends.files import os_error, storage_io
 
 RESTORE = "restore map and chunk file together from a backup, or delete the snapshot"
@@ -30,6 +31,18 @@ class StoreDamaged(StoreError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.field}: {self.fault}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class StoreNewer(StoreError):
+    """The file at `path` has the format `found`, and this version knows formats up to `known`; nothing is damaged."""
+
+    path: Path
+    found: int
+    known: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {format_.newer_than(self.found, self.known)}; {format_.REMEDY}"
 
 
 @dataclass(eq=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import crc32c
 
 from lun_backends.files import storage_io
-from lun_backends.stores.store_file import RESTORE, StoreDamaged
+from lun_backends.stores.store_file import RESTORE, StoreDamaged, StoreNewer
 
 PAGE = 4096
 CHUNK_SIZES = tuple(1 << shift for shift in range(12, 21))
@@ -113,7 +113,7 @@ def geometry_problem(superblock: Superblock) -> str | None:
 def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock, int | None]:
     """Return the newest good copy, and the number of the other copy if that is damaged or older.
 
-    Raises StoreDamaged, OSError.
+    Raises StoreDamaged, StoreNewer, OSError.
     """
     good: list[tuple[int, Superblock]] = []
     problems: list[tuple[str, str, str]] = []
@@ -133,7 +133,7 @@ def read_both(io: storage_io.StorageIO, fd: int, path: Path) -> tuple[Superblock
 
 
 def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Superblock:
-    """Read one copy and check it.  Raises StoreDamaged, OSError."""
+    """Read one copy and check it.  Raises StoreDamaged, StoreNewer, OSError."""
     page = bytearray(PAGE)
     if storage_io.read_all(io, fd, [memoryview(page)], offset, PAGE) != PAGE:
         raise StoreDamaged(path, "superblock", "the file ends within it", RESTORE)
@@ -142,12 +142,14 @@ def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Sup
     )
     if magic != _MAGIC:
         raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
-    # A later format may have its CRC elsewhere, so the version is checked first.
+    (crc,) = _CRC.unpack_from(page, _BODY.size)
+    fits = crc == crc32c.crc32c(memoryview(page)[: _BODY.size])
+    if version > _VERSION and fits:
+        raise StoreNewer(path, version, _VERSION)
     if version != _VERSION:
         upgrade = "use the version of wolun that wrote it"
         raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
-    (crc,) = _CRC.unpack_from(page, _BODY.size)
-    if crc != crc32c.crc32c(memoryview(page)[: _BODY.size]):
+    if not fits:
         raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)
     if state not in list(State):
         raise StoreDamaged(path, "state", f"{state} is unknown", RESTORE)

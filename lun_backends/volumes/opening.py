@@ -249,6 +249,8 @@ def _open_device(state: State, identity: uuid.UUID) -> write_once.WriteOnce | lo
         durability = Durability.POWER_LOSS if state.synced else state.durability
         store = thin.ThinStore.open(path, durability=durability, io=state.io, space=state.space)
         device = write_once.WriteOnce(store, marks=True)
+    except store_file.StoreNewer:
+        raise  # nothing is lost, so the snapshot must not be marked, and nothing be written that the newer version misses
     except (store_file.StoreDamaged, store_file.StoreMissing) as error:
         recorded = invalidation.mark(path, str(error), state.io)
         return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)

@@ -19,6 +19,7 @@ from typing import Literal
 
 import pydantic
 
+from lun_backends.files import format as format_
 from lun_backends.files import small_file
 from target.scsi import scsi_target
 from target.service import problems
@@ -68,6 +69,8 @@ class LunNumbers:
         try:
             self._snapshots = dict(_TYPE.validate_json(text, strict=False).snapshots)
         except pydantic.ValidationError as error:
+            if newer := format_.newer(text, 1):
+                raise Damaged(f"{path}: {newer}: {format_.REMEDY}") from error
             what = error.errors(include_url=False)[0]["msg"]
             raise Damaged(
                 f"{path} is damaged ({what}): restore it from a backup, or delete it; then the snapshots get new LUNs"

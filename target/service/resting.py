@@ -25,6 +25,7 @@ from typing import Literal
 
 import pydantic
 
+from lun_backends.files import format as format_
 from lun_backends.files import os_error, small_file
 from target.service import lun_numbers
 
@@ -72,10 +73,13 @@ class Resting:
         self._lock = threading.Lock()
         self._stored = _File()
         try:
-            self._stored = _TYPE.validate_json(path.read_bytes(), strict=False)
+            text = path.read_bytes()
+            self._stored = _TYPE.validate_json(text, strict=False)
         except FileNotFoundError:
             pass
         except pydantic.ValidationError as error:
+            if newer := format_.newer(text, 1):
+                raise lun_numbers.Damaged(f"{path}: {newer}: {format_.REMEDY}") from error
             what = error.errors(include_url=False)[0]["msg"]
             raise lun_numbers.Damaged(
                 f"{path} is damaged ({what}): restore it from a backup, or delete it when no initiator is logged in"

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lun_backends import atomic_journal, block_device
+from lun_backends.files import format as format_
 from lun_backends.volumes import volume
 from target.scsi import logical_unit
 from target.scsi.commands import table
@@ -57,6 +58,8 @@ class UnitState:
                 physical_block_size=physical_block_size,
                 write_protected=write_protected,
             )
+        except reservation_file.ReservationFileNewer as error:
+            raise problems.refused(f"{name} is not served", str(error), format_.REMEDY) from error
         except reservation_file.ReservationFileDamaged as error:
             raise problems.refused(
                 f"{name} is not served",

@@ -14,6 +14,7 @@ from typing import Literal
 
 import pydantic
 
+from lun_backends.files import format as format_
 from lun_backends.files import small_file
 from target import iscsi_name
 from target.scsi.reservations.persistent_reservation import (
@@ -26,6 +27,10 @@ from target.scsi.reservations.persistent_reservation import (
 
 class ReservationFileDamaged(Exception):
     """The file cannot be understood; the message has its path, the reason and the remedy."""
+
+
+class ReservationFileNewer(ReservationFileDamaged):
+    """A newer version of wolun made the file; the message has its path and the reason."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -62,6 +67,8 @@ def load(path: Path) -> ReservationState:
         file = _TYPE.validate_json(text, strict=False)
         keys = {_port(entry.initiator, entry.isid): int(entry.key, 16) for entry in file.registrations}
     except ValueError as error:
+        if newer := format_.newer(text, 1):
+            raise ReservationFileNewer(f"{path}: {newer}") from error
         reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
         raise ReservationFileDamaged(
             f"{path} is damaged ({reason}): put it back from a backup, or delete it and let initiators reserve anew"
