@@ -14,7 +14,7 @@ import pytest
 from lun_backends.block_device import WouldBlock
 from target.scsi.task import Task
 from target.tcmu import server as module
-from target.tcmu.ring import Ring, RingTask
+from target.tcmu.ring import Ring, RingTask, Run
 from target.tcmu.server import Served, Server
 from tests.target.tcmu import kernel_side
 from tests.target.tcmu.kernel_side import KernelSide
@@ -262,7 +262,7 @@ def test_error_ends_the_service_of_its_ring_and_of_no_other(
     assert other.wait(1) == [2]
 
 
-def test_error_of_a_plain_command_ends_the_service_of_its_ring(
+def test_error_in_a_ring_that_is_looked_at_first_ends_its_service(
     make: Callable[[], Device], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the loop does not sleep, it looks at the ring that was busy last in a way of its own."""
@@ -273,8 +273,14 @@ def test_error_of_a_plain_command_ends_the_service_of_its_ring(
     for number in (1, 2, 3):
         device.put((number, PLAIN))
         device.wait(number)
-    device.executor.fails = True
-    device.put((4, PLAIN))
+    answer_alone = device.ring.answer_alone
+
+    def fails_while_it_looks(run: Run, looks: int, turns: int) -> int:
+        if looks:
+            raise RuntimeError("the test's fault")
+        return answer_alone(run, looks, turns)
+
+    monkeypatch.setattr(device.ring, "answer_alone", fails_while_it_looks)
     wait_for(lambda: device.served.broken)
     other.put((5, QUICK))
     assert other.wait(1) == [5]
