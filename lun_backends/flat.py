@@ -13,9 +13,11 @@ These operations are done without waiting:
 | `write_now` | a write into the page cache, if no page has to be read first and the device is  | nothing  |
 |             | not known to be slow                                                            |          |
 
-A write into the page cache can still wait (dirty-page throttling, a journal commit).  So each is timed.  If two within
-32 writes took longer than 2 ms, workers do all writes of the next second: there, waiting holds up no other command.  A
-single slow write proves nothing, because on a busy machine the scheduler may have taken the time.
+A write into the page cache can still wait (dirty-page throttling, a journal commit, a frozen file system), even with
+RWF_NOWAIT, which ext4 does not have at all.  So it is a call in place (`in_place`): if it waits, the loop goes on without
+it.  And each is timed.  If two within 32 writes took longer than 2 ms, or a single one made the loop wait, workers do the
+next writes, until 64 of them in a row were quick.  A single slow write proves nothing, because on a busy machine the
+scheduler may have taken the time.
 
 Closing while calls run is safe: the descriptor lives as long as the last call that uses it.
 """
@@ -29,16 +31,17 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import get_ident
 from time import monotonic
 
-from lun_backends import block_device
+from lun_backends import block_device, in_place
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.files import backing_file, os_error, storage_io
 
 _PAGE = mmap.PAGESIZE
 _SLOW_WRITE = 0.002  # seconds; a copy into the page cache takes microseconds, so a slower one has waited for the disk
 _SUSPICION = 32  # writes for which a slow one is remembered
-_SLOW_PERIOD = 1.0  # seconds for which writes then go to workers
+_PROOF = 64  # quick writes of workers in a row, after which a slow device is trusted again
 _BOUNCE = 1 << 20  # bytes moved at a time through an aligned buffer
 _IOV_MAX = 1024  # buffers per system call (POSIX IOV_MAX on Linux)
 
@@ -82,7 +85,9 @@ class Flat(block_device.BlockDevice):
         self._write_flags = (
             0 if direct else os.RWF_NOWAIT
         )  # of a write that must not wait; 0 once the kernel refused them
-        self._slow_until = 0.0
+        self._proof = 0  # quick writes of workers that are needed before the next write in place
+        self.began = 0.0  # see in_place.Caller
+        self.executes = True
         self._suspicion = 0  # writes left in which another slow one counts
         # In memory there is no disk to wait for: a slow write waited for the processor, as a worker would.
         self._waits = backing_file.file_system(descriptor.fd) not in backing_file.MEMORY_FILE_SYSTEMS
@@ -190,8 +195,11 @@ class Flat(block_device.BlockDevice):
         if self.read_only:
             raise block_device.WriteProtected
         descriptor = self._descriptor
+        began = monotonic() if self._proof and not fua else 0.0
         try:
             if self._pwritev(descriptor.fd, buffers, offset, os.RWF_DSYNC if fua else 0) == length:
+                if began:
+                    self._proof = max(0, self._proof - 1) if monotonic() - began <= _SLOW_WRITE else _PROOF
                 return
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -203,11 +211,27 @@ class Flat(block_device.BlockDevice):
             raise self._out_of_range(offset)
         if self.read_only:
             raise block_device.WriteProtected
-        if self._nowait_flags is None:
+        if self._nowait_flags is None or self._proof:
             return False
-        began = monotonic() if self._waits else 0.0
-        if began < self._slow_until:
+        if not self._waits:
+            return self._write_in_place(offset, length, buffers)
+        loop = in_place.LOOPS.get(get_ident())
+        if loop is not None and not loop.open:
             return False
+        self.began = monotonic()
+        if loop is None:
+            done = self._write_in_place(offset, length, buffers)
+        else:
+            loop.enter(self)
+            try:
+                done = self._write_in_place(offset, length, buffers)
+            finally:
+                loop.leave()
+        self._judge(monotonic() - self.began)
+        return done
+
+    def _write_in_place(self, offset: int, length: int, buffers: Buffers) -> bool:
+        """Write without waiting, as far as the kernel can tell; return False if a worker must write."""
         descriptor = self._descriptor
         if self._write_flags:
             try:
@@ -222,20 +246,21 @@ class Flat(block_device.BlockDevice):
         if (offset | length) & (_PAGE - 1) and not self._edges_cached(descriptor, offset, offset + length):
             return False
         try:
-            done = self._pwritev(descriptor.fd, buffers, offset, 0)
+            return self._pwritev(descriptor.fd, buffers, offset, 0) == length
         except OSError as error:
             if error.errno == errno.EINVAL:
                 return False  # more buffers than one call takes
             raise self._error(error, offset, writing=True) from error
-        if self._waits:
-            self._judge(monotonic() - began)
-        return done == length
+
+    def distrust(self) -> None:
+        """Let workers do the writes, until they have found the device quick."""
+        self._proof = _PROOF
 
     def _judge(self, seconds: float) -> None:
         """Note how many seconds a write took that should not have waited."""
         if seconds > _SLOW_WRITE:
             if self._suspicion:
-                self._slow_until = monotonic() + _SLOW_PERIOD
+                self._proof = _PROOF
             self._suspicion = _SUSPICION
         elif self._suspicion:
             self._suspicion -= 1

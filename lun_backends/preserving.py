@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lun_backends import block_device, in_time, tracking
+from lun_backends import block_device, in_place, in_time, tracking
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 
 _ROUND = 8 << 20  # bytes claimed and committed at a time: other writers may have to wait that long for a huge write
@@ -38,7 +38,8 @@ _RUN = 1 << 20  # bytes copied per system call: page cache in larger folios cost
 _SLOW_ROUND = 0.01
 # Rounds in which a second slow one counts: a single one may have met a commit of the file system's journal.
 _SUSPICION = 16
-_SLOW_PERIOD = 1.0  # seconds for which workers then make the copies, which takes three times as long
+# Quick rounds of workers in a row, after which copies are made in place again.  Until then they take three times as long.
+_PROOF = 16
 
 
 class WriteOnceSide(Protocol):
@@ -151,7 +152,9 @@ class Preserver:
         self._run_length = max(chunk_size, _RUN)
         self._round = max(1, _ROUND >> self._shift)
         self._round_now = max(1, _ROUND_NOW >> self._shift)
-        self._slow_until = 0.0
+        self._proof = 0  # quick rounds of workers that are needed before the next one in place
+        self.began = 0.0  # see in_place.Caller
+        self.executes = False
         self._suspicion = 0  # rounds left in which another slow one counts
         self._claims: set[int] = set()
         self._claiming = threading.Lock()
@@ -185,24 +188,33 @@ class Preserver:
         This leaves out chunks that cannot be copied without waiting, and copies that fail; their writes meet the error.
         """
         side = self.side
-        began = time.monotonic()
-        if (
-            side is None
-            or not side.device.commits_in_memory
-            or self.copy_timeout is not None
-            or began < self._slow_until
-        ):
+        if side is None or not side.device.commits_in_memory or self.copy_timeout is not None or self._proof:
             return False
+        loop = in_place.LOOPS.get(threading.get_ident())
+        if loop is not None and not loop.open:
+            return False
+        self.began = began = time.monotonic()
         waits = _waits()
-        self._preserve_round(side, self.spans(ranges), now=True)
+        if loop is None:
+            self._preserve_round(side, self.spans(ranges), now=True)
+        else:
+            loop.enter(self)
+            try:
+                self._preserve_round(side, self.spans(ranges), now=True)
+            finally:
+                loop.leave()
         ended = time.monotonic()
         if ended - began > _SLOW_ROUND and _waits() != waits:
             if self._suspicion:
-                self._slow_until = ended + _SLOW_PERIOD
+                self._proof = _PROOF
             self._suspicion = _SUSPICION
         elif self._suspicion:
             self._suspicion -= 1
         return True
+
+    def distrust(self) -> None:
+        """Let workers make the copies, until these were quick."""
+        self._proof = _PROOF
 
     def spans(self, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the (first, last) chunk of every range on the device; writes to other ranges fail by themselves."""
@@ -268,6 +280,8 @@ class Preserver:
         try:
             if self.copy_timeout is None:
                 self._copy_claimed(side, chunks)
+                if self._proof:
+                    self._proof = max(0, self._proof - 1) if time.monotonic() - began <= _SLOW_ROUND else _PROOF
             else:
                 self._helpers.run(lambda: self._copy_claimed(side, chunks), self.copy_timeout)
         except in_time.TimedOut:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 
+from lun_backends import in_place
 from lun_backends.block_device import WouldBlock
 from target.iscsi import errors, keys, pdu
 from target.iscsi.command import Command, Refusal, Stage, private_buffers
@@ -47,6 +48,18 @@ DIRECT_LENGTH = 16384
 """Missing bytes from which on it is cheaper to receive in place than to copy."""
 
 
+class Relieved(BaseException):
+    """The calling thread was relieved of the loop (`in_place`) while it executed the command at `TaskSet.at`.
+
+    The relief has taken the session over, so the thread must touch nothing of it any longer.  `executed` says whether the
+    command has an outcome.  No guard of a session catches this.
+    """
+
+    def __init__(self, *, executed: bool) -> None:
+        super().__init__()
+        self.executed = executed
+
+
 class TaskSet:
     """The commands of one session; raises PeerError and Rejected for the peer's mistakes."""
 
@@ -60,6 +73,8 @@ class TaskSet:
         """The place for the next bytes from the peer, ahead of the receive buffer; see `received_direct`."""
         self.paused = False
         """Whether `receive_commands` stopped so that its answers are sent before it continues."""
+        self.at = 0
+        """Where in the receive buffer the command begins that `receive_commands` executes."""
         self.bytes_in = 0  # data-out, from the initiator
         self.bytes_out = 0
         self.done = 0
@@ -193,6 +208,8 @@ class TaskSet:
         that fits one Data-In, or data-out that came whole as immediate data.  All other commands are left to `begin`,
         which does the same in the general way.  Answers that are not plain GOOD are built in the general way, too.
         """
+        loop = in_place.current()
+        loop.open = True
         sender = self.sender
         output = self.output
         task = self._task
@@ -207,6 +224,7 @@ class TaskSet:
         prepared = 0  # up to where `_prepare_ahead` looked
         self.paused = False
         if expected_sn == sender.max_cmd_sn + 1 & MASK:
+            loop.open = False
             return start
         while end - start >= 48:
             if prepared and start >= prepared:
@@ -235,6 +253,7 @@ class TaskSet:
                     task.data_out = ()
             task.lun = lun
             task.cdb = cdb
+            self.at = start
             start = stop
             expected_sn = cmd_sn + 1 & MASK
             sender.exp_cmd_sn = expected_sn
@@ -242,13 +261,17 @@ class TaskSet:
                 try:
                     execute(task, nowait=True)
                 except WouldBlock:
-                    if not lengths or prepared:
+                    if not lengths or prepared or loop.relieved:
                         raise
                     prepared = self._prepare_ahead(task, buffer, start, end)
-                    if prepared > end:
+                    if prepared > end or loop.relieved:
                         raise
                     execute(task, nowait=True)
+                if loop.relieved:
+                    raise Relieved(executed=True)
             except WouldBlock:
+                if loop.relieved:
+                    raise Relieved(executed=False) from None
                 command = Command(itt, task, expected, reads=direction != 0x20, writes=lengths > 0, counted=True)
                 command.borrows = lengths > 0
                 self._task = task = Task(output.allocate)
@@ -305,10 +328,26 @@ class TaskSet:
                      stat_sn, expected_sn, sender.max_cmd_sn, 0, 0, 0)  # fmt: skip
                 output.fill = fill + 48
                 sender.stat_sn = stat_sn + 1 & MASK
+        loop.open = False
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         self.done += done
         return start
+
+    def take_over(self, buffer: memoryview) -> tuple[Command, int]:
+        """Go on for a thread that was relieved while it executed a command, whose data lies in `buffer`.
+
+        Return the command, which is no longer of the fast path, and where in the buffer the next one begins.
+        """
+        _, flags, _, lengths, _, itt, expected, _, _, _ = pdu.SCSI_COMMAND.unpack_from(buffer, self.at)
+        command = Command(itt, self._task, expected, reads=flags & 0x60 != 0x20, writes=lengths > 0, counted=True)
+        command.borrows = lengths > 0
+        command.task.allocate = private_buffers
+        command.stage = Stage.RUNNING
+        self._task = Task(self.output.allocate)
+        self.bytes_in += lengths
+        self.commands[itt] = command
+        return command, self.at + pdu.BHS_LENGTH + (lengths + 3 & ~3)
 
     def _prepare_ahead(self, task: Task, buffer: memoryview, start: int, end: int) -> int:
         """Let the units prepare the write `task` and the simple ones behind it at `buffer[start:end]`, without waiting.

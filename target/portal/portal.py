@@ -30,8 +30,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+from lun_backends import in_place
 from target import liveness
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
@@ -42,11 +43,14 @@ from target.iscsi.limits import Limits
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
+from target.iscsi.task_set import Relieved
 from target.portal import crowd
 from target.portal.channel import Channel, ReceiveBuffer
-from target.portal.workers import Workers
+from target.portal.workers import Job, Result, Workers
 from target.scsi.nexus import Nexus
 from target.scsi.scsi_target import ScsiTarget
+from target.scsi.task import Executor
+from target.shift import Shift
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ TURNS: Final = 16
 """Times that one channel may be read before the others are polled."""
 EVENTS: Final = 64
 """Sockets handled in one round."""
+LOOP_NAME: Final = "iscsi-portal"
 SPIN_SECONDS: Final = 0.0001
 """How long the loop polls instead of sleeping, once its sleeps have become that short.  A wake-up takes longer than a
 command: with one command in flight, polling doubles the rate of an otherwise idle machine (10 k to 24 k reads/s)."""
@@ -66,6 +71,14 @@ DISCOVERY_SESSIONS: Final = 32
 """Discovery sessions at once.  They need no secret by default, so they have a share of their own."""
 PEER_SHARE: Final = 8
 """One part in so many of all sessions is kept for other peers than the one that has the most."""
+
+
+class Left(NamedTuple):
+    """The command that a relieved thread still executes."""
+
+    channel: Channel
+    command: Command
+    executor: Executor
 
 
 class LoopBroken(BaseException):
@@ -121,6 +134,8 @@ class Portal:
         self._dirty: set[Channel] = set()
         self._spinning = False
         self._warm: Channel | None = None  # read last while spinning: it keeps its buffer and its arena
+        self._current: Channel | None = None  # whose requests are handled
+        self._relieved: dict[Shift, Left | None] = {}  # the relieved threads, and what they still execute
         self._stalled: set[Channel] = set()  # they have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
@@ -166,7 +181,7 @@ class Portal:
 
     def start(self) -> None:
         """Serve from a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name="iscsi-portal", daemon=True)
+        self._thread = threading.Thread(target=self.run, name=LOOP_NAME, daemon=True)
         self._thread.start()
 
     def run(self) -> None:
@@ -175,12 +190,22 @@ class Portal:
             if self._running or self._stopping:
                 return
             self._running = True
+        self._run_shift()
+
+    def _run_shift(self) -> None:
+        """Run the loop until it ends, or until the calling thread is relieved."""
+        shift = Shift(LOOP_NAME, self._relieve)
         try:
             self._loop()
+        except Relieved as relieved:
+            self._go_off(shift, executed=relieved.executed)
+            return
         except BaseException:
             # The process ends with its loop (`target.ending`), and does not wait for workers that may wait for a disk.
+            shift.end()
             self._done.set()
             raise
+        shift.end()
         self._clean_up()
 
     def close(self, drain_seconds: float = 5.0) -> None:
@@ -209,6 +234,8 @@ class Portal:
         for channel in list(self._channels.values()):
             self._drop(channel)
         self._workers.close()
+        for shift in list(self._relieved):
+            shift.finished.wait()
         self._finish_results()
         self._epoll.close()
         for listener, _ in self._listeners.values():
@@ -511,10 +538,17 @@ class Portal:
 
     def _handle(self, channel: Channel, now: float) -> None:
         """Handle the requests in the receive buffer, and send the answers."""
+        self._current = channel
+        handled = 0
+        if channel.buffer is not None and channel.fill:
+            handled = channel.connection.receive(channel.buffer.view, channel.fill, now)
+        self._handled(channel, handled)
+
+    def _handled(self, channel: Channel, handled: int) -> None:
+        """Go on behind the first `handled` bytes in the receive buffer: their requests were handled."""
         connection = channel.connection
         buffer = channel.buffer
         if buffer is not None:
-            handled = connection.receive(buffer.view, channel.fill, now) if channel.fill else 0
             if connection.tasks.blocked:
                 connection.tasks.prepare_in_place()
                 if connection.tasks.blocked:
@@ -574,6 +608,7 @@ class Portal:
 
     def _failed(self, channel: Channel, error: Exception) -> None:
         """End a session because of an unforeseen error; the others continue."""
+        in_place.current().open = False
         connection = channel.connection
         name = connection.login.initiator or connection.address
         log.error("%s: the session ends, because of an error", name, exc_info=error)
@@ -653,7 +688,7 @@ class Portal:
                 else:
                     self._dirty.add(channel)
 
-    def _relieve(self, now: float) -> None:
+    def _drop_slowest(self, now: float) -> None:
         """Drop the session whose data has been on its way longest, because it holds memory that others need."""
         begun = [
             (since, channel)
@@ -674,7 +709,7 @@ class Portal:
         short = self.memory.second()
         self.memory.released = bool(self.memory.waiting)
         if short:
-            self._relieve(now)
+            self._drop_slowest(now)
         for channel in list(self._channels.values()):
             try:
                 channel.connection.tick(now)
@@ -684,6 +719,56 @@ class Portal:
                     self._flush(channel)
             except Exception as error:  # noqa: BLE001 - `_failed` logs it
                 self._failed(channel, error)
+
+    # -- relief ---------------------------------------------------------------------------------------------------
+
+    def _relieve(self, shift: Shift, caller: in_place.Caller) -> None:
+        """Go on as the loop, because its thread waits in a call in place.  Runs on the watcher's thread.
+
+        If the call is the command itself, the relieved thread is like a worker that executes it.  Otherwise the command goes
+        to a worker.
+        """
+        self._thread = threading.current_thread()
+        channel = self._current
+        assert channel is not None  # a call in place belongs to a command, and a command to a channel
+        self._relieved[shift] = None
+        connection, buffer = channel.connection, channel.buffer
+        assert buffer is not None
+        assert connection.nexus is not None
+        command, end = connection.tasks.take_over(buffer.view)
+        if caller.executes:
+            command.lease = buffer
+            buffer.holders += 1
+            self._workers.adopt(channel, Job(connection.nexus, [command]))
+            self._relieved[shift] = Left(channel, command, connection.nexus)
+        else:
+            connection.tasks.blocked.append(command)
+        shift.handed_over.set()
+        self._stalled.add(channel)  # the requests behind the command
+        try:
+            self._handled(channel, end)
+        except Exception as error:  # noqa: BLE001 - `_failed` logs it
+            self._failed(channel, error)
+        self._run_shift()
+
+    def _go_off(self, shift: Shift, *, executed: bool) -> None:
+        """Hand over the command that waited, if it is still this thread's, which was relieved."""
+        shift.handed_over.wait()
+        left = self._relieved[shift]
+        if left is not None:
+            task, error = left.command.task, None
+            try:
+                if not executed and not task.aborted:
+                    left.executor.execute(task, nowait=False)
+            except Exception as raised:  # noqa: BLE001 - the loop logs it, and ends the session
+                error = raised
+            self._workers.results.append(Result(left.channel, left.command, True, error))
+            self._workers.wake()
+        shift.finished.set()
+        self._call(lambda: self._forget_shift(shift))
+
+    def _forget_shift(self, shift: Shift) -> None:
+        del self._relieved[shift]
 
     # -- blocked commands ----------------------------------------------------------------------------------------
 

@@ -189,6 +189,11 @@ class Workers(Generic[L]):
             self._shares[owner] += 1
             self._jobs.put((lane, job))
 
+    def adopt(self, lane: L, job: Job) -> None:
+        """Count a job of `lane` that the thread which ran the loop executes, now that it is relieved."""
+        lane.jobs[job.commands[-1]] = job
+        self._active += 1
+
     def job_done(self, lane: L, last: Command) -> None:
         """Note that the job of `lane` that ends with `last` is over, and start others, of the longest-waiting lane first."""
         job = lane.jobs.pop(last)

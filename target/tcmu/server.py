@@ -30,9 +30,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from lun_backends import in_place
 from lun_backends.block_device import WouldBlock
 from target import liveness
 from target.scsi.task import Executor
+from target.shift import Shift
 from target.tcmu.ring import Ring, RingError, RingTask, Run
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ TURNS = 64  # commands that one ring gets if they come alone
 LOOKS = 64  # looks at the ring that was busy last, before the others are polled
 SPIN_SECONDS = 0.0005  # how long the loop polls before it sleeps again
 BEAT_SECONDS = 1.0  # the longest sleep
+LOOP_NAME = "tcmu rings"
 GIVEN_UP = "a device is no longer served, because of an error"
 
 
@@ -56,6 +59,8 @@ class Served:
     executor: Executor
     run: Run
     """The function that runs commands which come alone and need not wait; the executor runs the others."""
+    lent: bool = False
+    """Whether a thread that was relieved of the loop still serves it, and nobody else does."""
     broken: bool = False
     """Whether the server has given the ring up."""
 
@@ -64,7 +69,7 @@ class Server:
     """The loop and its workers, from `start` on.  Any thread except the workers may call `add` and `remove`."""
 
     def __init__(self, workers: int = WORKERS) -> None:
-        self.pulse = liveness.Pulse("tcmu rings", BEAT_SECONDS)
+        self.pulse = liveness.Pulse(LOOP_NAME, BEAT_SECONDS)
         self._epoll = select.epoll()
         self._woken, self._wake = os.pipe()
         self._epoll.register(self._woken, select.EPOLLIN)
@@ -72,10 +77,12 @@ class Server:
         self._added: deque[Served] = deque()
         self._removed: dict[int, threading.Event] = {}
         self._failed: deque[Served] = deque()
-        self._again: set[Served] = set()  # rings whose turn was over before they were empty
+        self._due: deque[Served] = deque()  # rings that the loop has to look at
         self._handed_over = False  # whether the workers got a task since the loop last checked
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tcmu")
-        self._thread = threading.Thread(target=self._run, name="tcmu rings", daemon=True)
+        self._current: Served | None = None
+        self._relieved: set[Shift] = set()
+        self._thread = threading.Thread(target=self._run_shift, name=LOOP_NAME, daemon=True)
 
     def start(self) -> None:
         """Start the loop."""
@@ -85,7 +92,10 @@ class Server:
         """Stop the loop and the workers.  The caller has removed all rings before."""
         if self._thread.is_alive():
             os.write(self._wake, b"\0")
-            self._thread.join()
+        while (thread := self._thread).is_alive():  # the loop may have been relieved meanwhile
+            thread.join(0.1)
+        for shift in list(self._relieved):
+            shift.finished.wait()
         self._pool.shutdown()
         self._epoll.close()
         os.close(self._wake)
@@ -111,27 +121,57 @@ class Server:
             forgotten.wait()
         return served.ring.idle
 
-    def _run(self) -> None:
+    def _run_shift(self) -> None:
+        """Run the loop until it ends, or until the calling thread is relieved."""
+        shift = Shift(LOOP_NAME, self._relieve)
+        ring = self._run(shift.loop)
+        if ring is None:
+            shift.end()
+            return
+        shift.handed_over.wait()
+        ring.lent = False
+        self._added.append(ring)
+        os.write(self._wake, b"\1")
+        shift.finished.set()
+        self._relieved.discard(shift)
+
+    def _relieve(self, shift: Shift, _: in_place.Caller) -> None:
+        """Go on as the loop, because its thread waits in a call in place.  That thread keeps the ring until then."""
+        ring = self._current
+        assert ring is not None  # a call in place belongs to a command in a ring
+        ring.lent = True
+        self._relieved.add(shift)
+        self._thread = threading.current_thread()
+        shift.handed_over.set()
+        self._run_shift()
+
+    def _run(self, loop: in_place.LoopThread) -> Served | None:
+        """Run the loop to its end, or return the ring with which the thread was relieved."""
         may_spin = len(os.sched_getaffinity(0)) > 1
+        due = self._due
         warm: Served | None = None  # the ring that was busy last, while the loop spins
         spin_until = 0.0
         next_beat = 0.0
         while True:
-            again, self._again = self._again, set()
-            for unfinished in again:
-                self._serve(unfinished)
             began = time.monotonic()
             if warm is not None:
+                self._current = warm
+                loop.open = True
                 try:
                     answered = warm.ring.answer_alone(warm.run, LOOKS, TURNS)
                 except Exception:
                     log.exception(GIVEN_UP)
-                    self._give_up(warm)
-                    warm, answered = None, 0
-                if answered:
+                    self._broken(warm, loop)
+                    answered = 0
+                loop.open = False
+                if loop.relieved:
+                    return warm
+                if warm.broken:
+                    warm = None
+                elif answered:
                     began = time.monotonic()
                     spin_until = began + SPIN_SECONDS
-            events = self._epoll.poll(BEAT_SECONDS if warm is None and not self._again else 0)
+            events = self._epoll.poll(BEAT_SECONDS if warm is None and not due else 0)
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
@@ -141,40 +181,62 @@ class Server:
             elif now > spin_until:
                 warm = None
             spins = may_spin and now - began < SPIN_SECONDS
+            # All that is due is noted before any of it is done: a relief finds the rest there.  No event comes twice.
+            last: Served | None = None
+            cold = False
             for descriptor, _ in events:
-                if descriptor != self._woken:
-                    served = self._served.get(descriptor)
-                    if served is not None:
-                        self._serve(served)
-                        warm = served if spins and not served.broken else None
-                    continue
-                for order in os.read(self._woken, 4096):
-                    if order == 0:
-                        return
-                    if order == 1:
-                        added = self._added.popleft()
-                        if self._served.get(added.descriptor) is added:
-                            self._serve(added)
-                    elif order == 3:
-                        self._give_up(self._failed.popleft())
-                    else:
-                        self._forget()
-                warm = None
-            if self._handed_over:  # the workers need the interpreter's lock, and no command is alone beside theirs
+                if descriptor == self._woken:
+                    cold = True
+                    if self._take_orders():
+                        return None
+                elif (served := self._served.get(descriptor)) is not None:
+                    due.append(served)
+                    last = served
+            for _ in range(len(due)):  # those that come again have their turn behind another look at the others
+                served = due.popleft()
+                self._serve(served, loop)
+                if loop.relieved:
+                    return served
+            if last is not None:
+                warm = last if spins and not last.broken else None
+            if (
+                cold or self._handed_over
+            ):  # the workers need the interpreter's lock, and no command is alone beside theirs
                 self._handed_over = False
                 warm = None
+
+    def _take_orders(self) -> bool:
+        """Take the orders of other threads; return whether the loop shall end."""
+        for order in os.read(self._woken, 4096):
+            if order == 0:
+                return True
+            if order == 1:
+                added = self._added.popleft()
+                if self._served.get(added.descriptor) is added:
+                    self._due.append(added)
+            elif order == 3:
+                self._give_up(self._failed.popleft())
+            else:
+                self._forget()
+        return False
 
     def _forget(self) -> None:
         for descriptor, forgotten in list(self._removed.items()):
             with contextlib.suppress(FileNotFoundError):  # a broken ring is no longer registered
                 self._epoll.unregister(descriptor)
-            self._again = {served for served in self._again if served.descriptor != descriptor}
+            left = [served for served in self._due if served.descriptor != descriptor]
+            self._due.clear()
+            self._due.extend(left)
             self._served.pop(descriptor, None)
             del self._removed[descriptor]
             forgotten.set()
 
-    def _serve(self, served: Served) -> None:
+    def _serve(self, served: Served, loop: in_place.LoopThread) -> None:
+        if served.lent or served.broken:
+            return
         ring = served.ring
+        self._current = served
+        loop.open = True
         try:
             ring.answer_alone(served.run, 0, TURNS)
             # An answer often brings the next command at once, and another look is cheaper than a wake-up.
@@ -190,12 +252,23 @@ class Server:
                     self._handed_over = True
                     self._pool.submit(self._work, served, waiting)
                 ring.complete(done)
-            self._again.add(served)
+            if not loop.relieved:  # or it becomes due when this thread gives it back
+                self._due.append(served)
         except RingError as error:
             log.error("%s; the device is no longer served", error)
-            self._give_up(served)
+            self._broken(served, loop)
         except Exception:
             log.exception(GIVEN_UP)
+            self._broken(served, loop)
+        finally:
+            loop.open = False
+
+    def _broken(self, served: Served, loop: in_place.LoopThread) -> None:
+        """Give a ring up, or let the loop do that if the calling thread is the loop no longer."""
+        if loop.relieved:
+            self._failed.append(served)
+            os.write(self._wake, b"\3")
+        else:
             self._give_up(served)
 
     def _give_up(self, served: Served) -> None:
@@ -203,7 +276,6 @@ class Server:
         if self._served.get(served.descriptor) is served:
             del self._served[served.descriptor]
             self._epoll.unregister(served.descriptor)
-        self._again.discard(served)
 
     def _work(self, served: Served, tasks: Sequence[RingTask]) -> None:
         waiting = tasks

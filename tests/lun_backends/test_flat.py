@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, flat
+from lun_backends import block_device, flat, in_place
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import backing_file, storage_io
 
@@ -209,7 +209,9 @@ def test_calls_that_need_the_disk_are_not_done_without_waiting(tmp_path: Path, w
     device.close()
 
 
-def test_after_slow_writes_workers_write_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_slow_writes_workers_write_until_they_find_the_device_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     device = flat.Flat(tmp_path / "disk")
     device._waits = True  # also where the temporary directory is in memory
@@ -231,9 +233,31 @@ def test_after_slow_writes_workers_write_for_a_while(tmp_path: Path, monkeypatch
     assert write()
     assert write()
     assert not write()
-    device.writev(0, buffers(bytes(4096)))
-    now[0] += 1.0
+    device.writev(0, buffers(bytes(4096)))  # slow as well
+    now[0] += 60.0
+    step[0] = 0.0
+    for _ in range(64):
+        assert not write()
+        device.writev(0, buffers(bytes(4096)))
     assert write()
+    device.close()
+
+
+def test_loop_that_cannot_be_relieved_makes_no_write_that_may_wait(tmp_path: Path) -> None:
+    backing_file.create(tmp_path / "disk", SIZE)
+    device = flat.Flat(tmp_path / "disk")
+    device._waits = True  # also where the temporary directory is in memory
+    loop = in_place.begin()
+    try:
+        assert not device.write_now(0, 4096, buffers(bytes(4096)))
+        loop.open = True
+        assert device.write_now(0, 4096, buffers(bytes(4096)))
+        assert not loop.calls
+        assert not loop.relieved
+        device.distrust()
+        assert not device.write_now(0, 4096, buffers(bytes(4096)))
+    finally:
+        in_place.end(threading.get_ident())
     device.close()
 
 

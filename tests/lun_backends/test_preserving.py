@@ -66,7 +66,7 @@ def test_prepare_without_waiting_leaves_chunks_that_need_waiting(
     assert list(cow.tracker) == [0, 1, 2, 3]
 
 
-def test_after_copies_that_waited_for_the_disk_workers_copy_for_a_while(
+def test_after_copies_that_waited_for_the_disk_workers_copy_until_that_is_quick(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
     side.commits_in_memory = True
@@ -93,6 +93,14 @@ def test_after_copies_that_waited_for_the_disk_workers_copy_for_a_while(
     assert cow.prepare_now([(4 * CHUNK, 512)])
     assert not cow.prepare_now([(5 * CHUNK, 512)])
     assert side.commits == [[n * CHUNK] for n in range(5)]
+    primary.before = None
+    for _ in range(preserving._PROOF):
+        assert not cow.prepare_now([(5 * CHUNK, 512)])
+        another = MemorySide(SIZE)
+        another.commits_in_memory = True
+        cow.arm(another)
+        cow.preserve(0, 512)
+    assert cow.prepare_now([(5 * CHUNK, 512)])
 
 
 def test_prepare_of_a_range_beyond_the_device_is_left_to_the_write(cow: CopyOnWrite, side: MemorySide) -> None:

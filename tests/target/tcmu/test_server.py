@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from lun_backends import in_place
 from lun_backends.block_device import WouldBlock
 from target.scsi.task import Task
 from target.tcmu import server as module
@@ -32,6 +33,7 @@ class Executor:
         self.prepares_at_once = False
         self.running = 0
         self.fails = self.prepare_fails = False
+        self.disk: Disk | None = None
         self._ready: set[int] = set()
 
     def execute(self, task: Task, *, nowait: bool) -> None:
@@ -41,6 +43,8 @@ class Executor:
             raise WouldBlock
         if self.fails:
             raise RuntimeError("the test's fault")
+        if self.disk is not None:
+            self.disk.call()
         if opcode == SLOW:
             self.running += 1
             assert self.let.wait(60)
@@ -73,6 +77,8 @@ class Device:
     def _run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         if memory[at] != PLAIN:
             return False
+        if self.executor.disk is not None:
+            self.executor.disk.call()
         if self.executor.fails:
             raise RuntimeError("the test's fault")
         self.ran_alone.append(memory[at + 1])
@@ -303,3 +309,77 @@ def test_loop_beats_though_nothing_comes(server: Server) -> None:
     wait_for(lambda: server.pulse._last > first)
     second = server.pulse._last
     wait_for(lambda: server.pulse._last > second)
+
+
+class Disk:
+    """A disk that makes a call in place wait until it answers; the `in_place.Caller` of that call."""
+
+    executes = True
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.trusted = True
+        self.answer = threading.Event()
+
+    def distrust(self) -> None:
+        self.trusted = False
+
+    def call(self) -> None:
+        """Make a call in place, if the calling thread may."""
+        loop = in_place.current()
+        if not self.trusted or not loop.open:
+            return
+        self.began = time.monotonic()
+        loop.enter(self)
+        try:
+            assert self.answer.wait(60)
+        finally:
+            loop.leave()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_disk_that_makes_the_loop_wait_holds_up_its_own_ring_only(
+    make: Callable[[], Device], server: Server, alone: bool
+) -> None:
+    """Another thread goes on as the loop, and has the ring again when the disk has answered."""
+    device, other, disk = make(), make(), Disk()
+    server.add(device.served)
+    server.add(other.served)
+    device.executor.disk = disk
+    if alone:
+        device.put((1, PLAIN))
+    else:
+        device.put((1, QUICK), (2, QUICK))
+    wait_for(lambda: not disk.trusted)
+    for number in range(1, 4):
+        other.put((number, QUICK))
+        other.wait(number)
+    late = make()
+    late.put((1, QUICK))
+    server.add(late.served)
+    assert late.wait(1) == [1]
+    device.put((3, QUICK))
+    assert device.served.lent
+    disk.answer.set()
+    assert sorted(device.wait(2 if alone else 3)) == ([1, 3] if alone else [1, 2, 3])
+    wait_for(lambda: not device.served.lent and not server._relieved)
+    device.put((4, QUICK))
+    device.wait(3 if alone else 4)
+
+
+def test_closing_waits_for_a_thread_that_was_relieved() -> None:
+    server, device, disk = Server(), Device(), Disk()
+    server.start()
+    server.add(device.served)
+    device.executor.disk = disk
+    device.put((1, QUICK))
+    wait_for(lambda: not disk.trusted)
+    server.remove(device.served, 0.0)
+    closing = threading.Thread(target=server.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    disk.answer.set()
+    closing.join(60)
+    assert not closing.is_alive()
+    device.close()
