@@ -359,7 +359,9 @@ def test_disk_that_makes_the_loop_wait_holds_up_its_own_ring_only(
     server.add(late.served)
     assert late.wait(1) == [1]
     device.put((3, QUICK))
-    assert device.served.lent
+    other.put((4, QUICK))
+    other.wait(4)
+    assert device._collect() == []  # the thread in the call keeps the ring
     disk.answer.set()
     assert sorted(device.wait(2 if alone else 3)) == ([1, 3] if alone else [1, 2, 3])
     wait_for(lambda: not device.served.lent and not server._relieved)
