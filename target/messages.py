@@ -115,6 +115,7 @@ class Volume:
     doubtful: str = ""
     verify_reads: bool = True
     map_write_once: str = "none"
+    write_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +326,7 @@ class CreateVolume:
     on_error: str | None = None
     verify_reads: bool | None = None
     map_write_once: str | None = None
+    write_cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +353,7 @@ class ChangeVolume:
     on_error: str | None = None
     verify_reads: bool | None = None
     map_write_once: str | None = None
+    write_cache: bool | None = None
     any_lun: bool = False
 
 

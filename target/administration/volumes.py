@@ -28,7 +28,18 @@ from target.service.service import Service
 log = logging.getLogger(__name__)
 
 _WHILE_IN_USE = frozenset(
-    {"snapshots", "limit", "warn_at", "on_error", "max_snapshots", "verify_reads", "schedule", "keep", "map_write_once"}
+    {
+        "snapshots",
+        "limit",
+        "warn_at",
+        "on_error",
+        "max_snapshots",
+        "verify_reads",
+        "schedule",
+        "keep",
+        "map_write_once",
+        "write_cache",
+    }
 )
 
 
@@ -175,6 +186,7 @@ class VolumeChanges:
         names = {snapshot.name for snapshot in owner.snapshots}
         owner.keep_by(volumes.rules(after))
         self._inventory.map_write_once(after.name, after.map_write_once)
+        self._inventory.set_write_cache(after)
         for name in after.snapshots:
             if name not in names:
                 self._service.snapshots.create_snapshot(after.name, name)

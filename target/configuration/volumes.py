@@ -94,6 +94,10 @@ class Volume(values.Group):
     copy_timeout: values.Seconds | None = None
     """Seconds after which a copy of old data counts as failed. Left out: it may take any time."""
 
+    write_cache: bool = True
+    """Whether a write may end before it is on stable storage (WCE). Initiators flush the cache when they must, and can turn
+    it off until the daemon ends. With `false` every write waits for the disk."""
+
     map_write_once: MapWriteOnce = MapWriteOnce.NONE
     """Whether initiators see the write-once LUNs of its snapshots: `none`, `read-only` or `read-write`. With `read-write`
     any of them can put data into blocks that are blank there, and it becomes the content of the snapshot."""

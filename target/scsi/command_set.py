@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from lun_backends.block_device import WouldBlock
 from target.scsi import sense
 from target.scsi.logical_unit import Check, Handler, ItlNexus, LogicalUnit, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
@@ -19,6 +20,8 @@ from target.scsi.reservations.reservations import harmless
 from target.scsi.sense import Asc
 from target.scsi.task import Task
 from target.scsi.unit_kind import UnitKind
+
+_WRITE_10, _WRITE_16 = 0x2A, 0x8A
 
 ALL = frozenset(UnitKind)
 PRIMARY = frozenset({UnitKind.PRIMARY})
@@ -116,6 +119,18 @@ def _withheld(command: Command) -> Handler:
     return run
 
 
+def _stable(run: Handler) -> Handler:
+    """Return a handler of a command that writes, which ends when all of it is on stable storage."""
+
+    def run_and_flush(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        if nowait:
+            raise WouldBlock
+        run(itl, task, False)
+        itl.unit.device.flush()
+
+    return run_and_flush
+
+
 def _by_service_action(handlers: Mapping[int, Handler]) -> Handler:
     def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
         handler = handlers.get(task.cdb[1] & 0x1F)
@@ -132,11 +147,18 @@ class UnitCommands:
     `handlers` has 256 handlers, by opcode, and `checked` the same without the fast ones.  `plain` holds the opcodes
     that `Plain` may run, and `ranges` finds the blocks in the CDB of a write that can be prepared.  On a
     write-protected unit neither has a command that writes.  `read_only`: the initiator may only read, even if others
-    may write.
+    may write.  `write_through`: a command that writes ends when its data is on stable storage.
     """
 
     def __init__(
-        self, rows: Iterable[Command], kind: UnitKind, *, write_protected: bool, atomic: bool, read_only: bool = False
+        self,
+        rows: Iterable[Command],
+        kind: UnitKind,
+        *,
+        write_protected: bool,
+        atomic: bool,
+        read_only: bool = False,
+        write_through: bool = False,
     ) -> None:
         self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
@@ -145,7 +167,12 @@ class UnitCommands:
         self.checked: list[Handler] = [_unknown] * 256
         self.handlers: list[Handler] = [_unknown] * 256
         allowed = [command for command in self.rows if not (command.writes and write_protected)]
-        self.plain = frozenset(command.opcode for command in allowed if kind in command.plain)
+        self.plain = frozenset(
+            command.opcode for command in allowed if kind in command.plain and not (command.writes and write_through)
+        )
+        # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored, so
+        # the table marks writes as plain for primaries alone.
+        self.plain_writes = {_WRITE_10, _WRITE_16} <= self.plain
         self.ranges = {
             command.opcode: command.range_written for command in allowed if command.range_written is not None
         }
@@ -154,13 +181,16 @@ class UnitCommands:
             protected = command.writes and write_protected
             withheld = command.concerns_others and read_only
             handler = _protected if protected else _withheld(command) if withheld else _checked(command)
+            through = command.writes and write_through and not protected
+            if through:
+                handler = _stable(handler)
             if not protected and not withheld:
                 self._checks[command.opcode, command.service_action] = _foreseen(command)
             if command.service_action is not None:
                 actions.setdefault(command.opcode, {})[command.service_action] = handler
                 handler = _by_service_action(actions[command.opcode])
             self.checked[command.opcode] = handler
-            self.handlers[command.opcode] = command.fast if command.fast and not protected else handler
+            self.handlers[command.opcode] = command.fast if command.fast and not (protected or through) else handler
 
     def find(self, opcode: int, service_action: int) -> Command | None:
         """Return the row for an opcode, and the service action where the opcode has some."""

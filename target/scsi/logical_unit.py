@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +94,8 @@ class CommandSet(Protocol):
     @property
     def plain(self) -> frozenset[int]: ...
     @property
+    def plain_writes(self) -> bool: ...
+    @property
     def ranges(self) -> Mapping[int, RangeOf]: ...
 
     def find(self, opcode: int, service_action: int) -> CommandRow | None:
@@ -104,10 +108,18 @@ class CommandSet(Protocol):
 class CommandsOf(Protocol):
     """The choice of commands for a unit (`commands.table.for_unit`)."""
 
-    def __call__(self, kind: UnitKind, *, write_protected: bool, atomic: bool, read_only: bool = False) -> CommandSet:
+    def __call__(
+        self,
+        kind: UnitKind,
+        *,
+        write_protected: bool,
+        atomic: bool,
+        read_only: bool = False,
+        write_through: bool = False,
+    ) -> CommandSet:
         """Return the commands of a unit of that kind, for an initiator that may only read if it is `read_only`.
 
-        `atomic` if the unit has a journal for atomic writes.
+        `atomic` if the unit has a journal for atomic writes, `write_through` if its write cache is off.
         """
 
 
@@ -149,6 +161,7 @@ class ItlNexus:
         "handlers",
         "nexus",
         "noticed",
+        "plain_writes",
         "read_only",
         "removed",
         "unit",
@@ -162,14 +175,19 @@ class ItlNexus:
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, even if others may write
         self.write_protected = read_only or unit.write_protected
-        self.commands = unit.commands_for(write_protected=self.write_protected, read_only=read_only)
-        self.handlers = self.commands.handlers
+        self.choose_commands()
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
         self.copy_statuses: dict[int, CopyStatus] = {}  # by list identifier, oldest first
         self.removed = False
         self.used = False  # a command came
         self.noticed = True  # whether the first command needs no notice, or has had it
         self.unusual = False
+
+    def choose_commands(self) -> None:
+        """Choose the commands that fit the rights of the initiator port and the state of the unit."""
+        self.commands = self.unit.commands_for(write_protected=self.write_protected, read_only=self.read_only)
+        self.handlers = self.commands.handlers
+        self.plain_writes = self.commands.plain_writes
 
     def admit(self, task: Task) -> None:
         """Raise CheckCondition or ReservationConflict if the task must not run.
@@ -236,6 +254,21 @@ class ItlNexus:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """The result of a self-test (SPC-4 7.3.19): its code, its outcome (0: it passed), and where and why it failed."""
+
+    code: int
+    outcome: int
+    hours: int
+    lba: int | None = None
+    sense: Sense | None = None
+
+
+SELF_TESTS_KEPT = 20
+"""The results in log page 10h."""
+
+
 class Counters:
     """The numbers of commands, errors and bytes of a unit since it was made.
 
@@ -243,13 +276,20 @@ class Counters:
     If that changed, the numbers would be a little low.  Only reports use them.
     """
 
-    __slots__ = ("bytes_read", "bytes_written", "commands", "errors")
+    __slots__ = ("bytes_read", "bytes_written", "commands", "errors", "read_errors", "write_errors")
 
     def __init__(self) -> None:
         self.commands = 0
         self.errors = 0  # commands that ended neither with GOOD or CONDITION MET nor with a unit attention
+        self.read_errors = 0  # of these, the ones for which a medium could not be read
+        self.write_errors = 0
         self.bytes_read = 0
         self.bytes_written = 0
+
+
+def _changes_modes(task: Task) -> bool:
+    """Return whether it is a MODE SELECT: two of them must not wait for each other."""
+    return len(task.cdb) > 0 and task.cdb[0] in (0x15, 0x55)
 
 
 class LogicalUnit:
@@ -304,14 +344,54 @@ class LogicalUnit:
         """The initiators that have sent it a command; `*` stands for more."""
         self.new_to: set[str] = set()
         """The initiators that may know another unit under its LUN; `*` stands for all.  Each is told once."""
+        self.write_cache = True
+        """WCE: whether a write may end before it is on stable storage; `set_write_cache` changes it."""
+        self._made = time.monotonic()
+        self._self_tests: deque[SelfTest] = deque(maxlen=SELF_TESTS_KEPT)
         self._commands_of = commands
         self.commands = self.commands_for(write_protected=self.write_protected)
 
     def commands_for(self, *, write_protected: bool, read_only: bool = False) -> CommandSet:
         """Return the commands of the unit for a nexus with these rights."""
         return self._commands_of(
-            self.kind, write_protected=write_protected, atomic=self.journal is not None, read_only=read_only
+            self.kind,
+            write_protected=write_protected,
+            atomic=self.journal is not None,
+            read_only=read_only,
+            write_through=not self.write_cache,
         )
+
+    def set_write_cache(self, on: bool, *, task: Task | None = None) -> None:
+        """Let writes end when they are in the cache, or only when they are on stable storage.
+
+        When it returns, all earlier writes are stable if the cache is off.  `task` is the one that asks, if one does.  Never call
+        it on an event loop.  Raises BlockDeviceError.
+        """
+        with self.lock:
+            if on == self.write_cache:
+                return
+            self.write_cache = on
+            self.commands = self.commands_for(write_protected=self.write_protected)
+            for itl in self.itls:
+                itl.choose_commands()
+        if not on:
+            self.drain([other for other in list(self.running) if other is not task and not _changes_modes(other)])
+            self.device.flush()
+
+    @property
+    def age_hours(self) -> int:
+        """The hours since the unit was made."""
+        return int(time.monotonic() - self._made) // 3600
+
+    def keep_self_test(self, result: SelfTest) -> None:
+        """Keep the result of a self-test, and forget the oldest if there is no room."""
+        with self.lock:
+            self._self_tests.appendleft(result)
+
+    def self_tests(self) -> Sequence[SelfTest]:
+        """Return the results of the self-tests, newest first."""
+        with self.lock:
+            return tuple(self._self_tests)
 
     def command(self, cdb: bytes | memoryview) -> CommandRow | None:
         """Return the row of the command table that this CDB names; None if the unit does not have it."""
@@ -434,6 +514,11 @@ class LogicalUnit:
                 return
             case block_device.BlockDeviceError():
                 reported = sense.from_error(error)
+                if isinstance(error, block_device.MediumError):
+                    if error.writing:
+                        counters.write_errors += 1
+                    else:
+                        counters.read_errors += 1
             case _ if len(task.cdb) < cdb_length(task.cdb):
                 reported = Sense(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
             case _:

@@ -27,15 +27,12 @@ READ_10, READ_16, WRITE_10, WRITE_16 = 0x28, 0x88, 0x2A, 0x8A
 class Plain:
     """The plain commands of one nexus to one unit.  One command at a time: `run` is for one thread."""
 
-    __slots__ = ("_itl", "_task", "_unit", "_writes")
+    __slots__ = ("_itl", "_task", "_unit")
 
     def __init__(self, itl: ItlNexus) -> None:
         self._itl = itl
         self._unit = itl.unit
         self._task = Task(lambda _length: ())  # stands for the command that runs; its fields are not used
-        # A command that met an error runs again.  A write-once unit would refuse the blocks that the first try stored,
-        # so the table marks writes as plain for primaries alone.
-        self._writes = {WRITE_10, WRITE_16} <= itl.commands.plain
 
     def run(self, memory: memoryview, at: int, buffers: Sequence[memoryview], length: int) -> bool:
         """Run the command whose CDB is at `memory[at]`, with `length` bytes of `buffers` for its data.
@@ -69,7 +66,7 @@ class Plain:
                     return False
                 unit.counters.bytes_read += length
             else:
-                if not self._writes or not unit.device.write_now(lba << shift, length, buffers):
+                if not itl.plain_writes or not unit.device.write_now(lba << shift, length, buffers):
                     return False
                 unit.counters.bytes_written += length
             unit.counters.commands += 1

@@ -30,6 +30,7 @@ from lun_backends.volumes.volume import Volume
 from target.configuration import settings as configuration
 from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
+from target.scsi.sense import Asc
 from target.service import (
     interrupted,
     left_behind,
@@ -297,6 +298,7 @@ class Inventory:
         physical = configured.physical_block_size
         unit = self._unit_state.unit(owner, owner.device, owner.uuid, kind, configured.name, journal, physical)
         if configured.lun is not None:
+            unit.set_write_cache(configured.write_cache)
             self._add_lun(configured.lun, unit, fixed=True)
 
     def resume(self, owner: Volume) -> None:
@@ -365,6 +367,14 @@ class Inventory:
                     self._remove_lun(numbers.write_once)
                 with problems.translated(f"the write-once LUN of {name}@{snapshot.name} is not served"):
                     self._publish_write_once(owner, snapshot, numbers.write_once)
+
+    def set_write_cache(self, configured: configuration.Volume) -> None:
+        """Let the writes to a volume end in the cache, or on stable storage, as the configuration says.  Raise Problem."""
+        unit = self._unit_of(configured)
+        if unit is not None and unit.write_cache != configured.write_cache:
+            with problems.translated(f"the write cache of {configured.name} was not flushed"):
+                unit.set_write_cache(configured.write_cache)
+            unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256))
 
     def mapped_write_once(self, name: str) -> configuration.MapWriteOnce:
         """Return whether initiators see the write-once LUNs of a volume's snapshots."""

@@ -90,6 +90,7 @@ class Status:
             commands_per_second=commands,
             doubtful=owner.doubt if owner else "",
             map_write_once=configured.map_write_once.value,
+            write_cache=configured.write_cache,
         )
 
 

@@ -21,6 +21,7 @@ SETTABLE = {
     "durability": DURABILITIES,
     "on_error": POLICIES,
     "verify_reads": BOOLEANS,
+    "write_cache": BOOLEANS,
     "limit": (messages.NO_LIMIT, *SIZES),
     "lun": (NO_LUN,),
     "map_write_once": MAP_WRITE_ONCE,
@@ -77,6 +78,7 @@ class Volumes(Node):
         on_error: str | None = None,
         verify_reads: str | None = None,
         map_write_once: str | None = None,
+        write_cache: str | None = None,
         force: str = "false",
     ) -> None:
         """Create a volume and serve it at once.  If its data exists from a deleted volume of this name, use it again.
@@ -95,6 +97,8 @@ class Volumes(Node):
         verify_reads  true (default): reads of snapshots compare old data with its checksums; false: they do not
         map_write_once  whether initiators see the write-once LUNs of its snapshots: none (default), read-only or
                     read-write
+        write_cache  true (default): a write may end before it is on stable storage; false: none does
+        force       true: give it a LUN that initiators who are logged in know as another unit
         """
         request = messages.CreateVolume(
             name=name,
@@ -109,6 +113,7 @@ class Volumes(Node):
             on_error=on_error,
             verify_reads=None if verify_reads is None else flag(verify_reads, "verify_reads"),
             map_write_once=map_write_once,
+            write_cache=None if write_cache is None else flag(write_cache, "write_cache"),
         )
         self.asked.create_volume(request, force=flag(force, "force"))
         self.done(f"created volume {name}")
@@ -160,6 +165,7 @@ class Volumes(Node):
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
             ("create", "verify_reads"): lambda: BOOLEANS,
+            ("create", "write_cache"): lambda: BOOLEANS,
             ("create", "map_write_once"): lambda: MAP_WRITE_ONCE,
             ("create", "lun"): lambda: (NO_LUN,),
             ("create", "limit"): lambda: SIZES,
@@ -183,6 +189,7 @@ class Volume(Node):
             ("limit", True, "How much old data its snapshots may keep; none: as much as there is space for."),
             ("on_error", True, "The reaction if old data cannot be preserved: fail-writes or drop-snapshot."),
             ("verify_reads", True, "Whether reads of snapshots compare old data with its checksums: true or false."),
+            ("write_cache", True, "Whether a write may end before it is on stable storage: true or false."),
             ("map_write_once", True, "Whether initiators see its write-once LUNs: none, read-only or read-write."),
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
@@ -226,10 +233,10 @@ class Volume(Node):
     def ui_command_set(self, group: str | None = None, **parameter: str) -> None:
         """Change a group of parameters: attribute or global.  Without parameters, explain them.
 
-        group      attribute, with lun, durability, limit, on_error, verify_reads, map_write_once.  All given
-                   parameters change together, or none does.  A change of lun or durability removes the volume for a moment, so it is
-                   refused while the volume is in use, unless `force=true` is given, too.  So is a change of
-                   map_write_once while initiators see a write-once LUN of the volume.
+        group      attribute, with lun, durability, limit, on_error, verify_reads, write_cache, map_write_once.  All
+                   given parameters change together, or none does.  A change of lun or durability removes the volume
+                   for a moment, so it is refused while the volume is in use, unless `force=true` is given, too.  So is
+                   a change of map_write_once while initiators see a write-once LUN of the volume.
         parameter  NAME=VALUE, any number of them
         """
         if self.explained("attribute", group, parameter):
@@ -244,6 +251,7 @@ class Volume(Node):
             on_error=parameter.get("on_error"),
             verify_reads=flag(parameter["verify_reads"], "verify_reads") if "verify_reads" in parameter else None,
             map_write_once=parameter.get("map_write_once"),
+            write_cache=flag(parameter["write_cache"], "write_cache") if "write_cache" in parameter else None,
         )
         self.asked.change_volume(self.name, request, force=force)
         self.facts.forget()
@@ -280,6 +288,7 @@ class Volume(Node):
                     ("limit", self.ui_getgroup_attribute("limit")),
                     ("on error", volume.on_error),
                     ("verify reads", self.ui_getgroup_attribute("verify_reads")),
+                    ("write cache", self.ui_getgroup_attribute("write_cache")),
                     ("write-once", volume.map_write_once),
                 ]
             )

@@ -179,6 +179,8 @@ def _copy(segment: _Segment, home: LogicalUnit, task: Task) -> None:
             destination.device.writev(to + offset, [piece])
             source.counters.bytes_read += len(piece)
             destination.counters.bytes_written += len(piece)
+        if not destination.write_cache:
+            destination.device.flush()
 
 
 @contextlib.contextmanager

@@ -4,8 +4,13 @@
 The identity of a unit comes from its UUID alone, so it survives restarts, renames and moves to another host:
 
 * the serial number (80h) is the UUID in hexadecimal, 32 digits;
-* 83h names the unit as NAA 3h, locally assigned (60 bits drawn from the UUID; the other forms need an IEEE company id),
-  and as T10 vendor id `WOLUN` with the UUID.  It also names the target port and the target device of the nexus.
+* 83h names the unit as NAA 6h (100 bits drawn from the UUID), and as T10 vendor id `WOLUN` with the UUID.  It also names the
+  target port and the target device of the nexus.
+
+Every initiator prefers NAA 6h: Linux, its udev rules and multipath, VMware, Windows.  It has room for an IEEE company id, and
+this project has none.  So it has an id of the kind that IEEE leaves to local administrators (the U/L bit is 1, IEEE 802c):
+it can be no company's.  Older versions named units as NAA 3h, which some tools of Linux rank below the T10 name and others
+above it: one disk had two names.  EXTENDED COPY still takes the old name.
 """
 
 from __future__ import annotations
@@ -69,8 +74,18 @@ def serial_number(uuid: UUID) -> bytes:
     return uuid.hex.encode("ascii")
 
 
+_COMPANY = 0x02574C
+"""The company id in NAA 6h: locally administered."""
+
+
 def naa(uuid: UUID) -> bytes:
-    """Return the NAA 3h (locally assigned) name of a unit, 8 bytes."""
+    """Return the NAA 6h (IEEE Registered Extended) name of a unit, 16 bytes (SPC-4 7.8.6.6.5)."""
+    drawn = int.from_bytes(hashlib.blake2b(uuid.bytes, digest_size=16).digest()) & (1 << 100) - 1
+    return (0x6 << 124 | _COMPANY << 100 | drawn).to_bytes(16)
+
+
+def old_naa(uuid: UUID) -> bytes:
+    """Return the NAA 3h (locally assigned) name that older versions gave a unit, 8 bytes."""
     name = bytearray(hashlib.blake2b(uuid.bytes, digest_size=8).digest())
     name[0] = 0x30 | name[0] & 0x0F
     return bytes(name)
@@ -85,6 +100,7 @@ def is_called(unit: LogicalUnit, code_set: int, kind: int, name: bytes) -> bool:
     """Return whether page 83h has this designator for the unit itself."""
     return (code_set, kind, name) in (
         (BINARY, 3, naa(unit.uuid)),
+        (BINARY, 3, old_naa(unit.uuid)),
         (ASCII, 1, VENDOR + str(unit.uuid).encode("ascii")),
     )
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """MODE SENSE and MODE SELECT, (6) and (10), and the mode pages (SPC-4 6.9 ff., 7.5; SBC-4 6.5).
 
-No parameter can be changed: MODE SELECT accepts the values that are in force, and refuses all others.
+One parameter can be changed, WCE, until the daemon ends.  MODE SELECT accepts the values of all others that are in force, and
+refuses other ones.
 
 | page | content |
 | --- | --- |
 | 01h read-write error recovery | nothing special |
-| 08h caching | WCE = 1 unless the unit is write protected: a write is stable only after SYNCHRONIZE CACHE or with FUA |
+| 08h caching | WCE = 1: a write is stable only after SYNCHRONIZE CACHE or with FUA; 0: when it ends, or on a write-protected unit |
 | 0Ah control | commands may be reordered; D_SENSE |
 | 1Ch informational exceptions control | none are reported |
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from lun_backends.block_device import WouldBlock
 from target.scsi import sense, transfer
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.sense import Asc
@@ -33,8 +35,18 @@ def _error_recovery(unit: LogicalUnit) -> bytes:
     return bytes(10)
 
 
+_WCE = 0x04
+_CACHING = 0x08
+
+
 def _caching(unit: LogicalUnit) -> bytes:
-    return struct.pack(">B17x", 0x00 if unit.write_protected else 0x04)
+    return struct.pack(">B17x", 0x00 if unit.write_protected or not unit.write_cache else _WCE)
+
+
+def _changeable(unit: LogicalUnit, code: int, length: int) -> bytes:
+    """Return the mask of the bits of a page that MODE SELECT can change."""
+    wce = code == _CACHING and not unit.write_protected
+    return (bytes((_WCE,)) if wce else b"").ljust(length, b"\0")
 
 
 def _control(unit: LogicalUnit) -> bytes:
@@ -57,7 +69,7 @@ PAGES: dict[int, Callable[[LogicalUnit], bytes]] = {
 def pages(unit: LogicalUnit, control: int, code: int, subpage: int) -> bytes | None:
     """Return the requested mode pages; None if there is no such page.
 
-    No parameter can be changed, so the changeable values are all zero.
+    The default values are those in force.
     """
     if subpage not in (0, ALL_SUBPAGES):
         return None
@@ -67,7 +79,7 @@ def pages(unit: LogicalUnit, control: int, code: int, subpage: int) -> bytes | N
         if page not in PAGES:
             return None
         body = PAGES[page](unit)
-        data += bytes((page, len(body))) + (bytes(len(body)) if control == CHANGEABLE else body)
+        data += bytes((page, len(body))) + (_changeable(unit, page, len(body)) if control == CHANGEABLE else body)
     return data
 
 
@@ -112,13 +124,14 @@ def _check_block_descriptor(unit: LogicalUnit, given: bytes, start: int, *, long
 
 
 def mode_select(itl: ItlNexus, task: Task, nowait: bool) -> None:
-    """Run MODE SELECT(6) and (10): GOOD if every page equals that of MODE SENSE; saving is not supported."""
+    """Run MODE SELECT(6) and (10): GOOD if every page equals that of MODE SENSE but for WCE; saving is not supported."""
     unit, cdb = itl.unit, task.cdb
     ten = cdb[0] == 0x55
     length = int.from_bytes(cdb[7:9]) if ten else cdb[4]
     if cdb[1] & 0x01:  # SP
         raise sense.invalid_field(1, 0)
     given = transfer.joined(task, length)
+    write_cache = unit.write_cache
     if length:
         header = 8 if ten else 4
         if length < header:
@@ -139,10 +152,17 @@ def mode_select(itl: ItlNexus, task: Task, nowait: bool) -> None:
             if position + 2 > length or position + 2 + given[position + 1] > length:
                 raise sense.parameter_list_length()
             body = PAGES[code](unit)
-            different = transfer.first_difference(
-                bytes((len(body),)) + body, given[position + 1 : position + 2 + len(body)]
-            )
+            asked = bytearray(given[position + 1 : position + 2 + len(body)])
+            if code == _CACHING and not unit.write_protected and len(asked) > 1:
+                write_cache = bool(asked[1] & _WCE)
+                asked[1] = asked[1] & ~_WCE | body[0] & _WCE
+            different = transfer.first_difference(bytes((len(body),)) + body, bytes(asked))
             if given[position + 1] != len(body) or different is not None:
                 raise sense.invalid_parameter(position + 1 + (different or 0))
             position += 2 + len(body)
+    if write_cache != unit.write_cache:
+        if nowait:
+            raise WouldBlock
+        unit.set_write_cache(write_cache, task=task)
+        unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256), excluding=itl.nexus)
     transfer.good(task)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 
 from target.scsi.command_set import ALL, NONE, NOT_WRITE_ONCE, PRIMARY, Command, UnitCommands
-from target.scsi.commands import block, compare, extended_copy, mode, primary, reserve, thin
+from target.scsi.commands import block, compare, diagnostic, extended_copy, log_pages, mode, primary, reserve, thin
 from target.scsi.logical_unit import Check, Handler, RangeOf
 from target.scsi.reservations.persistent_reservation import Permission
 from target.scsi.unit_kind import UnitKind
@@ -95,6 +95,7 @@ COMMANDS: tuple[Command, ...] = (
     _row("RELEASE(6)",           "17 00 00 00 00 00", reserve.release_spc2, needs=Permission.NOTHING, despite_reserve=True),
     _row("MODE SENSE(6)",        "1a 08 ff ff ff 00", mode.mode_sense, needs=Permission.READ),
     _row("START STOP UNIT",      "1b 01 00 0f f7 00", primary.start_stop_unit, concerns_others=True),
+    _row("SEND DIAGNOSTIC",      "1d f7 00 ff ff 00", diagnostic.send_diagnostic, timeout=60),
     _row("PREVENT ALLOW MEDIUM REMOVAL", "1e 00 00 00 03 00", primary.prevent_allow, concerns_others=True),
     _row("READ CAPACITY(10)",    "25 00 00 00 00 00 00 00 00 00", block.read_capacity_10, needs=Permission.NOTHING, despite_reserve=True),
     _row("READ(10)",             "28 1a ff ff ff ff 1f ff ff 00", block.read, fast=block.fast_read_10, plain=ALL, needs=Permission.READ),
@@ -105,6 +106,7 @@ COMMANDS: tuple[Command, ...] = (
     _row("SYNCHRONIZE CACHE(10)", "35 02 ff ff ff ff 1f ff ff 00", block.synchronize_cache, timeout=120),
     _row("WRITE SAME(10)",       "41 08 ff ff ff ff 1f ff ff 00", thin.write_same, kinds=NOT_WRITE_ONCE, writes=True, check=thin.write_same_range, range_written=block.cdb_range, timeout=300),
     _row("UNMAP",                "42 00 00 00 00 00 1f ff ff 00", thin.unmap, kinds=NOT_WRITE_ONCE, writes=True, timeout=300),
+    _row("LOG SENSE",            "4d 00 ff ff 00 ff ff ff ff 00", log_pages.log_sense, needs=Permission.READ),
     _row("MODE SELECT(10)",      "55 11 00 00 00 00 00 ff ff 00", mode.mode_select, concerns_others=True),
     _row("RESERVE(10)",          "56 00 00 00 00 00 00 00 00 00", reserve.reserve_spc2, concerns_others=True, needs=Permission.NOTHING, despite_reserve=True),
     _row("RELEASE(10)",          "57 00 00 00 00 00 00 00 00 00", reserve.release_spc2, needs=Permission.NOTHING, despite_reserve=True),
@@ -148,9 +150,18 @@ COMMANDS: tuple[Command, ...] = (
 
 
 @functools.cache
-def for_unit(kind: UnitKind, *, write_protected: bool, atomic: bool = False, read_only: bool = False) -> UnitCommands:
+def for_unit(
+    kind: UnitKind, *, write_protected: bool, atomic: bool = False, read_only: bool = False, write_through: bool = False
+) -> UnitCommands:
     """Return the commands of a unit of that kind, for an initiator that may only read if it is `read_only`.
 
-    `atomic` if the unit has a journal for atomic writes.
+    `atomic` if the unit has a journal for atomic writes, `write_through` if its write cache is off.
     """
-    return UnitCommands(COMMANDS, kind, write_protected=write_protected, atomic=atomic, read_only=read_only)
+    return UnitCommands(
+        COMMANDS,
+        kind,
+        write_protected=write_protected,
+        atomic=atomic,
+        read_only=read_only,
+        write_through=write_through,
+    )

@@ -154,3 +154,16 @@ def test_volume_gets_its_own_number_back(admin: Administration) -> None:
     assert admin.volume("new").lun == 2  # not 0, which rests
     admin.change_volume("vol0", messages.ChangeVolume(any_lun=True), force=False, dry_run=False)
     assert admin.volume("vol0").lun == 0
+
+
+def test_write_cache_is_turned_off_while_the_volume_is_used(
+    admin: Administration, service: Service, fabric: BookFabric
+) -> None:
+    fabric.log_in(ANN, "127.0.0.1", IQN)
+    unit = service.inventory.scsi.luns[0]
+    for on in (False, True):
+        admin.change_volume("vol0", messages.ChangeVolume(write_cache=on), force=False, dry_run=False)
+        assert service.inventory.scsi.luns[0] is unit
+        assert (unit.write_cache, admin.volume("vol0").write_cache) == (on, on)
+    admin.create_volume(messages.CreateVolume("safe", "1MiB", write_cache=False), dry_run=False)
+    assert not service.inventory.scsi.luns[admin.volume("safe").lun or 0].write_cache

@@ -7,7 +7,7 @@ import random
 import struct
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -39,9 +39,16 @@ def other_device(bench: Bench) -> MemoryDevice:
     return device
 
 
-def named(identity: uuid.UUID, *, kind: int = 0xE4, block_size: int = 512, peripheral: int = 0) -> bytes:
+def named(
+    identity: uuid.UUID,
+    *,
+    kind: int = 0xE4,
+    block_size: int = 512,
+    peripheral: int = 0,
+    naa: Callable[[uuid.UUID], bytes] = inquiry.naa,
+) -> bytes:
     """Return a target descriptor with the NAA name of a unit."""
-    name = inquiry.naa(identity)
+    name = naa(identity)
     head = struct.pack(">BBHBBxB", kind, peripheral, 0, 1, 3, len(name)) + name
     return head.ljust(29, b"\0") + block_size.to_bytes(3)
 
@@ -239,3 +246,9 @@ def test_no_more_copies_run_than_reported(copier: Bench) -> None:
         thread.join(PATIENCE)
     assert [result.status for result in results] == [GOOD] * reported
     assert extended_copy_of(copier, parameters).status == GOOD
+
+
+def test_name_that_older_versions_gave_a_unit_still_means_it(copier: Bench) -> None:
+    old = named(UNIT_UUID, naa=inquiry.old_naa) + named(OTHER_UUID, naa=inquiry.old_naa)
+    assert extended_copy_of(copier, copy_list(segment(0, 1, 8, 0, 8), old)).status == GOOD
+    assert bytes(other_device(copier).data[4096:8192]) == DATA[:4096]

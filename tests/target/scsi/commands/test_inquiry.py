@@ -75,8 +75,8 @@ def test_device_identification(any_kind: Bench) -> None:
         rest = rest[4 + length :]
     naa, t10, port, port_name, device_name = designators
     assert naa == (1, 0x03, inquiry.naa(UNIT_UUID))
-    assert len(naa[2]) == 8
-    assert naa[2][0] >> 4 == 3
+    assert naa[2].hex() == "602574c" + naa[2].hex()[7:]  # NAA 6h, a company id that is nobody's
+    assert len(naa[2]) == 16
     assert t10 == (2, 0x01, b"WOLUN   " + str(UNIT_UUID).encode())
     assert port == (1, 0x14, b"\0\0\0\1")
     assert port_name[:2] == (3, 0x18)
@@ -134,3 +134,10 @@ def test_provisioning_pages(any_kind: Bench) -> None:
     flags = {UnitKind.PRIMARY: 0xE4, UnitKind.WRITE_ONCE: 0x00, UnitKind.SNAPSHOT_VIEW: 0x04}[any_kind.unit.kind]
     assert page(any_kind, 0xB2) == bytes([0, flags, 2, 0])
     assert page(any_kind, 0xB1) == b"\0\1" + bytes(58)
+
+
+def test_names_of_units_never_change() -> None:
+    """Hosts keep them in their own configuration: multipath, fstab, data stores."""
+    identity = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
+    assert inquiry.naa(identity).hex() == "602574c47f9f8d515c93a51e77bc5575"
+    assert inquiry.old_naa(identity).hex() == "3949dc0dd4973071"

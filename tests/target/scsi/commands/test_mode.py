@@ -7,13 +7,20 @@ import struct
 
 import pytest
 
+from lun_backends.block_device import WouldBlock
 from target.scsi.logical_unit import UnitKind
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import (
     CHECK,
     GOOD,
+    TEST_UNIT_READY,
     Bench,
     Result,
+    attention_of,
+    cdb10,
+    compare_and_write_cdb,
+    unmap_cdb,
+    unmap_list,
 )
 
 
@@ -122,3 +129,57 @@ def test_mode_select_refuses_another_capacity_or_block_size(primary: Bench) -> N
     assert mode_select(primary, b"", descriptor=struct.pack(">II", 0, 4096)).field == (9, None)
     long = struct.pack(">Q4xI", 0, 4096)
     assert mode_select(primary, b"", opcode=SELECT_10, descriptor=long).field == (20, None)
+
+
+NO_CACHE = bytes([0x08, 18, 0x00]) + bytes(17)
+
+
+def test_write_cache_can_be_turned_off_and_on(primary: Bench) -> None:
+    """Without it each command that writes ends when its data is on stable storage (SBC-4 6.5.5)."""
+    second = primary.login("iqn.2026-11.x:two")
+    assert mode_sense_6(primary, 0x08, control=1)[3 + 2] == 0x04  # WCE is changeable
+    calls: list[str] = []
+
+    def before(method: str, offset: int, length: int) -> None:
+        calls.append(method)
+
+    primary.device.before = before
+    assert mode_select(primary, NO_CACHE).status == GOOD
+    assert calls == ["flush"]
+    assert mode_sense_6(primary, 0x08)[3:] == NO_CACHE
+    assert attention_of(second) == 0x2A01
+    assert attention_of(primary.initiator) == 0
+    for cdb, data in (
+        (cdb10(0x2A, 0, 1), bytes(512)),
+        (cdb10(0x2E, 0, 1), bytes(512)),
+        (cdb10(0x41, 0, 1), bytes(512)),
+        (unmap_cdb(24), unmap_list((0, 8))),
+        (compare_and_write_cdb(0, 1), bytes(1024)),
+    ):
+        calls.clear()
+        assert second.run(cdb, data).status == GOOD
+        assert calls[-1] == "flush", cdb
+    assert mode_select(primary, CACHING).status == GOOD
+    calls.clear()
+    assert second.run(TEST_UNIT_READY).asc == 0x2A01
+    assert second.run(cdb10(0x2A, 0, 1), bytes(512)).status == GOOD
+    assert "flush" not in calls
+
+
+def test_write_cache_is_not_turned_off_on_the_event_loop(primary: Bench) -> None:
+    primary.run(cdb10(0x2A, 0, 1), bytes(512))
+    task = primary.initiator.task(bytes([SELECT_6, 0x10, 0, 0, 24, 0]), bytes(4) + NO_CACHE)
+    with pytest.raises(WouldBlock):
+        primary.initiator.nexus.execute(task, nowait=True)
+    assert primary.unit.write_cache
+    primary.initiator.nexus.execute(task, nowait=False)
+    assert not primary.unit.write_cache
+    write = primary.initiator.task(cdb10(0x2A, 0, 1), bytes(512))
+    with pytest.raises(WouldBlock):
+        primary.initiator.nexus.execute(write, nowait=True)
+
+
+def test_write_protected_unit_has_no_write_cache() -> None:
+    bench = Bench(kind=UnitKind.SNAPSHOT_VIEW)
+    assert mode_sense_6(bench, 0x08, control=1)[3:] == NO_CACHE
+    assert mode_select(bench, CACHING).field == (4 + 2, None)

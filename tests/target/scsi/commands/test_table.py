@@ -101,6 +101,7 @@ def test_each_row_is_known_to_concern_others_or_not() -> None:
     assert {name.split("(")[0].split(",")[0] for name in own} == {
         "GET LBA STATUS",
         "INQUIRY",
+        "LOG SENSE",
         "MODE SENSE",
         "PERSISTENT RESERVE IN",
         "PRE-FETCH",
@@ -113,6 +114,7 @@ def test_each_row_is_known_to_concern_others_or_not() -> None:
         "REPORT SUPPORTED OPERATION CODES",
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
         "REQUEST SENSE",
+        "SEND DIAGNOSTIC",
         "SYNCHRONIZE CACHE",
         "TEST UNIT READY",
         "VERIFY",
