@@ -27,6 +27,9 @@ Why this is right:
   copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait,
   because copying needs no gate.)
 
+Zeroes change nothing where the primary has a hole.  So a discard, or a write of zeroes, preserves only the chunks that have
+data in its range, and a discard of a hole is done at once.
+
 The claims and the copying are in `preserving`.
 
 Without a snapshot, `_known` is a range that contains every chunk, so every write takes the same fast path.
@@ -42,7 +45,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from lun_backends import block_device, tracking, write_gate
-from lun_backends.block_device import Buffers, Extent
+from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.preserving import ErrorPolicy, Preserver, Side, WriteOnceSide, fail_writes
 
 _EVERYTHING = range(1 << 63)
@@ -206,7 +209,8 @@ class CopyOnWrite(block_device.BlockDevice):
                 return
         finally:
             gate.leave()
-        self._preserve_and([(offset, length)], lambda: self.primary.writev(offset, buffers, fua=fua))
+        spans = self.preserver.spans([(offset, length)])
+        self._preserve_and(spans, lambda: self.primary.writev(offset, buffers, fua=fua))
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         first = offset >> self._shift
@@ -222,9 +226,18 @@ class CopyOnWrite(block_device.BlockDevice):
         return False
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
-        self._preserve_and(
-            [(offset, length)], lambda: self.primary.write_zeroes(offset, length, discard=discard, fua=fua)
-        )
+        spans: list[tuple[int, int]] = []
+        changing: list[tuple[int, int]] = []
+
+        def look() -> None:
+            changing[:] = self.changed_by_zeroes(offset, length)
+            spans[:] = self.preserver.spans(changing)
+
+        def write() -> None:
+            for start, count in changing if discard else [(offset, length)]:
+                self.primary.write_zeroes(start, count, discard=discard, fua=fua)
+
+        self._preserve_and(spans, write, look)
 
     def prepare_writes(self, ranges: Sequence[tuple[int, int]]) -> None:
         with contextlib.suppress(block_device.BlockDeviceError):  # only a hint: the write itself meets the error again
@@ -269,11 +282,11 @@ class CopyOnWrite(block_device.BlockDevice):
         """Preserve the chunks of many ranges, with one commit.  Raises PreserveFailed, DeviceClosed."""
         self.preserver.preserve(self.preserver.spans(ranges))
 
-    def prepare_held(self, offset: int, length: int) -> None:
-        """Prepare a write of the gate's holder to the range.  Raise the errors of a write that cannot begin."""
+    def prepare_held(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Prepare a write of the gate's holder to the ranges.  Raise the errors of a write that cannot begin."""
         if (refuse := self._bar) is not None:
             refuse()
-        self._prepare(self.preserver.spans([(offset, length)]))
+        self._prepare(self.preserver.spans(ranges))
 
     def _prepare(self, spans: Sequence[tuple[int, int]]) -> None:
         """Preserve the chunks, and settle them if there is an overlay."""
@@ -293,9 +306,25 @@ class CopyOnWrite(block_device.BlockDevice):
             return not self._closed
         return side.tracker.covers(first, last)
 
-    def _preserve_and(self, ranges: Sequence[tuple[int, int]], write: Callable[[], None]) -> None:
-        """Preserve all chunks of `ranges`, then call `write`, inside the gate since the last look at the tracker."""
-        spans = self.preserver.spans(ranges)
+    def changed_by_zeroes(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return the (offset, length) parts of a range that zeroes change.  A hole reads as zeroes already.
+
+        The caller is inside the gate and stays there until it has written the zeroes.  Another write may fill a hole
+        meanwhile, but that write preserves the chunk in the same snapshot first.  Raises OutOfRange, MediumError,
+        DeviceClosed.
+        """
+        if self._overlay is not None and offset + length <= self.size:
+            return [(offset, length)]  # the volume may have another content there than the primary's hole
+        extents = self.primary.extents(offset, length)
+        return [(extent.offset, extent.length) for extent in extents if extent.kind is not ExtentKind.HOLE]
+
+    def _preserve_and(
+        self, spans: Sequence[tuple[int, int]], write: Callable[[], None], look: Callable[[], None] | None = None
+    ) -> None:
+        """Preserve all chunks of `spans`, then call `write`, inside the gate since the last look at the tracker.
+
+        `look` sets `spans` anew in each stay inside the gate.
+        """
         while True:
             if (refuse := self._bar) is not None:
                 refuse()
@@ -303,6 +332,8 @@ class CopyOnWrite(block_device.BlockDevice):
             try:
                 if self._closed:
                     raise block_device.DeviceClosed
+                if look is not None:
+                    look()
                 if all(self._covers(first, last) for first, last in spans):
                     write()
                     return
@@ -323,12 +354,14 @@ class _Held(block_device.BlockDevice):
         self._device.readv(offset, buffers)
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
-        self._device.prepare_held(offset, block_device.total_length(buffers))
+        self._device.prepare_held([(offset, block_device.total_length(buffers))])
         self._device.primary.writev(offset, buffers, fua=fua)
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
-        self._device.prepare_held(offset, length)
-        self._device.primary.write_zeroes(offset, length, discard=discard, fua=fua)
+        changing = self._device.changed_by_zeroes(offset, length)
+        self._device.prepare_held(changing)
+        for start, count in changing if discard else [(offset, length)]:
+            self._device.primary.write_zeroes(start, count, discard=discard, fua=fua)
 
     def flush(self) -> None:
         self._device.primary.flush()

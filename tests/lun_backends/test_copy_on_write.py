@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
 
 from lun_backends import block_device
+from lun_backends.block_device import ExtentKind
 from lun_backends.copy_on_write import CopyOnWrite
 from tests.lun_backends.memory_side import CHUNK, SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
@@ -63,6 +65,46 @@ def test_zeroes_and_discards_are_preserved_like_writes(
     cow.write_zeroes(CHUNK + 512, CHUNK, discard=discard)
     assert read(side, CHUNK, 2 * CHUNK) == before[CHUNK : 3 * CHUNK]
     assert read(primary, CHUNK + 512, CHUNK) == bytes(CHUNK)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("discard", [False, True])
+def test_zeroes_on_a_hole_preserve_nothing(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice, discard: bool, held: bool
+) -> None:
+    """Chunks 2 to 5 are holes but for one block in chunk 3."""
+    primary.write_zeroes(2 * CHUNK, 4 * CHUNK, discard=True)
+    primary.writev(3 * CHUNK + 512, block(7))
+    primary.calls.clear()
+    with cow.exclusive() if held else contextlib.nullcontext(cow) as device:
+        device.write_zeroes(2 * CHUNK, 4 * CHUNK, discard=discard)
+    assert side.commits == [[3 * CHUNK]]
+    assert read(side, 3 * CHUNK, CHUNK) == bytes(512) + bytes([7]) * 512 + bytes(CHUNK - 1024)
+    assert read(primary, 2 * CHUNK, 4 * CHUNK) == bytes(4 * CHUNK)
+    assert primary.calls["write_zeroes"] == 1
+    assert [extent.kind for extent in cow.extents(2 * CHUNK, 4 * CHUNK)] == (
+        [ExtentKind.HOLE] if discard else [ExtentKind.DATA]
+    )
+
+
+def test_a_hole_that_is_filled_during_the_copy_is_preserved_for_a_new_snapshot(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    """While a discard copies chunk 1, another write fills the hole in chunk 2, and a snapshot is taken."""
+    primary.write_zeroes(2 * CHUNK, CHUNK, discard=True)
+    newer = MemorySide(SIZE)
+
+    def fill() -> None:
+        side.on_commit = None
+        cow.writev(2 * CHUNK, block(9))
+        with cow.hold():
+            cow.arm(newer)
+
+    side.on_commit = fill
+    before = read(primary, CHUNK, CHUNK)
+    cow.write_zeroes(CHUNK, 2 * CHUNK, discard=True)
+    assert read(newer, CHUNK, 2 * CHUNK) == before + bytes([9]) * 512 + bytes(CHUNK - 512)
+    assert read(primary, CHUNK, 2 * CHUNK) == bytes(2 * CHUNK)
 
 
 def test_a_hold_waits_for_running_writes_and_stops_new_ones(cow: CopyOnWrite, primary: MemoryDevice) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +109,23 @@ def test_size_that_cannot_be_recorded_is_not_used(tmp_path: Path) -> None:
     past.reopen()
     past.check(now)
     past.volume.close()
+
+
+def test_trimming_a_thin_volume_costs_what_it_has_and_no_more(tmp_path: Path) -> None:
+    """A sparse volume of 1 TiB with a snapshot and 2 MiB of data is trimmed as a whole."""
+    size, step = 1 << 40, 64 << 20
+    made = volume.Volume.create(tmp_path / "state", "vol0", tmp_path / "disk.img", size=size)
+    data = random.Random(3).randbytes(1 << 20)
+    places = (0, size - len(data))
+    for place in places:
+        made.device.writev(place, [memoryview(data)])
+    taken = made.create_snapshot("before")
+    for offset in range(0, size, step):
+        made.device.write_zeroes(offset, step, discard=True)
+    assert taken.preserved_bytes == 2 * len(data)
+    assert taken.used_bytes < 3 << 20
+    for place in places:
+        assert read(made.device, place, len(data)) == bytes(len(data))
+        assert read(taken.view, place, len(data)) == data
+    assert read(taken.view, size // 2, 4096) == bytes(4096)
+    made.close()
