@@ -104,7 +104,8 @@ def _listening(configured: settings.Settings, listen: str | None) -> settings.Se
     if listen is None:
         return configured
     try:
-        return configured.model_copy(update={"portal": settings.Portal(listen=(listen,))})
+        portal = settings.Portal.model_validate({**configured.portal.model_dump(), "listen": (listen,)})
+        return configured.model_copy(update={"portal": portal})
     except ValueError as error:
         raise CannotServe(f"--portal {listen}: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260") from error
 

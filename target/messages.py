@@ -156,7 +156,11 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The state of the daemon.  `trouble` has one sentence for each alert."""
+    """The state of the daemon.
+
+    `trouble` has one sentence for each alert.  `portals_unbound` are the ones among `portals` that could not be bound and are
+    tried again.
+    """
 
     version: str
     pid: int
@@ -173,6 +177,7 @@ class Status:
     jobs: tuple[Job, ...]
     trouble: tuple[str, ...]
     alerts: tuple[Alert, ...]
+    portals_unbound: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class Portals:
         addresses = list(self._fabric.addresses())
         if address not in addresses:
             raise problems.no_such_portal(address, addresses)
-        if len(addresses) == 1:
+        unbound = self._fabric.unbound()
+        if all(other == address or other in unbound for other in addresses):
             raise problems.in_use(f"portal {address}", ["all initiators: it is the only one"], "create another first")
         users = [] if force else self._fabric.users(address)
         if users:

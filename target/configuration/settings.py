@@ -48,6 +48,10 @@ class Portal(values.Group):
     listen: values.Listens = DEFAULT_LISTEN
     """HOST:PORT, or a list of several, to accept initiators on. iSCSI's own port is 3260; port 0 takes any free one."""
 
+    sessions: values.Sessions = 256
+    """The most sessions at once, without those for discovery. One peer, an IPv4 address or an IPv6 /64, can have seven of
+    eight. A login beyond that is refused with the status 0302h (out of resources)."""
+
     memory: values.Memory = 256 << 20
     """The memory that the data of commands may take, all sessions together, at least 64MiB. Half of it
     is set aside in equal parts for the sessions, and they share the rest as they need it. Commands that find no room wait, or end with TASK SET FULL, and their initiators send them again."""

@@ -223,6 +223,7 @@ def _allowed_memory(value: int) -> int:
     return value
 
 
+Sessions = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 Memory = Annotated[Size, pydantic.AfterValidator(_allowed_memory)]
 
 BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]

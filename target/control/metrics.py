@@ -33,10 +33,22 @@ class Collector(registry.Collector):
         for status, number in self._inventory.fabric.failed_logins().items():
             failed.add_metric([status.name.lower()], number)
         yield failed
+        yield from self._load()
         yield from self._units()
         yield from self._volumes()
         yield self._schedules()
         yield from self._snapshots()
+
+    def _load(self) -> Iterator[core.Metric]:
+        load = self._inventory.fabric.load()
+        if load is None:
+            return
+        gauge, counter = core.GaugeMetricFamily, core.CounterMetricFamily
+        yield gauge("wolun_sessions_limit", "The most sessions, without those for discovery.", load.most_sessions)
+        yield counter("wolun_refused_sessions", "Logins that found no session left.", load.refused_sessions)
+        yield gauge("wolun_data_memory_bytes", "Memory that the data of commands takes.", load.memory)
+        yield gauge("wolun_data_memory_limit_bytes", "The most that it may take.", load.most_memory)
+        yield counter("wolun_task_set_full", "Commands that found no memory for their data.", load.full)
 
     def _units(self) -> Iterator[core.Metric]:
         labels = ["lun", "unit"]

@@ -16,6 +16,7 @@ from typing import Protocol
 from target import liveness
 from target.fabrics import access
 from target.iscsi import errors
+from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
 
 
@@ -37,6 +38,12 @@ class Fabric(Protocol):
 
     def addresses(self) -> Sequence[str]:
         """Return the addresses that initiators connect to, HOST:PORT each."""
+
+    def unbound(self) -> Mapping[str, str]:
+        """Return the addresses that could not be bound and are tried again, each with the reason."""
+
+    def load(self) -> Load | None:
+        """Return how much of what there may be is in use; None if the fabric does not know."""
 
     def listen(self, address: str) -> None:
         """Listen on another address.  Raises CannotListen."""

@@ -16,6 +16,7 @@ from target.configuration import settings
 from target.fabrics import access
 from target.fabrics.fabric import CannotListen, CannotStart
 from target.iscsi import chap, errors
+from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
 from target.portal import portal
 from target.scsi import scsi_target
@@ -48,6 +49,12 @@ class KernelFabric:
 
     def addresses(self) -> Sequence[str]:
         return self._listen
+
+    def unbound(self) -> Mapping[str, str]:
+        return {}
+
+    def load(self) -> Load | None:
+        return None
 
     def listen(self, address: str) -> None:
         try:

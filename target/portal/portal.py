@@ -40,6 +40,7 @@ from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
 from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
 from target.iscsi.limits import Limits
+from target.iscsi.load import Load
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
@@ -141,8 +142,8 @@ class Portal:
         self._next_tsih = 1
         self._refusal_logged = float("-inf")
         self._refusals_unlogged = 0
-        self.refused_sessions = 0
-        """The number of logins refused since the start because there was no room for another session."""
+        self._refused_sessions = 0
+        self._refused_at: float | None = None
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
         self._running = False
         self._stopping = False
@@ -269,6 +270,19 @@ class Portal:
             )
         return infos
 
+    def load(self) -> Load:
+        """Return how much of what there may be is in use."""
+        channels = list(self._channels.values())
+        return Load(
+            sessions=sum(channel.connection.nexus is not None for channel in channels),
+            most_sessions=self.most_sessions,
+            refused_sessions=self._refused_sessions,
+            refused_ago=None if self._refused_at is None else time.monotonic() - self._refused_at,
+            memory=self.memory.used,
+            most_memory=self.memory.total,
+            full=self.memory.refusals,
+        )
+
     def async_event(
         self, tsih: int, event: pdu.AsyncEvent, code: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)
     ) -> None:
@@ -322,14 +336,16 @@ class Portal:
         """Raise LoginRefused if there is no room for another session, or none for its peer."""
         others = [channel.connection for channel in self._channels.values() if channel.connection.nexus is not None]
         most = self.most_sessions
-        if len(others) >= most:
-            self.refused_sessions += 1
-            raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, f"all {most} sessions are in use")
         kept = most // PEER_SHARE
-        if crowd.sessions_of(connection.address, others) >= most - kept:
-            self.refused_sessions += 1
+        if len(others) >= most:
+            why = f"all {most} sessions are in use"
+        elif crowd.sessions_of(connection.address, others) >= most - kept:
             why = f"{most - kept} sessions from there are in use, the last {kept} are kept for others"
-            raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, why)
+        else:
+            return
+        self._refused_sessions += 1
+        self._refused_at = time.monotonic()
+        raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, why)
 
     def _make_room_for_discovery(self) -> None:
         discovering = [

@@ -16,6 +16,7 @@ from target.service import moments
 from target.service.inventory import Inventory
 
 _CLOCK_TOLERANCE = datetime.timedelta(minutes=1)
+_REFUSED_SECONDS = 600  # that a refused login stays an alert
 _NAMED = 3  # snapshots that an alert about many of them names
 
 
@@ -82,6 +83,7 @@ def current(
         yield messages.Alert(
             "low-space", str(inventory.state_dir), text, "delete snapshots, or enlarge the file system"
         )
+    yield from _portal(inventory)
     if not inventory.settings.access.networks and not inventory.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
@@ -93,6 +95,16 @@ def _doubtful(owner: volume.Volume) -> Iterator[messages.Alert]:
         more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
         text = f"snapshots of {owner.name} are doubtful ({', '.join(names[:_NAMED])}{more}): {owner.doubt}"
         yield messages.Alert("snapshots-doubtful", owner.name, text, errors.accept(owner.name))
+
+
+def _portal(inventory: Inventory) -> Iterator[messages.Alert]:
+    for address, why in inventory.fabric.unbound().items():
+        yield messages.Alert("portal-unbound", address, why, "remove the cause; wolun tries again by itself")
+    load = inventory.fabric.load()
+    if load is not None and load.refused_ago is not None and load.refused_ago < _REFUSED_SECONDS:
+        text = f"a login was refused because too many sessions are in use: {load.sessions} of {load.most_sessions} now"
+        remedy = "log out initiators that nobody needs, or raise `sessions` of `portal`"
+        yield messages.Alert("sessions-full", inventory.settings.target, text, remedy)
 
 
 def _space(owner: volume.Volume) -> Iterator[messages.Alert]:

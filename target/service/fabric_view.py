@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from target.iscsi.errors import LoginStatus
+from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
 
 
@@ -19,6 +20,12 @@ class FabricView(Protocol):
 
     def addresses(self) -> Sequence[str]:
         """Return the addresses that initiators connect to, HOST:PORT each."""
+
+    def unbound(self) -> Mapping[str, str]:
+        """Return the addresses that could not be bound and are tried again, each with the reason."""
+
+    def load(self) -> Load | None:
+        """Return how much of what there may be is in use; None if the fabric does not know."""
 
     def sessions(self) -> Sequence[SessionInfo]:
         """Return the sessions that are logged in."""
@@ -36,6 +43,14 @@ class NotStarted:
     def addresses(self) -> Sequence[str]:
         """Return the configured addresses."""
         return self._listen
+
+    def unbound(self) -> Mapping[str, str]:
+        """Return no address."""
+        return {}
+
+    def load(self) -> Load | None:
+        """Return nothing."""
+        return None
 
     def sessions(self) -> Sequence[SessionInfo]:
         """Return no session."""

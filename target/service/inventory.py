@@ -474,7 +474,8 @@ class Inventory:
     @property
     def portal_address(self) -> str:
         """The first address that initiators connect to, HOST:PORT."""
-        return next(iter(self.fabric.addresses()), "tcm_loop")
+        addresses, unbound = self.fabric.addresses(), self.fabric.unbound()
+        return next((address for address in addresses if address not in unbound), "tcm_loop")
 
     def _unit_of(self, configured: configuration.Volume) -> logical_unit.LogicalUnit | None:
         return None if configured.lun is None else self.scsi.luns.get(configured.lun)

@@ -45,6 +45,7 @@ class Status:
             target=inventory.settings.target,
             portal=inventory.portal_address,
             portals=tuple(inventory.fabric.addresses()),
+            portals_unbound=tuple(inventory.fabric.unbound()),
             space_free_bytes=space.free,
             space_total_bytes=space.total,
             volumes=tuple(self.volume(configured) for configured in inventory.settings.volumes),

@@ -252,8 +252,10 @@ class Portals(Node):
         super().__init__("portals", parent)
 
     def list_children(self) -> None:
-        for address in self.status().portals:
-            Leaf(address, self, "listens", healthy=True)
+        status = self.status()
+        for address in status.portals:
+            bound = address not in status.portals_unbound
+            Leaf(address, self, "listens" if bound else "cannot be bound, is tried again", healthy=bound)
 
     def summary(self) -> tuple[str, bool | None]:
         """Return the text and the health for `ls`."""

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from target.daemon import Records
+from target.configuration import reader
+from target.daemon import Records, _listening
 from tests import daemon, libiscsi
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 8MiB}\n"
@@ -296,3 +297,9 @@ def test_a_record_of_the_log_is_one_printable_line_and_tracebacks_are_indented()
     assert first == "ERROR failed"
     assert len(rest) > 3
     assert all(line.startswith("  ") and line.isprintable() for line in rest)
+
+
+def test_the_address_of_the_command_line_stands_in_for_the_files_and_for_nothing_else() -> None:
+    text = "target: iqn.2026-11.x:t\nportal: {listen: '127.0.0.1:1', sessions: 7, memory: 64MiB}\nvolumes: []\n"
+    portal = _listening(reader.parse(text, "f.yaml"), "127.0.0.1:0").portal
+    assert (portal.listen, portal.sessions, portal.memory) == (("127.0.0.1:0",), 7, 64 << 20)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from target import liveness
 from target.fabrics import access, fabric
 from target.iscsi import errors
+from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
 
 REFUSED_PORT = ":99"
@@ -23,6 +24,8 @@ class BookFabric:
         self.logged_in: list[SessionInfo] = []
         self.admitted: list[access.Rules] = []
         self.refuses_to_admit = False
+        self.not_bound: dict[str, str] = {}
+        self.loaded: Load | None = None
 
     def log_in(self, initiator: str, address: str, target: str | None) -> None:
         """Add a session, as if the initiator had logged in."""
@@ -31,6 +34,12 @@ class BookFabric:
 
     def addresses(self) -> Sequence[str]:
         return tuple(self.listening)
+
+    def unbound(self) -> Mapping[str, str]:
+        return self.not_bound
+
+    def load(self) -> Load | None:
+        return self.loaded
 
     def listen(self, address: str) -> None:
         if address.endswith(REFUSED_PORT):

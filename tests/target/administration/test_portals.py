@@ -128,3 +128,12 @@ def test_the_kernels_reservations_are_not_ours(admin: administration.Administrat
         admin.reservations()
     with pytest.raises(problems.Problem, match="keeps the reservations itself"):
         admin.clear_reservations(0, None, force=True, dry_run=False)
+
+
+def test_last_portal_that_is_bound_is_not_deleted(admin: administration.Administration, kernel: BookFabric) -> None:
+    admin.create_portal(SECOND, dry_run=False)
+    kernel.not_bound = {SECOND: "there is no such address"}
+    with pytest.raises(problems.Problem, match="it is the only one"):
+        admin.delete_portal(FIRST, force=True, dry_run=False)
+    admin.delete_portal(SECOND, force=False, dry_run=False)
+    assert kernel.listening == [FIRST]

@@ -27,6 +27,11 @@ def test_sizes_have_units(size: str, count: int) -> None:
             VOLUME.replace("1GiB", "8192PiB"),
             "f.yaml:5: volumes[0].size: 9223372036854775808 bytes is not a size: write one from 0",
         ),
+        (
+            VOLUME + "portal: {memory: 63MiB}\n",
+            "f.yaml:6: portal.memory: 63MiB is too little memory: at least 64MiB",
+        ),
+        (VOLUME + "portal: {sessions: 0}\n", "f.yaml:6: portal.sessions: 0 is too small: at least 1"),
         (VOLUME + "    limit: -1\n", "f.yaml:6: volumes[0].limit: -1 bytes is not a size: write one from 0"),
         (VOLUME.replace("1GiB", "1GB"), "f.yaml:5: volumes[0].size: 'GB' is not a unit of size; did you mean 1GiB?"),
         (VOLUME.replace("1GiB", "big"), "f.yaml:5: volumes[0].size: 'big' is not a size"),

@@ -34,6 +34,8 @@ def test_prometheus_reads_the_metrics(running: daemon.Daemon) -> None:
     assert samples["wolun_snapshot_preserved_bytes", "kept"] == 64 << 10
     assert samples["wolun_snapshot_held_seconds", "kept"] > 0
     assert samples["wolun_volume_up", ""] == 1
+    assert (samples["wolun_sessions_limit", ""], samples["wolun_refused_sessions_total", ""]) == (256, 0)
+    assert samples["wolun_data_memory_limit_bytes", ""] == 256 << 20
 
 
 def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from target.configuration import settings
-from target.fabrics import access
+from target.fabrics import access, portal
 from target.fabrics.fabric import CannotListen
 from target.fabrics.portal import PortalFabric
 from target.scsi.commands import table
@@ -25,11 +26,11 @@ IQN = "iqn.2026-11.io.wolun:t"
 ANY_PORT = "127.0.0.1:0"
 
 
-def fabric_on(*listen: str) -> PortalFabric:
+def fabric_on(*listen: str, **keys: object) -> PortalFabric:
     configured = settings.Settings.model_validate(
         {
             "target": IQN,
-            "portal": {"listen": list(listen)},
+            "portal": {"listen": list(listen), **keys},
             "access": {"networks": ["127.0.0.0/8"]},
             "volumes": [{"name": "vol0", "lun": 0, "size": "1MiB"}],
         }
@@ -80,13 +81,62 @@ def test_address_of_another_machine_is_refused_with_the_remedy(fabric: PortalFab
     assert refused.value.remedy.startswith("`ip address` lists those that this machine has")
 
 
-def test_first_address_is_given_up_if_the_second_is_refused(taken: str) -> None:
-    first = free_port()
-    with pytest.raises(CannotListen, match=taken):
-        fabric_on(first, taken)
-    fabric = fabric_on(first)
-    assert list(fabric.addresses()) == [first]
+def test_the_addresses_that_can_be_bound_are_served(taken: str, caplog: pytest.LogCaptureFixture) -> None:
+    served = free_port()
+    fabric = fabric_on("192.0.2.1:3260", served, taken)
+    fabric.start()
+    try:
+        assert list(fabric.addresses()) == ["192.0.2.1:3260", served, taken]
+        assert {address: reason.partition(" (")[2] for address, reason in fabric.unbound().items()} == {
+            "192.0.2.1:3260": "Cannot assign requested address)",
+            taken: "Address already in use)",
+        }
+        assert "wolun goes on without it, and tries again" in caplog.text
+        log_in(served, "ann").close()
+        fabric.unlisten("192.0.2.1:3260")
+        assert list(fabric.addresses()) == [served, taken]
+    finally:
+        fabric.close(1)
+
+
+def test_no_address_that_can_be_bound_is_refused_with_the_first_remedy(taken: str) -> None:
+    with pytest.raises(CannotListen, match=r"192\.0\.2\.1:3260 .Cannot assign"):
+        fabric_on("192.0.2.1:3260", taken)
+
+
+def test_address_that_was_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portal, "RETRY_SECONDS", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        late = f"127.0.0.1:{server.getsockname()[1]}"
+        fabric = fabric_on(late, ANY_PORT)
+        fabric.start()
+        assert list(fabric.unbound()) == [late]
+    try:
+        deadline = time.monotonic() + 20
+        while fabric.unbound():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert fabric.addresses()[0] == late
+        with log_in(late, "ann") as ann:
+            ann.settle(0)
+            assert [session.portal for session in fabric.sessions()] == [late]
+    finally:
+        fabric.close(1)
+
+
+def test_limits_of_the_configuration_are_the_portals() -> None:
+    fabric = fabric_on(ANY_PORT, sessions=7, memory="64MiB")
+    load = fabric.load()
+    assert load is not None
+    assert (load.most_sessions, load.most_memory) == (7, 64 << 20)
     fabric.close(0)
+
+
+def test_load_counts_sessions_and_knows_their_limit(fabric: PortalFabric) -> None:
+    with log_in(fabric.addresses()[0], "ann"):
+        load = fabric.load()
+        assert load is not None
+        assert (load.sessions, load.most_sessions, load.most_memory) == (1, 256, 256 << 20)
 
 
 def test_second_address_serves_until_it_is_removed_and_ends_its_own_sessions_only(fabric: PortalFabric) -> None:

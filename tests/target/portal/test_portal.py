@@ -299,7 +299,9 @@ def test_sessions_beyond_the_limit_are_refused_with_a_status(serve: Serve, caplo
     clients = [Client(portal, isid=number) for number in range(1, 4)]
     assert login_status(portal, isid=4) == LoginStatus.OUT_OF_RESOURCES
     assert "all 3 sessions are in use" in caplog.text
-    assert portal.refused_sessions == 1
+    load = portal.load()
+    assert (load.sessions, load.most_sessions, load.refused_sessions) == (3, 3, 1)
+    assert load.refused_ago is not None
     again = Client(portal, isid=1)  # the same port: its old session makes room
     again.settle()
     assert clients[0].hung_up()

@@ -12,8 +12,10 @@ from lun_backends import write_once
 from lun_backends.volumes import manifest
 from target import messages
 from target.configuration import reader
+from target.iscsi.load import Load
 from target.service import alerts
 from target.service.service import Service
+from tests.target.administration.fabric import BookFabric
 from tests.target.service.conftest import VOLUMES, Serve
 
 GIB = 1 << 30
@@ -109,3 +111,28 @@ def test_mapping_of_a_write_once_lun_that_its_volume_hides_has_an_alert(serve: S
     for mapped, codes in (("none", ["write-once-not-mapped"]), ("read-only", [])):
         service = serve(volumes.replace("MAPPED", mapped), access=access)
         assert [alert.code for alert in service.status.alerts()] == codes
+
+
+def test_address_that_cannot_be_bound_has_an_alert(service: Service) -> None:
+    fabric = BookFabric("192.0.2.7:3260", "127.0.0.1:3260")
+    fabric.not_bound = {"192.0.2.7:3260": "cannot listen for initiators on 192.0.2.7:3260 (no such address)"}
+    service.fabric_started(fabric)
+    alert = current(service)["portal-unbound"]
+    assert (alert.subject, alert.message) == ("192.0.2.7:3260", fabric.not_bound["192.0.2.7:3260"])
+    assert service.inventory.portal_address == "127.0.0.1:3260", "URLs that are shown can be reached"
+    assert service.status.status().portals_unbound == ("192.0.2.7:3260",)
+    fabric.not_bound = {}
+    assert current(service) == {}
+
+
+@pytest.mark.parametrize(("ago", "shown"), [(None, False), (1.0, True), (599.0, True), (601.0, False)])
+def test_login_that_found_no_session_left_is_an_alert_for_a_while(
+    service: Service, ago: float | None, shown: bool
+) -> None:
+    fabric = BookFabric("127.0.0.1:3260")
+    fabric.loaded = Load(256, 256, 3, ago, 0, 1, 0)
+    service.fabric_started(fabric)
+    alert = current(service).get("sessions-full")
+    assert (alert is not None) is shown
+    if alert is not None:
+        assert "256 of 256 now" in alert.message

@@ -6,12 +6,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from target.configuration import reader
 from tests import daemon, libiscsi, peers
-from tests.target.shell.shelling import good, refused
+from tests.target.shell.shelling import good, refused, running
 
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
 PORTALS = f"/iscsi/{daemon.IQN}/tpg1/portals"
@@ -91,3 +92,23 @@ def test_portals_are_saved_and_restored(served: daemon.Daemon, port: int) -> Non
         pass
     with reaches(good(served, f"ls {PORTALS}").split("o- ")[2].split()[0]):
         pass
+
+
+def test_a_portal_that_cannot_be_bound_is_shown_and_can_be_deleted(tmp_path: Path) -> None:
+    lost = "192.0.2.7:3260"
+    text = f"target: {daemon.IQN}\nportal: {{listen: ['{lost}', '127.0.0.1:0'], sessions: 7}}\naccess: {{networks: [127.0.0.0/8]}}\nvolumes:\n{VOLUMES}"
+    served = daemon.Daemon(tmp_path, VOLUMES)
+    try:
+        served.start(text=text)
+        assert served.portal.startswith("127.0.0.1:")
+        with served.session() as session:
+            session.settle(0)
+        assert "cannot be bound, is tried again" in good(served, f"ls {PORTALS}")
+        (alert,) = served.json("status")["alerts"]
+        assert (alert["code"], alert["subject"]) == ("portal-unbound", lost)
+        good(served, f"{PORTALS} delete 192.0.2.7")
+        status = served.json("status")
+        assert (status["alerts"], status["portals"], status["portals_unbound"]) == ([], [served.portal], [])
+        assert running(served).portal.sessions == 7
+    finally:
+        served.stop()
