@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the records of a log say together: epochs, chains of views, deletions, rollbacks, and who is expelled.
+
+EPOCH, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its fence, and all
+demands before that one.  So a fence that was begun before an EXPEL record does not answer it.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lun_backends.cluster.records import Record, Type
+
+_DEMANDS = (Type.EPOCH, Type.EXPEL, Type.ROLLBACK)
+
+
+class Standing(enum.Enum):
+    """The state of a snapshot."""
+
+    PENDING = "pending"  # its fence is not complete: nobody reads it yet
+    TAKEN = "taken"
+    HIDDEN = "hidden"  # DELETE: its chunks may be moving to an older snapshot
+    DELETED = "deleted"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """An EPOCH record, and its place in the log."""
+
+    number: int
+    position: int
+    snapshot: uuid.UUID | None  # None: no snapshot, so that writes need no copies
+    lun: uuid.UUID | None
+    name: str
+    node: str
+    time: int  # nanoseconds since 1970
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Refused(Exception):
+    """A request that the log does not allow.  The message says why."""
+
+
+def key(volume: uuid.UUID, epoch: Epoch) -> int:
+    """Return K(epoch), the reservation key of all nodes in that epoch: 8 bytes, never 0."""
+    snapshot = epoch.snapshot.bytes if epoch.snapshot else bytes(16)
+    digest = hashlib.sha256(volume.bytes + epoch.number.to_bytes(8, "little") + snapshot).digest()
+    return int.from_bytes(digest[:8], "big") or 1
+
+
+class History:
+    """The records of a log, up to the first block that was blank."""
+
+    def __init__(self) -> None:
+        """Begin with an empty log."""
+        self.records: list[Record] = []
+        self.epochs: list[Epoch] = []
+        self.expelled: set[str] = set()
+        self.rollback: Record | None = None  # under way: its node and its snapshot
+        self.demand = -1  # the position of the newest record that demands a fence
+        self.answered = -1  # the newest demand that a fence answered
+        self._marks: dict[uuid.UUID, Standing] = {}
+        self._luns: set[uuid.UUID] = set()
+
+    @property
+    def end(self) -> int:
+        """The position of the first block that was blank."""
+        return len(self.records)
+
+    @property
+    def newest(self) -> Epoch | None:
+        """The newest epoch; None in an empty log."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def fence_is_due(self) -> bool:
+        """Whether the newest demand has no fence yet."""
+        return self.answered < self.demand
+
+    def names_lun(self, lun: uuid.UUID) -> bool:
+        """Return whether a record took that write-once LUN."""
+        return lun in self._luns
+
+    def add(self, record: Record) -> None:
+        """Add the record at `end`.  A record that came too late to mean something is skipped."""
+        position = self.end
+        self.records.append(record)
+        if record.type is Type.EPOCH:
+            if record.epoch != len(self.epochs):
+                return  # its writer had not read the newest one
+            self.epochs.append(
+                Epoch(
+                    record.epoch,
+                    position,
+                    record.snapshot,
+                    record.lun,
+                    record.name,
+                    record.node,
+                    record.time,
+                    record.labels,
+                )
+            )
+            if record.lun is not None:
+                self._luns.add(record.lun)
+        elif record.type is Type.FENCED:
+            self.answered = max(self.answered, record.answers)
+        elif record.type is Type.EXPEL:
+            self.expelled.add(record.node)
+        elif record.type is Type.ROLLBACK:
+            self.rollback = record
+        elif record.type is Type.ROLLED_BACK:
+            # A node that slept may say so after another one took the rollback over.
+            if self.rollback is not None and self.rollback.node == record.node:
+                self.rollback = None
+        elif record.snapshot is not None:
+            self._mark(record.type, record.snapshot)
+        if record.type in _DEMANDS:
+            self.demand = position
+
+    def _mark(self, kind: Type, snapshot: uuid.UUID) -> None:
+        old = self._marks.get(snapshot)
+        if kind is Type.INVALID:
+            # Views of older snapshots read this LUN, too, and it lacks copies from now on.
+            for epoch in self.epochs[: self.find(snapshot).number + 1]:
+                if epoch.snapshot is not None and not self._is_deleted(epoch):
+                    self._marks[epoch.snapshot] = Standing.INVALID
+        elif kind is Type.DELETE and old is None:
+            self._marks[snapshot] = Standing.HIDDEN
+        elif kind is Type.DELETED and old is not None:
+            self._marks[snapshot] = Standing.DELETED
+
+    def find(self, snapshot: uuid.UUID) -> Epoch:
+        """Return the epoch of a snapshot.  Raise Refused if the log has no such snapshot."""
+        for epoch in self.epochs:
+            if epoch.snapshot == snapshot:
+                return epoch
+        raise Refused(f"the log has no snapshot {snapshot}: list the snapshots for those that exist")
+
+    def standing(self, snapshot: uuid.UUID) -> Standing:
+        """Return the state of a snapshot.  Raise Refused if there is no such snapshot."""
+        epoch = self.find(snapshot)
+        mark = self._marks.get(snapshot)
+        if mark is not None:
+            return mark
+        return Standing.TAKEN if self.answered >= epoch.position else Standing.PENDING
+
+    def chain(self, snapshot: uuid.UUID, last: Epoch) -> tuple[uuid.UUID, ...]:
+        """Return the write-once LUNs that a view in epoch `last` reads before the primary, in that order.
+
+        Raise Refused if the snapshot must not be read.
+        """
+        standing = self.standing(snapshot)
+        first = self.find(snapshot).number
+        if standing is not Standing.TAKEN or first > last.number:
+            raise Refused(f"snapshot {snapshot} is {standing.value} and cannot be read by this node now")
+        return tuple(
+            epoch.lun
+            for epoch in self.epochs[first : last.number + 1]
+            if epoch.lun is not None and not self._is_deleted(epoch)
+        )
+
+    def _is_deleted(self, epoch: Epoch) -> bool:
+        return epoch.snapshot is not None and self._marks.get(epoch.snapshot) is Standing.DELETED
+
+    def may_move(self, snapshot: uuid.UUID) -> bool:
+        """Return whether the chunks of a hidden snapshot may move: nobody of its epoch copies into its write-once LUN any more."""
+        epoch = self.find(snapshot)
+        later = self.epochs[epoch.number + 1 :]
+        return self.standing(snapshot) is Standing.HIDDEN and bool(later) and self.answered >= later[0].position
+
+    def older_lun(self, number: int) -> uuid.UUID | None:
+        """Return the write-once LUN that takes the chunks of epoch `number` when its snapshot is deleted; None if none needs them."""
+        for epoch in reversed(self.epochs[:number]):
+            if epoch.snapshot is None:
+                return None  # no view of an older snapshot reads past an epoch without copies
+            if not self._is_deleted(epoch):
+                return epoch.lun
+        return None
+
+    def check(self, record: Record) -> None:
+        """Raise Refused if the log does not allow that record to follow."""
+        if record.type is Type.EPOCH:
+            if record.snapshot is None and any(
+                self.standing(epoch.snapshot) in (Standing.PENDING, Standing.TAKEN)
+                for epoch in self.epochs
+                if epoch.snapshot is not None
+            ):
+                raise Refused("an epoch without copies would spoil the snapshots that exist: delete them first")
+            if record.name and any(
+                epoch.name == record.name
+                and self.standing(epoch.snapshot) in (Standing.PENDING, Standing.TAKEN, Standing.INVALID)
+                for epoch in self.epochs
+                if epoch.snapshot is not None
+            ):
+                raise Refused(f"there is a snapshot named {record.name}: choose another name")
+            if self.rollback is not None:
+                raise Refused(f"{self.rollback.node} rolls the volume back: wait until it has ended")
+        elif record.snapshot is not None:
+            standing = self.standing(record.snapshot)
+            wanted = {
+                Type.DELETE: (Standing.TAKEN, Standing.INVALID),
+                Type.DELETED: (Standing.HIDDEN, Standing.INVALID),
+                Type.INVALID: (Standing.PENDING, Standing.TAKEN, Standing.HIDDEN),
+                Type.ROLLBACK: (Standing.TAKEN,),
+            }.get(record.type)
+            if wanted is not None and standing not in wanted:
+                raise Refused(f"snapshot {record.snapshot} is {standing.value}")
+            if record.type is Type.DELETED and standing is Standing.HIDDEN and not self.may_move(record.snapshot):
+                raise Refused(
+                    "the newest snapshot goes on taking copies: it is only hidden until a newer epoch is fenced"
+                )

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the records of a log mean together."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from lun_backends.cluster import history
+from lun_backends.cluster.history import History, Refused, Standing
+from lun_backends.cluster.records import Record, Type
+
+VOLUME = uuid.UUID(int=1)
+A, B, C = (uuid.UUID(int=number) for number in (10, 11, 12))
+
+
+def lun(snapshot: uuid.UUID) -> uuid.UUID:
+    return uuid.UUID(int=snapshot.int + 100)
+
+
+def with_snapshots(*snapshots: uuid.UUID) -> History:
+    """Return the history of a volume with these fenced snapshots."""
+    log = History()
+    log.add(Record(Type.EPOCH, VOLUME))
+    log.add(Record(Type.FENCED, VOLUME, answers=0))
+    for number, snapshot in enumerate(snapshots, 1):
+        log.add(Record(Type.EPOCH, VOLUME, number, snapshot, lun(snapshot), name=f"s{number}"))
+        log.add(Record(Type.FENCED, VOLUME, number, answers=log.demand))
+    return log
+
+
+def mark(log: History, kind: Type, snapshot: uuid.UUID) -> None:
+    record = Record(kind, VOLUME, snapshot=snapshot)
+    log.check(record)
+    log.add(record)
+
+
+def newest(log: History) -> history.Epoch:
+    assert log.newest is not None
+    return log.newest
+
+
+def test_snapshot_is_pending_until_its_fence_is_answered() -> None:
+    log = with_snapshots()
+    log.add(Record(Type.EPOCH, VOLUME, 1, A, lun(A)))
+    assert log.fence_is_due
+    assert log.standing(A) is Standing.PENDING
+    with pytest.raises(Refused, match="is pending"):
+        log.chain(A, newest(log))
+    log.add(Record(Type.FENCED, VOLUME, 1, answers=log.demand))
+    assert not log.fence_is_due
+    assert log.chain(A, newest(log)) == (lun(A),)
+
+
+def test_epoch_record_that_skips_or_repeats_a_number_means_nothing() -> None:
+    log = with_snapshots(A)
+    log.add(Record(Type.EPOCH, VOLUME, 1, B, lun(B)))
+    log.add(Record(Type.EPOCH, VOLUME, 3, C, lun(C)))
+    assert newest(log).snapshot == A
+    assert not log.fence_is_due
+    assert not log.names_lun(lun(B))
+
+
+def test_fence_begun_before_an_expulsion_does_not_answer_it() -> None:
+    log = with_snapshots(A)
+    log.add(Record(Type.EXPEL, VOLUME, node="bad"))
+    log.add(Record(Type.FENCED, VOLUME, 1, answers=newest(log).position))
+    assert log.fence_is_due
+    assert log.expelled == {"bad"}
+
+
+def test_chain_ends_at_the_epoch_of_the_reader() -> None:
+    log = with_snapshots(A, B, C)
+    assert log.chain(A, newest(log)) == (lun(A), lun(B), lun(C))
+    assert log.chain(A, log.find(B)) == (lun(A), lun(B))
+    with pytest.raises(Refused):
+        log.chain(C, log.find(B))
+
+
+def test_deleted_snapshot_leaves_the_chain_only_when_its_chunks_have_moved() -> None:
+    log = with_snapshots(A, B, C)
+    mark(log, Type.DELETE, B)
+    assert log.standing(B) is Standing.HIDDEN
+    assert log.chain(A, newest(log)) == (lun(A), lun(B), lun(C))
+    assert log.older_lun(log.find(B).number) == lun(A)
+    mark(log, Type.DELETED, B)
+    assert log.chain(A, newest(log)) == (lun(A), lun(C))
+    assert log.older_lun(log.find(C).number) == lun(A)
+    assert log.older_lun(log.find(A).number) is None
+
+
+def test_chunks_of_the_newest_snapshot_move_only_behind_the_next_fence() -> None:
+    log = with_snapshots(A, B)
+    mark(log, Type.DELETE, B)
+    assert not log.may_move(B)
+    with pytest.raises(Refused, match="only hidden until a newer epoch is fenced"):
+        log.check(Record(Type.DELETED, VOLUME, snapshot=B))
+    log.add(Record(Type.EPOCH, VOLUME, 3, C, lun(C)))
+    assert not log.may_move(B)  # nodes of its epoch still copy into it
+    log.add(Record(Type.FENCED, VOLUME, 3, answers=log.demand))
+    assert log.may_move(B)
+    mark(log, Type.DELETED, B)
+
+
+def test_lost_snapshot_takes_the_older_ones_with_it() -> None:
+    log = with_snapshots(A, B, C)
+    mark(log, Type.INVALID, B)
+    assert log.standing(A) is log.standing(B) is Standing.INVALID
+    assert log.standing(C) is Standing.TAKEN
+
+
+def test_only_the_node_that_rolls_back_ends_the_rollback() -> None:
+    log = with_snapshots(A)
+    log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="dead"))
+    log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="heir"))
+    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, node="dead"))
+    assert log.rollback is not None
+    with pytest.raises(Refused, match="heir rolls the volume back"):
+        log.check(Record(Type.EPOCH, VOLUME, 2, B, lun(B)))
+    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, node="heir"))
+    assert log.rollback is None
+
+
+def test_copies_do_not_end_while_a_snapshot_exists() -> None:
+    log = with_snapshots(A)
+    with pytest.raises(Refused, match="delete them first"):
+        log.check(Record(Type.EPOCH, VOLUME, 2))
+    mark(log, Type.DELETE, A)
+    log.check(Record(Type.EPOCH, VOLUME, 2))
+
+
+def test_name_of_a_snapshot_is_free_after_its_deletion() -> None:
+    log = with_snapshots(A, B)
+    with pytest.raises(Refused, match="choose another name"):
+        log.check(Record(Type.EPOCH, VOLUME, 3, C, lun(C), name="s1"))
+    mark(log, Type.DELETE, A)
+    log.check(Record(Type.EPOCH, VOLUME, 3, C, lun(C), name="s1"))
+
+
+def test_epochs_have_different_keys_even_without_a_snapshot() -> None:
+    log = with_snapshots(A)
+    mark(log, Type.DELETE, A)
+    log.add(Record(Type.EPOCH, VOLUME, 2))
+    keys = {history.key(VOLUME, epoch) for epoch in log.epochs}
+    assert len(keys) == 3
+    assert 0 not in keys
