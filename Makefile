@@ -6,6 +6,7 @@
 # make fuzz    search for input that breaks wolun, for ten minutes; SECONDS=30 for less
 # make powercuts  check a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make model   search all states of the cluster protocol for a wrong snapshot, half an hour; ARGS='--nodes 2' for less
+# make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
@@ -16,7 +17,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model soak lab lint man peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate soak lab lint man peers lock
 
 BIN := .venv/bin
 
@@ -53,6 +54,11 @@ powercuts: setup
 
 model: peers
 	$(BIN)/python -m tests.model $(ARGS)
+
+simulate: SEEDS = 1000000
+simulate: SEED = 0
+simulate: setup
+	$(BIN)/python -m tests.simulate --seeds $(SEEDS) --seed $(SEED) $(ARGS)
 
 soak: SECONDS = 3600
 soak: peers
