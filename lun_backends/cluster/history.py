@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the records of a log say together: epochs, chains of views, deletions, rollbacks, and who is expelled.
+"""The meaning of all records of a log: epochs, chains of views, deletions, rollbacks, and who is expelled.
 
 EPOCH, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its fence, and all
 demands before that one.  So a fence that was begun before an EXPEL record does not answer it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the records of a log mean together."""
+"""The records of a log together mean epochs, chains, deletions and rollbacks."""
 
 from __future__ import annotations
 
