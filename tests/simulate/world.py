@@ -434,7 +434,7 @@ class World:
     # ---- faults
 
     def crash(self, host: Host) -> None:
-        """Stop the machine.  What it sent is still on its way.  It starts again some time later."""
+        """Stop the machine.  Its commands are still on their way.  It starts again some time later."""
         if not host.tasks:
             return  # the machine is off
         host.life += 1
