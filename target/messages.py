@@ -447,6 +447,13 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Request: answer with a snapshot's content, as a raw image; `damaged` is that of `Export`."""
+
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Damage:
     """Damaged blocks of a snapshot: they differ from the preserved data, which is stored in snapshot `kept_in`."""
 

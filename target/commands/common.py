@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -193,20 +194,22 @@ def follow(
     doing: str,
     *,
     goes_on: bool = False,
+    held: bool = False,
 ) -> messages.Job:
     """Begin a job and wait until it ends, with its progress on a terminal.  Return the job as it ended.  Raises Failed.
 
-    Ctrl-C cancels the job, unless it `goes_on`: such a job continues in the background once its first bytes are done.
+    Ctrl-C cancels the job, unless it `goes_on`: such a job continues in the background once its first bytes are done.  With
+    `held`, the daemon cancels the job if this process ends in any other way.
     SIGINT is blocked during the request, because otherwise the job could continue without a message.  SIGINT is blocked
     again after the job has ended, because nothing is left to cancel.
     """
-    from target import refusals
-    from target.control import client
-
     _hold_interrupts(True)
     last = job = begin()
     try:
-        with show.progress(f"{doing} {job.subject}", enabled=not context.json) as update:
+        with (
+            show.progress(f"{doing} {job.subject}", enabled=not context.json) as update,
+            asked.holding(job) if held else contextlib.nullcontext(),
+        ):
             _hold_interrupts(False)
             for last in asked.watch(job):
                 update(last.done, last.total)
@@ -221,8 +224,33 @@ def follow(
         if last.state == "cancelled":
             say(f"wolun: {doing} {job.subject} was cancelled", err=True)
             sys.exit(130)
-    if last.refusal is not None:
-        raise client.Failed(last.refusal)
-    if last.state == "cancelled":
+    return _done(last, doing)
+
+
+def to_standard_output(context: Context, which: tuple[str, str], *, damaged: bool) -> messages.Job:
+    """Write the content of a snapshot to standard output, with its progress if standard error is a terminal.
+
+    Return the job as it ended.  Ctrl-C and the end of this process cancel it.  Raises Failed.
+    """
+    subject = "@".join(which)
+    output = sys.stdout.buffer
+    try:
+        with show.progress(f"exporting {subject}", enabled=not context.json) as update:
+            job = context.client().stream(*which, output.write, damaged=damaged, progress=update)
+        output.flush()
+    except KeyboardInterrupt:
+        say(f"wolun: exporting {subject} was cancelled", err=True)
+        sys.exit(130)
+    return _done(job, "exporting")
+
+
+def _done(job: messages.Job, doing: str) -> messages.Job:
+    """Return the job that has ended.  Raises Failed if it failed or was cancelled."""
+    from target import refusals
+    from target.control import client
+
+    if job.refusal is not None:
+        raise client.Failed(job.refusal)
+    if job.state == "cancelled":
         raise client.Failed(refusals.cancelled(doing, job))
-    return last
+    return job

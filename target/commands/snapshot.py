@@ -149,7 +149,17 @@ def snapshot_export(
 
     With --since, the older image must show the older snapshot: wolun writes the identity of the snapshot into each
     image.  Another image, or one of unknown content, is refused unless --force is given.
+
+    With - for FILE, or a FIFO, the command writes a raw image to standard output or to the FIFO.
     """
+    if str(file) == "-":
+        if format_ == "qcow2" or since is not None:
+            raise click.UsageError("standard output takes raw images only: qcow2 is not written from front to back")
+        if sys.stdout.isatty():
+            raise click.UsageError("standard output is a terminal: redirect it, or name a file")
+        job = common.to_standard_output(context, which, damaged=damaged)
+        common.warn_of_damage(job)
+        return
     path = common.absolute(file)
     if since is None and (backing or backing_format):
         raise click.UsageError("--backing and --backing-format need --since")
@@ -176,8 +186,9 @@ def snapshot_export(
         anyway=anyway,
         damaged=damaged,
         any_base=force,
+        held=True,
     )
-    job = common.follow(context, asked, begin, "exporting")
+    job = common.follow(context, asked, begin, "exporting", held=True)
     common.warn_of_damage(job)
     on_top = "" if since is None else f", on top of {backing}"
     context.answer(job, lambda: f"{'@'.join(which)} is in {file}{on_top}")
@@ -194,7 +205,7 @@ def snapshot_verify(context: common.Context, which: tuple[str, str]) -> None:
     from target import messages
 
     asked = context.client()
-    job = common.follow(context, asked, lambda: asked.verify(*which), "verifying")
+    job = common.follow(context, asked, lambda: asked.verify(*which, held=True), "verifying", held=True)
     verification = asked.result(messages.Verification, job)
     context.answer(verification, lambda: show.verification(verification))
     if not verification.sound:
@@ -223,7 +234,7 @@ def snapshot_diff(
         _same_volume(since, to)
     asked = context.client()
     request = messages.FindChanges(None if to is None else to[1], exact, damaged)
-    job = common.follow(context, asked, lambda: asked.diff(*since, request), "comparing")
+    job = common.follow(context, asked, lambda: asked.diff(*since, request, held=True), "comparing", held=True)
     difference = asked.result(messages.Difference, job)
     common.warn_of_damage(job)
     context.answer(difference, lambda: show.difference(difference))

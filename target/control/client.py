@@ -6,10 +6,11 @@ It imports little on purpose, because every command waits for these imports.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from target import codec, messages, places
 
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.25
+JOB_HEADER = "Wolun-Job"
+_PIECE = 1 << 20
 
 
 class Failed(Exception):
@@ -44,6 +47,7 @@ class Client:
 
     def __init__(self, state_dir: Path, timeout: float = TIMEOUT_SECONDS) -> None:
         self._state_dir = state_dir
+        self._timeout = timeout
         self._connection = _Connection(state_dir, timeout)
         self.dry_run = False
 
@@ -96,26 +100,27 @@ class Client:
         anyway: bool = False,
         damaged: bool = False,
         any_base: bool = False,
+        held: bool = False,
     ) -> messages.Job:
-        """Begin to export a snapshot."""
+        """Begin to export a snapshot.  A job that is `held` ends unless the caller uses `holding`, here and below."""
         below = None if backing is None else str(backing)
         request = messages.Export(
             str(path), overwrite, image_format, since, below, backing_format, anyway, damaged, any_base
         )
-        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export", request))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export?held={held}", request))
 
     def label_snapshot(self, volume: str, name: str, labels: Mapping[str, str | None]) -> messages.Snapshot:
         """Set labels of a snapshot, and remove those that are None."""
         request = messages.ChangeLabels(dict(labels))
         return codec.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
 
-    def verify(self, volume: str, name: str) -> messages.Job:
+    def verify(self, volume: str, name: str, *, held: bool = False) -> messages.Job:
         """Begin to verify a snapshot; the job's `result` is a Verification."""
-        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify"))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify?held={held}"))
 
-    def diff(self, volume: str, name: str, request: messages.FindChanges) -> messages.Job:
+    def diff(self, volume: str, name: str, request: messages.FindChanges, *, held: bool = False) -> messages.Job:
         """Begin to find the changes since a snapshot; the job's `result` is a Difference."""
-        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff", request))
+        return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/diff?held={held}", request))
 
     def result(self, kind: type[codec.T], job: messages.Job) -> codec.T:
         """Return the result of a finished job."""
@@ -154,6 +159,53 @@ class Client:
         while job.state == "running":
             job = codec.decode(messages.Job, self._ask("GET", f"/v1/jobs/{job.id}?wait={POLL_SECONDS}"))
             yield job
+
+    @contextlib.contextmanager
+    def holding(self, job: messages.Job | int) -> Iterator[None]:
+        """Let the daemon cancel the job if this process ends within the context, however it ends.
+
+        The daemon notices that a connection of its own, which waits for the end of the job, is closed.
+        """
+        number = job if isinstance(job, int) else job.id
+        connection = _Connection(self._state_dir, self._timeout)
+        try:
+            try:
+                connection.request("GET", f"/v1/jobs/{number}/hold")
+            except OSError as error:
+                raise Failed(_gone(error)) from error
+            yield
+        finally:
+            connection.close()
+
+    def stream(
+        self,
+        volume: str,
+        name: str,
+        write: Callable[[bytes], object],
+        *,
+        damaged: bool,
+        progress: Callable[[int, int], None],
+    ) -> messages.Job:
+        """Hand the content of a snapshot to `write`, piece by piece.  Return the job that read it, as it ended."""
+        path = f"{_snapshot(volume, name)}/stream"
+        sent = json.dumps(codec.encode(messages.Stream(damaged)))
+        response = self._response("POST", path, sent)
+        if response.status >= 400:
+            raise Failed(codec.decode(messages.Refusal, json.loads(response.read())))
+        number, size, done = int(response.headers[JOB_HEADER]), int(response.headers["Content-Length"]), 0
+        try:
+            with self.holding(number):
+                while data := self._piece(response):
+                    write(data)
+                    done += len(data)
+                    progress(done, size)
+        finally:
+            self.close()  # before the end of the content, this tells the daemon to stop
+        job = messages.Job(number, "export", f"{volume}@{name}", "running", done, size, None)
+        *_, job = self.watch(job)
+        if job.state == "done" and done < size:
+            raise Failed(_gone(http.client.IncompleteRead(b"", size - done)))
+        return job
 
     def cancel(self, job: messages.Job) -> None:
         """Ask a job to stop."""
@@ -264,12 +316,30 @@ class Client:
 
     def _ask(self, method: str, path: str, request: Any = None) -> Any:
         sent = None if request is None else json.dumps(codec.encode(request))
+        response = self._response(method, path, sent)
+        try:
+            body = response.read()
+            answer = json.loads(body) if body else None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise Failed(_gone(error)) from error
+        if response.status >= 400:
+            raise Failed(codec.decode(messages.Refusal, answer))
+        return answer
+
+    def _piece(self, response: http.client.HTTPResponse) -> bytes:
+        """Return the next bytes of a long answer; none at its end, and none if the connection has broken."""
+        try:
+            return response.read(_PIECE)
+        except (OSError, http.client.HTTPException):
+            return b""
+
+    def _response(self, method: str, path: str, sent: str | None) -> http.client.HTTPResponse:
+        """Send a request and return the answer, whose body is still to be read."""
         headers = {} if sent is None else {"Content-Type": "application/json"}
         try:
             self._connection.request(method, path, sent, headers)
-            response = self._connection.getresponse()
-            body = response.read()
-            answer = json.loads(body) if body else None
+            return self._connection.getresponse()
         except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError) as error:
             self.close()
             raise Failed(_not_running(self._state_dir)) from error
@@ -279,9 +349,6 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             raise Failed(_gone(error)) from error
-        if response.status >= 400:
-            raise Failed(codec.decode(messages.Refusal, answer))
-        return answer
 
 
 def _volume(volume: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import fastapi
@@ -11,6 +12,7 @@ from target import messages
 from target.service import jobs, problems
 
 MAX_WAIT_SECONDS = 10.0
+_HOLD_SECONDS = 0.1
 
 
 def routes(running: jobs.Jobs) -> fastapi.APIRouter:
@@ -27,6 +29,18 @@ def routes(running: jobs.Jobs) -> fastapi.APIRouter:
         """Show one job. The answer comes when it has ended, or after `wait` seconds."""
         job = running.job(number)
         job.wait(wait)
+        return job.message()
+
+    @router.get("/jobs/{number}/hold")
+    async def hold(number: int, request: fastapi.Request) -> messages.Job:
+        """Answer when the job has ended.  If the client goes away before, the job is cancelled."""
+        job = running.job(number)
+        job.hold()
+        while not job.ended:
+            if await request.is_disconnected():
+                job.cancel()
+                break
+            await asyncio.sleep(_HOLD_SECONDS)
         return job.message()
 
     @router.delete("/jobs/{number}")

@@ -8,7 +8,9 @@ from typing import Annotated
 import fastapi
 
 from target import messages
+from target.control import job_stream
 from target.exports import jobs
+from target.service.jobs import Job
 from target.service.service import Service
 from target.service.snapshots import MAX_CELLS
 
@@ -45,9 +47,20 @@ def routes(service: Service) -> fastapi.APIRouter:
         return service.snapshots.changes(volume, name, cells)
 
     @router.post("/volumes/{volume}/snapshots/{name}/export", status_code=202)
-    def export(volume: str, name: str, request: messages.Export) -> messages.Job:
-        """Begin a job that writes the snapshot's content into a file on the daemon's machine."""
-        return jobs.export(service, volume, name, request).message()
+    def export(volume: str, name: str, request: messages.Export, held: bool = False) -> messages.Job:
+        """Begin a job that writes the snapshot's content into a file on the daemon's machine.
+
+        A job that is `held` is cancelled when its client goes away, see `/jobs/{number}/hold`.
+        """
+        return _held(jobs.export(service, volume, name, request), held)
+
+    @router.post("/volumes/{volume}/snapshots/{name}/stream", response_class=job_stream.JobStream)
+    def stream(volume: str, name: str, request: messages.Stream) -> fastapi.Response:
+        """Answer with the snapshot's content as a raw image, and name the job that reads it in the header `Wolun-Job`.
+
+        If the job fails, the connection breaks before all bytes are there.
+        """
+        return job_stream.JobStream(*jobs.open_stream(service, volume, name, request))
 
     @router.delete("/volumes/{volume}/snapshots/{name}", status_code=202)
     def delete_snapshot(volume: str, name: str, damaged: bool = False, force: bool = False) -> messages.Job:
@@ -81,16 +94,22 @@ def routes(service: Service) -> fastapi.APIRouter:
         return job.message()
 
     @router.post("/volumes/{volume}/snapshots/{name}/verify", status_code=202)
-    def verify(volume: str, name: str) -> messages.Job:
-        """Begin a job that compares all the data the snapshot needs with its checksums; its result is a Verification."""
-        return jobs.verify(service, volume, name).message()
+    def verify(volume: str, name: str, held: bool = False) -> messages.Job:
+        """Begin a job that compares all the data the snapshot needs with its checksums; its result is a Verification.
+
+        `held` is that of an export.
+        """
+        return _held(jobs.verify(service, volume, name), held)
 
     @router.post("/volumes/{volume}/snapshots/{name}/diff", status_code=202)
-    def diff(volume: str, name: str, request: messages.FindChanges) -> messages.Job:
-        """Begin a job that finds the changes since the snapshot; its result is a Difference."""
+    def diff(volume: str, name: str, request: messages.FindChanges, held: bool = False) -> messages.Job:
+        """Begin a job that finds the changes since the snapshot; its result is a Difference.
+
+        `held` is that of an export.
+        """
         job = jobs.diff(service, volume, name, request)
         job.wait(0.2)
-        return job.message()
+        return _held(job, held)
 
     @router.patch("/volumes/{volume}/snapshots/{name}/labels")
     def label(volume: str, name: str, request: messages.ChangeLabels) -> messages.Snapshot:
@@ -98,3 +117,10 @@ def routes(service: Service) -> fastapi.APIRouter:
         return service.snapshots.label_snapshot(volume, name, request.labels)
 
     return router
+
+
+def _held(job: Job, held: bool) -> messages.Job:
+    """Return the message about a new job, which expects a client that holds it if it is `held`."""
+    if held:
+        job.expect_holder()
+    return job.message()

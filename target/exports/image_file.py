@@ -22,7 +22,7 @@ from typing import Protocol, Self
 from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.files import os_error, small_file
-from target.exports import new_name
+from target.exports import new_name, stream
 from target.exports.identity import Identity, mark_raw, write_beside
 from target.service import jobs, own_files, problems
 from target.service.inventory import Inventory
@@ -63,8 +63,8 @@ def export(
     """
     if os.path.lexists(path) and not overwrite:
         raise problems.file_exists(path)
-    if path.is_dir() or path.is_block_device() or path.is_char_device():
-        raise problems.file_failed(path, "it is a directory or a device")
+    if path.exists() and not path.is_file():
+        raise problems.file_failed(path, "it is no file")
     try:
         with _NewFile(path) as new:
             fd = new.fd
@@ -112,7 +112,7 @@ def check_place(path: Path, inventory: Inventory, *, overwrite: bool) -> None:
         raise problems.file_failed(path, "the path is not absolute")
     if whose := own_files.claim(inventory, path):
         raise problems.file_failed(path, whose)
-    if os.path.lexists(path) and not overwrite:
+    if os.path.lexists(path) and not overwrite and not stream.is_fifo(path):
         raise problems.file_exists(path)
 
 

@@ -11,6 +11,7 @@ base.  An image that is not on this machine cannot be asked; then the caller nam
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from lun_backends.stores import contents
 from lun_backends.volumes import volume
 from lun_backends.volumes.snapshot import Snapshot
 from target import messages
-from target.exports import identity, image_file, qcow2
+from target.exports import identity, image_file, qcow2, stream
 from target.service import damage_met, jobs, problems
 from target.service.service import Service
 
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 DAMAGE_NAMED = 10_000
 """The most extents of damage that a Verification names."""
 FORMATS = ("raw", "qcow2")
+RAW = "export it as a raw image, or into a file"
 _STEP = 1 << 20
 
 
@@ -181,6 +183,9 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
         backing, sure = _backing(path, request, older, f"{volume_name}@{request.since}")
         since_uuid = str(older.uuid) if sure else ""
     raw = request.format == "raw" and backing is None
+    fifo = stream.is_fifo(path)
+    if fifo and not raw:
+        raise problems.file_failed(path, "it is a FIFO, and a qcow2 image is not written from front to back", RAW)
     cluster = qcow2.cluster_size(view.size, owner.chunk_size)
 
     def work(job: jobs.Job) -> None:
@@ -206,12 +211,17 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
             else:
                 ranges = changed = differences.changed(owner, request.since, name)
                 needed = sum(length for _, length in changed)
-            if not request.anyway:
+            if not request.anyway and not fifo:
                 image_file.check_room(path, needed)
             with damage_met.noted(job, owner) as found:
                 content = pieces.export(view, found) if raw else whole_grains(view, ranges, cluster, found)
+                if not request.damaged:
+                    content = _undamaged(content, found, owner, snapshot, job)
+                if fifo:
+                    stream.to_fifo(content, view.size, path, progress=job.progress, cancelled=job.cancelled)
+                    return
                 image_file.export(
-                    content if request.damaged else _undamaged(content, found, owner, snapshot, job),
+                    content,
                     view.size,
                     path,
                     overwrite=request.overwrite,
@@ -225,6 +235,57 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
         log.info("exported %s to %s%s", what, path, f" on top of {backing.name}" if backing else "")
 
     return service.jobs.start("export", what, work)
+
+
+def open_stream(
+    service: Service, volume_name: str, name: str, request: messages.Stream
+) -> tuple[jobs.Job, io.FileIO, int]:
+    """Begin to write a snapshot into a pipe, as a raw image.  Return the job, the end to read, and the size in bytes.
+
+    The job ends when the caller closes the end to read.  Raises Problem.
+    """
+    owner, snapshot = _readable(service, volume_name, name, None)
+    what, view = f"{volume_name}@{name}", snapshot.view
+    ends = os.pipe()
+    reading, writing = io.FileIO(ends[0], "rb"), io.FileIO(ends[1], "wb")
+
+    def work(job: jobs.Job) -> None:
+        with (
+            writing,
+            problems.translated(f"{what} was not exported"),
+            damage_met.noted(job, owner) as found,
+        ):
+            content = pieces.export(view, found)
+            if not request.damaged:
+                content = _undamaged(content, found, owner, snapshot, job)
+            place = Path("standard output")
+            try:
+                stream.to_pipe(
+                    content, view.size, writing.fileno(), place, progress=job.progress, cancelled=job.cancelled
+                )
+            except BrokenPipeError:
+                raise jobs.Cancelled from None
+        log.info("exported %s to a client", what)
+
+    try:
+        return service.jobs.start("export", what, work), reading, view.size
+    except problems.Problem:
+        reading.close()
+        writing.close()
+        raise
+
+
+def _readable(service: Service, volume_name: str, name: str, since: str | None) -> tuple[volume.Volume, Snapshot]:
+    """Return the volume and the snapshot if the snapshot, and the one `since`, can be relied on.  Raises Problem."""
+    owner, snapshot = service.inventory.find(volume_name, name)
+    what = f"{volume_name}@{name} cannot be exported"
+    if snapshot.unreadable:
+        raise problems.refused(what, snapshot.unreadable, "use another snapshot")
+    older = None if since is None else service.inventory.find(volume_name, since)[1]
+    for needed in (snapshot, older):
+        if needed is not None and needed.doubt:
+            raise problems.doubtful(what, volume_name, needed.name, needed.doubt)
+    return owner, snapshot
 
 
 def _undamaged(
@@ -247,14 +308,7 @@ def _exportable(
     service: Service, volume_name: str, name: str, request: messages.Export
 ) -> tuple[volume.Volume, Snapshot]:
     """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raises Problem."""
-    owner, snapshot = service.inventory.find(volume_name, name)
-    if snapshot.unreadable:
-        what = f"{volume_name}@{name} cannot be exported"
-        raise problems.refused(what, snapshot.unreadable, "use another snapshot")
-    older = None if request.since is None else service.inventory.find(volume_name, request.since)[1]
-    for needed in (snapshot, older):
-        if needed is not None and needed.doubt:
-            raise problems.doubtful(f"{volume_name}@{name} cannot be exported", volume_name, needed.name, needed.doubt)
+    owner, snapshot = _readable(service, volume_name, name, request.since)
     image_file.check_place(Path(request.path), service.inventory, overwrite=request.overwrite)
     return owner, snapshot
 

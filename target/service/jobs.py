@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from target import messages
@@ -24,6 +25,7 @@ from target.service import problems
 log = logging.getLogger(__name__)
 
 KEPT = 64
+HOLDER_SECONDS = 10.0
 
 
 class Cancelled(Exception):
@@ -40,6 +42,7 @@ class Job:
         self._work: Callable[[Job], None] | None = work  # until it ends: it refers to what it works on
         self._cancel = threading.Event()
         self._ended = threading.Event()
+        self._holder_until: float | None = None
         self._done = self._total = 0
         self._state = "running"
         self._problem: problems.Problem | None = None
@@ -65,7 +68,17 @@ class Job:
 
     def cancelled(self) -> bool:
         """Return whether the work should stop; the work calls it."""
+        if self._holder_until is not None and time.monotonic() > self._holder_until:
+            return True
         return self._cancel.is_set()
+
+    def expect_holder(self) -> None:
+        """Cancel the job unless a client calls `hold` within `HOLDER_SECONDS`."""
+        self._holder_until = time.monotonic() + HOLDER_SECONDS
+
+    def hold(self) -> None:
+        """Note that a client holds the job: it will cancel the job when that client goes away."""
+        self._holder_until = None
 
     def cancel(self) -> None:
         """Ask the work to stop."""

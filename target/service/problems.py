@@ -209,13 +209,11 @@ def file_exists(path: Path) -> Problem:
     return Problem("file-exists", f"{path} exists already", "choose another name, or overwrite it with --force")
 
 
-def file_failed(path: Path, why: str) -> Problem:
+def file_failed(
+    path: Path, why: str, remedy: str = "choose a place that has room and that the daemon may write to"
+) -> Problem:
     """Refuse to write a file that cannot be written."""
-    return Problem(
-        "file-failed",
-        f"{path} cannot be written: {why}",
-        "choose a place that has room and that the daemon may write to",
-    )
+    return Problem("file-failed", f"{path} cannot be written: {why}", remedy)
 
 
 def no_result(number: int) -> Problem:

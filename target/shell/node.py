@@ -8,6 +8,7 @@ parameter for completion.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -77,11 +78,17 @@ class Node(node.ConfigNode):
         """Return the names of all logical units."""
         return [lun.unit for lun in self.facts.get("luns", self.asked.luns)]
 
-    def follow(self, job: messages.Job, doing: str, *, cancel: bool = True) -> None:
-        """Wait for a job, with a progress bar on a terminal.  With `cancel`, Ctrl-C cancels the job.  Raises Refused."""
+    def follow(self, job: messages.Job, doing: str, *, cancel: bool = True, held: bool = False) -> None:
+        """Wait for a job, with a progress bar on a terminal.
+
+        With `cancel`, Ctrl-C cancels the job; with `held`, each end of this process does.  Raises Refused.
+        """
         last = job
         try:
-            with show.progress(f"{doing} {job.subject}", enabled=True) as update:
+            with (
+                show.progress(f"{doing} {job.subject}", enabled=True) as update,
+                self.asked.holding(job) if held else contextlib.nullcontext(),
+            ):
                 for last in self.asked.watch(job):
                     update(last.done, last.total)
         except KeyboardInterrupt:

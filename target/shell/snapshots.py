@@ -77,11 +77,16 @@ class Snapshots(Node):
         """
         self.asked.snapshot(self.volume, name)
         accepted = flag(damaged, "damaged")
+        if file == "-":
+            raise console.Refused(
+                "the shell writes no image to its terminal",
+                f"use `wolun snapshot export {self.volume}@{name} - > FILE`",
+            )
         if self.only_checks(f"exported {self.volume}@{name} to {file}"):
             return
         path = Path(os.path.abspath(file))  # noqa: PTH100 - resolving links would write through one that stands there
-        job = self.asked.export(self.volume, name, path, overwrite=flag(force, "force"), damaged=accepted)
-        self.follow(job, "exporting")
+        job = self.asked.export(self.volume, name, path, overwrite=flag(force, "force"), damaged=accepted, held=True)
+        self.follow(job, "exporting", held=True)
         console.say(f"{self.volume}@{name} is in {file}")
 
     def ui_command_show(self, name: str, map: str = "false") -> None:  # noqa: A002 - the parameter's name in the shell
@@ -104,8 +109,8 @@ class Snapshots(Node):
         damaged  true: with exact, count damaged blocks as changed; false: refuse
         """
         request = messages.FindChanges(to, flag(exact, "exact"), flag(damaged, "damaged"))
-        job = self.asked.diff(self.volume, name, request)
-        self.follow(job, "comparing")
+        job = self.asked.diff(self.volume, name, request, held=True)
+        self.follow(job, "comparing", held=True)
         console.say(show.difference(self.asked.result(messages.Difference, job)))
 
     def ui_command_restore(
@@ -140,8 +145,8 @@ class Snapshots(Node):
 
         name  the snapshot
         """
-        job = self.asked.verify(self.volume, name)
-        self.follow(job, "verifying")
+        job = self.asked.verify(self.volume, name, held=True)
+        self.follow(job, "verifying", held=True)
         verification = self.asked.result(messages.Verification, job)
         console.say(show.verification(verification))
         if not verification.sound:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import time
 import weakref
 from collections.abc import Callable
 
@@ -67,3 +68,25 @@ def test_only_the_last_ended_jobs_are_kept() -> None:
     assert len(every.all()) == jobs.KEPT + 1
     with pytest.raises(problems.Problem):
         every.job(1)
+
+
+def test_job_ends_if_no_client_holds_it_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "HOLDER_SECONDS", 0.05)
+    work = jobs.Job(1, "test", "vol0", _until_cancelled)
+    work.expect_holder()
+    work.start()
+    assert work.wait(60)
+    assert work.message().state == "cancelled"
+    held = jobs.Job(2, "test", "vol0", _until_cancelled)
+    held.expect_holder()
+    held.hold()
+    held.start()
+    assert not held.wait(0.2)
+    held.cancel()
+    assert held.wait(60)
+
+
+def _until_cancelled(job: jobs.Job) -> None:
+    while not job.cancelled():
+        time.sleep(0.01)
+    raise jobs.Cancelled
