@@ -58,6 +58,13 @@ Therefore wolun refuses all writes to the volume (DATA PROTECT 27h/02h), and no 
 Check the disk that holds the state directory.  wolun retries about once a second when a write arrives; writes resume when the
 manifest can be stored, the volume is as it was before, and the alert ends.  If the daemon starts again before that, the volume
 may have been rolled back to the requested snapshot.""",
+    "rollback-stopped": """\
+The volume was rolled back to a snapshot and has its content, but the daemon cannot bring all of that content to the primary.
+Usually there is no space: what the primary holds now must be preserved for newer snapshots before it is overwritten.  Until the
+rollback has ended, writes to parts that were not brought over yet may be refused (DATA PROTECT 27h/07h), no snapshot can be
+taken, and only the oldest can be deleted, if the rollback does not need it.  Reads are right.  Free space on the file system
+that the alert names.  wolun looks several times a minute and goes on by itself; `wolun snapshot restore` with the same snapshot
+goes on at once.  Damage and a doubtful snapshot need a decision first, which the alert names.""",
     "copies-failed": """\
 Before a block is overwritten for the first time, wolun copies its old content into the newest snapshot.  Some of these copies
 failed: there was no space, the disk failed, or the copy took longer than `copy_timeout`.  With `on_error: fail-writes`, wolun

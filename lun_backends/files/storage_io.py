@@ -35,6 +35,14 @@ _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes
 _libc.fallocate64.restype = ctypes.c_int
 
 
+_AT_FDCWD = -100  # fcntl.h
+_RENAME_EXCHANGE = 0x02  # linux/fs.h
+_renameat2 = getattr(_libc, "renameat2", None)
+if _renameat2 is not None:
+    _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    _renameat2.restype = ctypes.c_int
+
+
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Allocate or free space of a file, in any mode of the system call.  Raises OSError.
 
@@ -107,6 +115,15 @@ class StorageIO:
 
     def rename(self, old: Path, new: Path) -> None:
         old.replace(new)
+
+    def exchange(self, first: Path, second: Path) -> None:
+        """Exchange the files of two names, in one step (renameat2(2))."""
+        if _renameat2 is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        names = os.fsencode(first), os.fsencode(second)
+        if _renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(first))
 
     def unlink(self, path: Path) -> None:
         path.unlink()

@@ -33,6 +33,9 @@ AHEAD = 4 << 20
 PLENTY = 64 << 20
 """The free space in bytes below which no space is set aside, so that real writes get the last of it."""
 
+KEPT_BACK = 1 << 20
+"""The free space in bytes that chunks never take, or 1/32 of a small file system: it is for whatever frees space."""
+
 _HEADER = struct.Struct("<8sI16sI")  # magic, version, snapshot, chunk size
 _CRC = struct.Struct("<I")
 _MAGIC = b"WOLUNCHK"
@@ -49,7 +52,7 @@ class ChunkFile:
         self._block_size = block_size
         self._fd = fd
         self._io = io
-        self._room = 0  # the byte up to which space is set aside already
+        self._room = self.slots * chunk_size  # the byte up to which space is set aside already
 
     @classmethod
     def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
@@ -58,6 +61,7 @@ class ChunkFile:
             try:
                 header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
                 header += _CRC.pack(crc32c.crc32c(header))
+                _check_free(os.fstatvfs(fd), superblock.chunk_size)
                 storage_io.write_all(io, fd, [header], 0, len(header))
                 io.ftruncate(fd, superblock.chunk_size)
                 io.fdatasync(fd)
@@ -99,16 +103,30 @@ class ChunkFile:
             self._set_aside(place, length)
         storage_io.write_all(self._io, self._fd, data, place, length)
 
+    def provide(self, slot: int, count: int) -> None:
+        """Check that there is room for `count` more slots, up to and with `slot`.  Raises OSError (ENOSPC).
+
+        Call it before anything is written for them: also what a write takes elsewhere must leave `KEPT_BACK` alone.
+        """
+        if (slot + 1) * self.chunk_size > self._room:
+            self._set_aside((slot + 1 - count) * self.chunk_size, count * self.chunk_size)
+
     def _set_aside(self, place: int, length: int) -> None:
-        """Set space aside for this write and for later ones, if there is plenty.  Any number of threads may call it."""
+        """Set space aside for this write and for later ones, if there is plenty.  Any number of threads may call it.
+
+        Raises OSError (ENOSPC).
+        """
         end = place + length
+        file_system = os.fstatvfs(self._fd)
+        if file_system.f_bavail * file_system.f_frsize < PLENTY:
+            _check_free(file_system, length)
+            self._room = end
+            return
         self._room = end
         with contextlib.suppress(OSError):  # if the error matters, the write itself meets it
-            file_system = os.fstatvfs(self._fd)
-            if file_system.f_bavail * file_system.f_frsize >= PLENTY:
-                ahead = min(end, AHEAD)
-                self._io.set_aside(self._fd, place, length + ahead)
-                self._room = end + ahead
+            ahead = min(end, AHEAD)
+            self._io.set_aside(self._fd, place, length + ahead)
+            self._room = end + ahead
 
     def checksum_of(self, slot: int, length: int) -> int:
         """Return the checksum of the first `length` bytes of a slot.  Raises OSError."""
@@ -170,6 +188,24 @@ class ChunkFile:
         with contextlib.suppress(OSError):  # if this fails, the space stays set aside
             self._io.ftruncate(self._fd, os.fstat(self._fd).st_size)
         self._io.close(self._fd)
+
+
+def has_room(directory: Path, length: int) -> bool:
+    """Return whether chunks of `length` bytes more fit on the file system of `directory`.  Raises OSError."""
+    try:
+        _check_free(os.statvfs(directory), length)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+    return True
+
+
+def _check_free(file_system: os.statvfs_result, length: int) -> None:
+    """Raise OSError (ENOSPC) if `length` more bytes would take what is kept back."""
+    free, total = file_system.f_bavail * file_system.f_frsize, file_system.f_blocks * file_system.f_frsize
+    if free - length < min(KEPT_BACK, total // 32):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def checksum(buffers: block_device.Buffers) -> int:

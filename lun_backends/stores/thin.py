@@ -371,6 +371,7 @@ class ThinStore:
         Return a checksum per chunk: 0 for chunks that are not covered as a whole.
         """
         chunk_map = self._map
+        self._file.provide(max(slots), len(slots))
         for chunk, _ in masks:
             chunk_map.reserve(chunk)
         if len(pieces) == 1:

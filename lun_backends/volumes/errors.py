@@ -79,6 +79,14 @@ class RollbackStopped(VolumeError):
     """A rollback was cancelled before it took effect.  The volume is as before."""
 
 
+@dataclass(eq=False)
+class RollbackStalled(VolumeError):
+    """A rollback that has taken effect makes no progress.  `retry`: it may go on without a decision of the administrator."""
+
+    retry: bool
+    needs_space: bool = False
+
+
 class RollbackUnderWay(VolumeError):
     """The volume is being rolled back.  The request has to wait for the end."""
 

@@ -256,12 +256,11 @@ def without_groups(directory: Path, manifest: Manifest) -> Manifest:
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
     """Write a manifest beside the one in force, durably: the slow half of a replacement.  Raises OSError.
 
-    The content goes into a spare file that already has space, because on a full disk a snapshot must still be
-    deletable.
+    Two files take turns, and both keep their space for good, because on a full disk a snapshot must be deletable.
     """
     text = _text(manifest)
-    small_file.prepare(directory / _FILE, text, io=io, room=directory / _SPARE)
-    _keep_spare(directory, 2 * len(text), io)
+    room, slack = directory / _SPARE, max(2 * len(text), _SPARE_BYTES)
+    small_file.prepare(directory / _FILE, text, io=io, room=room, slack=slack)
 
 
 def _text(manifest: Manifest) -> bytes:
@@ -270,24 +269,29 @@ def _text(manifest: Manifest) -> bytes:
     return b'%s,\n  "snapshots": [%s]\n}\n' % (head, b"\n    %s\n  " % records if records else b"")
 
 
-def _keep_spare(directory: Path, length: int, io: storage_io.StorageIO) -> None:
-    """Reserve room for the next manifest, if the disk has any."""
+def _keep_spare(directory: Path, io: storage_io.StorageIO) -> None:
+    """Make the second file, if there is none and the disk has room for it."""
+    spare = directory / _SPARE
+    if spare.exists():
+        return
     with contextlib.suppress(OSError):
-        fd = io.open(directory / _SPARE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+        length = max(2 * (directory / _FILE).stat().st_size, _SPARE_BYTES)
+        fd = io.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
         try:
-            io.reserve(fd, 0, max(length, _SPARE_BYTES))
+            io.set_aside(fd, 0, length)
         except OSError:
-            io.unlink(directory / _SPARE)
+            io.unlink(spare)
         finally:
             io.close(fd)
 
 
 def commit(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-    """Put the prepared manifest in force, durably.  Raises OSError; then either may be in force after a restart."""
-    small_file.commit(directory / _FILE, io)
+    """Put the prepared manifest in force, durably.  Raises OSError; then either may be in force after a crash."""
+    small_file.commit(directory / _FILE, io, room=directory / _SPARE)
 
 
 def store(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
     """Prepare and commit a manifest.  Raises OSError."""
     prepare(directory, manifest, io)
     commit(directory, io)
+    _keep_spare(directory, io)

@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from lun_backends import block_device, damage, tracking
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
-from lun_backends.files import os_error
+from lun_backends.files import os_error, storage_io
+from lun_backends.stores import chunk_file
 from lun_backends.volumes import boot, errors, move_down, outside, pending_chunks, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -268,7 +269,51 @@ def accept_damage(state: State) -> None:
 
 
 def go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None) -> bool:
-    """Bring the primary to the snapshot's content.  See `Volume.continue_rollback`."""
+    """Bring the primary to the snapshot's content, and note why if it stops.  See `Volume.continue_rollback`."""
+    target = state.rolling_back_to
+    try:
+        ended = _go_on(state, progress, cancelled)
+    except block_device.DeviceClosed:
+        raise
+    except (errors.VolumeError, block_device.BlockDeviceError, OSError) as error:
+        if target is not None:
+            state.rollback_stopped = _stalled(state, target, error)
+        raise
+    state.rollback_stopped = None
+    return ended
+
+
+def _stalled(
+    state: State, target: Snapshot, error: errors.VolumeError | block_device.BlockDeviceError | OSError
+) -> errors.RollbackStalled:
+    """Return why the rollback makes no progress, and what helps."""
+    if isinstance(error, errors.VolumeError):
+        decided = isinstance(error, errors.DamageFound | errors.SnapshotDoubtful)
+        command = f"; `wolun snapshot restore {state.name}@{target.name} --damaged` does so"
+        remedy = error.remedy + (command if isinstance(error, errors.DamageFound) else "")
+        return errors.RollbackStalled(state.name, error.reason, remedy, retry=not decided)
+    cause = error.cause if isinstance(error, block_device.PreserveFailed) else error
+    space = isinstance(cause, block_device.SpaceExhausted) or (
+        isinstance(cause, OSError) and cause.errno in storage_io.NO_SPACE
+    )
+    at_once = f"it goes on by itself then, or at once with `wolun snapshot restore {state.name}@{target.name}`"
+    remedy = f"remove the cause; {at_once}"
+    if space:
+        first = state.snapshots[0]
+        older = "" if first is target else f", or delete {state.name}@{first.name}, which it does not need"
+        remedy = f"free space where {state.directory} and the primary are, or raise the limit{older}; {at_once}"
+    return errors.RollbackStalled(state.name, errors.why(error), remedy, retry=True, needs_space=space)
+
+
+def has_room(state: State) -> bool:
+    """Return whether the snapshots can take one more chunk, so that a rollback without space may go on.  Raises OSError."""
+    limit = state.space.limit
+    return (limit is None or state.space.used + state.chunk_size <= limit) and chunk_file.has_room(
+        state.directory, state.chunk_size
+    )
+
+
+def _go_on(state: State, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None) -> bool:
     with state.reshaping:
         state.check_open()
         overlay = state.overlay

@@ -82,6 +82,7 @@ class State:
         self.io = io
         self.chain = snapshot_view.Chain()
         self.overlay: rollback_overlay.RollbackOverlay | None = None  # of the rollback under way
+        self.rollback_stopped: errors.RollbackStalled | None = None  # why the rollback under way makes no progress
         self.reshaping = threading.Lock()
         self.changing = threading.Lock()
         self.deciding = threading.Lock()
@@ -142,9 +143,12 @@ class State:
         if self.manifest.restoring is not None:
             target = self.rolling_back_to
             name = target.name if target else ""
-            raise errors.RollbackUnderWay(
-                self.name, f"it is being rolled back to {name!r}", "wait until that has ended"
-            )
+            reason = f"it is being rolled back to {name!r}"
+            if (stopped := self.rollback_stopped) is not None:
+                raise errors.RollbackUnderWay(
+                    self.name, f"{reason}, which has stopped: {stopped.reason}", stopped.remedy
+                )
+            raise errors.RollbackUnderWay(self.name, reason, "wait until that has ended: `wolun status` shows it")
 
     # Snapshots ------------------------------------------------------------------------------------------------------
 

@@ -140,6 +140,16 @@ class Volume:
         return self.state.rolling_back_to
 
     @property
+    def rollback_stopped(self) -> errors.RollbackStalled | None:
+        """Return why the rollback under way makes no progress; None if it does, or if there is none."""
+        return self.state.rollback_stopped if self.rolling_back_to is not None else None
+
+    def rollback_may_go_on(self) -> bool:
+        """Return whether a rollback that stopped may go on now, without a decision of the administrator.  Raises OSError."""
+        stopped = self.rollback_stopped
+        return stopped is not None and stopped.retry and (not stopped.needs_space or rollback.has_room(self.state))
+
+    @property
     def unsettled(self) -> tracking.BitMap:
         """Return the chunks that a rollback under way has still to bring to the primary."""
         overlay = self.state.overlay
@@ -231,8 +241,10 @@ class Volume:
         state = self.state
         with state.reshaping:
             state.check_open()
-            state.check_not_rolling_back()
             snapshot = state.snapshot(name, identity)
+            # A rollback needs its snapshot and the newer ones.  The oldest goes without moving anything.
+            if snapshot is not state.snapshots[0] or snapshot is state.rolling_back_to:
+                state.check_not_rolling_back()
             deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=accept_loss)
 
     def resume_deletions(

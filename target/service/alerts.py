@@ -61,6 +61,10 @@ def current(
                 remedy = f"`wolun snapshot verify {subject}` names the blocks; look for them in a backup"
                 yield messages.Alert("snapshot-damaged", subject, text, remedy)
         yield from _doubtful(owner)
+        stopped = owner.rollback_stopped
+        if stopped is not None and owner.rolling_back_to is not None:
+            text = f"rolling {owner.name} back to {owner.rolling_back_to.name} has stopped: {stopped.reason}"
+            yield messages.Alert("rollback-stopped", owner.name, text, stopped.remedy)
         if owner.in_doubt:
             text = f"volume {owner.name} refuses writes: {owner.in_doubt}"
             yield messages.Alert("state-in-doubt", owner.name, text, "check the disk; the next write tries again")
@@ -70,7 +74,8 @@ def current(
         failures = owner.device.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
-            yield messages.Alert("copies-failed", owner.name, text, "free space, or delete snapshots")
+            remedy = "free space, or delete snapshots" if stopped is None else stopped.remedy
+            yield messages.Alert("copies-failed", owner.name, text, remedy)
     for name, why in unkept.items():
         text = f"the schedule of {name} is not kept: {why}"
         yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
+from lun_backends import block_device
 from lun_backends.volumes import errors, volume
 from target.service import damage_met, jobs, problems
 
@@ -22,8 +24,7 @@ def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], 
         return
     with problems.translated(
         f"{owner.name} was rolled back to {snapshot.name}, but its primary does not hold all of that content yet",
-        f"remove the cause, then run `wolun snapshot restore {owner.name}@{snapshot.name}` again; until then no snapshots "
-        "can be taken or deleted",
+        None,
     ):
         try:
             ended = owner.continue_rollback(progress=job.progress, cancelled=stopping)
@@ -32,6 +33,10 @@ def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], 
         except errors.SnapshotDoubtful as error:
             what = f"the primary of {owner.name} does not hold all of the content of {snapshot.name} yet"
             raise problems.doubtful(what, owner.name, snapshot.name, snapshot.doubt) from error
+        except (errors.VolumeError, block_device.BlockDeviceError, OSError):
+            if (stopped := owner.rollback_stopped) is not None:
+                raise dataclasses.replace(stopped) from None  # without a traceback, which would keep the job's objects
+            raise
         if not ended:
             raise jobs.Cancelled
     log.info("the primary of %s has the content of %s", owner.name, snapshot.name)

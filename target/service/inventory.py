@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,6 +49,9 @@ from target.service.jobs import Job, Jobs
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 300.0
+"""Seconds between two attempts to go on with a rollback that an error other than a lack of space stopped."""
+
 
 def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
     """Return the identity of a snapshot's view; the identity of its write-once LUN is the snapshot's own."""
@@ -78,6 +82,7 @@ class Inventory:
         self._settings = configured
         self._failed: Mapping[str, str] = {}
         self._undecided: frozenset[str] = frozenset()
+        self._patience: dict[str, float] = {}  # until when a rollback that stopped is left alone, by the volume's name
         self.left = left_behind.LeftBehind(state_dir)
         self._volumes: Mapping[str, Volume] = {}
         self._jobs = jobs
@@ -317,6 +322,22 @@ class Inventory:
             self._jobs.start("restore", f"{owner.name}@{owner.rolling_back_to.name}", work)
         elif any(snapshot.deleting for snapshot in owner.snapshots):
             self._jobs.start("delete", owner.name, work)
+
+    def resume_rollbacks(self) -> None:
+        """Go on with rollbacks that stopped and may go on now."""
+        for owner in list(self._volumes.values()):
+            stopped, target = owner.rollback_stopped, owner.rolling_back_to
+            if stopped is None or target is None or time.monotonic() < self._patience.get(owner.name, 0.0):
+                continue
+            subject = f"{owner.name}@{target.name}"
+            if any(not job.ended and job.subject == subject for job in self._jobs.all()):
+                continue
+            with contextlib.suppress(OSError, problems.Problem):  # it stays stopped, and the alert says so
+                if owner.rollback_may_go_on():
+                    log.info("rolling %s back to %s goes on", owner.name, target.name)
+                    if not stopped.needs_space:
+                        self._patience[owner.name] = time.monotonic() + _PATIENCE
+                    self.resume(owner)
 
     # -- LUNs --------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thread that carries out the schedules of the configuration (`schedule` and `keep`).
+"""A thread that carries out the schedules of the configuration (`schedule` and `keep`), and resumes stopped rollbacks.
 
 The thread reads the clock again and again and does not sleep until the next hour, because clocks are set, machines
 sleep and schedules change.  It waits for no disk: each volume has a keeper with threads of its own (`schedule_keeper`).
@@ -91,6 +91,7 @@ class Scheduler:
             self.pulse.beat()
             try:
                 self.look()
+                self._inventory.resume_rollbacks()
                 self._bug = ""
             except Exception as error:  # a bug; the schedules must not end silently because of it
                 log.exception("schedules are not kept")

@@ -111,6 +111,10 @@ class FaultyIO(storage_io.StorageIO):
         self._meet("rename", new.name)
         super().rename(old, new)
 
+    def exchange(self, first: Path, second: Path) -> None:
+        self._meet("rename", second.name)
+        super().exchange(first, second)
+
     def unlink(self, path: Path) -> None:
         self._meet("unlink", path.name)
         super().unlink(path)

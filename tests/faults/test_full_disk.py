@@ -156,6 +156,78 @@ def test_a_deletion_without_room_to_move_chunks_changes_nothing(tmp_path: Path, 
     opened.close()
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["oldest", "another first"])
+def test_deletion_of_the_oldest_never_needs_space(tmp_path: Path, disk: Path, refused: bool) -> None:
+    """Each time the last byte is gone again: another program takes what a deletion freed."""
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    for number, name in enumerate("abcde"):
+        opened.create_snapshot(name, labels={"long": "x" * 200})
+        overwrite(opened, range(2 * number, 2 * number + 2))
+    opened.close()
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    left: list[str] = []
+    while opened.snapshots:
+        fill(disk).rename(disk / f"filler{len(left)}")
+        assert os.statvfs(disk).f_bavail == 0
+        if refused and len(opened.snapshots) > 1:
+            with pytest.raises(errors.VolumeError, match="no room"):
+                opened.delete_snapshot(opened.snapshots[1].name)
+        opened.delete_snapshot(opened.snapshots[0].name)
+        left.append("".join(snapshot.name for snapshot in opened.snapshots))
+    assert left == (["cde", "e", ""] if refused else ["bcde", "cde", "de", "e", ""])
+    opened.close()
+
+
+def test_rollback_that_stopped_names_what_helps_and_goes_on_when_there_is_room(tmp_path: Path, disk: Path) -> None:
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    opened.create_snapshot("oldest")
+    overwrite(opened, range(40, 42))
+    target = read(opened.device)
+    opened.create_snapshot("target")
+    assert overwrite(opened, range(6)) == 6
+    now = read(opened.device)
+    opened.create_snapshot("newest")
+    opened.begin_rollback("target")
+    filler = fill(disk).rename(disk / "first")
+    with pytest.raises(block_device.PreserveFailed):
+        opened.continue_rollback()
+    stopped = opened.rollback_stopped
+    assert stopped is not None
+    assert stopped.needs_space
+    assert "v@oldest, which it does not need" in stopped.remedy
+    assert not opened.rollback_may_go_on()
+    assert read(opened.device) == target
+    for refused in (lambda: opened.create_snapshot("x"), lambda: opened.delete_snapshot("newest")):
+        with pytest.raises(errors.RollbackUnderWay, match=r"which has stopped: .*no space left") as caught:
+            refused()
+        assert "`wolun snapshot restore v@target`" in caught.value.remedy
+    opened.delete_snapshot("oldest")  # needs no room, and the rollback does not need it
+    with pytest.raises(errors.RollbackUnderWay):
+        opened.delete_snapshot("target")
+    fill(disk)
+    filler.unlink()
+    assert opened.rollback_may_go_on()
+    assert opened.continue_rollback()
+    assert opened.rollback_stopped is None
+    assert read(opened.primary) == target
+    assert read(opened.snapshot("newest").view) == now
+    opened.close()
+
+
+def test_pre_images_leave_room_for_what_frees_room(tmp_path: Path, disk: Path) -> None:
+    opened = open_volume(tmp_path, disk, policy.OnError.FAIL_WRITES)
+    opened.create_snapshot("a")
+    done = overwrite(opened, range(CHUNKS))
+    for chunk in range(done, CHUNKS):
+        assert overwrite(opened, range(chunk, chunk + 1)) == 0  # nor do writes that are refused take it
+    file_system = os.statvfs(disk)
+    assert file_system.f_bavail >= file_system.f_blocks // 32 > 0
+    with pytest.raises(errors.SnapshotFailed):
+        opened.create_snapshot("b")
+    assert os.statvfs(disk).f_bavail >= file_system.f_blocks // 32
+    opened.close()
+
+
 def test_a_sparse_primary_on_a_full_disk_keeps_its_data(disk: Path) -> None:
     backing_file.create(disk / "sparse", CHUNKS * CHUNK)
     opened = volume.Volume.create(disk / "v", "v", disk / "sparse", chunk_size=CHUNK)

@@ -202,6 +202,14 @@ class RecordingIO(storage_io.StorageIO):
             self.log.append(Name(new.relative_to(self.root), number))
             self.log.append(Name(old.relative_to(self.root), None))
 
+    def exchange(self, first: Path, second: Path) -> None:
+        with self.lock:
+            self._look()
+            numbers = [self._files[path.stat().st_ino] for path in (first, second)]
+            super().exchange(first, second)
+            self.log.append(Name(second.relative_to(self.root), numbers[0]))
+            self.log.append(Name(first.relative_to(self.root), numbers[1]))
+
     def unlink(self, path: Path) -> None:
         with self.lock:
             self._look()

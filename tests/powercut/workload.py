@@ -285,7 +285,7 @@ class Worker:
                 return
             name = self.rng.choice(self._good()).name
             self.take(promises.RestoreBegins(name))
-            self.volume.begin_rollback(name)
+            self.volume.begin_rollback(name, accept_outside=True)
             self.take(promises.RestoreEnds(name))
         stop = self.rng.random() < 0.4
         self.volume.continue_rollback(cancelled=lambda: stop)

@@ -66,18 +66,73 @@ def test_prepare_leaves_the_file_alone_until_commit(path: Path) -> None:
     assert path.read_bytes() == NEW
 
 
-def test_room_that_is_there_already_is_used_and_cut_to_length(path: Path) -> None:
+def replace_in(room: Path, path: Path, content: bytes) -> None:
+    small_file.prepare(path, content, room=room, slack=8192)
+    small_file.commit(path, room=room)
+    assert path.read_bytes().rstrip() == content.rstrip()
+    assert not small_file.beside(path).exists()
+
+
+def test_two_files_take_turns_and_keep_their_space(path: Path) -> None:
     room = path.with_name("room")
-    room.write_bytes(bytes(100_000))
-    inode = room.stat().st_ino
+    room.write_bytes(bytes(20_000))
+    inodes = {path.stat().st_ino, room.stat().st_ino}
+    taken = path.stat().st_blocks
+    for content in (NEW, OLD, NEW):
+        replace_in(room, path, content)
+        assert {path.stat().st_ino, room.stat().st_ino} == inodes
+        assert path.stat().st_blocks * 512 >= 8192
+    assert path.stat().st_blocks + room.stat().st_blocks > taken
+    room.write_bytes(bytes(1 << 20))
+    replace_in(room, path, NEW)
+    assert path.read_bytes() == NEW  # so much is given back
+
+
+def test_room_is_made_by_the_first_commit(path: Path) -> None:
+    room = path.with_name("room")
+    replace_in(room, path, NEW)
+    assert room.read_bytes() == OLD
+
+
+def test_file_in_force_is_never_written_to_by_another_name(path: Path) -> None:
+    room = path.with_name("room")
+    room.hardlink_to(path)
+    small_file.beside(path).hardlink_to(path)
     small_file.prepare(path, NEW, room=room)
-    small_file.commit(path)
-    assert path.stat().st_ino == inode
-    assert path.read_bytes() == NEW
-    assert not room.exists()
-    small_file.prepare(path, OLD, room=room)  # and without it the file is made
-    small_file.commit(path)
     assert path.read_bytes() == OLD
+    small_file.commit(path, room=room)
+    assert path.read_bytes() == NEW
+
+
+def test_room_survives_a_content_that_could_not_be_written(path: Path) -> None:
+    room = path.with_name("room")
+    room.write_bytes(bytes(20_000))
+    io = FaultyIO()
+    io.fail("fdatasync", errno.ENOSPC)
+    with pytest.raises(OSError, match="No space"):
+        small_file.prepare(path, NEW, io=io, room=room)
+    assert room.stat().st_size == 20_000
+    assert path.read_bytes() == OLD
+
+
+def test_file_whose_exchange_may_not_be_durable_is_not_written_to(path: Path) -> None:
+    room = path.with_name("room")
+    old = path.with_name("old")
+    old.hardlink_to(path)
+    io = FaultyIO()
+    small_file.prepare(path, NEW, io=io, room=room)
+    io.fail("fsync_directory", times=1)
+    with pytest.raises(OSError, match="Input/output"):
+        small_file.commit(path, io, room=room)
+    small_file.prepare(path, b"third", io=io, room=room)
+    assert old.read_bytes() == OLD
+
+
+def test_file_system_that_cannot_exchange_renames(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lun_backends.files.storage_io._renameat2", None)
+    room = path.with_name("room")
+    replace_in(room, path, NEW)
+    assert not room.exists()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])

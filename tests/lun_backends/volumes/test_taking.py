@@ -57,7 +57,7 @@ def test_each_view_shows_its_own_moment_before_and_after_reopening(made: volume.
     opened.close()
 
 
-@pytest.mark.parametrize("step", ["rename", "fsync_directory", "fdatasync", "open"])
+@pytest.mark.parametrize("step", ["exchange", "fsync_directory", "fdatasync", "open"])
 @pytest.mark.parametrize("for_ever", [False, True])
 def test_snapshot_that_cannot_be_recorded_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, for_ever: bool
@@ -90,7 +90,7 @@ def test_snapshot_that_cannot_be_recorded_is_not_taken(
 
     made.device.hold = hold  # type: ignore[method-assign]
     try:
-        if step in ("rename", "fsync_directory", "fdatasync"):
+        if step in ("exchange", "fsync_directory", "fdatasync"):
             with pytest.raises(errors.SnapshotFailed):
                 made.create_snapshot("bad")
         else:

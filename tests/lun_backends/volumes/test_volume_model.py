@@ -234,7 +234,7 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.moments)))
-        self.volume.begin_rollback(name)
+        self.volume.begin_rollback(name, accept_outside=True)
         moment = self.moments[name]
         self.now = [*moment, *[0] * (self.blocks - len(moment))]
 
