@@ -6,10 +6,10 @@
 | SIGTERM or SIGINT                                | an orderly stop                                       | 0             |
 | the orderly stop takes more than `STOP_SECONDS`  | at once; the log says where each thread was           | `FAILED`      |
 | a second signal                                  | at once                                               | 128 + signal  |
-| a thread ends with an exception                  | at once: what is left would listen, and serve nothing | `FAILED`      |
+| a thread ends with an exception                  | at once: the rest would listen, but serve nothing     | `FAILED`      |
 
-An end "at once" is like a kill -9, after which no acknowledged write and no preserved block is missing.  A service manager
-starts the daemon again (`Restart=`).  The kernel's target keeps its commands until then.
+An end "at once" is like a kill -9, after which no acknowledged write and no preserved block is missing.  A service
+manager starts the daemon again (`Restart=`).  The kernel's target keeps its commands until then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 FAILED: Final = os.EX_SOFTWARE
-"""The exit status of a daemon that could not go on."""
+"""The exit status of a daemon that could not continue."""
 
 STOP_SECONDS: Final = 170.0
 """The longest orderly stop.  A command that a dead disk does not answer ends after 130 s, and a ring gets 30 s more.
@@ -60,7 +60,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 class StopSignals:
-    """A thread that waits for `STOP_SIGNALS`.  Make it when all threads are to block these signals, and there is none yet."""
+    """A thread that waits for `STOP_SIGNALS`.  Make it before any other thread, so that all threads block these signals."""
 
     def __init__(self, seconds: float = STOP_SECONDS) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

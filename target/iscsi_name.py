@@ -7,9 +7,9 @@
 | `eui.` | 16 hexadecimal digits                                                    |
 | `naa.` | 16 or 32 hexadecimal digits                                              |
 
-A name has at most 223 bytes of UTF-8, the letters and digits of any language, `-`, `.` and `:`, and no capitals.  A name that
-comes with capitals is put into this form, because its user meant the same node.  `_` is accepted, too, although RFC 3722
-refuses it: host names with `_` are in many initiators' names.
+A name has at most 223 bytes of UTF-8, the letters and digits of any language, `-`, `.` and `:`, and no capitals.  A
+name that comes with capitals is put into this form, because its user meant the same node.  `_` is accepted, too,
+although RFC 3722 refuses it, because many initiators' names contain host names with `_`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OTHER_ASCII = re.compile(r"[^a-z0-9.:_\-\u0080-\U0010ffff]")
 
 
 class NotAName(ValueError):
-    """The text is no name of an iSCSI node; says why."""
+    """The text is not the name of an iSCSI node; the message says why."""
 
 
 def normal_form(name: str) -> str:
@@ -45,13 +45,13 @@ def normal_form(name: str) -> str:
 
 
 def find(name: str, known: Iterable[str]) -> str | None:
-    """Return the one of the `known` names that is the same node's as `name`, as it is spelled there; None if there is none."""
+    """Return the name in `known` of the node that is called `name`, in its own spelling; None if there is none."""
     wanted = comparable(name)
     return next((other for other in known if comparable(other) == wanted), None)
 
 
 def comparable(name: str) -> str:
-    """Return the normal form of a name, or text that is no name as it is: files of older versions may have such names."""
+    """Return the normal form of a name.  Return other text unchanged: files of older versions may have such names."""
     try:
         return normal_form(name)
     except NotAName:

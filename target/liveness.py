@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signs of life: the daemon's loops give them, and a thread watches them.
 
-A loop that ends ends the process (`ending.py`).  A loop that stands still does not end, so each loop beats its `Pulse` once
-in a while, even if it has nothing to do.  The `Watchdog` tells systemd that the process is alive for as long as all loops
-beat.  If one stands still, systemd ends the process and starts it again (`WatchdogSec`).  Without systemd the log says which
-loop stands still, and where.
+The end of a loop ends the process (`ending.py`).  A loop that stands still does not end, so each loop beats its `Pulse`
+once in a while, even if it has nothing to do.  The `Watchdog` reports to systemd that the process is alive for as long
+as all loops beat.  If one stands still, systemd ends the process and starts it again (`WatchdogSec`).  Without systemd,
+the log names the loop that stands still, and its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNWATCHED_SECONDS: Final = 60.0
 """The limit if systemd does not watch."""
 
 _FRAMES: Final = 8
-"""Calls, the innermost first, that the log names of a loop that stands still."""
+"""The number of calls, the innermost first, that the log shows of a loop that stands still."""
 
 
 class Pulse:
@@ -50,8 +50,8 @@ class Pulse:
 class Watchdog:
     """A thread that watches `pulses`, from `start` to `close`.
 
-    A loop stands still if its beat is late by half of `seconds`, the time after which systemd ends a process that sent no
-    sign of life.
+    A loop stands still if its beat is late by half of `seconds`, the time after which systemd ends a process that sent
+    no sign of life.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Watchdog:
             self._thread.join()
 
     def look(self, now: float) -> bool:
-        """Return whether all loops move at `now` (time.monotonic), and tell systemd if they do."""
+        """Return whether all loops move at `now` (time.monotonic), and report to systemd if they do."""
         standing = {pulse for pulse in self._pulses if pulse.overdue(now) > self._seconds / 2}
         if self._stopping:
             standing = set()

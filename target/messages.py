@@ -4,8 +4,8 @@
 The daemon passes them to FastAPI, which checks requests against them and derives the OpenAPI description.  The commands
 read answers with `codec.decode`.  Times are ISO 8601 in UTC, sizes are bytes, rates are per second.
 
-Several classes share their names with classes of the domain (Snapshot, Volume, Job).  Import the module, not the names, and
-write `messages.Snapshot`.
+Several classes share their names with classes of the domain (Snapshot, Volume, Job).  Import the module, not the names,
+and write `messages.Snapshot`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Snapshot:
     """A snapshot of a volume.
 
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
-    `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it
-    when the `keep` rule no longer covers it.
+    `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the
+    write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
+    covers it.
     """
 
     volume: str
@@ -61,8 +62,8 @@ class Taken(Snapshot):
 class Changes:
     """The parts of a volume that have been written since a snapshot.
 
-    `cells` are equal parts of the volume in order of address.  Each number, from 0 to 1, is the part of the cell that has
-    changed.
+    `cells` are equal parts of the volume in order of address.  Each number, from 0 to 1, is the part of the cell that
+    has changed.
     """
 
     snapshot: Snapshot
@@ -75,7 +76,7 @@ class Changes:
 class SnapshotDetails(Snapshot):
     """A snapshot with the details that `snapshot show` prints.
 
-    `outside_bytes` are in chunks that an initiator wrote to a write-once LUN, so they may not be what the volume held.
+    `outside_bytes` are in chunks that an initiator wrote to a write-once LUN, so the volume may never have held them.
     """
 
     chunk_size: int
@@ -88,9 +89,9 @@ class SnapshotDetails(Snapshot):
 class Volume:
     """A volume as it is served.
 
-    `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is not
-    served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back to, until
-    all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
+    `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is
+    not served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back
+    to, until all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
     """
 
     name: str
@@ -122,7 +123,8 @@ class Volume:
 class Accepted:
     """A volume that was accepted as it is.
 
-    `snapshots` are no longer doubtful.  `set_aside`: the configuration does not name the volume, and that is no alert any longer.
+    `snapshots` are no longer doubtful.  `set_aside`: the configuration does not name the volume, and that is no alert
+    any longer.
     """
 
     volume: str
@@ -184,8 +186,8 @@ class Status:
 class Job:
     """A long operation.  `state` is running, done, failed or cancelled; `done` of `total` bytes are processed.
 
-    `damaged_bytes` counts the damaged bytes that it met.  `damage` has the first of them, in order of address.  A job that was
-    not told to accept them fails; otherwise it passed them on as they are, and unreadable ones as zeroes.
+    `damaged_bytes` counts the damaged bytes that it met.  `damage` has the first of them, in order of address.  A job
+    that may not pass them on fails; otherwise it passed them on as they are, and unreadable ones as zeroes.
     """
 
     id: int
@@ -235,8 +237,8 @@ class UnitReservations:
     """The reservations of a unit.
 
     `type` is the type of the persistent reservation, None if there is none; the registrations that `holds` have it.
-    `reserved_by` is the initiator that has the unit by RESERVE of SPC-2, which ends with its session.  With `persists` the
-    registrations outlive the daemon.
+    `reserved_by` is the initiator that has the unit by RESERVE of SPC-2, which ends with its session.  With `persists`
+    the registrations outlive the daemon.
     """
 
     lun: int
@@ -301,8 +303,8 @@ class ChangeAccess:
 class SetAuth:
     """Request: set the CHAP name and secret of an initiator.
 
-    With `target_name` and `target_secret`, the target authenticates to the initiator, too.  The daemon stores the secrets
-    in files of its own.
+    With `target_name` and `target_secret`, the target authenticates to the initiator, too.  The daemon stores the
+    secrets in files of its own.
     """
 
     name: str
@@ -429,10 +431,11 @@ class ResizeVolume:
 class Export:
     """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine.
 
-    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes since
-    then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if the file
-    exists, and refuses a file that does not say that it shows that snapshot, unless `any_base` is set.  The daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks refuse the
-    export, unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.
+    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes
+    since then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if
+    the file exists, and refuses a file that does not identify itself as that snapshot, unless `any_base` is set.  The
+    daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks stop the export,
+    unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.
     """
 
     path: str
@@ -480,10 +483,10 @@ class Outside:
 class Verification:
     """The result of verifying a snapshot.
 
-    `doubtful` says why the snapshot may not be true whatever its checksums say; then it is not `sound`.
-    `damage` lists the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a
-    sentence for each damaged file header.  `unverifiable_bytes` have no checksum.  `outside` lists what initiators wrote to
-    write-once LUNs, and `outside_bytes` counts it: it is stored as they wrote it, which may not be what the volume held.
+    `doubtful` says why the snapshot may not be true whatever its checksums say; then it is not `sound`.  `damage` lists
+    the first damaged extents in order of address, and `damaged_bytes` counts all of them.  `headers` has a sentence for
+    each damaged file header.  `unverifiable_bytes` have no checksum.  `outside` lists the extents that initiators wrote
+    to write-once LUNs, and `outside_bytes` counts their bytes; the volume may never have held this data.
     """
 
     volume: str
@@ -511,7 +514,7 @@ class Extent:
 class FindChanges:
     """Request: find the changes up to the snapshot `to`, or up to now if None; with `exact`, compare the content, too.
 
-    Damaged blocks refuse a comparison, unless `damaged` is set; then they count as changed.
+    Damaged blocks stop a comparison, unless `damaged` is set; then they count as changed.
     """
 
     to: str | None = None
@@ -523,8 +526,8 @@ class FindChanges:
 class Difference:
     """The changes of a volume from snapshot `since` to snapshot `to` (None: to now).
 
-    Extents are in order of address, and neighbours are joined.  All changes are included.  Unless `exact`, some extents may
-    have equal content after all.
+    Extents are in order of address, and adjacent ones are joined.  All changes are included.  Unless `exact`, some
+    extents may have equal content after all.
     """
 
     volume: str

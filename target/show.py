@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers as text for people: on a terminal, in a pipe, with or without colour and UTF-8.
 
-Two spaces separate columns, and lines are never wrapped, on a terminal and in a pipe alike, so that `grep` and `awk` work.
+Two spaces separate columns, and lines are never wrapped, on a terminal and in a pipe alike, so that `grep` and `awk`
+work.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def verification(answer: messages.Verification) -> str:
 
 @_printable
 def damage(answer: messages.Job) -> str:
-    """Return a sentence about the damaged blocks that a job passed on, as it was told; empty if there are none."""
+    """Return a sentence about the damaged blocks that a job passed on, on request; empty if there are none."""
     if not answer.damaged_bytes:
         return ""
     named = [

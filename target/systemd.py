@@ -20,13 +20,13 @@ def notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError:
-            return  # the manager is being replaced, or is gone: there is nobody to tell
+            return  # the manager is being replaced, or is gone, so no process listens
 
 
 def watchdog_seconds() -> float | None:
-    """Return the seconds after which systemd ends this process unless it gets `ALIVE`; None if it does not watch.
+    """Return the seconds after which systemd ends this process unless it gets `ALIVE`; None if systemd does not watch.
 
-    That is `WatchdogSec` of the unit (sd_watchdog_enabled(3)).
+    They are `WatchdogSec` of the unit (sd_watchdog_enabled(3)).
     """
     period, process = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not period.isdecimal() or not int(period) or process not in ("", str(os.getpid())):

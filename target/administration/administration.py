@@ -107,7 +107,7 @@ class Administration:
             return self.volume(name)
 
     def accept_volume(self, name: str, *, dry_run: bool) -> messages.Accepted:
-        """Take the doubtful snapshots of a volume for true, or leave one aside that the configuration does not name."""
+        """Accept the doubtful snapshots of a volume as true, or ignore a volume that is not configured."""
         with self._lock:
             return self._volumes.accept(name, dry_run=dry_run)
 

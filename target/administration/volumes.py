@@ -92,7 +92,7 @@ class VolumeChanges:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
 
     def accept(self, name: str, *, dry_run: bool) -> messages.Accepted:
-        """Take the doubtful snapshots of a volume for true, or leave one aside that the configuration does not name."""
+        """Accept the doubtful snapshots of a volume as true, or ignore a volume that is not configured."""
         if (left := self._left_behind(name)) is not None:
             return self._set_aside(left, dry_run=dry_run)
         owner = self._inventory.volume(name)
@@ -219,8 +219,8 @@ class VolumeChanges:
     ) -> None:
         """Stop serving a volume; with `data`, delete its files in the state directory.
 
-        With `force` its mappings to initiators go, too, unless not `mappings`: the volume comes back.  Data that is left
-        behind `knowingly` is no alert.
+        With `force` its mappings to initiators go, too, unless not `mappings`: the volume comes back.  Data that is
+        left behind `knowingly` is no alert.
         """
         volume = self._in_force.volume(name)
         if not force:

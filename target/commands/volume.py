@@ -20,7 +20,7 @@ def volume() -> None:
 @click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
 @common.verb
 def volume_accept(context: common.Context, name: str) -> None:
-    """Take the doubtful snapshots of VOLUME for true.
+    """Accept the doubtful snapshots of VOLUME as true.
 
     Snapshots are doubtful if the volume's primary may have changed while it was not served.  Look at the primary first:
     `wolun status` says what differs.  Anything that was written to it meanwhile shows in the snapshots, too.
@@ -44,8 +44,8 @@ def volume_accept(context: common.Context, name: str) -> None:
 def volume_relocate(context: common.Context, name: str, old: str | None, primary: Path | None, force: bool) -> None:
     """Serve VOLUME with data that is in another place.
 
-    Use it after a volume was renamed in the configuration (--from), or after its file or device moved (--primary, unless the
-    configuration names the new place already).  wolun checks that the primary is the same.
+    Use it after a volume was renamed in the configuration (--from), or after its file or device moved (--primary,
+    unless the configuration names the new place already).  wolun checks that the primary is the same.
     """
     from target import messages
 

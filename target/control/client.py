@@ -144,7 +144,7 @@ class Client:
         return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
     def accept_volume(self, name: str) -> messages.Accepted:
-        """Take the doubtful snapshots of a volume for true."""
+        """Accept the doubtful snapshots of a volume as true."""
         path = f"{_volume(name)}/accept?dry_run={self.dry_run}"
         return codec.decode(messages.Accepted, self._ask("POST", path))
 

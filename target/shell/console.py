@@ -279,7 +279,7 @@ def explain(error: node.ExecutionError) -> None:
 
 
 def say(text: str, *, coloured: bool = False) -> None:
-    """Print an answer, in which colours may be ours."""
+    """Print an answer, with our colours if `coloured`."""
     sys.stdout.write((text if coloured else printable.lines(text)).rstrip("\n") + "\n")
     sys.stdout.flush()
 

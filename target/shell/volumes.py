@@ -129,7 +129,7 @@ class Volumes(Node):
         self.done(f"deleted volume {name}{' and its data' if flag(data, 'data') else '; its data is kept'}")
 
     def ui_command_accept(self, name: str) -> None:
-        """Take the doubtful snapshots of a volume for true, or leave a volume aside that the configuration does not name.
+        """Accept the doubtful snapshots of a volume as true, or ignore a volume that the configuration does not name.
 
         name  the volume; see /alerts
         """
@@ -307,7 +307,7 @@ class Volume(Node):
             console.say(show.resized(self.asked.resize_volume(self.name, target_size), in_shell=True))
 
     def ui_command_accept(self) -> None:
-        """Take the doubtful snapshots of the volume for true.
+        """Accept the doubtful snapshots of the volume as true.
 
         Snapshots are doubtful if the primary may have changed while the volume was not served: see /alerts.
         """
