@@ -91,6 +91,12 @@ A snapshot of the volume is dated in the future.  Either the clock is wrong now,
 content of the snapshot is right; only its date is not.  Schedules go by the order in which snapshots were taken, so a wrong date
 stops none.  Set the clock if it is wrong.  Otherwise delete the snapshot when you no longer need it; if a schedule took it, it
 goes by itself in its turn.""",
+    "initiator-name-shared": """\
+Logins from two addresses ended each other's sessions within the last hour, under one initiator name with one ISID.  Usually one
+machine is a copy of the other, and has kept its name.  To the target both are the same initiator, so each of them loses its
+session, and commands with it, whenever the other logs in; reservations do not keep them apart.  Give each host a name of its own
+(Linux: /etc/iscsi/initiatorname.iscsi), and log in again.  A host whose address changed to and fro is the other possible cause.
+The alert ends an hour after the last such login.""",
     "write-once-not-mapped": """\
 An entry in `access.initiators` maps the write-once LUN of a snapshot, but the volume has `map_write_once: none`, which is the
 default.  So the initiator does not see that LUN.  An initiator that can write to a write-once LUN can put data into a snapshot

@@ -52,6 +52,10 @@ class Portal(values.Group):
     """The most sessions at once, without those for discovery. One peer, an IPv4 address or an IPv6 /64, can have seven of
     eight. A login beyond that is refused with the status 0302h (out of resources)."""
 
+    announce: values.Announced = ()
+    """HOST:PORT, or a list of several, that discovery tells initiators instead of the addresses of `listen`: those by which
+    they reach this machine through address translation (NAT) or a load balancer. Left out: the addresses of `listen`."""
+
     memory: values.Memory = 256 << 20
     """The memory that the data of commands may take, all sessions together, at least 64MiB. Half of it
     is set aside in equal parts for the sessions, and they share the rest as they need it. Commands that find no room wait, or end with TASK SET FULL, and their initiators send them again."""

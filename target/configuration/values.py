@@ -91,6 +91,17 @@ def _listen(value: str) -> str:
     return value
 
 
+def _reachable(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an address that no initiator could connect to.  Raises ValueError."""
+    for value in values:
+        host, _, port = value.rpartition(":")
+        if int(port) == 0 or host in ("0.0.0.0", "[::]"):
+            raise ValueError(
+                f"initiators cannot connect to {value}: write the HOST:PORT by which they reach this machine"
+            )
+    return values
+
+
 def _matching(pattern: str, what: str) -> pydantic.AfterValidator:
     compiled = re.compile(pattern)
 
@@ -189,6 +200,20 @@ Listens = Annotated[
             "anyOf": [
                 {"type": "string", "pattern": LISTEN_PATTERN},
                 {"type": "array", "items": {"type": "string", "pattern": LISTEN_PATTERN}, "minItems": 1},
+            ]
+        }
+    ),
+]
+Announced = Annotated[
+    tuple[Listen, ...],
+    pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    pydantic.PlainSerializer(lambda value: value[0] if len(value) == 1 else value),
+    pydantic.AfterValidator(_reachable),
+    pydantic.WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": LISTEN_PATTERN},
+                {"type": "array", "items": {"type": "string", "pattern": LISTEN_PATTERN}},
             ]
         }
     ),

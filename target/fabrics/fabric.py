@@ -60,6 +60,9 @@ class Fabric(Protocol):
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         """Return how many logins were refused since the start, by status."""
 
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        """Return the initiators' names that two hosts seem to share, with the addresses of both."""
+
     def end_session(self, tsih: int) -> None:
         """End a session."""
 

@@ -109,6 +109,9 @@ class KernelFabric:
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         return {}  # the kernel has counters of its own
 
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        return {}  # the kernel does not say which session a login ended
+
     def end_session(self, tsih: int) -> None:
         """Do nothing: the kernel ends the sessions of initiators that may no longer log in."""
 

@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from lun_backends.files import os_error
@@ -74,6 +75,7 @@ class PortalFabric:
                         policy=policy,
                         sessions=configured.portal.sessions,
                         memory=configured.portal.memory,
+                        announce=configured.portal.announce,
                     )
             except CannotListen as error:
                 place.reason = error.reason
@@ -137,6 +139,9 @@ class PortalFabric:
 
     def load(self) -> Load | None:
         return self._portal.load()
+
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        return self._portal.name_clashes.current(time.monotonic())
 
     def end_session(self, tsih: int) -> None:
         self._portal.end_session(tsih)

@@ -28,9 +28,16 @@ from target.scsi import nexus
 
 MAX_TEXT_LENGTH = 16384
 MAX_PAIRS = 64
+NAMED_CHARACTERS = 223
+"""The part of a value that messages name: as long as a name may be."""
 PORTAL_GROUP_TAG = 1
 
 Pairs = list[tuple[str, str]]
+
+
+def shortened(value: str) -> str:
+    """Return a value that an initiator sent, as it can stand in a message."""
+    return repr(value if len(value) <= NAMED_CHARACTERS else value[:NAMED_CHARACTERS] + "...")
 
 
 class Stage(enum.IntEnum):
@@ -216,52 +223,73 @@ class Login:
         if request.version_min > 0:
             raise LoginRefused(LoginStatus.UNSUPPORTED_VERSION, f"iSCSI version {request.version_min} asked for")
         if request.current not in (Stage.SECURITY_NEGOTIATION, Stage.OPERATIONAL_NEGOTIATION):
-            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "no such login stage")
+            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, f"there is no login stage {request.current}")
         if request.transit and (request.more or request.following <= request.current or request.following == 2):
-            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "an impossible stage transition")
+            raise LoginRefused(
+                LoginStatus.INVALID_DURING_LOGIN,
+                f"from login stage {request.current} there is no way to stage {request.following}",
+            )
         stage = Stage(request.current)
         if self._stage is None:
             self.isid, self.cid, self._itt, self._stage = request.isid, request.cid, request.itt, stage
             if request.tsih:
                 # A session has one connection (MaxConnections=1), and at recovery level 0 no connection is taken over.
-                raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a second connection for a session")
+                raise LoginRefused(
+                    LoginStatus.SESSION_DOES_NOT_EXIST,
+                    f"a second connection for session {request.tsih}: a session has one",
+                )
         elif stage is not self._stage or (request.isid, request.itt) != (self.isid, self._itt):
-            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "stage or identity changed in the middle of a login")
+            changed = "the stage" if stage is not self._stage else "ISID or initiator task tag"
+            raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, f"{changed} changed in the middle of a login")
         return stage
 
     def _identify(self, pairs: dict[str, str], request: Request) -> None:
         """Take the names of the first request, and check that they may enter (RFC 7143 6.3.1)."""
         initiator = pairs.get("InitiatorName")
         if initiator is None:
-            raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no InitiatorName")
+            raise LoginRefused(LoginStatus.MISSING_PARAMETER, "the key InitiatorName is missing")
         try:
             self.initiator = initiator = iscsi_name.normal_form(initiator)
         except iscsi_name.NotAName as why:
-            raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"InitiatorName is not an iSCSI name: {why}") from None
+            raise LoginRefused(
+                LoginStatus.INITIATOR_ERROR, f"InitiatorName={shortened(initiator)} is not an iSCSI name: {why}"
+            ) from None
         self.alias = pairs.get("InitiatorAlias", "")[: keys.MAX_VALUE_LENGTH]
         kind = pairs.get("SessionType", "Normal")
         if kind not in ("Normal", "Discovery"):
-            raise LoginRefused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, "unknown SessionType")
+            raise LoginRefused(
+                LoginStatus.SESSION_TYPE_NOT_SUPPORTED, f"SessionType={shortened(kind)} is neither Normal nor Discovery"
+            )
         self.discovery = kind == "Discovery"
         if not self.discovery:
             asked_for = pairs.get("TargetName")
             if asked_for is None:
-                raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no TargetName")
+                raise LoginRefused(LoginStatus.MISSING_PARAMETER, "the key TargetName is missing")
             target = iscsi_name.find(asked_for, self.targets)
             if target is None:
                 raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {asked_for[: iscsi_name.MAXIMUM]!r}")
             if not self.policy.allows(initiator, self.address, target):
-                raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may not use {target}")
+                raise LoginRefused(
+                    LoginStatus.AUTHORIZATION_FAILURE,
+                    f"{initiator} from {self.address} may not use {target}: no rule of `access` admits it",
+                )
             self.target = target
         elif not self.policy.admits(initiator, self.address):
-            raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator} may use nothing here")
+            raise LoginRefused(
+                LoginStatus.AUTHORIZATION_FAILURE,
+                f"{initiator} from {self.address} may use nothing here: no rule of `access` admits it",
+            )
         self._authenticator = self.policy.authenticator(initiator, self.target)
         if request.current == Stage.OPERATIONAL_NEGOTIATION:
             self._skip_authentication()
 
     def _skip_authentication(self) -> None:
         if "None" not in self._authenticator.methods:
-            raise LoginRefused(LoginStatus.AUTHENTICATION_FAILURE, "authentication is required")
+            methods = " or ".join(self._authenticator.methods)
+            raise LoginRefused(
+                LoginStatus.AUTHENTICATION_FAILURE,
+                f"{self.initiator} must authenticate with {methods}, and went on without",
+            )
         self._authenticated = True
 
     def _authenticate(self, stage: Stage, pairs: Pairs, answers: Pairs) -> None:
@@ -269,15 +297,23 @@ class Login:
         offered = dict(pairs).get("AuthMethod")
         if stage is not Stage.SECURITY_NEGOTIATION:
             if offered is not None:
-                raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "AuthMethod outside the security stage")
+                raise LoginRefused(
+                    LoginStatus.INVALID_DURING_LOGIN, f"AuthMethod={shortened(offered)} outside the security stage"
+                )
             return
         if offered is not None:
             if self._exchange is not None or self._authenticated:
-                raise LoginRefused(LoginStatus.INVALID_DURING_LOGIN, "AuthMethod offered twice")
+                raise LoginRefused(
+                    LoginStatus.INVALID_DURING_LOGIN,
+                    f"AuthMethod={shortened(offered)} was offered after an earlier one",
+                )
             offers = offered.split(",")
             method = next((method for method in self._authenticator.methods if method in offers), None)
             if method is None:
-                raise LoginRefused(LoginStatus.AUTHENTICATION_FAILURE, "no AuthMethod both sides would use")
+                raise LoginRefused(
+                    LoginStatus.AUTHENTICATION_FAILURE,
+                    f"AuthMethod={shortened(offered)} has none of {', '.join(self._authenticator.methods)}",
+                )
             answers.append(("AuthMethod", method))
             if method == "None":
                 self._authenticated = True

@@ -29,7 +29,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from lun_backends import in_place
@@ -42,6 +42,7 @@ from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
 from target.iscsi.limits import Limits
 from target.iscsi.load import Load
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
+from target.iscsi.name_clashes import NameClashes
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
 from target.iscsi.task_set import Relieved
@@ -97,7 +98,8 @@ class Portal:
     """An iSCSI portal that listens as soon as it exists, and serves once `start` or `run` is called.
 
     `targets` maps target names to device servers; the portal reads it at every login, so it may change at any time.
-    `listen` adds addresses while the portal runs.  There are at most `sessions` sessions besides those for discovery,
+    `listen` adds addresses while the portal runs.  Discovery answers with the addresses of `announce`, or else with those it
+    listens on.  There are at most `sessions` sessions besides those for discovery,
     and the data of commands takes at most `memory` bytes.  Raises OSError if it cannot listen on `host` and `port` (0:
     any free one).
     """
@@ -114,10 +116,13 @@ class Portal:
         workers: int = 8,
         sessions: int = 256,
         memory: int = DEFAULT_BYTES,
+        announce: Sequence[str] = (),
     ) -> None:
         self.targets = targets
         self.policy = policy or login.OpenAccess()
         self.failed_logins = FailedLogins()
+        self.name_clashes = NameClashes()
+        self._announce = announce
         self.parameters = parameters
         self.limits = limits or Limits()
         self.memory = Memory(memory, sessions)
@@ -305,6 +310,8 @@ class Portal:
             other = channel.connection
             if other is not connection and other.state is not State.LOGIN and other.login.port_name == name:
                 log.info("%s: session replaced by a new login", connection.login.initiator)
+                if other.nexus is not None:
+                    self.name_clashes.replaced(name[0], other.address, connection.address, time.monotonic())
                 self._drop(channel)
         lost = [channel.connection for channel in self._lost if channel.connection.login.port_name == name]
         running = [command for other in lost for command in other.tasks.running]
@@ -357,6 +364,8 @@ class Portal:
             self._drop(self._by_connection[crowd.gives_way(discovering)])
 
     def portals(self, reached: str) -> Iterable[str]:
+        if self._announce:
+            return self._announce
         wildcards = ("0.0.0.0:", "[::]:")
         others = [address for address in self.addresses if address != reached and not address.startswith(wildcards)]
         return [reached, *others]

@@ -79,6 +79,9 @@ def current(
     for name, why in unkept.items():
         text = f"the schedule of {name} is not kept: {why}"
         yield messages.Alert("schedule-failed", name, text, "remove the cause; wolun tries again by itself")
+    for name, (one, other) in inventory.fabric.name_clashes().items():
+        text = f"two hosts seem to be called {name}, {one} and {other}: each login of one ends the session of the other"
+        yield messages.Alert("initiator-name-shared", name, text, "give each host an initiator name of its own")
     yield from _unmapped(inventory.settings)
     for rule in inventory.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"

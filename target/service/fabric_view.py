@@ -33,6 +33,9 @@ class FabricView(Protocol):
     def failed_logins(self) -> Mapping[LoginStatus, int]:
         """Return how many logins were refused since the start, by status."""
 
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        """Return the initiators' names that two hosts seem to share, with the addresses of both."""
+
 
 class NotStarted:
     """A fabric that has not started: it has the configured addresses, and no initiator can be logged in."""
@@ -58,4 +61,8 @@ class NotStarted:
 
     def failed_logins(self) -> Mapping[LoginStatus, int]:
         """Return no refused login."""
+        return {}
+
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        """Return no name."""
         return {}

@@ -495,8 +495,9 @@ class Inventory:
     @property
     def portal_address(self) -> str:
         """The first address that initiators connect to, HOST:PORT."""
+        announced = self._settings.portal.announce if self._settings.fabric is configuration.Fabric.PORTAL else ()
         addresses, unbound = self.fabric.addresses(), self.fabric.unbound()
-        return next((address for address in addresses if address not in unbound), "tcm_loop")
+        return (*announced, *(address for address in addresses if address not in unbound), "tcm_loop")[0]
 
     def _unit_of(self, configured: configuration.Volume) -> logical_unit.LogicalUnit | None:
         return None if configured.lun is None else self.scsi.luns.get(configured.lun)

@@ -58,6 +58,9 @@ class BookFabric:
     def failed_logins(self) -> Mapping[errors.LoginStatus, int]:
         return {}
 
+    def name_clashes(self) -> Mapping[str, tuple[str, str]]:
+        return {}
+
     def end_session(self, tsih: int) -> None:
         self.logged_in = [session for session in self.logged_in if session.tsih != tsih]
 

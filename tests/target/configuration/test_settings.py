@@ -92,3 +92,10 @@ def test_the_rules_of_the_kernels_target_are_checked(extra: str, line: str) -> N
 
 def test_loopback_needs_no_address() -> None:
     assert reader.parse(LIO + "lio: {listen: [], loopback: true}\n", "f.yaml").lio.loopback
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:3260", "'[::]:3260'", "nat.example:0"])
+def test_announced_address_must_be_one_to_connect_to(address: str) -> None:
+    text = f"target: iqn.2026-11.x:t\nportal: {{announce: {address}}}\nvolumes: []\n"
+    with pytest.raises(reader.ConfigurationError, match=r"portal\.announce: initiators cannot connect to"):
+        reader.parse(text, "f.yaml")

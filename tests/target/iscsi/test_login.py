@@ -229,5 +229,43 @@ def test_names_that_no_terminal_should_see_are_refused(
     names = [("InitiatorName", f"iqn.2026-11.org.example:{name}"), NAMES[1]]
     request = initiator.login_request(OPERATIONAL_TO_FULL, names)
     assert status_of(initiator, request) == LoginStatus.INITIATOR_ERROR
-    assert "InitiatorName is not an iSCSI name: it has the character U+" in caplog.text
+    assert "is not an iSCSI name: it has the character U+" in caplog.text
+    assert name not in caplog.text or name.isprintable()
     assert initiator.connection.login.initiator == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "pairs", "said"),
+    [
+        (0x87, [NAMES[1]], "the key InitiatorName is missing"),
+        (0x87, [NAMES[0]], "the key TargetName is missing"),
+        (0x87, [("InitiatorName", "host7"), NAMES[1]], "InitiatorName='host7' is not an iSCSI name"),
+        (0x87, [*NAMES, ("SessionType", "Disco\x1bvery")], r"SessionType='Disco\x1bvery' is neither"),
+        (0x87, [NAMES[0], ("TargetName", "iqn.2026-11.x:gone")], "there is no target 'iqn.2026-11.x:gone'"),
+        (0x81, [*NAMES, ("AuthMethod", "KRB5")], "AuthMethod='KRB5' has none of None"),
+        (0x87, [*NAMES, ("AuthMethod", "None")], "AuthMethod='None' outside the security stage"),
+        (0x84, NAMES, "from login stage 1 there is no way to stage 0"),
+        (0x88, NAMES, "there is no login stage 2"),
+    ],
+)
+def test_log_names_what_was_refused(
+    portal: FakePortal, flags: int, pairs: list[tuple[str, str]], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    initiator = Initiator(portal)
+    assert status_of(initiator, initiator.login_request(flags, pairs)) != LoginStatus.SUCCESS
+    assert said in caplog.text
+
+
+def test_log_names_an_initiator_that_no_rule_admits_and_its_address(
+    portal: FakePortal, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Closed(login.OpenAccess):
+        def allows(self, initiator: str, address: str, target: str) -> bool:
+            return False
+
+    portal.policy = Closed()
+    initiator = Initiator(portal)
+    assert (
+        status_of(initiator, initiator.login_request(OPERATIONAL_TO_FULL, NAMES)) == LoginStatus.AUTHORIZATION_FAILURE
+    )
+    assert f"{INITIATOR} from {initiator.connection.address} may not use {TARGET}" in caplog.text

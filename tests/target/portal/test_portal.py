@@ -512,3 +512,32 @@ def test_the_session_whose_data_is_late_longest_is_dropped_when_memory_stays_sho
     assert second.reply().opcode == Opcode.R2T
     assert late.hung_up()
     assert "others need the memory: session dropped" in caplog.text
+
+
+def test_two_hosts_of_one_name_are_noticed() -> None:
+    served = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice())})
+    served.start()
+    try:
+        clients = [Client(served, source=address) for address in ("127.0.0.2", "127.0.0.3", "127.0.0.2")]
+        assert served.name_clashes.current(time.monotonic()) == {INITIATOR: ("127.0.0.2", "127.0.0.3")}
+        for client in clients:
+            client.sock.close()
+    finally:
+        served.close(0)
+
+
+def test_discovery_answers_with_the_announced_addresses() -> None:
+    served = Portal(
+        "127.0.0.1", 0, {TARGET: make_target(MemoryDevice())}, announce=("nat.example:3260", "[2001:db8::1]:1")
+    )
+    served.start()
+    try:
+        client = Client(served, log_in=False)
+        pairs = [("InitiatorName", INITIATOR), ("SessionType", "Discovery")]
+        assert client.ask(client.make.login_request(0x87, pairs)).words[0] == 0
+        answer = client.ask(client.make.request(Opcode.TEXT_REQUEST, itt=7, data=b"SendTargets=All\0"))
+        addresses = [pair for pair in answer.data.decode().split("\0") if pair.startswith("TargetAddress=")]
+        assert addresses == ["TargetAddress=nat.example:3260,1", "TargetAddress=[2001:db8::1]:1,1"]
+        client.sock.close()
+    finally:
+        served.close(0)

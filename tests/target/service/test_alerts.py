@@ -136,3 +136,11 @@ def test_login_that_found_no_session_left_is_an_alert_for_a_while(
     assert (alert is not None) is shown
     if alert is not None:
         assert "256 of 256 now" in alert.message
+
+
+def test_name_that_two_hosts_share_has_an_alert(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    clash = {"iqn.2026-11.x:a": ("192.0.2.1", "192.0.2.2")}
+    monkeypatch.setattr(service.inventory.fabric, "name_clashes", lambda: clash, raising=False)
+    (alert,) = service.status.alerts()
+    assert (alert.code, alert.subject) == ("initiator-name-shared", "iqn.2026-11.x:a")
+    assert "192.0.2.1 and 192.0.2.2" in alert.message

@@ -214,3 +214,8 @@ def test_initiator_of_the_kernels_target_counts_if_it_can_reach_the_unit(service
     other = settings.Volume(name="vol2", lun=taken.view_lun, size=1 << 20)
     with pytest.raises(problems.Problem, match=f"LUN 2 was vol0@a, and {ANN}"):
         service.inventory.add_volume(other)
+
+
+def test_announced_address_is_the_one_of_printed_urls(serve: Serve) -> None:
+    service = serve(extra="portal: {announce: 'nat.example:3260'}\n")
+    assert service.inventory.url(1) == f"iscsi://nat.example:3260/{IQN}/1"

@@ -110,7 +110,13 @@ def test_full_disk_stops_no_deletion(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert bench.numbers() == {5, 6}
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"luns": {"x": 1}}', '{"format": 2}'])
+def test_file_of_a_newer_version_is_not_taken_for_damaged(bench: Bench) -> None:
+    bench.path.write_text('{"format": 2}')
+    with pytest.raises(lun_numbers.Damaged, match="made by a newer wolun"):
+        bench.restart()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"luns": {"x": 1}}'])
 def test_damage_is_noticed(bench: Bench, text: str) -> None:
     bench.path.write_text(text)
     with pytest.raises(lun_numbers.Damaged, match=r"resting\.json is damaged"):

@@ -56,7 +56,7 @@ class TestLuns:
             good(served, f"{LUNS} delete 0 --force")
         assert "there is no LUN 0" in refused(served, f"{LUNS} delete 0")
         good(served, "/volumes/vol0/snapshots create s")
-        assert "LUN 0 is vol0@s, which always has a LUN" in refused(served, f"{LUNS} delete 0")
+        assert "LUN 1 is vol0@s, which always has a LUN" in refused(served, f"{LUNS} delete 1")  # LUN 0 rests
 
     def test_luns_are_saved_and_restored(self, served: daemon.Daemon) -> None:
         good(served, f"{LUNS} delete 0")
