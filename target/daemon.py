@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
-from target import ending, liveness, places, printable, systemd
+from target import descriptors, ending, liveness, places, printable, systemd
 from target.configuration import reader, settings
 from target.fabrics import choice
 from target.fabrics.fabric import CannotStart
@@ -68,6 +68,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     handler.setFormatter(Records("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     ending.with_any_thread()
+    descriptors.raise_limit()
     stop_signals = ending.StopSignals()
     os.umask(0o077)  # only the daemon's user may read the content of volumes
     config = config or places.default_configuration()

@@ -5,7 +5,7 @@ The check only reads: it loads, mounts and changes nothing.  It needs no daemon 
 
 | fabric   | checked                                                                                          |
 | -------- | ------------------------------------------------------------------------------------------------ |
-| both     | the state directory                                                                              |
+| both     | the state directory, and how many files may be open                                              |
 | `portal` | whether the portal can listen at its addresses                                                   |
 | `lio`    | rights, kernel modules, configfs, the kernel target's database directory, the D-Bus system bus   |
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import resource
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from target import places
+from target import descriptors, places
 from target.configuration import fabric_kind
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
@@ -31,6 +32,7 @@ SYSTEM_BUS = Path("/run/dbus/system_bus_socket")
 BUS_POLICIES = (Path("/etc/dbus-1/system.d"), Path("/usr/share/dbus-1/system.d"))
 SERVICE = "org.kernel.TCMUService1"
 CAP_SYS_ADMIN = 21
+ENOUGH_SNAPSHOTS = 1000
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Report:
 
 def examine(state_dir: Path, listen: Iterable[str]) -> Report:
     """Check this machine; `listen` are the addresses of the portal, HOST:PORT each."""
-    return Report((_state(state_dir), *map(_port, listen), *_kernel()))
+    return Report((_state(state_dir), _open_files(), *map(_port, listen), *_kernel()))
 
 
 def show(report: Report) -> str:
@@ -91,6 +93,14 @@ def _state(directory: Path) -> Finding:
     if existing == directory and not good:
         found = f"{directory} is not writable"
     return Finding(None, "state directory", good, found, places.UNUSABLE_REMEDY)
+
+
+def _open_files() -> Finding:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    snapshots = descriptors.enough_for(most)
+    found = f"{most}, enough for about {snapshots} snapshots"
+    remedy = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE= in the unit (config/wolun.service has 524288)"
+    return Finding(None, "open files", snapshots >= ENOUGH_SNAPSHOTS, found, remedy, optional=True)
 
 
 def _port(listen: str) -> Finding:

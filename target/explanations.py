@@ -107,6 +107,11 @@ The entry in `access.initiators` admits no initiator, because a file with its se
 users can read it, it belongs to another user, its secret is not 12 to 255 bytes long, or the target proves itself to another
 initiator with that secret.  Meanwhile these initiators are refused, even if a later entry matches them.  Correct the file; then
 use `set auth` again, or start the daemon again.""",
+    "open-files-low": """\
+The daemon has nearly as many files open as it may have.  When it has no descriptor left, no snapshot can be taken or opened, no
+initiator can log in, and commands of `wolun` get no answer.  Sessions and volumes that are open are served on, and no data is
+lost.  Each snapshot takes three descriptors, each session one.  The daemon raises its own limit as far as it may.  Raise the hard
+limit (`LimitNOFILE=` in the unit, or `ulimit -Hn` in a shell) and start the daemon again, or delete snapshots.""",
     "low-space": f"""\
 Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
 to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",

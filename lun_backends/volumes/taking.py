@@ -87,7 +87,8 @@ def begin(
         return Taking(record, write_once.WriteOnce(store, marks=True))
     except block_device.BlockDeviceError as error:
         reason = f"no snapshot was taken: {error}"
-        raise errors.SnapshotFailed(state.name, reason, "free space and try again") from error
+        remedy = os_error.remedy(error, "free space and try again")
+        raise errors.SnapshotFailed(state.name, reason, remedy) from error
 
 
 def prepare(state: State, taking: Taking) -> None:

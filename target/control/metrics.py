@@ -9,7 +9,7 @@ from prometheus_client import core, registry
 
 import target
 from lun_backends import write_once
-from target import printable
+from target import descriptors, printable
 from target.service.service import Service
 
 
@@ -26,6 +26,10 @@ class Collector(registry.Collector):
         yield core.InfoMetricFamily("wolun", "The daemon.", {"version": target.VERSION})
         yield core.GaugeMetricFamily(
             "wolun_sessions", "Sessions of initiators.", len(self._inventory.fabric.sessions())
+        )
+        yield core.GaugeMetricFamily("wolun_open_files", "File descriptors in use.", descriptors.used())
+        yield core.GaugeMetricFamily(
+            "wolun_open_files_limit", "File descriptors that the daemon may have.", descriptors.limit()
         )
         running = sum(not job.ended for job in self._jobs.all())
         yield core.GaugeMetricFamily("wolun_jobs_running", "Jobs that run.", running)

@@ -20,6 +20,7 @@ and then: asyncio's connections to the control socket do leave some.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import logging
@@ -33,6 +34,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from lun_backends import in_place
+from lun_backends.files import os_error
 from target import liveness
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
@@ -63,6 +65,7 @@ TURNS: Final = 16
 """Times that one channel may be read before the others are polled."""
 EVENTS: Final = 64
 """Sockets handled in one round."""
+_EXHAUSTED: Final = os_error.NO_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 LOOP_NAME: Final = "iscsi-portal"
 SPIN_SECONDS: Final = 0.0001
 """How long the loop polls instead of sleeping, once its sleeps have become that short.  A wake-up takes longer than a
@@ -145,7 +148,8 @@ class Portal:
         self._stalled: set[Channel] = set()  # they have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
-        self._refusal_logged = float("-inf")
+        self._refusal_logged = self._pause_logged = float("-inf")
+        self._accepting = True
         self._refusals_unlogged = 0
         self._refused_sessions = 0
         self._refused_at: float | None = None
@@ -471,10 +475,11 @@ class Portal:
     def _accept(self, listener: socket.socket, address: str, now: float) -> None:
         try:
             sock, peer = listener.accept()
-        except (
-            OSError
-        ) as error:  # it hung up, or there are no file descriptors: neither may end the service of the others
-            log.warning("a connection could not be accepted: %s", error)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._pause_accepting(error, now)
+            else:  # it hung up
+                log.info("a connection could not be accepted: %s", error)
             return
         if not self.policy.reaches(peer[0]):
             sock.close()
@@ -500,6 +505,23 @@ class Portal:
             return
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
+
+    def _pause_accepting(self, error: OSError, now: float) -> None:
+        """Accept nothing until the next tick: connections wait in the kernel, and the loop does not spin."""
+        self._accepting = False
+        for fd in list(self._listeners):
+            self._watch_listener(fd, 0)
+        if now - self._pause_logged >= LOG_SECONDS:
+            self._pause_logged = now
+            log.error(
+                "no connection can be accepted, so they wait: %s.  %s",
+                os_error.reason(error),
+                os_error.remedy(error, "end other programs"),
+            )
+
+    def _watch_listener(self, fd: int, events: int) -> None:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # the portal closes, or leaves that address
+            self._epoll.modify(fd, events)
 
     def _end_login(self, connection: Connection, now: float) -> None:
         """End a login that gives way to a newer one; log it once a minute, since a flood of them goes on."""
@@ -731,6 +753,10 @@ class Portal:
             self._drop(slowest)
 
     def _tick(self, now: float) -> None:
+        if not self._accepting:
+            self._accepting = True
+            for fd in list(self._listeners):
+                self._watch_listener(fd, select.EPOLLIN)
         short = self.memory.second()
         self.memory.released = bool(self.memory.waiting)
         if short:

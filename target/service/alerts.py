@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 
 from lun_backends.volumes import errors, volume
-from target import explanations, messages, units
+from target import descriptors, explanations, messages, units
 from target.configuration import settings, values
 from target.service import moments
 from target.service.inventory import Inventory
@@ -86,6 +86,7 @@ def current(
     for rule in inventory.access.rules.broken():
         text = f"{rule.name} may not log in: {rule.broken}"
         yield messages.Alert("initiator-broken", rule.name, text, "correct the file, then use set auth again")
+    yield from _open_files()
     if free * 100 < total * explanations.LOW_SPACE_PERCENT:
         text = f"{inventory.state_dir} has little space left: {100 * free // max(1, total)} %"
         yield messages.Alert(
@@ -113,6 +114,14 @@ def _portal(inventory: Inventory) -> Iterator[messages.Alert]:
         text = f"a login was refused because too many sessions are in use: {load.sessions} of {load.most_sessions} now"
         remedy = "log out initiators that nobody needs, or raise `sessions` of `portal`"
         yield messages.Alert("sessions-full", inventory.settings.target, text, remedy)
+
+
+def _open_files() -> Iterator[messages.Alert]:
+    used, most = descriptors.used(), descriptors.limit()
+    if used * 100 >= most * descriptors.LOW_PERCENT:
+        text = f"the daemon has {used} files open, and may have {most}"
+        remedy = "raise the limit (LimitNOFILE= of the unit) and start the daemon again, or delete snapshots"
+        yield messages.Alert("open-files-low", "daemon", text, remedy)
 
 
 def _space(owner: volume.Volume) -> Iterator[messages.Alert]:

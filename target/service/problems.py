@@ -304,16 +304,16 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
         raise
     except errors.VolumeError as error:
         code = _CODES.get(type(error), "refused")
-        raise Problem(
-            code, f"{what}: {error.reason}", remedy or error.remedy, 422 if code in ("bad-name", "bad-label") else 409
-        ) from error
+        status = 422 if code in ("bad-name", "bad-label") else 409
+        advice = os_error.remedy(error, remedy or error.remedy)
+        raise Problem(code, f"{what}: {error.reason}", advice, status) from error
     except Refused as error:
-        raise refused(what, error.reason, remedy or error.remedy) from error
+        raise refused(what, error.reason, os_error.remedy(error, remedy or error.remedy)) from error
     except block_device.BlockDeviceError as error:
-        raise refused(what, str(error), remedy or "see the daemon's log") from error
+        raise refused(what, str(error), os_error.remedy(error, remedy or "see the daemon's log")) from error
     except OSError as error:
         reason = os_error.reason(error)
-        raise refused(what, reason, remedy or "check the disk and the permissions") from error
+        raise refused(what, reason, os_error.remedy(error, remedy or "check the disk and the permissions")) from error
 
 
 def undecided(error: Exception) -> bool:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from target import cli, doctor
@@ -64,3 +66,12 @@ def test_json_and_the_exit_status_report_what_runs(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert set(answer["runs"]) == {"portal", "lio"}
     assert done.exit_code == (0 if answer["runs"]["lio"] else 1)
+
+
+def test_few_open_files_are_a_warning_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for most, good in ((2048, False), (524288, True)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, most=most: (1024, most))
+        (finding,) = [one for one in doctor.examine(tmp_path, []).findings if one.what == "open files"]
+        assert finding.good == good
+        assert finding.optional
+    assert finding.found == "524288, enough for about 174421 snapshots"

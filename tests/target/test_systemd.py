@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from target import ending, systemd
+from target import descriptors, ending, systemd
 from tests import daemon, peers
 
 UNIT = Path(__file__).resolve().parents[2] / "config/wolun.service"
@@ -101,3 +101,4 @@ def test_unit_watches_the_daemon_starts_it_again_and_waits_for_an_orderly_stop()
     assert (lines["Type"], lines["Restart"], lines["StartLimitIntervalSec"]) == ("notify", "always", "0")
     assert int(lines["WatchdogSec"]) >= 30
     assert int(lines["TimeoutStopSec"]) > ending.STOP_SECONDS
+    assert descriptors.enough_for(int(lines["LimitNOFILE"])) > 100_000

@@ -27,6 +27,7 @@ def test_prometheus_reads_the_metrics(running: daemon.Daemon) -> None:
         for sample in family.samples
     }
     assert samples["wolun_sessions", ""] == 1
+    assert 0 < samples["wolun_open_files", ""] < samples["wolun_open_files_limit", ""]
     assert samples["wolun_written_bytes_total", "vol0"] == 64 << 10
     assert samples["wolun_commands_total", "vol0"] >= 1
     assert samples["wolun_copies_total", ""] == 1

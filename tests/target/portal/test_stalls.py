@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import socket
 import weakref
@@ -71,4 +72,43 @@ def test_a_session_leaves_nothing_behind() -> None:
         assert len(portal._buffers) <= 2
     finally:
         gc.enable()
+        portal.close(0)
+
+
+class Exhausted:
+    """A listener whose process has no descriptors until `mended`."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.mended = False
+        self.tries = 0
+        self.fileno, self.close = listener.fileno, listener.close
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        self.tries += 1
+        if not self.mended:
+            raise OSError(errno.EMFILE, "Too many open files")
+        sock, peer = self._listener.accept()
+        return sock, peer
+
+
+def test_portal_without_descriptors_does_not_spin_and_accepts_later(caplog: pytest.LogCaptureFixture) -> None:
+    portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))})
+    ((fd, (listener, address)),) = portal._listeners.items()
+    exhausted = Exhausted(listener)
+    portal._listeners[fd] = (exhausted, address)  # type: ignore[assignment]
+    portal.start()
+    try:
+        waiting = Client(portal, log_in=False)
+        wait_for(lambda: exhausted.tries == 1)
+        waiting.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            waiting.reply()
+        assert exhausted.tries <= 2  # one a second
+        assert len(caplog.records) == 1
+        assert "Too many open files" in caplog.text
+        exhausted.mended = True
+        late = Client(portal)
+        late.settle()
+    finally:
         portal.close(0)
