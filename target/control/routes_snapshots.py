@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import fastapi
+from fastapi import responses
 
 from target import messages
 from target.control import job_stream
@@ -54,7 +55,7 @@ def routes(service: Service) -> fastapi.APIRouter:
         """
         return _held(jobs.export(service, volume, name, request), held)
 
-    @router.post("/volumes/{volume}/snapshots/{name}/stream", response_class=job_stream.JobStream)
+    @router.post("/volumes/{volume}/snapshots/{name}/stream", response_class=responses.StreamingResponse)
     def stream(volume: str, name: str, request: messages.Stream) -> fastapi.Response:
         """Answer with the snapshot's content as a raw image, and name the job that reads it in the header `Wolun-Job`.
 
