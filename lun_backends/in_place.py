@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls in place: a loop writes into the page cache on its own thread, and another thread relieves it if that waits.
 
-To hand each write over to a worker costs more than the write itself (measured: a third of the rate with 32 writes in flight,
-and more than half of it with one).  But no flag keeps such a write from waiting: ext4 has no RWF_NOWAIT for buffered writes,
-and a frozen file system (fsfreeze, the snapshot of an LVM) holds up any write, however it is asked.  The thread then sleeps
-in the kernel, uninterruptibly, until the disk answers.
+To hand each write over to a worker costs more than the write itself (measured: a third of the rate with 32 writes in
+flight, and more than half of it with one).  But no flag keeps such a write from waiting: ext4 has no RWF_NOWAIT for
+buffered writes, and a frozen file system (fsfreeze, the snapshot of an LVM) holds up every write.  The thread then
+sleeps in the kernel, uninterruptibly, until the disk answers.
 
-So a loop makes such a call as a *call in place*, which is on its list `calls` meanwhile.  A watcher looks at the list.  If
-the call takes too long, the watcher takes it off the list and goes on as the loop.  The thread in the call finds the list
-empty when it returns.  It is *relieved* then: it belongs to no loop any longer, hands over what the call has brought, and
-ends.  To take the last element off a list is one step, so either the caller or the watcher does it.
+So a loop makes such a call as a *call in place*, and its list `calls` has the call until it returns.  A watcher looks
+at the list.  If the call takes too long, the watcher takes it off the list and continues as the loop.  When the call
+returns, its thread finds the list empty.  This thread is *relieved*: it no longer belongs to a loop, hands over the
+result of the call, and ends.  To take the last element off a list is one atomic step, so either the caller or the
+watcher does it.
 
-A device that made a loop wait gets no calls in place until it has proved itself to workers.
+A device that made a loop wait gets no calls in place until its writes by workers have been quick.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Caller(Protocol):
     """Whether the call is the command itself, and not a preparation."""
 
     def distrust(self) -> None:
-        """Make no call in place from now on, until workers have found it quick."""
+        """Make no call in place until calls by workers have been quick."""
 
 
 class LoopThread:
@@ -40,11 +41,11 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.open = False
-        """Whether the loop can be relieved now: only then may a device make a call in place."""
+        """Whether the loop can be relieved now.  Only then may a device make a call in place."""
         self.calls: list[Caller] = []
         self.relieved = False
         self.asleep = False
-        """Whether the watcher sleeps until `stirred`, because no calls came for a while."""
+        """Whether the watcher sleeps until `stirred`, because no call came for a while."""
         self.stirred: Final = threading.Event()
 
     def enter(self, caller: Caller) -> None:
@@ -74,13 +75,13 @@ LOOPS: Final[dict[int, LoopThread]] = {}
 
 
 def begin() -> LoopThread:
-    """Make the calling thread that of a loop."""
+    """Make the calling thread the thread of a loop."""
     loop = LOOPS[get_ident()] = LoopThread()
     return loop
 
 
 def current() -> LoopThread:
-    """Return the calling thread as that of a loop; one that is never open and never relieved if it is none."""
+    """Return the calling thread's LoopThread; if the thread runs no loop, one that is never open and never relieved."""
     return LOOPS.get(get_ident(), _NONE)
 
 

@@ -3,13 +3,14 @@
 
 * A write is all or nothing per command.  If any block of its range is written, nothing of the range is stored, and
   BlockWritten names the first such block.  For reads, BlankBlock names the first blank block.
-* BlockWritten promises that the earlier data is as durable as the store makes it (`Durability`).  A write that meets a block
-  that is still being committed waits for the end of that commit.  Then it is refused or, if the commit failed, stored.
+* BlockWritten promises that the earlier data is as durable as the store makes it (`Durability`).  A write that meets a
+  block that is still being committed waits for the end of that commit.  Then it is refused or, if the commit failed,
+  stored.
 * A reader never sees a block as written before its data can be read.
 * Once `invalidate` returned, reads and writes raise SnapshotInvalid, now and after every restart.
 
-`put_many` makes one commit for many ranges.  Every method may be called from any thread, and `close` waits for the running
-calls.
+`put_many` makes one commit for many ranges.  Every method may be called from any thread, and `close` waits for the
+running calls.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class WriteOnce(block_device.BlockDevice):
         self._closed = False
         self._invalid: str | None = store.reason if store.state is State.INVALID else None
         self.recorded = self._invalid is not None
-        """Whether the disk says that it is invalid; its owner may record that where `invalidate` could not."""
+        """Whether the disk says that the snapshot is invalid.  The owner may record that if `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
 
     # -- the contract
@@ -111,15 +112,16 @@ class WriteOnce(block_device.BlockDevice):
     def put_many(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> list[block_device.BlockWritten | None]:
         """Write each (byte offset, buffers) of `requests`, all with one commit.
 
-        Return one result per request, in order: None if it is stored and as durable as `writev` makes it, or the BlockWritten
-        that refused it (the earlier data is as durable).
+        Return one result per request, in order: None if it is stored and as durable as `writev` makes it, or the
+        BlockWritten that refused it (the earlier data is as durable).
 
-        The next request is pulled only when the data of those before it is stored, so that they may share buffers.  (A request
-        that meets blocks being committed, by this call or another, costs a commit of its own.)
+        The next request is taken from `requests` only when the data of all earlier ones is stored, so requests may
+        share buffers.  (A request that meets blocks being committed, by this call or another, costs a commit of its
+        own.)
 
-        Raises OutOfRange, SpaceExhausted, MediumError, SnapshotInvalid, and the errors of pulling a request.  The requests
-        before the failed one are committed first: they stay written, and a second attempt gets BlockWritten for them.  A
-        MediumError of a commit itself means that nothing since the previous commit is written.
+        Raise OutOfRange, SpaceExhausted, MediumError, SnapshotInvalid, and the errors of the iterator `requests`.  The
+        requests before the failed one are committed first: they stay written, and a second attempt gets BlockWritten
+        for them.  A MediumError of a commit itself means that nothing since the previous commit is written.
         """
         store = self.store
         results: list[block_device.BlockWritten | None] = []
@@ -135,7 +137,7 @@ class WriteOnce(block_device.BlockDevice):
                     try:
                         self._put(batch, offset, block_device.total_length(buffers), buffers)
                     except block_device.BlockWritten as written:
-                        # A new one: the raised one refers to its traceback, that to the frames, and these to the error.
+                        # Append a new exception, because the raised one forms a circle with its traceback and frames.
                         results.append(block_device.BlockWritten(written.lba))
                     else:
                         results.append(None)
@@ -148,8 +150,8 @@ class WriteOnce(block_device.BlockDevice):
     def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> list[bool]:
         """Write each (byte offset, buffers, origin, marked) of `requests` as `put_many`, each within one chunk.
 
-        The origin comes from `read_to_move` of the write-once LUN that had the blocks, and `marked` says whether the chunk
-        is marked there.  Return for each request whether it is stored.
+        The origin comes from `read_to_move` of the write-once LUN that had the blocks, and `marked` says whether the
+        chunk is marked there.  Return for each request whether it is stored.
         """
         results: list[bool] = []
         batch = thin.Batch()
@@ -216,7 +218,8 @@ class WriteOnce(block_device.BlockDevice):
         if self._closed:
             return
         self._closed = self._stopped = True
-        # For calls that began before: closing is rare and short, so polling costs less than a signal after every call.
+        # Wait for calls that began before.  Closing is rare and short, so polling costs less than a signal after every
+        # call.
         while self._running:
             time.sleep(0.0005)
         self.store.close()
@@ -263,7 +266,8 @@ class WriteOnce(block_device.BlockDevice):
     def invalidate(self, reason: str) -> None:
         """Invalidate the snapshot for ever, durably; no read or write that begins later succeeds.
 
-        Raises DeviceClosed, and MediumError if this cannot be recorded; this process then refuses reads and writes all the same.
+        Raise DeviceClosed, and MediumError if this cannot be recorded.  Then this process still refuses reads and
+        writes.
         """
         with self._call():
             if self._invalid is None:
@@ -275,7 +279,8 @@ class WriteOnce(block_device.BlockDevice):
     def discard(self, patience: float) -> bool:
         """Free the space of an invalid snapshot and return True.
 
-        Return False if calls that began before `invalidate` are still running after `patience` seconds.  Raises MediumError.
+        Return False if calls that began before `invalidate` are still running after `patience` seconds.  Raises
+        MediumError.
         """
         if self._invalid is None:
             raise ValueError("only the space of an invalid snapshot can be freed")
@@ -318,7 +323,7 @@ class WriteOnce(block_device.BlockDevice):
     def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
         """Read all written chunks, except those `passed_over`, and compare them with the recorded checksums.
 
-        Yields one report per chunk, in order of address.  Raises SnapshotInvalid or DeviceClosed between two of them.
+        Yield one report per chunk, in order of address.  Raise SnapshotInvalid or DeviceClosed between two reports.
         """
         reports = self.store.verify(passed_over)
         while True:

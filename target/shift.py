@@ -2,8 +2,8 @@
 """Shifts: the threads that run a fabric's loop, one after the other, because a call in place may wait.
 
 `lun_backends.in_place` has the reason.  Each shift has a watcher.  While calls in place come, it looks at them every
-`LOOK_SECONDS`; otherwise it sleeps.  A call that takes longer than `LIMIT_SECONDS` ends the shift, and the watcher's thread
-begins the next one.
+`LOOK_SECONDS`; otherwise it sleeps.  A call that takes longer than `LIMIT_SECONDS` ends the shift, and the watcher's
+thread begins the next one.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ QUIET_LOOKS: Final = 100
 class Shift:
     """The calling thread's time as the loop, until `end`, or until it is relieved.
 
-    The thread is called `name` meanwhile.  `relieve` is called on the watcher's thread, with the shift and the caller that
-    waits.  It sets `handed_over`, and goes on as the loop.
+    The thread is called `name` meanwhile.  `relieve` is called on the watcher's thread, with the shift and the caller
+    that waits.  It sets `handed_over`, and continues as the loop.
     """
 
     def __init__(self, name: str, relieve: Callable[[Shift, in_place.Caller], None]) -> None:
         self.loop = in_place.begin()
         self.handed_over = threading.Event()
-        """Set once the relieved thread may look at what it is left with."""
+        """Set once the relieved thread may look at the work that is left to it."""
         self.finished = threading.Event()
-        """Set once the relieved thread has nothing left."""
+        """Set once the relieved thread has no work left."""
         self._name = name
         self._thread = threading.current_thread()
         self._thread.name = name

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes and views of a node: the steps W and R of README.md, for one grain.
 
-They are generators like `Node.run`.  Each begins only while the gate is open, and is counted in `Node.running` while it touches a device.
+They are generators like `Node.run`.  Each begins only while the gate is open, and is counted in `Node.running` while it
+touches a device.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _preserve(node: Node, grain: int) -> Generator[Action, Any, bool]:
 
 
 def _is_newer(node: Node) -> Generator[Action, Any, bool]:
-    """Return whether the log holds an epoch after that of the node.  The look changes nothing of what the node knows."""
+    """Return whether the log holds an epoch after that of the node.  This does not change the state of the node."""
     position = node.history.end
     blocks = yield actions.ReadLog(position)
     found = [records.decode(block, position + at, node.volume) for at, block in enumerate(blocks)]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The actions that the protocol asks of its driver, and what the driver answers.
 
-`node.py` and `access.py` are generators.  They yield an action; the driver carries it out and sends the result.  Where a device answers
-RESERVATION CONFLICT (EBADE on Linux) the driver throws Conflict into the generator; where it does not answer, Unreachable.
+`node.py` and `access.py` are generators.  They yield an action; the driver carries it out and sends the result.  If a
+device answers RESERVATION CONFLICT (EBADE on Linux), the driver throws Conflict into the generator.  If it does not
+answer, the driver throws Unreachable.
 """
 
 from __future__ import annotations

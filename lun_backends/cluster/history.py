@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of all records of a log: epochs, chains of views, deletions, rollbacks, and who is expelled.
 
-EPOCH, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its fence, and all
-demands before that one.  So a fence that was begun before an EXPEL record does not answer it.
+EPOCH, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its fence,
+and all demands before that one.  So a fence that was begun before an EXPEL record does not answer it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DEMANDS = (Type.EPOCH, Type.EXPEL, Type.ROLLBACK)
 class Standing(enum.Enum):
     """The state of a snapshot."""
 
-    PENDING = "pending"  # its fence is not complete: nobody reads it yet
+    PENDING = "pending"  # its fence is not complete, so no node reads it yet
     TAKEN = "taken"
     HIDDEN = "hidden"  # DELETE: its chunks may be moving to an older snapshot
     DELETED = "deleted"
@@ -168,7 +168,7 @@ class History:
         return epoch.snapshot is not None and self._marks.get(epoch.snapshot) is Standing.DELETED
 
     def may_move(self, snapshot: uuid.UUID) -> bool:
-        """Return whether the chunks of a hidden snapshot may move: nobody of its epoch copies into its write-once LUN any more."""
+        """Return whether the chunks of a hidden snapshot may move: no node of its epoch still copies into its write-once LUN."""
         epoch = self.find(snapshot)
         later = self.epochs[epoch.number + 1 :]
         return self.standing(snapshot) is Standing.HIDDEN and bool(later) and self.answered >= later[0].position

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node of a volume: it joins, fences, takes snapshots and keeps to the log.  The steps T1, F0 to F3 and J1 to J4 are those of README.md.
 
-`Node.run` is a generator that never ends: it yields actions (`actions.py`), and the driver sends their results.  The node does no I/O,
-has no threads and reads no clock.  Writes and views are generators of their own (`access.py`).
+`Node.run` is a generator that never ends: it yields actions (`actions.py`), and the driver sends their results.  The
+node does no I/O, has no threads and reads no clock.  Writes and views are generators of their own (`access.py`).
 
 | state | gate | meaning |
 | --- | --- | --- |
@@ -10,8 +10,9 @@ has no threads and reads no clock.  Writes and views are generators of their own
 | ARMING | closed | J1 to J4, or F0 to F3 |
 | ARMED | open | registered in epoch e, whose fence is complete |
 
-Three mistakes would be easy to make and are guarded here.  The gate closes before J1 and stays closed until J4.  J2 registers only the
-key of an epoch that is fenced.  After a fence the node goes on at J3, because the fence may have let a later snapshot pass.
+Three mistakes would be easy to make and are guarded here.  The gate closes before J1 and stays closed until J4.  J2
+registers only the key of an epoch that is fenced.  After a fence the node goes on at J3, because the fence may have let
+a later snapshot pass.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class State(enum.Enum):
 
 @dataclass(eq=False)
 class Request:
-    """A record that somebody wants in the log.  It is done when `record` or `refused` is set."""
+    """A request to put a record into the log.  It is done when `record` or `refused` is set."""
 
     draft: Record
     position: int = -1  # in the log, once it is there

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts by which a file or a disk is recognised later, and by which a change of it shows.
+"""The facts about a file or a disk by which it is recognised later, and by which a change of it is noticed.
 
 | fact                       | of a file           | of a disk                                                                 |
 | -------------------------- | ------------------- | ------------------------------------------------------------------------- |
-| which one it is            | inode               | `ids`: what the kernel knows of it in sysfs (WWN, serial, UUID, place)    |
-| where it is, in this boot  | device number       | `diskseq`, which the kernel gives to no two disks of a boot               |
-| whether it was written to  | change time         | the sectors written and discarded in this boot                            |
+| identity                   | inode               | `ids`, from sysfs: WWN, serial, UUID, place                               |
+| place, in this boot        | device number       | `diskseq`, which is unique among the disks of a boot                      |
+| last write                 | change time         | the sectors written and discarded in this boot                            |
 | a mark of ours (`mark`)    | extended attribute  | -                                                                         |
 
 Not every file system has each fact, and a missing one is None, 0 or empty.

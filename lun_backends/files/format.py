@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formats of small files of state, which are JSON with a number `format`.
 
-A version refuses what it does not know.  The refusal of a newer format must not look like damage, because the remedy for
-damage, a backup, would lose what the newer version wrote.
+A version refuses what it does not know.  The refusal of a newer format must not look like damage, because the remedy
+for damage, a backup, would lose what the newer version wrote.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ REMEDY = "start the newer version again"
 
 
 def newer(text: bytes, known: int) -> str:
-    """Return what is wrong with a file if its format is newer than `known`; an empty text if it is not."""
+    """Return the fault of a file if its format is newer than `known`; an empty text if it is not."""
     try:
         found = json.loads(text)
     except ValueError:

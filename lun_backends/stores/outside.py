@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The marks of a thin store: which of its chunks an initiator wrote to, instead of copy-on-write.
 
-Copy-on-write stores pre-images.  An initiator that writes to the write-once LUN itself can store anything into blocks that
-are blank, and it becomes the content of the snapshot.  Nothing can tell that data from a pre-image later.  So each chunk
-that an initiator writes to is marked first.
+Copy-on-write stores pre-images.  An initiator that writes to the write-once LUN itself can store any data into blank
+blocks, and this data becomes the content of the snapshot.  Later it cannot be distinguished from a pre-image.  So each
+chunk that an initiator writes to is marked first.
 
-The file `NAME.outside` has one bit per chunk, bit `n & 7` of byte `n >> 3`.  It is sparse, and is made for the first mark: a
-store that no initiator writes to has none.  A mark is durable before the data that it speaks of is committed.  So a crash can
-leave a mark on a chunk that got no such data, and never the reverse.  A version of wolun that does not know the file ignores it.
+The file `NAME.outside` has one bit per chunk, bit `n & 7` of byte `n >> 3`.  It is sparse, and is made for the first
+mark, so a store that no initiator writes to has no such file.  A mark is durable before the marked data is committed.
+So a crash can leave a mark on a chunk without such data, but never such data without a mark.  A version of wolun that
+does not know the file ignores it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of a volume's primary, so that a change of it behind the volume's back does not go unnoticed.
+"""The identity of a volume's primary, by which the volume notices changes of the primary that it did not make.
 
-A snapshot shows the primary wherever it has no copy of its own.  So it is true only if nothing but this volume writes to the
-primary, and if primary and snapshots are of the same moment.  The manifest records by what the primary is recognised; the
-next open compares.  Where something differs, the snapshots become *doubtful*, until the administrator accepts them.
+A snapshot shows the primary wherever it has no copy of its own.  So it is true only if this volume alone writes to the
+primary, and if primary and snapshots are of the same moment.  The manifest records the facts by which the primary is
+recognised, and the next open compares them.  If something differs, the snapshots become *doubtful*, until the
+administrator accepts them.
 
-The *generation* ties manifest and primary together: a number and a random text, in the manifest and in an extended
-attribute of the primary.  It changes with every open and every clean close, so that an older copy of either is found.
+The *generation* ties manifest and primary together.  It is a number and a random text, in the manifest and in an
+extended attribute of the primary.  It changes with every open and every clean close, so the volume finds an older copy
+of either.
 
 | step                 | manifest: generation, next | attribute      | clean |
 | -------------------- | -------------------------- | -------------- | ----- |
@@ -16,7 +18,7 @@ attribute of the primary.  It changes with every open and every clean close, so 
 | close: store         | b, c                       | b              | no    |
 | close: set, store    | c, -                       | c              | yes   |
 
-A crash leaves one of these lines or a step between two, and in each the attribute is one of the two in the manifest.
+A crash leaves one of these lines or a step between two.  In each, the attribute is one of the two in the manifest.
 
 | compared           | after a clean close                            | after a crash                                           |
 | ------------------ | ---------------------------------------------- | ------------------------------------------------------- |
@@ -50,8 +52,8 @@ _SECOND = 1_000_000_000
 class Identity:
     """The facts about a primary (`facts.Facts`), as the volume last saw them.
 
-    `next` is a generation that the primary may have already.  `clean` says that nothing of the volume wrote to the primary
-    after the record was made.
+    `next` is a generation that the primary may have already.  `clean` says that the volume has not written to the
+    primary since the record was made.
     """
 
     clean: bool
@@ -109,7 +111,7 @@ def move(fd: int, volume: uuid.UUID, generation: str, io: storage_io.StorageIO) 
 
 
 def difference(known: Identity, seen: facts.Facts, volume: uuid.UUID) -> str:
-    """Return why the primary may not be as the volume left it; an empty text if nothing speaks against it.
+    """Return why the primary may have changed since the volume left it; an empty text if nothing suggests that.
 
     The text continues "its primary ...".
     """
@@ -174,7 +176,7 @@ def _of_disk(known: Identity, seen: facts.Facts) -> str:
 
 
 def same(known: Identity | None, seen: facts.Facts, volume: uuid.UUID) -> bool:
-    """Return whether something proves that this is the primary, as the volume left it, in whatever place."""
+    """Return whether something proves that this is the primary, as the volume left it, even in another place."""
     if known is None or difference(known, seen, volume):
         return False
     if seen.is_disk:

@@ -28,7 +28,9 @@ class Written:
 
 
 def found(needed: Sequence[Snapshot], chunk_size: int) -> list[Written]:
-    """Return what initiators wrote of the snapshot `needed[0]`, in order of address; `needed` are it and all newer ones.
+    """Return the extents of the snapshot `needed[0]` that initiators wrote, in order of address.
+
+    `needed` are this snapshot and all newer ones.
 
     A lost snapshot counts as one without marks.  Raises DeviceClosed, SnapshotInvalid.
     """
@@ -62,7 +64,7 @@ def _has_all(device: WriteOnce, chunk: int, chunk_size: int) -> bool:
 
 
 def sentence(extents: Sequence[Written], name: str, block_size: int) -> str:
-    """Return which blocks of snapshot `name` initiators wrote, for a refusal, like "blocks 8 to 15 of 's1' ..."."""
+    """Return a sentence that names the blocks of snapshot `name` that initiators wrote, for a refusal."""
     first, last = extents[0].offset // block_size, (extents[0].offset + extents[0].length) // block_size - 1
     more = f" and {len(extents) - 1} more extents" if len(extents) > 1 else ""
     return (

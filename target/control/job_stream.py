@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer whose body is what a job writes into a pipe.
+"""The answer that sends the output of a job, from a pipe.
 
-The head names the job and the size.  The connection breaks before all bytes are there if the job fails, so no client takes a part
-for the whole; the job says why.  A client that goes away cancels the job.
+The head names the job and the size.  If the job fails, the connection breaks before all bytes are sent, so no client
+takes a part for the whole; the job has the reason.  A client that goes away cancels the job.
 """
 
 from __future__ import annotations

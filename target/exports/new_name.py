@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving a complete file its name, on any file system, without taking the place of a file that has the name already.
+"""The naming of a complete file, on any file system; it never replaces a file that has the name already.
 
-| way                                   | works on                                                       |
+| method                                | works on                                                       |
 | ------------------------------------- | -------------------------------------------------------------- |
 | `link`                                | file systems with hard links, also for a file without a name   |
 | `renameat2` with RENAME_NOREPLACE     | most others: FAT, exFAT, newer FUSE                            |

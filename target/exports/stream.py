@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A raw image that is written from front to back into a pipe, as a FIFO or for the standard output of a command.
 
-Holes come as zeroes.  The writer waits for the reader, and meanwhile looks whether it is to stop.  A reader that goes away ends
-the export.
+Holes are written as zeroes.  The writer waits for the reader, and meanwhile looks for a request to stop.  A reader that
+goes away ends the export.
 """
 
 from __future__ import annotations

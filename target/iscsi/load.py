@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load of a portal as status displays show it."""
+"""The load of a portal, as the status shows it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The sessions and the memory of a portal: what is in use, and the most there may be."""
+    """The sessions and the memory of a portal, with the use and the limit of each."""
 
     sessions: int  # without those for discovery
     most_sessions: int

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The choice of the connection that gives way when there are too many of a kind.
 
-A newcomer is never turned away for the sake of those that came before: they may be silent on purpose, and it may be the one
-that logs in rightly.  The connection that gives way belongs to the peer that has the most, among those to the address that has
-the most, and has been silent longest.
+The portal never refuses a newcomer in favour of earlier connections, because these may be silent on purpose, and the
+newcomer may be the one that logs in rightly.  The connection that gives way belongs to the peer that has the most
+connections.  Among these it belongs to the address that has the most, and among those it has been silent longest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from target.iscsi.failed_logins import peer_of
 
 
 class Connection(Protocol):
-    """A connection, as far as the choice looks at it (`iscsi.connection.Connection`)."""
+    """The parts of a connection that the choice looks at (`iscsi.connection.Connection`)."""
 
     @property
     def address(self) -> str: ...

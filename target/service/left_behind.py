@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes in the state directory that the configuration does not name.
 
-A volume that is renamed in the configuration, or taken out of it, leaves its directory behind.  Without care, a new and empty
-disk would come up under its LUN, and initiators would take that for their volume.  So a small file remembers the LUN of each
-volume, and which volumes an administrator set aside knowingly:
+A volume that is renamed in the configuration, or removed from it, leaves its directory behind.  Without this module, a
+new and empty disk could come up under the volume's LUN, and initiators would take that disk for their volume.  So a
+small file remembers the LUN of each volume, and the volumes that an administrator set aside:
 
     <state directory>/volumes.json
 
@@ -43,7 +43,7 @@ _TYPE = pydantic.TypeAdapter(_File)
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A volume that was left behind; `lun` is the one it had last, None if it had none or that is not known."""
+    """A volume that was left behind; `lun` is its last LUN, None if it had none or the LUN is unknown."""
 
     name: str
     directory: Path
@@ -84,7 +84,7 @@ class LeftBehind:
                         yield left
 
     def find(self, name: str) -> Left | None:
-        """Return the volume in the directory of that name, also if it was set aside."""
+        """Return the volume in the directory of that name, even if it was set aside."""
         directory = self._directory / name
         return self._left(directory) if manifest.exists(directory) else None
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that belong to the daemon: what it serves, and all that is in its state directory.
+"""The files that belong to the daemon: those that it serves, and all files in its state directory.
 
-A job that writes a file must not take the place of one of them, whatever way the path leads to it: a symbolic link, a
-hard link, a bind mount, another name of a device.  So files are compared by device and inode, and devices by their
-number.  It does not matter whether a file is open: the volume of a snapshot may be served again later.
+A job that writes a file must not replace one of them, even if its path is a symbolic link, a hard link, a bind mount or
+another name of a device.  So files are compared by device and inode, and devices by their number.  A file counts even
+if it is not open, because the volume of a snapshot may be served again later.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _files(found: os.stat_result) -> Iterator[_File]:
 
 
 def _own(inventory: Inventory) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (whose file it is, what `stat` says) for each file and directory of the daemon."""
+    """Yield (the owner as a text, the result of `stat`) for each file and directory of the daemon."""
     settings, state_dir = inventory.settings, inventory.state_dir
     for owner in list(inventory.open_volumes.values()):
         with contextlib.suppress(OSError):

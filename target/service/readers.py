@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which units of snapshots are being read, from counters that only grow.
+"""The units of snapshots that are being read, found from counters that only grow.
 
-A host that is logged in looks at every LUN once: at its partitions, at the signature of a file system.  So whoever reached a
-unit need not use it.  A unit counts as read for `RECENT_SECONDS` after its counter of bytes grew.  The path of a command stays
-as short as it is.
+A host that is logged in looks at every LUN once, at its partitions and at the signature of a file system.  So an
+initiator that reached a unit need not use it.  A unit counts as read for `RECENT_SECONDS` after its counter of bytes
+grew.  This adds nothing to the path of a command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Readers:
                 self._samples[unit] = (count, now)
 
     def reads(self, unit: LogicalUnit) -> bool:
-        """Return whether somebody reads the unit."""
+        """Return whether an initiator reads the unit."""
         self.look((unit,))
         _, at = self._samples.get(unit, (0, -RECENT_SECONDS))
         return self._clock() - at < RECENT_SECONDS

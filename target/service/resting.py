@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LUN numbers whose unit is gone: they rest before another unit may have them.
+"""LUN numbers of units that are gone: they rest before another unit may have them.
 
-An initiator that knows a unit by its number goes on with that number: a program that copies a disk, a host that logs in
-again after its connection was lost.  If another unit had the number by then, its data would pass for that of the old one.
-SCSI has sense data for the change, and many programs ignore it.  So a number rests
+An initiator that knows a unit by its number continues to use the number, for example a program that copies a disk, or a
+host that logs in again after its connection was lost.  If another unit had the number then, its data would pass for
+that of the old unit.  SCSI has sense data for the change, but many programs ignore it.  So a number rests
 
 * while an initiator that sent a command to the old unit is logged in, and
 * for `REST_SECONDS` afterwards, and at least as long after the unit went.
 
-The same unit gets its number back at once.  The file survives the daemon: sessions are made again after a restart, by programs
-that still know the old units.  A restart begins the rest anew, because the file says nothing about times: clocks may be wrong.
+The same unit gets its number back at once.  The file survives the daemon, because after a restart, programs that still
+know the old units log in again.  A restart begins the rest anew, because the file has no times: clocks may be wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from target.service import lun_numbers
 log = logging.getLogger(__name__)
 
 REST_SECONDS = 600.0
-"""Longer than hosts try to log in again: 120 s by default in Linux and in VMware's ESXi."""
+"""A longer time than that for which hosts try to log in again: 120 s by default in Linux and in VMware's ESXi."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _File:
 
 
 EVERYBODY = frozenset({"*"})
-"""The initiators that may know a unit, where nobody has kept their names."""
+"""The initiators that may know a unit if their names were not kept."""
 
 _TYPE = pydantic.TypeAdapter(_File)
 
@@ -60,8 +60,9 @@ _TYPE = pydantic.TypeAdapter(_File)
 class Resting:
     """The numbers that rest, in the file at `path`.  Thread-safe.
 
-    `sessions` returns the names of the initiators that are logged in.  A file that cannot be written is logged, because no
-    deletion may fail on a full disk; then the numbers rest until the daemon ends.  Raise lun_numbers.Damaged, OSError.
+    `sessions` returns the names of the initiators that are logged in.  A file that cannot be written is logged, because
+    no deletion may fail on a full disk; then the numbers rest until the daemon ends.  Raise lun_numbers.Damaged,
+    OSError.
     """
 
     def __init__(
@@ -89,17 +90,17 @@ class Resting:
         self._since = dict.fromkeys(self._luns, clock())  # when an initiator that knows the old unit was last logged in
 
     def put(self, number: int, unit: uuid.UUID, name: str, initiators: Collection[str]) -> None:
-        """Let a number rest whose unit goes."""
+        """Let a number rest, because its unit goes."""
         with self._lock:
             self._luns[number] = Rested(unit, name, frozenset(initiators))
             self._since[number] = self._clock()
             self._store()
 
     def taken(self, number: int, unit: uuid.UUID, *, fixed: bool = False) -> Rested | None:
-        """End the rest of a number, because a unit has it now.  Return the one before it, if that was another.
+        """End the rest of a number, because a unit has it now.  Return the unit before, if that was another one.
 
-        The number of a volume is `fixed` by the configuration: it is remembered while the volume has it, because somebody
-        may give it to another volume while no daemon runs.
+        The number of a volume is `fixed` by the configuration.  It is remembered while the volume has it, because the
+        configuration may give it to another volume while no daemon runs.
         """
         with self._lock:
             before = self._luns.pop(number, None)
@@ -115,7 +116,7 @@ class Resting:
         return None if before is None or before.unit == unit else before
 
     def look(self) -> None:
-        """Note which numbers are known to initiators that are logged in, and end the rest of those that have rested.
+        """Note the numbers that logged-in initiators know, and end the rest of numbers that have rested long enough.
 
         The daemon calls it several times a minute.
         """
@@ -123,15 +124,15 @@ class Resting:
             self._look()
 
     def all(self) -> Mapping[int, Rested]:
-        """Return the numbers that rest, and what they belonged to."""
+        """Return the numbers that rest, and the units that they belonged to."""
         with self._lock:
             self._look()
             return dict(self._luns)
 
     def users(self, number: int, unit: uuid.UUID | None) -> tuple[str, list[str]]:
-        """Return the name of the unit that a number belonged to, and who of those that know it is logged in.
+        """Return the name of the unit that a number belonged to, and the logged-in initiators that know that unit.
 
-        Return nobody if it belonged to `unit` itself.
+        Return no initiator if the number belonged to `unit` itself.
         """
         with self._lock:
             rested = self._luns.get(number)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SEND DIAGNOSTIC: the self-tests (SPC-4 6.42 and 5.12).
 
-| SELF-TEST CODE          | does                                                                             |
+| SELF-TEST CODE          | action                                                                           |
 | ----------------------- | -------------------------------------------------------------------------------- |
 | 0 with SELFTEST         | the default self-test: reads the first, the middle and the last block            |
 | 1, 5: short             | the same, and log page 10h keeps the result                                      |
@@ -43,7 +43,7 @@ def send_diagnostic(itl: ItlNexus, task: Task, nowait: bool) -> None:
 
 
 def _run(unit: LogicalUnit, code: int) -> SelfTest:
-    """Read three blocks, and return the result; a blank block is none that failed."""
+    """Read three blocks, and return the result.  A blank block does not count as a failure."""
     block = memoryview(bytearray(unit.block_size))
     for lba in sorted({0, unit.blocks // 2, unit.blocks - 1}):
         try:

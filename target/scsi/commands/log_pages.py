@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LOG SENSE and its pages (SPC-4 6.20 and 7.3; SBC-4 6.4): those that `smartctl -a` asks a disk for.
+"""LOG SENSE and its pages (SPC-4 6.20 and 7.3; SBC-4 6.4), those that `smartctl -a` reads from a disk.
 
 | page | content |
 | --- | --- |
 | 00h, 00h/FFh | the pages, without and with subpages |
-| 02h, 03h | what was written and read, in bytes, and how often that failed for good |
-| 06h | errors that were none of the medium |
+| 02h, 03h | the bytes written and read, and the number of permanent failures |
+| 06h | errors that are not of the medium |
 | 10h | the results of the newest self-tests |
 | 2Fh | informational exceptions: none, and no temperature |
 
@@ -72,7 +72,7 @@ def _self_tests(unit: LogicalUnit) -> Parameters:
 
 
 def _informational_exceptions(unit: LogicalUnit) -> Parameters:
-    return [(0, _BINARY, bytes((0, 0, 0xFF, 0)))]  # ASC, ASCQ, and a temperature that nobody knows
+    return [(0, _BINARY, bytes((0, 0, 0xFF, 0)))]  # ASC, ASCQ, and an unknown temperature
 
 
 PAGES: dict[int, Callable[[LogicalUnit], Parameters]] = {
