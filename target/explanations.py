@@ -33,19 +33,19 @@ disk.  The alert ends when the snapshot is deleted.  A deletion moves damaged bl
 the alert goes along.  The daemon counts what was read since it started.""",
     "volume-left-behind": """\
 The state directory has the data of a volume that the configuration does not name.  Usually the volume was renamed in the
-configuration, or taken out of it.  Its data and its snapshots are unchanged and not served.  wolun makes no new, empty volume
-under the LUN that it had, and none on its primary, because initiators would take that for their volume.  If it was renamed, run
-`wolun volume relocate NEW --from OLD`.  If it was taken out by mistake, name it in the configuration again and start the daemon
-again.  If it is given up, `wolun volume accept OLD` leaves its data aside and ends the alert; its directory can be deleted, too.
-`delete` in the shell's `/volumes` leaves a volume aside by itself.""",
+configuration, or removed from it.  Its data and its snapshots are unchanged and not served.  wolun makes no new, empty volume
+under its old LUN, and none on its primary, because initiators would take such a volume for their own.  If it was renamed, run
+`wolun volume relocate NEW --from OLD`.  If it was removed by mistake, name it in the configuration again and start the daemon
+again.  If you no longer need it, `wolun volume accept OLD` ends the alert and keeps the data; you can also delete its directory.
+`delete` in the shell's `/volumes` raises no such alert.""",
     "snapshots-doubtful": """\
-A snapshot shows the volume's primary wherever nothing was overwritten since.  So it is true only if nothing but this volume
-writes to the primary.  While the volume was not served, the primary was changed or replaced, or an older copy of the state
-directory was put in its place; the alert says what differs from the last time.  The snapshots of before may show a mixture now.
-wolun serves them and marks them as doubtful; it does not export them, compare them or roll back to them.  The volume and later
+A snapshot shows the volume's primary wherever nothing was overwritten since.  So it is true only if this volume alone writes to
+the primary.  While the volume was not served, the primary was changed or replaced, or an older copy of the state directory was
+put in its place; the alert names the difference.  The snapshots taken before may now show a mixture of old and new data.  wolun
+serves them and marks them as doubtful; it does not export them, compare them or roll back to them.  The volume and later
 snapshots are not affected.  If the wrong file or disk is there, stop the daemon at once and put the right one back.  If the
-primary is right and was not written to (its permissions were changed, say, or it was copied with all its content), run
-`wolun volume accept`.  Otherwise delete the doubtful snapshots, the oldest first.""",
+primary is right and was not written to (for example, only its permissions were changed, or it was copied with all its content),
+run `wolun volume accept`.  Otherwise delete the doubtful snapshots, the oldest first.""",
     "snapshot-unreachable": """\
 The snapshot's files exist but the daemon cannot open them, for example because a disk is failing or read-only, a permission is
 missing, or another process holds a lock.  The snapshot may still be good, so wolun changes nothing.  If it is the newest
@@ -109,7 +109,7 @@ initiator with that secret.  Meanwhile these initiators are refused, even if a l
 use `set auth` again, or start the daemon again.""",
     "open-files-low": """\
 The daemon has nearly as many files open as it may have.  When it has no descriptor left, no snapshot can be taken or opened, no
-initiator can log in, and commands of `wolun` get no answer.  Sessions and volumes that are open are served on, and no data is
+initiator can log in, and commands of `wolun` get no answer.  Open sessions and volumes are still served, and no data is
 lost.  Each snapshot takes three descriptors, each session one.  The daemon raises its own limit as far as it may.  Raise the hard
 limit (`LimitNOFILE=` in the unit, or `ulimit -Hn` in a shell) and start the daemon again, or delete snapshots.""",
     "low-space": f"""\
@@ -123,7 +123,7 @@ listen.  An address that will not come back can be deleted with `/iscsi/<target>
     "sessions-full": """\
 In the last ten minutes a login was refused because too many sessions are in use (status 0302h, out of resources).  The portal has
 `sessions` places, and one peer, an IPv4 address or an IPv6 /64, can have seven of eight.  `wolun status` lists the sessions.  Log
-out initiators that nobody needs, or raise `sessions` of `portal` in the configuration and start the daemon again.""",
+out initiators that are not needed, or raise `sessions` of `portal` in the configuration and start the daemon again.""",
     "nobody-may-log-in": """\
 The configuration's `access` names neither networks nor initiators, so the target refuses every login.  To admit one initiator,
 use `/iscsi/<target>/tpg1/acls create <initiator's name>` in `wolun shell`.  To admit any initiator from a network, use

@@ -23,7 +23,7 @@ STOP_SECONDS = 5
 
 
 class Ended(Exception):
-    """The loop of the control socket ended, although nobody had asked for it."""
+    """The loop of the control socket ended although the daemon had not ended it."""
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,7 @@ before, up to `DELAY_MAXIMUM`.
 A peer that hangs up instead of waiting gains nothing: while too many answers about one name are due, the name cannot be
 tried from there.  The bound is `PENDING_MAXIMUM` for an address, and `PENDING_SHARED` for all of a /64 and for an
 address from which that name has logged in rightly.  So no peer can try more than a few secrets a second, a right login
-is never delayed, and nobody is kept out by a neighbour who tries other names.
+is never delayed, and a neighbour that tries other names keeps no initiator out.
 
 A peer without failures for `FORGET_SECONDS` starts anew.  The portal remembers at most `PEERS` peers, and forgets the
 one first that has been quiet longest.

@@ -25,8 +25,8 @@ def current(
 ) -> Iterator[messages.Alert]:
     """Yield the current alerts.
 
-    `unkept` has the reason for each volume whose schedule is not kept.  `free` and `total` are bytes of the file system that
-    holds the state.
+    `unkept` has the reason for each volume whose schedule is not kept.  `free` and `total` are bytes of the file system
+    that holds the state.
     """
     for name, why in inventory.failed.items():
         yield messages.Alert(
@@ -112,7 +112,7 @@ def _portal(inventory: Inventory) -> Iterator[messages.Alert]:
     load = inventory.fabric.load()
     if load is not None and load.refused_ago is not None and load.refused_ago < _REFUSED_SECONDS:
         text = f"a login was refused because too many sessions are in use: {load.sessions} of {load.most_sessions} now"
-        remedy = "log out initiators that nobody needs, or raise `sessions` of `portal`"
+        remedy = "log out initiators that are not needed, or raise `sessions` of `portal`"
         yield messages.Alert("sessions-full", inventory.settings.target, text, remedy)
 
 

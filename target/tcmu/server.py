@@ -60,7 +60,7 @@ class Served:
     run: Run
     """The function that runs commands which come alone and need not wait; the executor runs the others."""
     lent: bool = False
-    """Whether a thread that was relieved of the loop still serves it, and nobody else does."""
+    """Whether a thread that was relieved of the loop still serves it, and no other thread does."""
     broken: bool = False
     """Whether the server has given the ring up."""
 
