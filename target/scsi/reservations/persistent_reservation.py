@@ -32,7 +32,8 @@ from target.scsi.sense import Asc
 MAX_REGISTRATIONS = 1024
 """The bound for one unit: registrations outlive their sessions, and an initiator may log in with a new ISID every time."""
 MAX_REGISTRATIONS_EACH = 64
-"""The bound for one initiator, so that no initiator takes the room of the others."""
+"""The bound for the registrations that one initiator makes, for its own ports and for others, so that no initiator takes the
+room of the others.  Who made a registration is not stored: after a restart each counts as its port's own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,6 +98,8 @@ class ReservationState:
     reservation: Reservation | None = None
     generation: int = 0  # PRGENERATION
     persists: bool = False  # APTPL: it outlives the daemon
+    makers: Mapping[InitiatorPort, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The initiator that registered a port of another one (SPEC_I_PT, REGISTER AND MOVE)."""
 
     def holds(self, port: InitiatorPort) -> bool:
         """Return whether the port is a persistent reservation holder."""
@@ -139,18 +142,28 @@ def _next(
         reservation=reservation,
         generation=state.generation + 1 & 0xFFFFFFFF,
         persists=state.persists and bool(keys),
+        makers=MappingProxyType({port: maker for port, maker in state.makers.items() if port in keys}),
     )
+
+
+def _made(state: ReservationState, maker: InitiatorPort, others: Iterable[InitiatorPort]) -> ReservationState:
+    """Return the state in which `maker` registered its own port or the `others` that had no registration."""
+    makers = dict(state.makers)
+    makers.pop(maker, None)
+    makers |= {other: maker.initiator for other in others if other.initiator != maker.initiator}
+    return replace(state, makers=MappingProxyType(makers))
 
 
 def _attentions(ports: Iterable[InitiatorPort], asc: Asc) -> dict[InitiatorPort, Asc]:
     return dict.fromkeys(ports, asc)
 
 
-def _check_room(before: Mapping[InitiatorPort, int], keys: Mapping[InitiatorPort, int]) -> None:
+def _check_room(before: ReservationState, after: ReservationState) -> None:
     """Raise CheckCondition if there are too many registrations, unless `before` had them, too."""
-    new = keys.keys() - before.keys()
-    each = Counter(port.initiator for port in keys)
-    if new and (len(keys) > MAX_REGISTRATIONS or any(each[port.initiator] > MAX_REGISTRATIONS_EACH for port in new)):
+    new = after.keys.keys() - before.keys.keys()
+    makers = {port: after.makers.get(port, port.initiator) for port in after.keys}
+    each = Counter(makers.values())
+    if new and (len(makers) > MAX_REGISTRATIONS or any(each[makers[port]] > MAX_REGISTRATIONS_EACH for port in new)):
         raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
 
 
@@ -167,7 +180,7 @@ def register(
     new_key: int,
     *,
     ignore_key: bool = False,
-    also: Iterable[InitiatorPort] = (),
+    also: Collection[InitiatorPort] = (),
     persists: bool = False,
 ) -> Outcome:
     """Do REGISTER, or with `ignore_key` REGISTER AND IGNORE EXISTING KEY; `also`: the ports of SPEC_I_PT.  Raises Conflict."""
@@ -176,10 +189,12 @@ def register(
     keys = dict(state.keys)
     if new_key:
         keys[port] = new_key
+        added = [other for other in also if other not in keys]
         for other in also:
             keys[other] = new_key
-        _check_room(state.keys, keys)
-        return Outcome(replace(_next(state, keys, state.reservation), persists=persists))
+        after = _made(_next(state, keys, state.reservation), port, added)
+        _check_room(state, after)
+        return Outcome(replace(after, persists=persists))
     if port not in keys:
         return Outcome(state)
     del keys[port]
@@ -269,8 +284,11 @@ def register_and_move(
     keys = {**state.keys, to: new_key}
     if unregister:
         del keys[port]
-    _check_room(state.keys, keys)
-    return Outcome(replace(_next(state, keys, Reservation(held.type, to)), persists=persists))
+    after = _next(state, keys, Reservation(held.type, to))
+    if to not in state.keys:
+        after = _made(after, port, [to])
+    _check_room(state, after)
+    return Outcome(replace(after, persists=persists))
 
 
 def remove(state: ReservationState, ports: Collection[InitiatorPort]) -> Outcome:

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from target.scsi.reservations import transport_id
+from target.scsi.reservations import persistent_reservation, transport_id
 from target.scsi.reservations.persistent_reservation import InitiatorPort, ReservationType
 from tests.target.scsi.harness import (
     GOOD,
@@ -115,3 +115,46 @@ def test_persistent_reserve_in_is_cut_to_the_allocation_length(one: Initiator, a
     whole = read_in(one, action)
     for length in (0, 4, 8, 11, len(whole)):
         assert read_in(one, action, length) == whole[:length]
+
+
+def fakes(name: str, count: int) -> bytes:
+    """Return the list of SPEC_I_PT with ports of that name that never log in."""
+    ports = b"".join(transport_id.pack(InitiatorPort(name, f"{number:012x}")) for number in range(count))
+    return len(ports).to_bytes(4) + ports
+
+
+def test_registrations_for_others_count_for_the_initiator_that_makes_them(
+    bench: Bench, one: Initiator, two: Initiator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the room of all nor that of a victim can be filled with ports that do not exist."""
+    monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS_EACH", 4)
+    victim = two.nexus.port.initiator
+    assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT, more=fakes(victim, 4)).asc == 0x5504
+    assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT, more=fakes(victim, 3)).status == GOOD
+    assert out(one, REGISTER, 7, 0).status == GOOD
+    assert out(one, REGISTER, 0, 8, flags=SPEC_I_PT, more=fakes("iqn.2026-11.x:fake", 1)).asc == 0x5504
+    for number in range(8, 12):
+        port = bench.login(victim, f"{number:012x}")
+        assert out(port, REGISTER, 0, 9).status == GOOD
+    assert out(bench.login(victim, f"{12:012x}"), REGISTER, 0, 9).asc == 0x5504
+
+
+def test_a_port_that_registers_itself_counts_for_itself_again(
+    one: Initiator, two: Initiator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS_EACH", 2)
+    name = transport_id.pack(two.nexus.port)
+    assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT, more=len(name).to_bytes(4) + name).status == GOOD
+    assert out(two, REGISTER, 7, 9).status == GOOD
+    assert out(one, REGISTER, 7, 0).status == GOOD
+    assert out(one, REGISTER, 0, 7, flags=SPEC_I_PT, more=fakes("iqn.2026-11.x:fake", 1)).status == GOOD
+
+
+def test_a_move_to_another_port_counts_for_the_initiator_that_moves(
+    one: Initiator, two: Initiator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistent_reservation, "MAX_REGISTRATIONS_EACH", 1)
+    registered(one)
+    out(one, RESERVE, 1, kind=ReservationType.WRITE_EXCLUSIVE)
+    assert move(one, move_list(1, 9, two.nexus.port)).asc == 0x5504
+    assert move(one, move_list(1, 9, two.nexus.port, unregister=True)).status == GOOD

@@ -26,7 +26,6 @@ from tests.target.scsi.harness import (
     [
         "",
         "{",
-        '{"format": 2, "registrations": [], "reservation": null}',
         '{"format": 1, "registrations": [], "reservation": null}',
         '{"format": 1, "registrations": [{"initiator": "a", "isid": "1", "key": "0x0"}], "reservation": null}',
         '{"format": 1, "registrations": [{"initiator": "a", "isid": "1", "key": "nine"}], "reservation": null}',
@@ -37,6 +36,12 @@ from tests.target.scsi.harness import (
 def test_a_damaged_file_stops_the_unit(tmp_path: Path, text: str) -> None:
     (tmp_path / "reservations.json").write_text(text)
     with pytest.raises(reservation_file.ReservationFileDamaged, match=r"reservations\.json is damaged"):
+        Bench(state_dir=tmp_path)
+
+
+def test_a_file_of_a_newer_version_stops_the_unit(tmp_path: Path) -> None:
+    (tmp_path / "reservations.json").write_text('{"format": 2, "registrations": [], "reservation": null}')
+    with pytest.raises(reservation_file.ReservationFileDamaged, match="it was made by a newer wolun"):
         Bench(state_dir=tmp_path)
 
 
