@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy-on-write: the device that preserves every chunk of the primary before its first overwrite.
 
-Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the same
-address of the current write-once device and committed there.  Only then does the write go to the primary (rule 1,
+Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the current
+write-once device, to the same address, and committed there.  Only then does the write go to the primary (rule 1,
 lun_backends/README.md).  `BlockWritten` from that copy means that another writer was first: another node, or this one
 before a restart.  The block then holds the pre-image, so the write goes on.
 
@@ -27,8 +27,8 @@ Why this is right:
   copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait,
   because copying needs no gate.)
 
-Zeroes change nothing where the primary has a hole.  So a discard, or a write of zeroes, preserves only the chunks that have
-data in its range, and a discard of a hole is done at once.
+Zeroes change nothing where the primary has a hole.  So a discard, or a write of zeroes, preserves only the chunks that
+have data in its range, and a discard of a hole is done at once.
 
 The claims and the copying are in `preserving`.
 

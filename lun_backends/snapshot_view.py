@@ -9,9 +9,9 @@ returns the bytes of the snapshot's moment, whatever is written, snapshotted or 
     newest  <------+           look again, from k on: a copy made meanwhile wins, the oldest of all
 
 Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is
-looked up again in the chain as it is *then* (a snapshot taken meanwhile made it longer), and a copy found there wins
-(rule 3).  This is enough, because a copy is committed before the first byte of the new data reaches the primary (rule
-1): a read that saw new data finds the copy.
+looked up again in the chain as it is *then*, and a copy found there wins (rule 3).  (A snapshot taken meanwhile made
+the chain longer.)  This is enough, because a copy is committed before the first byte of the new data reaches the
+primary (rule 1): a read that saw new data finds the copy.
 
 A snapshot leaves the chain while reads may still use it.  `Chain.replace` publishes the new chain, and returns when
 every read that began with an older one has ended.  Only then may the caller close the device that left.

@@ -47,8 +47,8 @@ class SecretFileRefused(Exception):
 def read_secret(path: Path) -> Secret:
     """Return the secret in the file at `path`: its one line, without the newline.
 
-    Raise SecretFileRefused unless the file is a regular file of this process's user or of root, no other user may read
-    or write it, and the secret has the right length.
+    The file must be a regular file of this process's user or of root that no other user may read or write.  Raise
+    SecretFileRefused if it is not, or if the secret is too short or too long.
     """
     try:
         # O_NONBLOCK: a FIFO of that name must not hold up the daemon.

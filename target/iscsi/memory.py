@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory for the data of commands: one amount for all sessions of a portal, shared fairly.
 
-A session takes memory for the data that an initiator sends, for large data that it asked for, for requests ahead of
-their turn, and for answers that the initiator does not take.  Half of the memory is divided into equal parts, one for
-each possible session, and no other session can take such a part.  The other half is lent: a session may borrow as much
-as is left at the time.  So one busy session gets half of it, and each of n busy sessions gets one part in n + 1.
+A session takes memory for the data that an initiator sends, and for large data that it asked for.  It also takes memory
+for requests ahead of their turn, and for answers that the initiator does not take.  Half of the memory is divided into
+equal parts, one for each possible session, and no other session can take such a part.  The other half is lent: a
+session may borrow as much as is left at the time.  So one busy session gets half of it, and each of n busy sessions
+gets one part in n + 1.
 
 A session that gets no memory must not wait for ever:
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """iSCSI protocol data units: their layout on the wire (RFC 7143 section 11), not their meaning.
 
-A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), a CRC32C of both if the header digest
-is on, the data segment padded with zeroes to 4 bytes, and a CRC32C of that if the data digest is on and there is data.
-Digests are sent least significant byte first (RFC 7143 13.1); everything else is big-endian.
+A PDU is a 48-byte basic header segment (BHS), additional header segments (AHS), and the data segment, padded with
+zeroes to 4 bytes.  A CRC32C of both headers follows them if the header digest is on.  A CRC32C of the data segment
+follows it if the data digest is on and there is data.  Digests are sent least significant byte first (RFC 7143 13.1);
+everything else is big-endian.
 
 Each request is unpacked whole with one of the precompiled structs below; answers are packed the same way.
 """

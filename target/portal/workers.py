@@ -114,10 +114,10 @@ class Result(NamedTuple, Generic[L]):
 class Workers(Generic[L]):
     """A pool of `count` daemon threads; all methods except `wake` belong to the loop's thread.
 
-    A session gets another worker only while more are free than it has, and an initiator only while half of those that
-    it has in all its sessions are free.  So one session alone gets half of the workers and one initiator two thirds;
-    the others still get theirs however long its commands take.  Commands that take long, those of all initiators
-    together, get at most half of the workers.
+    A session gets another worker only while more workers are free than it has.  An initiator gets another one only
+    while half as many are free as it has in all its sessions.  So one session alone gets half of the workers and one
+    initiator two thirds, and the others still get workers however long its commands take.  Commands that take long,
+    those of all initiators together, get at most half of the workers.
     """
 
     def __init__(self, count: int) -> None:

@@ -52,8 +52,8 @@ def sees_nothing(number: int, unit: LogicalUnit) -> Iterable[Reach]:
 def lun_fields(number: int) -> tuple[int, ...]:
     """Return every 8-byte LUN that addresses the unit: flat space, and peripheral addressing (SAM-5 4.7.7).
 
-    Above 255 the second form has a number where SAM-5 has a bus identifier.  There is no bus here, and initiators that know no
-    address methods, like libiscsi, put the number there as it is.
+    Above 255 the second form has a number where SAM-5 has a bus identifier.  There is no bus here, and initiators that
+    know no address methods, like libiscsi, put the number there as it is.
     """
     return number << 48, (0x4000 | number) << 48
 
@@ -197,8 +197,8 @@ class Nexus:
     def refuses(self, task: Task) -> bool:
         """Return whether the task is refused whatever its data-out is, and if so, set its results.
 
-        It is refused if its LUN has no unit, if a unit attention is reported instead, if the unit is reserved for
-        others or write protected for this initiator, or if the CDB is invalid.
+        It is refused if its LUN has no unit, if a unit attention is reported instead, or if the CDB is invalid.  It is
+        also refused if the unit is reserved for others, or write protected for this initiator.
         """
         itl = self._itls.get(task.lun)
         if itl is None:

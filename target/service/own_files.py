@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that belong to the daemon: those that it serves, and all files in its state directory.
 
-A job that writes a file must not replace one of them, even if its path is a symbolic link, a hard link, a bind mount or
+A job that writes a file must not replace one of them.  Its path may be a symbolic link, a hard link, a bind mount or
 another name of a device.  So files are compared by device and inode, and devices by their number.  A file counts even
 if it is not open, because the volume of a snapshot may be served again later.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LUN numbers of units that are gone: they rest before another unit may have them.
 
-An initiator that knows a unit by its number continues to use the number, for example a program that copies a disk, or a
-host that logs in again after its connection was lost.  If another unit had the number then, its data would pass for
-that of the old unit.  SCSI has sense data for the change, but many programs ignore it.  So a number rests
+An initiator that knows a unit by its number continues to use the number.  Examples are a program that copies a disk,
+and a host that logs in again after its connection was lost.  If another unit had the number then, its data would pass
+for that of the old unit.  SCSI has sense data for the change, but many programs ignore it.  So a number rests
 
 * while an initiator that sent a command to the old unit is logged in, and
 * for `REST_SECONDS` afterwards, and at least as long after the unit went.
