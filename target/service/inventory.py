@@ -482,7 +482,12 @@ class Inventory:
         luns = self.scsi.luns
         units = [luns[number] for number in (numbers.view, numbers.write_once) if number in luns] if numbers else []
         read = [unit for unit in units if self._readers.reads(unit)]
-        return self.users(lambda unit: unit in read, used=True) if read else []
+        if not read:
+            return []
+        users = self.users(lambda unit: unit in read, used=True)
+        wanted = self._settings
+        loopback = wanted.fabric is configuration.Fabric.LIO and wanted.lio.loopback
+        return [*users, "this host, through tcm_loop"] if loopback else users
 
     def numbers_of(self, snapshot: Snapshot) -> lun_numbers.Numbers | None:
         """Return the LUN numbers of a snapshot, or None if it is being deleted."""

@@ -133,7 +133,7 @@ def test_first_writes_against_dm_snapshot_are_reported(lab: Lab, daemon: GuestDa
         before = processor(daemon)
         ours.append(iops(solo, disk, mode, 32, *first))
         spent = [total + now - then for total, now, then in zip(spent, processor(daemon), before, strict=True)]
-        daemon.wolun("snapshot", "delete", f"vol0@s{number}")
+        daemon.wolun("snapshot", "delete", f"vol0@s{number}", "--force")
         solo.run(
             "dd if=/dev/zero of=/dev/loop1 bs=1M count=1 status=none\n"
             "export DM_DISABLE_UDEV=1  # there is no udev that would answer\n"

@@ -127,7 +127,7 @@ class Soak:
         while not self.over.wait(2):
             self.daemon.run("snapshot", "create", "vol", f"s{number}")
             self.over.wait(2)
-            self.daemon.run("snapshot", "delete", f"vol@s{number}")
+            self.daemon.run("snapshot", "delete", f"vol@s{number}", "--force")
             self.done["snapshots"] += 1
             number += 1
 

@@ -219,3 +219,14 @@ def test_initiator_of_the_kernels_target_counts_if_it_can_reach_the_unit(service
 def test_announced_address_is_the_one_of_printed_urls(serve: Serve) -> None:
     service = serve(extra="portal: {announce: 'nat.example:3260'}\n")
     assert service.inventory.url(1) == f"iscsi://nat.example:3260/{IQN}/1"
+
+
+def test_this_host_counts_as_a_reader_if_the_kernel_attaches_the_luns_here(serve: Serve) -> None:
+    service = serve(extra="fabric: lio\nlio: {loopback: true, listen: []}\n", access="networks: [0.0.0.0/0]")
+    taken = service.snapshots.create_snapshot("vol0", "a")
+    service.inventory.scsi.luns[taken.view_lun or 0].counters.bytes_read += 512
+    with pytest.raises(problems.Problem, match="vol0@a is in use by this host, through tcm_loop"):
+        service.snapshots.delete_snapshot("vol0", "a")
+    job = service.snapshots.delete_snapshot("vol0", "a", force=True)
+    assert job.wait(60)
+    job.check()
