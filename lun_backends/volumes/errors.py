@@ -83,7 +83,7 @@ class RollbackStopped(VolumeError):
 class RollbackStalled(VolumeError):
     """A rollback that has taken effect makes no progress.  `retry`: it may go on without a decision of the administrator."""
 
-    retry: bool
+    retry: bool = True
     needs_space: bool = False
 
 
