@@ -167,3 +167,20 @@ def test_write_cache_is_turned_off_while_the_volume_is_used(
         assert (unit.write_cache, admin.volume("vol0").write_cache) == (on, on)
     admin.create_volume(messages.CreateVolume("safe", "1MiB", write_cache=False), dry_run=False)
     assert not service.inventory.scsi.luns[admin.volume("safe").lun or 0].write_cache
+
+
+def test_write_once_luns_that_a_session_sees_are_withdrawn_only_by_force(
+    admin: Administration, service: Service, fabric: BookFabric
+) -> None:
+    taken = service.snapshots.create_snapshot("vol0", "s")
+    fabric.log_in(ANN, "127.0.0.1", IQN)
+    on, off = (messages.ChangeVolume(map_write_once=mapped) for mapped in ("read-write", "none"))
+    admin.change_volume("vol0", on, force=False, dry_run=False)
+    assert set(service.inventory.scsi.luns) == {0, 1, 2, 3}
+    with pytest.raises(problems.Problem, match=f"the write-once LUN of a snapshot of vol0 is in use by {ANN}"):
+        admin.change_volume("vol0", off, force=False, dry_run=False)
+    assert admin.volume("vol0").map_write_once == "read-write"
+    admin.change_volume("vol0", off, force=True, dry_run=False)
+    assert set(service.inventory.scsi.luns) == {0, 1, taken.view_lun}
+    with pytest.raises(problems.Problem, match="map_write_once"):
+        admin.change_volume("vol0", messages.ChangeVolume(map_write_once="perhaps"), force=True, dry_run=False)
