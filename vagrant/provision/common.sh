@@ -38,5 +38,6 @@ install -D -m 644 -t /etc/dbus-1/system.d /opt/wolun/config/org.kernel.TCMUServi
 install -m 644 /opt/wolun/config/wolun.service /etc/systemd/system/
 # On a busy host an emulated machine may need more than the minute and a half that systemd waits for a start.
 mkdir -p /etc/systemd/system/wolun.service.d
+install -m 644 /opt/wolun/config/wolun.service.lio.conf /etc/systemd/system/wolun.service.d/lio.conf
 printf '[Service]\nTimeoutStartSec=600\n' >/etc/systemd/system/wolun.service.d/lab.conf
 systemctl daemon-reload

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from xml.etree import ElementTree
 
 import pytest
 from dbus_fast import Message, MessageType
@@ -168,6 +169,34 @@ def test_installed_policy_is_enough(start_bus: Callable[[str], None]) -> None:
     start_bus(f"<include>{POLICY}</include>")
     with announcing():
         asyncio.run(asks_and_is_answered())
+
+
+def test_each_rule_of_the_policy_names_destination_and_interface() -> None:
+    rules = [rule.attrib for rule in ElementTree.parse(POLICY).iter("allow")]
+    sends = [rule for rule in rules if not {"own", "own_prefix"} & rule.keys()]
+    assert sends
+    for rule in sends:
+        assert rule.keys() == {"send_destination", "send_interface"}
+        assert rule["send_destination"].startswith(SERVICE)
+    assert not [policy for policy in ElementTree.parse(POLICY).iter("policy") if policy.get("user") != "root"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the policy is for root")
+def test_installed_policy_opens_no_other_interface_and_no_other_service(start_bus: Callable[[str], None]) -> None:
+    start_bus(f"<policy user='root'><allow own='org.example.Other'/></policy><include>{POLICY}</include>")
+
+    async def asks() -> None:
+        async with connected() as owner, connected() as bus:
+            await until(lambda: call(bus, f"{PATH}/copyonwrite", "CheckConfig", "copyonwrite/vol0"))
+            peer = "org.freedesktop.DBus.Peer"
+            assert await call(bus, f"{PATH}/copyonwrite", "GetMachineId", interface=peer) is None
+            await owner.request_name("org.example.Other")
+            owner.export(f"{PATH}/copyonwrite", dbus._Handler("x", lambda *_: "", registered=False))
+            path, other = f"{PATH}/copyonwrite", "org.example.Other"
+            assert await call(bus, path, "CheckConfig", "copyonwrite/vol0", destination=other) is None
+
+    with announcing():
+        asyncio.run(asks())
 
 
 def test_refusal_of_the_bus_is_logged_with_its_remedy(
