@@ -35,8 +35,8 @@ def test_snapshot_that_is_read_is_deleted_only_by_force_and_its_lun_stays_empty(
         session.settle(0)
         assert session.command(0, write10(0, 1), out=b"mon!" * (BLOCK // 4)).status == GOOD
         monday = take(served, "monday")
-        for each in (session, idle):
-            each.settle(monday)
+        for logged_in in (session, idle):
+            logged_in.settle(monday)
         assert session.command(monday, read10(0, 1), read=BLOCK).data[:4] == b"mon!"
         refusal = json.loads(served.run("--json", "snapshot", "delete", "vol0@monday", check=False).stderr)
         assert refusal["error"] == "in-use"
@@ -53,7 +53,10 @@ def test_snapshot_that_is_read_is_deleted_only_by_force_and_its_lun_stays_empty(
             assert (gone.status, gone.key, gone.asc) == (CHECK_CONDITION, ILLEGAL_REQUEST, NOT_SUPPORTED)
     served.kill()
     served.start()
-    assert take(served, "wednesday") not in (monday, tuesday)  # nor after a crash: hosts log in again
+    assert take(served, "wednesday") not in (
+        monday,
+        tuesday,
+    )  # the same holds after a crash, because hosts log in again
 
 
 def test_qemu_fails_instead_of_mixing_two_days(served: daemon.Daemon, tmp_path: Path) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deterministic simulation of the cluster protocol: nodes run the product's code against simulated devices that fail in all ways."""
+"""A deterministic simulation of the cluster protocol: nodes run the product's code on simulated devices that fail."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of the simulation: a seed decides the nodes, what they do, every delay and every fault.
+"""One run of the simulation: a seed decides the nodes, their actions, every delay and every fault.
 
-Faults happen until `HEALED` seconds of simulated time: nodes crash and sleep, links break, answers get lost, initiators log in and
-send again while the first command is still at the device, the storage host restarts, reads of the log are torn, clocks jump, and
-write-once LUNs become visible late.  Afterwards everything must come to an end.
+Faults happen until `HEALED` seconds of simulated time: nodes crash and sleep, links break, answers get lost, initiators
+log in and send again while the first command is still at the device, the storage host restarts, reads of the log are
+torn, clocks jump, and write-once LUNs become visible late.  Afterwards everything must come to an end.
 
-The checks: after each change of a device, every fenced snapshot is what the primary held at the end of the first PREEMPT AND ABORT
-behind its record; so is each grain that a node read of a view.  A write that was acknowledged was on the primary.  In the end all
-writes and requests are done, and all nodes are ARMED in the newest epoch.
+The checks: after each change of a device, every fenced snapshot shows the primary at the end of the first PREEMPT AND
+ABORT behind its record.  So does each grain that a node read of a view.  An acknowledged write was on the primary.  In
+the end all writes and requests are done, and all nodes are ARMED in the newest epoch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class World:
     """The whole of a run."""
 
     def __init__(self, seed: int, guards: node.Guards | None = None, calm: int = 0) -> None:
-        """Lay the world out; `run` lets it go.  With `calm` nodes nothing fails, and nothing happens that is not asked for."""
+        """Prepare the world; `run` starts it.  With `calm` nodes nothing fails, and only requested actions happen."""
         self.healed = 0.0 if calm else HEALED
         self.random = random.Random(seed)
         self.guards = guards or node.Guards()
@@ -115,7 +115,7 @@ class World:
         self.now = until
 
     def run(self) -> None:
-        """Let the world go to its end.  Raise Wrong."""
+        """Run the world to its end.  Raise Wrong."""
         for host in self.hosts:
             self._start(host)
             self._plan(host)
@@ -232,7 +232,7 @@ class World:
     # ---- what the generators ask for
 
     def _resume(self, host: Host, task: Task, step: Callable[[], Any]) -> None:
-        """Let a task of that life of the host go on, when the host is awake."""
+        """Continue a task of that life of the host once the host is awake."""
         life = host.life
 
         def go() -> None:

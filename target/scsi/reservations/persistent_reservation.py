@@ -162,8 +162,8 @@ def _check_room(before: ReservationState, after: ReservationState) -> None:
     """Raise CheckCondition if there are too many registrations, unless `before` had them, too."""
     new = after.keys.keys() - before.keys.keys()
     makers = {port: after.makers.get(port, port.initiator) for port in after.keys}
-    each = Counter(makers.values())
-    if new and (len(makers) > MAX_REGISTRATIONS or any(each[makers[port]] > MAX_REGISTRATIONS_EACH for port in new)):
+    counts = Counter(makers.values())
+    if new and (len(makers) > MAX_REGISTRATIONS or any(counts[makers[port]] > MAX_REGISTRATIONS_EACH for port in new)):
         raise sense.illegal_request(Asc.INSUFFICIENT_REGISTRATION_RESOURCES)
 
 
