@@ -179,6 +179,7 @@ class Login:
     _authenticator: Authenticator = field(default_factory=NoAuthentication)
     _exchange: Exchange | None = None
     _authenticated: bool = False
+    _missing: str = ""  # the name of the target that was asked for, if there is none
     _declared: bool = False
 
     @property
@@ -212,6 +213,7 @@ class Login:
             if not self.discovery:
                 answers.append(("TargetPortalGroupTag", str(PORTAL_GROUP_TAG)))
         self._authenticate(stage, pairs, answers)
+        self._check_target()
         self.agreed, negotiated = keys.negotiate(self._operational(pairs), self.agreed, self.ours)
         answers += negotiated
         if stage is Stage.OPERATIONAL_NEGOTIATION and not self._declared:
@@ -266,12 +268,17 @@ class Login:
             if asked_for is None:
                 raise LoginRefused(LoginStatus.MISSING_PARAMETER, "the key TargetName is missing")
             target = iscsi_name.find(asked_for, self.targets)
+            # Whether there is such a target is for those to know who may log in, and have proved that they are who they say.
             if target is None:
-                raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {asked_for[: iscsi_name.MAXIMUM]!r}")
-            if not self.policy.allows(initiator, self.address, target):
+                self._missing = asked_for[: iscsi_name.MAXIMUM]
+                admitted = self.policy.admits(initiator, self.address)
+            else:
+                admitted = self.policy.allows(initiator, self.address, target)
+            if not admitted:
                 raise LoginRefused(
                     LoginStatus.AUTHORIZATION_FAILURE,
-                    f"{initiator} from {self.address} may not use {target}: no rule of `access` admits it",
+                    f"{initiator} from {self.address} may not use {target or repr(self._missing)}: "
+                    "no rule of `access` admits it",
                 )
             self.target = target
         elif not self.policy.admits(initiator, self.address):
@@ -279,9 +286,14 @@ class Login:
                 LoginStatus.AUTHORIZATION_FAILURE,
                 f"{initiator} from {self.address} may use nothing here: no rule of `access` admits it",
             )
-        self._authenticator = self.policy.authenticator(initiator, self.target)
+        self._authenticator = self.policy.authenticator(initiator, self._missing or self.target)
         if request.current == Stage.OPERATIONAL_NEGOTIATION:
             self._skip_authentication()
+
+    def _check_target(self) -> None:
+        """Refuse a target that does not exist, once the initiator has proved its name."""
+        if self._missing and self._authenticated:
+            raise LoginRefused(LoginStatus.NOT_FOUND, f"there is no target {self._missing!r}")
 
     def _skip_authentication(self) -> None:
         if "None" not in self._authenticator.methods:
@@ -339,6 +351,7 @@ class Login:
                 # The initiator asks too early.  The answer stays in the same stage to say so (RFC 7143 6.3.2).
                 return Answer(stage << 2, text, done=False)
             self._skip_authentication()
+            self._check_target()
         self._stage = Stage(request.following)
         flags = pdu.LOGIN_TRANSIT | stage << 2 | request.following
         return Answer(flags, text, done=self._stage is Stage.FULL_FEATURE)

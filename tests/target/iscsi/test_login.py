@@ -191,6 +191,51 @@ def test_authentication_cannot_be_skipped(portal: FakePortal) -> None:
     assert status_of(initiator, initiator.login_request(0x00, [("RDL_A", "41")])) == LoginStatus.AUTHENTICATION_FAILURE
 
 
+GONE = [NAMES[0], ("TargetName", "iqn.2026-11.io.wolun:none")]
+
+
+@pytest.mark.parametrize("pairs", [NAMES, GONE], ids=["there", "not there"])
+def test_peer_without_rights_does_not_learn_whether_a_target_exists(
+    portal: FakePortal, pairs: list[tuple[str, str]]
+) -> None:
+    class Nobody(login.OpenAccess):
+        def admits(self, initiator: str, address: str) -> bool:
+            return False
+
+        def allows(self, initiator: str, address: str, target: str) -> bool:
+            return False
+
+    portal.policy = Nobody()
+    for flags in (0x00, 0x81, 0x87):
+        initiator = Initiator(portal)
+        assert status_of(initiator, initiator.login_request(flags, pairs)) == LoginStatus.AUTHORIZATION_FAILURE
+
+
+@pytest.mark.parametrize(
+    ("answer", "there", "not_there"),
+    [
+        ("41", LoginStatus.AUTHENTICATION_FAILURE, LoginStatus.AUTHENTICATION_FAILURE),
+        ("42", LoginStatus.SUCCESS, LoginStatus.NOT_FOUND),
+    ],
+)
+def test_initiator_learns_whether_a_target_exists_once_it_has_proved_its_name(
+    portal: FakePortal, answer: str, there: LoginStatus, not_there: LoginStatus
+) -> None:
+    portal.policy = RiddlePolicy()
+    texts = []
+    for pairs, status in ((NAMES, there), (GONE, not_there)):
+        initiator = Initiator(portal)
+        (offered,) = initiator.feed(initiator.login_request(0x00, [*pairs, ("AuthMethod", "RDL")]))
+        (asked,) = initiator.feed(initiator.login_request(0x00, []))
+        texts.append((offered.data, asked.data))
+        assert status_of(initiator, initiator.login_request(0x83, [("RDL_A", answer)])) == status
+        for flags in (0x87, 0x83):
+            skipping = Initiator(portal)
+            request = skipping.login_request(flags, pairs)
+            assert status_of(skipping, request) == LoginStatus.AUTHENTICATION_FAILURE
+    assert texts[0] == texts[1]
+
+
 def test_a_pdu_that_is_not_a_login_request_is_cut_off(portal: FakePortal) -> None:
     initiator = Initiator(portal)
     assert initiator.feed(initiator.command(b"\0" * 6)) == []
