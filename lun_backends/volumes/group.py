@@ -54,8 +54,10 @@ def create(
             locks.enter_context(state.changing)
         try:
             for state in states:
+                group.at_work_on = state.name
                 group.begun[state.name] = taking.begin(state, name, labels, group=group.identity)
             for state in states:
+                group.at_work_on = state.name
                 taking.prepare(state, group.begun[state.name])
             taken = group.barrier()
         except errors.VolumeError:
@@ -64,7 +66,7 @@ def create(
         except (OSError, block_device.BlockDeviceError) as error:
             group.take_back()
             reason = f"no snapshot was taken: {errors.why(error)}"
-            raise errors.SnapshotFailed(name, reason, "check the disk") from error
+            raise errors.SnapshotFailed(group.at_work_on, reason, "check the disk") from error
         with contextlib.suppress(OSError):  # if this fails, the next open does it
             for state in states:
                 taking.end_group(state)
@@ -73,11 +75,15 @@ def create(
 
 
 class _Group:
-    """A group that is being taken; `begun` has the snapshots that were begun so far."""
+    """A group that is being taken.
+
+    `begun` has the snapshots that were begun so far, and `at_work_on` the name of the volume that a failure concerns.
+    """
 
     def __init__(self, identity: uuid.UUID, states: Sequence[State], io: storage_io.StorageIO) -> None:
         self.identity = identity
         self.begun: dict[str, taking.Taking] = {}
+        self.at_work_on = states[0].name
         self._states = states
         self._io = io
         self._path = manifest.group_path(states[0].directory, identity)
@@ -90,6 +96,7 @@ class _Group:
                 gates.enter_context(state.device.hold())
             try:
                 for state in self._states:
+                    self.at_work_on = state.name
                     taking.commit(state, self.begun[state.name])
                 self._commit()
             except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import pydantic
@@ -20,14 +19,14 @@ class Chap(values.Group):
     name: values.ChapName
     """The CHAP name that the initiator sends."""
 
-    secret_file: Path
+    secret_file: values.FilePath
     """The file that holds the initiator's secret, 12 to 255 bytes on one line. Relative paths start at the state
     directory. It must belong to the daemon's user or root, and no other user may read it (mode 0600 or 0400)."""
 
     target_name: values.ChapName | None = None
     """The CHAP name that the target sends, for mutual CHAP."""
 
-    target_secret_file: Path | None = None
+    target_secret_file: values.FilePath | None = None
     """The file that holds the target's secret, for mutual CHAP. The two secrets must differ."""
 
     algorithms: Annotated[tuple[ChapAlgorithm, ...], pydantic.Field(min_length=1)] = (

@@ -7,6 +7,7 @@ import enum
 import ipaddress
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
@@ -251,6 +252,18 @@ def _allowed_memory(value: int) -> int:
 Sessions = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 Memory = Annotated[Size, pydantic.AfterValidator(_allowed_memory)]
 
+
+def _possible_path(value: Path) -> Path:
+    try:
+        text = str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has a character that is not valid in UTF-8") from None
+    if b"\0" in text:
+        raise ValueError("it has a NUL character, which no path has")
+    return value
+
+
+FilePath = Annotated[Path, pydantic.AfterValidator(_possible_path)]
 BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
 ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
 PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_block_size)]

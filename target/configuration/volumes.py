@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import pydantic
@@ -59,7 +58,7 @@ class Volume(values.Group):
     size: values.Size | None = None
     """Bytes, like 1GiB. A new volume needs it; a volume that exists keeps its size."""
 
-    primary: Path | None = None
+    primary: values.FilePath | None = None
     """The file or block device that holds the live data. Relative paths start at the state directory. Left out: a
     sparse file in the state directory, which is made if it is missing."""
 
@@ -200,10 +199,10 @@ class SharedVolume(values.Group):
     snapshot: values.Name
     """The name of its snapshot."""
 
-    primary: Path
+    primary: values.FilePath
     """The block device of the primary, like /dev/disk/by-id/wwn-0x... The daemon always bypasses the page cache."""
 
-    write_once: Path
+    write_once: values.FilePath
     """The block device of the snapshot's write-once LUN."""
 
     lun: values.Lun | None = None

@@ -7,6 +7,10 @@ Requests run on a few threads of their own.  /openapi.json describes them, /metr
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
+
 import fastapi
 import prometheus_client
 from fastapi import exceptions, responses
@@ -31,7 +35,13 @@ REFUSALS: dict[int | str, dict[str, object]] = {"default": {"model": messages.Re
 
 def application(service: Service, admin: administration.Administration) -> fastapi.FastAPI:
     """Return the application with all its requests."""
-    app = fastapi.FastAPI(title="wolun", version=target.VERSION, docs_url=None, redoc_url=None)
+    app = fastapi.FastAPI(
+        title="wolun",
+        version=target.VERSION,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[fastapi.Depends(_refuse_odd_text)],
+    )
     _explain_refusals(app)
 
     @app.get("/v1/status", responses=REFUSALS)
@@ -60,27 +70,56 @@ def application(service: Service, admin: administration.Administration) -> fasta
     return app
 
 
+async def _refuse_odd_text(request: fastapi.Request) -> None:
+    """Refuse a request that has text which is no name of anything, and which no answer could repeat.  Raise Problem."""
+    with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON is refused elsewhere
+        for where, text in _texts(json.loads(await request.body() or b"null")):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise problems.bad_request(where, "it has a character that is not valid in UTF-8") from None
+            if "\0" in text:
+                raise problems.bad_request(where, "it has a NUL character")
+
+
+def _texts(content: object) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) for each text in a request, keys included."""
+    left = [("body", content)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, str):
+            yield where, value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                yield where, key
+                left.append((f"{where}.{key}", inner))
+        elif isinstance(value, list):
+            left += [(f"{where}.{index}", inner) for index, inner in enumerate(value)]
+
+
 def _explain_refusals(app: fastapi.FastAPI) -> None:
     """Answer each error, foreseen or not, with a refusal."""
 
     @app.exception_handler(problems.Problem)
-    def refuse(_: fastapi.Request, problem: problems.Problem) -> responses.JSONResponse:
+    def refuse(_: fastapi.Request, problem: problems.Problem) -> responses.Response:
         return _refusal(problem)
 
     @app.exception_handler(exceptions.RequestValidationError)
-    def invalid(_: fastapi.Request, error: exceptions.RequestValidationError) -> responses.JSONResponse:
+    def invalid(_: fastapi.Request, error: exceptions.RequestValidationError) -> responses.Response:
         first = error.errors()[0]
         return _refusal(problems.bad_request(".".join(map(str, first["loc"])), first["msg"]))
 
     @app.exception_handler(HTTPException)
-    def unknown(request: fastapi.Request, error: HTTPException) -> responses.JSONResponse:
+    def unknown(request: fastapi.Request, error: HTTPException) -> responses.Response:
         return _refusal(problems.no_such_request(request.method, request.url.path, error.status_code))
 
     @app.exception_handler(Exception)
-    def unforeseen(_: fastapi.Request, error: Exception) -> responses.JSONResponse:
+    def unforeseen(_: fastapi.Request, error: Exception) -> responses.Response:
         return _refusal(problems.internal(error))  # uvicorn logs the traceback
 
 
-def _refusal(problem: problems.Problem) -> responses.JSONResponse:
+def _refusal(problem: problems.Problem) -> responses.Response:
     body = messages.Refusal(problem.code, problem.message, problem.remedy)
-    return responses.JSONResponse(codec.encode(body), status_code=problem.status)
+    # In ASCII, so that a name from outside can be repeated whatever it has.
+    text = json.dumps(codec.encode(body))
+    return responses.Response(text, status_code=problem.status, media_type="application/json")

@@ -370,7 +370,7 @@ def _part(name: str) -> str:
     """
     if "/" in name or not name:
         raise Failed(messages.Refusal("no-such-name", f"nothing is called '{name}'", "no name has a slash in it"))
-    return urllib.parse.quote(name, safe="")
+    return urllib.parse.quote(name, safe="", errors="surrogateescape")
 
 
 def _not_running(state_dir: Path) -> messages.Refusal:

@@ -362,6 +362,12 @@ def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) 
     name = os.path.relpath(below, path.parent)
     if ":" in name.split("/")[0]:
         name = f"./{name}"  # QEMU takes the part before a colon for a protocol
+    if len(os.fsencode(name)) > qcow2.NAME_MAX:
+        raise problems.refused(
+            f"{path} was not written",
+            f"the way from there to {below} has more than {qcow2.NAME_MAX} bytes, the most that qcow2 has room for",
+            "write it nearer to that image",
+        )
     return qcow2.Backing(name, kind), sure
 
 

@@ -41,7 +41,8 @@ _BACKING_FORMAT = 0xE2792ACA
 _NOTE = 0x574F4C55  # "WOLU"
 _NOTE_MAX = 2048
 _UNCHANGED = 1 << 57
-_NAME_MAX = 1023
+NAME_MAX = 1023
+"""The bytes that the name of a backing file may have."""
 _COPIED = 1 << 63
 _ZERO = 1
 _REFCOUNT_ORDER = 4  # counts of 16 bits
@@ -117,7 +118,7 @@ def _below(path: Path) -> Path | None:
             if start[:4] != MAGIC or len(start) < 20:
                 return None
             offset, length = struct.unpack(">QI", start[8:20])
-            if not offset or not 0 < length <= _NAME_MAX:
+            if not offset or not 0 < length <= NAME_MAX:
                 return None
             file.seek(offset)
             name = os.fsdecode(file.read(length))
@@ -144,8 +145,8 @@ class Writer:
 
         `finish` asks for the `note`, at most 2048 bytes.  Raises ValueError if the backing file's name is too long.
         """
-        if backing is not None and len(os.fsencode(backing.name)) > _NAME_MAX:
-            raise ValueError(f"the name of the backing file is longer than {_NAME_MAX} bytes")
+        if backing is not None and len(os.fsencode(backing.name)) > NAME_MAX:
+            raise ValueError(f"the name of the backing file is longer than {NAME_MAX} bytes")
         self._fd = fd
         self._size = size
         self._cluster = cluster

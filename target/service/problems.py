@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -292,10 +292,11 @@ _CODES = {
 
 
 @contextlib.contextmanager
-def translated(what: str, remedy: str | None = None) -> Iterator[None]:
+def translated(what: str, remedy: str | None = None, *, several: Collection[str] = ()) -> Iterator[None]:
     """Turn the errors of lower layers into Problems that say `what` failed.
 
-    Without `remedy`, the error's own remedy is used.  DeletionStopped and RollbackStopped pass through: the caller asked for
+    Without `remedy`, the error's own remedy is used.  With the names of `several` volumes, the sentence names the one that the
+    error concerns.  DeletionStopped and RollbackStopped pass through: the caller asked for
     them.
     """
     try:
@@ -304,6 +305,8 @@ def translated(what: str, remedy: str | None = None) -> Iterator[None]:
         raise
     except errors.VolumeError as error:
         code = _CODES.get(type(error), "refused")
+        if error.volume in several:
+            what = f"{what}: volume {error.volume}"
         status = 422 if code in ("bad-name", "bad-label") else 409
         advice = os_error.remedy(error, remedy or error.remedy)
         raise Problem(code, f"{what}: {error.reason}", advice, status) from error

@@ -48,7 +48,7 @@ class Snapshots:
         """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
         owners = [self._inventory.volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
-            with problems.translated(f"the group {name} was not taken"):
+            with problems.translated(f"the group {name} was not taken", several=volume_names):
                 taken = list(zip(owners, group.create(owners, name, labels), strict=True))
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -170,3 +171,13 @@ def test_labels_are_set_shown_and_removed(served: daemon.Daemon) -> None:
     refused = served.run("snapshot", "label", "vol0@a", "a b=c", check=False)
     assert (refused.returncode, "no key for a label" in refused.stderr) == (1, True)
     assert served.run("snapshot", "label", "vol0@a", "owner", check=False).returncode == 2
+
+
+def test_name_that_is_not_utf_8_is_refused_like_any_other(served: daemon.Daemon) -> None:
+    for words in (("show", b"vol0@\xff"), ("list", b"\xff"), ("create", "vol0", b"\xff"), ("create", b"\xff", "a")):
+        done = subprocess.run(
+            [daemon.PROGRAM, "--state-dir", served.state, "snapshot", *words], capture_output=True, timeout=60
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"wolun: ")
+        assert b"unexpected" not in done.stderr

@@ -59,6 +59,7 @@ def test_sizes_have_units(size: str, count: int) -> None:
             "f.yaml:6: volumes[0].physical_block_size: 12KiB is not a physical",
         ),
         (VOLUME + "    snapshots: [a/b]\n", "f.yaml:6: volumes[0].snapshots[0]: 'a/b' is not a name"),
+        (VOLUME + '    primary: "/a\\0b"\n', "f.yaml:6: volumes[0].primary: it has a NUL character"),
         (VOLUME + "portal: {listen: here}\n", "f.yaml:6: portal.listen: 'here' is not an address to listen on"),
         (VOLUME + "portal: {listen: 'a:70000'}\n", "f.yaml:6: portal.listen: 'a:70000' is not an address to listen on"),
         (VOLUME + "access: {networks: [1.2.3.4/33]}\n", "f.yaml:6: access.networks[0]: '1.2.3.4/33' does not appear"),

@@ -62,3 +62,31 @@ def test_refusal_has_a_code_a_message_and_a_remedy(
     assert refusal.error == code
     assert refusal.message
     assert refusal.remedy
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "where"),
+    [
+        ("POST", "/v1/volumes/vol0/snapshots", {"name": "a\ud800"}, "body.name"),
+        ("POST", "/v1/volumes/vol0/snapshots", {"name": "a", "labels": {"a\udcff": "b"}}, "body.labels"),
+        ("POST", "/v1/groups", {"name": "a", "volumes": ["vol0", "b\udcff"]}, "body.volumes.1"),
+        ("POST", "/v1/volumes/vol0/snapshots/kept/export", {"path": "/a\0b"}, "body.path"),
+        ("POST", "/v1/configuration/save", {"file": "/a\0b"}, "body.file"),
+        ("POST", "/v1/configuration/restore", {"file": "/a\udcff"}, "body.file"),
+        ("POST", "/v1/volumes", {"name": "a", "size": "1MiB", "primary": "/a\udcff"}, "body.primary"),
+        ("POST", "/v1/access/initiators", {"name": "iqn.2026-11.io.wolun:\ud800"}, "body.name"),
+    ],
+)
+def test_text_that_nothing_can_be_called_is_refused(
+    running: daemon.Daemon, method: str, path: str, body: object, where: str
+) -> None:
+    status, refusal = ask(running, method, path, body)
+    assert (status, refusal["error"]) == (422, "bad-request")
+    assert f"wrong at {where}: it has a" in refusal["message"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff", b'"' + b"x" * 100_000 + b'"'])
+def test_body_that_is_no_request_is_refused(running: daemon.Daemon, body: bytes) -> None:
+    status, refusal = ask(running, "POST", "/v1/groups", body)
+    assert 400 <= status < 500
+    assert refusal["error"] in ("bad-request", "no-such-request")

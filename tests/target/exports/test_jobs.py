@@ -235,6 +235,12 @@ def test_place_that_becomes_a_primary_during_an_export_is_not_replaced(
     assert path.read_bytes() == bytes(MIB)
 
 
+def test_base_that_is_too_far_away_is_refused(service: Service, tmp_path: Path) -> None:
+    far = "/" + "/".join(["d" * 200] * 6)
+    with pytest.raises(problems.Problem, match="more than 1023 bytes"):
+        export(service, "b", tmp_path / "b.qcow2", since="a", backing=far, backing_format="raw")
+
+
 def test_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
     owner = service.inventory.volume("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])

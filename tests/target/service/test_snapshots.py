@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
 from lun_backends.files import small_file
-from lun_backends.volumes import deleting
+from lun_backends.volumes import deleting, taking
+from lun_backends.volumes.state import State
 from target.service import problems
 from target.service.service import Service
 from tests.target.service.conftest import IQN
@@ -60,6 +62,27 @@ def test_snapshot_that_cannot_be_served_is_not_kept(service: Service, monkeypatc
     assert list(service.snapshots.list_snapshots()) == []
     assert set(service.inventory.scsi.luns) == {0, 1}
     assert service.snapshots.create_snapshot("vol0", "a").view_lun not in (0, 1)
+
+
+def test_refusal_of_a_group_names_the_volume(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.snapshots.create_snapshot("vol1", "g")
+    with pytest.raises(problems.Problem, match="the group g was not taken: volume vol1: there is a snapshot 'g'"):
+        service.snapshots.create_group("g", ["vol0", "vol1"])
+    for step in ("begin", "prepare", "commit"):
+        genuine = getattr(taking, step)
+
+        def failing(state: State, *arguments: Any, genuine: Any = genuine, **options: Any) -> Any:
+            if state.name == "vol1":
+                raise OSError(errno.EIO, "Input/output error")
+            return genuine(state, *arguments, **options)
+
+        with monkeypatch.context() as patching:
+            patching.setattr(taking, step, failing)
+            with pytest.raises(problems.Problem, match=r"the group h was not taken: volume vol1: .*Input/output error"):
+                service.snapshots.create_group("h", ["vol0", "vol1"])
+    with pytest.raises(problems.Problem, match="each once"):
+        service.snapshots.create_group("h", ["vol0", "vol0"])
+    assert len(service.snapshots.create_group("h", ["vol0", "vol1"])) == 2
 
 
 def test_labels_are_set_and_removed(service: Service) -> None:
