@@ -88,6 +88,11 @@ class PreemptAndAbort:
 
 
 @dataclass(frozen=True, slots=True)
+class ResetLogicalUnit:
+    """LOGICAL UNIT RESET of the primary.  It keeps keys and reservation, and returns when no command runs at the device."""
+
+
+@dataclass(frozen=True, slots=True)
 class Flush:
     """SYNCHRONIZE CACHE of the primary."""
 
@@ -151,6 +156,7 @@ Action = (
     | ReadReservation
     | Reserve
     | PreemptAndAbort
+    | ResetLogicalUnit
     | Flush
     | Drain
     | Wait

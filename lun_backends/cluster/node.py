@@ -71,6 +71,7 @@ class Guards:
     read_again_after_fence: bool = True  # T3: go on at J3
     fence_before_key: bool = True  # F1 before F2
     unchanged_key: bool = True  # F0 keeps a registered key
+    reset_in_fence: bool = True  # F1
     fresh_tracker: bool = True
     verify_blank: bool = True  # T1
     reread_lost_race: bool = True  # T1
@@ -87,6 +88,7 @@ class Node:
     volume: uuid.UUID
     name: str
     exclusive: bool = True  # the reservation is 8h; False: 7h
+    resets: bool = True  # F1 ends with LOGICAL UNIT RESET; LIO needs it, because two PREEMPT AND ABORT may wait at once
     block_size: int = 4096  # of the log, bytes
     identity: Callable[[], uuid.UUID] = uuid.uuid4  # makes the identities of snapshots
     clock: Callable[[], int] = lambda: 0  # nanoseconds since 1970, for the records' time only
@@ -276,6 +278,8 @@ class Node:
                 if not seen.exists:
                     yield actions.Reserve(own)
                 yield actions.PreemptAndAbort(own)  # F1
+                if self.resets and self.guards.reset_in_fence:
+                    yield actions.ResetLogicalUnit()
                 yield actions.Register(self._key(), own)  # F2
                 break
             except Conflict:

@@ -31,12 +31,12 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, choices=(1, 2), default=2, help="default: %(default)s")
     parser.add_argument("--megabytes", type=int, default=7000, help="stop at this much memory (default: %(default)s)")
     parser.add_argument("--kind", type=int, choices=(7, 8), help="only this type of reservation")
-    parser.add_argument("--device", choices=("lio", "standard"), help="only this device")
+    parser.add_argument("--device", choices=("lio", "standard", "overlap"), help="only this device")
     parser.add_argument(
         "--mutant", choices=list(spin.MUTANTS), help="search this mutant with two nodes, and print the way to its error"
     )
     options = parser.parse_args()
-    device = {"lio": spin.LIO, "standard": spin.STANDARD, None: None}[options.device]
+    device = {"lio": spin.LIO, "standard": spin.STANDARD, "overlap": spin.OVERLAP, None: None}[options.device]
 
     def wanted(variant: spin.Variant) -> bool:
         return options.kind in (None, variant.kind) and device in (None, variant.device)
@@ -51,6 +51,8 @@ def main() -> int:
                 if options.mutant:
                     sys.stdout.writelines(f"  {step}\n" for step in outcome.trail)
         if options.mutant is None:
+            for variant in filter(wanted, spin.OVERLAPPING):
+                expected &= _report(variant, verifier.run(variant))
             verifier = spin.Verifier(Path(large), options.nodes, options.blocks, options.megabytes)
             for variant in filter(wanted, spin.VARIANTS):
                 expected &= _report(variant, verifier.run(variant))

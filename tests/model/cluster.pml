@@ -19,6 +19,11 @@
  * its registration when it logs in again.  tags = 0: as SPC-4 has it.  PREEMPT AND ABORT ends the commands of the nexuses that it
  * removes.  A node that logs in again has a new nexus, which is not registered.
  *
+ * overlap = 0: PREEMPT AND ABORT is one step.  overlap = 1: as LIO does it (read, not measured).  It removes the registrations, takes the
+ * commands that it will wait for off the list of the device, and waits.  Others who look at the list meanwhile do not see those commands,
+ * but they see the PREEMPT AND ABORT itself, with a tag like any command.  LOGICAL UNIT RESET takes all that is on the list, and waits.
+ * A node does not crash during that wait.
+ *
  * A command that PREEMPT AND ABORT ends may have landed or not.  Both are covered by "not", because it may also land just before.
  *
  * Nodes are alike.  After each step their records are put in order, so that states which differ only in names are one.
@@ -55,6 +60,7 @@
 #define UNREGISTER 19           /* a node unregisters at a clean stop */
 #define NO_FIRST_FENCE 20       /* epoch 0 needs no fence */
 #define NO_SECOND_LOOK 21       /* a view does not ask LUN(e) again after its read of the primary */
+#define NO_RESET 23             /* overlap: F1 without LOGICAL UNIT RESET */
 #define NO_COPY 22              /* W: the write goes before the copy is in LUN(e) */
 
 /* The next step of a node; a node that is stopped is at J1. */
@@ -77,6 +83,9 @@
 #define R_READING 17
 #define R_LOOK 18
 #define R_AGAIN 19
+#define F1_WAITING 20   /* overlap: its PREEMPT AND ABORT waits at the device */
+#define F1_RESET 21
+#define F1_RESETTING 22 /* overlap: its LOGICAL UNIT RESET waits at the device */
 
 #define KEY(epoch) ((epoch) + 1)    /* K(epoch); 0 means not registered */
 
@@ -96,6 +105,8 @@ typedef Node {
   unsigned ghost : 1;     /* a write of a session that is gone is still at the device */
   unsigned ghost_block : 1;
   unsigned ghost_tag : 2;
+  unsigned claimer : 2;   /* overlap: 1 + the node whose PREEMPT AND ABORT waits for the command at the device */
+  unsigned ghost_claimer : 2;
   unsigned late : 1;      /* mutants: a write that the node did not drain; the initiator sends it later */
   unsigned late_block : 1
 };
@@ -110,6 +121,7 @@ bit moment;               /* the moment of the watched snapshot has come */
 bit reserved;
 byte kind;                /* of the reservation: 8 exclusive access, 7 write exclusive, both for all registrants */
 bit tags;                 /* 1: the device is LIO; 0: it does as SPC-4 says */
+bit overlap;              /* LIO: several PREEMPT AND ABORT may wait at the device at once */
 byte mutant;
 unsigned watched : 2;     /* the snapshot whose content is checked */
 bit troubled;             /* the storage host had its trouble */
@@ -122,6 +134,7 @@ byte j, mask, t;          /* scratch, 0 between steps */
 #define NEEDS_NO_FENCE(epoch) (mutant == NO_FENCED || (mutant == NO_FIRST_FENCE && (epoch) == 0))
 #define PENDING(epoch) (!((fenced >> (epoch)) & 1) && !NEEDS_NO_FENCE(epoch))
 #define KEY_FIRST (mutant == F2_BEFORE_F1 || (mutant == B1_OLD_RULE && me.e > 0))
+#define READS(x) (n[x].pc >= R_READ && n[x].pc <= R_AGAIN)
 #define BLANK(k) (!((k == 1 -> lun1 : lun2) & WRITTEN))
 #define AT_DEVICE(x) (n[x].pc == W_READING || n[x].pc == W_WRITING || n[x].pc == R_READING)
 
@@ -153,11 +166,11 @@ inline moment_comes() {
   moment = 1
 }
 
-inline drop_ghost(whose) { n[whose].ghost = 0; n[whose].ghost_block = 0; n[whose].ghost_tag = 0 }
-inline make_ghost() { me.ghost = 1; me.ghost_block = me.block; me.ghost_tag = me.tag }
+inline drop_ghost(whose) { n[whose].ghost = 0; n[whose].ghost_block = 0; n[whose].ghost_tag = 0; n[whose].ghost_claimer = 0 }
+inline make_ghost() { me.ghost = 1; me.ghost_block = me.block; me.ghost_tag = me.tag; me.ghost_claimer = me.claimer }
 
 inline to_J1(who) {
-  n[who].pc = J1; n[who].tag = 0; n[who].copy = 0; n[who].block = 0;
+  n[who].pc = J1; n[who].tag = 0; n[who].claimer = 0; n[who].copy = 0; n[who].block = 0;
   if :: n[who].tracker == 0 -> n[who].e = 0 :: else fi    /* J1 reads it anew */
 }
 
@@ -183,6 +196,39 @@ inline preempt_and_abort() {
   if :: newest >= watched && !moment -> moment_comes() :: else fi
 }
 
+#define CLAIMABLE(x) ((AT_DEVICE(x) || n[x].pc == F1_WAITING || n[x].pc == F1_RESETTING) && !n[x].claimer)
+#define WAITS(x) (n[x].claimer == i + 1 || n[x].ghost && n[x].ghost_claimer == i + 1)
+
+inline preempt_begins() {
+  admit();
+  mask = 1 << me.key;
+  for (j : 0 .. NODES - 1) { if :: REMOVES(j) -> mask = mask | (1 << n[j].key) :: else fi }
+  for (j : 0 .. NODES - 1) {
+    if :: j != i && CLAIMABLE(j) && n[j].pc != F1_RESETTING && mask & (1 << n[j].tag) -> n[j].claimer = i + 1 :: else fi;
+    if :: n[j].ghost && !n[j].ghost_claimer && mask & (1 << n[j].ghost_tag) -> n[j].ghost_claimer = i + 1 :: else fi
+  }
+  for (j : 0 .. NODES - 1) {
+    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
+    n[j].holder = (j == i)
+  }
+  me.copy = (newest >= watched -> RIGHT : 0);    /* whether it began behind EPOCH(watched) */
+  me.pc = F1_WAITING
+}
+
+inline fence_ends() {
+  if :: me.copy && !moment -> moment_comes() :: else fi;
+  me.copy = 0;
+  me.pc = F2
+}
+
+inline reset_begins() {
+  for (j : 0 .. NODES - 1) {
+    if :: j != i && CLAIMABLE(j) -> n[j].claimer = i + 1 :: else fi;
+    if :: n[j].ghost && !n[j].ghost_claimer -> n[j].ghost_claimer = i + 1 :: else fi
+  }
+  me.pc = F1_RESETTING
+}
+
 /* ---- what must be true ---- */
 
 #define VIEW_RIGHT (watched == 1 && lun1 & WRITTEN -> lun1 & RIGHT : (lun2 & WRITTEN -> lun2 & RIGHT : right))
@@ -192,8 +238,8 @@ inline check() { assert(!((fenced >> watched) & 1) || VIEW_RIGHT) }
 /* ---- states that differ only in names ---- */
 
 #define HALF(x) (((((n[x].pc * 4 + n[x].e) * 2 + n[x].tracker) * 2 + n[x].block) * 4 + n[x].tag) * 4 + n[x].copy)
-#define OTHER_HALF(x) (((((((n[x].key * 2 + n[x].holder) * 2 + n[x].ghost) * 2 + n[x].ghost_block) * 4 + n[x].ghost_tag) * 2 \
-                       + n[x].late) * 2) + n[x].late_block)
+#define OTHER_HALF(x) ((((((((n[x].key * 2 + n[x].holder) * 2 + n[x].ghost) * 2 + n[x].ghost_block) * 4 + n[x].ghost_tag) * 2 \
+                       + n[x].late) * 2 + n[x].late_block) * 4 + n[x].claimer) * 4 + n[x].ghost_claimer)
 #define SWAP(one, other) t = one; one = other; other = t
 
 inline order(x, y) {
@@ -202,7 +248,12 @@ inline order(x, y) {
      SWAP(n[x].pc, n[y].pc); SWAP(n[x].e, n[y].e); SWAP(n[x].tracker, n[y].tracker); SWAP(n[x].block, n[y].block);
      SWAP(n[x].tag, n[y].tag); SWAP(n[x].copy, n[y].copy); SWAP(n[x].key, n[y].key);
      SWAP(n[x].holder, n[y].holder); SWAP(n[x].ghost, n[y].ghost); SWAP(n[x].ghost_block, n[y].ghost_block);
-     SWAP(n[x].ghost_tag, n[y].ghost_tag); SWAP(n[x].late, n[y].late); SWAP(n[x].late_block, n[y].late_block)
+     SWAP(n[x].ghost_tag, n[y].ghost_tag); SWAP(n[x].late, n[y].late); SWAP(n[x].late_block, n[y].late_block);
+     SWAP(n[x].claimer, n[y].claimer); SWAP(n[x].ghost_claimer, n[y].ghost_claimer);
+     for (j : 0 .. NODES - 1) {
+       n[j].claimer = (n[j].claimer == x + 1 -> y + 1 : (n[j].claimer == y + 1 -> x + 1 : n[j].claimer));
+       n[j].ghost_claimer = (n[j].ghost_claimer == x + 1 -> y + 1 : (n[j].ghost_claimer == y + 1 -> x + 1 : n[j].ghost_claimer))
+     }
   :: else
   fi
 }
@@ -211,8 +262,8 @@ inline step_ends() {
   d_step {
     printf("node %d:", i);
     for (j : 0 .. NODES - 1) {
-      printf(" [%d e%d track%d key%d%d tag%d copy%d ghost%d/%d late%d]", n[j].pc, n[j].e, n[j].tracker, n[j].key, n[j].holder, n[j].tag,
-             n[j].copy, n[j].ghost, n[j].ghost_tag, n[j].late)
+      printf(" [%d e%d track%d key%d%d tag%d copy%d ghost%d/%d late%d claim%d/%d]", n[j].pc, n[j].e, n[j].tracker, n[j].key, n[j].holder, n[j].tag,
+             n[j].copy, n[j].ghost, n[j].ghost_tag, n[j].late, n[j].claimer, n[j].ghost_claimer)
     }
     printf(" newest %d fenced %d moment %d reserved %d block 0: %d %d %d\n", newest, fenced, moment, reserved,
            right, lun1, lun2);
@@ -286,7 +337,7 @@ proctype Node_(byte i) {
         :: me.e > 0 && (!me.tracker || me.block == 1) -> send_read(W_READING)
         fi
      :: me.pc == W_READ -> d_step { send_read(W_READING) }
-     :: me.pc == W_READING -> d_step {
+     :: me.pc == W_READING && !me.claimer -> d_step {
           if
           :: me.e < watched || me.block == 1    /* no view that is watched will read this copy */
           :: me.e >= watched && me.block == 0 && moment -> me.copy = (right -> RIGHT : 0)
@@ -309,7 +360,7 @@ proctype Node_(byte i) {
           me.copy = 0;
           me.pc = W_WRITE }
      :: me.pc == W_WRITE -> d_step { send_write() }
-     :: me.pc == W_WRITING -> d_step { land(me.block); me.tag = 0; me.block = 0; me.copy = 0; me.pc = ARMED }
+     :: me.pc == W_WRITING -> d_step { land(me.block); if :: me.claimer -> to_J1(i) :: else -> me.tag = 0; me.block = 0; me.copy = 0; me.pc = ARMED fi }
 
      /* T: take a snapshot */
      :: me.pc == ARMED && newest < EPOCHS -> d_step { take() }
@@ -323,8 +374,24 @@ proctype Node_(byte i) {
           if
           :: !me.key -> me.pc = F0
           :: me.key && !reserved -> reserved = 1; me.holder = tags
+          :: me.key && reserved && overlap -> preempt_begins()
           :: else -> preempt_and_abort(); me.pc = (KEY_FIRST -> F3 : F2)
           fi }
+     :: me.pc == F1_WAITING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step {
+          if
+          :: me.claimer -> me.pc = F0; me.copy = 0
+          :: !me.claimer && mutant != NO_RESET -> me.pc = F1_RESET
+          :: else -> fence_ends()
+          fi;
+          me.claimer = 0; me.tag = 0 }
+     :: me.pc == F1_RESET -> d_step { reset_begins() }
+     :: me.pc == F1_RESETTING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step {
+          if
+          :: me.claimer -> me.pc = F0; me.copy = 0
+          :: else -> fence_ends()
+          fi;
+          me.claimer = 0 }
+     :: AT_DEVICE(i) && me.claimer -> d_step { to_J1(i) }
      :: me.pc == F2 -> d_step {
           if
           :: !me.key -> me.pc = F0
@@ -334,13 +401,13 @@ proctype Node_(byte i) {
      :: me.pc == F3 -> d_step { fenced = fenced | (1 << me.e); me.pc = (mutant == NO_T3 -> ARMED : J3) }
 
      /* R: read a view.  The invariant covers blocks that are found in a write-once LUN at once. */
-     :: me.pc == ARMED && me.e >= watched && n[0].pc < R_READ && n[1].pc < R_READ && n[NODES - 1].pc < R_READ ->
+     :: me.pc == ARMED && me.e >= watched && !READS(0) && !READS(1) && !READS(NODES - 1) ->
         if
         :: watched == 1 && !BLANK(1) || me.e == 2 && !BLANK(2)
         :: else -> me.pc = R_READ
         fi
      :: me.pc == R_READ -> d_step { send_read(R_READING) }
-     :: me.pc == R_READING -> d_step {
+     :: me.pc == R_READING && !me.claimer -> d_step {
           me.tag = 0;
           me.copy = (right -> RIGHT : 0);
           me.pc = (kind == 7 && mutant != NO_VIEW_LOOK -> R_LOOK : R_AGAIN) }
@@ -350,15 +417,15 @@ proctype Node_(byte i) {
           me.copy = 0; me.block = 0; me.pc = ARMED }
 
      /* The link is lost.  The initiator logs in again and sends the command again; the first one may still be at the device. */
-     :: me.pc == W_READING -> d_step { me.pc = W_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
-     :: me.pc == R_READING -> d_step { me.pc = R_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
+     :: me.pc == W_READING && !me.claimer -> d_step { me.pc = W_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
+     :: me.pc == R_READING && !me.claimer -> d_step { me.pc = R_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
      :: me.pc == W_WRITING && !me.ghost -> d_step {
-          make_ghost(); me.pc = W_WRITE; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
+          make_ghost(); me.pc = W_WRITE; me.tag = 0; me.claimer = 0; if :: !tags -> me.key = 0 :: else fi }
      :: me.ghost -> d_step { land(me.ghost_block); drop_ghost(i) }
      :: me.ghost -> d_step { drop_ghost(i) }
 
      /* The node crashes and starts again; what it sent may still be at the device. */
-     :: me.pc != J1 || me.tracker -> d_step {
+     :: (me.pc != J1 || me.tracker) && me.pc != F1_WAITING && me.pc != F1_RESETTING -> d_step {
           if :: me.pc == W_WRITING && !me.ghost -> make_ghost() :: else fi;
           me.tracker = 0; me.late = 0; me.late_block = 0;
           to_J1(i) }
@@ -397,7 +464,12 @@ proctype Storage() {
     if
     :: d_step {    /* a restart: the commands at the device are gone, the initiators send them again */
          for (j : 0 .. NODES - 1) {
-           if :: AT_DEVICE(j) -> n[j].pc = n[j].pc - 1; n[j].tag = 0 :: else fi;
+           if
+           :: AT_DEVICE(j) -> n[j].pc = n[j].pc - 1; n[j].tag = 0
+           :: n[j].pc == F1_WAITING || n[j].pc == F1_RESETTING -> n[j].pc = F1; n[j].tag = 0; n[j].copy = 0
+           :: else
+           fi;
+           n[j].claimer = 0;
            drop_ghost(j);
            if :: !tags -> n[j].key = 0 :: else fi
          }
@@ -414,9 +486,10 @@ init {
   atomic {
     /* The verifier reads the variant from its environment, so that it is compiled once.  Replaying a trail needs constants. */
 #ifdef KIND
-    kind = KIND; tags = TAGS; mutant = MUTANT;
+    kind = KIND; tags = TAGS; overlap = OVERLAP; mutant = MUTANT;
 #else
     c_code { now.kind = atoi(getenv("KIND")); }; c_code { now.tags = atoi(getenv("TAGS")); };
+    c_code { now.overlap = atoi(getenv("OVERLAP")); };
     c_code { now.mutant = atoi(getenv("MUTANT")); };
 #endif
     if :: watched = 1 :: watched = 2 fi;

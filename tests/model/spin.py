@@ -28,7 +28,9 @@ MUTANTS: Mapping[str, int] = _section("#define NONE", "/* The next step of a nod
 STEPS: Mapping[int, str] = {number: name for name, number in _section("#define J1", "#define KEY").items()}
 
 EXCLUSIVE, WRITE_EXCLUSIVE = 8, 7
-LIO, STANDARD = 1, 0
+STANDARD, LIO, OVERLAP = 0, 1, 2
+"""The devices: SPC-4's; LIO's, with PREEMPT AND ABORT as one step; LIO's, where several of them may wait at once."""
+_NAMES = {STANDARD: "SPC-4", LIO: "LIO", OVERLAP: "LIO overlapping"}
 
 _FOR_WRITE_EXCLUSIVE = {"B2_NO_LOOK", "NO_VIEW_LOOK"}
 _FOR_LIO = {"B1_OLD_RULE", "NO_J4_KEYS", "F2_BEFORE_F1", "CHANGED_KEY", "EARLY_KEY"}
@@ -49,22 +51,28 @@ class Variant:
             self.mutant == "NONE"
             or (self.mutant in _FOR_WRITE_EXCLUSIVE and self.kind == EXCLUSIVE)
             or (self.mutant in _FOR_LIO and self.device == STANDARD)
+            or (self.mutant == "NO_RESET" and self.device != OVERLAP)
         )
 
     def __str__(self) -> str:
-        return f"{self.kind}h, {'LIO' if self.device == LIO else 'SPC-4'}, {self.mutant}"
+        return f"{self.kind}h, {_NAMES[self.device]}, {self.mutant}"
 
 
 VARIANTS = tuple(Variant(kind, device) for kind in (EXCLUSIVE, WRITE_EXCLUSIVE) for device in (LIO, STANDARD))
-"""The protocol itself, for each reservation type on each device."""
+"""The protocol itself, for each reservation type on each device whose commands are one step each."""
+OVERLAPPING = (Variant(EXCLUSIVE, OVERLAP), Variant(WRITE_EXCLUSIVE, OVERLAP))
+"""The protocol itself on the device with the most states."""
 
 
 def mutants(everywhere: bool = False) -> list[Variant]:
     """Return each mutant on a device where it makes a snapshot wrong, or on every device."""
-    names = [name for name in MUTANTS if name != "NONE"]
+    names = [name for name in MUTANTS if name not in ("NONE", "NO_RESET")]
+    reset = Variant(EXCLUSIVE, OVERLAP, "NO_RESET")
     if everywhere:
-        return [Variant(variant.kind, variant.device, name) for name in names for variant in VARIANTS]
-    return [Variant(WRITE_EXCLUSIVE if name in _FOR_WRITE_EXCLUSIVE else EXCLUSIVE, LIO, name) for name in names]
+        return [Variant(variant.kind, variant.device, name) for name in names for variant in VARIANTS] + [reset]
+    return [reset] + [
+        Variant(WRITE_EXCLUSIVE if name in _FOR_WRITE_EXCLUSIVE else EXCLUSIVE, LIO, name) for name in names
+    ]
 
 
 class SearchFailed(Exception):
@@ -103,7 +111,8 @@ class Verifier:
         """Search all states of the variant, up to the first wrong snapshot.  Raise SearchFailed if the search ended early."""
         environment = {
             "KIND": str(variant.kind),
-            "TAGS": str(variant.device),
+            "TAGS": str(int(variant.device != STANDARD)),
+            "OVERLAP": str(int(variant.device == OVERLAP)),
             "MUTANT": str(MUTANTS[variant.mutant]),
         }
         trail = self._directory / f"{MODEL.name}.trail"

@@ -16,7 +16,7 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> spin.Verifier:
     return spin.Verifier(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("variant", spin.VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", (*spin.VARIANTS, spin.OVERLAPPING[0]), ids=str)
 def test_every_state_of_the_protocol_is_right(verifier: spin.Verifier, variant: spin.Variant) -> None:
     outcome = verifier.run(variant)
     assert outcome.right, "\n".join(outcome.trail)

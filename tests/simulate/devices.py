@@ -15,13 +15,17 @@ from lun_backends.cluster.actions import Conflict, Reservation
 
 @dataclass(eq=False)
 class Command:
-    """A read or write that the primary admitted and has not done yet."""
+    """A command that the primary admitted and has not done yet: a read, a write, or one that waits for others."""
 
     nexus: Hashable
     tag: int
     land: Callable[[], None]
+    succeed: Callable[[], None]
     refuse: Callable[[], None]
     lose: Callable[[], None]
+    claimed: bool = False  # another command waits for it, and it will be refused
+    over: bool = False
+    waits_for: set[Command] = field(default_factory=set)
 
 
 @dataclass
@@ -29,14 +33,15 @@ class Primary:
     """The shared primary: its grains, registrations, reservation, and the commands in flight."""
 
     lio: bool
+    overlap: bool  # PREEMPT AND ABORT and LOGICAL UNIT RESET wait; otherwise each is one step
     exclusive: bool
-    moment: Callable[[], None]  # called at the end of each PREEMPT AND ABORT
     coin: Callable[[], bool]  # whether a command that is aborted has landed
     grains: dict[int, bytes] = field(default_factory=dict)
     keys: dict[Hashable, int] = field(default_factory=dict)
     reserved: bool = False
     holder: Hashable = None
-    in_flight: list[Command] = field(default_factory=list)
+    in_flight: list[Command] = field(default_factory=list)  # not claimed
+    waiting: list[Command] = field(default_factory=list)
 
     def admits(self, nexus: Hashable, writes: bool) -> bool:
         """Return whether a read or write of that nexus passes the reservation."""
@@ -59,20 +64,56 @@ class Primary:
         if not self.reserved:
             self.reserved, self.holder = True, nexus
 
-    def preempt_and_abort(self, nexus: Hashable, own: int) -> None:
+    def preempt_and_abort(self, command: Command, own: int) -> None:
         """PREEMPT AND ABORT with service key 0.  Raise Conflict."""
-        if self.keys.get(nexus) != own or not self.reserved:
+        if self.keys.get(command.nexus) != own or not self.reserved:
             raise Conflict
+        command.tag = self.tag()
         tags = set(self.keys.values())
-        for command in list(self.in_flight):
-            fits = command.tag in tags if self.lio else command.nexus in self.keys and command.nexus != nexus
-            if fits:
-                self.in_flight.remove(command)
-                if self.coin():
-                    command.land()
-                command.refuse()
-        self.keys, self.holder = {nexus: own}, nexus
-        self.moment()
+        old, self.keys, self.holder = self.keys, {command.nexus: own}, command.nexus
+        self._end(
+            command,
+            lambda other: other.tag in tags if self.lio else other.nexus in old and other.nexus != command.nexus,
+        )
+
+    def reset(self, command: Command) -> None:
+        """LOGICAL UNIT RESET."""
+        self._end(command, lambda other: True)
+
+    def _end(self, command: Command, fits: Callable[[Command], bool]) -> None:
+        """End the commands that fit, and then succeed with this one."""
+        claimed = [other for other in self.in_flight if fits(other)]
+        for other in claimed:
+            self.in_flight.remove(other)
+            other.claimed = True
+            command.waits_for.add(other)
+        self.in_flight.append(command)
+        self.waiting.append(command)
+        if not self.overlap:
+            for other in claimed:
+                self.complete(other, lands=self.coin())
+        self._wake()
+
+    def complete(self, command: Command, lands: bool = True) -> None:
+        """Let a command come to its end, unless it has."""
+        if command.over:
+            return
+        command.over = True
+        if command in self.in_flight:
+            self.in_flight.remove(command)
+        if lands:
+            command.land()
+        if command.claimed:
+            command.refuse()
+        else:
+            command.succeed()
+        self._wake()
+
+    def _wake(self) -> None:
+        for command in list(self.waiting):
+            if command in self.waiting and all(other.over for other in command.waits_for):
+                self.waiting.remove(command)
+                self.complete(command)
 
     def reservation(self) -> Reservation:
         """READ RESERVATION and READ KEYS."""
@@ -80,11 +121,17 @@ class Primary:
 
     def restart(self) -> None:
         """Lose what is in flight; keep registrations and reservation (APTPL)."""
-        for command in self.in_flight:
-            if self.coin():
-                command.land()
-            command.lose()
+        known = list(self.in_flight)
+        for command in self.waiting:
+            known += [*command.waits_for, command]
+        for command in known:
+            if not command.over:
+                command.over = True
+                if command not in self.waiting and self.coin():
+                    command.land()
+                command.lose()
         self.in_flight.clear()
+        self.waiting.clear()
 
 
 @dataclass

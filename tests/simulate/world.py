@@ -50,6 +50,7 @@ class Host:
     node: node.Node
     life: int = 0  # counts crashes
     session: int = 0
+    fences: int = 0  # how many epochs the log had when its last PREEMPT AND ABORT began
     asleep_until: float = 0.0
     primary_down_until: float = 0.0
     storage_down_until: float = 0.0
@@ -71,7 +72,9 @@ class World:
         self.volume = uuid.UUID(int=self.random.getrandbits(128))
         lio = self.random.random() < 0.6
         self.exclusive = self.random.random() < 0.6
-        self.primary = Primary(lio, self.exclusive, self._moment, lambda: self.random.random() < 0.5)
+        overlap = lio and self.random.random() < 0.5
+        self.resets = overlap or self.random.random() < 0.3
+        self.primary = Primary(lio, overlap, self.exclusive, lambda: self.random.random() < 0.5)
         self.primary.grains = {grain: b"grain %d" % grain for grain in range(GRAINS)}
         self.storage = Storage()
         self.slow = (
@@ -162,6 +165,7 @@ class World:
             self.volume,
             name,
             exclusive=self.exclusive,
+            resets=self.resets,
             block_size=BLOCK,
             identity=lambda: uuid.UUID(int=self.random.getrandbits(128)),
             clock=lambda: self.random.getrandbits(62),  # jumps at every look
@@ -299,7 +303,7 @@ class World:
         answered = False
         on_primary = isinstance(
             action,
-            actions.OwnKey | actions.Register | actions.ReadReservation | actions.Reserve | actions.PreemptAndAbort | actions.Flush
+            actions.OwnKey | actions.Register | actions.ReadReservation | actions.Reserve | actions.PreemptAndAbort | actions.ResetLogicalUnit | actions.Flush
             | actions.ReadPrimary | actions.WritePrimary,
         )  # fmt: skip
         down_until = host.primary_down_until if on_primary else host.storage_down_until
@@ -342,6 +346,9 @@ class World:
         if isinstance(action, actions.ReadPrimary | actions.WritePrimary):
             self._admit(nexus, action, answer, again)
             return
+        if isinstance(action, actions.PreemptAndAbort | actions.ResetLogicalUnit):
+            self._end(host, nexus, action, answer, again)
+            return
         try:
             result = self._carry_out(host, nexus, action)
         except Conflict as conflict:
@@ -378,8 +385,6 @@ class World:
                 return self.primary.reservation()
             case actions.Reserve(own):
                 self.primary.reserve(nexus, own)
-            case actions.PreemptAndAbort(own):
-                self.primary.preempt_and_abort(nexus, own)
             case actions.Get(lun, grain):
                 return self.storage.luns[lun].blocks.get(grain)
             case actions.Put(lun, grain, data):
@@ -418,18 +423,49 @@ class World:
             nexus,
             self.primary.tag(),
             land,
+            succeed=lambda: self.at(self._delay(), lambda: answer(seen[0])),
             refuse=lambda: self.at(self._delay(), lambda: answer(Conflict())),
             lose=lambda: self.at(self._delay(), again),
         )
         self.primary.in_flight.append(command)
 
-        def complete() -> None:
-            if command in self.primary.in_flight:
-                self.primary.in_flight.remove(command)
-                land()
-                self.at(self._delay(), lambda: answer(seen[0]))
+        delay = self.random.random() * 3 if self.random.random() < self.slow else self._delay()
+        self.at(delay, lambda: self.primary.complete(command))
 
-        self.at(self.random.random() * 3 if self.random.random() < self.slow else self._delay(), complete)
+    def _end(
+        self,
+        host: Host,
+        nexus: Hashable,
+        action: actions.PreemptAndAbort | actions.ResetLogicalUnit,
+        answer: Callable[[object], None],
+        again: Callable[[], None],
+    ) -> None:
+        """Carry out a command that ends others.  The last of a fence brings the moment of the snapshots that it knew at its begin."""
+        last = isinstance(action, actions.ResetLogicalUnit) or not (self.resets and self.guards.reset_in_fence)
+        if isinstance(action, actions.PreemptAndAbort):
+            host.fences = len(self.history.epochs)
+
+        def succeed() -> None:
+            if last:
+                self._moment(known)
+            self.at(self._delay(), lambda: answer(None))
+
+        known = host.fences
+        command = Command(
+            nexus,
+            0,
+            land=lambda: None,
+            succeed=succeed,
+            refuse=lambda: self.at(self._delay(), lambda: answer(Conflict())),
+            lose=lambda: self.at(self._delay(), again),
+        )
+        try:
+            if isinstance(action, actions.PreemptAndAbort):
+                self.primary.preempt_and_abort(command, action.own)
+            else:
+                self.primary.reset(command)
+        except Conflict:
+            command.refuse()
 
     # ---- faults
 
@@ -467,8 +503,8 @@ class World:
 
     # ---- checks
 
-    def _moment(self) -> None:
-        for epoch in self.history.epochs:
+    def _moment(self, known: int) -> None:
+        for epoch in self.history.epochs[:known]:
             if epoch.snapshot is not None and epoch.snapshot not in self.moments:
                 self.moments[epoch.snapshot] = dict(self.primary.grains)
 
