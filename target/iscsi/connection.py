@@ -425,7 +425,7 @@ class Connection:
             assert held is not None
             sender.exp_cmd_sn = sender.exp_cmd_sn + 1 & MASK
             self._handle(held)
-        if not self.held:
+        if self._held_bytes and not self.held:
             self._give_held()
 
     def _handle(self, request: pdu.Pdu) -> None:

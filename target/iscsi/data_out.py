@@ -87,7 +87,8 @@ class DataOut:
             self.used += command.charged
             command.begin_solicited()
             self._ask(command)
-        self._account.stop_waiting()
+        if self._account.memory.waiting:
+            self._account.stop_waiting()
 
     def _ask(self, command: Command) -> None:
         """Keep as many R2Ts out as were agreed."""

@@ -89,7 +89,8 @@ class Account:
         A command gets its memory in any case if no session has borrowed any.
         """
         memory = self.memory
-        if self.held + length > self.room and memory.unlent < memory.loans:
+        wanted = self.held + length
+        if wanted > memory.own and wanted > self.room and memory.unlent < memory.loans:
             memory.missed()
             return False
         self._change(length)
@@ -111,7 +112,7 @@ class Account:
         before = self.held
         self.held = after = before + more
         memory.used += more
-        if after > own or before > own:
+        if after > own or before > own:  # only a part of the change is lent, if one of the two is less
             memory.unlent += max(before, own) - max(after, own)
         if more < 0 and memory.waiting:
             memory.released = True

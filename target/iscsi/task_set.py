@@ -456,12 +456,14 @@ class TaskSet:
         `immediate` bytes of data came with the command, and `more` may follow unasked.
         """
         task = command.task
-        if max(command.expected, task.expected_in) > self._limits.transfer_bytes:
+        most = self._limits.transfer_bytes
+        if command.expected > most or task.expected_in > most:
             return TOO_LONG
         if (more or immediate < command.expected) and self._refuses(task):
             return Refusal(task.status, task.sense)
         room = min(self._agreed.first_burst_length, command.expected) if more else immediate
-        return None if self._take(command, room + task.expected_in) else FULL
+        room += task.expected_in
+        return None if not room or self._take(command, room) else FULL
 
     def _take(self, command: Command, length: int) -> bool:
         """Take memory for a command, and return whether there is enough."""

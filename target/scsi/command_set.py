@@ -85,11 +85,36 @@ def _checked(command: Command) -> Handler:
 def _foreseen(command: Command) -> Check:
     """Return the checks of the command that need no data."""
     masked, more = _masked(command), command.check
+    if more is None:
+        return lambda _unit, cdb: masked(cdb)
+    further = more  # so that its type is known below
 
     def check(unit: LogicalUnit, cdb: bytes | memoryview) -> None:
         masked(cdb)
-        if more is not None:
-            more(unit, cdb)
+        further(unit, cdb)
+
+    return check
+
+
+def _unknown_check(_unit: LogicalUnit, _cdb: bytes | memoryview) -> None:
+    raise unknown_opcode()
+
+
+def _protected_check(_unit: LogicalUnit, _cdb: bytes | memoryview) -> None:
+    raise sense.write_protected()
+
+
+def _withheld_check(_unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+    if not harmless(cdb):
+        raise sense.write_protected()
+
+
+def _check_by_service_action(checks: Mapping[int, Check]) -> Check:
+    def check(unit: LogicalUnit, cdb: bytes | memoryview) -> None:
+        found = checks.get(cdb[1] & 0x1F)
+        if found is None:
+            raise sense.invalid_field(1, 4)
+        found(unit, cdb)
 
     return check
 
@@ -162,8 +187,7 @@ class UnitCommands:
     ) -> None:
         self.rows = tuple(command for command in rows if kind in command.kinds and (atomic or not command.atomic))
         self._rows = {(command.opcode, command.service_action): command for command in self.rows}
-        self._opcodes = frozenset(command.opcode for command in self.rows)
-        self._checks: dict[tuple[int, int | None], Check] = {}
+        self._checks: list[Check] = [_unknown_check] * 256
         self.checked: list[Handler] = [_unknown] * 256
         self.handlers: list[Handler] = [_unknown] * 256
         allowed = [command for command in self.rows if not (command.writes and write_protected)]
@@ -177,6 +201,7 @@ class UnitCommands:
             command.opcode: command.range_written for command in allowed if command.range_written is not None
         }
         actions: dict[int, dict[int, Handler]] = {}
+        checks: dict[int, dict[int, Check]] = {}
         for command in self.rows:
             protected = command.writes and write_protected
             withheld = command.concerns_others and read_only
@@ -184,11 +209,13 @@ class UnitCommands:
             through = command.writes and write_through and not protected
             if through:
                 handler = _stable(handler)
-            if not protected and not withheld:
-                self._checks[command.opcode, command.service_action] = _foreseen(command)
+            check = _protected_check if protected else _withheld_check if withheld else _foreseen(command)
             if command.service_action is not None:
                 actions.setdefault(command.opcode, {})[command.service_action] = handler
                 handler = _by_service_action(actions[command.opcode])
+                checks.setdefault(command.opcode, {})[command.service_action] = check
+                check = _check_by_service_action(checks[command.opcode])
+            self._checks[command.opcode] = check
             self.checked[command.opcode] = handler
             self.handlers[command.opcode] = command.fast if command.fast and not (protected or through) else handler
 
@@ -200,14 +227,7 @@ class UnitCommands:
         """Raise CheckCondition for a CDB that is refused whatever the data of its command is."""
         if len(cdb) < 2:
             raise sense.illegal_request(Asc.INVALID_FIELD_IN_CDB)
-        command = self.find(cdb[0], cdb[1] & 0x1F)
-        if command is None:
-            raise sense.invalid_field(1, 4) if cdb[0] in self._opcodes else unknown_opcode()
-        check = self._checks.get((command.opcode, command.service_action))
-        if check is not None:
-            check(unit, cdb)
-        elif command.writes or not harmless(cdb):
-            raise sense.write_protected()
+        self._checks[cdb[0]](unit, cdb)
 
 
 def takes_copies(kind: UnitKind) -> bool:
