@@ -767,6 +767,7 @@ class Portal:
             self._accepting = True
             for fd in list(self._listeners):
                 self._watch_listener(fd, select.EPOLLIN)
+        self._workers.replace_stuck(now)
         short = self.memory.second()
         self.memory.released = bool(self.memory.waiting)
         if short:

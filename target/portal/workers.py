@@ -30,6 +30,12 @@ JOB_WRITES: Final = 16
 """Writes in a job that was made from several: enough to be worth a commit, and few enough that another worker gets some,
 too."""
 
+STUCK_SECONDS: Final = 1.0
+"""The time after which a worker that still waits for a disk is replaced for as long as it waits."""
+
+REPLACEMENTS: Final = 64
+"""The most workers that are replaced at once."""
+
 TELL_SECONDS: Final = 0.0005
 """The shortest time between two wake-ups of a sleeping loop for the results of an unfinished job, because the loop takes
 the interpreter's lock from the worker."""
@@ -97,6 +103,8 @@ class Job(NamedTuple):
     executor: ForeseeingExecutor
     commands: list[Command]
     long: bool = False
+    relieved: bool = False
+    """Whether a thread that was relieved of the loop executes it, and no worker."""
 
 
 L = TypeVar("L", bound=Lane)
@@ -118,12 +126,17 @@ class Workers(Generic[L]):
     while half as many are free as it has in all its sessions.  So one session alone gets half of the workers and one
     initiator two thirds, and the others still get workers however long its commands take.  Commands that take long,
     those of all initiators together, get at most half of the workers.
+
+    A disk that does not answer holds its workers, but not the commands to other disks: `replace_stuck` starts a thread
+    for each worker that waits too long while others need one.  The pool shrinks again when the disk answers.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.results: deque[Result[L]] = deque()
-        self._active = 0  # jobs with the threads
+        self._active = 0  # jobs with the threads, except those that are stuck
+        self._since: dict[Command, float] = {}  # when each of them began, by its last command, oldest first
+        self._stuck: set[Command] = set()  # the last commands of the jobs whose workers are replaced
         self._long = 0  # those of them that take long
         self._shares: Counter[object] = Counter()  # jobs with the threads, by the owner of their lane
         self._queued: deque[L] = deque()  # lanes that found no worker free, longest first
@@ -133,11 +146,16 @@ class Workers(Generic[L]):
         )  # the descriptor must not be closed, and its number used again, between check and write
         self.sleeping = False  # set by the loop before its last look into `results` and its sleep
         self._jobs: queue.SimpleQueue[tuple[L, Job] | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"iscsi-worker-{number}", daemon=True) for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._hired = 0
+        for _ in range(count):
+            self._hire()
+
+    def _hire(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"iscsi-worker-{self._hired}", daemon=True)
+        self._hired += 1
+        self._threads.append(thread)
+        thread.start()
 
     def enqueue(self, lane: L, executor: ForeseeingExecutor, commands: list[Command]) -> None:
         """Make jobs of a batch's blocked commands, and start as many as possible.
@@ -183,35 +201,59 @@ class Workers(Generic[L]):
                     self._queued.append(lane)
                 return
             job = lane.next_job() if short else lane.long.popleft()
-            lane.jobs[job.commands[-1]] = job
+            last = job.commands[-1]
+            lane.jobs[last] = job
             self._active += 1
+            self._since[last] = time.monotonic()
             self._long += job.long
             self._shares[owner] += 1
             self._jobs.put((lane, job))
 
     def adopt(self, lane: L, job: Job) -> None:
         """Count a job of `lane` that the thread which ran the loop executes, now that it is relieved."""
-        lane.jobs[job.commands[-1]] = job
-        self._active += 1
+        lane.jobs[job.commands[-1]] = job._replace(relieved=True)
+        self._shares[lane.owner] += 1
+
+    def replace_stuck(self, now: float) -> None:
+        """Replace the workers that have waited too long at `now` (time.monotonic), if a session waits for a worker."""
+        if not self._queued:
+            return
+        for last, since in list(self._since.items()):
+            if now - since < STUCK_SECONDS or len(self._stuck) >= REPLACEMENTS:
+                break
+            del self._since[last]
+            self._stuck.add(last)
+            self._active -= 1
+            self._hire()
+        self._start_queued()
 
     def job_done(self, lane: L, last: Command) -> None:
         """Note that the job of `lane` that ends with `last` is over, and start others, of the longest-waiting lane first."""
         job = lane.jobs.pop(last)
-        self._active -= 1
+        if last in self._stuck:
+            self._stuck.discard(last)
+            self._jobs.put(None)  # one thread ends: there is one too many now
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+        elif not job.relieved:
+            del self._since[last]
+            self._active -= 1
         self._long -= job.long
         owner = lane.owner
         self._shares[owner] -= 1
         if not self._shares[owner]:
             del self._shares[owner]
+        self._start_queued()
+        self.start(lane)
+
+    def _start_queued(self) -> None:
         queued, self._queued = self._queued, deque()
         for waiting in queued:
             self.start(waiting)
-        self.start(lane)
 
     @property
     def busy(self) -> bool:
         """Whether workers are at work, and would have to share the interpreter's lock with a loop that spins."""
-        return self._active > 0
+        return self._active > 0 or bool(self._stuck)
 
     def wake(self) -> None:
         """Wake the loop.  Any thread may call this.  Do nothing once closed."""

@@ -238,3 +238,18 @@ def test_session_may_be_ended_while_its_write_waits(lab: Lab) -> None:
     other = lab.log_in(2)
     assert other.ask(write(other, 1, 0, QUICK)).status == 0
     assert set(lab.disks[1].writers) == {"iscsi-portal"}
+
+
+def test_many_hosts_that_wait_for_one_disk_leave_workers_to_other_units(lab: Lab) -> None:
+    """Each session takes workers of its own."""
+    lab.disks[0].device.distrust()
+    hosts = [lab.log_in(isid) for isid in range(2, 12)]
+    for host in hosts:
+        host.send(b"".join(write(host, 0, 8 * lba, SLOW) for lba in range(4)))
+    wait_for(lambda: len(lab.disks[0].writers) >= 5)
+    other = lab.log_in(1)
+    sync = other.make.command(bytes((0x35, *bytes(9))), lun=2)
+    assert other.ask(sync).status == 0
+    lab.disks[0].answer.set()
+    for host in hosts:
+        assert [host.reply().status for _ in range(4)] == [0] * 4

@@ -15,7 +15,7 @@ from target.iscsi.memory import Account, Memory
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.sender import Sender
 from target.iscsi.task_set import TaskSet
-from target.portal.workers import JOB_WRITES, Job, Lane, Workers
+from target.portal.workers import JOB_WRITES, REPLACEMENTS, STUCK_SECONDS, Job, Lane, Workers
 from target.scsi.task import Task
 
 
@@ -159,3 +159,50 @@ def test_commands_that_take_long_leave_half_of_the_workers(held: tuple[Workers[_
     while workers.busy:
         finish(workers)
     assert not any(lane.active or lane.long for lane in lanes)
+
+
+def test_workers_that_wait_for_a_disk_are_replaced_while_others_need_one(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    stuck = [_Owned(f"host{number}") for number in range(9)]
+    for lane in stuck:
+        workers.enqueue(lane, executor, commands(4))
+    assert sum(lane.active for lane in stuck) == 8
+    healthy, quick = _Owned("healthy"), _Held()
+    quick.release.set()
+    workers.enqueue(healthy, quick, commands(1))
+    workers.replace_stuck(time.monotonic())
+    assert not healthy.active, "they do not wait for long yet"
+    while not healthy.active:  # the stuck sessions were there before, and each of them has a share
+        workers.replace_stuck(time.monotonic() + STUCK_SECONDS)
+    finish(workers)
+    assert not healthy.active
+    assert sum(thread.is_alive() for thread in workers._threads) > 8
+    executor.release.set()
+    while workers.busy:
+        finish(workers)
+    assert not any(lane.active or lane.pending for lane in stuck)
+    deadline = time.monotonic() + 20
+    while sum(thread.is_alive() for thread in workers._threads) > 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert not workers._since
+    assert not workers._shares
+
+
+def test_number_of_replacements_is_bounded(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    for number in range(40):
+        workers.enqueue(_Owned(f"host{number}"), executor, commands(8))
+    for _ in range(REPLACEMENTS):
+        workers.replace_stuck(time.monotonic() + STUCK_SECONDS)
+    assert len(workers._threads) == 8 + REPLACEMENTS
+
+
+def test_job_of_a_relieved_thread_takes_no_worker(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    lane = _Owned("host")
+    (command,) = commands(1)
+    workers.adopt(lane, Job(executor, [command]))
+    assert (lane.active, workers._active, workers._shares["host"]) == (1, 0, 1)
+    workers.job_done(lane, command)
+    assert (lane.active, workers._active, dict(workers._shares)) == (0, 0, {})
