@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from unittest import mock
 
 from lun_backends import block_device, copy_on_write, flat, preserving, tracking, write_once
 from lun_backends.block_device import ExtentKind
-from lun_backends.files import small_file, storage_io
+from lun_backends.files import facts, small_file, storage_io
 from lun_backends.stores import chunk_map, reader, thin
-from lun_backends.volumes import deleting, manifest, rollback, rollback_overlay, state, taking
+from lun_backends.volumes import deleting, identity, manifest, opening, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
 Mutant = Callable[[], contextlib.AbstractContextManager[object]]
@@ -136,6 +137,32 @@ def manifest_name_unsynced() -> contextlib.AbstractContextManager[object]:
     return mock.patch.object(manifest, "commit", _rename)
 
 
+def exchanged_unsynced() -> contextlib.AbstractContextManager[object]:
+    """Write the next manifest into the file of the old one before the exchange of both is durable."""
+
+    def commit(at: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+        path = at / manifest._FILE
+        if not path.exists():
+            io.rename(small_file.beside(path), path)
+            return
+        io.exchange(small_file.beside(path), path)
+        io.rename(small_file.beside(path), at / manifest._SPARE)
+
+    return mock.patch.object(manifest, "commit", commit)
+
+
+def marked_before_recorded() -> contextlib.AbstractContextManager[object]:
+    """Give the primary a generation that no manifest names yet."""
+
+    def move(of: state.State, fd: int, generation: str, *, clean: bool) -> None:
+        following = identity.following(generation)
+        identity.move(fd, of.uuid, following, of.io)
+        after = identity.record(facts.observe(fd, of.io), generation=following, clean=clean)
+        of.store(dataclasses.replace(of.manifest, identity=after))
+
+    return mock.patch.object(opening, "_move", move)
+
+
 @contextlib.contextmanager
 def taken_without_flush() -> Iterator[None]:
     """Break rule 7: take a snapshot without flushing the primary."""
@@ -251,6 +278,8 @@ ALL: tuple[Mutant, ...] = (
     map_never_synced,
     manifest_renamed_unsynced,
     manifest_name_unsynced,
+    exchanged_unsynced,
+    marked_before_recorded,
     taken_without_flush,
     restored_without_flush,
     settled_without_flush,

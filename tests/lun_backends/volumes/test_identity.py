@@ -241,6 +241,18 @@ def test_manifest_that_cannot_be_stored_makes_nothing_doubtful(tmp_path: Path, a
     assert bool(doubts(tmp_path)) is (after == 0)
 
 
+def test_record_is_not_clean_once_something_was_stored_after_an_open_that_was_not(tmp_path: Path) -> None:
+    make(tmp_path)
+    io = FaultyIO()
+    io.fail("rename", path="volume.json", times=1)
+    opened = volume.Volume.open(tmp_path / "state", io=io)
+    opened.create_snapshot("b")
+    known = manifest.load(tmp_path / "state").identity
+    assert known is not None
+    assert not known.clean  # a crash after the next write must not look like a change behind the volume's back
+    opened.close()
+
+
 def test_doubt_is_of_earlier_snapshots_only_and_ends_when_the_primary_is_accepted(tmp_path: Path) -> None:
     written_to(make(tmp_path))
     events: list[policy.Event] = []
