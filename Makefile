@@ -5,7 +5,7 @@
 # make conformance  libiscsi's suite against wolun and tgtd, side by side; FABRIC=lio goes through the kernel's target
 # make fuzz    search for input that breaks wolun, for ten minutes; SECONDS=30 for less
 # make powercuts  check a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
-# make model   search all states of the cluster protocol for a wrong snapshot, half an hour; ARGS='--nodes 2' for less
+# make model   search all states of the cluster protocol for a wrong snapshot, about an hour; ARGS='--nodes 2' for less
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
