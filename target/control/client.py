@@ -312,7 +312,7 @@ class Client:
 
     def _change(self, method: str, path: str, request: Any = None, **options: bool | str) -> None:
         chosen = {**options, "dry_run": self.dry_run}
-        self._ask(method, f"{path}?{urllib.parse.urlencode(chosen)}", request)
+        self._ask(method, f"{path}?{urllib.parse.urlencode(chosen, errors='surrogateescape')}", request)
 
     def _ask(self, method: str, path: str, request: Any = None) -> Any:
         sent = None if request is None else json.dumps(codec.encode(request))

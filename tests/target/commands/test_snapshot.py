@@ -174,10 +174,14 @@ def test_labels_are_set_shown_and_removed(served: daemon.Daemon) -> None:
 
 
 def test_name_that_is_not_utf_8_is_refused_like_any_other(served: daemon.Daemon) -> None:
-    for words in (("show", b"vol0@\xff"), ("list", b"\xff"), ("create", "vol0", b"\xff"), ("create", b"\xff", "a")):
-        done = subprocess.run(
-            [daemon.PROGRAM, "--state-dir", served.state, "snapshot", *words], capture_output=True, timeout=60
-        )
+    for words in (
+        ("snapshot", "show", b"vol0@\xff"),
+        ("snapshot", "list", b"\xff"),
+        ("snapshot", "create", "vol0", b"\xff"),
+        ("snapshot", "create", b"\xff", "a"),
+        ("reservations", "clear", "vol0", "--initiator", b"\xff"),
+    ):
+        done = subprocess.run([daemon.PROGRAM, "--state-dir", served.state, *words], capture_output=True, timeout=60)
         assert done.returncode == 1
         assert done.stderr.startswith(b"wolun: ")
         assert b"unexpected" not in done.stderr

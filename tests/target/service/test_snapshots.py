@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from typing import Any
 
 import pytest
@@ -68,17 +69,18 @@ def test_refusal_of_a_group_names_the_volume(service: Service, monkeypatch: pyte
     service.snapshots.create_snapshot("vol1", "g")
     with pytest.raises(problems.Problem, match="the group g was not taken: volume vol1: there is a snapshot 'g'"):
         service.snapshots.create_group("g", ["vol0", "vol1"])
-    for step in ("begin", "prepare", "commit"):
+    for step, broken in itertools.product(("begin", "prepare", "commit"), ("vol0", "vol1")):
         genuine = getattr(taking, step)
 
-        def failing(state: State, *arguments: Any, genuine: Any = genuine, **options: Any) -> Any:
-            if state.name == "vol1":
+        def failing(state: State, *arguments: Any, genuine: Any = genuine, broken: str = broken, **options: Any) -> Any:
+            if state.name == broken:
                 raise OSError(errno.EIO, "Input/output error")
             return genuine(state, *arguments, **options)
 
         with monkeypatch.context() as patching:
             patching.setattr(taking, step, failing)
-            with pytest.raises(problems.Problem, match=r"the group h was not taken: volume vol1: .*Input/output error"):
+            named = rf"the group h was not taken: volume {broken}: .*Input/output error"
+            with pytest.raises(problems.Problem, match=named):
                 service.snapshots.create_group("h", ["vol0", "vol1"])
     with pytest.raises(problems.Problem, match="each once"):
         service.snapshots.create_group("h", ["vol0", "vol0"])
