@@ -83,7 +83,8 @@ def test_initiator_that_knew_another_volume_under_a_lun_is_told(tmp_path: Path) 
         with served.session(initiator=ANN) as session:
             session.settle(1)
         served.stop()
-        served.volumes = volumes.replace("vol1", "vol2")  # while no daemon runs, another volume gets the number
+        # while no daemon runs, another volume gets the number
+        served.volumes = volumes.replace("lun: 0", "lun: 2").replace("lun: 1", "lun: 0").replace("lun: 2", "lun: 1")
         (served.state / "volumes" / "vol1").rename(tmp_path / "vol1")
         served.start()
         with served.session(initiator=ANN) as session:
