@@ -79,7 +79,8 @@ def test_accepted_primary_ends_the_doubt_for_good(served: daemon.Daemon) -> None
     assert "there is no volume vol9" in refusal(served, "volume", "accept", "vol9")
     assert "not done: accepted vol0@before" in shelling.good(served, "--dry-run", "/volumes/vol0", "accept")
     assert served.json("snapshot", "list")[0]["state"] == "doubtful"
-    assert served.json("volume", "accept", "vol0") == {"volume": "vol0", "snapshots": ["before"]}
+    accepted = served.json("volume", "accept", "vol0")
+    assert accepted == {"volume": "vol0", "snapshots": ["before"], "set_aside": False}
     assert "no snapshot of vol0 is doubtful" in shelling.good(served, "/volumes/vol0", "accept")
     for _ in range(2):
         assert served.json("snapshot", "list")[0]["state"] == "active"
