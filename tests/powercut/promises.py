@@ -376,7 +376,8 @@ class Promises:
 
     def _write_ends(self, running: _Running, fua: bool) -> None:
         write = running.write
-        if running.newest is not None and running.newest == self.newest():
+        # Zeroes preserve nothing where the primary has a hole.  The snapshot's content is compared all the same.
+        if write.version and running.newest is not None and running.newest == self.newest():
             self.moments[running.newest].must |= self._chunks(write)
         sure = self.restored is None and running.restores == self._restores
         for address in range(write.first, write.first + write.count):
