@@ -93,7 +93,8 @@ def test_a_full_state_directory_stops_only_writes_that_need_it(full: tuple[daemo
         assert read(session, view, 5) == bytes([1]) * 512
         refused = write(session, 0, 5)
         assert (refused.key, refused.asc) == (0x07, (0x27, 0x07))
-        running.run("snapshot", "delete", "vol0@a")
+    running.run("snapshot", "delete", "vol0@a")
+    with running.session() as session:
         session.settle(0)
         assert write(session, 0, 5).status == 0
         assert read(session, 0, 5) == bytes([9]) * 512
