@@ -73,6 +73,8 @@ class ConfigurationFile:
         whose = own_files.claim(self._inventory, path)
         if whose and path.parent.resolve() != self._inventory.state_dir.resolve():
             raise problems.file_failed(path, whose)
+        if path.exists() and not path.is_file():
+            raise problems.file_failed(path, "it is no file")
         try:
             old = writer.read(path)
             new = writer.render(self._in_force.running(), old, str(path))

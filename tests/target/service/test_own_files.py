@@ -148,3 +148,14 @@ def test_configuration_is_not_saved_among_the_files_of_a_volume(shown: Service, 
         with pytest.raises(problems.Problem, match="belongs to volume vol0"):
             admin.save(messages.ConfigurationFile(str(tmp_path / place)), dry_run=False)
     assert not (tmp_path / "state/volumes/vol0/new").exists()
+
+
+def test_configuration_does_not_replace_what_is_no_file(shown: Service, tmp_path: Path) -> None:
+    """A device, like /dev/null, is refused in the same way."""
+    admin = Administration(shown, cast(Fabric, None), tmp_path / "wolun.yaml", shown.inventory.settings)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "directory").mkdir()
+    for name in ("fifo", "directory"):
+        with pytest.raises(problems.Problem, match="it is no file"):
+            admin.save(messages.ConfigurationFile(str(tmp_path / name)), dry_run=False)
+    assert (tmp_path / "fifo").is_fifo()
