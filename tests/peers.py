@@ -31,6 +31,8 @@ PEERS: Mapping[str, str] = {
     "make": "make",
     "mke2fs": "e2fsprogs",
     "mount": "mount",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.xfs": "xfsprogs",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-x86",

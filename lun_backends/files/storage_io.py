@@ -4,9 +4,9 @@
 Every change that a store makes to a file goes through a `StorageIO`.  So a layer in its place can inject errors, or
 record the calls in order and replay the files that a power cut could have left.  `SYSTEM` makes the plain calls.
 
-Stores into a memory-mapped file are the one change that is not a call.  The owner of the mapping calls `reserve` for
-the pages that it is about to store into, and `sync_map` to make the stores durable.  A recorder finds the stores
-between the two.
+A chunk map is mapped for reading only, and `store` writes its words.  A store into a mapping ends the process with SIGBUS
+where the file system finds no room for the page, which `reserve` cannot rule out: btrfs, and XFS with a file that shares
+its blocks (reflink), write changed pages to a new place.  `store` raises ENOSPC there.
 
 Python's `mmap.flush` keeps the interpreter lock while `msync` waits for the disk, which stops every thread (measured: 1
 tick of another thread's 1 ms clock in 144 ms).  On Linux, `msync(MS_SYNC)` is `vfs_fsync_range` on the mapped file, and
@@ -73,10 +73,7 @@ class StorageIO:
         os.ftruncate(fd, length)
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
-        """Give the range its space on disk; its content stays.
-
-        Without it, a store into a mapped hole would end the process with SIGBUS if the file system is full.
-        """
+        """Give the range its space on disk; its content stays."""
         os.posix_fallocate(fd, offset, length)
 
     def set_aside(self, fd: int, offset: int, length: int) -> None:
@@ -87,8 +84,13 @@ class StorageIO:
         fallocate(fd, FALLOC_KEEP_SIZE, offset, length)
 
     def map(self, fd: int, length: int) -> mmap.mmap:
-        """Map the first `length` bytes of a file, shared, for reading and writing."""
-        return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        """Map the first `length` bytes of a file, shared, for reading."""
+        return mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def store(self, fd: int, words: bytes, offset: int) -> None:
+        """Write words of a map, which readers of its mapping see at once; `sync_map` makes them durable."""
+        if os.pwrite(fd, words, offset) != len(words):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # within a page nothing else stops a write short
 
     def forget(self, fd: int, offset: int, length: int) -> None:
         """Drop the clean pages of the range from the page cache, so that the next read is one from the disk."""

@@ -23,16 +23,22 @@ the duties of its owner:
   may lose the newest confirmations, and with them only this check.  A chunk written in part is not confirmed.
 * A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not,
   so "none recorded" means unverifiable, never damaged.
-* A page is stored into only after `reserve` gave it disk space (otherwise SIGBUS).  It is read only if `present` has
-  its page of slots.  So lookups in untouched regions cost no memory, however large the map is.
+* A page is stored into only after `reserve` gave it disk space, so that a full disk is met before a commit begins.  On a
+  file system that writes changed pages to a new place, a store may find no room all the same.  Then `publish_many` raises
+  ENOSPC, and no block of it is visible.
+* A page is read only if `present` has its page of slots.  So lookups in untouched regions cost no memory, however large
+  the map is.
 * The superblocks are written one after the other with the same generation, the damaged or older one first.  Each is
   durable before the next step.  So the loss of one never takes the map back to an earlier state: an invalid snapshot
   stays invalid.
 * The map has one owner: the file is locked (`flock`) while it is open.
 
-Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.  If the
-disk fails to *read* a map page, the kernel raises SIGBUS, as with any mapped file: the process ends, and the map stays
-as it was.
+Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.
+
+Reads go through a mapping, stores through `StorageIO.store`.  If the disk fails to *read* a map page, the kernel raises
+SIGBUS, as with any mapped file: the process ends, and the map stays as it was.  The same happens if another program cuts
+the file short.  A store would make the file long again, with blank blocks where words were.  So every commit compares the
+file's length first, and raises an error if it is too short.
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +70,10 @@ from lun_backends.stores.superblock import (
 
 SLOTS_PER_PAGE = PAGE // 8
 _NO_PAGE = 1 << 62
+
+
+class CutShort(OSError):
+    """Another program made the file of an open map shorter."""
 
 
 class ChunkMap:
@@ -265,49 +275,99 @@ class ChunkMap:
             return self._checksums[chunk] != 0 and self.bits(chunk) != self.full_mask(chunk)
         return self._checksums[chunk] != 0 or self.bits(chunk) != 0
 
+    def check_length(self) -> None:
+        """Raise CutShort if the file is shorter than its words need: a store would make it long again."""
+        if os.lseek(self._fd, 0, os.SEEK_END) < self.layout.length:  # half the cost of fstat
+            raise CutShort(errno.EIO, f"the map was cut short by another program: {store_file.RESTORE}")
+
     def clean(self, chunk: int) -> None:
-        """Zero the words that `is_stale` found; `sync` before the next `publish` of the chunk."""
-        self._checksums[chunk] = 0
+        """Zero the words that `is_stale` found; `sync` before the next `publish` of the chunk.  Raises OSError."""
+        self.record_checksum(chunk, 0)
         if not self._slots[chunk]:
-            self._store_bits(chunk, 0)
+            self._store_bits({chunk: 0})
 
     def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
-        """Mark the blocks of `mask` as written, at `slot`, and return all bits that are set now.
+        """Publish one chunk as `publish_many`, and return all bits that are set now.  Raises OSError."""
+        return self.publish_many([(chunk, slot, mask, checksum)])[0]
 
-        Their data is already as durable as it must be.  `checksum`, as computed, is that of the whole chunk; it is 0
-        unless `mask` is all of the chunk.
+    def publish_many(self, entries: Sequence[tuple[int, int, int, int]]) -> list[int]:
+        """Mark the blocks of each (chunk, slot, mask, checksum) as written, and return all bits that are set then.
+
+        Their data is already as durable as it must be.  A checksum, as computed, is that of the whole chunk; it is 0
+        unless the mask is all of the chunk.  Words of neighbours are stored with one call.
+
+        Raises OSError: then no block is written that was blank before, or `retract` is still to be called for all.
         """
-        if mask == self._low and self._width:  # the common case, a whole chunk at once
-            bits = mask
-        else:
-            bits = self.bits(chunk) | mask
-        self._slots[chunk] = slot
-        if checksum:
-            self._checksums[chunk] = checksum
-        self._store_bits(chunk, bits)
-        return bits
+        if len(entries) == 1:
+            chunk, slot, mask, checksum = entries[0]
+            bits = mask if mask == self._low else self.bits(chunk) | mask
+            layout = self.layout
+            store, fd = self._io.store, self._fd
+            store(fd, slot.to_bytes(8, "little"), layout.slots + chunk * 8)
+            if checksum:
+                store(fd, checksum.to_bytes(4, "little"), layout.checksums + chunk * 4)
+            if width := self._width:
+                store(fd, bits.to_bytes(width, "little"), layout.written + chunk * width)
+            else:
+                self._store_bits({chunk: bits})
+            return [bits]
+        after: dict[int, int] = {}
+        for chunk, _, mask, _ in entries:
+            after[chunk] = (after[chunk] if chunk in after else self.bits(chunk)) | mask
+        self._store_words(self.layout.slots, 8, {chunk: slot for chunk, slot, _, _ in entries})
+        self._store_words(self.layout.checksums, 4, {chunk: crc for chunk, _, _, crc in entries if crc})
+        self._store_bits(after)  # last: a block without its bit is blank
+        return [after[chunk] for chunk, _, _, _ in entries]
 
-    def confirm(self, chunk: int) -> None:
-        """Mark the chunk as fully written for certain; all its other words are durable."""
-        self._confirmed[chunk >> 3] |= 1 << (chunk & 7)
+    def confirm(self, chunks: Iterable[int]) -> None:
+        """Mark chunks as fully written for certain; all their other words are durable.  Raises OSError."""
+        marks: dict[int, int] = {}
+        for chunk in chunks:
+            at = chunk >> 3
+            marks[at] = (marks[at] if at in marks else self._confirmed[at]) | 1 << (chunk & 7)
+        self._store_words(self.layout.confirmed, 1, marks)
 
-    def retract(self, chunk: int, mask: int) -> None:
-        """Take back blocks because their publication could not be made durable.  The slot stays and is not used again."""
-        self._checksums[chunk] = 0
-        self._store_bits(chunk, self.bits(chunk) & ~mask)
+    def retract(self, blocks: Iterable[tuple[int, int]]) -> None:
+        """Take back the blocks of each (chunk, mask), because their publication failed, or could not be made durable.
+
+        The slot stays and is not used again.  Raises OSError.
+        """
+        after: dict[int, int] = {}
+        for chunk, mask in blocks:
+            bits = after[chunk] if chunk in after else self.bits(chunk)
+            if bits & mask:  # where they were not stored there may be no room to store anything
+                after[chunk] = bits & ~mask
+        self._store_bits(after)
+        self._store_words(self.layout.checksums, 4, dict.fromkeys(after, 0))
 
     def record_checksum(self, chunk: int, checksum: int) -> None:
-        """Record the checksum of a chunk whose last bits were published without one."""
-        self._checksums[chunk] = checksum
+        """Record the checksum of a chunk whose last bits were published without one.  Raises OSError."""
+        self._io.store(self._fd, checksum.to_bytes(4, "little"), self.layout.checksums + chunk * 4)
 
-    def _store_bits(self, chunk: int, mask: int) -> None:
+    def _store_bits(self, bits: Mapping[int, int]) -> None:
+        """Store all bits of some chunks."""
         if width := self._width:
-            start = chunk * width
-            self._written[start : start + width] = mask.to_bytes(width, "little")
+            self._store_words(self.layout.written, width, bits)
             return
-        bit = chunk << self._shift
-        shift = bit & 7
-        self._written[bit >> 3] = self._written[bit >> 3] & ~(self._low << shift) | mask << shift
+        shared: dict[int, int] = {}
+        for chunk, mask in bits.items():
+            at, shift = divmod(chunk << self._shift, 8)
+            byte = shared[at] if at in shared else self._written[at]
+            shared[at] = byte & ~(self._low << shift) | mask << shift
+        self._store_words(self.layout.written, 1, shared)
+
+    def _store_words(self, base: int, size: int, words: Mapping[int, int]) -> None:
+        """Store words of `size` bytes by their index in the array at byte `base`; neighbours with one call."""
+        run: list[bytes] = []
+        first = 0
+        for index in sorted(words):
+            if index != first + len(run):
+                if run:
+                    self._io.store(self._fd, b"".join(run), base + first * size)
+                first, run = index, []
+            run.append(words[index].to_bytes(size, "little"))
+        if run:
+            self._io.store(self._fd, b"".join(run), base + first * size)
 
     def sync(self) -> None:
         """Make all stores durable.  Raises OSError; how much is durable is then unknown."""

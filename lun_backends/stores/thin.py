@@ -21,7 +21,7 @@ A commit of a store with `Durability.POWER_LOSS`, one at a time for all waiting 
 6. Chunks that are full now are confirmed in the map.  A later sync makes that durable.  Because of this order, a lost
   word of a confirmed chunk is damage for certain (`chunk_map`).
 
-With `Durability.PROCESS_CRASH` there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays,
+With `Durability.PROCESS_CRASH`, up to 64 confirmations are stored with one call, and there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays,
 so a killed process loses no write that it acknowledged.  A power cut may lose any write since the last `flush`.
 
 After a failed sync, the kernel may have dropped the dirty pages, and it reports success the next time.  So the store
@@ -30,9 +30,10 @@ never tries a sync again: it refuses every further write with MediumError, but s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
 from lun_backends.stores import chunk_file, contents, group_commit, outside, reader, store_file
-from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
+from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap, CutShort
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
 
@@ -56,13 +57,17 @@ class Syncs:
     commits: int = 0  # groups committed
 
 
+_Claim = tuple[int, int, int, int]
+"""Blocks of a chunk: (chunk, slot, mask, checksum or 0)."""
+
+
 class Batch:
     """Writes of one thread that are committed together: (chunk, slot, mask, checksum or 0) each."""
 
     __slots__ = ("claims", "done", "error", "moved")
 
     def __init__(self) -> None:
-        self.claims: list[tuple[int, int, int, int]] = []
+        self.claims: list[_Claim] = []
         self.moved: list[tuple[int, int]] = []  # (chunk, checksum) of chunks that came from another store
         self.done = False
         self.error: Exception | None = None
@@ -70,6 +75,26 @@ class Batch:
     def reset(self) -> None:
         """Make the batch empty again."""
         self.claims, self.moved, self.done, self.error = [], [], False, None
+
+
+_CONFIRMED_TOGETHER = 64
+
+
+class _NotStored(Exception):
+    """The map could not be stored into; `error` says why.  Nothing is visible that was blank before."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextlib.contextmanager
+def _stored() -> Iterator[None]:
+    """Turn an OSError into _NotStored."""
+    try:
+        yield
+    except OSError as error:
+        raise _NotStored(error) from error
 
 
 class ThinStore:
@@ -108,6 +133,7 @@ class ThinStore:
         self._pending: dict[int, int] = {}  # chunk -> mask of its blocks being committed
         self._fresh: dict[int, int] = {}  # chunk without a slot in the map -> the slot its pending blocks are in
         self._free: list[int] = []  # slots of writes that failed
+        self._unconfirmed: list[int] = []  # full chunks whose confirmation is still to be stored
         self._unverified: set[int] = set()  # chunks with blocks that came without a checksum
         self._next = file.slots
         self._space = space or Space()
@@ -306,6 +332,8 @@ class ThinStore:
     def _sync(self) -> None:
         self._refuse_if_broken(0)
         try:
+            with self._changed:
+                self._confirm()
             self._sync_data()
             self._sync_map()
         except OSError as error:
@@ -404,16 +432,22 @@ class ThinStore:
         return checksums
 
     def _commit_unsynced(self, batch: Batch) -> None:
+        chunk_map = self._map
         with self._changed:
-            for chunk, _, _, _ in batch.claims:
-                if self._map.is_stale(chunk):
-                    self._map.clean(chunk)
-            full = self._publish(batch)
-            for chunk, _ in full:
-                self._map.confirm(chunk)
-            self._end([batch])
-            self.syncs.commits += 1
-            self._changed.notify_all()
+            try:
+                chunk_map.check_length()
+                if stale := [claim[0] for claim in batch.claims if chunk_map.is_stale(claim[0])]:
+                    self._clean(stale)
+                full = self._publish(batch.claims)
+                self._unconfirmed += [chunk for chunk, _ in full]
+                if len(self._unconfirmed) >= _CONFIRMED_TOGETHER:
+                    self._confirm()
+                self.syncs.commits += 1
+            except (OSError, _NotStored) as error:
+                raise self._failed(error, batch) from error
+            finally:
+                self._end([batch])
+                self._changed.notify_all()
         self._record_checksums(full)
 
     def _commit_synced(self, group: list[Batch]) -> None:
@@ -422,52 +456,67 @@ class ThinStore:
         if self._broken:
             raise OSError(errno.EIO, self._broken)
         self._sync_data()
-        stale = {claim[0] for batch in group for claim in batch.claims if chunk_map.is_stale(claim[0])}
+        chunk_map.check_length()
+        claims = group[0].claims if len(group) == 1 else [claim for batch in group for claim in batch.claims]
+        stale = {claim[0] for claim in claims if chunk_map.is_stale(claim[0])}
         if stale:
             with self._changed:  # chunks may share a byte of bits, and unsynced commits store bits, too
-                for chunk in stale:
-                    chunk_map.clean(chunk)
+                self._clean(stale)
             self._sync_map()
         if any(batch.moved for batch in group):
             for batch in group:
                 for chunk, checksum in batch.moved:
-                    chunk_map.record_checksum(chunk, checksum)
+                    with _stored():
+                        chunk_map.record_checksum(chunk, checksum)
             self._sync_map()
-        full: list[tuple[int, int]] = []
-        for batch in group:
-            with self._changed:  # `written_bytes` counts under this lock
-                full += self._publish(batch)
+        with self._changed:  # `written_bytes` counts under this lock
+            full = self._publish(claims)
         self._record_checksums(full)
         try:
             self._sync_map()
         except OSError:
             with self._changed:
-                for batch in group:
-                    self._retract(batch)
+                self._retract(claims)
             raise
         with self._changed:  # chunks share a byte of confirmations, too
-            for chunk, _ in full:
-                chunk_map.confirm(chunk)
+            self._unconfirmed += [chunk for chunk, _ in full]
+            self._confirm()
         self.syncs.commits += 1
 
-    def _publish(self, batch: Batch) -> list[tuple[int, int]]:
-        """Do step 4.  Return the chunks that are full now, with their checksums; 0 stands for one yet to be computed."""
+    def _clean(self, chunks: Iterable[int]) -> None:
+        with _stored():
+            for chunk in chunks:
+                self._map.clean(chunk)
+
+    def _publish(self, claims: Sequence[_Claim]) -> list[tuple[int, int]]:
+        """Do step 4.  Return the chunks that are full now, with their checksums; 0 stands for one yet to be computed.
+
+        Raises _NotStored: then no block of `claims` is visible; OSError: then some may be.
+        """
         chunk_map = self._map
+        try:
+            after = chunk_map.publish_many(claims)
+        except OSError as error:
+            chunk_map.retract((chunk, mask) for chunk, _, mask, _ in claims)
+            raise _NotStored(error) from error
         full = []
-        for chunk, slot, mask, checksum in batch.claims:
-            bits = chunk_map.publish(chunk, slot, mask, checksum)
+        for (chunk, _, mask, checksum), bits in zip(claims, after, strict=True):
             if checksum or bits == chunk_map.full_mask(chunk):
                 full.append((chunk, checksum))
             if chunk >> 9 < self._counted:
                 self._blocks += mask.bit_count()
         return full
 
-    def _retract(self, batch: Batch) -> None:
-        """Take a published batch back (lock held)."""
-        for chunk, _, mask, _ in batch.claims:
-            self._map.retract(chunk, mask)
-            if chunk >> 9 < self._counted:
-                self._blocks -= mask.bit_count()
+    def _retract(self, claims: Sequence[_Claim]) -> None:
+        """Take back what was published (lock held).  Raises OSError."""
+        self._blocks -= sum(mask.bit_count() for chunk, _, mask, _ in claims if chunk >> 9 < self._counted)
+        self._map.retract((chunk, mask) for chunk, _, mask, _ in claims)
+
+    def _confirm(self) -> None:
+        """Do step 6 (lock held).  Without room for it, only the check of `chunk_map` that it serves is lost."""
+        chunks, self._unconfirmed = self._unconfirmed, []
+        with contextlib.suppress(OSError):
+            self._map.confirm(chunks)
 
     def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
         """Read back the full chunks that have no checksum yet, and record their checksums.
@@ -491,6 +540,10 @@ class ThinStore:
         """Return the error for the writer of `batch`, after the commit of its group raised `error`."""
         chunk, _, mask, _ = batch.claims[0]
         lba = chunk * self.blocks_per_chunk + contents.lowest(mask)
+        if isinstance(error, _NotStored):
+            error = error.error
+            if error.errno in storage_io.NO_SPACE:
+                return block_device.SpaceExhausted(lba)
         return self._break(error, lba)
 
     def _sync_data(self) -> None:
@@ -503,15 +556,17 @@ class ThinStore:
 
     def _break(self, error: BaseException, lba: int) -> block_device.MediumError:
         """Refuse all further writes, and return the error for the one at `lba`."""
+        if not self._broken and isinstance(error, CutShort):
+            self._broken = error.strerror
         if not self._broken:
             self._broken = os_error.reason(error) if isinstance(error, OSError) else repr(error)
         return block_device.MediumError(
-            lba, True, f"{self._file.path}: syncing failed ({self._broken}); it accepts no further writes"
+            lba, True, f"{self._file.path}: committing failed ({self._broken}); it accepts no further writes"
         )
 
     def _refuse_if_broken(self, lba: int) -> None:
         if self._broken:
-            why = f"{self._file.path}: an earlier sync failed ({self._broken}); it accepts no further writes"
+            why = f"{self._file.path}: an earlier commit failed ({self._broken}); it accepts no further writes"
             raise block_device.MediumError(lba, True, why)
 
     def _write_error(self, error: OSError, lba: int) -> block_device.BlockDeviceError:

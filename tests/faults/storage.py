@@ -103,6 +103,10 @@ class FaultyIO(storage_io.StorageIO):
         self._meet_fd("fdatasync", fd)
         super().fdatasync(fd)
 
+    def store(self, fd: int, words: bytes, offset: int) -> None:
+        self._meet_fd("store", fd)
+        super().store(fd, words, offset)
+
     def sync_map(self, fd: int) -> None:
         self._meet_fd("sync_map", fd)
         super().sync_map(fd)

@@ -66,6 +66,10 @@ class FaultyIO(storage_io.StorageIO):
         self._meet("fdatasync")
         super().fdatasync(fd)
 
+    def store(self, fd: int, words: bytes, offset: int) -> None:
+        self._meet("store")
+        super().store(fd, words, offset)
+
     def sync_map(self, fd: int) -> None:
         self._meet("sync_map")
         super().sync_map(fd)

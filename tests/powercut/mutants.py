@@ -61,7 +61,7 @@ def publish_before_data() -> Iterator[None]:
 
     def commit(self: thin.ThinStore, group: list[thin.Batch]) -> None:
         for batch in group:
-            self._publish(batch)
+            self._publish(batch.claims)
         self._sync_data()
         self._sync_map()
 
@@ -95,15 +95,14 @@ def stale_words_cleaned_unsynced() -> Iterator[None]:
 @contextlib.contextmanager
 def confirmed_before_synced() -> Iterator[None]:
     """Confirm a full chunk before its other words are durable."""
-    publish = chunk_map.ChunkMap.publish
+    publish = chunk_map.ChunkMap.publish_many
 
-    def hasty(self: chunk_map.ChunkMap, chunk: int, slot: int, mask: int, checksum: int) -> int:
-        bits = publish(self, chunk, slot, mask, checksum)
-        if bits == self.full_mask(chunk):
-            self.confirm(chunk)
-        return bits
+    def hasty(self: chunk_map.ChunkMap, entries: Sequence[tuple[int, int, int, int]]) -> list[int]:
+        after = publish(self, entries)
+        self.confirm(entry[0] for entry, bits in zip(entries, after, strict=True) if bits == self.full_mask(entry[0]))
+        return after
 
-    with mock.patch.object(chunk_map.ChunkMap, "publish", hasty):
+    with mock.patch.object(chunk_map.ChunkMap, "publish_many", hasty):
         yield
 
 
@@ -184,13 +183,13 @@ def restored_without_flush() -> Iterator[None]:
     """Let a rollback leave out chunks that equal the snapshot's in memory, though not on the disk."""
     prepare, commit = rollback.prepare, rollback.commit
 
-    def hasty(step: Any, *arguments: Any) -> Any:
+    def hasty(step: Any, *arguments: Any, **options: Any) -> Any:
         with mock.patch.object(flat.Flat, "flush", lambda _self: None):
-            return step(*arguments)
+            return step(*arguments, **options)
 
     with (
-        mock.patch.object(rollback, "prepare", lambda *arguments: hasty(prepare, *arguments)),
-        mock.patch.object(rollback, "commit", lambda *arguments: hasty(commit, *arguments)),
+        mock.patch.object(rollback, "prepare", lambda *arguments, **options: hasty(prepare, *arguments, **options)),
+        mock.patch.object(rollback, "commit", lambda *arguments, **options: hasty(commit, *arguments, **options)),
     ):
         yield
 

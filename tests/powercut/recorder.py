@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A `StorageIO` that makes the plain calls and logs all their changes, in order.
 
-Stores into mapped files are found by comparison: at every call, for whatever file, the pages that were reserved for stores
-are compared with their earlier content.  So a store is logged before the next call.  That is exact enough: a cut falls
-between calls, and each word that was stored since the last call may be on the disk or not.
+A map is mapped for reading only: each of its words is written by `store`.  The disk may be reading the page at that moment,
+so a cut may leave any mixture of its words, as with a store into a mapping.
 
 The log also takes the marks of the workload (`mark`): its requests and the promises that it received, in the same order.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -21,12 +19,12 @@ from lun_backends.files import facts, storage_io
 from tests.powercut import promises
 
 PAGE = 4096
-WORD = 4  # bytes: stores into a map are at least this large, or (bits) may be torn anywhere
+WORD = 4  # bytes: words of a map are at least this large, or (bits) may be torn anywhere
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write of `data` at `offset` of a file; `stored`: through a mapping."""
+    """A write of `data` at `offset` of a file; `stored`: words of a map."""
 
     file: int
     offset: int
@@ -103,7 +101,6 @@ class RecordingIO(storage_io.StorageIO):
         self._files: dict[int, int] = {}  # inode -> number of the file
         self._next = 0
         self._syncs = 0
-        self._mapped: dict[int, tuple[int, dict[int, bytes]]] = {}  # descriptor -> file, page -> as last seen
         names: list[tuple[Path, int]] = []
         content: dict[int, bytes] = {}
         attributes: dict[int, bytes] = {}
@@ -120,12 +117,10 @@ class RecordingIO(storage_io.StorageIO):
     def mark(self, note: promises.Note) -> None:
         """Put a note into the log, at its place in time."""
         with self.lock:
-            self._look()
             self.log.append(Mark(note))
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
         with self.lock:
-            self._look()
             there = path.exists()
             fd = super().open(path, flags, mode)
             inode = os.fstat(fd).st_ino
@@ -139,39 +134,30 @@ class RecordingIO(storage_io.StorageIO):
 
     def close(self, fd: int) -> None:
         with self.lock:
-            self._look()
-            self._mapped.pop(fd, None)
             super().close(fd)
 
     def pwritev(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
         with self.lock:
-            self._look()
             done = super().pwritev(fd, buffers, offset)
             self.log.append(Write(self._file(fd), offset, b"".join(buffers)[:done]))
             return done
 
     def ftruncate(self, fd: int, length: int) -> None:
         with self.lock:
-            self._look()
             super().ftruncate(fd, length)
             self.log.append(Length(self._file(fd), length))
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
         with self.lock:
-            self._look()
             before = os.fstat(fd).st_size
             super().reserve(fd, offset, length)
             if offset + length > before:
                 self.log.append(Length(self._file(fd), offset + length))
-            if fd in self._mapped:
-                _, pages = self._mapped[fd]
-                for page in range(offset // PAGE, -(-(offset + length) // PAGE)):
-                    pages.setdefault(page, os.pread(fd, PAGE, page * PAGE))
 
-    def map(self, fd: int, length: int) -> mmap.mmap:
+    def store(self, fd: int, words: bytes, offset: int) -> None:
         with self.lock:
-            self._mapped[fd] = (self._file(fd), {})
-            return super().map(fd, length)
+            super().store(fd, words, offset)
+            self.log.append(Write(self._file(fd), offset, words, stored=True))
 
     def fdatasync(self, fd: int) -> None:
         sync = self._begin(self._file(fd))
@@ -185,7 +171,6 @@ class RecordingIO(storage_io.StorageIO):
 
     def set_attribute(self, fd: int, name: str, value: bytes) -> None:
         with self.lock:
-            self._look()
             super().set_attribute(fd, name, value)
             self.log.append(Attribute(self._file(fd), value))
 
@@ -196,7 +181,6 @@ class RecordingIO(storage_io.StorageIO):
 
     def rename(self, old: Path, new: Path) -> None:
         with self.lock:
-            self._look()
             number = self._files[old.stat().st_ino]
             super().rename(old, new)
             self.log.append(Name(new.relative_to(self.root), number))
@@ -204,7 +188,6 @@ class RecordingIO(storage_io.StorageIO):
 
     def exchange(self, first: Path, second: Path) -> None:
         with self.lock:
-            self._look()
             numbers = [self._files[path.stat().st_ino] for path in (first, second)]
             super().exchange(first, second)
             self.log.append(Name(second.relative_to(self.root), numbers[0]))
@@ -212,7 +195,6 @@ class RecordingIO(storage_io.StorageIO):
 
     def unlink(self, path: Path) -> None:
         with self.lock:
-            self._look()
             super().unlink(path)
             self.log.append(Name(path.relative_to(self.root), None))
 
@@ -227,34 +209,10 @@ class RecordingIO(storage_io.StorageIO):
 
     def _begin(self, target: int | Path, *, whole: bool = False) -> int:
         with self.lock:
-            self._look()
             self._syncs += 1
             self.log.append(SyncBegins(self._syncs, target, whole))
             return self._syncs
 
     def _end(self, sync: int) -> None:
         with self.lock:
-            self._look()
             self.log.append(SyncEnds(sync))
-
-    def _look(self) -> None:
-        """Log the stores into mapped pages since the last look."""
-        for fd, (number, pages) in self._mapped.items():
-            for page, before in pages.items():
-                now = os.pread(fd, PAGE, page * PAGE)
-                if now != before:
-                    pages[page] = now
-                    for start, end in _changed(before, now):
-                        self.log.append(Write(number, page * PAGE + start, now[start:end], stored=True))
-
-
-def _changed(before: bytes, now: bytes) -> list[tuple[int, int]]:
-    """Return [start, end) of the runs of words that differ."""
-    runs: list[tuple[int, int]] = []
-    for at in range(0, PAGE, WORD):
-        if before[at : at + WORD] != now[at : at + WORD]:
-            if runs and runs[-1][1] == at:
-                runs[-1] = (runs[-1][0], at + WORD)
-            else:
-                runs.append((at, at + WORD))
-    return runs

@@ -117,16 +117,13 @@ class TestDisk:
         io.fsync_directory(tmp_path)
         assert all(dict(state).keys() <= {"new"} for state in self.states(io, tmp_path))
 
-    def test_stores_into_a_map_are_seen_at_the_next_call(self, tmp_path: Path) -> None:
+    def test_words_of_a_map_may_be_torn_apart(self, tmp_path: Path) -> None:
         io = self.record(tmp_path)
         fd = io.open(tmp_path / "kept", os.O_RDWR)
-        mapped = io.map(fd, 8192)
-        io.reserve(fd, 4096, 4096)
-        mapped[4096:4100] = b"bbbb"
-        io.fsync_directory(tmp_path)  # any call
-        mapped[4100:4104] = b"cccc"
-        io.sync_map(fd)
-        stores = [event for event in io.log if isinstance(event, recorder.Write)]
-        assert stores == [recorder.Write(0, 4096, b"bbbb", True), recorder.Write(0, 4100, b"cccc", True)]
-        mapped.close()
+        io.store(fd, b"bbbbcccc", 0)
         io.close(fd)
+        assert [event for event in io.log if isinstance(event, recorder.Write)] == [
+            recorder.Write(0, 0, b"bbbbcccc", True)
+        ]
+        left = {dict(state)["kept"][:8] for state in self.states(io, tmp_path, torn=True)}
+        assert {b"aaaacccc", b"bbbbaaaa"} <= left

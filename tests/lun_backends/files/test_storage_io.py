@@ -90,13 +90,16 @@ def test_fallocate_raises_the_kernels_error(fd: int) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-def test_stores_into_a_mapping_reach_the_file(fd: int) -> None:
+def test_stored_words_are_in_the_mapping_at_once(fd: int) -> None:
     SYSTEM.ftruncate(fd, 8192)
     SYSTEM.reserve(fd, 4096, 4096)
     mapping = SYSTEM.map(fd, 8192)
-    mapping[4096:4099] = b"abc"
+    SYSTEM.store(fd, b"abc", 4096)
+    assert mapping[4096:4099] == b"abc"
     SYSTEM.sync_map(fd)
     assert os.pread(fd, 3, 4096) == b"abc"
+    with pytest.raises(TypeError):
+        mapping[4096] = 0
     mapping.close()
 
 

@@ -44,7 +44,7 @@ def test_bits_of_neighbours_do_not_touch(path: Path, block_size: int, chunk_size
     assert [made.written(chunk) for chunk in range(6)] == [0, full, 0, full, full, 0]
     assert made.full_mask(9) == 1
     assert made.publish(9, 20, 1, 0) == 1
-    made.retract(3, full)
+    made.retract([(3, full)])
     assert [made.written(chunk) for chunk in range(6)] == [0, full, 0, 0, full, 0]
     made.close()
     opened = chunk_map.ChunkMap.open(path)

@@ -173,7 +173,7 @@ def test_process_crash_syncs_on_flush_and_fua_only(tmp_path: Path) -> None:
     lun.flush()
     assert io.calls[-2:] == ["fdatasync", "sync_map"]
     lun.writev(CHUNK, data(1), fua=True)
-    assert io.calls[-3:] == ["pwritev", "fdatasync", "sync_map"]
+    assert [call for call in io.calls[-8:] if call != "store"][-3:] == ["pwritev", "fdatasync", "sync_map"]
     lun.close()
 
 
@@ -527,4 +527,73 @@ def test_the_last_space_of_a_file_system_is_not_set_aside(tmp_path: Path, monkey
     monkeypatch.undo()
     lun.writev(CHUNK, data(2, PER_CHUNK))
     assert "set_aside" in io.calls
+    lun.close()
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("failing", range(4))
+def test_a_map_without_room_for_its_words_leaves_blocks_blank(
+    tmp_path: Path, durability: Durability, failing: int
+) -> None:
+    """A file system that writes changed pages to a new place refuses the slots, the checksums, the first bits or the last.
+
+    The chunks 0, 1 and 3 are stored with two calls for each array.  Once there is room again, they are written.
+    """
+    io = FaultyIO()
+    lun = store_factory.create(tmp_path, durability=durability, io=io)
+    stores = itertools.count()
+    fails_at = {0: 0, 1: 2, 2: 4, 3: 5}[failing]
+
+    def store() -> None:
+        if next(stores) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    io.before["store"] = store
+    requests = [(chunk * CHUNK, data(chunk + 1, PER_CHUNK)) for chunk in (0, 1, 3)]
+    with pytest.raises(block_device.SpaceExhausted):
+        lun.put_many(iter(requests))
+    assert [extent.kind for extent in lun.extents(0, lun.size)] == [block_device.ExtentKind.BLANK]
+    assert lun.written_bytes() == 0
+    assert not lun.store.broken
+    del io.before["store"]
+    assert lun.put_many(iter(requests)) == [None] * 3
+    lun.close()
+    lun = store_factory.reopen(tmp_path, durability)
+    assert lun.written_bytes() == 3 * CHUNK
+    assert verdicts(lun) == [contents.Verdict.GOOD] * 3
+    lun.close()
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_map_that_is_cut_short_takes_no_words(tmp_path: Path, durability: Durability) -> None:
+    """A store behind the new end would make the file long again, and written blocks blank."""
+    lun = store_factory.create(tmp_path, durability=durability)
+    lun.writev(0, data(1, PER_CHUNK))
+    path = thin.files(tmp_path / "s")[0]
+    batch = thin.Batch()
+    lun.store.put(batch, 2 * PER_CHUNK, PER_CHUNK, data(2, PER_CHUNK))
+    length = path.stat().st_size
+    os.truncate(path, length - PAGE)
+    with pytest.raises(block_device.MediumError, match="cut short"):
+        lun.store.commit(batch)
+    assert path.stat().st_size == length - PAGE
+    with pytest.raises(block_device.MediumError, match="accepts no further writes"):
+        lun.store.put(batch, 3 * PER_CHUNK, 1, data(3))
+    lun.close()
+    with pytest.raises(store_file.StoreDamaged, match="bytes long"):
+        store_factory.reopen(tmp_path, durability)
+
+
+def test_confirmations_of_a_store_without_syncs_reach_the_map(tmp_path: Path) -> None:
+    io = FaultyIO()
+    lun = store_factory.create(tmp_path, size=128 * CHUNK, durability=Durability.PROCESS_CRASH, io=io)
+    for chunk in range(63):
+        lun.writev(chunk * CHUNK, data(1, PER_CHUNK))
+    assert not lun.store._map.confirmed(0)
+    lun.writev(63 * CHUNK, data(1, PER_CHUNK))
+    assert all(lun.store._map.confirmed(chunk) for chunk in range(64))
+    lun.writev(64 * CHUNK, data(1, PER_CHUNK))
+    lun.close()
+    lun = store_factory.reopen(tmp_path)
+    assert lun.store._map.confirmed(64)
     lun.close()

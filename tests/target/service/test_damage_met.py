@@ -52,7 +52,8 @@ def lose(service: Service, name: str, chunk: int) -> None:
     """Let the map of a snapshot forget where it has a chunk, so that it cannot be read."""
     device = service.inventory.find("vol0", name)[1].write_once
     assert isinstance(device, write_once.WriteOnce)
-    device.store._map._slots[chunk] = 0
+    words = device.store._map
+    words._io.store(words._fd, bytes(8), words.layout.slots + chunk * 8)
 
 
 def codes(service: Service) -> dict[str, messages.Alert]:
