@@ -232,17 +232,25 @@ def assert_(condition: bool) -> None:
     assert condition
 
 
-def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
-    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
-) -> None:
+def stopped_at_its_commit(side: MemorySide, error: Exception | None = None) -> tuple[threading.Event, threading.Event]:
+    """Let the next commit of `side` set the first event and wait for the second; then it succeeds, or raises `error`."""
     copying, go_on = threading.Event(), threading.Event()
 
     def stop() -> None:
         side.on_commit = None
         copying.set()
         assert go_on.wait(60)
+        if error is not None:
+            raise error
 
     side.on_commit = stop
+    return copying, go_on
+
+
+def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
+    cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+) -> None:
+    copying, go_on = stopped_at_its_commit(side)
     before = bytes(primary.data)
     first = threading.Thread(target=cow.writev, args=(0, block(1)))
     first.start()
@@ -265,15 +273,7 @@ def test_a_write_waits_for_the_copy_of_its_chunk_and_others_do_not(
 def test_a_waiter_copies_itself_when_the_copy_it_waited_for_failed(
     cow: CopyOnWrite, side: MemorySide, primary: MemoryDevice
 ) -> None:
-    copying, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        side.on_commit = None
-        copying.set()
-        assert go_on.wait(60)
-        raise block_device.SpaceExhausted(0)
-
-    side.on_commit = stop
+    copying, go_on = stopped_at_its_commit(side, block_device.SpaceExhausted(0))
     before = bytes(primary.data)
     failures: list[BaseException] = []
 

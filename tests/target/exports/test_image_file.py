@@ -15,18 +15,10 @@ from lun_backends.backups.pieces import ExportPiece
 from target.exports import image_file
 from target.service import jobs, problems
 from tests.powercut import replay
+from tests.target.exports.content import pieces
 
 MIB = 1 << 20
 DATA = os.urandom(MIB)
-
-
-def pieces(*parts: bytes | int) -> Iterator[ExportPiece]:
-    """Yield pieces of data (bytes) and holes (their lengths)."""
-    offset = 0
-    for part in parts:
-        length = part if isinstance(part, int) else len(part)
-        yield ExportPiece(offset, length, None if isinstance(part, int) else memoryview(part))
-        offset += length
 
 
 def export(
