@@ -167,9 +167,9 @@ class Machine:
         Raise CommandFailed if the command does not succeed in `timeout` seconds.
         """
         # A program for each round, like sleep, would take a tenth of a second of the only processor.  `read` and the
-        # subshell start none.
+        # subshell start none.  A redirection behind the subshell would leave its errors in the output.
         return self.output(
-            f'exec {{never}}<> <(:)\nuntil said=$(\n{command}\n) 2> /run/wait-until; do read -rt 0.1 -u $never; done\necho "$said"',
+            f'exec {{never}}<> <(:)\nuntil said=$(exec 2> /run/wait-until\n{command}\n); do read -rt 0.1 -u $never; done\necho "$said"',
             timeout=timeout,
         )
 
