@@ -19,7 +19,7 @@ from target.fabrics.fabric import CannotListen
 from target.iscsi import errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
-from target.portal import portal
+from target.portal import listeners, portal
 from target.scsi import scsi_target
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class PortalFabric:
         """Listen on an address, and return whether that worked."""
         try:
             with _explained(place.configured):
-                place.bound = portal.spell(*self._portal.listen(*fabric_kind.host_and_port(place.configured)))
+                place.bound = listeners.spell(*self._portal.listen(*fabric_kind.host_and_port(place.configured)))
         except CannotListen as error:
             place.reason = error.reason
             return False
@@ -113,7 +113,7 @@ class PortalFabric:
 
     def listen(self, address: str) -> None:
         with self._changing, _explained(address):
-            bound = portal.spell(*self._portal.listen(*fabric_kind.host_and_port(address)))
+            bound = listeners.spell(*self._portal.listen(*fabric_kind.host_and_port(address)))
             self._places = [*self._places, _Place(address, bound)]
 
     def unlisten(self, address: str) -> None:

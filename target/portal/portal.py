@@ -19,9 +19,6 @@ and then: asyncio's connections to the control socket do leave some.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import functools
 import gc
 import logging
 import os
@@ -34,13 +31,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from lun_backends import in_place
-from lun_backends.files import os_error
 from target import liveness
 from target.iscsi import keys, login, pdu
 from target.iscsi.command import Barrier, Command
 from target.iscsi.connection import Connection, State
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.iscsi.failed_logins import LOG_SECONDS, FailedLogins
+from target.iscsi.failed_logins import FailedLogins
 from target.iscsi.limits import Limits
 from target.iscsi.load import Load
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS, Memory
@@ -48,8 +44,9 @@ from target.iscsi.name_clashes import NameClashes
 from target.iscsi.output import ArenaPool, Output
 from target.iscsi.session_info import SessionInfo
 from target.iscsi.task_set import Relieved
-from target.portal import crowd
 from target.portal.channel import Channel, ReceiveBuffer
+from target.portal.listeners import Listeners, spell
+from target.portal.room import Room
 from target.portal.workers import Job, Result, Workers
 from target.scsi.nexus import Nexus
 from target.scsi.scsi_target import ScsiTarget
@@ -65,21 +62,12 @@ TURNS: Final = 16
 """Times that one channel may be read before the others are polled."""
 EVENTS: Final = 64
 """Sockets handled in one round."""
-_EXHAUSTED: Final = os_error.NO_DESCRIPTORS | {errno.ENOBUFS, errno.ENOMEM}
 LOOP_NAME: Final = "iscsi-portal"
 SPIN_SECONDS: Final = 0.0001
 """How long the loop polls instead of sleeping, once its sleeps have become that short.  A wake-up takes longer than a
 command: with one command in flight, polling doubles the rate of an otherwise idle machine (10 k to 24 k reads/s)."""
-BACKLOG: Final = 1024
-"""Connections that the kernel keeps until they are accepted.  When there are more, it makes initiators wait a second."""
 ACCEPTS: Final = 16
 """Connections accepted in one round, so that a flood of them fills the backlog less soon."""
-LOGIN_CONNECTIONS: Final = 64
-"""Connections that may be logging in at once: they cost memory before their initiators are known."""
-DISCOVERY_SESSIONS: Final = 32
-"""Discovery sessions at once.  They need no secret by default, so they have a share of their own."""
-PEER_SHARE: Final = 8
-"""One part in so many of all sessions is kept for other peers than the one that has the most."""
 
 
 class Left(NamedTuple):
@@ -133,10 +121,10 @@ class Portal:
         self.parameters = parameters
         self.limits = limits or Limits()
         self.memory = Memory(memory, sessions)
-        self.most_sessions = sessions
+        self._room = Room(sessions)
         self.pulse = liveness.Pulse("iscsi-portal", TICK_SECONDS)
         self._epoll = select.epoll()
-        self._listeners: dict[int, tuple[socket.socket, str]] = {}
+        self._listeners = Listeners(self._epoll, self._call)
         self.address = self.listen(host, port)
         self._workers: Workers[Channel] = Workers(workers)
         self._channels: dict[int, Channel] = {}
@@ -152,11 +140,6 @@ class Portal:
         self._stalled: set[Channel] = set()  # they have requests in their buffers, and room for answers again
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
-        self._refusal_logged = self._pause_logged = float("-inf")
-        self._accepting = True
-        self._refusals_unlogged = 0
-        self._refused_sessions = 0
-        self._refused_at: float | None = None
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
         self._running = False
         self._stopping = False
@@ -168,30 +151,16 @@ class Portal:
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Accept initiators on one more address, and return it (`port` 0: any free one).  Raises OSError."""
-        listener = socket.create_server((host, port), family=_family(host, port), backlog=BACKLOG)
-        listener.setblocking(False)
-        name = listener.getsockname()
-        self._listeners[listener.fileno()] = (listener, spell(name[0], name[1]))
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
-        return name[0], name[1]
+        return self._listeners.listen(host, port)
 
     @property
     def addresses(self) -> list[str]:
         """The addresses that accept initiators, HOST:PORT each, oldest first."""
-        return [address for _, address in list(self._listeners.values())]
+        return self._listeners.addresses
 
     def unlisten(self, address: str) -> None:
         """Stop accepting initiators on an address; sessions stay.  Return once connections to it fail."""
-        for fd, (listener, known) in list(self._listeners.items()):
-            if known == address:
-                del self._listeners[fd]  # before the loop is woken by its end
-                with contextlib.suppress(OSError):
-                    listener.shutdown(socket.SHUT_RDWR)
-                self._call(functools.partial(self._forget, listener))
-
-    def _forget(self, listener: socket.socket) -> None:
-        self._epoll.unregister(listener.fileno())
-        listener.close()
+        self._listeners.unlisten(address)
 
     def start(self) -> None:
         """Serve from a thread of its own."""
@@ -252,8 +221,7 @@ class Portal:
             shift.finished.wait()
         self._finish_results()
         self._epoll.close()
-        for listener, _ in self._listeners.values():
-            listener.close()
+        self._listeners.close()
         self._done.set()
 
     def sessions(self) -> list[SessionInfo]:
@@ -288,9 +256,9 @@ class Portal:
         channels = list(self._channels.values())
         return Load(
             sessions=sum(channel.connection.nexus is not None for channel in channels),
-            most_sessions=self.most_sessions,
-            refused_sessions=self._refused_sessions,
-            refused_ago=None if self._refused_at is None else time.monotonic() - self._refused_at,
+            most_sessions=self._room.sessions,
+            refused_sessions=self._room.refused,
+            refused_ago=None if self._room.refused_at is None else time.monotonic() - self._room.refused_at,
             memory=self.memory.used,
             most_memory=self.memory.total,
             full=self.memory.refusals,
@@ -331,9 +299,9 @@ class Portal:
         mine = connection.login
         nexus = None
         if mine.target is None:
-            self._make_room_for_discovery()
+            self._give_way(self._room.discovery_gives_way(self._by_connection))
         else:
-            self._check_room(connection)
+            self._room.check(connection, self._by_connection)
             server = self.targets.get(mine.target)
             if server is None:
                 raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
@@ -346,30 +314,6 @@ class Portal:
         tsih = self._next_tsih
         self._next_tsih = self._next_tsih + 1 & 0xFFFF
         return tsih, nexus
-
-    def _check_room(self, connection: Connection) -> None:
-        """Raise LoginRefused if there is no room for another session, or none for its peer."""
-        others = [channel.connection for channel in self._channels.values() if channel.connection.nexus is not None]
-        most = self.most_sessions
-        kept = most // PEER_SHARE
-        if len(others) >= most:
-            why = f"all {most} sessions are in use"
-        elif crowd.sessions_of(connection.address, others) >= most - kept:
-            why = f"{most - kept} sessions from there are in use, the last {kept} are kept for others"
-        else:
-            return
-        self._refused_sessions += 1
-        self._refused_at = time.monotonic()
-        raise LoginRefused(LoginStatus.OUT_OF_RESOURCES, why)
-
-    def _make_room_for_discovery(self) -> None:
-        discovering = [
-            channel.connection
-            for channel in self._channels.values()
-            if channel.connection.login.discovery and channel.connection.state is State.FULL_FEATURE
-        ]
-        if len(discovering) >= DISCOVERY_SESSIONS:
-            self._drop(self._by_connection[crowd.gives_way(discovering)])
 
     def portals(self, reached: str) -> Iterable[str]:
         if self._announce:
@@ -395,7 +339,7 @@ class Portal:
     def _loop(self) -> None:
         channels = self._channels
         workers = self._workers
-        listeners = self._listeners
+        listeners = self._listeners.by_descriptor
         wake_fd = workers.wake_fd
         poll = self._epoll.poll
         monotonic = time.monotonic
@@ -480,68 +424,35 @@ class Portal:
 
     def _accept(self, listener: socket.socket, address: str, now: float) -> bool:
         """Accept a connection, and return whether there was one."""
-        try:
-            sock, peer = listener.accept()
-        except BlockingIOError:
+        accepted = self._listeners.accept(listener, now)
+        if accepted is None:
             return False
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                self._pause_accepting(error, now)
-            else:  # it hung up
-                log.info("a connection could not be accepted: %s", error)
-            return False
-        if not self.policy.reaches(peer[0]):
+        sock, peer = accepted
+        if not self.policy.reaches(peer):
             sock.close()
             why = "no initiator may log in from this address"
-            self.failed_logins.failed(peer[0], "", LoginStatus.AUTHORIZATION_FAILURE, why, now)
+            self.failed_logins.failed(peer, "", LoginStatus.AUTHORIZATION_FAILURE, why, now)
             return True
-        logging_in = [
-            channel.connection for channel in self._channels.values() if channel.connection.state is State.LOGIN
-        ]
-        if len(logging_in) >= LOGIN_CONNECTIONS:
-            self._end_login(crowd.gives_way(logging_in), now)
+        self._give_way(self._room.login_gives_way(self._by_connection, now))
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             local = sock.getsockname()
             output = Output(self._arenas)
-            connection = Connection(self, output, peer[0], spell(local[0], local[1]), now)
+            connection = Connection(self, output, peer, spell(local[0], local[1]), now)
             channel = Channel(sock, connection, output, address)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
         except Exception:
-            log.exception("%s: the connection ends, because of an error", peer[0])
+            log.exception("%s: the connection ends, because of an error", peer)
             sock.close()
             return True
         self._channels[sock.fileno()] = channel
         self._by_connection[connection] = channel
         return True
 
-    def _pause_accepting(self, error: OSError, now: float) -> None:
-        """Accept nothing until the next tick: connections wait in the kernel, and the loop does not spin."""
-        self._accepting = False
-        for fd in list(self._listeners):
-            self._watch_listener(fd, 0)
-        if now - self._pause_logged >= LOG_SECONDS:
-            self._pause_logged = now
-            log.error(
-                "no connection can be accepted, so they wait: %s.  %s",
-                os_error.reason(error),
-                os_error.remedy(error, "end other programs"),
-            )
-
-    def _watch_listener(self, fd: int, events: int) -> None:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # the portal closes, or leaves that address
-            self._epoll.modify(fd, events)
-
-    def _end_login(self, connection: Connection, now: float) -> None:
-        """End a login that gives way to a newer one; log it once a minute, since a flood of them goes on."""
-        self._drop(self._by_connection[connection])
-        if now - self._refusal_logged >= LOG_SECONDS:
-            more = f" ({self._refusals_unlogged} more since the last message)" if self._refusals_unlogged else ""
-            log.warning("%s: too many logins at once, the one silent longest is dropped%s", connection.address, more)
-            self._refusal_logged, self._refusals_unlogged = now, 0
-        else:
-            self._refusals_unlogged += 1
+    def _give_way(self, connection: Connection | None) -> None:
+        if connection is not None:
+            self._drop(self._by_connection[connection])
 
     def _take_buffer(self) -> ReceiveBuffer:
         return self._buffers.pop() if self._buffers else ReceiveBuffer()
@@ -763,10 +674,7 @@ class Portal:
             self._drop(slowest)
 
     def _tick(self, now: float) -> None:
-        if not self._accepting:
-            self._accepting = True
-            for fd in list(self._listeners):
-                self._watch_listener(fd, select.EPOLLIN)
+        self._listeners.resume()
         self._workers.replace_stuck(now)
         short = self.memory.second()
         self.memory.released = bool(self.memory.waiting)
@@ -877,9 +785,7 @@ class Portal:
     # -- on behalf of other threads ------------------------------------------------------------------------------
 
     def _begin_close(self, seconds: float) -> None:
-        for fd in list(self._listeners):
-            with contextlib.suppress(KeyError, ValueError, OSError):
-                self._epoll.unregister(fd)
+        self._listeners.stop()
         for channel in self._channels.values():
             channel.connection.request_logout(max(1, int(seconds)))
             self._dirty.add(channel)
@@ -897,12 +803,3 @@ class Portal:
         for channel in list(self._channels.values()):
             if channel.connection.state is not State.LOGIN and channel.connection.tsih == tsih:
                 self._drop(channel)
-
-
-def spell(host: str, port: int) -> str:
-    """Return HOST:PORT, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _family(host: str, port: int) -> socket.AddressFamily:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]

@@ -20,7 +20,8 @@ from target.iscsi.errors import LoginStatus
 from target.iscsi.limits import Limits
 from target.iscsi.memory import DEFAULT_BYTES, SHORT_SECONDS
 from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
-from target.portal.portal import DISCOVERY_SESSIONS, LOGIN_CONNECTIONS, Portal
+from target.portal.portal import Portal
+from target.portal.room import DISCOVERY_SESSIONS, LOGIN_CONNECTIONS
 from target.scsi.scsi_target import ScsiTarget
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (

@@ -11,7 +11,9 @@ import weakref
 
 import pytest
 
-from target.portal.portal import LOGIN_CONNECTIONS, Portal
+from target.portal.listeners import Listener
+from target.portal.portal import Portal
+from target.portal.room import LOGIN_CONNECTIONS
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import TARGET, make_target, read10
 from tests.target.portal.test_portal import Client, wait_for
@@ -94,9 +96,9 @@ class Exhausted:
 
 def test_portal_without_descriptors_does_not_spin_and_accepts_later(caplog: pytest.LogCaptureFixture) -> None:
     portal = Portal("127.0.0.1", 0, {TARGET: make_target(MemoryDevice(MIB))})
-    ((fd, (listener, address)),) = portal._listeners.items()
+    ((fd, (listener, address)),) = portal._listeners.by_descriptor.items()
     exhausted = Exhausted(listener)
-    portal._listeners[fd] = (exhausted, address)  # type: ignore[assignment]
+    portal._listeners.by_descriptor[fd] = Listener(exhausted, address)  # type: ignore[arg-type]
     portal.start()
     try:
         waiting = Client(portal, log_in=False)
