@@ -116,10 +116,11 @@ limit (`LimitNOFILE=` in the unit, or `ulimit -Hn` in a shell) and start the dae
 Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
 to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",
     "portal-unbound": """\
-The daemon could not listen on one of the addresses in `portal.listen`, and serves on the others.  Usually the address is not on
-this machine yet, because a network or a link is down, or another program has the port.  wolun tries again every few seconds, and
-the alert ends when initiators can connect there.  `ip address` lists the addresses of this machine, `ss -tlnp` the programs that
-listen.  An address that will not come back can be deleted with `/iscsi/<target>/tpg1/portals delete` in `wolun shell`.""",
+The daemon could not listen on one of the addresses in `portal.listen` or `lio.listen`, and serves on the others.  Usually
+the address is not on this machine yet, because a network or a link is down, or another program has the port.  wolun tries
+again every few seconds, and the alert ends when initiators can connect there.  `ip address` lists the addresses of this
+machine, `ss -tlnp` the programs that listen.  An address that will not come back can be deleted with
+`/iscsi/<target>/tpg1/portals delete` in `wolun shell`.""",
     "sessions-full": """\
 In the last ten minutes a login was refused because too many sessions are in use (status 0302h, out of resources).  The portal has
 `sessions` places, and one peer, an IPv4 address or an IPv6 /64, can have seven of eight.  `wolun status` lists the sessions.  Log

@@ -19,6 +19,9 @@ from target.iscsi import errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
 
+RETRY_SECONDS = 5.0
+"""An address that could not be bound is tried again that often: its network may come up late, or its link."""
+
 
 class CannotStart(Exception):
     """The fabric cannot be started, with the reason and the remedy."""

@@ -8,13 +8,14 @@ of them.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from target import liveness
 from target.configuration import settings
 from target.fabrics import access
-from target.fabrics.fabric import CannotListen, CannotStart
+from target.fabrics.fabric import RETRY_SECONDS, CannotListen, CannotStart
 from target.iscsi import chap, errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
@@ -36,6 +37,8 @@ class KernelFabric:
         self._listen = configured.lio.listen
         self._target = configured.target
         self._errors = fabric.ERRORS
+        self._closing = threading.Event()
+        self._retrying: threading.Thread | None = None
         self._fabric = fabric.LioFabric(
             served,
             configfs.Configuration(
@@ -51,7 +54,9 @@ class KernelFabric:
         return self._listen
 
     def unbound(self) -> Mapping[str, str]:
-        return {}
+        reasons = self._fabric.unbound()
+        places = {listen: _address(listen) for listen in self._listen}
+        return {listen: _cannot(listen, reasons[place]) for listen, place in places.items() if place in reasons}
 
     def load(self) -> Load | None:
         return None
@@ -121,13 +126,31 @@ class KernelFabric:
         except self._errors as error:
             self._fabric.close()
             raise CannotStart(f"{error}: `wolun doctor` says what this machine lacks") from error
+        for reason in self.unbound().values():
+            log.error("%s; wolun goes on without it, and tries again", reason)
+        if self.unbound():
+            self._retrying = threading.Thread(target=self._retry, name="lio-retry", daemon=True)
+            self._retrying.start()
         portal.tune_interpreter()
+
+    def _retry(self) -> None:
+        """Try again to bind the addresses that could not be bound, until all are."""
+        while self.unbound() and not self._closing.wait(RETRY_SECONDS):
+            for address, port in self._fabric.bind_again():
+                log.info("initiators can connect to %s:%d now", address, port)
 
     def pulses(self) -> Sequence[liveness.Pulse]:
         return self._fabric.pulses()
 
     def close(self, drain: float) -> None:
+        self._closing.set()
+        if self._retrying is not None:
+            self._retrying.join()
         self._fabric.close()
+
+
+def _cannot(address: str, reason: str) -> str:
+    return f"cannot listen for initiators on {address} ({reason})"
 
 
 def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:

@@ -15,7 +15,7 @@ from lun_backends.files import os_error
 from target import liveness
 from target.configuration import fabric_kind, settings
 from target.fabrics import access
-from target.fabrics.fabric import CannotListen
+from target.fabrics.fabric import RETRY_SECONDS, CannotListen
 from target.iscsi import errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
@@ -23,9 +23,6 @@ from target.portal import listeners, portal
 from target.scsi import scsi_target
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 5.0
-"""An address that could not be bound is tried again that often: its network may come up late, or its link."""
 
 
 @dataclasses.dataclass(slots=True)

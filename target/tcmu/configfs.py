@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lun_backends.files import os_error
 from target.scsi import nexus
 from target.scsi.logical_unit import LogicalUnit
 from target.tcmu import aptpl, uio
@@ -224,8 +226,14 @@ class KernelTarget:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._acls: dict[Initiator, _Acl] = {}
+        self.unbound: dict[tuple[str, int], str] = {}
+        """The addresses that the kernel could not bind, with the reasons."""
         with _saying(f"set up the target {configuration.target}"):
             self._groups = list(self._make_groups())
+        if self.unbound and len(self.unbound) == len(configuration.portals) and not configuration.loopback:
+            (address, port), reason = next(iter(self.unbound.items()))
+            self.delete()
+            raise ConfigfsError(f"cannot listen on {address}:{port}: {reason}")
 
     def luns(self) -> dict[int, str]:
         """Return the devices by LUN, also those of a predecessor, without the LUNs that only some targets have."""
@@ -276,13 +284,18 @@ class KernelTarget:
             NetworkPortal(self._groups[0], address, port, mode="create")
         self._configuration = dataclasses.replace(self._configuration, portals=(*portals, (address, port)))
 
+    def bind_again(self) -> list[tuple[str, int]]:
+        """Try again to listen on the addresses that could not be bound, and return those that are bound now."""
+        return [place for place in list(self.unbound) if self._bind(self._groups[0], *place)]
+
     def unlisten(self, address: str, port: int) -> None:
         """Stop listening on an address; the initiators that came there stay logged in.  Raises ConfigfsError."""
         from rtslib_fb import NetworkPortal
 
         portals = self._configuration.portals
-        with _saying(f"stop listening on {address}:{port}"):
-            NetworkPortal(self._groups[0], address, port).delete()
+        if self.unbound.pop((address, port), None) is None:
+            with _saying(f"stop listening on {address}:{port}"):
+                NetworkPortal(self._groups[0], address, port).delete()
         left = tuple(portal for portal in portals if portal != (address, port))
         self._configuration = dataclasses.replace(self._configuration, portals=left)
 
@@ -406,14 +419,31 @@ class KernelTarget:
             self._acls[initiator] = _Acl(node, mapped)
 
     def _set_portals(self, group: rtslib_fb.TPG) -> None:
-        from rtslib_fb import NetworkPortal
 
         wanted = {(address, port) for address, port in self._configuration.portals}
         for portal in list(group.network_portals):
             if (portal.ip_address, portal.port) not in wanted:
                 portal.delete()
-        for address, port in wanted:
+        self.unbound = {}
+        for address, port in self._configuration.portals:
+            self._bind(group, address, port)
+
+    def _bind(self, group: rtslib_fb.TPG, address: str, port: int) -> bool:
+        """Listen on an address, and return whether that worked."""
+        from rtslib_fb import NetworkPortal, RTSLibError
+
+        try:
             NetworkPortal(group, address, port)
+        except (RTSLibError, OSError) as error:
+            cause = error.__context__ if isinstance(error, RTSLibError) else error
+            if isinstance(cause, OSError):  # LIO answers EINVAL, whatever kept it from binding
+                in_use = "the kernel cannot bind it, most likely because a program has the port"
+                self.unbound[address, port] = in_use if cause.errno == errno.EINVAL else os_error.reason(cause)
+            else:
+                self.unbound[address, port] = str(error)
+            return False
+        self.unbound.pop((address, port), None)
+        return True
 
 
 def _linked(lun: Path) -> str:

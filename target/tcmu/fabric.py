@@ -173,6 +173,16 @@ class LioFabric:
                     self._kernel.listen(address, port)
                     raise
 
+    def unbound(self) -> dict[tuple[str, int], str]:
+        """Return the addresses that the kernel could not bind, with the reasons."""
+        kernel = self._kernel
+        return {} if kernel is None else dict(kernel.unbound)
+
+    def bind_again(self) -> list[tuple[str, int]]:
+        """Try again to listen on the addresses that could not be bound, and return those that are bound now."""
+        with self._changing:
+            return self._kernel.bind_again() if self._kernel is not None and self._open else []
+
     def sessions(self) -> list[tuple[str, str]]:
         """Return the initiators that are logged in, with the addresses that they came from, empty if unknown."""
         kernel = self._kernel  # without a lock, because a thread that changes LUNs waits for the kernel

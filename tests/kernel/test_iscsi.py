@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,19 @@ access:
         secret_file: secret
         target_name: target
         target_secret_file: target-secret
+volumes:
+  - name: vol0
+    lun: 0
+    size: 64MiB
+"""
+
+TAKEN = """
+target: iqn.2026-11.io.wolun:taken
+fabric: lio
+lio:
+  listen: [10.9.0.1:3265, 10.9.0.1:3266]
+access:
+  networks: [0.0.0.0/0]
 volumes:
   - name: vol0
     lun: 0
@@ -168,6 +182,32 @@ def test_only_the_initiator_with_an_entry_and_the_right_secrets_uses_the_volume(
     stranger.use_chap("node", SECRET)
     assert stranger.log_in(check=False).code
     stranger.iscsiadm("-m iface -I stranger -o delete", check=False)
+
+
+def test_kernels_target_serves_on_what_can_be_bound_and_takes_up_the_rest(lab: Lab) -> None:
+    target, taken = lab["target"], "10.9.0.1:3266"
+    # An address that this machine does not have is no example: LIO binds it (IP_FREEBIND).
+    listens = "import signal, socket; s = socket.create_server(('10.9.0.1', 3266)); signal.pause()"
+    target.run(f'python3 -c "{listens}" & echo $! > /run/holder')
+    target.wait_until("ss -tlnH sport = :3266 | grep -q .")
+    served = GuestDaemon(target, TAKEN, name="taken")
+    served.start()
+    alerts = json.loads(served.wolun("--json", "status"))["alerts"]
+    assert [(alert["code"], alert["subject"]) for alert in alerts] == [("portal-unbound", taken)]
+    discovery = "iscsiadm -m discovery -t sendtargets -p 10.9.0.1:3265"
+    assert taken not in lab["node"].output(discovery)
+    target.end("/run/holder")
+    target.wait_until(f"! {served.command} --json status | grep -q portal-unbound")
+    assert taken in lab["node"].output(discovery)
+    served.stop()
+
+    target.run(f'python3 -c "{listens}" & echo $! > /run/holder')
+    target.wait_until("ss -tlnH sport = :3266 | grep -q .")
+    served.put("config.yaml", TAKEN.replace("10.9.0.1:3265, ", ""))
+    served.start(f"cannot listen on {taken}: the kernel cannot bind it")
+    target.wait_until(f"! kill -0 $(< {served.state}/pid)")
+    assert not target.output("ls /sys/kernel/config/target/iscsi | grep taken || true")
+    target.end("/run/holder")
 
 
 @pytest.mark.parametrize("initiator", ["kernel"], indirect=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import textwrap
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from target.configuration import reader, settings
 from target.fabrics import access
+from target.fabrics import kernel as fabric_kernel
 from target.fabrics.fabric import CannotListen, CannotStart
 from target.fabrics.kernel import KernelFabric
 from target.scsi.commands import table
@@ -35,6 +38,8 @@ class Kernel:
         self.broken = False
         self.calls: list[tuple[object, ...]] = []
         self.logged_in: list[tuple[str, str]] = []
+        self.missing: dict[tuple[str, int], str] = {}
+        self.tried = threading.Event()
 
     def _call(self, *call: object) -> None:
         if self.broken:
@@ -52,6 +57,16 @@ class Kernel:
 
     def unlisten(self, address: str, port: int) -> None:
         self._call("unlisten", address, port)
+
+    def unbound(self) -> dict[tuple[str, int], str]:
+        return dict(self.missing)
+
+    def bind_again(self) -> list[tuple[str, int]]:
+        if not self.tried.is_set():
+            self.tried.set()
+            return []
+        bound, self.missing = list(self.missing), {}
+        return bound
 
     def admit(self, initiators: tuple[configfs.Initiator, ...], *, anyone: bool) -> None:
         self._call("admit", [initiator.name for initiator in initiators], anyone)
@@ -171,6 +186,34 @@ def test_start_and_close_reach_the_kernel(kernels: list[Kernel]) -> None:
     fabric.start()
     fabric.close(1)
     assert kernels[0].calls == [("start",), ("close",)]
+
+
+def test_address_that_the_kernel_cannot_bind_is_tried_again(
+    kernels: list[Kernel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fabric_kernel, "RETRY_SECONDS", 0.02)
+    caplog.set_level("INFO")
+    fabric = fabric_of()
+    kernels[0].missing = {("0.0.0.0", 3260): "Address already in use"}
+    fabric.start()
+    assert fabric.unbound() == {FIRST: f"cannot listen for initiators on {FIRST} (Address already in use)"}
+    assert list(fabric.addresses()) == [FIRST]
+    deadline = time.monotonic() + 60
+    while fabric.unbound() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not fabric.unbound()
+    fabric.close(0)
+    assert "goes on without it" in caplog.text
+    assert f"initiators can connect to {FIRST} now" in caplog.text
+
+
+def test_fabric_closes_while_an_address_is_missing(kernels: list[Kernel]) -> None:
+    fabric = fabric_of()
+    kernels[0].missing = {("0.0.0.0", 3260): "Address already in use"}
+    fabric.start()
+    fabric.close(0)
+    assert kernels[0].calls == [("start",), ("close",)]
+    assert not any(thread.name == "lio-retry" for thread in threading.enumerate())
 
 
 def test_refused_rules_are_reported(kernels: list[Kernel]) -> None:
