@@ -41,7 +41,15 @@ def test_no_number_is_beyond_the_last_lun(tmp_path: Path) -> None:
     assert not numbers.all()
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b'{"format": 2, "snapshots": {}}', b'{"snapshots": {"x": 1}}', b"\0" * 40])
+def test_file_of_a_newer_version_is_refused_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "luns.json"
+    path.write_bytes(b'{"format": 2, "snapshots": {}}')
+    with pytest.raises(lun_numbers.Damaged, match="made by a newer wolun"):
+        lun_numbers.LunNumbers(path, set())
+    assert path.read_bytes() == b'{"format": 2, "snapshots": {}}'
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"format": 0, "snapshots": {}}', b'{"snapshots": {"x": 1}}', b"\0" * 40])
 def test_damage_is_noticed_and_nothing_is_overwritten(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "luns.json"
     path.write_bytes(text)
