@@ -75,6 +75,12 @@ class Host(Protocol):
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         """Return all sessions on the same target, including `connection`, and lost ones while their commands run."""
 
+    def logged_out(self, connection: Connection) -> None:
+        """End the session, whose last command has ended.  The initiator gets the answer afterwards.
+
+        So an initiator that has the answer no longer counts as one that uses a unit.
+        """
+
     def has_output(self, connection: Connection) -> None:
         """Note that `connection` has output that the portal cannot know of, because it did not call `connection`."""
 
@@ -507,6 +513,7 @@ class Connection:
 
     def _log_out(self, itt: int) -> None:
         if self.state is State.LOGOUT:
+            self.host.logged_out(self)
             self._answer_logout(itt, pdu.LogoutResponse.CLOSED)
             self.close()
             self.host.has_output(self)

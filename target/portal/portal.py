@@ -329,6 +329,9 @@ class Portal:
             if channel.connection.nexus is not None and channel.connection.login.target == connection.login.target
         ]
 
+    def logged_out(self, connection: Connection) -> None:
+        self._close_nexus(connection)
+
     def has_output(self, connection: Connection) -> None:
         channel = self._by_connection.get(connection)
         if channel is not None:
@@ -623,7 +626,9 @@ class Portal:
     def _quiet(self, channel: Channel) -> None:
         """Close the nexus of a closed channel, because no command of it runs any longer."""
         self._lost.discard(channel)
-        connection = channel.connection
+        self._close_nexus(channel.connection)
+
+    def _close_nexus(self, connection: Connection) -> None:
         if connection.nexus is not None and connection.login.target is not None:
             server = self.targets.get(connection.login.target)
             if server is not None:

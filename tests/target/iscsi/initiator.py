@@ -80,6 +80,10 @@ class FakePortal:
     def neighbours(self, connection: Connection) -> Iterable[Connection]:
         return self.connections
 
+    def logged_out(self, connection: Connection) -> None:
+        if connection.nexus is not None and connection.login.target is not None:
+            self.targets[connection.login.target].close_nexus(connection.nexus)
+
     def has_output(self, connection: Connection) -> None:
         pass
 

@@ -387,6 +387,19 @@ def test_one_port_has_one_session_however_its_name_is_spelled(serve: Serve) -> N
     assert [session.initiator for session in portal.sessions()] == [INITIATOR]
 
 
+def test_initiator_that_has_the_answer_to_its_logout_uses_no_unit(serve: Serve, scsi: ScsiTarget) -> None:
+    portal = serve()
+    for isid in range(1, 31):
+        client = Client(portal, isid=isid)
+        client.settle()
+        assert (
+            client.ask(client.make.request(Opcode.LOGOUT_REQUEST, 0x80, itt=9, word20=0)).opcode
+            == Opcode.LOGOUT_RESPONSE
+        )
+        assert not scsi.nexuses
+        assert not portal.sessions()
+
+
 def test_a_new_login_replaces_the_session(serve: Serve, device: MemoryDevice, scsi: ScsiTarget) -> None:
     portal = serve()
     old = Client(portal)

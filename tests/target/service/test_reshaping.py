@@ -188,7 +188,7 @@ def test_rollback_continues_in_the_background_after_ctrl_c(served: daemon.Daemon
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     if command.returncode:  # if not, it was done already
-        assert command.returncode == 130
+        assert command.returncode == 130, said
         assert "restoring vol0@a continues in the background" in said
     wait_until_nothing_runs(served)
     with served.session() as session:
@@ -222,7 +222,7 @@ def test_cancelled_deletion_continues_when_requested_again(served: daemon.Daemon
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     if command.returncode:  # if not, it was done already
-        assert command.returncode == 130
+        assert command.returncode == 130, said
         assert "cancelled" in said
         assert {snapshot["name"]: snapshot["state"] for snapshot in served.json("snapshot", "list")}["b"] == "deleting"
         served.run("snapshot", "create", "vol0", "d")
