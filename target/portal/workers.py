@@ -125,7 +125,8 @@ class Workers(Generic[L]):
     A session gets another worker only while more workers are free than it has.  An initiator gets another one only
     while half as many are free as it has in all its sessions.  So one session alone gets half of the workers and one
     initiator two thirds, and the others still get workers however long its commands take.  Commands that take long,
-    those of all initiators together, get at most half of the workers.
+    those of all initiators together, get at most half of the workers.  An initiator gets another one of that half only
+    while more of it are free than the initiator has, so another initiator's long command need not wait for its.
 
     A disk that does not answer holds its workers, but not the commands to other disks: `replace_stuck` starts a thread
     for each worker that waits too long while others need one.  The pool shrinks again when the disk answers.
@@ -139,6 +140,7 @@ class Workers(Generic[L]):
         self._stuck: set[Command] = set()  # the last commands of the jobs whose workers are replaced
         self._long = 0  # those of them that take long
         self._shares: Counter[object] = Counter()  # jobs with the threads, by the owner of their lane
+        self._long_shares: Counter[object] = Counter()  # those of them that take long
         self._queued: deque[L] = deque()  # lanes that found no worker free, longest first
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fd_lock = (
@@ -195,7 +197,7 @@ class Workers(Generic[L]):
             if (
                 len(lane.jobs) >= free
                 or self._shares[owner] >= 2 * free
-                or (not short and self._long >= max(1, self.count // 2))
+                or (not short and self._long_shares[owner] >= max(1, self.count // 2) - self._long)
             ):
                 if lane not in self._queued:
                     self._queued.append(lane)
@@ -205,8 +207,10 @@ class Workers(Generic[L]):
             lane.jobs[last] = job
             self._active += 1
             self._since[last] = time.monotonic()
-            self._long += job.long
             self._shares[owner] += 1
+            if job.long:
+                self._long += 1
+                self._long_shares[owner] += 1
             self._jobs.put((lane, job))
 
     def adopt(self, lane: L, job: Job) -> None:
@@ -237,11 +241,14 @@ class Workers(Generic[L]):
         elif not job.relieved:
             del self._since[last]
             self._active -= 1
-        self._long -= job.long
         owner = lane.owner
         self._shares[owner] -= 1
-        if not self._shares[owner]:
-            del self._shares[owner]
+        if job.long:
+            self._long -= 1
+            self._long_shares[owner] -= 1
+        for shares in (self._shares, self._long_shares):
+            if not shares[owner]:
+                del shares[owner]
         self._start_queued()
         self.start(lane)
 

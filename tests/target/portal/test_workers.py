@@ -161,6 +161,25 @@ def test_commands_that_take_long_leave_half_of_the_workers(held: tuple[Workers[_
     assert not any(lane.active or lane.long for lane in lanes)
 
 
+def test_long_commands_of_one_initiator_leave_a_worker_to_those_of_another(
+    held: tuple[Workers[_Owned], _Held],
+) -> None:
+    workers, executor = held
+    greedy = [_Owned("evil") for _ in range(4)]
+    for lane in greedy:
+        workers.enqueue(lane, executor, commands(3, long=True))
+    assert sum(lane.active for lane in greedy) == 2
+    for name in ("victim", "another"):
+        lane = _Owned(name)
+        workers.enqueue(lane, executor, commands(2, long=True))
+        assert lane.active == 1, "it waits for nobody"
+    executor.release.set()
+    while workers.busy:
+        finish(workers)
+    assert not any(lane.active or lane.long for lane in greedy)
+    assert not workers._long_shares
+
+
 def test_workers_that_wait_for_a_disk_are_replaced_while_others_need_one(held: tuple[Workers[_Owned], _Held]) -> None:
     workers, executor = held
     stuck = [_Owned(f"host{number}") for number in range(9)]
