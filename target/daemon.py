@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import target
+from lun_backends.files import os_error
 from target import descriptors, ending, liveness, places, printable, systemd
 from target.configuration import reader, settings
 from target.fabrics import choice
@@ -119,7 +120,8 @@ def _owned(state_dir: Path) -> Iterator[None]:
         lock = os.open(state_dir / places.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotServe(
-            f"the state directory {state_dir} cannot be used ({error.strerror}): {places.UNUSABLE_REMEDY}"
+            f"the state directory {state_dir} cannot be used ({os_error.reason(error)}): "
+            f"{os_error.remedy(error, places.UNUSABLE_REMEDY)}"
         ) from error
     try:
         try:
@@ -155,7 +157,8 @@ def _run(service: Service, config: Path, on_file: settings.Settings, stop_signal
             control.start()
         except OSError as error:
             raise CannotServe(
-                f"the control socket in {inventory.state_dir} cannot be opened: {error.strerror}"
+                f"the control socket in {inventory.state_dir} cannot be opened ({os_error.reason(error)}): "
+                f"{os_error.remedy(error, places.UNUSABLE_REMEDY)}"
             ) from error
         try:
             _announce(inventory)

@@ -83,14 +83,14 @@ class ConfigurationFile:
         except writer.CannotSave as error:
             raise problems.file_failed(path, str(error)) from error
         except OSError as error:
-            raise problems.file_failed(path, os_error.reason(error)) from error
+            raise problems.write_failed(path, error) from error
         changes = writer.difference(old, new, str(path))
         backup: Path | None = None
         if not dry_run and new != old:
             try:
                 backup = writer.write(path, new)
             except OSError as error:
-                raise problems.file_failed(path, os_error.reason(error)) from error
+                raise problems.write_failed(path, error) from error
         return messages.Saved(str(path), changes, str(backup or ""))
 
     def read(self, request: messages.ConfigurationFile) -> settings.Settings:

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 
 from lun_backends import block_device
 from lun_backends.backups.pieces import ExportPiece
-from lun_backends.files import os_error, small_file
+from lun_backends.files import small_file
 from target.exports import new_name, stream
 from target.exports.identity import Identity, mark_raw, write_beside
 from target.service import jobs, own_files, problems
@@ -84,7 +84,7 @@ def export(
     except FileExistsError:
         raise problems.file_exists(path) from None
     except OSError as error:
-        raise problems.file_failed(path, os_error.reason(error)) from error
+        raise problems.write_failed(path, error) from error
 
 
 class _Raw:
@@ -121,7 +121,7 @@ def check_room(path: Path, needed: int) -> None:
     try:
         space = os.statvfs(path.parent)
     except OSError as error:
-        raise problems.file_failed(path, os_error.reason(error)) from error
+        raise problems.write_failed(path, error) from error
     free = space.f_bavail * space.f_frsize
     if needed > free:
         raise problems.no_room(path, needed, free)

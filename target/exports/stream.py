@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lun_backends.backups.pieces import ExportPiece
-from lun_backends.files import os_error
 from target.service import jobs, problems
 
 _POLL = 0.1  # seconds
@@ -49,7 +48,7 @@ def to_fifo(
     try:
         fd = _opened(path, cancelled)
     except OSError as error:
-        raise problems.file_failed(path, os_error.reason(error)) from error
+        raise problems.write_failed(path, error) from error
     try:
         to_pipe(pieces, size, fd, path, progress=progress, cancelled=cancelled)
     except BrokenPipeError:
@@ -105,7 +104,7 @@ def to_pipe(
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise problems.file_failed(name, os_error.reason(error)) from error
+        raise problems.write_failed(name, error) from error
 
 
 def _fill(fd: int, length: int, cancelled: Callable[[], bool]) -> None:

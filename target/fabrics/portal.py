@@ -175,4 +175,5 @@ def _explained(address: str) -> Iterator[None]:
         elif error.errno == errno.EADDRNOTAVAIL:
             remedy = f"`ip address` lists those that this machine has; {remedy}"
         reason = os_error.reason(error)  # `error.strerror` may name the address a second time
-        raise CannotListen(f"cannot listen for initiators on {address} ({reason})", remedy) from error
+        what = f"cannot listen for initiators on {address} ({reason})"
+        raise CannotListen(what, os_error.remedy(error, remedy)) from error

@@ -216,6 +216,12 @@ def file_failed(
     return Problem("file-failed", f"{path} cannot be written: {why}", remedy)
 
 
+def write_failed(path: Path, error: OSError) -> Problem:
+    """Refuse to write a file that the system did not let wolun write."""
+    remedy = os_error.remedy(error, "choose a place that has room and that the daemon may write to")
+    return file_failed(path, os_error.reason(error), remedy)
+
+
 def no_result(number: int) -> Problem:
     """Refuse a request for the result of a job that has none, or none yet."""
     return Problem("no-result", f"job {number} has no result", "wait until it is done", 404)

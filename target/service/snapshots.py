@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from lun_backends.files import os_error
 from lun_backends.volumes import group, volume
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.snapshot import Snapshot
@@ -66,7 +65,7 @@ class Snapshots:
                 self._inventory.after_deletion(owner, snapshot)
             if isinstance(error, OSError):
                 path = self._inventory.state_dir / "luns.json"
-                raise problems.file_failed(path, os_error.reason(error)) from error
+                raise problems.write_failed(path, error) from error
             raise
 
     def _taken(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Taken:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import socket
 import time
 import uuid
@@ -73,6 +75,20 @@ def test_address_that_is_taken_is_refused_with_the_remedy(taken: str) -> None:
     with pytest.raises(CannotListen, match=f"on {taken} .Address already in use") as refused:
         fabric_on(taken)
     assert refused.value.remedy.startswith("stop the program that uses it (`ss -tlnp` lists it)")
+
+
+def test_process_without_descriptors_is_not_told_to_choose_another_address() -> None:
+    address = free_port()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # all below it are in use
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(CannotListen, match=f"on {address} .Too many open files") as refused:
+            fabric_on(address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert refused.value.remedy == "raise the limit of open files and start the daemon again, or delete snapshots"
 
 
 def test_address_of_another_machine_is_refused_with_the_remedy(fabric: PortalFabric) -> None:

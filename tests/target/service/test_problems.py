@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,15 @@ def test_remedy_of_the_caller_wins() -> None:
 def test_system_error_is_explained_by_its_reason() -> None:
     problem = translated(OSError(errno.ENOSPC, "x"))
     assert str(problem) == "it was not done: No space left on device: check the disk and the permissions"
+
+
+def test_file_that_a_process_without_descriptors_cannot_write_needs_no_other_place() -> None:
+    full, limited = (
+        problems.write_failed(Path("/x.img"), OSError(number, "")) for number in (errno.ENOSPC, errno.EMFILE)
+    )
+    assert "cannot be written: No space left on device" in str(full)
+    assert full.remedy == "choose a place that has room and that the daemon may write to"
+    assert limited.remedy == "raise the limit of open files and start the daemon again, or delete snapshots"
 
 
 def test_error_of_a_device_refers_to_the_log() -> None:
