@@ -36,6 +36,11 @@ class CannotListen(CannotStart):
     """The fabric cannot listen on an address, with the reason and the remedy."""
 
 
+def cannot_listen(address: str, reason: str) -> str:
+    """Return the sentence for an address that cannot be bound."""
+    return f"cannot listen for initiators on {address} ({reason})"
+
+
 class Fabric(Protocol):
     """The part of the daemon through which initiators reach the LUNs of a SCSI target."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from target import liveness
 from target.configuration import settings
 from target.fabrics import access
-from target.fabrics.fabric import RETRY_SECONDS, CannotListen, CannotStart
+from target.fabrics.fabric import RETRY_SECONDS, CannotListen, CannotStart, cannot_listen
 from target.iscsi import chap, errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
@@ -56,7 +56,7 @@ class KernelFabric:
     def unbound(self) -> Mapping[str, str]:
         reasons = self._fabric.unbound()
         places = {listen: _address(listen) for listen in self._listen}
-        return {listen: _cannot(listen, reasons[place]) for listen, place in places.items() if place in reasons}
+        return {listen: cannot_listen(listen, reasons[place]) for listen, place in places.items() if place in reasons}
 
     def load(self) -> Load | None:
         return None
@@ -147,10 +147,6 @@ class KernelFabric:
         if self._retrying is not None:
             self._retrying.join()
         self._fabric.close()
-
-
-def _cannot(address: str, reason: str) -> str:
-    return f"cannot listen for initiators on {address} ({reason})"
 
 
 def _initiators(rules: access.Rules) -> tuple[configfs.Initiator, ...]:

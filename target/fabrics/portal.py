@@ -15,7 +15,7 @@ from lun_backends.files import os_error
 from target import liveness
 from target.configuration import fabric_kind, settings
 from target.fabrics import access
-from target.fabrics.fabric import RETRY_SECONDS, CannotListen
+from target.fabrics.fabric import RETRY_SECONDS, CannotListen, cannot_listen
 from target.iscsi import errors
 from target.iscsi.load import Load
 from target.iscsi.session_info import SessionInfo
@@ -175,5 +175,5 @@ def _explained(address: str) -> Iterator[None]:
         elif error.errno == errno.EADDRNOTAVAIL:
             remedy = f"`ip address` lists those that this machine has; {remedy}"
         reason = os_error.reason(error)  # `error.strerror` may name the address a second time
-        what = f"cannot listen for initiators on {address} ({reason})"
+        what = cannot_listen(address, reason)
         raise CannotListen(what, os_error.remedy(error, remedy)) from error

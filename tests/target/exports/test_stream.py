@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw images that go into a pipe: whole, in order, and ended by whoever reads or cancels."""
+"""Raw images that go into a pipe: whole, in order, and ended by the reader or by a cancellation."""
 
 from __future__ import annotations
 
