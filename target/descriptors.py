@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file descriptors of the daemon: how many it may have, and how many it has.
 
-Each snapshot takes three, each session one.  The usual soft limit of 1024 is there for programs that call select(2), which
+Each snapshot takes two, or three while its data is used (`lun_backends.files.reopened`), each session one.  The usual soft limit of 1024 is there for programs that call select(2), which
 takes no larger number (setrlimit(2), systemd.exec(5)).  The daemon does not, so it raises that limit to the hard one.
 """
 
@@ -12,7 +12,9 @@ import resource
 from pathlib import Path
 from typing import Final
 
-PER_SNAPSHOT: Final = 3
+from lun_backends.files import reopened
+
+PER_SNAPSHOT: Final = 2
 RESERVED: Final = 1024
 """Descriptors for everything else: sessions, the control socket, exports."""
 LOW_PERCENT: Final = 90
@@ -41,4 +43,4 @@ def used() -> int:
 
 def enough_for(most: int) -> int:
     """Return about how many snapshots `most` descriptors are enough for."""
-    return max(0, most - RESERVED) // PER_SNAPSHOT
+    return max(0, most - reopened.share(most) - RESERVED) // PER_SNAPSHOT

@@ -13,6 +13,8 @@ import pytest
 from target import descriptors
 from tests import daemon
 
+READ = bytes.fromhex("28000000000000000100")  # READ (10) and WRITE (10) of block 0
+WRITE = bytes.fromhex("2a000000000000000100")
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB}\n"
 
 
@@ -23,9 +25,9 @@ def limits() -> Iterator[tuple[int, int]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def limited(tmp_path: Path, option: str) -> daemon.Daemon:
+def limited(tmp_path: Path, option: str, volumes: str = VOLUMES) -> daemon.Daemon:
     """Return a daemon that a shell starts after `ulimit` with this option."""
-    served = daemon.Daemon(tmp_path, VOLUMES)
+    served = daemon.Daemon(tmp_path, volumes)
     served.program = ("bash", "-c", f'ulimit {option}; exec "$@"', "bash", daemon.PROGRAM)
     return served
 
@@ -75,3 +77,19 @@ def test_daemon_without_descriptors_says_what_helps_and_serves_what_it_has_on(tm
         served.run("snapshot", "delete", "vol0@s0")
         with served.session(initiator=f"{daemon.IQN}:late") as late:
             late.settle(0)
+
+
+def test_snapshots_taken_with_many_descriptors_start_with_few(tmp_path: Path) -> None:
+    names = [f"s{number}" for number in range(110)]
+    volumes = f"  - {{name: vol0, lun: 0, size: 1MiB, snapshots: [{', '.join(names)}]}}\n"
+    with daemon.Daemon(tmp_path, volumes) as served, served.session() as session:
+        session.settle(0)
+        before = session.command(0, READ, read=512).data
+        assert session.command(0, WRITE, out=b"\xee" * 512).status == 0
+    few = limited(tmp_path, "-n 280", volumes)  # two for each snapshot, and some for the rest of the daemon
+    with few:
+        few.run("snapshot", "export", "vol0@s109", str(tmp_path / "newest.img"))
+        few.run("snapshot", "export", "vol0@s0", str(tmp_path / "oldest.img"))
+        assert (tmp_path / "newest.img").read_bytes()[:512] == before
+        assert (tmp_path / "oldest.img").read_bytes()[:512] == before
+        assert len(few.json("snapshot", "list", "vol0")) == len(names)
