@@ -74,4 +74,4 @@ def test_few_open_files_are_a_warning_with_the_remedy(tmp_path: Path, monkeypatc
         (finding,) = [one for one in doctor.examine(tmp_path, []).findings if one.what == "open files"]
         assert finding.good == good
         assert finding.optional
-    assert finding.found == "524288, enough for about 174421 snapshots"
+    assert finding.found == "524288, enough for about 228864 snapshots"
