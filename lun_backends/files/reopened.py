@@ -71,14 +71,14 @@ class Descriptors:
             return file.fd
 
     def _make_room(self) -> None:
-        """Close a file if there are too many; look at each at most twice."""
-        if len(self._open) < self._limit():
-            return
+        """Close files until one more may be open; look at each at most twice."""
+        most = self._limit()
         for _ in range(2 * len(self._open)):
-            file = self._open.popleft()
-            if file.give_up():
+            if len(self._open) < most:
                 return
-            self._open.append(file)
+            file = self._open.popleft()
+            if not file.give_up():
+                self._open.append(file)
 
 
 PROCESS = Descriptors()
