@@ -85,6 +85,12 @@ def require(program: str, package: str | None = None) -> str:
     return found
 
 
+def need_root(what: str) -> None:
+    """Raise PeerMissing, with one line, unless this is root, whom `what` needs."""
+    if os.geteuid() != 0:
+        raise PeerMissing(f"{what} needs root: sudo make test")
+
+
 def missing_packages() -> list[str]:
     """Return the Debian packages of all missing peers, sorted, each once."""
     packages = {package for program, package in PEERS.items() if find(program) is None}

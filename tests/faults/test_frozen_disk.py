@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -52,8 +51,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    if os.geteuid():
-        pytest.skip("mounting needs root; tests/target/portal/test_relief.py has a device that waits in its place")
+    peers.need_root("mounting an ext4")
     made = Disk(tmp_path)
     yield made
     made.close()

@@ -13,6 +13,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.files import backing_file
 from lun_backends.volumes import errors, manifest, policy, volume
+from tests import peers
 
 CHUNK = 65536
 CHUNKS = 64
@@ -26,13 +27,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
     options = f"size={SIZE_KIB}k"
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "wolun-test", place], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(
-            "mounting a small tmpfs needs root; the same faults are injected in tests/lun_backends/volumes/test_invalidation.py"
-        )
+    peers.need_root("mounting a small tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "wolun-test", place], check=True)
     try:
         yield place
     finally:

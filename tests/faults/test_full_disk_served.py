@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import daemon, libiscsi
+from tests import daemon, libiscsi, peers
 
 pytestmark = pytest.mark.interop
 
@@ -25,10 +25,8 @@ def full(tmp_path: Path) -> Iterator[tuple[daemon.Daemon, Path]]:
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_KIB}k", "wolun-test", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(
-            "mounting a small tmpfs needs root; the same faults are injected in tests/lun_backends/volumes/test_invalidation.py"
-        )
+    peers.need_root("mounting a small tmpfs")
+    subprocess.run(command, check=True)
     volumes = ""
     for lun, name in enumerate(("vol0", "vol1")):
         primary = tmp_path / f"{name}.img"

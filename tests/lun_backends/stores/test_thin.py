@@ -21,6 +21,7 @@ from lun_backends.durability import Durability
 from lun_backends.files import storage_io
 from lun_backends.stores import chunk_file, chunk_map, contents, store_file, thin
 from lun_backends.stores.superblock import PAGE, Superblock
+from tests import peers
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
 
@@ -347,9 +348,9 @@ def test_a_read_error_names_its_block(tmp_path: Path) -> None:
     lun.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 @pytest.mark.parametrize("durability", list(Durability))
 def test_a_full_disk_refuses_writes_and_keeps_the_rest(tmp_path: Path, durability: Durability) -> None:
+    peers.need_root("mounting a small file system")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=True)
     try:
         lun = store_factory.create(tmp_path, size=1 << 30, durability=durability)

@@ -20,6 +20,7 @@ from target.iscsi.errors import LoginRefused, LoginStatus
 from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.nexus import Reach
+from tests import peers
 from tests.memory_device import MemoryDevice
 
 SECRET = "twelve bytes"
@@ -263,8 +264,8 @@ class TestSecretFiles:
         ):
             access.read_secret(path)
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
     def test_file_of_another_user_is_refused(self, tmp_path: Path) -> None:
+        peers.need_root("giving a file away")
         path = secret_file(tmp_path / "s")
         os.chown(path, 12345, -1)
         with pytest.raises(SecretFileRefused, match="belongs to another user"):

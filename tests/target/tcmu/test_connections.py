@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from target.tcmu import connections
+from tests import peers
 
 
 @contextlib.contextmanager
@@ -55,8 +55,8 @@ def test_name_is_not_an_address() -> None:
         connections.established("localhost", 3260)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can end connections")
 def test_ended_connection_breaks_and_may_be_ended_again() -> None:
+    peers.need_root("ending a connection")
     with connected("127.0.0.1", 2) as (port, ends):
         first, second = ends
         by_peer_port = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -164,8 +163,8 @@ def test_service_without_an_owner_is_owned_and_answered(bus: None) -> None:
     assert not any(beside_another for _, beside_another in checked)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the policy is for root")
 def test_installed_policy_is_enough(start_bus: Callable[[str], None]) -> None:
+    peers.need_root("the policy")
     start_bus(f"<include>{POLICY}</include>")
     with announcing():
         asyncio.run(asks_and_is_answered())
@@ -181,8 +180,8 @@ def test_each_rule_of_the_policy_names_destination_and_interface() -> None:
     assert not [policy for policy in ElementTree.parse(POLICY).iter("policy") if policy.get("user") != "root"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the policy is for root")
 def test_installed_policy_opens_no_other_interface_and_no_other_service(start_bus: Callable[[str], None]) -> None:
+    peers.need_root("the policy")
     start_bus(f"<policy user='root'><allow own='org.example.Other'/></policy><include>{POLICY}</include>")
 
     async def asks() -> None:
