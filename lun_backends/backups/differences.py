@@ -11,13 +11,13 @@ their comparison proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyroaring
 
 from lun_backends import block_device
 from lun_backends.damage import Damage, OnDamage
-from lun_backends.volumes import errors, snapshot, volume
+from lun_backends.volumes import errors, interface
 
 GRAIN = 4096
 """The smallest unit in bytes that `differing` reports."""
@@ -32,7 +32,7 @@ class WrongOrder(errors.VolumeError):
     """The second snapshot is not younger than the first."""
 
 
-def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
+def changed(owner: interface.Volume, since: str, to: str | None) -> list[Range]:
     """Return the ranges that may have changed from snapshot `since` to snapshot `to`, or to now (None).
 
     They are in order and merged, and consist of whole chunks, except at the end of the volume.  The part by which the
@@ -69,8 +69,8 @@ def changed(owner: volume.Volume, since: str, to: str | None) -> list[Range]:
 
 
 def _between(
-    owner: volume.Volume, first: snapshot.Snapshot, last: snapshot.Snapshot | None
-) -> tuple[snapshot.Snapshot, ...]:
+    owner: interface.Volume, first: interface.Snapshot, last: interface.Snapshot | None
+) -> Sequence[interface.Snapshot]:
     """Return the snapshots from `first` up to `last`, without `last` itself; all from `first` on if `last` is None."""
     snapshots = owner.snapshots
     for bound in (first, last):

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import collections
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyroaring
 
-from lun_backends import block_device, lost_device
+from lun_backends import block_device
 from lun_backends.stores import contents
-from lun_backends.volumes import snapshot, volume
+from lun_backends.volumes import interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Checked:
     report: contents.ChunkReport
 
 
-def verify(owner: volume.Volume, name: str) -> Iterator[Checked]:
+def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
     """Check all pre-images that the snapshot needs, one by one.
 
     Raises NoSuchSnapshot, SnapshotInvalid, DeviceClosed.
@@ -41,10 +41,8 @@ def verify(owner: volume.Volume, name: str) -> Iterator[Checked]:
     while not done:
         done = True
         for needed in _from(owner, own):
-            if isinstance(needed.write_once, lost_device.LostDevice):
-                raise block_device.SnapshotInvalid(needed.write_once.reason)
             try:
-                for report in needed.write_once.verify(whole | partly[needed.uuid]):
+                for report in needed.verify(whole | partly[needed.uuid]):
                     chunk = report.offset // owner.chunk_size
                     if report.verdict is contents.Verdict.UNVERIFIABLE:
                         partly[needed.uuid].add(chunk)
@@ -58,24 +56,21 @@ def verify(owner: volume.Volume, name: str) -> Iterator[Checked]:
                 break
 
 
-def preserved_bytes(owner: volume.Volume, name: str) -> int:
+def preserved_bytes(owner: interface.Volume, name: str) -> int:
     """Return about how many bytes `verify` will read.  Raises NoSuchSnapshot."""
     return sum(needed.preserved_bytes for needed in _from(owner, owner.snapshot(name)))
 
 
-def damaged_headers(owner: volume.Volume, name: str) -> list[str]:
+def damaged_headers(owner: interface.Volume, name: str) -> list[str]:
     """Return the faults of the headers of the snapshot's files, a phrase each.
 
     Such faults do no harm yet: the headers have copies, or are read at open only.  Raises NoSuchSnapshot,
     SnapshotInvalid, DeviceClosed.
     """
-    own = owner.snapshot(name)
-    if isinstance(own.write_once, lost_device.LostDevice):
-        raise block_device.SnapshotInvalid(own.write_once.reason)
-    return own.write_once.check_headers()
+    return owner.snapshot(name).check_headers()
 
 
-def _from(owner: volume.Volume, own: snapshot.Snapshot) -> tuple[snapshot.Snapshot, ...]:
+def _from(owner: interface.Volume, own: interface.Snapshot) -> Sequence[interface.Snapshot]:
     """Return the snapshot and all newer ones.  Raises DeviceClosed."""
     snapshots = owner.snapshots
     if own not in snapshots:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lun_backends import lost_device, snapshot_view, write_once
+import pyroaring
+
+from lun_backends import block_device, lost_device, snapshot_view
+from lun_backends.stores import contents
 from lun_backends.volumes.manifest import SnapshotState
+from lun_backends.write_once import WriteOnce
 
 
 @dataclass(eq=False)
@@ -23,7 +27,7 @@ class Snapshot:
     name: str
     uuid: uuid.UUID
     taken_at: datetime.datetime
-    write_once: write_once.WriteOnce | lost_device.LostDevice
+    write_once: WriteOnce | lost_device.LostDevice
     view: snapshot_view.SnapshotView
     deleting: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,7 +72,7 @@ class Snapshot:
     @property
     def damaged_chunks(self) -> int:
         """Return how many of its chunks were found damaged since it was opened."""
-        return self.write_once.damaged_chunks if isinstance(self.write_once, write_once.WriteOnce) else 0
+        return self.write_once.damaged_chunks if isinstance(self.write_once, WriteOnce) else 0
 
     @property
     def used_bytes(self) -> int:
@@ -79,3 +83,19 @@ class Snapshot:
     def preserved_bytes(self) -> int:
         """Return how many bytes of the volume are preserved in it."""
         return self.write_once.written_bytes()
+
+    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contents.ChunkReport]:
+        """Read all its pre-images, except the chunks `passed_over`, and compare them with their checksums.
+
+        Raises SnapshotInvalid, DeviceClosed.
+        """
+        yield from self._kept().verify(passed_over)
+
+    def check_headers(self) -> list[str]:
+        """Return the faults of the headers of its files, a phrase each.  Raises SnapshotInvalid, DeviceClosed."""
+        return self._kept().check_headers()
+
+    def _kept(self) -> WriteOnce:
+        if isinstance(self.write_once, lost_device.LostDevice):
+            raise block_device.SnapshotInvalid(self.write_once.reason)
+        return self.write_once

@@ -39,7 +39,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lun_backends import block_device, tracking, write_once
+from lun_backends import block_device, preserving, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
@@ -118,6 +118,11 @@ class Volume:
         opening.close(self.state)
 
     # Looking --------------------------------------------------------------------------------------------------------
+
+    @property
+    def counters(self) -> preserving.Counters:
+        """Return the counts of copy-on-write since the volume was opened."""
+        return self.device.counters
 
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:

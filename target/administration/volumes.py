@@ -155,7 +155,9 @@ class VolumeChanges:
             return
         if owner is not None:
             with problems.translated(what):
-                owner.relocate_primary(volumes.primary_path(after, self._inventory.state_dir))
+                self._inventory.own_volume(name).relocate_primary(
+                    volumes.primary_path(after, self._inventory.state_dir)
+                )
         else:
             try:
                 self._inventory.relocate_volume(after, request.old, force=force)

@@ -107,7 +107,7 @@ class Collector(registry.Collector):
                 limit.add_metric(key, volume.space.limit)
                 low.add_metric(key, int(volume.space.low))
             for field, family in counters.items():
-                family.add_metric(key, getattr(volume.device.counters, field))
+                family.add_metric(key, getattr(volume.counters, field))
         yield from (up, kept, limit, low)
         yield from counters.values()
 

@@ -21,8 +21,7 @@ from lun_backends import block_device, damage
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.files import os_error
 from lun_backends.stores import contents
-from lun_backends.volumes import volume
-from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes import interface
 from target import messages
 from target.exports import identity, image_file, qcow2, stream
 from target.service import damage_met, jobs, problems
@@ -53,7 +52,7 @@ def verify(service: Service, volume_name: str, name: str) -> jobs.Job:
     return service.jobs.start("verify", f"{volume_name}@{name}", work)
 
 
-def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verification:
+def _verified(owner: interface.Volume, name: str, job: jobs.Job) -> messages.Verification:
     total = verification.preserved_bytes(owner, name)
     headers = verification.damaged_headers(owner, name)
     counted = dict.fromkeys(contents.Verdict, 0)
@@ -87,7 +86,7 @@ def _verified(owner: volume.Volume, name: str, job: jobs.Job) -> messages.Verifi
     )
 
 
-def _outside(owner: volume.Volume, name: str) -> list[messages.Outside]:
+def _outside(owner: interface.Volume, name: str) -> list[messages.Outside]:
     """Return the blocks of the snapshot that initiators wrote to write-once LUNs."""
     names = {snapshot.uuid: snapshot.name for snapshot in owner.snapshots}
     block = owner.device.block_size
@@ -275,7 +274,9 @@ def open_stream(
         raise
 
 
-def _readable(service: Service, volume_name: str, name: str, since: str | None) -> tuple[volume.Volume, Snapshot]:
+def _readable(
+    service: Service, volume_name: str, name: str, since: str | None
+) -> tuple[interface.Volume, interface.Snapshot]:
     """Return the volume and the snapshot if the snapshot, and the one `since`, can be relied on.  Raises Problem."""
     owner, snapshot = service.inventory.find(volume_name, name)
     what = f"{volume_name}@{name} cannot be exported"
@@ -289,7 +290,11 @@ def _readable(service: Service, volume_name: str, name: str, since: str | None) 
 
 
 def _undamaged(
-    content: Iterable[pieces.ExportPiece], found: damage.Found, owner: volume.Volume, snapshot: Snapshot, job: jobs.Job
+    content: Iterable[pieces.ExportPiece],
+    found: damage.Found,
+    owner: interface.Volume,
+    snapshot: interface.Snapshot,
+    job: jobs.Job,
 ) -> Iterator[pieces.ExportPiece]:
     """Yield the content up to the first damage.  Then read on to find all damage, and raise DamageFound, or jobs.Cancelled."""
     for piece in content:
@@ -306,14 +311,14 @@ def _undamaged(
 
 def _exportable(
     service: Service, volume_name: str, name: str, request: messages.Export
-) -> tuple[volume.Volume, Snapshot]:
+) -> tuple[interface.Volume, interface.Snapshot]:
     """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raises Problem."""
     owner, snapshot = _readable(service, volume_name, name, request.since)
     image_file.check_place(Path(request.path), service.inventory, overwrite=request.overwrite)
     return owner, snapshot
 
 
-def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) -> tuple[qcow2.Backing, bool]:
+def _backing(path: Path, request: messages.Export, older: interface.Snapshot, since: str) -> tuple[qcow2.Backing, bool]:
     """Return the image below the new one, and whether it identifies itself as the older snapshot.  Raises Problem."""
     if request.backing is None:
         raise problems.bad_request("backing", f"with `since`, name the image of {since}")
@@ -371,7 +376,7 @@ def _backing(path: Path, request: messages.Export, older: Snapshot, since: str) 
     return qcow2.Backing(name, kind), sure
 
 
-def _doubt(below: Path, older: Snapshot) -> str:
+def _doubt(below: Path, older: interface.Snapshot) -> str:
     """Return why the image at `below` is not sure to show a snapshot; empty if it is.  Raises OSError.
 
     This also looks at the images below that one, if they carry an identity, because one of them may have been replaced.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator, Mapping
 
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import errors, interface
 from target import descriptors, explanations, messages, units
 from target.configuration import settings, values
 from target.service import moments
@@ -71,7 +71,7 @@ def current(
         yield from _space(owner)
         yield from _size(owner, inventory.settings)
         yield from _clock(owner, now)
-        failures = owner.device.counters.failures
+        failures = owner.counters.failures
         if failures:
             text = f"volume {owner.name}: {failures} pre-images could not be preserved"
             remedy = "free space, or delete snapshots" if stopped is None else stopped.remedy
@@ -98,7 +98,7 @@ def current(
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
 
 
-def _doubtful(owner: volume.Volume) -> Iterator[messages.Alert]:
+def _doubtful(owner: interface.Volume) -> Iterator[messages.Alert]:
     names = [snapshot.name for snapshot in owner.snapshots if snapshot.doubt]
     if names:
         more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
@@ -124,7 +124,7 @@ def _open_files() -> Iterator[messages.Alert]:
         yield messages.Alert("open-files-low", "daemon", text, remedy)
 
 
-def _space(owner: volume.Volume) -> Iterator[messages.Alert]:
+def _space(owner: interface.Volume) -> Iterator[messages.Alert]:
     space = owner.space
     if space.limit is not None and space.low:
         taken = f"{units.human_size(space.used)} of {units.human_size(space.limit)} allowed"
@@ -149,7 +149,7 @@ def _unmapped(configured: settings.Settings) -> Iterator[messages.Alert]:
                 yield messages.Alert("write-once-not-mapped", mapped.unit, text, remedy)
 
 
-def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messages.Alert]:
+def _size(owner: interface.Volume, configured: settings.Settings) -> Iterator[messages.Alert]:
     wanted = next((entry.size for entry in configured.volumes if entry.name == owner.name), None)
     if wanted is not None and wanted != owner.device.size:
         is_ = units.exact_size(owner.device.size)
@@ -157,7 +157,7 @@ def _size(owner: volume.Volume, configured: settings.Settings) -> Iterator[messa
         yield messages.Alert("size-differs", owner.name, text, f"write size: {is_}, or resize the volume")
 
 
-def _clock(owner: volume.Volume, now: datetime.datetime) -> Iterator[messages.Alert]:
+def _clock(owner: interface.Volume, now: datetime.datetime) -> Iterator[messages.Alert]:
     later = [snapshot for snapshot in owner.snapshots if snapshot.taken_at > now + _CLOCK_TOLERANCE]
     if later:
         subject = f"{owner.name}@{later[-1].name}"

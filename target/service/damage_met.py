@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 
 from lun_backends import damage
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import errors, interface
 from target import messages
 from target.service import jobs
 
@@ -19,7 +19,7 @@ NAMED = 100
 
 
 @contextlib.contextmanager
-def noted(job: jobs.Job, owner: volume.Volume) -> Iterator[damage.Found]:
+def noted(job: jobs.Job, owner: interface.Volume) -> Iterator[damage.Found]:
     """Yield the receiver for the damage that a part of the job meets.  At the end, note it at the job and log it."""
     found = damage.Found()
     try:
@@ -29,7 +29,7 @@ def noted(job: jobs.Job, owner: volume.Volume) -> Iterator[damage.Found]:
             _note(job, owner, found)
 
 
-def _note(job: jobs.Job, owner: volume.Volume, found: damage.Found) -> None:
+def _note(job: jobs.Job, owner: interface.Volume, found: damage.Found) -> None:
     block = owner.device.block_size
     names = {snapshot.uuid: snapshot.name for snapshot in owner.snapshots}
     job.damaged_bytes += found.bytes
@@ -47,7 +47,7 @@ def _note(job: jobs.Job, owner: volume.Volume, found: damage.Found) -> None:
     log.error("%s of %s met damage in %s", job.kind, job.subject, found.blocks(block))
 
 
-def refuse(owner: volume.Volume, name: str, found: damage.Found, remedy: str) -> None:
+def refuse(owner: interface.Volume, name: str, found: damage.Found, remedy: str) -> None:
     """Raise DamageFound if there is damage in the snapshot of that name."""
     if found:
         raise errors.damage_in(owner.name, name, found, owner.device.block_size, remedy)

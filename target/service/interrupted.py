@@ -8,13 +8,13 @@ import logging
 from collections.abc import Callable
 
 from lun_backends import block_device
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import errors, interface
 from target.service import damage_met, jobs, problems
 
 log = logging.getLogger(__name__)
 
 
-def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], bool]) -> None:
+def finish_rollback(owner: interface.Volume, job: jobs.Job, stopping: Callable[[], bool]) -> None:
     """Bring the volume's primary to the moment of the snapshot that it was rolled back to, if there is one.
 
     Only the daemon's end interrupts this, not the job's cancellation.  Raise Problem, Cancelled.
@@ -42,7 +42,7 @@ def finish_rollback(owner: volume.Volume, job: jobs.Job, stopping: Callable[[], 
     log.info("the primary of %s has the content of %s", owner.name, snapshot.name)
 
 
-def finish_deletions(owner: volume.Volume, job: jobs.Job) -> None:
+def finish_deletions(owner: interface.Volume, job: jobs.Job) -> None:
     """Finish the deletions of snapshots that have begun.  Raise Problem, Cancelled."""
     with problems.translated(f"the deletion of snapshots of {owner.name} did not continue"):
         try:

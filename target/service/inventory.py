@@ -26,8 +26,8 @@ from lun_backends import block_device
 from lun_backends.files import os_error
 from lun_backends.refused import Refused
 from lun_backends.volumes import group, manifest
-from lun_backends.volumes.snapshot import Snapshot
-from lun_backends.volumes.volume import Volume
+from lun_backends.volumes import volume as own
+from lun_backends.volumes.interface import Snapshot, Volume
 from target.configuration import settings as configuration
 from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
@@ -516,6 +516,13 @@ class Inventory:
             if name in self._failed:
                 raise problems.volume_failed(name, self._failed[name])
             raise problems.no_such_volume(name, self._volumes)
+        return owner
+
+    def own_volume(self, name: str) -> own.Volume:
+        """Return the open volume of that name, whose snapshots this host keeps.  Raise Problem."""
+        owner = self.volume(name)
+        if not isinstance(owner, own.Volume):
+            raise problems.shared(name)
         return owner
 
     def find(self, volume_name: str, name: str) -> tuple[Volume, Snapshot]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from lun_backends.volumes.volume import Volume
 from target.service import volumes
 from target.service.inventory import Inventory
 
@@ -59,8 +60,9 @@ def _own(inventory: Inventory) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (the owner as a text, the result of `stat`) for each file and directory of the daemon."""
     settings, state_dir = inventory.settings, inventory.state_dir
     for owner in list(inventory.open_volumes.values()):
-        with contextlib.suppress(OSError):
-            yield f"it belongs to volume {owner.name}", owner.primary.found()
+        if isinstance(owner, Volume):
+            with contextlib.suppress(OSError):
+                yield f"it belongs to volume {owner.name}", owner.primary.found()
     for configured in settings.volumes:
         yield from _at(f"it belongs to volume {configured.name}", volumes.primary_path(configured, state_dir))
     for shared in settings.shared:

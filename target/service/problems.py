@@ -58,6 +58,15 @@ def no_such_volume(name: str, names: Iterable[str]) -> Problem:
     return Problem("no-such-volume", f"there is no volume {name}", remedy, 404)
 
 
+def shared(name: str) -> Problem:
+    """Refuse what a shared volume cannot do, because its primary and its snapshots belong to other hosts, too."""
+    return Problem(
+        "shared",
+        f"{name} is a shared volume: its primary and its snapshots are on other hosts",
+        "do it on the storage host; snapshots of several volumes at one moment need volumes of one host",
+    )
+
+
 def no_such_snapshot(volume: str, name: str, names: Iterable[str]) -> Problem:
     """Refuse a name that no snapshot of the volume has."""
     remedy = _known(names, name, f"the snapshots of {volume}", f"take one with `wolun snapshot create {volume} {name}`")

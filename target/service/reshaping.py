@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from lun_backends.volumes import errors, volume
+from lun_backends.volumes import errors, interface
 from target import units
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import Asc
@@ -83,5 +83,5 @@ class Reshaping:
             unit.resized()
         log.info("%s now has %s", volume_name, units.exact_size(size))
 
-    def _units(self, owner: volume.Volume) -> Iterator[LogicalUnit]:
+    def _units(self, owner: interface.Volume) -> Iterator[LogicalUnit]:
         return (unit for unit in self._inventory.scsi.luns.values() if unit.device is owner.device)

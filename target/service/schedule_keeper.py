@@ -21,8 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from lun_backends.volumes import volume
-from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes import interface
 from target.configuration import schedule, settings
 from target.service import problems
 from target.service.snapshots import Snapshots
@@ -41,7 +40,7 @@ class ScheduleKeeper:
 
     def __init__(
         self,
-        owner: volume.Volume,
+        owner: interface.Volume,
         snapshots: Snapshots,
         clock: Callable[[], datetime.datetime],
         stopping: threading.Event,
@@ -155,7 +154,9 @@ class ScheduleKeeper:
         if failed:
             raise failed[0]
 
-    def _expired(self, configured: settings.Volume, coming: datetime.datetime | None = None) -> list[Snapshot]:
+    def _expired(
+        self, configured: settings.Volume, coming: datetime.datetime | None = None
+    ) -> list[interface.Snapshot]:
         """Return the snapshots that are no longer kept, oldest first."""
         if configured.keep is None:
             return []
@@ -169,6 +170,6 @@ class ScheduleKeeper:
         return [snapshot for snapshot in snapshots if snapshot.uuid not in keep]
 
 
-def _scheduled(owner: volume.Volume) -> Iterator[Snapshot]:
+def _scheduled(owner: interface.Volume) -> Iterator[interface.Snapshot]:
     """Yield the snapshots that the schedule took, in the order in which it took them."""
     return (snapshot for snapshot in owner.snapshots if snapshot.scheduled and not snapshot.deleting)

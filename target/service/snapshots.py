@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from lun_backends.volumes import group, volume
+from lun_backends.volumes import group, interface
 from lun_backends.volumes.errors import DeletionStopped
-from lun_backends.volumes.snapshot import Snapshot
 from target import codec, messages
 from target.configuration import settings
 from target.service import damage_met, moments, problems
@@ -45,14 +44,14 @@ class Snapshots:
         self, name: str, volume_names: Sequence[str], labels: Mapping[str, str] | None = None
     ) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
-        owners = [self._inventory.volume(volume_name) for volume_name in volume_names]
+        owners = [self._inventory.own_volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
             with problems.translated(f"the group {name} was not taken", several=volume_names):
                 taken = list(zip(owners, group.create(owners, name, labels), strict=True))
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
 
-    def _publish(self, taken: Sequence[tuple[volume.Volume, Snapshot]]) -> None:
+    def _publish(self, taken: Sequence[tuple[interface.Volume, interface.Snapshot]]) -> None:
         """Serve new snapshots; if one cannot be served, delete them all.  Raise Problem."""
         try:
             for owner, snapshot in taken:
@@ -68,7 +67,7 @@ class Snapshots:
                 raise problems.write_failed(path, error) from error
             raise
 
-    def _taken(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Taken:
+    def _taken(self, owner: interface.Volume, snapshot: interface.Snapshot) -> messages.Taken:
         log.info("took %s@%s", owner.name, snapshot.name)
         shown = self._shown(owner, snapshot)
         return messages.Taken(
@@ -154,7 +153,7 @@ class Snapshots:
 
         return self._jobs.start("delete", f"{volume_name}@{name}", work)
 
-    def _shown(self, owner: volume.Volume, snapshot: Snapshot) -> messages.Snapshot:
+    def _shown(self, owner: interface.Volume, snapshot: interface.Snapshot) -> messages.Snapshot:
         numbers = self._inventory.numbers_of(snapshot)
         preserved = snapshot.preserved_bytes
         write_once = None

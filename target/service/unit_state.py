@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lun_backends import atomic_journal, block_device
 from lun_backends.files import format as format_
-from lun_backends.volumes import volume
+from lun_backends.volumes import interface
 from target.scsi import logical_unit
 from target.scsi.commands import table
 from target.scsi.reservations import persistent_reservation, reservation_file
@@ -27,15 +27,15 @@ class UnitState:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
 
-    def _directory(self, owner: volume.Volume) -> Path:
+    def _directory(self, owner: interface.Volume) -> Path:
         return volumes.volume_directory(owner.name, self._state_dir)
 
-    def _reservations(self, owner: volume.Volume, unit: uuid.UUID) -> Path:
+    def _reservations(self, owner: interface.Volume, unit: uuid.UUID) -> Path:
         return self._directory(owner) / "reservations" / f"{unit}.json"
 
     def unit(
         self,
-        owner: volume.Volume,
+        owner: interface.Volume,
         device: block_device.BlockDevice,
         identity: uuid.UUID,
         kind: logical_unit.UnitKind,
@@ -67,14 +67,14 @@ class UnitState:
                 "prefer the backup: without the file, initiators that a reservation keeps out can write",
             ) from error
 
-    def journal(self, owner: volume.Volume) -> atomic_journal.AtomicJournal:
+    def journal(self, owner: interface.Volume) -> atomic_journal.AtomicJournal:
         """Finish an atomic write that a crash interrupted, and return the journal of the volume's primary.
 
         Call it before the first read and the first snapshot.  Raise BlockDeviceError, OSError.
         """
         return atomic_journal.AtomicJournal(self._directory(owner) / "atomic.journal", owner.device)
 
-    def forget(self, owner: volume.Volume, units: Iterable[uuid.UUID]) -> None:
+    def forget(self, owner: interface.Volume, units: Iterable[uuid.UUID]) -> None:
         """Delete the state of units that are deleted.  Raise OSError."""
         for identity in units:
             reservation_file.store(self._reservations(owner, identity), persistent_reservation.ReservationState())

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lun_backends import write_once
-from lun_backends.volumes.snapshot import Snapshot
+from lun_backends.volumes import interface
 
 
 def flip(path: Path, place: int) -> None:
@@ -18,17 +18,17 @@ def flip(path: Path, place: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def rot(of: write_once.WriteOnce | Snapshot, chunk: int, at: int = 77) -> None:
+def rot(of: write_once.WriteOnce | interface.Snapshot, chunk: int, at: int = 77) -> None:
     """Flip a bit of byte `at` of a chunk that a write-once LUN stores."""
-    device = of.write_once if isinstance(of, Snapshot) else of
+    device = of if isinstance(of, write_once.WriteOnce) else of.write_once
     assert isinstance(device, write_once.WriteOnce)
     slot = device.store._map.slot(chunk)
     assert slot
     flip(device.store._file.path, slot * device.chunk_size + at)
 
 
-def forget_checksum(of: write_once.WriteOnce | Snapshot, chunk: int) -> None:
+def forget_checksum(of: write_once.WriteOnce | interface.Snapshot, chunk: int) -> None:
     """Remove the checksum of a chunk, as a crash at the moment of its commit may do."""
-    device = of.write_once if isinstance(of, Snapshot) else of
+    device = of if isinstance(of, write_once.WriteOnce) else of.write_once
     assert isinstance(device, write_once.WriteOnce)
     device.store._map.record_checksum(chunk, 0)

@@ -100,7 +100,7 @@ def read(device: block_device.BlockDevice, length: int = 64 * KIB) -> bytes:
 
 
 def check(service: Service) -> None:
-    vol0, vol1 = service.inventory.volume("vol0"), service.inventory.volume("vol1")
+    vol0, vol1 = service.inventory.own_volume("vol0"), service.inventory.volume("vol1")
     assert read(vol0.device) == NOW
     assert read(vol0.snapshot("first").view) == FIRST
     assert read(vol0.snapshot("second").view) == SECOND
@@ -119,8 +119,8 @@ def test_state_of_format_1_is_served_as_it_was(services: list[Service], state: P
     assert json.loads((state / "volumes" / "vol0" / "volume.json").read_text())["format"] == manifest.FORMAT
     service = start(services, state)
     service.reshaping.restore("vol0", "first", force=True).wait()
-    assert read(service.inventory.volume("vol0").primary) == FIRST
-    assert read(service.inventory.volume("vol0").snapshot("second").view) == SECOND
+    assert read(service.inventory.own_volume("vol0").primary) == FIRST
+    assert read(service.inventory.own_volume("vol0").snapshot("second").view) == SECOND
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -191,7 +191,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_initiators_and_alerts_report_the_doubt(service: Service) -> None:
-    owner = service.inventory.open_volumes["vol0"]
+    owner = service.inventory.own_volume("vol0")
     io = FaultyIO()
     owner.state.io = io
     owner.create_snapshot("a")

@@ -32,7 +32,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 8MiB}\n"
     opened = Service(reader.parse(text, "f.yaml"), tmp_path / "state")
     opened.snapshots.create_snapshot("vol0", "a")
-    owner = opened.inventory.volume("vol0")
+    owner = opened.inventory.own_volume("vol0")
     for chunk in range(5):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk]) * CHUNK)])
     opened.snapshots.create_snapshot("vol0", "b")
@@ -108,7 +108,7 @@ def test_verification_fails_if_the_snapshot_is_deleted_meanwhile(
 
 def test_damaged_chunk_is_not_exported_as_good(service: Service, tmp_path: Path) -> None:
     """Rot in the map loses the place of a chunk, and the primary has new data there."""
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     path = thin.files(owner.directory / "snapshots" / str(owner.snapshot("a").uuid))[0]
     with path.open("r+b") as file:
         file.seek(2 * 4096 + 3 * 8)
@@ -129,7 +129,7 @@ def test_damage_is_named_and_exported_only_on_request(
     service: Service, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """Chunks 1 and 3 of snapshot b are damaged, and chunks 2 and 3 of snapshot a."""
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     service.snapshots.create_snapshot("vol0", "between")
     for chunk in range(5):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([9]) * CHUNK)])
@@ -159,7 +159,7 @@ def test_damage_is_named_and_exported_only_on_request(
 
 
 def test_exact_comparison_counts_damage_as_changed_only_on_request(service: Service) -> None:
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     for chunk in range(5):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes(CHUNK))])  # what snapshot a has
     rot(owner.snapshot("a"), 2)
@@ -208,7 +208,7 @@ def test_image_is_not_replaced_by_one_that_stands_on_it(service: Service, tmp_pa
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2"])
 def test_files_of_a_volume_are_not_replaced(service: Service, tmp_path: Path, format_: str) -> None:
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     (tmp_path / "link").symlink_to(owner.directory)
     for path in (owner.primary.path, tmp_path / "link" / "volume.json", owner.directory / "snapshots" / "new"):
         request = messages.Export(path=str(path), overwrite=True, format=format_)
@@ -242,7 +242,7 @@ def test_base_that_is_too_far_away_is_refused(service: Service, tmp_path: Path) 
 
 
 def test_snapshot_in_deletion_is_not_exported(service: Service, tmp_path: Path) -> None:
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     owner.device.writev(0, [memoryview(bytes(CHUNK))])
     with pytest.raises(errors.DeletionStopped):
         owner.delete_snapshot("b", cancelled=lambda: True)

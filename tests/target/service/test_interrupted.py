@@ -19,13 +19,13 @@ CHUNK = 64 << 10
 
 def content(service: Service) -> bytes:
     data = bytearray(1 << 20)
-    service.inventory.volume("vol0").primary.readv(0, [memoryview(data)])
+    service.inventory.own_volume("vol0").primary.readv(0, [memoryview(data)])
     return bytes(data)
 
 
 def rolled_back(service: Service) -> None:
     """Roll vol0 back to a snapshot and copy nothing yet."""
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     service.snapshots.create_snapshot("vol0", "a")
     for chunk in range(4):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([7]) * 512)])
@@ -40,7 +40,7 @@ def run(work: jobs.Job) -> str:
 
 def test_rollback_stops_with_the_daemon_and_not_with_the_job(service: Service) -> None:
     rolled_back(service)
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     stopped = jobs.Job(1, "test", "vol0", lambda job: interrupted.finish_rollback(owner, job, lambda: True))
     assert run(stopped) == "cancelled"
     assert owner.rolling_back_to is not None
@@ -62,7 +62,7 @@ def test_rollback_is_finished_at_the_next_start(serve: Serve) -> None:
 
 
 def test_nothing_to_finish_is_done_at_once(service: Service) -> None:
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
 
     def work(job: jobs.Job) -> None:
         interrupted.finish_rollback(owner, job, lambda: pytest.fail("there is nothing to interrupt"))

@@ -44,7 +44,7 @@ def _touch(path: Path) -> Path:
 
 
 def _store(service: Service) -> Path:
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     return thin.files(owner.directory / "snapshots" / str(owner.snapshot("s").uuid))[1]
 
 
@@ -92,7 +92,7 @@ def test_primary_that_lost_its_name_is_known(shown: Service, tmp_path: Path) -> 
 
 def test_new_file_in_an_own_directory_is_known(shown: Service, tmp_path: Path) -> None:
     """The directory of the snapshots is on another disk, behind a link."""
-    snapshots = shown.inventory.volume("vol0").directory / "snapshots"
+    snapshots = shown.inventory.own_volume("vol0").directory / "snapshots"
     snapshots.rename(tmp_path / "elsewhere")
     snapshots.symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "below").mkdir()

@@ -20,7 +20,7 @@ CHUNK = 64 << 10
 
 
 def write(service: Service, offset: int, fill: int = 7) -> None:
-    service.inventory.volume("vol0").device.writev(offset, [memoryview(bytes([fill]) * 512)])
+    service.inventory.own_volume("vol0").device.writev(offset, [memoryview(bytes([fill]) * 512)])
 
 
 def test_snapshot_is_served_when_it_is_taken(service: Service) -> None:
@@ -121,7 +121,7 @@ def test_snapshot_whose_deletion_fails_is_served_again(service: Service, monkeyp
     def fail(*args: object, **options: object) -> None:
         raise OSError(errno.EIO, "for a test")
 
-    monkeypatch.setattr(service.inventory.volume("vol0"), "delete_snapshot", fail)
+    monkeypatch.setattr(service.inventory.own_volume("vol0"), "delete_snapshot", fail)
     job = service.snapshots.delete_snapshot("vol0", "a")
     assert job.wait(60)
     with pytest.raises(problems.Problem, match="vol0@a was not deleted"):
@@ -132,7 +132,7 @@ def test_snapshot_whose_deletion_fails_is_served_again(service: Service, monkeyp
 
 def test_request_for_a_snapshot_does_not_reach_its_namesake(service: Service) -> None:
     """Two deletions and a rollback wait for each other; meanwhile a new snapshot gets the name."""
-    owner = service.inventory.volume("vol0")
+    owner = service.inventory.own_volume("vol0")
     for snapshot_name in ("a", "b"):
         service.snapshots.create_snapshot("vol0", snapshot_name)
     with owner.state.reshaping:
