@@ -173,6 +173,16 @@ class ReservationConflict(BlockDeviceError):
         return "the device is reserved by another initiator"
 
 
+@dataclass(eq=False)
+class NoAnswer(BlockDeviceError):
+    """A device of another host did not answer, or its answer was lost; `reason` says more.  The command may have been carried out."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class DeviceClosed(BlockDeviceError):
     """The device was closed before the call, or while it ran."""
 

@@ -41,6 +41,7 @@ class Asc(enum.IntEnum):
     NO_ADDITIONAL_SENSE_INFORMATION = 0x0000
     LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = 0x0403
+    LOGICAL_UNIT_COMMUNICATION_FAILURE = 0x0800
     WRITE_ERROR = 0x0C00
     COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
     INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
@@ -191,6 +192,7 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
     | `PreserveFailed`  | as its cause: DATA PROTECT 27h/07h when out of space, else MEDIUM ERROR 0Ch/00h | | the device refused the write |
     | `StateInDoubt`    | DATA PROTECT    | 27h/02h  | all writes are refused until an administrator sees to the disk; Linux does not retry |
     | `CopyTimedOut`    | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; on its own only while copying, else a cause |
+    | `NoAnswer`        | ABORTED COMMAND | 08h/00h  | the path to a device of another host is lost; Linux tries again |
     | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is about to close |
     """
     match error:
@@ -216,6 +218,8 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
             return replace(from_error(cause), information=lba)
         case block_device.PreserveFailed(lba):
             return Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, lba)
+        case block_device.NoAnswer():
+            return Sense(SenseKey.ABORTED_COMMAND, Asc.LOGICAL_UNIT_COMMUNICATION_FAILURE)
         case block_device.DeviceClosed():
             return Sense(SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE)
         case _:
