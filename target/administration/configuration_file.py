@@ -72,9 +72,9 @@ class ConfigurationFile:
         path = self._file(request)
         whose = own_files.claim(self._inventory, path)
         if whose and path.parent.resolve() != self._inventory.state_dir.resolve():
-            raise problems.file_failed(path, whose)
+            raise problems.own_file(path, whose)
         if path.exists() and not path.is_file():
-            raise problems.file_failed(path, "it is no file")
+            raise problems.file_failed(path, "it is no regular file", "give the path of a file")
         try:
             old = writer.read(path)
             new = writer.render(self._in_force.running(), old, str(path))

@@ -109,9 +109,9 @@ def place(path: Path) -> Path:
 def check_place(path: Path, inventory: Inventory, *, overwrite: bool) -> None:
     """Refuse a path that cannot take an export, and one that is the daemon's own.  Raises Problem."""
     if not path.is_absolute():
-        raise problems.file_failed(path, "the path is not absolute")
+        raise problems.file_failed(path, "the path is not absolute", "give a path that begins with /")
     if whose := own_files.claim(inventory, path):
-        raise problems.file_failed(path, whose)
+        raise problems.own_file(path, whose)
     if os.path.lexists(path) and not overwrite and not stream.is_fifo(path):
         raise problems.file_exists(path)
 

@@ -28,6 +28,7 @@ from lun_backends.refused import Refused
 from lun_backends.volumes import group, manifest
 from lun_backends.volumes import volume as own
 from lun_backends.volumes.interface import Snapshot, Volume
+from target import own_address
 from target.configuration import settings as configuration
 from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
@@ -499,10 +500,14 @@ class Inventory:
 
     @property
     def portal_address(self) -> str:
-        """The first address that initiators connect to, HOST:PORT."""
+        """The first address that initiators connect to, HOST:PORT.
+
+        If the portal listens on all addresses, this is the one by which this host reaches others.
+        """
         announced = self._settings.portal.announce if self._settings.fabric is configuration.Fabric.PORTAL else ()
         addresses, unbound = self.fabric.addresses(), self.fabric.unbound()
-        return (*announced, *(address for address in addresses if address not in unbound), "tcm_loop")[0]
+        first = (*announced, *(address for address in addresses if address not in unbound), "tcm_loop")[0]
+        return own_address.in_place_of_all(first)
 
     def _unit_of(self, configured: configuration.Volume) -> logical_unit.LogicalUnit | None:
         return None if configured.lun is None else self.scsi.luns.get(configured.lun)

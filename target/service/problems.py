@@ -218,6 +218,11 @@ def file_exists(path: Path) -> Problem:
     return Problem("file-exists", f"{path} exists already", "choose another name, or overwrite it with --force")
 
 
+def own_file(path: Path, whose: str) -> Problem:
+    """Refuse to write over a file that the daemon serves or keeps; `whose` says whose it is."""
+    return file_failed(path, whose, "choose another path; wolun never writes over what it serves or keeps")
+
+
 def file_failed(
     path: Path, why: str, remedy: str = "choose a place that has room and that the daemon may write to"
 ) -> Problem:
