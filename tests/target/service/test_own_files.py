@@ -156,6 +156,6 @@ def test_configuration_does_not_replace_what_is_no_file(shown: Service, tmp_path
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "directory").mkdir()
     for name in ("fifo", "directory"):
-        with pytest.raises(problems.Problem, match="it is no file"):
+        with pytest.raises(problems.Problem, match="it is no regular file"):
             admin.save(messages.ConfigurationFile(str(tmp_path / name)), dry_run=False)
     assert (tmp_path / "fifo").is_fifo()
