@@ -100,6 +100,7 @@ class VolumeChanges:
             return messages.Accepted(name, tuple(snapshot.name for snapshot in owner.snapshots if snapshot.doubt))
         with problems.translated(f"the primary of {name} was not accepted"):
             accepted = owner.accept_primary()
+        self._inventory.show_doubt(owner)
         log.warning(
             "the primary of %s is accepted, so these snapshots count as true: %s", name, ", ".join(accepted) or "none"
         )

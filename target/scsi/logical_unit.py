@@ -344,6 +344,8 @@ class LogicalUnit:
         """The initiators that have sent it a command; `*` stands for more."""
         self.new_to: set[str] = set()
         """The initiators that may know another unit under its LUN; `*` stands for all.  Each is told once."""
+        self.doubtful = False
+        """Whether the unit shows a snapshot that may not be true; `doubt` changes it."""
         self.write_cache = True
         """WCE: whether a write may end before it is on stable storage; `set_write_cache` changes it."""
         self._made = time.monotonic()
@@ -382,6 +384,13 @@ class LogicalUnit:
     def age_hours(self) -> int:
         """The hours since the unit was made."""
         return int(time.monotonic() - self._made) // 3600
+
+    def doubt(self, on: bool) -> None:
+        """Say in INQUIRY that the unit's content may not be true, or no longer, and tell each I_T nexus (3Fh/03h)."""
+        with self.lock:
+            if self.doubtful != on:
+                self.doubtful = on
+                self.attention(*divmod(Asc.INQUIRY_DATA_HAS_CHANGED, 256))
 
     def keep_self_test(self, result: SelfTest) -> None:
         """Keep the result of a self-test, and forget the oldest if there is no room."""

@@ -354,6 +354,7 @@ class Inventory:
         title = f"{owner.name}@{snapshot.name}"
         view = logical_unit.UnitKind.SNAPSHOT_VIEW
         unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
+        unit.doubt(bool(snapshot.doubt))
         self._add_lun(numbers.view, unit)
         self._publish_write_once(owner, snapshot, numbers.write_once)
 
@@ -397,6 +398,14 @@ class Inventory:
             with problems.translated(f"the write cache of {configured.name} was not flushed"):
                 unit.set_write_cache(configured.write_cache)
             unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256))
+
+    def show_doubt(self, owner: Volume) -> None:
+        """Let initiators see which snapshots of a volume may not be true."""
+        for snapshot in owner.snapshots:
+            numbers = self.numbers_of(snapshot)
+            unit = None if numbers is None else self.scsi.luns.get(numbers.view)
+            if unit is not None:
+                unit.doubt(bool(snapshot.doubt))
 
     def mapped_write_once(self, name: str) -> configuration.MapWriteOnce:
         """Return whether initiators see the write-once LUNs of a volume's snapshots."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import daemon
+from tests import daemon, libiscsi
 from tests.target.control.asking import ask
 from tests.target.shell import shelling
 
+INQUIRY = bytes.fromhex("120000006000")
+TEST_UNIT_READY = bytes(6)
 VOLUMES = "  - {name: vol0, lun: 0, size: 1MiB, primary: disk.img}\n"
 
 
@@ -58,6 +60,16 @@ def test_doubt_is_shown_wherever_the_snapshot_is(served: daemon.Daemon) -> None:
     assert 'wolun_snapshot_doubtful{snapshot="after",volume="vol0"} 0.0' in page
 
 
+def products(session: libiscsi.Session, luns: list[int]) -> list[str]:
+    return [session.command(lun, INQUIRY, read=96).data[16:32].decode().rstrip() for lun in luns]
+
+
+def test_initiators_see_which_view_is_doubtful(served: daemon.Daemon) -> None:
+    luns = [0, *(snapshot["view_lun"] for snapshot in served.json("snapshot", "list"))]
+    with served.session() as session:
+        assert products(session, luns) == ["VOLUME", "DOUBTFUL VIEW", "SNAPSHOT VIEW"]
+
+
 def test_nothing_leaves_a_doubtful_snapshot(served: daemon.Daemon, tmp_path: Path) -> None:
     image = str(tmp_path / "image")
     for words in (
@@ -79,7 +91,15 @@ def test_accepted_primary_ends_the_doubt_for_good(served: daemon.Daemon) -> None
     assert "there is no volume vol9" in refusal(served, "volume", "accept", "vol9")
     assert "not done: accepted vol0@before" in shelling.good(served, "--dry-run", "/volumes/vol0", "accept")
     assert served.json("snapshot", "list")[0]["state"] == "doubtful"
-    accepted = served.json("volume", "accept", "vol0")
+    luns = [snapshot["view_lun"] for snapshot in served.json("snapshot", "list")]
+    with served.session() as session:
+        for lun in luns:
+            session.settle(lun)
+        accepted = served.json("volume", "accept", "vol0")
+        told = session.command(luns[0], TEST_UNIT_READY)
+        assert (told.status, told.key, told.asc) == (2, 6, (0x3F, 0x03))  # INQUIRY DATA HAS CHANGED
+        assert session.command(luns[1], TEST_UNIT_READY).status == 0
+        assert products(session, luns) == ["SNAPSHOT VIEW"] * 2
     assert accepted == {"volume": "vol0", "snapshots": ["before"], "set_aside": False}
     assert "no snapshot of vol0 is doubtful" in shelling.good(served, "/volumes/vol0", "accept")
     for _ in range(2):

@@ -32,6 +32,8 @@ _PRODUCTS = {
     UnitKind.WRITE_ONCE: b"WRITE-ONCE",
     UnitKind.SNAPSHOT_VIEW: b"SNAPSHOT VIEW",
 }
+DOUBTFUL = b"DOUBTFUL VIEW"
+"""The product identification of a view of a snapshot that may not be true."""
 
 SPC_4 = 6
 RESPONSE_DATA_FORMAT = 2
@@ -66,7 +68,7 @@ def standard(peripheral: int, product: bytes, *, features: int = 0) -> bytes:
 def for_unit(unit: LogicalUnit) -> bytes:
     """Return the standard INQUIRY data of a unit."""
     features = 0 if unit.kind is UnitKind.WRITE_ONCE else THIRD_PARTY_COPY
-    return standard(0x00, _PRODUCTS[unit.kind], features=features)
+    return standard(0x00, DOUBTFUL if unit.doubtful else _PRODUCTS[unit.kind], features=features)
 
 
 def serial_number(uuid: UUID) -> bytes:
