@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, NoReturn
 
 import pyroaring
@@ -25,20 +25,18 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
-from lun_backends.files import os_error
-from lun_backends.stores import contents, thin
-from lun_backends.stores.superblock import State
+from lun_backends.stores import contract
 
 EXTENTS_AT_ONCE = 512
 """The extents that `extents` collects before it yields them, so that `close` does not wait for a slow consumer."""
 
 
 class WriteOnce(block_device.BlockDevice):
-    """The write-once rule over a thin store, which it owns."""
+    """The write-once rule over a store, which it owns."""
 
     write_once: ClassVar[bool] = True
 
-    def __init__(self, store: thin.ThinStore, *, marks: bool = False) -> None:
+    def __init__(self, store: contract.Store, *, marks: bool = False) -> None:
         """Take over the store; with `marks`, mark the chunks that `writev` and `write_zeroes` write to (`stores.outside`)."""
         self.store = store
         self._marks = marks
@@ -53,7 +51,9 @@ class WriteOnce(block_device.BlockDevice):
         # One entry per running call: append and pop are atomic, counting is not.
         self._running: list[None] = []
         self._closed = False
-        self._invalid: str | None = store.reason if store.state is State.INVALID else None
+        self.grain = store.grain
+        """The smallest range that copy-on-write preserves, in bytes."""
+        self._invalid = store.reason
         self.recorded = self._invalid is not None
         """Whether the disk says that the snapshot is invalid.  The owner may record that if `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
@@ -109,7 +109,9 @@ class WriteOnce(block_device.BlockDevice):
             raise block_device.NotSupported("discarding")
         self._write(offset, length, None, fua)
 
-    def put_many(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> list[block_device.BlockWritten | None]:
+    def put_many(
+        self, requests: Iterable[tuple[int, block_device.Buffers]]
+    ) -> Sequence[block_device.BlockWritten | None]:
         """Write each (byte offset, buffers) of `requests`, all with one commit.
 
         Return one result per request, in order: None if it is stored and as durable as `writev` makes it, or the
@@ -123,29 +125,10 @@ class WriteOnce(block_device.BlockDevice):
         requests before the failed one are committed first: they stay written, and a second attempt gets BlockWritten
         for them.  A MediumError of a commit itself means that nothing since the previous commit is written.
         """
-        store = self.store
-        results: list[block_device.BlockWritten | None] = []
-        batch = thin.Batch()
-        self._running.append(None)
-        try:
+        with self._call():
             if self._stopped:
                 self._refuse()
-            try:
-                for offset, buffers in requests:
-                    if self._stopped:
-                        self._refuse()
-                    try:
-                        self._put(batch, offset, block_device.total_length(buffers), buffers)
-                    except block_device.BlockWritten as written:
-                        # Append a new exception, because the raised one forms a circle with its traceback and frames.
-                        results.append(block_device.BlockWritten(written.lba))
-                    else:
-                        results.append(None)
-            finally:
-                store.commit(batch)
-        finally:
-            self._running.pop()
-        return results
+            return self.store.put_many(self._puts(requests))
 
     def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> list[bool]:
         """Write each (byte offset, buffers, origin, marked) of `requests` as `put_many`, each within one chunk.
@@ -153,25 +136,10 @@ class WriteOnce(block_device.BlockDevice):
         The origin comes from `read_to_move` of the write-once LUN that had the blocks, and `marked` says whether the
         chunk is marked there.  Return for each request whether it is stored.
         """
-        results: list[bool] = []
-        batch = thin.Batch()
         with self._call():
             if self._stopped:
                 self._refuse()
-            try:
-                for offset, buffers, origin, marked in requests:
-                    if self._stopped:
-                        self._refuse()
-                    first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
-                    try:
-                        self.store.put(batch, first, count, buffers, origin, mark=marked)
-                    except block_device.BlockWritten:
-                        results.append(False)
-                    else:
-                        results.append(True)
-            finally:
-                self.store.commit(batch)
-        return results
+            return [result is None for result in self.store.put_many(self._moved_puts(requests))]
 
     def read_to_move(
         self,
@@ -182,7 +150,7 @@ class WriteOnce(block_device.BlockDevice):
         fills: bool,
         accept_loss: bool,
     ) -> int:
-        """Read blocks of one chunk that go to another write-once LUN, and return their origin, see `Reader.read_to_move`."""
+        """Read blocks of one chunk that go to another write-once LUN, and return their origin, see `contract.Reader`."""
         first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
         with self._call():
             if self._stopped:
@@ -233,7 +201,7 @@ class WriteOnce(block_device.BlockDevice):
 
     @property
     def verify_reads(self) -> bool:
-        """Whether reads compare chunks with their checksums, see `stores.reader`."""
+        """Whether reads compare chunks with their checksums, see `contract.Reader`."""
         return self._reader.verify
 
     @verify_reads.setter
@@ -251,15 +219,15 @@ class WriteOnce(block_device.BlockDevice):
 
     def written_outside(self, chunk: int) -> bool:
         """Return whether an initiator wrote to the chunk of that number, see `stores.outside`."""
-        return chunk in self.store.marks
+        return self.store.is_marked(chunk)
 
     @property
     def chunks_written_outside(self) -> pyroaring.BitMap64:
         """The numbers of the chunks that an initiator wrote to."""
-        return self.store.marks.chunks
+        return self.store.marked
 
     @property
-    def syncs(self) -> thin.Syncs:
+    def syncs(self) -> contract.Syncs:
         """The counts of the waits for stable storage."""
         return self.store.syncs
 
@@ -273,7 +241,7 @@ class WriteOnce(block_device.BlockDevice):
             if self._invalid is None:
                 self._invalid = reason
                 self._stopped = True
-            self.store.set_state(State.INVALID, self._invalid)
+            self.store.invalidate(self._invalid)
             self.recorded = True
 
     def discard(self, patience: float) -> bool:
@@ -290,10 +258,7 @@ class WriteOnce(block_device.BlockDevice):
                 return False
             time.sleep(0.0005)
         with self._call():
-            try:
-                self.store.discard()
-            except OSError as error:
-                raise block_device.MediumError(0, True, os_error.reason(error)) from error
+            self.store.discard()
         return True
 
     def chunks_on_their_way(self) -> list[int]:
@@ -305,7 +270,7 @@ class WriteOnce(block_device.BlockDevice):
             return self.store.chunks_on_their_way()
 
     def set_durability(self, durability: Durability) -> None:
-        """Set what commits survive, as `ThinStore.set_durability`.  Raises MediumError, DeviceClosed."""
+        """Set what commits survive, as `contract.Store.set_durability`.  Raises MediumError, DeviceClosed."""
         with self._call():
             self.store.set_durability(durability)
             self.commits_in_memory = durability is Durability.PROCESS_CRASH
@@ -320,7 +285,7 @@ class WriteOnce(block_device.BlockDevice):
         with self._call():
             return self.store.written_bytes()
 
-    def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap = contract.NOTHING) -> Iterator[contract.ChunkReport]:
         """Read all written chunks, except those `passed_over`, and compare them with the recorded checksums.
 
         Yield one report per chunk, in order of address.  Raise SnapshotInvalid or DeviceClosed between two reports.
@@ -356,32 +321,40 @@ class WriteOnce(block_device.BlockDevice):
             self._running.pop()
 
     def _write(self, offset: int, length: int, buffers: block_device.Buffers | None, fua: bool) -> None:
-        batch = thin.Batch()
         self._running.append(None)
         try:
             if self._stopped:
                 self._refuse()
-            self._put(batch, offset, length, buffers, mark=self._marks)
-            self.store.commit(batch)
+            first, count = self._range(offset, length)
+            if count:
+                (refused,) = self.store.put_many([contract.Put(first, count, buffers, None, self._marks)])
+                if refused is not None:
+                    raise refused
             if fua:
                 self.store.flush()
         finally:
             self._running.pop()
 
-    def _put(
-        self,
-        batch: thin.Batch,
-        offset: int,
-        length: int,
-        buffers: block_device.Buffers | None,
-        *,
-        mark: bool = False,
-    ) -> None:
+    def _puts(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> Iterator[contract.Put]:
+        for offset, buffers in requests:
+            if self._stopped:
+                self._refuse()
+            first, count = self._range(offset, block_device.total_length(buffers))
+            yield contract.Put(first, count, buffers)
+
+    def _moved_puts(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> Iterator[contract.Put]:
+        for offset, buffers, origin, marked in requests:
+            if self._stopped:
+                self._refuse()
+            first, count = self._range(offset, block_device.total_length(buffers))
+            yield contract.Put(first, count, buffers, origin, marked)
+
+    def _range(self, offset: int, length: int) -> tuple[int, int]:
+        """Return (first block, blocks) of a range in bytes.  Raises OutOfRange."""
         first, count = offset >> self._shift, length >> self._shift
         if first + count > self._blocks:
             raise block_device.OutOfRange(max(first, self._blocks))
-        if count:
-            self.store.put(batch, first, count, buffers, mark=mark)
+        return first, count
 
     def _refuse(self) -> NoReturn:
         self._refuse_if_closed()

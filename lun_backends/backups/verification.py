@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pyroaring
 
 from lun_backends import block_device
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.volumes import interface
 
 
@@ -26,7 +26,7 @@ class Checked:
     """The result for one chunk, and the name of the snapshot that keeps its pre-image."""
 
     kept_in: str
-    report: contents.ChunkReport
+    report: contract.ChunkReport
 
 
 def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
@@ -44,7 +44,7 @@ def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
             try:
                 for report in needed.verify(whole | partly[needed.uuid]):
                     chunk = report.offset // owner.chunk_size
-                    if report.verdict is contents.Verdict.UNVERIFIABLE:
+                    if report.verdict is contract.Verdict.UNVERIFIABLE:
                         partly[needed.uuid].add(chunk)
                     else:
                         whole.add(chunk)

@@ -8,38 +8,16 @@ meanwhile.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pyroaring
 
 from lun_backends.stores import chunk_file, store_file
 from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
+from lun_backends.stores.contract import NOTHING, ChunkReport, Verdict
 
 CHECKED_AT_OPEN = 2048
 """The pages of slots that opening a store checks; a million chunks take 0.1 s.  Larger maps are left to `verify`."""
-
-NOTHING = pyroaring.BitMap()
-"""No chunks; callers must not change it."""
-
-
-class Verdict(enum.Enum):
-    """The result of `verify` for a chunk."""
-
-    GOOD = "good"
-    UNVERIFIABLE = "unverifiable"  # no checksum is recorded: written in part, or by a commit that was interrupted
-    DAMAGED = "damaged"
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkReport:
-    """The result for one chunk; `offset` and `length` are bytes of the LUN."""
-
-    offset: int
-    length: int
-    verdict: Verdict
-    reason: str = ""
 
 
 def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:

@@ -30,14 +30,10 @@ from lun_backends.block_device import Buffers
 from lun_backends.damage import Damage, OnDamage
 from lun_backends.stores import chunk_file, contents
 from lun_backends.stores.chunk_map import ChunkMap
+from lun_backends.stores.contract import COMPUTE, UNVERIFIED
 
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
-
-COMPUTE = 0
-"""An origin: the data was compared with its checksum; the chunk that it becomes part of gets a computed checksum."""
-UNVERIFIED = -1
-"""An origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one."""
 
 _scratch = threading.local()
 

@@ -32,9 +32,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyroaring
@@ -42,20 +44,10 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, contents, group_commit, outside, reader, store_file
+from lun_backends.stores import chunk_file, contents, contract, group_commit, outside, reader, store_file
 from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap, CutShort
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
-
-
-@dataclass(slots=True)
-class Syncs:
-    """Counts of the waits for stable storage."""
-
-    data: int = 0  # fdatasync of the chunk file
-    map: int = 0  # sync of the map
-    commits: int = 0  # groups committed
-
 
 _Claim = tuple[int, int, int, int]
 """Blocks of a chunk: (chunk, slot, mask, checksum or 0)."""
@@ -121,9 +113,11 @@ class ThinStore:
         self.size = superblock.size
         self.block_size = superblock.block_size
         self.chunk_size = superblock.chunk_size
+        self.grain = min(max(contract.GRAIN, superblock.block_size), superblock.chunk_size)
+        self.unit = superblock.block_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
-        self.syncs = Syncs()
-        self.reader = reader.Reader(chunk_map, file)
+        self.syncs = contract.Syncs()
+        self.reader: reader.Reader = reader.Reader(chunk_map, file)
         """The reader of the blocks."""
         self._map = chunk_map
         self._file = file
@@ -219,35 +213,64 @@ class ThinStore:
         """The bytes of the chunks that were handed out; `space` counts them."""
         return (self._next - 1) * self.chunk_size
 
-    def discard(self) -> None:
-        """Free the space of all chunks, for good.  Raises OSError.
+    @property
+    def marked(self) -> pyroaring.BitMap64:
+        """The chunks that an initiator wrote to; a copy."""
+        return self.marks.chunks
 
-        The state must be INVALID, and no call may be running.
+    def is_marked(self, chunk: int) -> bool:
+        """Return whether an initiator wrote to the chunk."""
+        return chunk in self.marks
+
+    def discard(self) -> None:
+        """Free the space of all chunks, for good.  Raises MediumError.
+
+        The store must be invalid, and no call may be running.
         """
         with self._changed:
-            self._file.truncate()
+            try:
+                self._file.truncate()
+            except OSError as error:
+                raise block_device.MediumError(0, True, os_error.reason(error)) from error
             self._space.add(-self.allocated_bytes)
             self._next = 1
 
     @property
-    def state(self) -> State:
-        """The state of the store; an invalid one must not be read."""
-        return self._map.superblock.state
+    def reason(self) -> str | None:
+        """Why it is invalid; None if it is valid."""
+        superblock = self._map.superblock
+        return superblock.reason if superblock.state is State.INVALID else None
 
-    @property
-    def reason(self) -> str:
-        """The reason of the state, as given to `set_state`; else empty."""
-        return self._map.superblock.reason
-
-    def set_state(self, state: State, reason: str = "") -> None:
-        """Record a state, durably.  Raises MediumError."""
+    def invalidate(self, reason: str) -> None:
+        """Record, durably and for ever, that it must not be read.  Raises MediumError."""
         with self._changed:
             try:
-                self._map.set_state(state, reason)
+                self._map.set_state(State.INVALID, reason)
             except OSError as error:
                 raise block_device.MediumError(0, True, f"{self._map.path}: {os_error.reason(error)}") from error
 
     # -- writing
+
+    def put_many(self, puts: Iterable[contract.Put]) -> list[block_device.BlockWritten | None]:
+        """Store each range of `puts`, all with one commit; see `contract.Store`.
+
+        A put that meets blocks being committed, by this call or another, costs a commit of its own.
+        """
+        results: list[block_device.BlockWritten | None] = []
+        batch = Batch()
+        try:
+            for first, count, buffers, origin, mark in puts:
+                try:
+                    if count:
+                        self.put(batch, first, count, buffers, origin, mark=mark)
+                except block_device.BlockWritten as written:
+                    # Append a new exception, because the raised one forms a circle with its traceback and frames.
+                    results.append(block_device.BlockWritten(written.lba))
+                else:
+                    results.append(None)
+        finally:
+            self.commit(batch)
+        return results
 
     def put(
         self,
@@ -407,7 +430,7 @@ class ThinStore:
             length = blocks * self.block_size
             data = buffers if buffers is not None else [self._zeroes[:length]]
             self._file.write(slots[0] * self.chunk_size + start * self.block_size, data, length)
-            if origin == reader.UNVERIFIED:
+            if origin == contract.UNVERIFIED:
                 self._unverified.add(masks[0][0])
                 return [0]
             if origin:
@@ -608,11 +631,11 @@ class ThinStore:
                     self._counted = page + 1
         return self._blocks * self.block_size
 
-    def verify(self, passed_over: pyroaring.BitMap = contents.NOTHING) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap = contract.NOTHING) -> Iterator[contract.ChunkReport]:
         """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
         for report in contents.verify(self._map, self._file, passed_over):
-            if report.verdict is not contents.Verdict.UNVERIFIABLE:
-                damaged = report.verdict is contents.Verdict.DAMAGED
+            if report.verdict is not contract.Verdict.UNVERIFIABLE:
+                damaged = report.verdict is contract.Verdict.DAMAGED
                 self.reader.found(report.offset // self.chunk_size, damaged=damaged)
             yield report
 
@@ -632,6 +655,11 @@ class ThinStore:
             self._map.close()
 
 
+def superblock(geometry: contract.Geometry) -> Superblock:
+    """Return the superblock of a new store."""
+    return Superblock(geometry.snapshot, geometry.volume, geometry.size, geometry.block_size, geometry.chunk_size)
+
+
 def files(path: Path) -> tuple[Path, Path]:
     """Return the paths of the map and the chunk file of the store `path`."""
     return path.with_name(path.name + ".map"), path.with_name(path.name + ".chunks")
@@ -640,3 +668,46 @@ def files(path: Path) -> tuple[Path, Path]:
 def marks_file(path: Path) -> Path:
     """Return the path of the marks of the store `path`; the file exists once an initiator has written to the store."""
     return path.with_name(path.name + ".outside")
+
+
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|outside)")
+
+
+class ThinStores:
+    """The thin stores of a volume, in files of one directory; see `contract.Stores`."""
+
+    def __init__(self, directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
+        self.directory = directory
+        self._io = io
+
+    def create(self, geometry: contract.Geometry, *, durability: Durability, space: Space) -> ThinStore:
+        path = self._path(geometry.snapshot)
+        return ThinStore.create(path, superblock(geometry), durability=durability, io=self._io, space=space)
+
+    def open(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> ThinStore:
+        return ThinStore.open(self._path(snapshot), durability=durability, io=self._io, space=space)
+
+    def remove(self, snapshot: uuid.UUID) -> None:
+        ThinStore.remove(self._path(snapshot), self._io)
+
+    def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
+        for path in sorted(self.directory.glob("*")):
+            match = _FILES.fullmatch(path.name)
+            if match is not None and uuid.UUID(match[1]) not in named:
+                with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
+                    self._io.unlink(path)
+
+    def any(self) -> bool:
+        return any(self.directory.glob("*.map"))
+
+    def sync(self, snapshot: uuid.UUID) -> None:
+        for path in files(self._path(snapshot)):
+            with contextlib.suppress(FileNotFoundError):
+                fd = self._io.open(path, os.O_RDWR)
+                try:
+                    self._io.fdatasync(fd)
+                finally:
+                    self._io.close(fd)
+
+    def _path(self, snapshot: uuid.UUID) -> Path:
+        return self.directory / str(snapshot)

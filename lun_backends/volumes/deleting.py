@@ -18,7 +18,6 @@ from collections.abc import Callable
 from lun_backends import block_device, lost_device, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.files import os_error
-from lun_backends.stores import thin
 from lun_backends.volumes import errors, invalidation, move_down
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
@@ -193,7 +192,7 @@ def forget(state: State, snapshot: Snapshot) -> None:
         other.write_once.close()
         if isinstance(other.write_once, write_once.WriteOnce):
             state.space.add(-other.write_once.store.allocated_bytes)
-        thin.ThinStore.remove(state.path(other.uuid), state.io)
+        state.stores.remove(other.uuid)
         invalidation.unmark(state.path(other.uuid), state.io)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 from lun_backends import block_device, flat, lost_device, names, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, facts, os_error, storage_io
-from lun_backends.stores import store_file, thin
+from lun_backends.stores import contract
+from lun_backends.stores import opening as store_opening
 from lun_backends.volumes import boot, errors, identity, invalidation, manifest, pending_chunks, policy, rollback
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
@@ -42,7 +42,7 @@ def create(
     if manifest.exists(directory):
         reason = f"there is a volume in {directory} already"
         raise errors.VolumeError(name, reason, "open it, or give another directory")
-    if any((directory / "snapshots").glob("*.map")):
+    if store_opening.stores(directory / "snapshots", io).any():
         reason = f"there are snapshots in {directory}, but no manifest"
         raise errors.VolumeError(name, reason, "restore volume.json from a backup, or move the directory away")
     try:
@@ -247,11 +247,11 @@ def _open_device(state: State, identity: uuid.UUID) -> write_once.WriteOnce | lo
             recorded = invalidation.mark(path, boot.LOST, state.io)
             return lost_device.LostDevice(size, block_size, boot.LOST, recorded=recorded)
         durability = Durability.POWER_LOSS if state.synced else state.durability
-        store = thin.ThinStore.open(path, durability=durability, io=state.io, space=state.space)
+        store = state.stores.open(identity, durability=durability, space=state.space)
         device = write_once.WriteOnce(store, marks=True)
-    except store_file.StoreNewer:
+    except contract.StoreNewer:
         raise  # nothing is lost, so the snapshot must not be marked, and nothing be written that the newer version misses
-    except (store_file.StoreDamaged, store_file.StoreMissing) as error:
+    except (contract.StoreDamaged, contract.StoreMissing) as error:
         recorded = invalidation.mark(path, str(error), state.io)
         return lost_device.LostDevice(size, block_size, str(error), recorded=recorded)
     except (block_device.BlockDeviceError, OSError) as error:
@@ -286,10 +286,4 @@ def _sync_all(state: State) -> None:
     """Sync the primary and the files of all snapshots.  Raises OSError, MediumError."""
     state.primary.flush()
     for snapshot in state.snapshots:
-        for path in thin.files(state.path(snapshot.uuid)):
-            with contextlib.suppress(FileNotFoundError):
-                fd = state.io.open(path, os.O_RDWR)
-                try:
-                    state.io.fdatasync(fd)
-                finally:
-                    state.io.close(fd)
+        state.stores.sync(snapshot.uuid)

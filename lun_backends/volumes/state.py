@@ -27,6 +27,7 @@ from lun_backends import (
 )
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
+from lun_backends.stores import opening as store_opening
 from lun_backends.stores import space
 from lun_backends.volumes import doubt, errors, invalidation, manifest, move_down, policy, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
@@ -34,9 +35,7 @@ from lun_backends.volumes.snapshot import Snapshot
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds that a barrier may take
 _PENDING = ".pending"
-_FILES = re.compile(
-    r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|outside|invalid|invalid\.new|pending)"
-)
+_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:invalid|invalid\.new|pending)")
 
 
 class State:
@@ -76,6 +75,7 @@ class State:
         self.space = space.Space(
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
         )
+        self.stores = store_opening.stores(directory / "snapshots", io)
         self.enforcer = invalidation.Enforcer(rules, listener, lambda: self.snapshots, self.path, io)
         self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size, self._copy_failed, rules.copy_timeout)
         self.manifest = record
@@ -235,7 +235,7 @@ class State:
 
     def forget_rollback(self) -> None:
         """Remove what is left of a rollback that the next open will not continue."""
-        self.remove_leftovers()
+        self._remove_files()
         with contextlib.suppress(block_device.BlockDeviceError):
             self.set_durability(self.durability)
 
@@ -271,7 +271,7 @@ class State:
     # Files ----------------------------------------------------------------------------------------------------------
 
     def path(self, identity: uuid.UUID) -> Path:
-        """Return the path of a snapshot's files, without suffix."""
+        """Return the path of the files that a snapshot has beside its store, without suffix."""
         return self.directory / "snapshots" / str(identity)
 
     def pending_path(self, identity: uuid.UUID) -> Path:
@@ -279,10 +279,14 @@ class State:
         return self.path(identity).with_suffix(_PENDING)
 
     def remove_leftovers(self) -> None:
-        """Remove the files of snapshots that the manifest does not name.
+        """Remove the stores and files of snapshots that the manifest does not name.
 
         A crash came before the manifest named them, or after it stopped to name them.
         """
+        self.stores.remove_leftovers({record.uuid for record in self.manifest.snapshots})
+        self._remove_files()
+
+    def _remove_files(self) -> None:
         named = {str(record.uuid) for record in self.manifest.snapshots}
         for path in sorted((self.directory / "snapshots").glob("*")):
             match = _FILES.fullmatch(path.name)

@@ -22,8 +22,7 @@ from collections.abc import Mapping
 
 from lun_backends import block_device, names, write_once
 from lun_backends.files import os_error
-from lun_backends.stores import thin
-from lun_backends.stores.superblock import Superblock
+from lun_backends.stores import contract
 from lun_backends.volumes import errors, manifest
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -80,10 +79,9 @@ def begin(
         scheduled=scheduled,
         group=group,
     )
-    superblock = Superblock(record.uuid, state.uuid, state.device.size, state.device.block_size, state.chunk_size)
-    path = state.path(record.uuid)
+    geometry = contract.Geometry(record.uuid, state.uuid, state.device.size, state.device.block_size, state.chunk_size)
     try:
-        store = thin.ThinStore.create(path, superblock, durability=state.durability, io=state.io, space=state.space)
+        store = state.stores.create(geometry, durability=state.durability, space=state.space)
         return Taking(record, write_once.WriteOnce(store, marks=True))
     except block_device.BlockDeviceError as error:
         reason = f"no snapshot was taken: {error}"
@@ -142,7 +140,7 @@ def abandon(state: State, taking: Taking) -> None:
         taking.device.close()
     state.space.add(-taking.device.store.allocated_bytes)
     with contextlib.suppress(block_device.BlockDeviceError, OSError):
-        thin.ThinStore.remove(state.path(taking.record.uuid), state.io)
+        state.stores.remove(taking.record.uuid)
         sure = True
     try:
         state.put_back()

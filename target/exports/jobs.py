@@ -20,7 +20,7 @@ from pathlib import Path
 from lun_backends import block_device, damage
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.files import os_error
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.volumes import interface
 from target import messages
 from target.exports import identity, image_file, qcow2, stream
@@ -55,7 +55,7 @@ def verify(service: Service, volume_name: str, name: str) -> jobs.Job:
 def _verified(owner: interface.Volume, name: str, job: jobs.Job) -> messages.Verification:
     total = verification.preserved_bytes(owner, name)
     headers = verification.damaged_headers(owner, name)
-    counted = dict.fromkeys(contents.Verdict, 0)
+    counted = dict.fromkeys(contract.Verdict, 0)
     named: list[messages.Damage] = []
     done = 0
     job.progress(done, total)
@@ -64,11 +64,11 @@ def _verified(owner: interface.Volume, name: str, job: jobs.Job) -> messages.Ver
             raise jobs.Cancelled
         report = checked.report
         counted[report.verdict] += report.length
-        if report.verdict is contents.Verdict.DAMAGED:
+        if report.verdict is contract.Verdict.DAMAGED:
             _add(named, checked, owner.device.block_size)
         done += report.length
         job.progress(min(done, total), total)
-    damaged = counted[contents.Verdict.DAMAGED]
+    damaged = counted[contract.Verdict.DAMAGED]
     outside = _outside(owner, name)
     doubt = owner.snapshot(name).doubt
     return messages.Verification(
@@ -76,8 +76,8 @@ def _verified(owner: interface.Volume, name: str, job: jobs.Job) -> messages.Ver
         name=name,
         sound=not damaged and not headers and not doubt,
         doubtful=doubt,
-        good_bytes=counted[contents.Verdict.GOOD],
-        unverifiable_bytes=counted[contents.Verdict.UNVERIFIABLE],
+        good_bytes=counted[contract.Verdict.GOOD],
+        unverifiable_bytes=counted[contract.Verdict.UNVERIFIABLE],
         damaged_bytes=damaged,
         damage=tuple(named),
         headers=tuple(headers),

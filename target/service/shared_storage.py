@@ -18,8 +18,7 @@ from pathlib import Path
 
 from lun_backends import block_device, write_once
 from lun_backends.refused import Refused
-from lun_backends.stores import thin
-from lun_backends.stores.superblock import Superblock
+from lun_backends.stores import contract, opening
 from lun_backends.volumes import shared
 from target.configuration import settings
 from target.scsi import logical_unit
@@ -65,17 +64,17 @@ class Sharing:
         name = f"{configured.volume}@{configured.snapshot}"
         directory.mkdir(exist_ok=True)
         path = directory / name
-        if path.with_name(f"{name}.map").exists():
-            store = thin.ThinStore.open(path, durability=configured.durability)
-        else:
-            superblock = Superblock(
+        store = opening.lone(
+            path,
+            lambda: contract.Geometry(
                 uuid.uuid4(),
                 _identity(configured.volume),
                 configured.size,
                 configured.block_size,
                 configured.chunk_size,
-            )
-            store = thin.ThinStore.create(path, superblock, durability=configured.durability)
+            ),
+            configured.durability,
+        )
         device = write_once.WriteOnce(store)
         device.verify_reads = configured.verify_reads
         self._closing.callback(device.close)

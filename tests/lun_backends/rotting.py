@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lun_backends import write_once
 from lun_backends.volumes import interface
+from tests.lun_backends import store_factory
 
 
 def flip(path: Path, place: int) -> None:
@@ -22,13 +23,13 @@ def rot(of: write_once.WriteOnce | interface.Snapshot, chunk: int, at: int = 77)
     """Flip a bit of byte `at` of a chunk that a write-once LUN stores."""
     device = of if isinstance(of, write_once.WriteOnce) else of.write_once
     assert isinstance(device, write_once.WriteOnce)
-    slot = device.store._map.slot(chunk)
+    slot = store_factory.thin_of(device)._map.slot(chunk)
     assert slot
-    flip(device.store._file.path, slot * device.chunk_size + at)
+    flip(store_factory.thin_of(device)._file.path, slot * device.chunk_size + at)
 
 
 def forget_checksum(of: write_once.WriteOnce | interface.Snapshot, chunk: int) -> None:
     """Remove the checksum of a chunk, as a crash at the moment of its commit may do."""
     device = of if isinstance(of, write_once.WriteOnce) else of.write_once
     assert isinstance(device, write_once.WriteOnce)
-    device.store._map.record_checksum(chunk, 0)
+    store_factory.thin_of(device)._map.record_checksum(chunk, 0)

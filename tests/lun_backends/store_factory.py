@@ -96,6 +96,12 @@ def reopen(
     return write_once.WriteOnce(thin.ThinStore.open(path / "s", durability=durability, io=io))
 
 
+def thin_of(device: write_once.WriteOnce) -> thin.ThinStore:
+    """Return the thin store of a LUN, for tests of how it works inside."""
+    assert isinstance(device.store, thin.ThinStore)
+    return device.store
+
+
 def data(seed: int, blocks: int = 1, block_size: int = BLOCK) -> list[memoryview]:
     """Return a scatter list of `blocks` blocks that differ from those of other seeds, in two buffers of uneven length."""
     content = b"".join((seed * 1000 + block).to_bytes(8, "little") * (block_size // 8) for block in range(blocks))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lun_backends import block_device, write_once
-from lun_backends.stores import contents, store_file, thin
+from lun_backends.stores import contract, store_file, thin
 from lun_backends.stores.superblock import PAGE, USED, Layout, Superblock
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
@@ -18,7 +18,7 @@ from tests.powercut import replay
 
 CHUNKS = 11
 FULL, PART, BLANK = (0, 1, 4, 9), 6, (2, 3, 5, 7, 8, 10)
-GOOD, DAMAGED, UNVERIFIABLE = contents.Verdict.GOOD, contents.Verdict.DAMAGED, contents.Verdict.UNVERIFIABLE
+GOOD, DAMAGED, UNVERIFIABLE = contract.Verdict.GOOD, contract.Verdict.DAMAGED, contract.Verdict.UNVERIFIABLE
 
 
 @pytest.fixture
@@ -237,13 +237,13 @@ def test_only_what_is_durable_is_confirmed(tmp_path: Path) -> None:
     io = store_factory.FaultyIO()
     lun = store_factory.create(tmp_path, io=io)
     confirmed: list[bool] = []
-    io.before["sync_map"] = lambda: confirmed.append(lun.store._map.confirmed(0))
+    io.before["sync_map"] = lambda: confirmed.append(store_factory.thin_of(lun)._map.confirmed(0))
     lun.writev(0, data(1, 3))
     lun.writev(3 * BLOCK, data(1, 5))
     assert confirmed == [False, False]
-    assert lun.store._map.confirmed(0)
+    assert store_factory.thin_of(lun)._map.confirmed(0)
     io.fail("sync_map")
     with pytest.raises(block_device.MediumError):
         lun.writev(CHUNK, data(1, PER_CHUNK))
-    assert not lun.store._map.confirmed(1)
+    assert not store_factory.thin_of(lun)._map.confirmed(1)
     lun.close()

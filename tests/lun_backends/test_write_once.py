@@ -15,8 +15,7 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
-from lun_backends.stores import contents
-from lun_backends.stores.superblock import State
+from lun_backends.stores import contract
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 
@@ -95,7 +94,7 @@ def test_ranges_beyond_the_end_are_refused(tmp_path: Path) -> None:
         store_factory.read(lun, PER_CHUNK + 3)
     lun.writev(CHUNK, data(1, 3))
     assert store_factory.read(lun, PER_CHUNK, 3) == b"".join(data(1, 3))
-    assert [report.verdict for report in lun.verify()] == [contents.Verdict.GOOD]
+    assert [report.verdict for report in lun.verify()] == [contract.Verdict.GOOD]
     assert extents(lun) == [(0, PER_CHUNK, BLANK), (PER_CHUNK, 3, DATA)]
     lun.close()
 
@@ -174,7 +173,7 @@ def test_an_invalid_lun_stays_invalid(tmp_path: Path) -> None:
     assert_invalid(lun)
     lun.close()
     lun = store_factory.reopen(tmp_path)
-    assert lun.store.state is State.INVALID
+    assert lun.store.reason == "no space left"
     assert_invalid(lun)
     lun.close()
 
@@ -284,5 +283,5 @@ def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path, durabili
                 store_factory.read(lun, number * PER_CHUNK)
         else:
             assert store_factory.read(lun, number * PER_CHUNK, PER_CHUNK) == b"".join(data(number, PER_CHUNK))
-    assert contents.Verdict.DAMAGED not in {report.verdict for report in lun.verify()}
+    assert contract.Verdict.DAMAGED not in {report.verdict for report in lun.verify()}
     lun.close()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from tests.lun_backends import store_factory
 
 SIZES = st.sampled_from([(512, 4096), (4096, 4096), (4096, 8192), (512, 8192)])
@@ -118,7 +118,7 @@ class WriteOnceModel(RuleBasedStateMachine):
             for lba in range(extent.offset // self.block_size, at // self.block_size):
                 assert (lba in self.model) == written
         assert at == device.size
-        assert contents.Verdict.DAMAGED not in {report.verdict for report in device.verify()}
+        assert contract.Verdict.DAMAGED not in {report.verdict for report in device.verify()}
 
     def teardown(self) -> None:
         if self.lun is not None:

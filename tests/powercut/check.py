@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lun_backends import block_device, write_once
 from lun_backends.refused import Refused
-from lun_backends.stores import chunk_map, contents
+from lun_backends.stores import chunk_map, contract
 from lun_backends.volumes import manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
+from tests.lun_backends import store_factory
 from tests.powercut import promises, workload
 from tests.powercut.promises import SECTOR, Phase, Violation
 
@@ -116,7 +117,9 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
     if worker.volume.snapshots:
         device = worker.volume.snapshots[0].write_once
         assert isinstance(device, write_once.WriteOnce)
-        for chunk in stale_chunks(device.store._map)[:3] if worker.volume.rolling_back_to is None else ():
+        for chunk in (
+            stale_chunks(store_factory.thin_of(device)._map)[:3] if worker.volume.rolling_back_to is None else ()
+        ):
             worker.put_at(chunk * per_chunk + rng.randrange(per_chunk), 1)
     for _ in range(3):
         worker.put()
@@ -224,7 +227,7 @@ def _write_once(snapshot: Snapshot, moment: promises.Moment) -> None:
     if foreign := written & ~moment.may:
         raise Violation(f"write-once of {snapshot.name}: sector {_lowest(foreign)} is written, but no write went there")
     for report in device.verify():
-        if report.verdict is contents.Verdict.DAMAGED:
+        if report.verdict is contract.Verdict.DAMAGED:
             raise Violation(f"write-once of {snapshot.name}: chunk at {report.offset} is damaged: {report.reason}")
 
 

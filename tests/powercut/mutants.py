@@ -13,7 +13,7 @@ from unittest import mock
 from lun_backends import block_device, copy_on_write, flat, preserving, tracking, write_once
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import facts, small_file, storage_io
-from lun_backends.stores import chunk_map, reader, thin
+from lun_backends.stores import chunk_map, contract, thin
 from lun_backends.volumes import deleting, identity, manifest, opening, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -245,7 +245,7 @@ def move_computes_the_checksum_anew() -> Iterator[None]:
 
     def launder(self: write_once.WriteOnce, *arguments: Any, **options: Any) -> int:
         read(self, *arguments, **options)
-        return reader.COMPUTE
+        return contract.COMPUTE
 
     with mock.patch.object(write_once.WriteOnce, "read_to_move", launder):
         yield

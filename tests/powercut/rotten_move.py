@@ -14,7 +14,7 @@ from pathlib import Path
 from lun_backends import block_device, write_once
 from lun_backends.backups import verification
 from lun_backends.files import storage_io
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.volumes import volume
 from tests.lun_backends import rotting
 from tests.powercut import disk, recorder, replay
@@ -62,7 +62,7 @@ def check(root: Path) -> None:
         damaged = {
             checked.report.offset // CHUNK
             for checked in verification.verify(opened, "a")
-            if checked.report.verdict is contents.Verdict.DAMAGED
+            if checked.report.verdict is contract.Verdict.DAMAGED
         }
         if damaged != set(ROTTEN):
             raise Violation(f"verify says that chunks {sorted(damaged)} are damaged")

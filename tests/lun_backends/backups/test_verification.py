@@ -10,12 +10,12 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.backups import verification
-from lun_backends.stores import contents, thin
+from lun_backends.stores import contract, thin
 from lun_backends.volumes import errors, volume
 
 CHUNK = 4096
 SIZE = 32 * CHUNK + 512
-GOOD, DAMAGED, UNVERIFIABLE = contents.Verdict.GOOD, contents.Verdict.DAMAGED, contents.Verdict.UNVERIFIABLE
+GOOD, DAMAGED, UNVERIFIABLE = contract.Verdict.GOOD, contract.Verdict.DAMAGED, contract.Verdict.UNVERIFIABLE
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def write(owner: volume.Volume, *chunks: int) -> None:
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk + 1]) * min(CHUNK, SIZE - chunk * CHUNK))])
 
 
-def verdicts(owner: volume.Volume, name: str) -> list[tuple[str, int, contents.Verdict]]:
+def verdicts(owner: volume.Volume, name: str) -> list[tuple[str, int, contract.Verdict]]:
     return [
         (checked.kept_in, checked.report.offset // CHUNK, checked.report.verdict)
         for checked in verification.verify(owner, name)

@@ -12,7 +12,7 @@ import pyroaring
 import pytest
 
 from lun_backends import write_once
-from lun_backends.stores import contents, store_file, thin
+from lun_backends.stores import contents, contract, store_file, thin
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data
 
@@ -46,7 +46,7 @@ def test_extents_and_chunks_equal_those_of_a_model(lun: write_once.WriteOnce) ->
             end = begin + run
         assert end == first + length
         assert all(left != right for left, right in itertools.pairwise(kinds))  # neighbours are merged
-    for chunk, mask in lun.store.chunks_written(0, CHUNKS):
+    for chunk, mask in store_factory.thin_of(lun).chunks_written(0, CHUNKS):
         bits = model[chunk * PER_CHUNK : (chunk + 1) * PER_CHUNK]
         assert mask == sum(bit << number for number, bit in enumerate(bits)) != 0
 
@@ -62,9 +62,9 @@ def test_verify_passes_over_chunks_and_judges_the_others(lun: write_once.WriteOn
         file.write(b"rot")
     verdicts = {report.offset // CHUNK: report.verdict for report in lun.verify()}
     assert verdicts == {
-        0: contents.Verdict.GOOD,
-        7: contents.Verdict.DAMAGED,
-        2000: contents.Verdict.UNVERIFIABLE,
+        0: contract.Verdict.GOOD,
+        7: contract.Verdict.DAMAGED,
+        2000: contract.Verdict.UNVERIFIABLE,
     }
     assert [report.offset for report in lun.verify(pyroaring.BitMap([0, 7]))] == [2000 * CHUNK]
 
@@ -73,9 +73,9 @@ def test_a_slot_beyond_the_chunk_file_is_found_at_open(tmp_path: Path) -> None:
     lun = store_factory.create(tmp_path)
     for number in range(3):
         lun.writev(number * CHUNK, data(number, PER_CHUNK))
-    contents.check_slots(lun.store._map, 4)
+    contents.check_slots(store_factory.thin_of(lun)._map, 4)
     with pytest.raises(store_file.StoreDamaged, match="chunk 2 is in slot 3, the chunk file ends before slot 3"):
-        contents.check_slots(lun.store._map, 3)
+        contents.check_slots(store_factory.thin_of(lun)._map, 3)
     lun.close()
 
 

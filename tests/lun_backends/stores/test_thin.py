@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_file, chunk_map, contents, store_file, thin
+from lun_backends.stores import chunk_file, chunk_map, contract, store_file, thin
 from lun_backends.stores.superblock import PAGE, Superblock
 from tests import peers
 from tests.lun_backends import store_factory
@@ -46,7 +46,7 @@ def poke(
                 file.write(value.to_bytes(width, "little"))
 
 
-def verdicts(lun: write_once.WriteOnce) -> list[contents.Verdict]:
+def verdicts(lun: write_once.WriteOnce) -> list[contract.Verdict]:
     return [report.verdict for report in lun.verify()]
 
 
@@ -62,7 +62,7 @@ def test_bits_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Dur
     with pytest.raises(block_device.BlankBlock):
         store_factory.read(lun, 3 * PER_CHUNK + 4)
     lun.writev(3 * CHUNK + BLOCK, data(2, PER_CHUNK - 1))
-    assert verdicts(lun) == [contents.Verdict.GOOD]
+    assert verdicts(lun) == [contract.Verdict.GOOD]
     lun.close()
 
 
@@ -72,7 +72,9 @@ def test_stale_words_are_durably_gone_before_a_slot_is_published(tmp_path: Path)
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[tuple[int, int]] = []
-    io.before["sync_map"] = lambda: at_sync.append((lun.store._map.slot(3), lun.store._map.bits(3)))
+    io.before["sync_map"] = lambda: at_sync.append(
+        (store_factory.thin_of(lun)._map.slot(3), store_factory.thin_of(lun)._map.bits(3))
+    )
     lun.writev(3 * CHUNK, data(1))
     assert at_sync == [(0, 0), (1, 1)]
     lun.close()
@@ -86,13 +88,13 @@ def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path:
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[int] = []
-    io.before["sync_map"] = lambda: at_sync.append(lun.store._map.checksum(0))
+    io.before["sync_map"] = lambda: at_sync.append(store_factory.thin_of(lun)._map.checksum(0))
     lun.writev(4 * BLOCK, data(2, 3))
     assert at_sync[0] == 0
     lun.close()
     poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are not damage either
     lun = store_factory.reopen(tmp_path)
-    assert verdicts(lun) == [contents.Verdict.UNVERIFIABLE]
+    assert verdicts(lun) == [contract.Verdict.UNVERIFIABLE]
     lun.close()
 
 
@@ -145,7 +147,7 @@ def test_any_mixture_of_map_pages_leaves_at_most_new_blocks_blank(tmp_path: Path
                         store_factory.read(lun, chunk * PER_CHUNK + 2)
             else:
                 assert content == b"".join(data(5000 + chunk, 5))
-        assert contents.Verdict.DAMAGED not in verdicts(lun)
+        assert contract.Verdict.DAMAGED not in verdicts(lun)
         lun.close()
     assert blanks
 
@@ -156,7 +158,7 @@ def test_data_is_durable_before_the_map_says_so(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
     def watch(name: str) -> None:
-        io.before[name] = lambda: seen.append((name, lun.store._map.written(0)))
+        io.before[name] = lambda: seen.append((name, store_factory.thin_of(lun)._map.written(0)))
 
     for name in ("pwritev", "fdatasync", "sync_map"):
         watch(name)
@@ -235,7 +237,7 @@ def test_writers_that_come_during_a_commit_share_the_next(tmp_path: Path) -> Non
     callers = [Caller(lun, 0, 1, 1)]
     assert gate.reached.wait(30)
     callers += [Caller(lun, block, 1, block) for block in range(1, 33)]
-    while len(lun.store._group._queue) < 32:
+    while len(store_factory.thin_of(lun)._group._queue) < 32:
         time.sleep(0.001)
     gate.open.set()
     for caller in callers:
@@ -250,7 +252,7 @@ def test_two_put_many_that_want_each_others_blocks_both_end(tmp_path: Path) -> N
     """Each of the two batches commits its own blocks before it waits."""
     lun = store_factory.create(tmp_path)
     barrier = threading.Barrier(2)
-    answers: dict[int, list[block_device.BlockWritten | None]] = {}
+    answers: dict[int, Sequence[block_device.BlockWritten | None]] = {}
 
     def put(own: int, other: int) -> None:
         def requests() -> Iterator[tuple[int, list[memoryview]]]:
@@ -329,9 +331,9 @@ def test_a_failed_write_stores_nothing_and_releases_its_blocks(
     del io.before[name]
     with pytest.raises(block_device.BlankBlock):
         store_factory.read(lun, 2)
-    used = lun.store._next
+    used = store_factory.thin_of(lun)._next
     lun.writev(2 * BLOCK, data(2, 20))
-    assert lun.store._next == used  # the slots of the failed writes were used again
+    assert store_factory.thin_of(lun)._next == used  # the slots of the failed writes were used again
     assert store_factory.read(lun, 2, 20) == b"".join(data(2, 20))
     lun.close()
 
@@ -385,7 +387,7 @@ def test_verify_finds_rot(tmp_path: Path) -> None:
         file.write(b"rot")
     lun = store_factory.reopen(tmp_path)
     reports = list(lun.verify())
-    good, damaged, unverifiable = contents.Verdict.GOOD, contents.Verdict.DAMAGED, contents.Verdict.UNVERIFIABLE
+    good, damaged, unverifiable = contract.Verdict.GOOD, contract.Verdict.DAMAGED, contract.Verdict.UNVERIFIABLE
     assert [(report.offset, report.verdict) for report in reports] == [
         (0, good),
         (CHUNK, damaged),
@@ -492,7 +494,7 @@ def test_space_is_set_aside_ahead_of_the_writes_and_closing_frees_it(tmp_path: P
     assert blocks_of_chunk_file(tmp_path) <= (count + 1) * chunk
     lun = store_factory.reopen(tmp_path)
     assert used - chunk <= lun.used_bytes() <= used
-    assert verdicts(lun) == [contents.Verdict.GOOD] * count
+    assert verdicts(lun) == [contract.Verdict.GOOD] * count
     lun.close()
 
 
@@ -503,7 +505,7 @@ def test_space_that_a_crash_left_set_aside_is_used_or_freed(tmp_path: Path) -> N
         storage_io.SYSTEM.set_aside(left.fileno(), CHUNK, 1 << 20)
     lun = store_factory.reopen(tmp_path)
     lun.writev(0, data(1, PER_CHUNK))
-    assert verdicts(lun) == [contents.Verdict.GOOD]
+    assert verdicts(lun) == [contract.Verdict.GOOD]
     lun.close()
     assert blocks_of_chunk_file(tmp_path) == file.stat().st_size == 2 * CHUNK
 
@@ -514,7 +516,7 @@ def test_writes_work_where_no_space_can_be_set_aside(tmp_path: Path, code: int) 
     lun = store_factory.create(tmp_path, io=io)
     io.fail("set_aside", code)
     lun.writev(0, data(1, 2 * PER_CHUNK))
-    assert verdicts(lun) == [contents.Verdict.GOOD] * 2
+    assert verdicts(lun) == [contract.Verdict.GOOD] * 2
     io.fail("ftruncate")
     lun.close()
 
@@ -561,7 +563,7 @@ def test_a_map_without_room_for_its_words_leaves_blocks_blank(
     lun.close()
     lun = store_factory.reopen(tmp_path, durability)
     assert lun.written_bytes() == 3 * CHUNK
-    assert verdicts(lun) == [contents.Verdict.GOOD] * 3
+    assert verdicts(lun) == [contract.Verdict.GOOD] * 3
     lun.close()
 
 
@@ -572,14 +574,14 @@ def test_a_map_that_is_cut_short_takes_no_words(tmp_path: Path, durability: Dura
     lun.writev(0, data(1, PER_CHUNK))
     path = thin.files(tmp_path / "s")[0]
     batch = thin.Batch()
-    lun.store.put(batch, 2 * PER_CHUNK, PER_CHUNK, data(2, PER_CHUNK))
+    store_factory.thin_of(lun).put(batch, 2 * PER_CHUNK, PER_CHUNK, data(2, PER_CHUNK))
     length = path.stat().st_size
     os.truncate(path, length - PAGE)
     with pytest.raises(block_device.MediumError, match="cut short"):
-        lun.store.commit(batch)
+        store_factory.thin_of(lun).commit(batch)
     assert path.stat().st_size == length - PAGE
     with pytest.raises(block_device.MediumError, match="accepts no further writes"):
-        lun.store.put(batch, 3 * PER_CHUNK, 1, data(3))
+        store_factory.thin_of(lun).put(batch, 3 * PER_CHUNK, 1, data(3))
     lun.close()
     with pytest.raises(store_file.StoreDamaged, match="bytes long"):
         store_factory.reopen(tmp_path, durability)
@@ -590,11 +592,11 @@ def test_confirmations_of_a_store_without_syncs_reach_the_map(tmp_path: Path) ->
     lun = store_factory.create(tmp_path, size=128 * CHUNK, durability=Durability.PROCESS_CRASH, io=io)
     for chunk in range(63):
         lun.writev(chunk * CHUNK, data(1, PER_CHUNK))
-    assert not lun.store._map.confirmed(0)
+    assert not store_factory.thin_of(lun)._map.confirmed(0)
     lun.writev(63 * CHUNK, data(1, PER_CHUNK))
-    assert all(lun.store._map.confirmed(chunk) for chunk in range(64))
+    assert all(store_factory.thin_of(lun)._map.confirmed(chunk) for chunk in range(64))
     lun.writev(64 * CHUNK, data(1, PER_CHUNK))
     lun.close()
     lun = store_factory.reopen(tmp_path)
-    assert lun.store._map.confirmed(64)
+    assert store_factory.thin_of(lun)._map.confirmed(64)
     lun.close()

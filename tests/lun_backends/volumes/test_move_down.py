@@ -11,7 +11,7 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.damage import Damage
-from lun_backends.stores import contents, thin
+from lun_backends.stores import contract, thin
 from lun_backends.volumes import errors, move_down, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.faults.storage import FaultyIO
@@ -19,7 +19,7 @@ from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import forget_checksum, rot
 from tests.lun_backends.volumes.sample import CHUNK, SIZE, block, read, reopen
 
-GOOD, DAMAGED, UNVERIFIABLE = contents.Verdict.GOOD, contents.Verdict.DAMAGED, contents.Verdict.UNVERIFIABLE
+GOOD, DAMAGED, UNVERIFIABLE = contract.Verdict.GOOD, contract.Verdict.DAMAGED, contract.Verdict.UNVERIFIABLE
 
 
 def device(snapshot: Snapshot) -> write_once.WriteOnce:
@@ -27,7 +27,7 @@ def device(snapshot: Snapshot) -> write_once.WriteOnce:
     return snapshot.write_once
 
 
-def verdicts(snapshot: Snapshot) -> dict[int, contents.Verdict]:
+def verdicts(snapshot: Snapshot) -> dict[int, contract.Verdict]:
     return {report.offset // CHUNK: report.verdict for report in device(snapshot).verify()}
 
 
@@ -72,9 +72,9 @@ def test_damaged_chunk_stays_damaged(history: volume.Volume) -> None:
 
 def test_moved_chunks_that_fit_keep_their_checksums(history: volume.Volume) -> None:
     old, new = device(history.snapshot("old")), device(history.snapshot("new"))
-    checksums = {chunk: new.store._map.checksum(chunk) for chunk in (2, 3, 4, 64)}
+    checksums = {chunk: store_factory.thin_of(new)._map.checksum(chunk) for chunk in (2, 3, 4, 64)}
     history.delete_snapshot("new")
-    assert {chunk: old.store._map.checksum(chunk) for chunk in checksums} == checksums
+    assert {chunk: store_factory.thin_of(old)._map.checksum(chunk) for chunk in checksums} == checksums
     assert set(verdicts(history.snapshot("old")).values()) == {GOOD}
 
 

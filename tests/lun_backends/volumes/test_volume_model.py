@@ -21,7 +21,7 @@ from lun_backends import block_device
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.volumes import errors, group, rollback_overlay, volume
 from target.exports import jobs, qcow2
 
@@ -205,7 +205,7 @@ class History(RuleBasedStateMachine):
     def verify(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.moments)))
         for checked in verification.verify(self.volume, name):
-            assert checked.report.verdict is not contents.Verdict.DAMAGED, checked
+            assert checked.report.verdict is not contract.Verdict.DAMAGED, checked
         assert verification.damaged_headers(self.volume, name) == []
 
     def two(self, data: st.DataObject) -> tuple[str, str | None]:
@@ -242,9 +242,12 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def everything_else_is_refused_meanwhile(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.moments)))
+        target, oldest = self.volume.rolling_back_to, self.volume.snapshots[0]
+        assert target is not None
+        kept = target.name if name == oldest.name else name  # the oldest goes, if it is not needed
         for attempt in (
             lambda: self.volume.create_snapshot("another"),
-            lambda: self.volume.delete_snapshot(name),
+            lambda: self.volume.delete_snapshot(kept),
             lambda: self.volume.resume_deletions(),
             lambda: self.volume.begin_rollback(name),
             lambda: self.volume.resize((self.blocks + 1) * BLOCK),

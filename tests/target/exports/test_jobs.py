@@ -13,7 +13,7 @@ import pytest
 from lun_backends import block_device
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
-from lun_backends.stores import contents, thin
+from lun_backends.stores import contract, thin
 from lun_backends.volumes import errors, volume
 from target import messages
 from target.configuration import reader
@@ -51,7 +51,7 @@ def test_cancelled_job_ends_and_leaves_no_file(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The work is endless, so only the cancellation ends it."""
-    report = contents.ChunkReport(0, CHUNK, contents.Verdict.GOOD)
+    report = contract.ChunkReport(0, CHUNK, contract.Verdict.GOOD)
     endless: dict[str, tuple[Any, str, Callable[..., Iterator[object]]]] = {
         "verify": (verification, "verify", lambda *_: itertools.repeat(verification.Checked("a", report))),
         "diff": (differences, "differing", lambda *_: itertools.repeat((CHUNK, []))),
@@ -178,7 +178,7 @@ def test_adjacent_damage_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backups, "DAMAGE_NAMED", 2)
     damage: list[messages.Damage] = []
     for offset, reason in ((0, "x"), (CHUNK, "x"), (2 * CHUNK, "y"), (4 * CHUNK, "y"), (5 * CHUNK, "y")):
-        report = contents.ChunkReport(offset, CHUNK, contents.Verdict.DAMAGED, reason)
+        report = contract.ChunkReport(offset, CHUNK, contract.Verdict.DAMAGED, reason)
         backups._add(damage, verification.Checked("a", report), 512)
     assert [(extent.offset, extent.length, extent.lba, extent.blocks) for extent in damage] == [
         (0, 2 * CHUNK, 0, 256),

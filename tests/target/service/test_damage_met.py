@@ -15,6 +15,7 @@ from target.configuration import reader
 from target.control import metrics
 from target.service import alerts, damage_met, jobs, volumes
 from target.service.service import Service
+from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import rot
 from tests.target.service.conftest import VOLUMES, Serve
 
@@ -52,7 +53,7 @@ def lose(service: Service, name: str, chunk: int) -> None:
     """Let the map of a snapshot forget where it has a chunk, so that it cannot be read."""
     device = service.inventory.find("vol0", name)[1].write_once
     assert isinstance(device, write_once.WriteOnce)
-    words = device.store._map
+    words = store_factory.thin_of(device)._map
     words._io.store(words._fd, bytes(8), words.layout.slots + chunk * 8)
 
 

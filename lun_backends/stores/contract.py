@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a write-once store: what lies below a write-once LUN, whatever engine keeps the data.
+
+A store is an array of blocks, each of which takes one write.  `write_once.WriteOnce` makes a LUN of it, and a volume
+makes its snapshots of those.  Nothing above knows which kind of store it has: `opening` makes the `Stores` of a volume,
+and `Stores` creates, opens and removes its members.
+
+| what             | the contract                                                                                     |
+| ---------------- | ------------------------------------------------------------------------------------------------ |
+| geometry         | `size`, `block_size`, `chunk_size` and the owners, from `Geometry`; they never change            |
+| grain            | `grain`: what copy-on-write preserves at least; a copy covers whole grains                       |
+| unit             | `unit`: what a write must cover as a whole, or up to the end of the store; at most the grain      |
+| put              | `put_many` commits many ranges at once, each stored or refused as a whole                        |
+| read             | `reader`: blank blocks raise BlankBlock; data is compared with its checksum if there is one       |
+| extents          | `extents` says what is written, in order, at a cost that grows with what is written               |
+| state            | valid, or invalid for ever with a `reason`: `invalidate` is durable when it returns              |
+| verify           | `verify` reads all that is stored; without checksums the verdict is UNVERIFIABLE                 |
+| moved checksums  | `Put.origin` goes with data from another store, so that damage stays damage                      |
+| space            | `allocated_bytes` is what counts against the volume's limit, and `Space` refuses to pass that    |
+| discard          | frees the data of an invalid store                                                               |
+| durability       | `Durability.POWER_LOSS`: what is put survives a power cut when `put_many` returns                |
+
+A block that was put stays as it was put.  A reader never sees a block as written before its data can be read.  If two
+writers put the same block at once, even in two processes, one is stored and the other gets BlockWritten; and
+BlockWritten promises that the data of the first is as durable as the store makes it.  A killed process loses no put
+that returned, and opening needs no repair.
+
+A put can fail and still be stored later, where the engine is on the other side of a network.  That is harmless: it
+carries a true pre-image, or it is refused, or it lies under an identity that is never used again.  So such an error
+means "not known", and never "not written".
+
+All methods are thread-safe except `close`, which is the last call.  Ranges are in blocks, and the caller has checked
+that they lie within the store.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import pyroaring
+
+from lun_backends import block_device
+from lun_backends.block_device import Buffers
+from lun_backends.damage import OnDamage
+from lun_backends.durability import Durability
+from lun_backends.stores.space import Space
+from lun_backends.stores.store_file import StoreDamaged as StoreDamaged
+from lun_backends.stores.store_file import StoreError as StoreError
+from lun_backends.stores.store_file import StoreLocked as StoreLocked
+from lun_backends.stores.store_file import StoreMissing as StoreMissing
+from lun_backends.stores.store_file import StoreNewer as StoreNewer
+from lun_backends.stores.store_file import StoreUnavailable as StoreUnavailable
+
+GRAIN = 4096
+"""The grain of a store on local files, in bytes."""
+
+COMPUTE = 0
+"""An origin: the data was compared with its checksum; the chunk that it becomes part of gets a computed checksum."""
+UNVERIFIED = -1
+"""An origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one."""
+
+NOTHING = pyroaring.BitMap()
+"""No chunks; callers must not change it."""
+NO_MARKS = pyroaring.BitMap64()
+"""No marks; callers must not change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The owners of a store, and its size: `size`, `block_size` and `chunk_size` in bytes."""
+
+    snapshot: uuid.UUID
+    volume: uuid.UUID
+    size: int
+    block_size: int
+    chunk_size: int
+
+
+class Put(NamedTuple):
+    """A write of `blocks` blocks (0: of none) from block `first` on; `buffers` None stands for zeroes.
+
+    With an `origin` the blocks are of one chunk and come from another store: see `Reader.read_to_move`.  With `mark`
+    their chunks are marked, durably and before the commit, as written by an initiator (`Store.marked`).
+    """
+
+    first: int
+    blocks: int
+    buffers: Buffers | None
+    origin: int | None = None
+    mark: bool = False
+
+
+class Verdict(enum.Enum):
+    """The result of `verify` for a chunk."""
+
+    GOOD = "good"
+    UNVERIFIABLE = "unverifiable"  # no checksum is recorded
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """The result for one chunk; `offset` and `length` are bytes of the LUN."""
+
+    offset: int
+    length: int
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Syncs:
+    """Counts of the waits for stable storage."""
+
+    data: int = 0  # of the data
+    map: int = 0  # of what says where the data is
+    commits: int = 0  # groups committed
+
+
+class Reader(Protocol):
+    """The reading half of a store.  Ranges are in blocks."""
+
+    verify: bool
+    """Whether `read` compares data with its checksum; `read_checked` always does."""
+
+    @property
+    def damaged(self) -> pyroaring.BitMap64:
+        """The chunks that were found damaged since the store was opened."""
+        ...
+
+    def read(self, first: int, count: int, buffers: Buffers, *, now: bool = False) -> bool:
+        """Fill `buffers` with `count` blocks from block `first` on; with `now` return False if that would wait.
+
+        Raises BlankBlock, MediumError, DamagedBlocks.
+        """
+        ...
+
+    def read_checked(self, first: int, count: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
+        """Fill `buffers` as `read`, and compare whatever has a checksum.
+
+        With `on_damage`, call it for damaged and unreadable blocks instead of raising an error.  Damaged blocks are
+        read as they are, and unreadable ones as zeroes.  Raises BlankBlock, MediumError, DamagedBlocks.
+        """
+        ...
+
+    def read_to_move(
+        self, first: int, count: int, buffers: Buffers, on_damage: OnDamage, *, fills: bool, accept_loss: bool
+    ) -> int:
+        """Fill `buffers` with blocks of one chunk that go to another store, and return their origin.
+
+        The origin is COMPUTE, UNVERIFIED or the checksum that has to go along.  `fills` says that the blocks fill a
+        chunk of the other store.  Only then can damage go along: the data goes as it is, with a checksum that it does
+        not fit, and `on_damage` is called.  So the data is damaged there, too.  With `accept_loss`, zeroes with such a
+        checksum replace blocks that cannot be read.
+
+        Raise MediumError if the blocks cannot be read, and DamagedBlocks if they are damaged and only a part of a
+        chunk, because the other store would forget the damage.
+        """
+        ...
+
+    def found(self, chunk: int, *, damaged: bool) -> None:
+        """Note the result of a comparison."""
+        ...
+
+
+class Store(Protocol):
+    """An open store; `Stores` makes them."""
+
+    snapshot: uuid.UUID
+    volume: uuid.UUID
+    size: int
+    block_size: int
+    chunk_size: int
+    grain: int
+    """Bytes; a multiple of `block_size` and a divisor of `chunk_size`, or the chunk size."""
+    unit: int
+    """Bytes; a put covers whole units, or reaches the end of the store."""
+    durability: Durability
+    syncs: Syncs
+
+    @property
+    def reader(self) -> Reader:
+        """The reading half."""
+        ...
+
+    @property
+    def marked(self) -> pyroaring.BitMap64:
+        """The chunks that an initiator wrote to; a copy.  A store that has no marks refuses `Put.mark`."""
+        ...
+
+    def is_marked(self, chunk: int) -> bool:
+        """Return whether an initiator wrote to the chunk."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is invalid; None if it is valid.  An invalid store must not be read."""
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """Whether it is unknown how much of what was put is durable; then it takes no more."""
+        ...
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The bytes that count against the limit of the volume."""
+        ...
+
+    def put_many(self, puts: Iterable[Put]) -> Sequence[block_device.BlockWritten | None]:
+        """Store each range of `puts`, and commit them together.
+
+        Return one result per put, in order: None if it is stored, or the BlockWritten that refused it.  The next put is
+        taken from `puts` only when the buffers of all earlier ones are no longer needed.
+
+        Raise SpaceExhausted, MediumError, NotSupported (a part of a unit; a mark that the store cannot keep), and the
+        errors of the iterator.  The puts before the failed one are committed first.  A MediumError of the commit itself
+        means that it is not known what is stored since the previous commit.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Make all committed writes durable.  Raises MediumError."""
+        ...
+
+    def set_durability(self, durability: Durability) -> None:
+        """Set what commits survive from now on.  Raises MediumError.
+
+        With POWER_LOSS, all earlier commits are durable when this returns.
+        """
+        ...
+
+    def extents(self, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield (first block, blocks, written?) over the range, adjacent ones merged.  Raises MediumError."""
+        ...
+
+    def chunks_on_their_way(self) -> list[int]:
+        """Return the chunks with blocks that `extents` may show before they are durable."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Return the space that it takes, in bytes, as well as the engine can tell."""
+        ...
+
+    def written_bytes(self) -> int:
+        """Return how many bytes of it are written."""
+        ...
+
+    def verify(self, passed_over: pyroaring.BitMap = NOTHING) -> Iterator[ChunkReport]:
+        """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
+        ...
+
+    def check_headers(self) -> list[str]:
+        """Return the faults of what describes the store, as it is on the disk, a phrase each."""
+        ...
+
+    def invalidate(self, reason: str) -> None:
+        """Record, durably and for ever, that it must not be read.  Raises MediumError."""
+        ...
+
+    def discard(self) -> None:
+        """Free the space of its data, for good.  It must be invalid, and no call may be running.  Raises MediumError."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close.  No call may be running or follow.  The store is closed even if this raises MediumError."""
+        ...
+
+
+class Stores(Protocol):
+    """The place of all stores of one volume.  Their names are the identities of the snapshots."""
+
+    def create(self, geometry: Geometry, *, durability: Durability, space: Space) -> Store:
+        """Make an empty store, durable when this returns.
+
+        Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
+        """
+        ...
+
+    def open(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> Store:
+        """Open an existing store.
+
+        Raises StoreMissing and StoreDamaged, which mean that the data is lost; StoreNewer; and StoreUnavailable and
+        StoreLocked, which mean that it may be there another time.
+        """
+        ...
+
+    def remove(self, snapshot: uuid.UUID) -> None:
+        """Delete a closed store, durably; a part that is left of one, too.  Raises StoreUnavailable."""
+        ...
+
+    def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
+        """Delete the stores that are not `named`.  What cannot be deleted now only costs space."""
+        ...
+
+    def any(self) -> bool:
+        """Return whether there is a store, or a part of one.  Raises StoreUnavailable."""
+        ...
+
+    def sync(self, snapshot: uuid.UUID) -> None:
+        """Make what an earlier process put into the store durable, if it exists.  Raises OSError."""
+        ...
