@@ -294,7 +294,7 @@ class Stores(Protocol):
         ...
 
     def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
-        """Delete the stores that are not `named`.  What cannot be deleted now only costs space."""
+        """Delete the stores that are not `named`.  A store that cannot be deleted now only costs space."""
         ...
 
     def any(self) -> bool:

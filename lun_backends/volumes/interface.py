@@ -16,7 +16,7 @@ import pyroaring
 
 from lun_backends.block_device import BlockDevice
 from lun_backends.damage import OnDamage
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.tracking import BitMap
 from lun_backends.volumes import errors, outside, policy
 from lun_backends.volumes.manifest import SnapshotState
@@ -97,7 +97,7 @@ class Snapshot(Protocol):
     def preserved_bytes(self) -> int:
         """How many bytes of the volume are preserved in it."""
 
-    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contract.ChunkReport]:
         """Read all its pre-images, except the chunks `passed_over`, and compare them with their checksums."""
 
     def check_headers(self) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyroaring
 
 from lun_backends import block_device, lost_device, snapshot_view
-from lun_backends.stores import contents
+from lun_backends.stores import contract
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.write_once import WriteOnce
 
@@ -84,7 +84,7 @@ class Snapshot:
         """Return how many bytes of the volume are preserved in it."""
         return self.write_once.written_bytes()
 
-    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contents.ChunkReport]:
+    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contract.ChunkReport]:
         """Read all its pre-images, except the chunks `passed_over`, and compare them with their checksums.
 
         Raises SnapshotInvalid, DeviceClosed.

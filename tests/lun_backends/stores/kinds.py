@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kinds of stores, for the tests that each kind has to pass."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lun_backends.durability import Durability
+from lun_backends.stores import contract, opening, space
+
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of store: how the stores of a volume are made in a directory, and what the kind can do."""
+
+    stores: Callable[[Path], contract.Stores]
+    chunk_size: int = 8192
+    checksums: bool = True
+    marks: bool = True
+
+
+KINDS: Mapping[str, Kind] = {"map": Kind(opening.stores)}
+
+
+def geometry(kind: Kind, chunks: int = 8, *, cut: int = 0, block_size: int = BLOCK) -> contract.Geometry:
+    """Return the geometry of a new store of `chunks` chunks, the last one `cut` bytes shorter."""
+    return contract.Geometry(
+        uuid.uuid4(), uuid.UUID(int=2), chunks * kind.chunk_size - cut, block_size, kind.chunk_size
+    )
+
+
+def create(
+    stores: contract.Stores,
+    of: contract.Geometry,
+    durability: Durability = Durability.POWER_LOSS,
+    counted: space.Space | None = None,
+) -> contract.Store:
+    """Make a store."""
+    return stores.create(of, durability=durability, space=counted or space.Space())
+
+
+def reopen(
+    stores: contract.Stores,
+    snapshot: uuid.UUID,
+    durability: Durability = Durability.POWER_LOSS,
+    counted: space.Space | None = None,
+) -> contract.Store:
+    """Open a store."""
+    return stores.open(snapshot, durability=durability, space=counted or space.Space())
+
+
+def data(seed: int, length: int) -> bytes:
+    """Return `length` bytes that differ from those of other seeds, and from sector to sector."""
+    return b"".join((seed << 32 | at).to_bytes(8, "little") * 64 for at in range(-(-length // 512)))[:length]
+
+
+def put(store: contract.Store, offset: int, content: bytes) -> bool:
+    """Put bytes; return whether they were stored."""
+    return put_many(store, [(offset, content)]) == [True]
+
+
+def put_many(store: contract.Store, requests: list[tuple[int, bytes]]) -> list[bool]:
+    """Put bytes at each offset with one commit; return for each whether it was stored."""
+    puts = (
+        contract.Put(
+            offset // store.block_size,
+            len(content) // store.block_size,
+            [memoryview(content)[:512], memoryview(content)[512:]],
+        )
+        for offset, content in requests
+    )
+    return [result is None for result in store.put_many(puts)]
+
+
+def read(store: contract.Store, offset: int, length: int) -> bytes:
+    """Read bytes."""
+    buffer = bytearray(length)
+    view = memoryview(buffer)
+    store.reader.read(
+        offset // store.block_size, length // store.block_size, [view[: length // 2], view[length // 2 :]]
+    )
+    return bytes(buffer)
+
+
+def written(store: contract.Store) -> list[tuple[int, int]]:
+    """Return the written extents, (offset, length) in bytes."""
+    of = store.block_size
+    extents = list(store.extents(0, store.size // of))
+    assert sum(blocks for _, blocks, _ in extents) * of == store.size
+    assert all(a[0] + a[1] == b[0] and a[2] is not b[2] for a, b in itertools.pairwise(extents))
+    return [(first * of, blocks * of) for first, blocks, is_written in extents if is_written]
