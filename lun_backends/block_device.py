@@ -183,6 +183,17 @@ class NoAnswer(BlockDeviceError):
         return self.reason
 
 
+@dataclass(eq=False)
+class NotReady(BlockDeviceError):
+    """The device takes no commands for now; `reason` says why.  `for_good`: until an administrator does something."""
+
+    reason: str
+    for_good: bool = False
+
+    def __str__(self) -> str:
+        return f"the device is not ready: {self.reason}"
+
+
 class DeviceClosed(BlockDeviceError):
     """The device was closed before the call, or while it ran."""
 

@@ -39,7 +39,7 @@ def _preserve(node: Node, grain: int) -> Generator[Action, Any, bool]:
     if epoch.lun is None or grain in node.tracker:
         return True
     old = yield actions.ReadPrimary(grain)
-    if not node.exclusive and node.guards.look_before_put and (yield from _is_newer(node)):
+    if not node.exclusive and node.guards.look_before_put and (yield from is_newer(node)):
         return False
     if node.guards.copy_first:
         yield actions.Put(epoch.lun, grain, old)
@@ -48,7 +48,7 @@ def _preserve(node: Node, grain: int) -> Generator[Action, Any, bool]:
     return True
 
 
-def _is_newer(node: Node) -> Generator[Action, Any, bool]:
+def is_newer(node: Node) -> Generator[Action, Any, bool]:
     """Return whether the log holds an epoch after that of the node.  This does not change the state of the node."""
     position = node.history.end
     blocks = yield actions.ReadLog(position)
@@ -86,7 +86,7 @@ def _look(node: Node, snapshot: uuid.UUID, grain: int) -> Generator[Action, Any,
         if kept is not None:
             return kept
     live: bytes = yield actions.ReadPrimary(grain)
-    if not node.exclusive and node.guards.look_after_view and (yield from _is_newer(node)):
+    if not node.exclusive and node.guards.look_after_view and (yield from is_newer(node)):
         return None
     if node.guards.second_look:
         kept = yield actions.Get(chain[-1], grain)

@@ -168,18 +168,34 @@ class History:
         return epoch.snapshot is not None and self._marks.get(epoch.snapshot) is Standing.DELETED
 
     def may_move(self, snapshot: uuid.UUID) -> bool:
-        """Return whether the chunks of a hidden snapshot may move: no node of its epoch still copies into its write-once LUN."""
+        """Return whether the chunks of a hidden snapshot may move.
+
+        No node of its epoch may still copy into its write-once LUN.  And the snapshot that takes the chunks must not be
+        hidden itself: its own chunks may be moving, and those that come behind the mover would be lost.
+        """
         epoch = self.find(snapshot)
         later = self.epochs[epoch.number + 1 :]
-        return self.standing(snapshot) is Standing.HIDDEN and bool(later) and self.answered >= later[0].position
+        older = self._older(epoch.number)
+        return (
+            self.standing(snapshot) is Standing.HIDDEN
+            and bool(later)
+            and self.answered >= later[0].position
+            and (older is None or older.snapshot is None or self.standing(older.snapshot) is not Standing.HIDDEN)
+        )
 
     def older_lun(self, number: int) -> uuid.UUID | None:
         """Return the write-once LUN that takes the chunks of epoch `number` when its snapshot is deleted; None if none needs them."""
+        older = self._older(number)
+        return None if older is None else older.lun
+
+    def _older(self, number: int) -> Epoch | None:
         for epoch in reversed(self.epochs[:number]):
             if epoch.snapshot is None:
                 return None  # no view of an older snapshot reads past an epoch without copies
+            if self._marks.get(epoch.snapshot) is Standing.INVALID:
+                return None  # nor is there a view of it or of an older one
             if not self._is_deleted(epoch):
-                return epoch.lun
+                return epoch
         return None
 
     def check(self, record: Record) -> None:
@@ -210,7 +226,13 @@ class History:
             }.get(record.type)
             if wanted is not None and standing not in wanted:
                 raise Refused(f"snapshot {record.snapshot} is {standing.value}")
-            if record.type is Type.DELETED and standing is Standing.HIDDEN and not self.may_move(record.snapshot):
-                raise Refused(
-                    "the newest snapshot goes on taking copies: it is only hidden until a newer epoch is fenced"
-                )
+            if record.type is Type.DELETED and standing is Standing.HIDDEN:
+                if not self.may_move(record.snapshot):
+                    raise Refused(
+                        "the newest snapshot goes on taking copies: it is only hidden until a newer epoch is fenced,"
+                        " and until the next older one is deleted if that one is hidden, too"
+                    )
+                if record.lun != self.older_lun(self.find(record.snapshot).number):
+                    raise Refused("its chunks moved to a snapshot that was deleted meanwhile: move them again")
+            if record.type is Type.DELETE and self.rollback is not None and self.rollback.snapshot == record.snapshot:
+                raise Refused(f"{self.rollback.node} rolls the volume back to it: wait until that has ended")

@@ -34,6 +34,7 @@ POLL = 1.0  # seconds between looks at the log while ARMED
 PATIENCE = 0.3  # seconds that a pending fence is left to the node that demanded it
 RESCAN = 1.0  # seconds between looks for what keeps the node OUT
 RETRY = 0.05  # seconds before a device is asked again that did not answer
+RESERVE = 64  # blocks of the log that requests leave free, so that every demand in it gets its fence
 
 
 class State(enum.Enum):
@@ -93,6 +94,7 @@ class Node:
     identity: Callable[[], uuid.UUID] = uuid.uuid4  # makes the identities of snapshots
     clock: Callable[[], int] = lambda: 0  # nanoseconds since 1970, for the records' time only
     patience: float = PATIENCE  # seconds; different on each node, so that they do not all fence at once
+    log_blocks: int = 0  # how many records the log holds; 0: no end
     guards: Guards = field(default_factory=Guards)
     state: State = State.OUT
     running: int = 0  # writes, copies and views under way
@@ -128,6 +130,13 @@ class Node:
         self._refused = True
         if self.state is State.ARMED:
             self.state = State.ARMING
+
+    def withdraw(self, request: Request) -> bool:
+        """Take a request back.  Return False if it is done, or if its record may be in the log already."""
+        if request.tried or request.done:
+            return False
+        request.refused = "it was withdrawn"
+        return True
 
     def ask(self, request: Request) -> None:
         """Want a record in the log.  An EPOCH record takes a snapshot, unless its `snapshot` is the zero UUID: then copies end."""
@@ -307,8 +316,10 @@ class Node:
         """Append what is asked for, or refuse it.  A lost race is read, and the request decided again."""
         yield from self._read_log()
         try:
-            if self._stands(request):
+            if request.done or self._stands(request):
                 pass  # its answer was lost, not the record
+            elif self.log_blocks and self.history.end > self.log_blocks - RESERVE:
+                raise history.Refused("the log is full: copy the volume to a new one")
             elif request.draft.type is Type.EPOCH:
                 yield from self._take(request)
             else:
@@ -329,6 +340,8 @@ class Node:
         return request.done
 
     def _append_for(self, request: Request, draft: Record) -> Steps:
+        if request.done:
+            return  # it was withdrawn meanwhile
         record = replace(draft, time=self.clock())
         position = self.history.end
         request.tried.append((position, record))

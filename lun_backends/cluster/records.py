@@ -12,7 +12,7 @@ The layout of a block, little-endian, without padding:
 | 16 | UUID of the volume |
 | 8 | epoch |
 | 16 | UUID of the snapshot, zero for none |
-| 16 | UUID of the write-once LUN that an EPOCH record takes, zero for none |
+| 16 | UUID of the write-once LUN that an EPOCH record takes, or that took the chunks of a DELETED one; zero for none |
 | 8 | position of the record that a FENCED record answers |
 | 8 | time in nanoseconds since 1970, by the clock of the node: for people only |
 | 4 | length of the text |

@@ -40,6 +40,7 @@ class Asc(enum.IntEnum):
 
     NO_ADDITIONAL_SENSE_INFORMATION = 0x0000
     LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE = 0x0400
+    LOGICAL_UNIT_IS_IN_PROCESS_OF_BECOMING_READY = 0x0401
     LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED = 0x0403
     LOGICAL_UNIT_COMMUNICATION_FAILURE = 0x0800
     WRITE_ERROR = 0x0C00
@@ -193,6 +194,7 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
     | `StateInDoubt`    | DATA PROTECT    | 27h/02h  | all writes are refused until an administrator sees to the disk; Linux does not retry |
     | `CopyTimedOut`    | MEDIUM ERROR    | 0Ch/00h  | INFORMATION = first LBA of the chunk; on its own only while copying, else a cause |
     | `NoAnswer`        | ABORTED COMMAND | 08h/00h  | the path to a device of another host is lost; Linux tries again |
+    | `NotReady`        | NOT READY       | 04h/01h, for good 04h/03h | Linux sends the command again after the first, for minutes |
     | `DeviceClosed`    | NOT READY       | 04h/00h  | the unit is about to close |
     """
     match error:
@@ -220,6 +222,13 @@ def from_error(error: block_device.BlockDeviceError) -> Sense:  # one row per er
             return Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, lba)
         case block_device.NoAnswer():
             return Sense(SenseKey.ABORTED_COMMAND, Asc.LOGICAL_UNIT_COMMUNICATION_FAILURE)
+        case block_device.NotReady(_, for_good):
+            return Sense(
+                SenseKey.NOT_READY,
+                Asc.LOGICAL_UNIT_NOT_READY_MANUAL_INTERVENTION_REQUIRED
+                if for_good
+                else Asc.LOGICAL_UNIT_IS_IN_PROCESS_OF_BECOMING_READY,
+            )
         case block_device.DeviceClosed():
             return Sense(SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE)
         case _:

@@ -31,7 +31,8 @@ def with_snapshots(*snapshots: uuid.UUID) -> History:
 
 
 def mark(log: History, kind: Type, snapshot: uuid.UUID) -> None:
-    record = Record(kind, VOLUME, snapshot=snapshot)
+    target = log.older_lun(log.find(snapshot).number) if kind is Type.DELETED else None
+    record = Record(kind, VOLUME, snapshot=snapshot, lun=target)
     log.check(record)
     log.add(record)
 
@@ -101,6 +102,38 @@ def test_chunks_of_the_newest_snapshot_move_only_behind_the_next_fence() -> None
     log.add(Record(Type.FENCED, VOLUME, 3, answers=log.demand))
     assert log.may_move(B)
     mark(log, Type.DELETED, B)
+
+
+def test_of_two_neighbours_in_deletion_the_older_one_goes_first() -> None:
+    log = with_snapshots(A, B, C)
+    log.add(Record(Type.EPOCH, VOLUME, 4))
+    log.add(Record(Type.FENCED, VOLUME, 4, answers=log.demand))
+    mark(log, Type.DELETE, C)
+    assert log.may_move(C)
+    mark(log, Type.DELETE, B)
+    assert not log.may_move(C)  # its chunks could come behind the mover of B
+    with pytest.raises(Refused, match="next older one is deleted"):
+        log.check(Record(Type.DELETED, VOLUME, snapshot=C, lun=lun(B)))
+    mark(log, Type.DELETED, B)
+    with pytest.raises(Refused, match="move them again"):
+        log.check(Record(Type.DELETED, VOLUME, snapshot=C, lun=lun(B)))
+    mark(log, Type.DELETED, C)
+
+
+def test_chunks_for_a_lost_snapshot_need_not_move() -> None:
+    log = with_snapshots(A, B, C)
+    mark(log, Type.DELETE, B)
+    mark(log, Type.INVALID, A)
+    assert log.older_lun(log.find(B).number) is None
+    mark(log, Type.DELETED, B)
+
+
+def test_snapshot_that_the_volume_is_rolled_back_to_is_kept() -> None:
+    log = with_snapshots(A, B)
+    log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="worker"))
+    with pytest.raises(Refused, match="worker rolls the volume back"):
+        log.check(Record(Type.DELETE, VOLUME, snapshot=A))
+    log.check(Record(Type.DELETE, VOLUME, snapshot=B))
 
 
 def test_lost_snapshot_takes_the_older_ones_with_it() -> None:

@@ -7,7 +7,7 @@ import uuid
 
 from lun_backends.cluster import history
 from lun_backends.cluster.history import Standing
-from lun_backends.cluster.node import Request, State, taking
+from lun_backends.cluster.node import RESERVE, Request, State, taking
 from lun_backends.cluster.records import Record, Type
 from tests.simulate.world import World
 
@@ -117,6 +117,29 @@ def test_deletion_is_recorded_and_a_second_one_refused() -> None:
     assert world.history.standing(first) is Standing.HIDDEN
     assert ask(world, 1, Type.DELETE, first).refused == f"snapshot {first} is hidden"
     assert ask(world, 1, Type.DELETED, first).record is not None
+
+
+def test_withdrawn_request_leaves_no_record() -> None:
+    world = armed()
+    node = world.hosts[0].node
+    request = world.ask(world.hosts[0], taking(world.volume))
+    assert node.withdraw(request)
+    world.go(3)
+    assert len(world.history.epochs) == 1
+    done = world.ask(world.hosts[0], taking(world.volume))
+    world.go(3)
+    assert not node.withdraw(done)
+
+
+def test_full_log_takes_fences_and_no_requests() -> None:
+    world = armed()
+    node = world.hosts[0].node
+    node.log_blocks = world.history.end + RESERVE - 1
+    request = world.ask(world.hosts[0], taking(world.volume))
+    world.go(3)
+    assert "the log is full" in request.refused
+    node.log_blocks += 1
+    take(world)
 
 
 def test_copies_end_with_the_last_snapshot() -> None:

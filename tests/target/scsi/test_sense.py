@@ -52,6 +52,8 @@ TABLE = [
     (block_device.PreserveFailed(LBA, block_device.MediumError(1, writing=False, reason="rot")), 0x3, 0x0C00, LBA),
     (block_device.StateInDoubt("the state is unknown"), 0x7, 0x2702, None),
     (block_device.NoAnswer("the link was lost"), 0xB, 0x0800, None),
+    (block_device.NotReady("the fence is under way"), 0x2, 0x0401, None),
+    (block_device.NotReady("the node is expelled", for_good=True), 0x2, 0x0403, None),
     (block_device.DeviceClosed(), 0x2, 0x0400, None),
 ]
 

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs of a shared volume that one node does: to move the chunks of a deleted snapshot, and to roll the volume back.
+
+The log says which jobs are open, and any number of nodes may do the same one: a move is a put-if-absent of data that
+never changes, and the log takes the DELETED record of the one that moved to the right LUN.  A thread does the jobs that
+nobody waits for: deletions that became possible, those that this node began before it stopped, and, after a while,
+those of other nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from lun_backends import block_device, tracking
+from lun_backends.block_device import BlockDevice, ExtentKind
+from lun_backends.cluster.history import Standing
+from lun_backends.cluster.records import Type
+from lun_backends.copy_on_write import CopyOnWrite
+from lun_backends.refused import Refused
+from lun_backends.shared.devices import WriteOnceLun
+from lun_backends.shared.driver import Driver
+from lun_backends.shared.view import SharedView
+from lun_backends.volumes import errors
+
+log = logging.getLogger(__name__)
+
+_PIECE = 1 << 20  # bytes per write command of a move
+_RETRY = 5.0  # seconds after a job failed
+_TIMEOUT = 30.0  # seconds for a record
+
+Progress = Callable[[int, int], None]
+
+
+class Owner(Protocol):
+    """The part of the volume that jobs need."""
+
+    name: str
+
+    def request(
+        self, kind: Type, identity: uuid.UUID, timeout: float, *, lun: uuid.UUID | None = None, reason: str = ""
+    ) -> None:
+        """Put a record about a snapshot into the log.  Raise RequestFailed."""
+        ...
+
+    def view(self, name: str) -> SharedView:
+        """Open a snapshot for reading."""
+        ...
+
+
+class Jobs:
+    """The jobs of one volume on this node."""
+
+    def __init__(self, driver: Driver, below: CopyOnWrite, owner: Owner, takeover: float) -> None:
+        """Prepare; `start` begins to look for jobs.  `takeover`: seconds that another node's deletion is left to it."""
+        self._driver = driver
+        self._below = below
+        self._owner = owner
+        self._takeover = takeover
+        self._seen: dict[uuid.UUID, float] = {}  # since when a deletion could be done
+        self._working = threading.Lock()
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"jobs of {owner.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for jobs."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look for jobs now: the log has grown."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """Stop after the command under way."""
+        self._stopping = True
+        self._woken.set()
+        self._thread.join()
+
+    # Deleting -------------------------------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        identity: uuid.UUID,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        timeout: float = _TIMEOUT,
+    ) -> bool:
+        """Move the chunks of a hidden snapshot and end it.  Return False if they must not move yet.
+
+        Raise DeletionStopped, RequestFailed, BlockDeviceError.
+        """
+        with self._working:
+            while True:
+                with self._driver.changed:
+                    history = self._driver.node.history
+                    epoch = history.find(identity)
+                    standing = history.standing(identity)
+                    if standing is Standing.DELETED:
+                        return True
+                    if standing is Standing.HIDDEN and not history.may_move(identity):
+                        return False
+                    older = history.older_lun(epoch.number) if standing is Standing.HIDDEN else None
+                assert epoch.lun is not None
+                if older is not None and not self._move(epoch.lun, older, progress, cancelled):
+                    reason = f"the deletion of {epoch.name!r} was stopped"
+                    raise errors.DeletionStopped(self._owner.name, reason, "delete it again to go on")
+                try:
+                    self._owner.request(Type.DELETED, identity, timeout, lun=older)
+                except Refused:
+                    with self._driver.changed:
+                        changed = history.older_lun(epoch.number) != older or history.standing(identity) != standing
+                    if not changed:
+                        raise
+
+    def _move(
+        self, source: uuid.UUID, target: uuid.UUID, progress: Progress | None, cancelled: Callable[[], bool] | None
+    ) -> bool:
+        """Put all that `source` has and `target` lacks into `target`.  Return False if it was stopped."""
+        there, here = self._lun(source).device, self._lun(target)
+        pieces = list(_written(there, min(there.size, here.device.size)))
+        total, done = sum(length for _, length in pieces), 0
+        buffer = memoryview(bytearray(_PIECE))
+        for offset, length in pieces:
+            if self._stopping or (cancelled is not None and cancelled()):
+                return False
+            while missing := [e for e in here.device.extents(offset, length) if e.kind is ExtentKind.BLANK]:
+                for extent in missing:
+                    piece = [buffer[: extent.length]]
+                    there.read_checked(extent.offset, piece)
+                    here.side.put_many([(extent.offset, piece)])
+            done += length
+            if progress is not None:
+                progress(done, total)
+        return True
+
+    def _lun(self, identity: uuid.UUID) -> WriteOnceLun:
+        lun = self._driver.lun(identity)
+        if lun is None:
+            raise block_device.NotReady(f"write-once LUN {identity} is not visible")
+        return lun
+
+    # Rolling back ---------------------------------------------------------------------------------------------------
+
+    def roll_back(self, identity: uuid.UUID, progress: Progress | None = None, timeout: float = _TIMEOUT) -> None:
+        """Write the content of a snapshot to the volume, and end the rollback.  Raise RequestFailed, BlockDeviceError."""
+        with self._working:
+            self._driver.wait_until_armed()
+            if not self._is_mine(identity):
+                return
+            view = self._owner.view(str(identity))
+            size = self._below.chunk_size
+            changed = tracking.BitMap()
+            with self._driver.changed:
+                chain = self._driver.node.history.chain(identity, self._driver.node.epoch)
+            for lun in chain:
+                for offset, length in _written(self._lun(lun).device, view.size):
+                    changed.add_range(offset // size, (offset + length - 1) // size + 1)
+            buffer = memoryview(bytearray(size))
+            for done, chunk in enumerate(changed):
+                if self._stopping:
+                    return
+                piece = [buffer[: min(size, view.size - chunk * size)]]
+                view.readv(chunk * size, piece)
+                self._driver.again(lambda at=chunk * size, piece=piece: self._write(at, piece))  # type: ignore[misc]
+                if progress is not None:
+                    progress((done + 1) * size, len(changed) * size)
+            self._driver.again(self._below.primary.flush)
+            self._owner.request(Type.ROLLED_BACK, identity, timeout)
+
+    def _write(self, offset: int, piece: list[memoryview]) -> None:
+        """Write through copy-on-write while it is barred for all others."""
+        self._below.preserve(offset, len(piece[0]))
+        self._below.primary.writev(offset, piece)
+
+    def _is_mine(self, identity: uuid.UUID) -> bool:
+        node = self._driver.node
+        with self._driver.changed:
+            rollback = node.history.rollback
+            return rollback is not None and rollback.node == node.name and rollback.snapshot == identity
+
+    # The thread -----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._woken.wait(_RETRY)
+            self._woken.clear()
+            if self._stopping:
+                return
+            try:
+                for identity in self._due():
+                    self.delete(identity)
+                if (own := self._own_rollback()) is not None:
+                    self.roll_back(own)
+            except (block_device.BlockDeviceError, Refused) as error:
+                if not self._stopping:
+                    log.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
+
+    def _due(self) -> list[uuid.UUID]:
+        """Return the snapshots that this node should finish deleting now."""
+        node, now = self._driver.node, time.monotonic()
+        with self._driver.changed:
+            history = node.history
+            if not self._driver.admission.open:
+                return []
+            deleter = {record.snapshot: record.node for record in history.records if record.type is Type.DELETE}
+            movable = [
+                epoch.snapshot
+                for epoch in history.epochs
+                if epoch.snapshot is not None
+                and epoch.snapshot in deleter
+                and (history.may_move(epoch.snapshot) or history.standing(epoch.snapshot) is Standing.INVALID)
+            ]
+        self._seen = {identity: self._seen.get(identity, now) for identity in movable}
+        return [
+            identity
+            for identity in movable
+            if deleter[identity] == node.name or now - self._seen[identity] >= self._takeover
+        ]
+
+    def _own_rollback(self) -> uuid.UUID | None:
+        node = self._driver.node
+        with self._driver.changed:
+            rollback = node.history.rollback
+            mine = rollback is not None and rollback.node == node.name and self._driver.admission.open
+            return rollback.snapshot if mine and rollback is not None else None
+
+
+def _written(device: BlockDevice, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of all that is written below `size`, in pieces that cross no multiple of `_PIECE`."""
+    for extent in device.extents(0, min(size, device.size)):
+        if extent.kind is not ExtentKind.BLANK:
+            offset, end = extent.offset, extent.offset + extent.length
+            while offset < end:
+                stop = min(end, (offset // _PIECE + 1) * _PIECE)
+                yield offset, stop - offset
+                offset = stop
