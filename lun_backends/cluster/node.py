@@ -99,6 +99,7 @@ class Node:
     state: State = State.OUT
     running: int = 0  # writes, copies and views under way
     problem: str = ""  # why the node is OUT
+    damage: str = ""  # of the log, if that is why
     tracker: set[int] = field(default_factory=set)  # grains known to be preserved in LUN(e)
 
     def __post_init__(self) -> None:
@@ -118,6 +119,11 @@ class Node:
     def awake(self) -> bool:
         """Whether there is something to do before the next poll."""
         return self._refused or bool(self._requests)
+
+    @property
+    def adopted(self) -> Epoch | None:
+        """The epoch that this node arms or armed last; None before the first."""
+        return self._epoch
 
     @property
     def epoch(self) -> Epoch:
@@ -158,6 +164,7 @@ class Node:
             except records.RecordDamaged as problem:
                 # It may have been an EPOCH record, so no later record can be trusted to be the newest.
                 self._leave(str(problem))
+                self.damage = str(problem)
                 yield actions.Wait(RESCAN)
 
     def _leave(self, problem: str) -> None:
@@ -191,6 +198,7 @@ class Node:
         blocks = yield actions.ReadLog(self.history.end)
         for block in blocks:
             self.history.add(records.decode(block, self.history.end, self.volume))
+        self.damage = ""
 
     def _key(self) -> int:
         return history.key(self.volume, self.epoch)

@@ -36,7 +36,7 @@ class SharedView(BlockDevice):
     read_only: ClassVar[bool] = True
 
     def __init__(self, driver: Driver, primary: BlockDevice, snapshot: uuid.UUID) -> None:
-        """Open the view of `snapshot`.  Raise NotReady, SnapshotInvalid, NoAnswer."""
+        """Open the view of `snapshot`.  No device is asked before the first read."""
         self._driver = driver
         self._primary = primary
         self._snapshot = snapshot
@@ -44,7 +44,6 @@ class SharedView(BlockDevice):
         self._closed = False
         self.block_size = primary.block_size
         self.size = primary.size
-        self.size = self._again(lambda view: view.size)
 
     def readv(self, offset: int, buffers: Buffers) -> None:
         self._again(lambda view: view.readv(offset, buffers))

@@ -140,10 +140,7 @@ class SharedVolume:
             return snapshot.snapshot_of(self._node.history, self._find(name))
 
     def view(self, name: str) -> view.SharedView:
-        """Open a snapshot for reading; the caller closes it.
-
-        Raise NoSuchSnapshot, NotReady, SnapshotInvalid, NoAnswer, DeviceClosed.
-        """
+        """Open a snapshot for reading; the caller closes it.  Its reads wait until this node is ARMED.  Raise NoSuchSnapshot."""
         with self._driver.changed:
             epoch = self._find(name)
         assert epoch.snapshot is not None
@@ -155,7 +152,7 @@ class SharedVolume:
         node, counters = self._node, self._below.counters
         with self._driver.changed:
             log = node.history
-            epoch = log.newest and node.epoch
+            epoch = node.adopted
             demand = log.records[log.demand] if log.fence_is_due else None
             return Status(
                 state=node.state.value,
@@ -175,6 +172,38 @@ class SharedVolume:
                 copied_bytes=counters.copied_bytes,
                 waits=counters.waits,
             )
+
+    @property
+    def counters(self) -> preserving.Counters:
+        """The counts of copy-on-write on this node."""
+        return self._below.counters
+
+    @property
+    def expelled(self) -> bool:
+        """Whether another node expelled this one."""
+        with self._driver.changed:
+            return self._node.name in self._node.history.expelled
+
+    @property
+    def log_damage(self) -> str:
+        """Why the log cannot be trusted, and so keeps this node out; empty if it can."""
+        return self._node.damage
+
+    def write_once(self, name: str) -> block_device.BlockDevice:
+        """Return the write-once LUN of a snapshot, for reading.  Raise NoSuchSnapshot, NotReady, BlockDeviceError."""
+        with self._driver.changed:
+            identity = self._find(name).lun
+        assert identity is not None
+        found = self._driver.lun(identity)
+        if found is None:
+            raise block_device.NotReady(f"write-once LUN {identity} is not visible")
+        return found.device
+
+    def pool_left(self) -> int:
+        """Return how many blank write-once LUNs this node sees that no snapshot has taken.  Raise BlockDeviceError."""
+        blank = self._devices.pool.blank()
+        with self._driver.changed:
+            return sum(not self._node.history.names_lun(identity) for identity in blank)
 
     @property
     def tracker(self) -> tuple[Epoch, tracking.Tracker] | None:
