@@ -14,6 +14,7 @@ Linux gives the reader of a block device an errno, not sense data, and some errn
 
 A broken device must never look blank: a reader would go on to the primary and show new data as old.  So EREMOTEIO alone
 proves nothing.  A block is blank only if the device itself *says* so (GET LBA STATUS, SBC-4 5.6, sent through SG_IO).
+`initiator.disk.Disk(..., write_once=True)` sends its commands itself, and so has sense data and needs no such question.
 
 All or nothing holds for each SCSI command, and Linux splits writes of more than `queue/max_sectors_kb`.  So a larger
 write may be refused although a part of it is stored.  Copy-on-write accepts that, because its data is the pre-image
@@ -25,56 +26,15 @@ it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import os
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from lun_backends import block_device, flat
 from lun_backends.block_device import Buffers, Extent, ExtentKind
-from lun_backends.files import backing_file, os_error
-
-SG_IO = 0x2285
-SG_DXFER_FROM_DEV = -3
-_TIMEOUT = 30_000  # milliseconds; Linux gives other commands as much
-_DESCRIPTORS = 256  # of GET LBA STATUS per command
-_ANSWER = 8 + 16 * _DESCRIPTORS
-_CDB = struct.Struct(">BBQIBB")
-_DESCRIPTOR = struct.Struct(">QIBB2x")
-_DEALLOCATED = 1
-
-
-class _SgIoHeader(ctypes.Structure):
-    """The struct sg_io_hdr of include/scsi/sg.h."""
-
-    _fields_ = (
-        ("interface_id", ctypes.c_int),
-        ("dxfer_direction", ctypes.c_int),
-        ("cmd_len", ctypes.c_ubyte),
-        ("mx_sb_len", ctypes.c_ubyte),
-        ("iovec_count", ctypes.c_ushort),
-        ("dxfer_len", ctypes.c_uint),
-        ("dxferp", ctypes.c_void_p),
-        ("cmdp", ctypes.c_void_p),
-        ("sbp", ctypes.c_void_p),
-        ("timeout", ctypes.c_uint),
-        ("flags", ctypes.c_uint),
-        ("pack_id", ctypes.c_int),
-        ("usr_ptr", ctypes.c_void_p),
-        ("status", ctypes.c_ubyte),
-        ("masked_status", ctypes.c_ubyte),
-        ("msg_status", ctypes.c_ubyte),
-        ("sb_len_wr", ctypes.c_ubyte),
-        ("host_status", ctypes.c_ushort),
-        ("driver_status", ctypes.c_ushort),
-        ("resid", ctypes.c_int),
-        ("duration", ctypes.c_uint),
-        ("info", ctypes.c_uint),
-    )
+from lun_backends.files import backing_file
+from lun_backends.initiator import disk, sg_io, unit
 
 
 class _TargetFailure(block_device.BlockDeviceError):
@@ -111,13 +71,13 @@ class RemoteWriteOnce(block_device.BlockDevice):
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         self.reason: str | None = None
         self._shift = block_size.bit_length() - 1
-        # SG_IO needs a descriptor, and that of Flat is private.
         try:
-            self._control = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            next(self.extents(0, block_size))
-        except OSError as error:
+            self._unit: unit.Unit = sg_io.SgIo(path)
+        except backing_file.CannotOpen:
             self._device.close()
-            raise backing_file.CannotOpen(path, os_error.reason(error), "check the device") from error
+            raise
+        try:
+            next(self.extents(0, block_size))
         except block_device.BlockDeviceError as error:
             self.close()
             raise backing_file.CannotOpen(
@@ -191,9 +151,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
 
     def close(self) -> None:
         self._device.close()
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
+        self._unit.close()
 
     def _raise_if(self, kind: ExtentKind, offset: int, length: int) -> None:
         """Raise BlankBlock or BlockWritten for the first block of that kind in the range, if there is one."""
@@ -211,54 +169,16 @@ class RemoteWriteOnce(block_device.BlockDevice):
         Raises MediumError, ReservationConflict, DeviceClosed.
         """
         lba = position >> self._shift
-        answer = self._command(_CDB.pack(0x9E, 0x12, lba, _ANSWER, 0, 0), lba)
-        length = min(int.from_bytes(answer[:4]) + 4, _ANSWER)
-        if length < 24:
-            raise block_device.MediumError(lba, False, "GET LBA STATUS returned no descriptor")
-        for start, blocks, status, _ in _DESCRIPTOR.iter_unpack(answer[8 : length - (length - 8) % 16]):
+        try:
+            found = disk.lba_status(self._unit, lba)
+        except (unit.CheckCondition, unit.CannotSend, block_device.NoAnswer) as error:
+            raise block_device.MediumError(lba, False, f"GET LBA STATUS failed: {error}") from error
+        for start, blocks, mapped in found:
             # A descriptor may begin before the block that was asked for.
             stop = min((start + blocks) << self._shift, end)
-            if start << self._shift > position or stop <= position:
+            if stop <= position:
                 raise block_device.MediumError(lba, False, "GET LBA STATUS returned other blocks")
-            kind = ExtentKind.BLANK if status & 0x0F == _DEALLOCATED else ExtentKind.DATA
-            yield Extent(position, stop - position, kind)
+            yield Extent(position, stop - position, ExtentKind.DATA if mapped else ExtentKind.BLANK)
             position = stop
             if position == end:
                 return
-
-    def _command(self, cdb: bytes, lba: int) -> bytes:
-        """Run a SCSI command that returns up to `_ANSWER` bytes, again after every unit attention."""
-        for _ in range(8):
-            command = ctypes.create_string_buffer(cdb, len(cdb))
-            answer = ctypes.create_string_buffer(_ANSWER)
-            sense = ctypes.create_string_buffer(64)
-            header = _SgIoHeader(
-                interface_id=ord("S"),
-                dxfer_direction=SG_DXFER_FROM_DEV,
-                cmd_len=len(cdb),
-                mx_sb_len=len(sense),
-                dxfer_len=_ANSWER,
-                dxferp=ctypes.addressof(answer),
-                cmdp=ctypes.addressof(command),
-                sbp=ctypes.addressof(sense),
-                timeout=_TIMEOUT,
-            )
-            try:
-                fcntl.ioctl(self._control, SG_IO, header)
-            except OSError as error:
-                if self._control < 0:
-                    raise block_device.DeviceClosed from error
-                raise block_device.MediumError(lba, False, os_error.reason(error)) from error
-            if header.status == 0x18:
-                raise block_device.ReservationConflict
-            if not header.status and not header.host_status:
-                return answer.raw[: _ANSWER - header.resid]
-            if header.status != 0x02 or _sense_key(sense.raw) != 0x6:
-                break
-        reason = f"GET LBA STATUS failed: status {header.status:02x}h, host status {header.host_status:02x}h"
-        raise block_device.MediumError(lba, False, reason)
-
-
-def _sense_key(sense: bytes) -> int:
-    """Return the SENSE KEY of fixed or descriptor format sense data (SPC-4 4.5)."""
-    return sense[1 if sense[0] & 0x7F in (0x72, 0x73) else 2] & 0x0F

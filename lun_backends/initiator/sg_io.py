@@ -8,7 +8,7 @@
   (block/scsi_ioctl.c).  PERSISTENT RESERVE OUT needs CAP_SYS_RAWIO, and SG_SCSI_RESET needs CAP_SYS_ADMIN as well.
 * The kernel retries none of these commands, and a path that is gone shows as a host status (DID_…) or as an errno.
 * A RESERVATION CONFLICT is a status here.  Reads and writes of the block device show it as EBADE instead.
-* A command moves at most `queue/max_hw_sectors_kb`; a larger one fails with EINVAL (`disk.py` splits by that).
+* A command moves at most `queue/max_hw_sectors_kb`; a larger one fails with EINVAL (`max_transfer` is that number).
 * Without NO_ESCALATE, a failed reset of the LUN would reset the whole target, then the host adapter.
 * With dm-multipath the node is one path (`/sys/block/dm-N/slaves`), and each path is a nexus that registers by itself.
 """
@@ -32,6 +32,7 @@ _SG_IO = 0x2285
 _SG_SCSI_RESET = 0x2284
 _RESET_DEVICE, _NO_ESCALATE = 0x01, 0x100
 _NO_DATA, _TO_DEVICE, _FROM_DEVICE = -1, -2, -3
+_SMALLEST_TRANSFER = 64 << 10  # bytes; every host adapter can move that
 _SENSE = 96  # bytes; SCSI_SENSE_BUFFERSIZE of the kernel
 
 
@@ -74,6 +75,7 @@ class SgIo(unit.Unit):
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise backing_file.CannotOpen(path, os_error.reason(error), "check the device") from error
+        self.max_transfer = _max_transfer(self._fd)
         self._users = 0
         self._closed = False
         self._idle = threading.Condition()
@@ -140,3 +142,13 @@ class SgIo(unit.Unit):
         if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
             return unit.CannotSend(f"{self.address}: {reason}: name a SCSI disk of this host")
         return block_device.NoAnswer(f"{self.address}: {reason}")
+
+
+def _max_transfer(fd: int) -> int:
+    """Return the bytes that the host adapter moves with one command."""
+    device = os.fstat(fd).st_rdev
+    queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/max_hw_sectors_kb")
+    try:
+        return int(queue.read_text()) << 10
+    except (OSError, ValueError):
+        return _SMALLEST_TRANSFER

@@ -39,6 +39,7 @@ INVALID_COMMAND_OPERATION_CODE = 0x2000
 LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = 0x2100
 INVALID_FIELD_IN_CDB = 0x2400
 LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
+INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
 WRITE_PROTECTED = 0x2700
 SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
 I_T_NEXUS_LOSS_OCCURRED = 0x2907
@@ -110,6 +111,8 @@ class Unit(abc.ABC):
 
     address: str
     """How an administrator names the LUN: `/dev/…` or `iscsi://HOST[:PORT]/IQN/LUN`."""
+    max_transfer: int = 4 << 20
+    """Bytes that the path to the LUN moves with one command; the LUN itself may take fewer."""
 
     def __init__(self, address: str) -> None:
         """Begin with no unit attention seen."""

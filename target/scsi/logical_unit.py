@@ -31,6 +31,7 @@ from typing import Protocol
 from uuid import UUID
 
 from lun_backends import atomic_journal, block_device
+from lun_backends.initiator.part import Part
 from target.scsi import sense, transfer
 from target.scsi.reservations import reservations
 from target.scsi.reservations.persistent_reservation import InitiatorPort, Permission
@@ -307,13 +308,15 @@ class LogicalUnit:
         journal: atomic_journal.AtomicJournal | None = None,
         physical_block_size: int | None = None,
         write_protected: bool = False,
+        part: Part | None = None,
     ) -> None:
         """Make the unit, with the persistent reservations that its file has.
 
         `commands` chooses the unit's commands (`commands.table.for_unit`).  Persistent reservations outlive the daemon
         in `reservation_file`; without this file they end with the daemon.  WRITE ATOMIC writes through `journal`;
         without a journal, the unit does not know that command.  The unit reports `physical_block_size` (bytes) instead
-        of the device's own.  With `write_protected`, it takes no writes, even if the device would.
+        of the device's own.  With `write_protected`, it takes no writes, even if the device would.  With `part`, INQUIRY
+        page DAh says what part the unit plays in a volume.
 
         Raises reservation_file.ReservationFileDamaged, OSError.
         """
@@ -321,6 +324,7 @@ class LogicalUnit:
         self.uuid = uuid
         self.kind = kind
         self.name = name
+        self.part = part
         self.lock = threading.RLock()
         self.block_size = device.block_size
         self.shift = device.block_size.bit_length() - 1

@@ -14,11 +14,18 @@ from pathlib import Path
 
 from lun_backends import atomic_journal, block_device
 from lun_backends.files import format as format_
+from lun_backends.initiator.part import Part, Role
 from lun_backends.volumes import interface
 from target.scsi import logical_unit
 from target.scsi.commands import table
 from target.scsi.reservations import persistent_reservation, reservation_file
 from target.service import problems, volumes
+
+_ROLES = {
+    logical_unit.UnitKind.PRIMARY: Role.PRIMARY,
+    logical_unit.UnitKind.WRITE_ONCE: Role.SNAPSHOT,
+    logical_unit.UnitKind.SNAPSHOT_VIEW: Role.VIEW,
+}
 
 
 class UnitState:
@@ -57,6 +64,16 @@ class UnitState:
                 journal=journal,
                 physical_block_size=physical_block_size,
                 write_protected=write_protected,
+                part=Part(
+                    owner.uuid,
+                    owner.name,
+                    _ROLES[kind],
+                    identity,
+                    device.block_size,
+                    owner.chunk_size,
+                    write_once=device.write_once,
+                    power_loss=device.write_once and not device.commits_in_memory,
+                ),
             )
         except reservation_file.ReservationFileNewer as error:
             raise problems.refused(f"{name} is not served", str(error), format_.REMEDY) from error

@@ -31,15 +31,15 @@ volumes:
 KILLS = 10
 READ_BLOCKS = 16
 PARTIAL_READ = r"""
-import fcntl, os, sys
-from lun_backends import remote
+import ctypes, fcntl, os, sys
+from lun_backends.initiator import sg_io
 device, lba, length = sys.argv[1], int(sys.argv[2]), 512 * int(sys.argv[3])
-header, data, sense = remote._SgIoHeader(), remote.ctypes.create_string_buffer(b"-" * length, length), remote.ctypes.create_string_buffer(64)
-cdb = remote.ctypes.create_string_buffer(b"\x28\0" + lba.to_bytes(4) + b"\0" + (length // 512).to_bytes(2) + b"\0", 10)
-header.interface_id, header.dxfer_direction, header.cmd_len, header.mx_sb_len = ord("S"), remote.SG_DXFER_FROM_DEV, 10, 64
+header, data, sense = sg_io._Header(), ctypes.create_string_buffer(b"-" * length, length), ctypes.create_string_buffer(64)
+cdb = ctypes.create_string_buffer(b"\x28\0" + lba.to_bytes(4) + b"\0" + (length // 512).to_bytes(2) + b"\0", 10)
+header.interface_id, header.dxfer_direction, header.cmd_len, header.mx_sb_len = ord("S"), sg_io._FROM_DEVICE, 10, 64
 header.dxfer_len, header.timeout = length, 300_000
-header.dxferp, header.cmdp, header.sbp = map(remote.ctypes.addressof, (data, cdb, sense))
-fcntl.ioctl(os.open(device, os.O_RDONLY), remote.SG_IO, header)
+header.dxferp, header.cmdp, header.sbp = map(ctypes.addressof, (data, cdb, sense))
+fcntl.ioctl(os.open(device, os.O_RDONLY), sg_io._SG_IO, header)
 print(header.status, header.resid, data.raw.rstrip(b"-").decode())
 """
 # A daemon with a fault: it keeps a piece of each ring's memory for ever.

@@ -7,6 +7,7 @@ import struct
 
 from lun_backends import block_device, remote
 from lun_backends.block_device import ExtentKind
+from lun_backends.initiator import unit
 from tests.memory_device import MemoryDevice
 
 
@@ -34,25 +35,43 @@ class Disk(MemoryDevice):
             raise remote._TargetFailure
 
 
+class Unit(unit.Unit):
+    """The way to the LUN for the question about its blocks."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__("/dev/none")
+        self._disk = disk
+        self.answers: list[bytes] = []
+
+    def reset_logical_unit(self, timeout: float = 0.0) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+    def _send(
+        self, cdb: bytes, data_out: block_device.Buffers, data_in: block_device.Buffers, timeout: float
+    ) -> unit.Answer:
+        assert cdb[:2] == b"\x9e\x12"
+        lba = int.from_bytes(cdb[2:10])
+        runs: list[tuple[int, int, int]] = []
+        for extent in MemoryDevice.extents(self._disk, lba * 512, self._disk.size - lba * 512):
+            runs.append((extent.offset // 512, extent.length // 512, int(extent.kind is ExtentKind.BLANK)))
+        # A device may answer for less than it was asked.
+        data = self.answers.pop(0) if self.answers else answer(*runs[:2])
+        (into,) = data_in
+        into[: len(data)] = data
+        return unit.Answer(unit.GOOD, len(data))
+
+
 class Remote(remote.RemoteWriteOnce):
-    """The remote write-once LUN on that disk, with the answers to GET LBA STATUS."""
+    """The remote write-once LUN on that disk."""
 
     def __init__(self, disk: Disk) -> None:
         self.disk = disk
         self._device = disk  # type: ignore[assignment]  # in place of the device node, which takes a kernel
-        self._control = -1
+        self._unit = self.way = Unit(disk)
         self.size, self.block_size, self._shift = disk.size, 512, 9
-        self.answers: list[bytes] = []
-
-    def _command(self, cdb: bytes, lba: int) -> bytes:
-        if self.answers:
-            return self.answers.pop(0)
-        assert cdb[:2] == b"\x9e\x12"
-        assert int.from_bytes(cdb[2:10]) == lba
-        runs: list[tuple[int, int, int]] = []
-        for extent in MemoryDevice.extents(self.disk, lba * 512, self.size - lba * 512):
-            runs.append((extent.offset // 512, extent.length // 512, int(extent.kind is ExtentKind.BLANK)))
-        return answer(*runs[:2])  # a device may answer for less than it was asked
 
 
 def answer(*runs: tuple[int, int, int]) -> bytes:

@@ -90,13 +90,13 @@ def test_extents_over_several_answers_are_merged(lun: Remote, disk: Disk) -> Non
 
 @pytest.mark.parametrize("wrong", [b"", bytes(8), answer((5, 3, 1)), answer((0, 2, 1))])
 def test_an_answer_about_other_blocks_is_an_error(lun: Remote, wrong: bytes) -> None:
-    lun.answers = [wrong]
+    lun.way.answers = [wrong]
     with pytest.raises(block_device.MediumError, match="GET LBA STATUS"):
         list(lun.extents(2 * 512, 512))
 
 
 def test_a_descriptor_may_begin_before_the_block(lun: Remote) -> None:
-    lun.answers = [answer((0, BLOCKS, 1))]
+    lun.way.answers = [answer((0, BLOCKS, 1))]
     assert [(extent.offset, extent.length) for extent in lun.extents(1024, 512)] == [(1024, 512)]
 
 
@@ -135,10 +135,3 @@ def test_a_file_is_no_remote_lun(tmp_path: Path) -> None:
     backing_file.create(tmp_path / "disk", SIZE)
     with pytest.raises(backing_file.CannotOpen):
         remote.RemoteWriteOnce(tmp_path / "disk")
-
-
-@pytest.mark.parametrize(
-    ("sense", "key"), [(bytes((0x70, 0, 0x06)), 6), (bytes((0x72, 0x08, 0)), 8), (bytes((0xF0, 0, 0xE5)), 5)]
-)
-def test_the_sense_key_of_both_formats(sense: bytes, key: int) -> None:
-    assert remote._sense_key(sense) == key

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """INQUIRY data: the standard page and the vital product data pages 00h, 80h, 83h, B0h, B1h, B2h (SPC-4 6.6, 7.8; SBC-4 6.6).
 
+Units that belong to a volume have page DAh as well: `lun_backends.initiator.part` has its layout.
+
 The identity of a unit comes from its UUID alone, so it survives restarts, renames and moves to another host:
 
 * the serial number (80h) is the UUID in hexadecimal, 32 digits;
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from lun_backends import atomic_journal
+from lun_backends.initiator import part
 from target.scsi import transfer
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.unit_kind import UnitKind
@@ -119,7 +122,7 @@ ISCSI = 5  # protocol identifier
 
 
 def _supported_pages(unit: LogicalUnit, target_name: str) -> bytes:
-    return bytes(sorted(PAGES))
+    return bytes(sorted(PAGES if unit.part is None else [*PAGES, part.PAGE]))
 
 
 def _unit_serial_number(unit: LogicalUnit, target_name: str) -> bytes:
@@ -187,7 +190,10 @@ PAGES: dict[int, Callable[[LogicalUnit, str], bytes]] = {
 def page(unit: LogicalUnit, code: int, target_name: str) -> bytes | None:
     """Return a vital product data page with its header; None if there is no such page."""
     build = PAGES.get(code)
-    if build is None:
+    if build is not None:
+        body = build(unit, target_name)
+    elif code == part.PAGE and unit.part is not None:
+        body = part.encode(unit.part)
+    else:
         return None
-    body = build(unit, target_name)
     return struct.pack(">BBH", 0x00, code, len(body)) + body

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from uuid import UUID
 
 from lun_backends.block_device import BlockDevice
@@ -26,17 +26,31 @@ class Served:
         self.target = ScsiTarget(TARGET)
         self.portal = Portal("127.0.0.1", 0, {TARGET: self.target})
         self.portal.start()
-        self._undo: list[Callable[[], None]] = []
+        self._initiators: dict[tuple[str, int], libiscsi.Initiator] = {}
 
-    def add(self, number: int, device: BlockDevice, kind: UnitKind = UnitKind.PRIMARY) -> LogicalUnit:
-        unit = LogicalUnit(device, uuid=UUID(int=number + 1), kind=kind, name=f"vol{number}", commands=table.for_unit)
+    def add(
+        self,
+        number: int,
+        device: BlockDevice,
+        kind: UnitKind = UnitKind.PRIMARY,
+        *,
+        reservations: Path | None = None,
+    ) -> LogicalUnit:
+        unit = LogicalUnit(
+            device,
+            uuid=UUID(int=number + 1),
+            kind=kind,
+            name=f"vol{number}",
+            commands=table.for_unit,
+            reservation_file=reservations,
+        )
         self.target.add_lun(number, unit)
         return unit
 
     def initiator(self, name: str = NAME, port: int = 0) -> libiscsi.Initiator:
-        made = libiscsi.Initiator(name, port=port)
-        self._undo.append(made.close)
-        return made
+        if (name, port) not in self._initiators:
+            self._initiators[name, port] = libiscsi.Initiator(name, port=port)
+        return self._initiators[name, port]
 
     def unit(self, number: int, name: str = NAME, port: int = 0) -> libiscsi.IscsiUnit:
         return self.initiator(name, port).unit(self.address(number))
@@ -53,6 +67,6 @@ class Served:
         self.portal.start()
 
     def close(self) -> None:
-        for undo in self._undo:
-            undo()
+        for initiator in self._initiators.values():
+            initiator.close()
         self.portal.close(0)

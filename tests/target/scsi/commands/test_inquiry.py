@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import struct
 import uuid
+from uuid import UUID
 
 import pytest
 
+from lun_backends.initiator import part
 from target.scsi import transfer
 from target.scsi.commands import inquiry, table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
@@ -61,6 +63,21 @@ def test_exactly_the_listed_pages_exist(any_kind: Bench) -> None:
     assert listed == bytes([0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2])
     for code in range(256):
         assert (any_kind.run(inquiry_cdb(code)).status == GOOD) == (code in listed)
+
+
+def test_unit_of_a_volume_says_so() -> None:
+    ours = part.Part(UUID(int=5), "archive", part.Role.POOL, UNIT_UUID, 512, 4096, write_once=True, power_loss=True)
+    unit = LogicalUnit(
+        MemoryDevice(), uuid=UNIT_UUID, kind=UnitKind.WRITE_ONCE, name="a", commands=table.for_unit, part=ours
+    )
+    pages = inquiry.page(unit, 0x00, TARGET_NAME)
+    assert pages is not None
+    assert pages[4:] == bytes([0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2, 0xDA])
+    mine = inquiry.page(unit, 0xDA, TARGET_NAME)
+    assert mine is not None
+    assert mine[:2] == b"\0\xda"
+    assert int.from_bytes(mine[2:4]) == len(mine) - 4
+    assert part.decode(mine[4:]) == ours
 
 
 def test_the_serial_number_is_the_uuid(any_kind: Bench) -> None:
