@@ -463,9 +463,10 @@ class Connection:
         try:
             if self._managing > self._limits.managed:
                 raise task_management.Refused(TaskManagementResponse.FUNCTION_REJECTED)
-            waits_for = task_management.carry_out(
-                self, self.nexus, self.host.neighbours(self), flags & 0x7F, lun, referenced
-            )
+            neighbours = list(self.host.neighbours(self))
+            waits_for = task_management.carry_out(self, self.nexus, neighbours, flags & 0x7F, lun, referenced)
+            for neighbour in neighbours:
+                self.host.has_output(neighbour)  # answers to commands that were aborted
         except task_management.Refused as refusal:
             self._answer_management(itt, refusal.response)
             return

@@ -5,6 +5,9 @@ Two places hold the commands of a session: its task set, and the requests that a
 aborts commands in both, even if the sessions know a unit by different LUNs.  The nexus reports the abort to the device
 server.
 
+A session whose commands another session ended gets TASK ABORTED for them, as the TAS bit of the control mode page says
+(SPC-4 7.5.8).  Without an answer, its initiator would wait for them until its own timeout.
+
 An initiator that may only read a unit must not end the commands of others there, nor their RESERVE: it may abort its
 own tasks, but neither reset the unit nor clear its task set.
 """
@@ -16,11 +19,14 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Protocol
 
 from target.iscsi import pdu
-from target.iscsi.command import Command
+from target.iscsi.command import Command, Refusal
 from target.iscsi.pdu import NO_TAG, Opcode, TaskManagementFunction, TaskManagementResponse
 from target.iscsi.task_set import TaskSet
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.nexus import Nexus
+from target.scsi.task import Status
+
+_TASK_ABORTED = Refusal(Status.TASK_ABORTED, b"")
 
 
 class Session(Protocol):
@@ -57,7 +63,7 @@ def carry_out(
         if not units and nexus.units:
             raise Refused(TaskManagementResponse.AUTHORIZATION_FAILED)
         nexus.target_warm_reset()
-        return _abort_on(units, neighbours)
+        return _abort_on(units, neighbours, session)
     if function not in (
         TaskManagementFunction.ABORT_TASK_SET,
         TaskManagementFunction.CLEAR_TASK_SET,
@@ -69,14 +75,14 @@ def carry_out(
         raise Refused(TaskManagementResponse.LUN_DOES_NOT_EXIST)
     if function == TaskManagementFunction.ABORT_TASK_SET:
         nexus.abort_task_set(lun)
-        return _abort_on([unit], [session])
+        return _abort_on([unit], [session], session)
     if not nexus.may_reset(lun):
         raise Refused(TaskManagementResponse.AUTHORIZATION_FAILED)
     if function == TaskManagementFunction.LOGICAL_UNIT_RESET:
         nexus.lun_reset(lun)
-        return _abort_on([unit], neighbours)
+        return _abort_on([unit], neighbours, session)
     nexus.clear_task_set(lun)
-    return _abort_on([unit], neighbours, cleared_by=session)
+    return _abort_on([unit], neighbours, session, clears=True)
 
 
 def _abort_task(session: Session, lun: int, referenced: int) -> list[Command]:
@@ -89,11 +95,11 @@ def _abort_task(session: Session, lun: int, referenced: int) -> list[Command]:
 
 
 def _abort_on(
-    units: Sequence[LogicalUnit], sessions: Iterable[Session], *, cleared_by: Session | None = None
+    units: Sequence[LogicalUnit], sessions: Iterable[Session], asking: Session, *, clears: bool = False
 ) -> list[Command]:
-    """Abort the commands of these sessions on the units; return those that still run.
+    """Abort the commands of these sessions on the units for the session `asking`; return those that still run.
 
-    With `cleared_by`, every other session that loses a command gets the unit attention that says so.
+    If it `clears`, every other session that loses a command gets the unit attention that says so.
     """
     chosen = {id(unit) for unit in units}
     ending = {task for unit in units for task in list(unit.running) if task.aborted or task.cleared}
@@ -105,11 +111,11 @@ def _abort_on(
         luns = {lun for lun, unit in nexus.units.items() if id(unit) in chosen}
         lost = {command.task.lun for command in session.tasks.commands.values()} & luns
         lost |= abort_held(session.held, functools.partial(_is_on, luns))
-        aborted = session.tasks.abort_on(luns)
+        aborted = session.tasks.abort_on(luns, None if session is asking else _TASK_ABORTED)
         still += aborted
         # The session may no longer see the unit of a running command, so look for the command by its task.
         still += [command for command in session.tasks.running if command.task in ending and command not in aborted]
-        if cleared_by is not None and session is not cleared_by:
+        if clears and session is not asking:
             for lun in lost:
                 nexus.commands_cleared(lun)
     return still

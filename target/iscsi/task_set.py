@@ -132,7 +132,12 @@ class TaskSet:
         """Answer `command`, which was in `blocked` and is executed now, unless it was aborted."""
         task = command.task
         try:
-            if not task.aborted and self.answering:
+            if not self.answering:
+                return
+            if not task.aborted:
+                self._answer(command)
+            elif command.refused is not None:
+                task.status, task.sense, task.data_in = command.refused.status, command.refused.sense, ()
                 self._answer(command)
         finally:
             self._forget(command)
@@ -158,21 +163,27 @@ class TaskSet:
             else:
                 self.blocked.append(command)
 
-    def abort(self, selects: Callable[[Command], bool]) -> list[Command]:
-        """Abort the commands that `selects` accepts.  Return those still with the device server, and forget the others."""
+    def abort(self, selects: Callable[[Command], bool], answer: Refusal | None = None) -> list[Command]:
+        """Abort the commands that `selects` accepts.  Return those still with the device server, and forget the others.
+
+        With `answer` they are answered: those still with the device server when it is done with them.
+        """
         still: list[Command] = []
         for command in list(self.commands.values()):
             if selects(command):
                 command.task.aborted = True
                 if command.stage is Stage.RUNNING:
+                    command.refused = answer
                     still.append(command)
+                elif answer is not None and self.answering:
+                    self._refuse_command(command, answer)
                 else:
                     self._forget(command)
         return still
 
-    def abort_on(self, luns: Container[int]) -> list[Command]:
+    def abort_on(self, luns: Container[int], answer: Refusal | None = None) -> list[Command]:
         """Call `abort` for all commands on `luns`, which are the 8-byte fields that address units."""
-        return self.abort(lambda command: command.task.lun in luns)
+        return self.abort(lambda command: command.task.lun in luns, answer)
 
     def overdue(self, now: float) -> bool:
         """Return whether a command's data-out has stalled for too long.  Call it every second or so."""

@@ -8,7 +8,7 @@ refuses other ones.
 | --- | --- |
 | 01h read-write error recovery | nothing special |
 | 08h caching | WCE = 1: a write is stable only after SYNCHRONIZE CACHE or with FUA; 0: when it ends, or on a write-protected unit |
-| 0Ah control | commands may be reordered; D_SENSE |
+| 0Ah control | commands may be reordered; D_SENSE; TAS = 1: TASK ABORTED answers a command that another initiator ended |
 | 1Ch informational exceptions control | none are reported |
 """
 
@@ -51,7 +51,7 @@ def _changeable(unit: LogicalUnit, code: int, length: int) -> bytes:
 
 def _control(unit: LogicalUnit) -> bytes:
     d_sense = 0x04 if unit.descriptor_sense else 0x00
-    return struct.pack(">BBBBHHH", d_sense, 0x10, 0, 0, 0, 0xFFFF, 0)  # QUEUE ALGORITHM MODIFIER 1: unrestricted
+    return struct.pack(">BBBBHHH", d_sense, 0x10, 0, 0x40, 0, 0xFFFF, 0)  # QUEUE ALGORITHM MODIFIER 1: unrestricted
 
 
 def _informational_exceptions(unit: LogicalUnit) -> bytes:

@@ -11,6 +11,7 @@ from target.iscsi.pdu import NO_TAG, Opcode
 from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.scsi.nexus import Reach
+from target.scsi.task import Status
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
     MIB,
@@ -76,9 +77,10 @@ def test_each_function_aborts_the_tasks_of_the_right_sessions(
         others,
         True,
     )
-    replies = two.run_blocked()
-    assert (replies == []) is others
-    one.run_blocked()
+    (answer,) = two.run_blocked()
+    assert answer.status == (Status.TASK_ABORTED if others else Status.GOOD)
+    (managed,) = one.run_blocked()  # and no answer to the command, which it ended itself
+    assert managed.opcode == Opcode.TASK_MANAGEMENT_RESPONSE
 
 
 @pytest.mark.parametrize("function", [4, 5, 6])
@@ -106,7 +108,11 @@ def test_a_unit_is_reset_under_the_lun_of_each_session(
     assert task_management(one, function) == []  # it waits for the running command
     assert {command.itt: command.task.aborted for command in two.connection.tasks.blocked} == {10: False, 11: True}
     assert set(two.connection.tasks.commands) == {10, 11, 20}
-    assert [reply.itt for reply in two.run_blocked()] == [10]
+    assert [(reply.itt, reply.status) for reply in two.run_blocked()] == [
+        (21, Status.TASK_ABORTED),
+        (10, Status.GOOD),
+        (11, Status.TASK_ABORTED),
+    ]
     assert [(reply.itt, reply.response) for reply in one.take()] == [(500, 0)]
     device.blocking = False
     (reply,) = two.feed(two.command(bytes(6), lun=1))
@@ -121,7 +127,8 @@ def test_a_session_that_loses_only_waiting_commands_gets_the_attention(connect: 
     assert r2t.opcode == Opcode.R2T
     assert [reply.response for reply in task_management(one, 4)] == [0]
     assert not two.connection.tasks.commands
-    (reply,) = two.feed(two.command(bytes(6)))
+    (aborted, reply) = two.feed(two.command(bytes(6)))
+    assert (aborted.itt, aborted.status) == (1, Status.TASK_ABORTED)
     assert (reply.status, reply.data[14:16]) == (2, b"\x2f\0")
 
 

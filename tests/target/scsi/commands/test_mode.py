@@ -36,7 +36,7 @@ def test_mode_pages(any_kind: Bench) -> None:
     specific = 0x90 if protected else 0x10
     recovery = bytes([0x01, 10]) + bytes(10)
     caching = bytes([0x08, 18, 0 if protected else 0x04]) + bytes(17)
-    control = bytes([0x0A, 10, 0x00, 0x10, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0])
+    control = bytes([0x0A, 10, 0x00, 0x10, 0, 0x40, 0, 0, 0xFF, 0xFF, 0, 0])
     exceptions = bytes([0x1C, 10]) + bytes(10)
     header = bytes([0, specific, 0])
     assert mode_sense_6(any_kind, 0x3F) == header + recovery + caching + control + exceptions
@@ -74,7 +74,7 @@ def test_a_unit_beyond_32_bits_of_lba_starts_with_descriptor_sense() -> None:
 
 SELECT_6, SELECT_10 = 0x15, 0x55
 CACHING = bytes([0x08, 18, 0x04]) + bytes(17)
-CONTROL = bytes([0x0A, 10, 0x00, 0x10, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0])
+CONTROL = bytes([0x0A, 10, 0x00, 0x10, 0, 0x40, 0, 0, 0xFF, 0xFF, 0, 0])
 
 
 def mode_select(
