@@ -32,8 +32,11 @@ class Registration:
 class Fence(Protocol):
     """The reservation of the primary, as this node's nexus commands it (SPC-4 6.15 and 6.16)."""
 
-    def exclusive(self) -> bool | None:
-        """Return True if the device knows the type 8h, False if 7h only, None if neither, or no APTPL (REPORT CAPABILITIES)."""
+    def exclusive(self) -> bool:
+        """Return True for the type 8h, False if the device has 7h only (REPORT CAPABILITIES).
+
+        Raise reservation.Unsuitable if it has neither, or no APTPL.
+        """
         ...
 
     def own_key(self) -> int | None:
@@ -44,8 +47,8 @@ class Fence(Protocol):
         """REGISTER with APTPL; REGISTER AND IGNORE EXISTING KEY if `old` is None."""
         ...
 
-    def reservation(self) -> Reservation:
-        """READ RESERVATION and READ KEYS."""
+    def reservation(self, *, exclusive: bool) -> Reservation:
+        """READ RESERVATION and READ KEYS.  Raise reservation.Unsuitable for a reservation of another type."""
         ...
 
     def reserve(self, own: int, *, exclusive: bool) -> None:

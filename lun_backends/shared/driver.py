@@ -60,13 +60,14 @@ class Driver:
         self.changed = threading.Condition()
         self.life = 0  # how often the node was ARMED
         self.held_seconds = 0.0  # how long the admission was closed last time
-        self.read_at = 0.0  # when the log was read last, by time.monotonic()
+        self.read_at = 0.0  # when the last look at the log began, by time.monotonic()
         self._devices = devices
         self._follower = follower
         self._luns: dict[uuid.UUID, WriteOnceLun] = {}
         self._thread = threading.Thread(target=self._run, name=f"cluster {node.name}", daemon=True)
         self._events = self._seen_events = 0
         self._read_to = 0
+        self._reading_since = 0.0
         self._closed_at = time.monotonic()
         self._stopping = False
         self._ended = False
@@ -224,6 +225,7 @@ class Driver:
                         return
                     self._seen_events = self._events
                     action = resume()
+                    self.read_at = self._reading_since  # what was read is in the history now
                     if self.node.state is not State.ARMED:
                         self._close_admission()
                     self.changed.notify_all()
@@ -287,8 +289,9 @@ class Driver:
         fence, log, exclusive = self._devices.fence, self._devices.log, self.node.exclusive
         match action:
             case actions.ReadLog(position):
+                began = time.monotonic()
                 blocks = log.read(position)
-                self.read_at = time.monotonic()
+                self._reading_since = began
                 return blocks
             case actions.Append(position, block):
                 return log.append(position, block)
@@ -301,7 +304,7 @@ class Driver:
             case actions.Register(new, old):
                 return fence.register(new, old)
             case actions.ReadReservation():
-                return fence.reservation()
+                return fence.reservation(exclusive=exclusive)
             case actions.Reserve(own):
                 return fence.reserve(own, exclusive=exclusive)
             case actions.PreemptAndAbort(own):

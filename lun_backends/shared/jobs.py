@@ -157,14 +157,15 @@ class Jobs:
             changed = tracking.BitMap()
             with self._driver.changed:
                 chain = self._driver.node.history.chain(identity, self._driver.node.epoch)
+            content = self._lun(chain[0]).device.size  # the volume may have grown since
             for lun in chain:
-                for offset, length in _written(self._lun(lun).device, view.size):
+                for offset, length in _written(self._lun(lun).device, content):
                     changed.add_range(offset // size, (offset + length - 1) // size + 1)
             buffer = memoryview(bytearray(size))
             for done, chunk in enumerate(changed):
                 if self._stopping:
                     return
-                piece = [buffer[: min(size, view.size - chunk * size)]]
+                piece = [buffer[: min(size, content - chunk * size)]]
                 view.readv(chunk * size, piece)
                 self._driver.again(lambda at=chunk * size, piece=piece: self._write(at, piece))  # type: ignore[misc]
                 if progress is not None:

@@ -25,6 +25,7 @@ from lun_backends.cluster import history
 from lun_backends.cluster import node as cluster_node
 from lun_backends.cluster.history import Epoch, History, Standing
 from lun_backends.cluster.records import Record, Type
+from lun_backends.initiator import reservation
 from lun_backends.shared import devices as shared_devices
 from lun_backends.shared import jobs, snapshot, view
 from lun_backends.shared.device import SharedDevice
@@ -82,10 +83,11 @@ class SharedVolume:
         self.settings = settings = settings or Settings()
         self._devices = devices
         self._listener = listener
-        exclusive = devices.fence.exclusive()
-        if exclusive is None:
-            reason = "the primary has no persistent reservation for all registrants that survives a loss of power"
-            raise CannotShare(name, reason, "use a device whose REPORT CAPABILITIES says PTPL_C, and 8h or 7h")
+        try:
+            exclusive = devices.fence.exclusive()
+        except reservation.Unsuitable as lacking:
+            reason, _, remedy = str(lacking).rpartition(": ")
+            raise CannotShare(name, reason, remedy) from lacking
         self._node = cluster_node.Node(
             identity,
             node,
@@ -133,6 +135,12 @@ class SharedVolume:
         """The snapshots, oldest first, as this node read them in the log a second ago at most."""
         with self._driver.changed:
             return snapshot.snapshots_of(self._node.history)
+
+    def refresh(self, timeout: float = 5.0) -> bool:
+        """Read the log now, so that what another node did a moment ago is listed.  Return False if that was not possible."""
+        now = time.monotonic()
+        self._driver.look()
+        return self._driver.wait_for(lambda: self._driver.read_at > now, timeout)
 
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshot of that name, or of that UUID.  Raise NoSuchSnapshot."""
