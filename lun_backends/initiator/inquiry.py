@@ -16,6 +16,7 @@ from lun_backends.initiator.unit import (
 )
 
 SUPPORTED_PAGES, UNIT_SERIAL_NUMBER, DEVICE_IDENTIFICATION, BLOCK_LIMITS, PROVISIONING = 0x00, 0x80, 0x83, 0xB0, 0xB2
+_TARGET_DEVICE, _NAME_STRING = 2, 8  # association and type of a designator
 _STANDARD_LENGTH = 96
 _PAGE_LENGTH = 0x1000
 _LUNS_LENGTH = 8 + 8 * 0x4000
@@ -123,12 +124,17 @@ def provisioning(unit: Unit) -> Provisioning:
 
 
 def part_of(unit: Unit) -> part.Part | None:
-    """Return the part that a LUN of wolun plays in a volume; None for all other LUNs."""
-    # Page DAh of another vendor's unit may mean something else, so the vendor is asked first.
-    if standard(unit).vendor != "WOLUN":
-        return None
+    """Return the part that a LUN of wolun plays in a volume; None for all other LUNs.  This takes one command."""
     body = page(unit, part.PAGE)
     return None if body is None else part.decode(body)
+
+
+def target_name(unit: Unit) -> str:
+    """Return the name of the target device that has the unit, from page 83h; an empty text if it does not tell."""
+    for name in designators(unit):
+        if name.association == _TARGET_DEVICE and name.type == _NAME_STRING:
+            return name.name.rstrip(b"\0").decode(errors="replace")
+    return ""
 
 
 def luns(unit: Unit) -> tuple[int, ...]:

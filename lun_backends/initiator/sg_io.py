@@ -82,6 +82,7 @@ class SgIo(unit.Unit):
 
     def reset_logical_unit(self, timeout: float = unit.TIMEOUT) -> None:
         """Reset as Unit says.  The kernel's own time limits hold, not `timeout`."""
+        # SG_SCSI_RESET takes an int by reference, also on 64-bit machines.
         self._ioctl(_SG_SCSI_RESET, bytearray(struct.pack("i", _RESET_DEVICE | _NO_ESCALATE)))
 
     def close(self) -> None:

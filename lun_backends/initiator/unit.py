@@ -22,6 +22,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from typing import Self
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers
@@ -151,6 +152,12 @@ class Unit(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release the LUN; later calls raise DeviceClosed.  Closing twice is allowed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abc.abstractmethod
     def _send(self, cdb: bytes, data_out: Buffers, data_in: Buffers, timeout: float) -> Answer:

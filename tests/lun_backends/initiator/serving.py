@@ -21,10 +21,11 @@ NAME = "iqn.2026-11.io.wolun:node"
 class Served:
     """A portal with one target."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = TARGET) -> None:
         peers.require("iscsi-ls")
-        self.target = ScsiTarget(TARGET)
-        self.portal = Portal("127.0.0.1", 0, {TARGET: self.target})
+        self.name = name
+        self.target = ScsiTarget(name)
+        self.portal = Portal("127.0.0.1", 0, {name: self.target})
         self.portal.start()
         self._initiators: dict[tuple[str, int], libiscsi.Initiator] = {}
 
@@ -55,15 +56,19 @@ class Served:
     def unit(self, number: int, name: str = NAME, port: int = 0) -> libiscsi.IscsiUnit:
         return self.initiator(name, port).unit(self.address(number))
 
-    def address(self, number: int) -> str:
+    @property
+    def place(self) -> str:
         host, port = self.portal.address
-        return f"iscsi://{host}:{port}/{TARGET}/{number}"
+        return f"{host}:{port}"
+
+    def address(self, number: int) -> str:
+        return f"iscsi://{self.place}/{self.name}/{number}"
 
     def restart(self) -> None:
         """End every session, and serve the same target at the same address."""
         address = self.portal.address
         self.portal.close(0)
-        self.portal = Portal(*address, {TARGET: self.target})
+        self.portal = Portal(*address, {self.name: self.target})
         self.portal.start()
 
     def close(self) -> None:
