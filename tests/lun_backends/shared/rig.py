@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,26 @@ class Array:
             reservation_file=directory / "reservations.json",
         )  # fmt: skip
         self.served.target.add_lun(0, self.unit)
-        self.served.add(1, self.log, UnitKind.WRITE_ONCE)
-        for number, device in enumerate(self.luns.values(), _POOL_AT):
-            self.served.add(number, device, UnitKind.WRITE_ONCE)
+        self.log_unit = self.served.add(1, self.log, UnitKind.WRITE_ONCE)
+        self.units = {
+            lun: self.served.add(number, device, UnitKind.WRITE_ONCE)
+            for number, (lun, device) in enumerate(self.luns.items(), _POOL_AT)
+        }
         self.hidden: set[tuple[str, uuid.UUID]] = set()  # (node, LUN) that it does not see
 
     def _note(self, record: records.Record) -> None:
         if record.type is Type.FENCED:
             self.moments.setdefault(record.epoch, bytes(self.primary.data))
+
+    def address(self, lun: uuid.UUID) -> str:
+        return self.served.address(_POOL_AT + list(self.luns).index(lun))
+
+    @staticmethod
+    def quiet(opened: Sequence[volume.SharedVolume]) -> None:
+        """Return when the nodes have looked at the log a moment ago, and so do not look again for almost a second."""
+        for node in opened:
+            assert node.refresh(PATIENCE)
+        time.sleep(0.1)
 
     def close(self) -> None:
         self.served.close()
@@ -110,8 +122,7 @@ class Pool:
         self._array, self._node, self._initiator = array, node, initiator
 
     def _disk(self, lun: uuid.UUID) -> Disk:
-        number = _POOL_AT + list(self._array.luns).index(lun)
-        return Disk(self._initiator.unit(self._array.served.address(number)), write_once=True)
+        return Disk(self._initiator.unit(self._array.address(lun)), write_once=True)
 
     def find(self, lun: uuid.UUID) -> WriteOnceLun | None:
         if lun not in self._array.luns or (self._node, lun) in self._array.hidden:

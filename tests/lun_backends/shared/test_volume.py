@@ -4,21 +4,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from concurrent import futures
-from pathlib import Path
 
 import pytest
 
 from lun_backends.block_device import BlockDevice
 from tests.lun_backends.shared.rig import Array, Writer, check_views, content, nodes
-
-
-@pytest.fixture
-def array(tmp_path: Path) -> Iterator[Array]:
-    made = Array(tmp_path)
-    yield made
-    made.close()
 
 
 def put(device: BlockDevice, offset: int, number: int, length: int = 512) -> None:
