@@ -71,8 +71,8 @@ class Disk(block_device.BlockDevice):
             self.physical_block_size = capacity.physical_block_size
         limits = self._patiently(lambda: inquiry.block_limits(lun))
         mode = self._patiently(lambda: _mode(lun))
-        self.read_only = read_only or bool(mode & 0x80)  # type: ignore[misc] # WP; likewise
-        self._fua = bool(mode & 0x10)  # DPOFUA
+        self.read_only = read_only or bool((mode or 0) & 0x80)  # type: ignore[misc] # WP; likewise
+        self._dpofua = None if mode is None else bool(mode & 0x10)
         self._shift = self.block_size.bit_length() - 1
         path = lun.max_transfer >> self._shift
         self._step = min(limits.max_transfer or path, path) << self._shift
@@ -91,9 +91,9 @@ class Disk(block_device.BlockDevice):
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         self._check_writable()
         for start, piece in self._pieces(offset, buffers):
-            cdb = self._cdb(_WRITE, _FUA if fua and self._fua else 0, start, block_device.total_length(piece))
+            cdb = self._cdb(_WRITE, _FUA if fua and self._fua() else 0, start, block_device.total_length(piece))
             self._write(cdb, piece, start, block_device.total_length(piece))
-        if fua and not self._fua:
+        if fua and not self._fua():
             self.flush()
 
     def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
@@ -191,6 +191,13 @@ class Disk(block_device.BlockDevice):
         if offset + length > self.size:
             raise block_device.OutOfRange(max(offset, self.size) >> self._shift)
 
+    def _fua(self) -> bool:
+        """Return whether the unit knows FUA (DPOFUA)."""
+        if self._dpofua is None:
+            mode = self._patiently(lambda: _mode(self.unit))
+            self._dpofua = None if mode is None else bool(mode & 0x10)
+        return bool(self._dpofua)
+
     def _check_writable(self) -> None:
         if self.read_only:
             raise block_device.WriteProtected
@@ -282,10 +289,12 @@ def lba_status(lun: Unit, lba: int, timeout: float = unit.TIMEOUT) -> list[tuple
     return found
 
 
-def _mode(lun: Unit) -> int:
-    """Return the DEVICE-SPECIFIC PARAMETER of MODE SENSE(6) (SBC-4 6.5.1); 0 if the unit does not tell."""
+def _mode(lun: Unit) -> int | None:
+    """Return the DEVICE-SPECIFIC PARAMETER of MODE SENSE(6) (SBC-4 6.5.1); 0 if the unit does not tell, None if it is reserved."""
     try:
         data = lun.execute(b"\x1a\x08\x3f\x00\xff\x00", in_length=0xFF)
     except CheckCondition:
         return 0
+    except block_device.ReservationConflict:
+        return None  # exclusive access: this nexus has to register first
     return data[2] if len(data) > 2 else 0

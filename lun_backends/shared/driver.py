@@ -25,12 +25,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from lun_backends import block_device
+from lun_backends import block_device, refused
 from lun_backends.cluster import access, actions, history, records
 from lun_backends.cluster.actions import Conflict, Unreachable
 from lun_backends.cluster.history import Epoch, History
 from lun_backends.cluster.node import Node, Request, State
-from lun_backends.files import os_error
+from lun_backends.files import backing_file, os_error
 from lun_backends.shared.admission import Admission, NotAdmitted
 from lun_backends.shared.devices import Devices, WriteOnceLun
 
@@ -207,6 +207,8 @@ class Driver:
         node = self.node
         if self.stopped:
             return "the volume is closed"
+        if self._expelled():
+            return f"node {node.name} is expelled from the volume"
         if node.problem:
             return node.problem
         if node.history.fence_is_due:
@@ -280,7 +282,7 @@ class Driver:
                     "a write-once LUN is reserved by another initiator: end that reservation"
                 ) from conflict
             raise Conflict from conflict
-        except block_device.BlockDeviceError as error:
+        except (block_device.BlockDeviceError, backing_file.CannotOpen, refused.Refused) as error:
             raise Unreachable(str(error)) from error
         except OSError as error:
             raise Unreachable(os_error.reason(error)) from error

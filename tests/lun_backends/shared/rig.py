@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import random
+import socket
 import struct
 import threading
 import time
@@ -20,7 +21,6 @@ from typing import Any
 from lun_backends import block_device
 from lun_backends.block_device import Buffers
 from lun_backends.cluster import records
-from lun_backends.cluster.node import Guards
 from lun_backends.cluster.records import Type
 from lun_backends.initiator import libiscsi
 from lun_backends.initiator.disk import Disk
@@ -29,7 +29,7 @@ from lun_backends.shared.devices import RECORD, WriteOnceLun
 from lun_backends.shared.snapshot import SnapshotState
 from target.scsi.commands import table
 from target.scsi.logical_unit import LogicalUnit, UnitKind
-from tests.lun_backends.initiator.serving import Served
+from tests.lun_backends.initiator.serving import TARGET, Served
 from tests.memory_device import MemoryDevice
 
 MIB = 1 << 20
@@ -62,6 +62,31 @@ class Slow(MemoryDevice):
             assert events[1].wait(PATIENCE)
 
 
+class PausableDisk(Disk):
+    """A disk on a node that can be paused before it sends a command, as by SIGSTOP; see `Slow.stop`."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        self._stops: dict[str, tuple[threading.Event, threading.Event]] = {}
+        super().__init__(*words, **options)
+
+    def stop(self, method: str) -> tuple[threading.Event, threading.Event]:
+        self._stops[method] = threading.Event(), threading.Event()
+        return self._stops[method]
+
+    def readv(self, offset: int, buffers: Buffers) -> None:
+        self._pause("readv")
+        super().readv(offset, buffers)
+
+    def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
+        self._pause("writev")
+        super().writev(offset, buffers, fua=fua)
+
+    def _pause(self, method: str) -> None:
+        if (events := self._stops.pop(method, None)) is not None:
+            events[0].set()
+            assert events[1].wait(PATIENCE)
+
+
 class Log(Slow):
     """The log, which calls `on_record` before a record is in it, and `cut` tells it to lose one."""
 
@@ -85,11 +110,8 @@ class Array:
         self.moments: dict[int, bytes] = {}
         self.log = Log(self._note)
         self.luns = {uuid.UUID(int=0x100 + at): Slow(size, write_once=True) for at in range(POOL)}
-        self.unit = LogicalUnit(
-            self.primary, uuid=VOLUME, kind=UnitKind.PRIMARY, name="primary", commands=table.for_unit,
-            reservation_file=directory / "reservations.json",
-        )  # fmt: skip
-        self.served.target.add_lun(0, self.unit)
+        self._directory = directory
+        self._serve_primary()
         self.log_unit = self.served.add(1, self.log, UnitKind.WRITE_ONCE)
         self.units = {
             lun: self.served.add(number, device, UnitKind.WRITE_ONCE)
@@ -101,8 +123,24 @@ class Array:
         if record.type is Type.FENCED:
             self.moments.setdefault(record.epoch, bytes(self.primary.data))
 
-    def address(self, lun: uuid.UUID) -> str:
-        return self.served.address(_POOL_AT + list(self.luns).index(lun))
+    def address(self, lun: uuid.UUID | int, through: str = "") -> str:
+        number = lun if isinstance(lun, int) else _POOL_AT + list(self.luns).index(lun)
+        host, port = self.served.portal.address
+        return f"iscsi://{through or f'{host}:{port}'}/{TARGET}/{number}"
+
+    def restart(self) -> None:
+        """Restart the storage host: only what reached the disks is left, and the reservations' file."""
+        self.served.portal.close(0)
+        self.served.target.remove_lun(0)
+        self._serve_primary()
+        self.served.restart()
+
+    def _serve_primary(self) -> None:
+        self.unit = LogicalUnit(
+            self.primary, uuid=VOLUME, kind=UnitKind.PRIMARY, name="primary", commands=table.for_unit,
+            reservation_file=self._directory / "reservations.json",
+        )  # fmt: skip
+        self.served.target.add_lun(0, self.unit)
 
     @staticmethod
     def quiet(opened: Sequence[volume.SharedVolume]) -> None:
@@ -118,16 +156,17 @@ class Array:
 class Pool:
     """The pool as a node sees it."""
 
-    def __init__(self, array: Array, node: str, initiator: libiscsi.Initiator) -> None:
-        self._array, self._node, self._initiator = array, node, initiator
+    def __init__(self, array: Array, initiator: libiscsi.Initiator, node: str, through: str) -> None:
+        self._array, self._initiator, self._node, self._through = array, initiator, node, through
+        self.opened: dict[uuid.UUID, PausableDisk] = {}
 
-    def _disk(self, lun: uuid.UUID) -> Disk:
-        return Disk(self._initiator.unit(self._array.address(lun)), write_once=True)
+    def _disk(self, lun: uuid.UUID) -> PausableDisk:
+        return PausableDisk(self._initiator.unit(self._array.address(lun, self._through)), write_once=True)
 
     def find(self, lun: uuid.UUID) -> WriteOnceLun | None:
         if lun not in self._array.luns or (self._node, lun) in self._array.hidden:
             return None
-        disk = self._disk(lun)
+        disk = self.opened[lun] = self._disk(lun)
         return WriteOnceLun(disk, disk)
 
     def blank(self) -> list[uuid.UUID]:
@@ -143,28 +182,35 @@ def disk_written(disk: block_device.BlockDevice) -> bool:
     return next(disk.extents(0, disk.size)).kind is block_device.ExtentKind.DATA
 
 
-def open_node(
-    array: Array, name: str, *, guards: Guards | None = None, exclusive: bool | None = None, **settings: Any
-) -> volume.SharedVolume:
-    """Open the volume on a node of that name."""
+class Node(volume.SharedVolume):
+    """The volume on a node, with what a test needs of its devices."""
+
+    primary: PausableDisk
+    pool: Pool
+
+
+def open_node(array: Array, name: str, *, exclusive: bool | None = None, through: str = "", **settings: Any) -> Node:
+    """Open the volume on a node of that name; `through` is the HOST:PORT of a link to the portal."""
     initiator = array.served.initiator(f"iqn.2026-11.io.wolun:{name}")
-    primary = Disk(initiator.unit(array.served.address(0)))
-    log = Disk(initiator.unit(array.served.address(1)), write_once=True)
+    pool = Pool(array, initiator, name, through)
+    primary = PausableDisk(initiator.unit(array.address(0, through)))
+    log = Disk(initiator.unit(array.address(1, through)), write_once=True)
     own = fence.UnitFence(primary.unit)
     if exclusive is not None:
         own.exclusive = lambda: exclusive  # type: ignore[method-assign]
-    parts = devices.Devices(primary, own, devices.DeviceLog(log), Pool(array, name, initiator))
-    made = volume.SharedVolume(
-        parts, identity=VOLUME, name="archive", node=name,
+    made = Node(
+        devices.Devices(primary, own, devices.DeviceLog(log), pool),
+        identity=VOLUME,
+        name="archive",
+        node=name,
         settings=volume.Settings(**{"chunk_size": CHUNK, "patience": PATIENCE, **settings}),
-    )  # fmt: skip
-    if guards is not None:
-        made._node.guards = guards
+    )
+    made.primary, made.pool = primary, pool
     return made
 
 
 @contextlib.contextmanager
-def nodes(array: Array, *names: str, **settings: Any) -> Iterator[list[volume.SharedVolume]]:
+def nodes(array: Array, *names: str, **settings: Any) -> Iterator[list[Node]]:
     """Open the volume on these nodes, armed, and close it."""
     with contextlib.ExitStack() as closing:
         opened = [open_node(array, name, **settings) for name in names]
@@ -181,6 +227,63 @@ def wait(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.005)
+
+
+class Link:
+    """A TCP link between a node and the portal that can be cut: what is under way is lost, and nothing gets through."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._lock = threading.Lock()
+        self.is_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def cut(self) -> None:
+        with self._lock:
+            self.is_cut = True
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def heal(self) -> None:
+        self.is_cut = False
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                if self.is_cut:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._array.served.portal.address)
+                self._pairs.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+                end.close()
 
 
 class Writer(threading.Thread):
