@@ -44,6 +44,10 @@ class Follower(Protocol):
         """Preserve into `lun` from now on.  No command is at the primary."""
         ...
 
+    def joined(self) -> None:
+        """Go on: commands are admitted now."""
+        ...
+
     def read(self, log: History) -> None:
         """Look at the log, which has grown."""
         ...
@@ -258,6 +262,7 @@ class Driver:
                 self.admission.open = True
                 self.held_seconds = time.monotonic() - self._closed_at
                 self.changed.notify_all()
+            self._follower.joined()
 
     def _close_admission(self) -> None:
         if self.admission.open:

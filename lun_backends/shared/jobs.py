@@ -188,7 +188,7 @@ class Jobs:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._woken.wait(_RETRY)
+            self._woken.wait(min(_RETRY, self._takeover))
             self._woken.clear()
             if self._stopping:
                 return

@@ -144,13 +144,13 @@ class SharedVolume:
 
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshot of that name, or of that UUID.  Raise NoSuchSnapshot."""
+        epoch = self._find(name)
         with self._driver.changed:
-            return snapshot.snapshot_of(self._node.history, self._find(name))
+            return snapshot.snapshot_of(self._node.history, epoch)
 
     def view(self, name: str) -> view.SharedView:
         """Open a snapshot for reading; the caller closes it.  Its reads wait until this node is ARMED.  Raise NoSuchSnapshot."""
-        with self._driver.changed:
-            epoch = self._find(name)
+        epoch = self._find(name)
         assert epoch.snapshot is not None
         return view.SharedView(self._driver, self._devices.primary, epoch.snapshot)
 
@@ -199,8 +199,7 @@ class SharedVolume:
 
     def write_once(self, name: str) -> block_device.BlockDevice:
         """Return the write-once LUN of a snapshot, for reading.  Raise NoSuchSnapshot, NotReady, BlockDeviceError."""
-        with self._driver.changed:
-            identity = self._find(name).lun
+        identity = self._find(name).lun
         assert identity is not None
         found = self._driver.lun(identity)
         if found is None:
@@ -311,10 +310,9 @@ class SharedVolume:
         this node stops meanwhile, another one goes on.  Raise NoSuchSnapshot, RequestFailed, DeletionStopped,
         BlockDeviceError.
         """
+        identity = self._find(name).snapshot
+        assert identity is not None
         with self._driver.changed:
-            epoch = self._find(name)
-            identity = epoch.snapshot
-            assert identity is not None
             standing = self._node.history.standing(identity)
         if standing is not Standing.HIDDEN:
             self.request(Type.DELETE, identity, timeout)
@@ -333,10 +331,10 @@ class SharedVolume:
         Initiators of this node wait, too.  If this node stops meanwhile, it goes on after its next start, or another
         node takes over when this is asked of it.  Raise NoSuchSnapshot, RequestFailed, BlockDeviceError.
         """
-        with self._driver.changed:
-            identity = self._find(name).snapshot
-            under_way = self._node.history.rollback
+        identity = self._find(name).snapshot
         assert identity is not None
+        with self._driver.changed:
+            under_way = self._node.history.rollback
         if under_way is None or under_way.node != self._node.name or under_way.snapshot != identity:
             self.request(Type.ROLLBACK, identity, timeout)
         self._jobs.roll_back(identity, progress, timeout)
@@ -388,11 +386,15 @@ class SharedVolume:
             self._driver.wait_for(lambda: log.answered >= request.position, timeout)
 
     def _find(self, name: str) -> Epoch:
-        """Return the epoch of a snapshot by its name or UUID.  Raise NoSuchSnapshot.  Call it within `changed`."""
-        known = snapshot.snapshots_of(self._node.history)
-        for found in reversed(known):
-            if name in (found.name, str(found.uuid)):
-                return self._node.history.find(found.uuid)
+        """Return the epoch of a snapshot by its name or UUID.  Raise NoSuchSnapshot."""
+        for last_try in (False, True):
+            with self._driver.changed:
+                known = snapshot.snapshots_of(self._node.history)
+                for found in reversed(known):
+                    if name in (found.name, str(found.uuid)):
+                        return self._node.history.find(found.uuid)
+            if not last_try:
+                self.refresh()  # another node may have taken it a moment ago
         there = ", ".join(other.name for other in known) or "none"
         raise errors.NoSuchSnapshot(self.name, f"there is no snapshot {name!r}", f"there are: {there}")
 
@@ -408,6 +410,10 @@ class SharedVolume:
                 self._below.arm(EpochSide(self._driver, lun.side, epoch))
             rolls_back = self._node.history.rollback is not None
             self._below.bar(self.device.check_no_rollback if rolls_back else None)
+
+    def joined(self) -> None:
+        """Do the jobs that waited for this node to join."""
+        self._jobs.wake()
 
     def read(self, log: History) -> None:
         """Follow a log that has grown while the node stays in its epoch."""
