@@ -259,6 +259,8 @@ class BlockDevice(abc.ABC):
     """Bytes per block of the disk below, if that is known to be more than `block_size`; else 0."""
     commits_in_memory: bool = False
     """Whether a write-once device commits without waiting for a disk (`durability: process-crash`)."""
+    grain: int = 0
+    """The bytes that a write-once device checksums together, a power of two; 0 if it does not matter how much is put."""
     read_only: ClassVar[bool] = False
     write_once: ClassVar[bool] = False
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy-on-write: the device that preserves every chunk of the primary before its first overwrite.
+"""Copy-on-write: the device that preserves every grain of the primary before its first overwrite.
 
-Before new data touches a chunk that is not known to be preserved, the chunk is copied from the primary to the current
+Before new data touches a grain (`tracking`) that is not known to be preserved, the grain is copied from the primary to the current
 write-once device, to the same address, and committed there.  Only then does the write go to the primary (rule 1,
 lun_backends/README.md).  `BlockWritten` from that copy means that another writer was first: another node, or this one
 before a restart.  The block then holds the pre-image, so the write goes on.
 
-| chunk          | in the tracker | in claims | a write to it                                                  |
+| grain          | in the tracker | in claims | a write to it                                                  |
 | -------------- | -------------- | --------- | -------------------------------------------------------------- |
 | not preserved  | no             | no        | claims it, copies it, commits, adds it to the tracker, writes  |
 | being copied   | no             | yes       | waits for the claim to end, then looks again                   |
@@ -17,24 +17,24 @@ Why this is right:
 * A write stays inside the gate, without leaving it, from its last look at the tracker to the end of its write to the
   primary.  A barrier holds the gate, so no write can look at the old snapshot and then change data under the new one.
 * A writer takes its claim before it reads the primary for the copy, and releases it after the commit.  So no write of
-  this node can change a chunk while it is read.
+  this node can change a grain while it is read.
 * Copying is outside the gate, so a barrier does not wait for commits.  If a new snapshot overtakes a copy, the copy
   still goes to the snapshot that it was begun for.  This is right: claims belong to the volume, not to the snapshot, so
-  the chunk cannot have changed.  Its writer then finds the chunk missing in the new snapshot and copies it there, too.
+  the grain cannot have changed.  Its writer then finds the grain missing in the new snapshot and copies it there, too.
   For this, the current snapshot is checked under the lock of the claims: nothing is claimed for a snapshot that is no
   longer current.
 * No thread waits for a claim while it holds one, nor inside the gate.  A write that meets claims of other threads first
-  copies and commits the chunks that it could claim itself, and only then waits.  (The holder of the gate may wait,
+  copies and commits the grains that it could claim itself, and only then waits.  (The holder of the gate may wait,
   because copying needs no gate.)
 
-Zeroes change nothing where the primary has a hole.  So a discard, or a write of zeroes, preserves only the chunks that
+Zeroes change nothing where the primary has a hole.  So a discard, or a write of zeroes, preserves only the grains that
 have data in its range, and a discard of a hole is done at once.
 
 The claims and the copying are in `preserving`.
 
-Without a snapshot, `_known` is a range that contains every chunk, so every write takes the same fast path.
+Without a snapshot, `_known` is a range that contains every grain, so every write takes the same fast path.
 
-While the volume is being rolled back (see `volumes.rollback_overlay`), an overlay answers reads.  A chunk that it has
+While the volume is being rolled back (see `volumes.rollback_overlay`), an overlay answers reads.  A grain that it has
 not settled yet is not known: a write to it takes the long way and settles it first.
 """
 
@@ -47,12 +47,13 @@ from typing import Protocol
 from lun_backends import block_device, tracking, write_gate
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.preserving import ErrorPolicy, Preserver, Side, WriteOnceSide, fail_writes
+from lun_backends.tracking import SHIFT
 
 _EVERYTHING = range(1 << 63)
 
 
 class Overlay(Protocol):
-    """The content of a volume whose primary is behind: there, the chunks `pending` still have other content."""
+    """The content of a volume whose primary is behind: there, the grains `pending` still have other content."""
 
     pending: tracking.BitMap
 
@@ -63,25 +64,46 @@ class Overlay(Protocol):
     def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
 
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Bring the chunks of the (first, last) spans to the primary, for good.  Raise the errors of preserving and writing."""
+        """Bring the grains of the (first, last) spans to the primary, for good.  Raise the errors of preserving and writing."""
         ...
 
 
 class _Settled:
-    """The chunks that a write may go to at once while there is an overlay."""
+    """The grains that a write may go to at once while there is an overlay."""
 
-    __slots__ = ("_known", "_pending")
+    __slots__ = ("_covers", "_known", "_pending")
 
-    def __init__(self, known: range | tracking.BitMap, pending: tracking.BitMap) -> None:
+    def __init__(
+        self,
+        known: range | tracking.BitMap | _Settled,
+        covers: Callable[[int, int], bool],
+        pending: tracking.BitMap,
+    ) -> None:
         self._known = known
+        self._covers = covers
         self._pending = pending
 
-    def __contains__(self, chunk: int) -> bool:
-        return chunk in self._known and chunk not in self._pending
+    def __contains__(self, grain: int) -> bool:
+        return grain in self._known and grain not in self._pending
+
+    def contains_range(self, first: int, end: int) -> bool:
+        """Return whether a write may go to all of the grains [first, end) at once."""
+        return not self._pending.range_cardinality(first, end) and self._covers(first, end)
+
+
+def _all(_first: int, _end: int) -> bool:
+    return True
+
+
+def _none(_first: int, _end: int) -> bool:
+    return False
 
 
 class CopyOnWrite(block_device.BlockDevice):
-    """A device over `primary` that preserves chunks of `chunk_size` bytes in the armed write-once device.
+    """A device over `primary` that preserves grains in the armed write-once device.
+
+    `chunk_size` is the most that it preserves of a range of that alignment, in bytes, when a write touches a part of it:
+    where the device checksums less together (`BlockDevice.grain`), it preserves less.
 
     It owns neither the primary nor the write-once device; `close` does not close them.
     """
@@ -93,21 +115,21 @@ class CopyOnWrite(block_device.BlockDevice):
         on_error: ErrorPolicy = fail_writes,
         copy_timeout: float | None = None,
     ) -> None:
-        if chunk_size < primary.block_size or chunk_size & (chunk_size - 1):
-            raise ValueError(f"chunk size {chunk_size} is not a power-of-two number of blocks")
+        if chunk_size < tracking.GRAIN or chunk_size & (chunk_size - 1):
+            raise ValueError(f"chunk size {chunk_size} is not a power-of-two number of grains")
         self.primary = primary
         self.size = primary.size
         self.block_size = primary.block_size
         self.physical_block_size = primary.physical_block_size
         self.chunk_size = chunk_size
-        self.chunks = -(-primary.size // chunk_size)
+        self.grains = tracking.count(primary.size)
         self.gate = write_gate.WriteGate()
         self.preserver = Preserver(primary, chunk_size, on_error, copy_timeout, self.disarm)
         self.counters = self.preserver.counters
-        self._shift = chunk_size.bit_length() - 1
-        self._side: Side | None = None  # the preserver's side, here too because it saves `_covers` a look-up
-        # The chunks that need no copy: the tracker's bitmap, or all.  It changes together with `_side`, within `hold`.
+        self._side: Side | None = None  # the preserver's side
+        # The grains that need no copy: the tracker's bitmap, or all.  It changes together with `_side`, within `hold`.
         self._known: range | tracking.BitMap | _Settled = _EVERYTHING
+        self._covers: Callable[[int, int], bool] = _all  # whether the grains [first, end) need none, likewise
         self._overlay: Overlay | None = None
         self._bar: Callable[[], None] | None = None  # see `bar`
         self._source: block_device.BlockDevice | Overlay = primary  # the device or overlay that answers reads
@@ -117,7 +139,7 @@ class CopyOnWrite(block_device.BlockDevice):
 
     @property
     def tracker(self) -> tracking.Tracker | None:
-        """The chunks known to be preserved in the current snapshot; None without a snapshot."""
+        """The grains known to be preserved in the current snapshot; None without a snapshot."""
         return None if self._side is None else self._side.tracker
 
     @property
@@ -130,11 +152,13 @@ class CopyOnWrite(block_device.BlockDevice):
         return self.gate.hold()
 
     def arm(self, device: WriteOnceSide, tracker: tracking.Tracker | None = None) -> None:
-        """Preserve into `device` from now on, starting from `tracker` (None: no chunk is known).
+        """Preserve into `device` from now on, starting from `tracker` (None: no grain is known).
 
         Call it only within `hold`, or before the first write.
         """
-        side = Side(device, tracking.Tracker(self.chunks) if tracker is None else tracker)
+        together = min(max(device.grain, self.primary.physical_block_size, tracking.GRAIN), self.chunk_size)
+        unit = 1 << (together - 1 >> tracking.SHIFT).bit_length()
+        side = Side(device, tracking.Tracker(self.grains) if tracker is None else tracker, unit)
         self._leave_out_what_is_beyond(side)
         self._side = self.preserver.side = side
         self._look()
@@ -145,7 +169,7 @@ class CopyOnWrite(block_device.BlockDevice):
         self._look()
 
     def cover(self, overlay: Overlay) -> None:
-        """Read from `overlay`, and let it settle chunks before they are written to, until `uncover`.
+        """Read from `overlay`, and let it settle grains before they are written to, until `uncover`.
 
         Call it only within `hold`, or before the first read.
         """
@@ -169,25 +193,32 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def resized(self) -> None:
         """Take over the size of the primary after it has grown.  Call it only within `hold`."""
-        self.chunks = -(-self.primary.size // self.chunk_size)
+        self.grains = tracking.count(self.primary.size)
         if self._side is not None:
-            self._side.tracker.chunks = self.chunks
+            self._side.tracker.grains = self.grains
             self._leave_out_what_is_beyond(self._side)
         self.size = self.preserver.size = self.primary.size
 
     def _leave_out_what_is_beyond(self, side: Side) -> None:
-        """Mark chunks beyond the snapshot's size as preserved: the volume has grown since it was taken."""
-        first = -(-side.device.size // self.chunk_size)
-        if first < self.chunks:
-            side.tracker.add_range(first, self.chunks - 1)
+        """Mark grains beyond the snapshot's size as preserved: the volume has grown since it was taken."""
+        first = tracking.count(side.device.size)
+        if first < self.grains:
+            side.tracker.add_range(first, self.grains - 1)
 
     def _look(self) -> None:
-        """Set `_known` from bar, tracker and overlay."""
-        if self._bar is not None:
-            self._known = range(0)  # every write takes the long way
+        """Set `_known` and `_covers` from bar, tracker and overlay."""
+        if self._bar is not None or self._closed:
+            self._known, self._covers = range(0), _none  # every write takes the long way
             return
-        known = _EVERYTHING if self._side is None else self._side.tracker.known
-        self._known = known if self._overlay is None else _Settled(known, self._overlay.pending)
+        known: range | tracking.BitMap | _Settled = _EVERYTHING
+        covers: Callable[[int, int], bool] = _all
+        if self._side is not None:
+            known = self._side.tracker.known
+            covers = known.contains_range
+        if self._overlay is not None:
+            known = _Settled(known, covers, self._overlay.pending)
+            covers = known.contains_range
+        self._known, self._covers = known, covers
 
     # The block device -----------------------------------------------------------------------------------------------
 
@@ -199,12 +230,12 @@ class CopyOnWrite(block_device.BlockDevice):
 
     def writev(self, offset: int, buffers: Buffers, *, fua: bool = False) -> None:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        first = offset >> self._shift
-        last = (offset + length - 1) >> self._shift
+        first = offset >> SHIFT
+        last = (offset + length - 1) >> SHIFT
         gate = self.gate
         gate.enter()
         try:
-            if (first in self._known) if first == last else self._covers(first, last):
+            if (first in self._known) if first == last else self._covers(first, last + 1):
                 self.primary.writev(offset, buffers, fua=fua)
                 return
         finally:
@@ -213,13 +244,13 @@ class CopyOnWrite(block_device.BlockDevice):
         self._preserve_and(spans, lambda: self.primary.writev(offset, buffers, fua=fua))
 
     def write_now(self, offset: int, length: int, buffers: Buffers) -> bool:
-        first = offset >> self._shift
-        last = (offset + length - 1) >> self._shift
+        first = offset >> SHIFT
+        last = (offset + length - 1) >> SHIFT
         gate = self.gate
         if not gate.enter_now():
             return False
         try:
-            if (first in self._known) if first == last else self._covers(first, last):
+            if (first in self._known) if first == last else self._covers(first, last + 1):
                 return self.primary.write_now(offset, length, buffers)
         finally:
             gate.leave()
@@ -246,8 +277,8 @@ class CopyOnWrite(block_device.BlockDevice):
     def prepare_now(self, ranges: Sequence[tuple[int, int]]) -> bool:
         """Copy what can be copied from page cache to page cache, on the caller's thread.
 
-        A worker for each copy would cost more than the copy.  This leaves out chunks that must be read from the disk,
-        chunks that are written in part, and copies that fail.  Their writes make the copies later, where waiting is
+        A worker for each copy would cost more than the copy.  This leaves out grains that must be read from the disk,
+        grains that are written in part, and copies that fail.  Their writes make the copies later, where waiting is
         allowed.
         """
         return self.preserver.preserve_now(ranges)
@@ -270,16 +301,16 @@ class CopyOnWrite(block_device.BlockDevice):
                 self._closed = True
                 self._side = None
                 self.preserver.close()
-                self._known = range(0)  # every write takes the long way and finds the device closed
+                self._look()  # every write takes the long way and finds the device closed
 
     # Preserving -----------------------------------------------------------------------------------------------------
 
     def preserve(self, offset: int, length: int) -> None:
-        """Preserve the chunks of the range now, as a write to them would.  Raises PreserveFailed, DeviceClosed."""
+        """Preserve the grains of the range now, as a write to them would.  Raises PreserveFailed, DeviceClosed."""
         self.preserver.preserve(self.preserver.spans([(offset, length)]))
 
     def preserve_many(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Preserve the chunks of many ranges, with one commit.  Raises PreserveFailed, DeviceClosed."""
+        """Preserve the grains of many ranges, with one commit.  Raises PreserveFailed, DeviceClosed."""
         self.preserver.preserve(self.preserver.spans(ranges))
 
     def prepare_held(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -289,28 +320,17 @@ class CopyOnWrite(block_device.BlockDevice):
         self._prepare(self.preserver.spans(ranges))
 
     def _prepare(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Preserve the chunks, and settle them if there is an overlay."""
+        """Preserve the grains, and settle them if there is an overlay."""
         self.preserver.preserve(spans)
         overlay = self._overlay
         if overlay is not None:
             overlay.settle(spans)
 
-    def _covers(self, first: int, last: int) -> bool:
-        if self._bar is not None:
-            return False
-        overlay = self._overlay
-        if overlay is not None and overlay.pending.range_cardinality(first, last + 1):
-            return False
-        side = self._side
-        if side is None:
-            return not self._closed
-        return side.tracker.covers(first, last)
-
     def changed_by_zeroes(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Return the (offset, length) parts of a range that zeroes change.  A hole reads as zeroes already.
 
         The caller is inside the gate and stays there until it has written the zeroes.  Another write may fill a hole
-        meanwhile, but that write preserves the chunk in the same snapshot first.  Raises OutOfRange, MediumError,
+        meanwhile, but that write preserves the grain in the same snapshot first.  Raises OutOfRange, MediumError,
         DeviceClosed.
         """
         if self._overlay is not None and offset + length <= self.size:
@@ -321,7 +341,7 @@ class CopyOnWrite(block_device.BlockDevice):
     def _preserve_and(
         self, spans: Sequence[tuple[int, int]], write: Callable[[], None], look: Callable[[], None] | None = None
     ) -> None:
-        """Preserve all chunks of `spans`, then call `write`, inside the gate since the last look at the tracker.
+        """Preserve all grains of `spans`, then call `write`, inside the gate since the last look at the tracker.
 
         `look` sets `spans` anew in each stay inside the gate.
         """
@@ -334,7 +354,7 @@ class CopyOnWrite(block_device.BlockDevice):
                     raise block_device.DeviceClosed
                 if look is not None:
                     look()
-                if all(self._covers(first, last) for first, last in spans):
+                if all(self._covers(first, last + 1) for first, last in spans):
                     write()
                     return
             finally:
@@ -343,7 +363,7 @@ class CopyOnWrite(block_device.BlockDevice):
 
 
 class _Held(block_device.BlockDevice):
-    """The device for the holder of its gate: writes preserve chunks, but do not enter the gate again."""
+    """The device for the holder of its gate: writes preserve grains, but do not enter the gate again."""
 
     def __init__(self, device: CopyOnWrite) -> None:
         self._device = device

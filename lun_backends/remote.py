@@ -36,6 +36,8 @@ from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.files import backing_file
 from lun_backends.initiator import disk, sg_io, unit
 
+_UNKNOWN_GRAIN = 1 << 20  # the host that owns the LUN may have a checksum for each chunk only: put whole chunks
+
 
 class _TargetFailure(block_device.BlockDeviceError):
     """EREMOTEIO: the device refused for a reason that only the device knows."""
@@ -68,6 +70,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
         self.path = path
         self.size = self._device.size
         self.block_size = block_size
+        self.grain = _UNKNOWN_GRAIN
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         self.reason: str | None = None
         self._shift = block_size.bit_length() - 1

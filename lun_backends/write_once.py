@@ -261,13 +261,14 @@ class WriteOnce(block_device.BlockDevice):
             self.store.discard()
         return True
 
-    def chunks_on_their_way(self) -> list[int]:
-        """Return the chunks with blocks that are being committed.  Raises DeviceClosed.
+    def on_their_way(self) -> list[tuple[int, int]]:
+        """Return the (offset, length) of all blocks, in bytes, that are being committed.  Raises DeviceClosed.
 
         `extents` may show those blocks as written before they are durable.
         """
+        shift = self._shift
         with self._call():
-            return self.store.chunks_on_their_way()
+            return [(first << shift, count << shift) for first, count in self.store.on_their_way()]
 
     def set_durability(self, durability: Durability) -> None:
         """Set what commits survive, as `contract.Store.set_durability`.  Raises MediumError, DeviceClosed."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The changes between two moments of a volume, which an incremental backup reads.
 
-A chunk that changed after a moment was preserved in the snapshot that was newest at its first change (rules 1 and 8,
+A grain that changed after a moment was preserved in the snapshot that was newest at its first change (rules 1 and 8,
 lun_backends/README.md).  So all changes from snapshot *a* to snapshot *b* are in the write-once devices from *a* up to
-*b*, without *b* itself.  The cost of `changed` grows with the preserved chunks, not with the size of the volume.
-`changed` may name a chunk with equal content, if a write stored the same content or a later write restored it.  It
-never leaves out a changed chunk.  `differing` compares the content, and counts damaged blocks as different, because
+*b*, without *b* itself.  The cost of `changed` grows with the preserved grains, not with the size of the volume.
+`changed` may name a grain with equal content, if a write stored the same content or a later write restored it.  It
+never leaves out a changed grain.  `differing` compares the content, and counts damaged blocks as different, because
 their comparison proves nothing.
 """
 
@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import pyroaring
-
-from lun_backends import block_device
+from lun_backends import block_device, tracking
 from lun_backends.damage import Damage, OnDamage
+from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, interface
 
-GRAIN = 4096
-"""The smallest unit in bytes that `differing` reports."""
 _STEP = 1 << 20  # bytes compared at a time
 _COARSE = 1 << 16
 
@@ -35,7 +32,7 @@ class WrongOrder(errors.VolumeError):
 def changed(owner: interface.Volume, since: str, to: str | None) -> list[Range]:
     """Return the ranges that may have changed from snapshot `since` to snapshot `to`, or to now (None).
 
-    They are in order and merged, and consist of whole chunks, except at the end of the volume.  The part by which the
+    They are in order and merged, and consist of whole grains, except at the end of the volume.  The part by which the
     volume has grown counts as changed.  Raises NoSuchSnapshot, WrongOrder, VolumeError, SnapshotInvalid, MediumError,
     DeviceClosed.
     """
@@ -43,16 +40,12 @@ def changed(owner: interface.Volume, since: str, to: str | None) -> list[Range]:
     while True:
         links = _between(owner, first, last)
         size = owner.device.size if last is None else last.view.size
-        chunks = pyroaring.BitMap()
+        grains = tracking.BitMap()
         try:
             for snapshot_between in links:
-                device = snapshot_between.write_once
-                for extent in device.extents(0, device.size):
-                    if extent.kind is not block_device.ExtentKind.BLANK:
-                        end = extent.offset + extent.length
-                        chunks.add_range(extent.offset // owner.chunk_size, -(-end // owner.chunk_size))
+                tracking.add_to(grains, tracking.touched(snapshot_between.write_once))
         except block_device.DeviceClosed:
-            # A snapshot between them was deleted meanwhile; its chunks are now in the next older one.
+            # A snapshot between them was deleted meanwhile; its grains are now in the next older one.
             if all(snapshot_between in owner.snapshots for snapshot_between in links):
                 raise
             continue
@@ -61,11 +54,11 @@ def changed(owner: interface.Volume, since: str, to: str | None) -> list[Range]:
             reason = f"the volume is being rolled back to {owner.rolling_back_to.name!r}"
             raise errors.VolumeError(owner.name, reason, "wait until that is done")
         if last is None:
-            chunks.update(owner.unsettled)  # chunks that a rollback has yet to preserve and to change
+            grains |= owner.unsettled  # grains that a rollback has yet to preserve and to change
         known = first.view.size
         if size > known:
-            chunks.add_range(known // owner.chunk_size, -(-size // owner.chunk_size))
-        return list(_ranges(chunks, owner.chunk_size, size))
+            grains.add_range(known >> tracking.SHIFT, tracking.count(size))
+        return list(tracking.bytes_of(grains, size))
 
 
 def _between(
@@ -85,19 +78,6 @@ def _between(
             owner.name, f"{last.name!r} is older than {first.name!r}", "name the older one first, then the younger"
         )
     return snapshots[start:end]
-
-
-def _ranges(chunks: pyroaring.BitMap, chunk_size: int, size: int) -> Iterator[Range]:
-    start = end = 0
-    for chunk in chunks:
-        if chunk != end:
-            if end > start:
-                yield start * chunk_size, (end - start) * chunk_size
-            start = chunk
-        end = chunk + 1
-    length = min(end * chunk_size, size) - start * chunk_size
-    if length > 0:
-        yield start * chunk_size, length
 
 
 def differing(

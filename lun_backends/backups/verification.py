@@ -44,7 +44,7 @@ def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
             try:
                 for report in needed.verify(whole | partly[needed.uuid]):
                     chunk = report.offset // owner.chunk_size
-                    if report.verdict is contract.Verdict.UNVERIFIABLE:
+                    if report.verdict is contract.Verdict.UNVERIFIABLE or not _is_whole(needed.write_once, report):
                         partly[needed.uuid].add(chunk)
                     else:
                         whole.add(chunk)
@@ -54,6 +54,12 @@ def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
                     raise
                 done = False
                 break
+
+
+def _is_whole(device: block_device.BlockDevice, report: contract.ChunkReport) -> bool:
+    """Return whether a write-once device has all blocks of a chunk, so that a view asks no newer one for it."""
+    extents = device.extents(report.offset, report.length)
+    return all(extent.kind is not block_device.ExtentKind.BLANK for extent in extents)
 
 
 def preserved_bytes(owner: interface.Volume, name: str) -> int:

@@ -101,6 +101,11 @@ class EpochSide:
         """Bytes."""
         return self._side.size
 
+    @property
+    def grain(self) -> int:
+        """Bytes, as `BlockDevice.grain`."""
+        return self._side.grain
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Return the extents of the LUN."""
         return self._side.extents(offset, length)

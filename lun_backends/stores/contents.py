@@ -42,15 +42,12 @@ def _written_runs(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[i
             bits &= -1 << (first - base)
         if base + per_chunk > end:
             bits &= (1 << (end - base)) - 1
-        while bits:
-            low = lowest(bits)
-            length = lowest(~(bits >> low))
+        for low, high in runs(bits):
             if base + low != run_end:
                 if run_end > run_begin:
                     yield run_begin, run_end
                 run_begin = base + low
-            run_end = base + low + length
-            bits &= -1 << (low + length)
+            run_end = base + high
     if run_end > run_begin:
         yield run_begin, run_end
 
@@ -176,3 +173,12 @@ def check_slots(chunk_map: ChunkMap, limit: int) -> None:
 def lowest(mask: int) -> int:
     """Return the number of the lowest bit that is set."""
     return (mask & -mask).bit_length() - 1
+
+
+def runs(mask: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges [begin, end) of the bits that are set, in order."""
+    while mask:
+        begin = lowest(mask)
+        end = begin + lowest(~(mask >> begin))
+        yield begin, end
+        mask &= -1 << end

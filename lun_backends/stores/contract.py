@@ -8,7 +8,7 @@ and `Stores` creates, opens and removes its members.
 | what             | the contract                                                                                     |
 | ---------------- | ------------------------------------------------------------------------------------------------ |
 | geometry         | `size`, `block_size`, `chunk_size` and the owners, from `Geometry`; they never change            |
-| grain            | `grain`: what copy-on-write preserves at least; a copy covers whole grains                       |
+| grain            | `grain`: what has a checksum of its own; copy-on-write preserves no part of it by itself         |
 | unit             | `unit`: what a write must cover as a whole, or up to the end of the store; at most the grain      |
 | put              | `put_many` commits many ranges at once, each stored or refused as a whole                        |
 | read             | `reader`: blank blocks raise BlankBlock; data is compared with its checksum if there is one       |
@@ -175,12 +175,15 @@ class Store(Protocol):
     size: int
     block_size: int
     chunk_size: int
-    grain: int
-    """Bytes; a multiple of `block_size` and a divisor of `chunk_size`, or the chunk size."""
     unit: int
     """Bytes; a put covers whole units, or reaches the end of the store."""
     durability: Durability
     syncs: Syncs
+
+    @property
+    def grain(self) -> int:
+        """Bytes; a multiple of `block_size` and a divisor of `chunk_size`, or the chunk size."""
+        ...
 
     @property
     def reader(self) -> Reader:
@@ -238,8 +241,8 @@ class Store(Protocol):
         """Yield (first block, blocks, written?) over the range, adjacent ones merged.  Raises MediumError."""
         ...
 
-    def chunks_on_their_way(self) -> list[int]:
-        """Return the chunks with blocks that `extents` may show before they are durable."""
+    def on_their_way(self) -> Sequence[tuple[int, int]]:
+        """Return (first block, blocks) of all ranges that `extents` may show before they are durable, and of no others."""
         ...
 
     def used_bytes(self) -> int:

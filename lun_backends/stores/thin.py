@@ -113,7 +113,6 @@ class ThinStore:
         self.size = superblock.size
         self.block_size = superblock.block_size
         self.chunk_size = superblock.chunk_size
-        self.grain = min(max(contract.GRAIN, superblock.block_size), superblock.chunk_size)
         self.unit = superblock.block_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.syncs = contract.Syncs()
@@ -202,6 +201,11 @@ class ThinStore:
         io.fsync_directory(path.parent)
 
     # -- state
+
+    @property
+    def grain(self) -> int:
+        """The bytes that have a checksum of their own; less than this, put by itself, has none."""
+        return self.chunk_size
 
     @property
     def broken(self) -> bool:
@@ -607,13 +611,18 @@ class ThinStore:
         """Yield (chunk, mask of its written blocks) for the chunks of [first, end) that have any, in order."""
         return contents.chunks_written(self._map, first, end)
 
-    def chunks_on_their_way(self) -> list[int]:
-        """Return the chunks with pending blocks.
+    def on_their_way(self) -> list[tuple[int, int]]:
+        """Return (first block, blocks) of all ranges of pending blocks.
 
         Those blocks are visible from step 4 of their commit on, and durable at its end.
         """
         with self._changed:
-            return list(self._pending)
+            pending = list(self._pending.items())
+        return [
+            (chunk * self.blocks_per_chunk + begin, end - begin)
+            for chunk, mask in pending
+            for begin, end in contents.runs(mask)
+        ]
 
     def used_bytes(self) -> int:
         """Return the space that chunk file and map take on disk, in bytes."""

@@ -114,8 +114,8 @@ def mark_deleting(state: State, snapshot: Snapshot) -> None:
     """Make `snapshot` read-only, durably.
 
     If it was the newest snapshot, copies go to the next older active one from now on.  The older one must not copy a
-    chunk from the primary that `snapshot` has, because such chunks have changed since.  So its tracker gets all of
-    them, and a chunk that `snapshot` has in part is completed first.  The same is done for snapshots in deletion
+    grain from the primary that `snapshot` has, because such grains have changed since.  So its tracker gets all of
+    them, and a grain that `snapshot` has in part is completed first.  The same is done for snapshots in deletion
     between the two.
     """
     tracker = known_below(state, snapshot) if snapshot is state.newest_active() else None
@@ -131,7 +131,7 @@ def mark_deleting(state: State, snapshot: Snapshot) -> None:
 
 
 def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
-    """Return the chunks that the next older active snapshot must not copy from the primary once `snapshot` is deleted.
+    """Return the grains that the next older active snapshot must not copy from the primary once `snapshot` is deleted.
 
     `snapshot` is the newest.  This takes long, and another snapshot may be taken meanwhile.  Raise VolumeError, and the
     errors of preserving.
@@ -144,14 +144,15 @@ def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
     for source in (snapshot, *between):
         _complete_partial(state, source)
     tracker = state.moving_tracker(between)
-    # A chunk that is visible and not yet durable must not count.  Its own writer still waits for the commit, but other
+    # A grain that is visible and not yet durable must not count.  Its own writer still waits for the commit, but other
     # writers would not.
     own = state.moving_tracker([snapshot])
     if isinstance(snapshot.write_once, write_once.WriteOnce):
-        on_their_way = snapshot.write_once.chunks_on_their_way()
-        if snapshot.write_once.store.broken:  # it has also taken back the chunks that it could not make durable
+        on_their_way = snapshot.write_once.on_their_way()
+        if snapshot.write_once.store.broken:  # it has also taken back the grains that it could not make durable
             own = state.moving_tracker([snapshot])
-        own.known.difference_update(tracking.BitMap(on_their_way))
+        for offset, length in on_their_way:
+            own.known.remove_range(offset >> tracking.SHIFT, tracking.count(offset + length))
     tracker.known |= own.known
     return tracker
 
@@ -185,7 +186,7 @@ def forget(state: State, snapshot: Snapshot) -> None:
         with state.device.hold():
             state.store_or_not(shorter)
             state.snapshots = left
-            state.arm(tracking.Tracker(state.device.chunks))
+            state.arm(tracking.Tracker(state.device.grains))
     state.chain.replace([other.write_once for other in left])
     for other in removed:
         other.view.close()
@@ -197,11 +198,12 @@ def forget(state: State, snapshot: Snapshot) -> None:
 
 
 def _complete_partial(state: State, snapshot: Snapshot) -> None:
-    """Preserve every chunk that `snapshot` has in part as a whole, in the newest snapshot.
+    """Preserve every grain that `snapshot` has in part as a whole, in the newest snapshot.
 
-    A snapshot has a chunk in part if an initiator wrote to its write-once LUN directly.
+    A snapshot has a grain in part if an initiator wrote to its write-once LUN directly.
     """
-    for chunk, written in move_down.chunks(snapshot.write_once, state.chunk_size):
-        length = min(state.chunk_size, snapshot.write_once.size - chunk * state.chunk_size)
-        if written < length:
-            state.device.preserve(chunk * state.chunk_size, length)
+    device = snapshot.write_once
+    partly = tracking.add_to(tracking.BitMap(), tracking.touched(device))
+    partly -= tracking.add_to(tracking.BitMap(), tracking.whole(device))
+    if partly:
+        state.device.preserve_many(tracking.bytes_of(partly, device.size))

@@ -31,26 +31,6 @@ from lun_backends.write_once import WriteOnce
 _BATCH = 8 << 20  # bytes per commit
 
 
-def chunks(device: block_device.BlockDevice, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """Yield (chunk, bytes written in it) for every chunk of a write-once device that has any, in order."""
-    current, written = -1, 0
-    for extent in device.extents(0, device.size):
-        if extent.kind is ExtentKind.BLANK:
-            continue
-        offset, end = extent.offset, extent.offset + extent.length
-        while offset < end:
-            chunk = offset // chunk_size
-            stop = min(end, (chunk + 1) * chunk_size)
-            if chunk != current:
-                if written:
-                    yield current, written
-                current, written = chunk, 0
-            written += stop - offset
-            offset = stop
-    if written:
-        yield current, written
-
-
 def move_down(
     source: WriteOnce,
     target: WriteOnce,
@@ -69,7 +49,7 @@ def move_down(
     damaged.  With `accept_loss`, blocks that cannot be read are moved as zeroes that count as damaged.  Raise the
     errors of reading and writing.
     """
-    total = sum(written for _, written in chunks(source, chunk_size))
+    total = source.written_bytes()
     done = 0
     mover = _Mover(source, target, chunk_size, on_damage, accept_loss=accept_loss)
     for batch in _batches(_pieces(source, target.size, chunk_size)):

@@ -14,7 +14,7 @@ from lun_backends.durability import Durability
 from lun_backends.files import backing_file, facts, os_error, storage_io
 from lun_backends.stores import contract
 from lun_backends.stores import opening as store_opening
-from lun_backends.volumes import boot, errors, identity, invalidation, manifest, pending_chunks, policy, rollback
+from lun_backends.volumes import boot, errors, identity, invalidation, manifest, policy, rollback
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -211,8 +211,7 @@ def _open_snapshots(state: State) -> None:
     else:
         state.arm(state.moving_tracker(moving))
     if (target := state.rolling_back_to) is not None:
-        path = state.pending_path(target.uuid)
-        rollback.cover(state, target, pending_chunks.PendingChunks.open(path, state.device.chunks, state.io))
+        rollback.cover(state, target, state.open_pending(target.uuid))
 
 
 def _arm_past_lost(state: State, moving: Sequence[Snapshot]) -> None:

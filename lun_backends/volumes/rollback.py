@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which describes each chunk's way.
+"""Rolling a volume back to a snapshot: the steps around `rollback_overlay`, which describes each grain's way.
 
-`begin` finds the chunks that changed, reads them through the snapshot's view, and writes their numbers to a file.  Then
+`begin` finds the grains that changed, reads them through the snapshot's view, and writes their numbers to a file.  Then
 it puts the manifest in force that names the snapshot, and from then on the volume has the snapshot's content.  `go_on`
 brings that content to the primary, and ends the rollback.
 
-`begin` reads all chunks that the rollback needs before it puts the manifest in force, because after that the volume is
+`begin` reads all grains that the rollback needs before it puts the manifest in force, because after that the volume is
 made of them.  If it finds damage, it refuses the rollback, unless the caller accepts the damage.  The manifest records
 that the caller did, so that a later start can continue.  Damage that comes later stops `go_on` until the caller accepts
 it.
@@ -24,9 +24,11 @@ from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
 from lun_backends.stores import chunk_file
-from lun_backends.volumes import boot, errors, move_down, outside, pending_chunks, rollback_overlay
+from lun_backends.volumes import boot, errors, outside, pending_grains, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
+
+_STEP = 1 << 20  # bytes read at a time
 
 
 def begin(
@@ -45,16 +47,16 @@ def begin(
         changed = tracking.BitMap()
         read = tracking.BitMap()
         looked: tuple[Snapshot, ...] = ()
-        record: pending_chunks.PendingChunks | None = None
+        record: pending_grains.PendingGrains | None = None
         try:
             while True:
                 # All this takes long.  If snapshots are taken meanwhile, the last one of before may also have got more
-                # chunks.
+                # grains.
                 _find_changed(state, name, needed[max(0, len(looked) - 1) :], changed, cancelled)
                 looked = needed
                 if not accept_outside:
                     _check_origin(state, name, needed)
-                check_room(state, name, len(changed))
+                check_room(state, name, changed)
                 try:
                     _check_content(state, snapshot, changed - read, cancelled, on_damage)
                 except block_device.SnapshotInvalid:
@@ -87,10 +89,10 @@ def _find_changed(
     changed: tracking.BitMap,
     cancelled: Callable[[], bool] | None,
 ) -> None:
-    """Add to `changed` all chunks that some snapshots have.  Raises RollbackStopped."""
+    """Add to `changed` all grains that some snapshots have.  Raises RollbackStopped."""
     for snapshot in snapshots:
-        for chunk, _ in move_down.chunks(snapshot.write_once, state.chunk_size):
-            changed.add(chunk)
+        for first, end in tracking.touched(snapshot.write_once):
+            changed.add_range(first, end)
             _check_wanted(state, name, cancelled)
 
 
@@ -111,21 +113,19 @@ def _check_wanted(state: State, name: str, cancelled: Callable[[], bool] | None)
 def _check_content(
     state: State,
     snapshot: Snapshot,
-    chunks: tracking.BitMap,
+    grains: tracking.BitMap,
     cancelled: Callable[[], bool] | None,
     on_damage: OnDamage | None,
 ) -> None:
-    """Read some chunks of the snapshot, because later it would be too late to find them damaged.
+    """Read some grains of the snapshot, because later it would be too late to find them damaged.
 
     Raise RollbackStopped, and RollbackRefused for damage if there is no `on_damage`.
     """
-    view, size = snapshot.view, state.chunk_size
-    found = damage.Found()
-    buffer = memoryview(bytearray(size))
-    for chunk in chunks:
+    view, found = snapshot.view, damage.Found()
+    buffer = memoryview(bytearray(_STEP))
+    for offset, length in rollback_overlay.steps(tracking.bytes_of(grains, view.size), _STEP):
         _check_wanted(state, snapshot.name, cancelled)
-        if (length := min(size, view.size - chunk * size)) > 0:
-            view.read_checked(chunk * size, [buffer[:length]], found)
+        view.read_checked(offset, [buffer[:length]], found)
     if on_damage is not None:
         for extent in found.extents:
             on_damage(extent)
@@ -163,14 +163,17 @@ def _check_certain(state: State, snapshot: Snapshot) -> None:
         raise errors.SnapshotDoubtful(state.name, reason, errors.accept(state.name))
 
 
-def check_room(state: State, name: str, changed: int) -> None:
+def check_room(state: State, name: str, changed: tracking.BitMap) -> None:
     """Raise RollbackRefused if the rollback is sure to fill the disk.
 
-    It copies all `changed` chunks that the newest snapshot does not have already.
+    It copies all `changed` grains that the newest snapshot does not have already, and perhaps what is around them.
     """
     newest = state.newest_active()
     preserved = 0 if newest is None else newest.preserved_bytes
-    needed = changed * state.chunk_size - preserved
+    unit = tracking.GRAIN if newest is None else max(tracking.GRAIN, newest.write_once.grain)
+    scale = unit >> tracking.SHIFT
+    units = ((first // scale, -(-end // scale)) for first, end in tracking.runs(changed))
+    needed = len(tracking.add_to(tracking.BitMap(), units)) * unit - preserved
     disk = os.statvfs(state.directory)
     room = disk.f_bavail * disk.f_frsize
     limit = state.space.limit
@@ -182,14 +185,14 @@ def check_room(state: State, name: str, changed: int) -> None:
 
 
 def prepare(
-    state: State, snapshot: Snapshot, changed: tracking.BitMap, record: pending_chunks.PendingChunks | None
-) -> pending_chunks.PendingChunks:
+    state: State, snapshot: Snapshot, changed: tracking.BitMap, record: pending_grains.PendingGrains | None
+) -> pending_grains.PendingGrains:
     """Do all that can be done before the barrier.  With `record`, add to it.  Raises OSError, MediumError."""
     state.set_durability(Durability.POWER_LOSS)
     pending = _to_settle(state, snapshot, changed)
     if record is None:
         path = state.preparing = state.pending_path(snapshot.uuid)
-        record = pending_chunks.PendingChunks.create(path, pending, state.device.chunks, state.io)
+        record = pending_grains.PendingGrains.create(path, pending, state.device.grains, state.io)
         state.io.fsync_directory(path.parent)
     else:
         record.add(pending)
@@ -201,21 +204,21 @@ def prepare(
 
 def _to_settle(state: State, snapshot: Snapshot, changed: tracking.BitMap) -> tracking.BitMap:
     newest = state.newest_active() or snapshot
-    return rollback_overlay.to_settle(changed, snapshot.view, newest.write_once, state.primary, state.chunk_size)
+    return rollback_overlay.to_settle(changed, snapshot.view, newest.write_once, state.primary)
 
 
 def commit(
     state: State,
     snapshot: Snapshot,
     needed: Sequence[Snapshot],
-    record: pending_chunks.PendingChunks,
+    record: pending_grains.PendingGrains,
     *,
     accept_damage: bool,
 ) -> None:
     """Pass the barrier of a rollback.  Raises OSError, MediumError, RollbackRefused."""
     with state.device.hold(), state.deciding:
         _check_readable(state, snapshot.name, needed)
-        state.primary.flush()  # otherwise a chunk that equals the snapshot's only in memory would be left out
+        state.primary.flush()  # otherwise a grain that equals the snapshot's only in memory would be left out
         known = tracking.BitMap() if state.device.tracker is None else state.device.tracker.known
         record.add(_to_settle(state, snapshot, known))
         try:
@@ -243,14 +246,10 @@ def _take_back(state: State, snapshot: Snapshot) -> None:
         state.doubt.begin(f"rolling back to {snapshot.name!r} could neither be recorded nor taken back: {why}")
 
 
-def cover(state: State, snapshot: Snapshot, record: pending_chunks.PendingChunks) -> None:
+def cover(state: State, snapshot: Snapshot, record: pending_grains.PendingGrains) -> None:
     """Put the snapshot's content over the primary."""
-
-    def preserve(chunks: Sequence[int]) -> None:
-        size, end = state.chunk_size, state.device.size
-        state.device.preserve_many((chunk * size, min(size, end - chunk * size)) for chunk in chunks)
-
-    state.overlay = rollback_overlay.RollbackOverlay(state.primary, snapshot.view, record, state.chunk_size, preserve)
+    preserve = state.device.preserve_many
+    state.overlay = rollback_overlay.RollbackOverlay(state.primary, snapshot.view, record, preserve)
     state.overlay.accept_damage = state.manifest.restoring_damaged
     state.device.cover(state.overlay)
 

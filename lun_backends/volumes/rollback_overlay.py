@@ -2,32 +2,32 @@
 """The overlay that gives a volume a snapshot's content while its primary is still being rolled back.
 
 The volume goes back at one instant, when the manifest that names the snapshot (`restoring`) is durable.  Before that
-instant, it is unchanged.  From then on it has the snapshot's content, although no chunk is copied yet:
+instant, it is unchanged.  From then on it has the snapshot's content, although no grain is copied yet:
 
-| chunk       | where it reads from  | a write to it                      | a crash                                            |
+| grain       | where it reads from  | a write to it                      | a crash                                            |
 | ----------- | -------------------- | ---------------------------------- | -------------------------------------------------- |
 | pending     | the snapshot's view  | settles it first                   | it is still pending, and settled again              |
 | not pending | the primary          | like any other                     | -                                                  |
 
-To settle a chunk is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md).
-The overlay preserves the chunk in the newest snapshot, writes the view's content to the primary and makes that durable.
-Then it takes the chunk out of the pending ones, durably.  Only then may an initiator write to it.  So a chunk that is
-pending after a crash never has newer data than the snapshot's.  Chunks that have the right content already are only
+To settle a grain is to write through copy-on-write, so that newer snapshots stay true (rule 8, lun_backends/README.md).
+The overlay preserves the grain in the newest snapshot, writes the view's content to the primary and makes that durable.
+Then it takes the grain out of the pending ones, durably.  Only then may an initiator write to it.  So a grain that is
+pending after a crash never has newer data than the snapshot's.  Grains that have the right content already are only
 taken out.
 
 It is right because:
 
-* At first, the chunks that this snapshot or any newer one has are pending: all chunks that changed since.  Blocks by
+* At first, the grains that this snapshot or any newer one has are pending: all grains that changed since.  Blocks by
   which the volume has grown since are pending, too, and read as zeroes.
 * During a rollback no snapshot is taken, deleted or invalidated, and the volume is not resized.  So the newest snapshot
   is the same throughout, and the view has every snapshot that it needs.
 * All of this is durable whatever the volume's `durability` is.  During a rollback the volume is made of its snapshots,
   so they must be as good as the primary.
-* Only the thread that settles a pending chunk writes to it.  One thread settles at a time, for all that wait.  It needs
+* Only the thread that settles a pending grain writes to it.  One thread settles at a time, for all that wait.  It needs
   no gate, so the holder of the gate may settle.
 * Data is compared with its checksums just before it is settled.  Damaged data is never settled, unless the
   administrator accepted it.
-* A read may see that a chunk is pending, and the chunk may be settled and overwritten before the read asks the view.
+* A read may see that a grain is pending, and the grain may be settled and overwritten before the read asks the view.
   The view still has the snapshot's content (rule 3), and the read began before that write ended.
 """
 
@@ -36,16 +36,17 @@ from __future__ import annotations
 import itertools
 import mmap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
 from lun_backends.damage import Damage, OnDamage
 from lun_backends.files import os_error
-from lun_backends.volumes import pending_chunks
+from lun_backends.volumes import pending_grains
 
 ROUND = 8 << 20
 """Bytes settled with one commit."""
+_STEP = 1 << 20  # bytes compared at a time
 
 
 class Moment:
@@ -99,21 +100,28 @@ def _zero(buffers: Buffers) -> None:
 
 
 def to_settle(
-    changed: tracking.BitMap, view: BlockDevice, newest: BlockDevice, primary: BlockDevice, chunk_size: int
+    changed: tracking.BitMap, view: BlockDevice, newest: BlockDevice, primary: BlockDevice
 ) -> tracking.BitMap:
-    """Return the chunks to settle.
+    """Return the grains to settle.
 
-    They are the chunks in `changed` that the newest snapshot covers, plus all chunks, except holes, by which the volume
+    They are the grains in `changed` that the newest snapshot covers, plus all grains, except holes, by which the volume
     has grown since the snapshot of `view`.
     """
     pending: tracking.BitMap = changed.copy()
-    pending.remove_range(-(-newest.size // chunk_size), 1 << 62)
+    pending.remove_range(tracking.count(newest.size), 1 << 62)
     if primary.size > view.size:
         for extent in primary.extents(view.size, primary.size - view.size):
             if extent.kind is not ExtentKind.HOLE:
                 end = extent.offset + extent.length
-                pending.add_range(extent.offset // chunk_size, -(-end // chunk_size))
+                pending.add_range(extent.offset >> tracking.SHIFT, tracking.count(end))
     return pending
+
+
+def steps(ranges: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) ranges in parts of at most `most` bytes."""
+    for begin, length in ranges:
+        for offset in range(begin, begin + length, most):
+            yield offset, min(most, begin + length - offset)
 
 
 class RollbackOverlay:
@@ -123,26 +131,24 @@ class RollbackOverlay:
         self,
         primary: BlockDevice,
         view: BlockDevice,
-        record: pending_chunks.PendingChunks,
-        chunk_size: int,
-        preserve: Callable[[Sequence[int]], None],
+        record: pending_grains.PendingGrains,
+        preserve: Callable[[Sequence[tuple[int, int]]], None],
     ) -> None:
-        """Take over an open record.  `preserve` makes the newest snapshot preserve the given chunks."""
+        """Take over an open record.  `preserve` makes the newest snapshot preserve (offset, length) ranges."""
         self.record = record
-        self.pending = record.chunks
-        self.total = len(record.chunks)
+        self.pending = record.grains
+        self.total = len(record.grains)
         self.accept_damage = False
         """Whether damaged blocks of the snapshot are taken as they are; if not, reading and settling them fails."""
         self._primary = primary
         self._moment = Moment(view, primary.size)
-        self._chunk_size = chunk_size
         self._preserve = preserve
         self._settling = threading.Lock()
         self._wanted = tracking.BitMap()
         self._wanting = threading.Lock()
-        self._round = max(1, ROUND // chunk_size)
-        self._buffer = memoryview(mmap.mmap(-1, self._round * chunk_size))  # page-aligned, for O_DIRECT
-        self._there = memoryview(mmap.mmap(-1, chunk_size))
+        self._round = ROUND >> tracking.SHIFT
+        self._buffer = memoryview(mmap.mmap(-1, ROUND))  # page-aligned, for O_DIRECT
+        self._there = memoryview(mmap.mmap(-1, _STEP))
 
     def readv(self, offset: int, buffers: Buffers) -> None:
         """See the contract in `block_device`."""
@@ -178,63 +184,64 @@ class RollbackOverlay:
             yield from (self._moment if waiting else self._primary).extents(start, count)
 
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Return when no chunk of the (first, last) `spans` is pending any longer.
+        """Return when no grain of the (first, last) `spans` is pending any longer.
 
         Raise PreserveFailed, and the errors of reading and writing.
         """
         for first, last in spans:
             at = first
-            while (chunk := self._next(at)) is not None and chunk <= last:
+            while (grain := self._next(at)) is not None and grain <= last:
                 # A round at a time, so that a huge write does not make all others wait for all of it.
-                batch = [pending for pending in self._first(chunk, self._round) if pending <= last]
+                batch = [pending for pending in self._first(grain, self._round) if pending <= last]
                 with self._wanting:
                     self._wanted.update(batch)
                 with self._settling:
                     self._settle_wanted()
-                at = chunk  # still pending if another thread tried for us and failed
+                at = grain  # still pending if another thread tried for us and failed
 
     def settle_all(
         self, progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] | None = None
     ) -> bool:
-        """Settle all chunks.  Return False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
-        while (chunk := self._next(0)) is not None:
+        """Settle all grains.  Return False if `cancelled` stopped it.  `progress` gets (bytes settled, bytes in all)."""
+        while (grain := self._next(0)) is not None:
             if cancelled is not None and cancelled():
                 return False
-            batch = self._first(chunk, self._round)
+            batch = self._first(grain, self._round)
             self.settle([(batch[0], batch[-1])])
             if progress is not None:
-                progress((self.total - len(self.pending)) * self._chunk_size, self.total * self._chunk_size)
+                progress((self.total - len(self.pending)) << tracking.SHIFT, self.total << tracking.SHIFT)
         return True
 
     def _is_settled(self, offset: int, length: int) -> bool:
-        end = -(-(offset + length) // self._chunk_size)
-        return not self.pending.range_cardinality(offset // self._chunk_size, end)
+        return not self.pending.range_cardinality(offset >> tracking.SHIFT, tracking.count(offset + length))
 
     def _next(self, at: int) -> int | None:
-        """Return the first pending chunk from `at` on."""
+        """Return the first pending grain from `at` on."""
         with self._wanting:  # `pending` must not change under an iterator
             return next(self.pending.iter_equal_or_larger(at), None)
 
     def _first(self, at: int, count: int) -> list[int]:
-        """Return up to `count` pending chunks from `at` on; at least `at` itself, which may have been settled meanwhile."""
+        """Return up to `count` pending grains from `at` on; at least `at` itself, which may have been settled meanwhile."""
         with self._wanting:
             return list(itertools.islice(self.pending.iter_equal_or_larger(at), count)) or [at]
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """Yield (offset, length, whether pending) for the parts of a range."""
         end = offset + length
-        while offset < end:
-            chunk = offset // self._chunk_size
-            waiting = chunk in self.pending
-            chunk += 1
-            while chunk * self._chunk_size < end and (chunk in self.pending) is waiting:
-                chunk += 1
-            stop = min(end, chunk * self._chunk_size)
-            yield offset, stop - offset, waiting
+        waiting = tracking.BitMap()
+        waiting.add_range(offset >> tracking.SHIFT, tracking.count(end))
+        waiting &= self.pending
+        for start, count in tracking.bytes_of(waiting, end):
+            begin, stop = max(offset, start), start + count
+            if begin > offset:
+                yield offset, begin - offset, False
+            yield begin, stop - begin, True
             offset = stop
+        if offset < end:
+            yield offset, end - offset, False
 
     def _settle_wanted(self) -> None:
-        """Settle the chunks that any thread waits for, a round at a time."""
+        """Settle the grains that any thread waits for, a round at a time."""
         while True:
             with self._wanting:
                 self._wanted.intersection_update(self.pending)
@@ -244,34 +251,43 @@ class RollbackOverlay:
                 return
             self._settle_round(batch)
 
-    def _settle_round(self, chunks: list[int]) -> None:
-        """Bring the content of some chunks to the primary, durably.  One thread at a time does this."""
-        size = self._primary.size
-        places = [
-            (chunk * self._chunk_size, min(self._chunk_size, size - chunk * self._chunk_size)) for chunk in chunks
-        ]
-        changed = []
-        for index, (offset, length) in enumerate(places):
-            piece = self._piece(index, length)
+    def _settle_round(self, grains: list[int]) -> None:
+        """Bring the content of some grains to the primary, durably.  One thread at a time does this."""
+        changed: list[tuple[int, memoryview]] = []
+        at = 0
+        places = tracking.bytes_of(tracking.BitMap(grains), self._primary.size)
+        for offset, length in steps(places, _STEP):
+            piece, there = self._buffer[at : at + length], self._there[:length]
+            at += length
             self._moment.read_checked(offset, [piece], _accept if self.accept_damage else None)
-            there = self._there[:length]
             self._primary.readv(offset, [there])
-            if bytes(there) != bytes(piece):
-                changed.append(index)
+            changed += _differing(offset, piece, there)
         if changed:
-            self._preserve([chunks[index] for index in changed])
-            for index in changed:
-                offset, length = places[index]
-                self._primary.writev(offset, [self._piece(index, length)])
+            self._preserve([(offset, len(piece)) for offset, piece in changed])
+            for offset, piece in changed:
+                self._primary.writev(offset, [piece])
             self._primary.flush()
         with self._wanting:
             try:
-                self.record.remove(chunks)
+                self.record.remove(grains)
             except OSError as error:
-                lba = places[0][0] // self._primary.block_size
+                lba = (min(grains) << tracking.SHIFT) // self._primary.block_size
                 raise block_device.MediumError(lba, True, os_error.reason(error)) from error
 
-    def _piece(self, index: int, length: int) -> memoryview:
-        """Return the place of a round's chunk in the buffer."""
-        start = index * self._chunk_size
-        return self._buffer[start : start + length]
+
+def _differing(offset: int, piece: memoryview, there: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the parts of `piece`, whole grains from byte `offset` on, that `there` has not, as (offset, part)."""
+    wanted, found = bytes(piece), bytes(there)
+    if wanted == found:
+        return
+    begin = end = 0
+    for start in range(0, len(wanted), tracking.GRAIN):
+        stop = min(start + tracking.GRAIN, len(wanted))
+        if wanted[start:stop] == found[start:stop]:
+            continue
+        if start != end:
+            if end > begin:
+                yield offset + begin, piece[begin:end]
+            begin = start
+        end = stop
+    yield offset + begin, piece[begin:end]

@@ -26,16 +26,19 @@ from lun_backends import (
     write_once,
 )
 from lun_backends.durability import Durability
-from lun_backends.files import storage_io
+from lun_backends.files import os_error, storage_io
 from lun_backends.stores import opening as store_opening
 from lun_backends.stores import space
-from lun_backends.volumes import doubt, errors, invalidation, manifest, move_down, policy, rollback_overlay
+from lun_backends.volumes import doubt, errors, invalidation, manifest, pending_grains, policy, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
 
 _FLUSHES_AHEAD = 16
 _SHORT_FLUSH = 0.005  # seconds that a barrier may take
-_PENDING = ".pending"
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:invalid|invalid\.new|pending)")
+_PENDING = ".unsettled"
+_PENDING_CHUNKS = ".pending"  # made by older versions, see `pending_grains.take_over`
+_FILES = re.compile(
+    r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:invalid|invalid\.new|pending|unsettled|unsettled\.new)"
+)
 
 
 class State:
@@ -199,19 +202,14 @@ class State:
             self.device.arm(newest.write_once, tracker)
 
     def moving_tracker(self, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
-        """Return the chunks of snapshots in deletion that an older one must no longer copy from the primary.
+        """Return the grains of snapshots in deletion that an older one must no longer copy from the primary.
 
-        They do not include a chunk that those snapshots have only in part.  Such a chunk has not changed since they
+        They do not include a grain that those snapshots have only in part.  Such a grain has not changed since they
         were taken, because a change would have preserved all of it.  So the older snapshot still has to copy it.
         """
-        tracker = tracking.Tracker(self.device.chunks)
+        tracker = tracking.Tracker(self.device.grains)
         for snapshot in snapshots:
-            size = snapshot.write_once.size
-            tracker.add_many(
-                chunk
-                for chunk, written in move_down.chunks(snapshot.write_once, self.chunk_size)
-                if written == min(self.chunk_size, size - chunk * self.chunk_size)
-            )
+            tracker.add_all(tracking.whole(snapshot.write_once))
         return tracker
 
     def _copy_failed(
@@ -278,6 +276,16 @@ class State:
         """Return the path of the file that records the progress of a rollback to a snapshot."""
         return self.path(identity).with_suffix(_PENDING)
 
+    def open_pending(self, identity: uuid.UUID) -> pending_grains.PendingGrains:
+        """Open the file of a rollback that a crash or a stop interrupted.  Raises PendingDamaged."""
+        path, old = self.pending_path(identity), self.path(identity).with_suffix(_PENDING_CHUNKS)
+        if old.exists():
+            try:
+                pending_grains.take_over(old, path, self.device.grains, self.chunk_size >> tracking.SHIFT, self.io)
+            except OSError as error:
+                raise pending_grains.PendingDamaged(old, os_error.reason(error)) from error
+        return pending_grains.PendingGrains.open(path, self.device.grains, self.io)
+
     def remove_leftovers(self) -> None:
         """Remove the stores and files of snapshots that the manifest does not name.
 
@@ -292,7 +300,9 @@ class State:
             match = _FILES.fullmatch(path.name)
             if match is None or path == self.preparing:
                 continue
-            rollback_ended = path.suffix == _PENDING and str(self.manifest.restoring) != match[1]
+            rollback_ended = (
+                path.suffix in (_PENDING, _PENDING_CHUNKS) and str(self.manifest.restoring) != match[1]
+            ) or path.name.endswith(f"{_PENDING}.new")
             if match[1] not in named or rollback_ended:
                 with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
                     self.io.unlink(path)

@@ -13,9 +13,9 @@ because the manifest is the change:
 | --------------- | ------------------------------------------------ | ---------------------------------------------------- |
 | create snapshot | make the files; hold writes; flush the primary   | extend the chain, arm copy-on-write; release         |
 | delete, oldest  | -                                                | shorten the chain, wait for readers, remove files    |
-| delete, another | complete chunks written in part; if it is the    | move its chunks to the next older snapshot, replace  |
+| delete, another | complete grains written in part; if it is the    | move its chunks to the next older snapshot, replace  |
 |                 | newest, hold writes and arm the next older one   | the manifest again, then as with the oldest          |
-| roll back       | note which chunks changed; hold writes           | cover the primary with the snapshot, release; then   |
+| roll back       | note which grains changed; hold writes           | cover the primary with the snapshot, release; then   |
 |                 |                                                  | bring its content to the primary (`rollback_overlay`) |
 | resize          | make the primary larger                          | hold writes, use it                                  |
 
@@ -43,7 +43,7 @@ from lun_backends import block_device, preserving, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
-from lun_backends.volumes import deleting, errors, move_down, opening, outside, policy, rollback, taking
+from lun_backends.volumes import deleting, errors, opening, outside, policy, rollback, taking
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -156,7 +156,7 @@ class Volume:
 
     @property
     def unsettled(self) -> tracking.BitMap:
-        """Return the chunks that a rollback under way has still to bring to the primary."""
+        """Return the grains that a rollback under way has still to bring to the primary."""
         overlay = self.state.overlay
         return tracking.BitMap() if overlay is None else overlay.pending.copy()
 
@@ -182,15 +182,15 @@ class Volume:
 
         Raises NoSuchSnapshot, SnapshotInvalid.
         """
-        chunks = self.device.chunks
-        tracker = tracking.Tracker(chunks)
+        grains = self.device.grains
+        tracker = tracking.Tracker(grains)
         for snapshot in self.snapshots[self.snapshots.index(self.snapshot(name)) :]:
-            tracker.add_many(chunk for chunk, _ in move_down.chunks(snapshot.write_once, self.chunk_size))
-        tracker.add_many(self.unsettled)
+            tracker.add_all(tracking.touched(snapshot.write_once))
+        tracker.known |= self.unsettled
         fractions = []
         for bucket in range(buckets):
-            first = bucket * chunks // buckets
-            end = max(first + 1, (bucket + 1) * chunks // buckets)
+            first = bucket * grains // buckets
+            end = max(first + 1, (bucket + 1) * grains // buckets)
             fractions.append(tracker.count(first, end) / (end - first))
         return fractions
 

@@ -73,13 +73,13 @@ class Collector(registry.Collector):
         for name in self._inventory.failed:
             up.add_metric([printable.line(name)], 0)
         counters = {
-            "copies": core.CounterMetricFamily("wolun_copies", "Chunks preserved.", labels=["volume"]),
+            "copies": core.CounterMetricFamily("wolun_copies", "Grains (4 KiB) preserved.", labels=["volume"]),
             "futile_copies": core.CounterMetricFamily(
-                "wolun_futile_copies", "Chunks copied that another writer had preserved already.", labels=["volume"]
+                "wolun_futile_copies", "Grains copied that another writer had preserved already.", labels=["volume"]
             ),
             "copied_bytes": core.CounterMetricFamily("wolun_copied_bytes", "Bytes preserved.", labels=["volume"]),
             "commits": core.CounterMetricFamily(
-                "wolun_copy_commits", "Commits of preserved chunks, many chunks each.", labels=["volume"]
+                "wolun_copy_commits", "Commits of preserved grains, many grains each.", labels=["volume"]
             ),
             "failures": core.CounterMetricFamily(
                 "wolun_copy_failures", "Chunks that could not be preserved.", labels=["volume"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+from lun_backends import tracking
 from lun_backends.volumes import group, interface
 from lun_backends.volumes.errors import DeletionStopped
 from target import codec, messages
@@ -107,17 +108,17 @@ class Snapshots:
     def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
         """Return how much of each part (cell) of the volume has changed since a snapshot.  Raise Problem."""
         owner, snapshot = self._inventory.find(volume_name, name)
-        chunks = -(-owner.device.size // owner.chunk_size)
-        cells = max(1, min(cells, MAX_CELLS, chunks))
+        grains = tracking.count(owner.device.size)
+        cells = max(1, min(cells, MAX_CELLS, grains))
         with problems.translated(f"the changes since {volume_name}@{name} are not known"):
             fractions = tuple(owner.changed_map(name, cells))
-        # A cell has as many chunks as `changed_map` counted in it.
-        edges = [cell * chunks // cells for cell in range(cells + 1)]
+        # A cell has as many grains as `changed_map` counted in it.
+        edges = [cell * grains // cells for cell in range(cells + 1)]
         changed = sum(round(fractions[cell] * (edges[cell + 1] - edges[cell])) for cell in range(cells))
         return messages.Changes(
             self._shown(owner, snapshot),
             owner.chunk_size,
-            min(changed * owner.chunk_size, owner.device.size),
+            min(changed * tracking.GRAIN, owner.device.size),
             tuple(round(fraction, 4) for fraction in fractions),
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The copies of copy-on-write, over devices in memory: their commits, their failures, and which writes wait for which."""
+"""The copies of copy-on-write, over devices in memory: their extent, commits and failures, and which writes wait for which."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from lun_backends import block_device, preserving
 from lun_backends.copy_on_write import CopyOnWrite
 from lun_backends.preserving import Decision
+from lun_backends.tracking import GRAIN
 from tests.lun_backends.memory_side import CHUNK, SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
 
@@ -55,8 +56,9 @@ def test_prepare_without_waiting_leaves_chunks_that_need_waiting(
     primary.before = uncached
     assert cow.prepare_now([(0, 4 * CHUNK)])
     primary.before = None
-    # First all chunks at once, then one by one up to the first that is not in the page cache; chunk 3 was not tried.
-    assert read == [(0, 4 * CHUNK), (0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, CHUNK)]
+    # First all grains at once, then halves, down to the one that is not in the page cache; grain 3 was not tried.  Then
+    # the grain beside the one that is written in part.
+    assert read == [(0, 4 * CHUNK), (0, 2 * CHUNK), (2 * CHUNK, 2 * CHUNK), (2 * CHUNK, CHUNK), (0, CHUNK)]
     assert cow.tracker is not None
     assert list(cow.tracker) == [0]
     side.inject("writev", block_device.SpaceExhausted(24))
@@ -306,12 +308,12 @@ def test_a_copy_that_a_new_snapshot_overtook_before_its_claim_is_not_made(
     newer = MemorySide(SIZE)
     before = read(primary, 0, 512)
 
-    def overtaken(*arguments: Any) -> Any:
+    def overtaken(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(cow.preserver, "_preserve_round", original)
         with cow.hold():
             cow.arm(newer)
         cow.writev(0, block(7))
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(cow.preserver, "_preserve_round", overtaken)
     cow.writev(0, block(8))
@@ -334,3 +336,130 @@ def test_a_copy_into_a_snapshot_deleted_meanwhile_is_made_again_in_the_current_o
     side.on_commit = overtake
     cow.writev(0, block(8))
     assert read(older, 0, CHUNK) == before
+
+
+class TestExtent:
+    """The grains that a copy covers, in chunks of four."""
+
+    CHUNK = 4 * GRAIN
+
+    @pytest.fixture
+    def device(self, primary: MemoryDevice, side: MemorySide) -> CopyOnWrite:
+        device = CopyOnWrite(primary, self.CHUNK)
+        device.arm(side)
+        return device
+
+    @staticmethod
+    def preserved(device: CopyOnWrite) -> list[int]:
+        assert device.tracker is not None
+        return list(device.tracker)
+
+    def test_a_write_preserves_the_grains_that_it_touches(self, device: CopyOnWrite, side: MemorySide) -> None:
+        device.writev(5 * GRAIN + 512, block(1))
+        device.writev(11 * GRAIN - 512, block(1, 1024))  # across the border of two
+        device.writev(SIZE - 512, block(1))
+        assert self.preserved(device) == [5, 10, 11, 16]
+        assert side.calls["writev"] == 3
+        assert device.counters.copied_bytes == 3 * GRAIN + 512
+
+    def test_a_sequential_writer_is_preserved_ahead_to_the_end_of_the_chunk(
+        self, device: CopyOnWrite, side: MemorySide
+    ) -> None:
+        for n in range(2 * 8, 16 * 8):
+            device.writev(n * 512, block(1))
+        # The first write shows nothing yet, and the second one is in the next chunk by the time it is seen.
+        assert side.commits == [[n * GRAIN] for n in (2, 3, 4, 8, 12)]
+
+    def test_sequential_writers_are_told_apart(self, device: CopyOnWrite, side: MemorySide) -> None:
+        for n in range(4):
+            device.writev(n * GRAIN, block(1))
+            device.writev((8 + n) * GRAIN, block(1))
+        assert side.commits == [[0], [8 * GRAIN], [GRAIN], [9 * GRAIN]]
+        assert self.preserved(device) == [0, 1, 2, 3, 8, 9, 10, 11]
+
+    def test_a_batch_of_neighbours_is_sequential(self, device: CopyOnWrite, side: MemorySide) -> None:
+        device.prepare_writes([(8 * GRAIN, 512), (4 * GRAIN, GRAIN), (5 * GRAIN, GRAIN)])
+        assert side.commits == [[4 * GRAIN]]
+        assert self.preserved(device) == [4, 5, 6, 7, 8]
+
+    def test_what_is_ahead_and_known_or_claimed_is_left_out(
+        self, device: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+    ) -> None:
+        before = bytes(primary.data)
+        device.writev(0, block(1))
+        device.writev(2 * GRAIN, block(1))
+        copying, go_on = stopped_at_its_commit(side)
+        other = threading.Thread(target=device.writev, args=(3 * GRAIN, block(1)))
+        other.start()
+        assert copying.wait(60)
+        device.writev(GRAIN, block(1))  # waits for nobody
+        assert device.counters.waits == 0
+        go_on.set()
+        other.join()
+        assert self.preserved(device) == [0, 1, 2, 3]
+        assert read(side, 0, self.CHUNK) == before[: self.CHUNK]
+
+    def test_a_failure_ahead_fails_no_write(self, device: CopyOnWrite, side: MemorySide, primary: MemoryDevice) -> None:
+        def rotten(method: str, offset: int, length: int) -> None:
+            if method == "readv" and offset <= 3 * GRAIN < offset + length:
+                raise block_device.MediumError(3 * GRAIN // 512, False, "rot")
+
+        primary.before = rotten
+        for n in range(3):
+            device.writev(n * GRAIN, block(1))
+        assert self.preserved(device) == [0, 1, 2]
+        with pytest.raises(block_device.PreserveFailed, match="rot"):
+            device.writev(3 * GRAIN, block(1))
+
+    def test_a_device_that_checksums_more_gets_more(self, primary: MemoryDevice, side: MemorySide) -> None:
+        side.grain = 2 * GRAIN
+        device = CopyOnWrite(primary, self.CHUNK)
+        device.arm(side)
+        device.writev(5 * GRAIN, block(1))
+        device.writev(SIZE - 512, block(1))
+        assert self.preserved(device) == [4, 5, 16]
+        side = MemorySide(SIZE)
+        side.grain = 16 * GRAIN
+        device.arm(side)
+        device.writev(5 * GRAIN, block(1))
+        assert self.preserved(device) == [4, 5, 6, 7]  # no more than the chunk
+
+    def test_a_physical_block_is_read_and_kept_as_a_whole(self, primary: MemoryDevice, side: MemorySide) -> None:
+        primary.physical_block_size = 2 * GRAIN
+        device = CopyOnWrite(primary, self.CHUNK)
+        device.arm(side)
+        device.writev(5 * GRAIN, block(1))
+        assert self.preserved(device) == [4, 5]
+
+    def test_only_what_is_not_there_already_is_put(
+        self, device: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+    ) -> None:
+        """Another node has put grains 1 and 2 and a block of 3."""
+        before = bytearray(primary.data)
+        side.fill(b"\x55" * 2 * GRAIN, GRAIN)
+        side.fill(b"\x55" * 512, 3 * GRAIN + 512)
+        device.writev(0, block(9, 8 * GRAIN))
+        before[GRAIN : 3 * GRAIN] = b"\x55" * 2 * GRAIN
+        before[3 * GRAIN + 512 : 3 * GRAIN + 1024] = b"\x55" * 512
+        assert read(side, 0, 8 * GRAIN) == before[: 8 * GRAIN]
+        assert self.preserved(device) == list(range(8))
+        assert device.counters.futile_copies == 3
+
+    def test_what_another_node_is_just_putting_is_waited_for(
+        self, device: CopyOnWrite, side: MemorySide, primary: MemoryDevice
+    ) -> None:
+        """Its blocks may be shown before they are durable, so a put has to be refused for each of them."""
+        side.fill(b"\x55" * GRAIN)  # so that the first put is refused
+        puts: list[tuple[int, int]] = []
+        put_many = side.put_many
+
+        def noted(requests: Any) -> Any:
+            taken = [(offset, [memoryview(b"".join(buffers))]) for offset, buffers in requests]
+            results = put_many(taken)
+            puts.extend((offset, len(data[0])) for (offset, data), r in zip(taken, results, strict=True) if r)
+            side.written[8:16] = bytes([1] * 8)  # grain 1 appears between the refusal and the look at the extents
+            return results
+
+        side.put_many = noted  # type: ignore[method-assign]
+        device.writev(0, block(9, 2 * GRAIN))
+        assert puts == [(0, 2 * GRAIN), (0, 2 * GRAIN)]

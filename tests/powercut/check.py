@@ -123,7 +123,7 @@ def after_cut(worker: workload.Worker, rng: random.Random, steps: int) -> None:
             worker.put_at(chunk * per_chunk + rng.randrange(per_chunk), 1)
     for _ in range(3):
         worker.put()
-    chunks = range(worker.volume.device.chunks)
+    chunks = range(worker.volume.device.size // worker.volume.chunk_size)
     worker.batch([chunk * per_chunk for chunk in rng.sample(chunks, min(6, len(chunks)))])
     worker.run(steps)
 
@@ -236,7 +236,7 @@ def _files(opened: volume.Volume) -> None:
     directory = opened.directory / "snapshots"
     named = {f"{snapshot.uuid}.{kind}" for snapshot in opened.snapshots for kind in ("map", "chunks")}
     if opened.rolling_back_to is not None:
-        named.add(f"{opened.rolling_back_to.uuid}.pending")
+        named.add(f"{opened.rolling_back_to.uuid}.unsettled")
     marks = {
         f"{snapshot.uuid}.outside" for snapshot in opened.snapshots
     }  # only if the workload wrote to its write-once LUN

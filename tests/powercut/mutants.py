@@ -26,15 +26,13 @@ def write_before_commit() -> Iterator[None]:
     saved: list[tuple[Any, int, bytes]] = []
     preserve_and = copy_on_write.CopyOnWrite._preserve_and
 
-    def copy(self: preserving.Preserver, side: Any, chunks: list[int]) -> bool:
-        for chunk in chunks:
-            offset, length = self._range(chunk, side)
-            data = bytearray(length)
-            self.primary.readv(offset, [memoryview(data)])
-            saved.append((side.device, offset, bytes(data)))
-        side.tracker.add_many(chunks)
-        with self._claiming:
-            self._claims.difference_update(chunks)
+    def copy(self: preserving.Preserver, side: Any, grains: list[tracking.Grains], *, extended: bool) -> bool:
+        for piece in self._pieces(side, grains):
+            data = bytearray(piece.length)
+            self.primary.readv(piece.offset, [memoryview(data)])
+            saved.append((side.device, piece.offset, bytes(data)))
+        side.tracker.add_all(grains)
+        self._release(grains)
         return True
 
     def write_first(self: copy_on_write.CopyOnWrite, *arguments: Any) -> None:
@@ -213,7 +211,7 @@ def forgotten_move() -> Iterator[None]:
     arm = state.State.arm
 
     def forget(self: state.State, _tracker: tracking.Tracker) -> None:
-        arm(self, tracking.Tracker(self.device.chunks))
+        arm(self, tracking.Tracker(self.device.grains))
 
     with mock.patch.object(state.State, "arm", forget):
         yield
@@ -235,6 +233,22 @@ def second_deletion_forgets_the_first() -> Iterator[None]:
             mark(changed, snapshot)
 
     with mock.patch.object(deleting, "mark_deleting", forget):
+        yield
+
+
+@contextlib.contextmanager
+def grains_of_partly_written_chunks_forgotten() -> Iterator[None]:
+    """Take grains for unchanged, while they move down, whose chunk is not written as a whole."""
+    moving = state.State.moving_tracker
+
+    def forget(self: state.State, snapshots: Sequence[Snapshot]) -> tracking.Tracker:
+        tracker, per_chunk = moving(self, snapshots), self.chunk_size >> tracking.SHIFT
+        for first in range(0, tracker.grains, per_chunk):
+            if not tracker.covers(first, min(first + per_chunk, tracker.grains) - 1):
+                tracker.known.remove_range(first, first + per_chunk)
+        return tracker
+
+    with mock.patch.object(state.State, "moving_tracker", forget):
         yield
 
 
@@ -284,4 +298,5 @@ ALL: tuple[Mutant, ...] = (
     settled_without_flush,
     forgotten_move,
     second_deletion_forgets_the_first,
+    grains_of_partly_written_chunks_forgotten,
 )

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 import crc32c
 
 SECTOR = 512
+_GRAIN = 8  # sectors that a write preserves at least
 _LABEL = struct.Struct("<QII")  # version, address, CRC32C of these two
 _LABELLED = struct.Struct("<QI")
 
@@ -275,7 +276,7 @@ class Promises:
                 moment = self.moments[name] = Moment(list(self.acknowledged))
                 for running in self._running.values():
                     self._also(moment, running.write)
-                    moment.may |= self._chunks(running.write)
+                    moment.may |= self._touched(running.write, self.chunk_sectors)
                     running.newest = None
             case CreateEnds(name):
                 self._unsettled -= 1
@@ -355,9 +356,8 @@ class Promises:
         there = [name for name, moment in self.moments.items() if moment.phase is Phase.THERE]
         return there[-1] if there and not self._unsettled else None
 
-    def _chunks(self, write: WriteBegins) -> int:
-        """Return the sectors of all chunks that a write touches."""
-        per = self.chunk_sectors
+    def _touched(self, write: WriteBegins, per: int) -> int:
+        """Return the sectors of all chunks or grains, of `per` sectors each, that a write touches."""
         first = write.first // per * per
         end = min(len(self.durable), -(-(write.first + write.count) // per) * per)
         return _bits(first, end - first)
@@ -366,7 +366,7 @@ class Promises:
         self._running[write.serial] = _Running(write, self.newest(), self._restores)
         if self.restored is not None:
             self._note_beside(write)
-        touched = self._chunks(write)
+        touched = self._touched(write, self.chunk_sectors)
         for address in range(write.first, write.first + write.count):
             self.later.setdefault(address, []).append(write.version)
         for moment in self.moments.values():
@@ -378,7 +378,7 @@ class Promises:
         write = running.write
         # Zeroes preserve nothing where the primary has a hole.  The snapshot's content is compared all the same.
         if write.version and running.newest is not None and running.newest == self.newest():
-            self.moments[running.newest].must |= self._chunks(write)
+            self.moments[running.newest].must |= self._touched(write, _GRAIN)
         sure = self.restored is None and running.restores == self._restores
         for address in range(write.first, write.first + write.count):
             self.acknowledged[address] = write.version

@@ -6,17 +6,20 @@ A `Worker` does random operations on an open volume.  It notes the beginning and
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
-from lun_backends import block_device, write_once
+from lun_backends import block_device, tracking, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.volumes import errors, manifest, move_down, volume
+from lun_backends.stores import thin
+from lun_backends.volumes import errors, manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.powercut import promises
 from tests.powercut.promises import SECTOR
@@ -40,6 +43,7 @@ class Scenario:
     writers: int = 0  # threads that write while snapshots come and go; 0: one thread does everything
     durability: Durability = Durability.POWER_LOSS
     several: bool = False  # several deletions may be under way at once
+    grain: int = 0  # bytes that a first write preserves at least; 0: as much as the store checksums together
 
 
 SCENARIOS = (
@@ -50,9 +54,18 @@ SCENARIOS = (
     Scenario("medium-chunks", 16384, 4096, 12 * 16384 + 8192, steps=40),
     Scenario("process-crash", 4096, 512, 16 * 4096, steps=40, durability=Durability.PROCESS_CRASH),
     Scenario("deletions", 4096, 512, 12 * 4096 + 512, steps=40, several=True),
+    Scenario("grains", 16384, 512, 3 * 16384 + 5632, steps=40, several=True, grain=4096),
+    Scenario("grains-and-writers", 65536, 512, 2 * 65536, steps=24, writers=3, grain=4096),
     Scenario("writers", 4096, 512, 16 * 4096, steps=24, writers=3),
     Scenario("writers-large", 65536, 4096, 3 * 65536 + 4096, steps=24, writers=3),
 )
+
+
+def preserving_grains(scenario: Scenario) -> contextlib.AbstractContextManager[object]:
+    """Return a context within which first writes preserve what the scenario says."""
+    if not scenario.grain:
+        return contextlib.nullcontext()
+    return mock.patch.object(thin.ThinStore, "grain", scenario.grain)
 
 
 def create(root: Path, scenario: Scenario) -> list[int]:
@@ -250,12 +263,12 @@ class Worker:
         if len(self.volume.snapshots) < MOST_SNAPSHOTS:
             self.create()
         *_, first, second = self.volume.snapshots
-        per_chunk = self.volume.chunk_size // self.volume.device.block_size
-        chunks = [chunk for chunk, _ in move_down.chunks(first.write_once, self.volume.chunk_size)]
+        per_grain = tracking.GRAIN // self.volume.device.block_size
+        grains = list(tracking.add_to(tracking.BitMap(), tracking.touched(first.write_once)))
         self._delete(first.name, stop=True)
         self._delete(second.name, stop=self.rng.random() < 0.5)
-        for chunk in self.rng.sample(chunks, min(3, len(chunks))):
-            self.write_at(chunk * per_chunk, 1, fua=False)
+        for grain in self.rng.sample(grains, min(3, len(grains))):
+            self.write_at(grain * per_grain, 1, fua=False)
 
     def _delete(self, name: str, *, stop: bool) -> None:
         before = [

@@ -13,6 +13,8 @@ import pytest
 from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.block_device import ExtentKind
+from lun_backends.stores import thin
+from lun_backends.tracking import GRAIN
 from lun_backends.volumes import deleting, errors, move_down, volume
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
@@ -117,6 +119,35 @@ def test_copy_that_is_not_durable_yet_does_not_count_as_preserved(tmp_path: Path
         assert tracker is not None
         assert 8 in tracker
         assert 0 not in tracker
+    finally:
+        disk.set()
+        writer.join()
+    made.resume_deletions()
+    assert read(made.snapshot("old").view) == bytes(SIZE)
+    made.close()
+
+
+def test_grain_beside_a_copy_on_its_way_is_not_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk of that copy has another grain, which was preserved before the last restart and has changed since."""
+    monkeypatch.setattr(thin.ThinStore, "grain", GRAIN)
+    volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=4 * GRAIN).close()
+    io = FaultyIO()
+    made = volume.Volume.open(tmp_path / "v")
+    made.create_snapshot("old")
+    new = made.create_snapshot("new")
+    made.device.writev(2 * GRAIN, block(1))
+    made.close()
+    made = volume.Volume.open(tmp_path / "v", io=io)
+    disk = threading.Event()
+    io.delay("sync_map", disk, path=f"{new.uuid}.map")
+    writer = threading.Thread(target=made.device.writev, args=(0, block(2)))
+    writer.start()
+    try:
+        while next(iter(made.snapshot("new").write_once.extents(0, GRAIN))).kind is ExtentKind.BLANK:
+            assert writer.is_alive()
+        with pytest.raises(errors.DeletionStopped):
+            made.delete_snapshot("new", cancelled=lambda: True)
+        made.device.writev(2 * GRAIN, block(3))
     finally:
         disk.set()
         writer.join()

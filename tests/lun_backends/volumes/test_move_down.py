@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, write_once
+from lun_backends import block_device, tracking, write_once
 from lun_backends.damage import Damage
 from lun_backends.stores import contract, thin
 from lun_backends.volumes import errors, move_down, volume
@@ -236,14 +236,6 @@ def target(tmp_path: Path) -> Iterator[write_once.WriteOnce]:
     opened.close()
 
 
-def test_each_chunk_is_listed_once_with_its_written_bytes(source: write_once.WriteOnce) -> None:
-    assert not list(move_down.chunks(source, CHUNK))
-    source.writev(CHUNK - 512, block(1, 1024))  # across the border of two chunks
-    source.writev(CHUNK + 2048, block(2))  # a second extent in the second chunk
-    source.writev(64 * CHUNK, block(3))  # the last chunk is one block
-    assert list(move_down.chunks(source, CHUNK)) == [(0, 512), (1, 1024), (64, 512)]
-
-
 def test_only_blank_blocks_of_the_older_snapshot_are_filled(
     source: write_once.WriteOnce, target: write_once.WriteOnce
 ) -> None:
@@ -254,7 +246,7 @@ def test_only_blank_blocks_of_the_older_snapshot_are_filled(
     expected = bytearray(b"\1" * 2 * CHUNK)
     expected[512:1024] = expected[CHUNK + 1024 : CHUNK + 1536] = b"\x09" * 512
     assert read(target, 0, 2 * CHUNK) == expected
-    assert list(move_down.chunks(target, CHUNK)) == [(0, CHUNK), (1, CHUNK)]
+    assert list(tracking.whole(target)) == [(0, 2)]
 
 
 def test_blocks_beyond_the_end_of_the_older_snapshot_stay_behind(source: write_once.WriteOnce, tmp_path: Path) -> None:
@@ -287,4 +279,4 @@ def test_a_cancelled_move_ends_between_two_batches(
     )
     assert not done
     assert reports == [(2 * CHUNK, 6 * CHUNK), (4 * CHUNK, 6 * CHUNK)]
-    assert [chunk for chunk, _ in move_down.chunks(target, CHUNK)] == [0, 1, 2, 3]
+    assert list(tracking.touched(target)) == [(0, 4)]

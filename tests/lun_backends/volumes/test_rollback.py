@@ -19,7 +19,7 @@ from lun_backends.damage import Damage
 from lun_backends.durability import Durability
 from lun_backends.files import facts, storage_io
 from lun_backends.stores import thin
-from lun_backends.volumes import errors, manifest, pending_chunks, rollback, rollback_overlay, volume
+from lun_backends.volumes import errors, manifest, pending_grains, rollback, rollback_overlay, volume
 from tests.faults.storage import FaultyIO
 from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import rot
@@ -129,7 +129,7 @@ def test_rollback_that_cannot_be_recorded_does_not_happen(tmp_path: Path, step: 
     io.armed = 0
     made.check(now)
     made.volume.device.flush()
-    with contextlib.suppress(pending_chunks.PendingDamaged):  # a disk that failed for ever may have either manifest
+    with contextlib.suppress(pending_grains.PendingDamaged):  # a disk that failed for ever may have either manifest
         made.reopen()
         made.check(now if made.volume.rolling_back_to is None else made.moments["a"])
     made.volume.close()

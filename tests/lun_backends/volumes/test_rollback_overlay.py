@@ -12,7 +12,7 @@ import pytest
 from lun_backends import block_device, tracking
 from lun_backends.block_device import Extent, ExtentKind
 from lun_backends.files import storage_io
-from lun_backends.volumes import pending_chunks, rollback_overlay
+from lun_backends.volumes import pending_grains, rollback_overlay
 from tests.faults.storage import FaultyIO
 from tests.lun_backends.memory_side import CHUNK
 from tests.memory_device import MemoryDevice
@@ -33,23 +33,26 @@ class Rollback:
         self.primary.fill(b"\2" * SIZE)
         self.primary.before = self.note
         path = directory / "pending"
-        self.record = pending_chunks.PendingChunks.create(path, tracking.BitMap(pending), CHUNKS + 1, io)
-        self.overlay = rollback_overlay.RollbackOverlay(self.primary, self.view, self.record, CHUNK, self.preserve)
+        self.record = pending_grains.PendingGrains.create(path, tracking.BitMap(pending), CHUNKS + 1, io)
+        self.overlay = rollback_overlay.RollbackOverlay(self.primary, self.view, self.record, self.preserve)
 
     def note(self, method: str, offset: int, _length: int) -> None:
         if method in ("writev", "flush"):
             self.log.append(f"write {offset // CHUNK}" if method == "writev" else "flush")
 
-    def preserve(self, chunks: Sequence[int]) -> None:
-        self.log.append(f"preserve {list(chunks)}")
+    def preserve(self, ranges: Sequence[tuple[int, int]]) -> None:
+        chunks = [
+            chunk for offset, length in ranges for chunk in range(offset // CHUNK, -(-(offset + length) // CHUNK))
+        ]
+        self.log.append(f"preserve {chunks}")
         if self.refusal is not None:
             raise self.refusal
 
     def pending_on_disk(self) -> list[int]:
         """Return the pending chunks that the next open would find."""
-        opened = pending_chunks.PendingChunks.open(self.record.path, CHUNKS + 1, storage_io.SYSTEM)
+        opened = pending_grains.PendingGrains.open(self.record.path, CHUNKS + 1, storage_io.SYSTEM)
         opened.close()
-        return list(opened.chunks)
+        return list(opened.grains)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ class TestToSettle:
     def test_changed_chunks_beyond_the_newest_snapshot_are_left_out(self) -> None:
         device = MemoryDevice(SIZE)
         smaller = MemoryDevice(4 * CHUNK - 512)
-        chunks = rollback_overlay.to_settle(tracking.BitMap([0, 3, 4, 7]), device, smaller, device, CHUNK)
+        chunks = rollback_overlay.to_settle(tracking.BitMap([0, 3, 4, 7]), device, smaller, device)
         assert list(chunks) == [0, 3]
 
     def test_data_behind_the_view_is_pending_and_holes_are_not(self) -> None:
@@ -110,7 +113,7 @@ class TestToSettle:
         primary.fill(b"x" * 1024, 6 * CHUNK - 512)  # in two chunks
         primary.fill(b"x" * 512, CHUNKS * CHUNK)
         changed = tracking.BitMap([1])
-        chunks = rollback_overlay.to_settle(changed, view, primary, primary, CHUNK)
+        chunks = rollback_overlay.to_settle(changed, view, primary, primary)
         assert list(chunks) == [1, 5, 6, CHUNKS]
         assert list(changed) == [1]  # the caller still uses it
 
@@ -165,7 +168,7 @@ class TestSettling:
         with pytest.raises(block_device.MediumError) as failed:
             made.overlay.settle([(1, 2)])
         assert (failed.value.lba, made.pending_on_disk()) == (CHUNK // 512, [1, 2])
-        assert made.log == ["preserve [1, 2]", "write 1", "write 2", "flush"]
+        assert made.log == ["preserve [1, 2]", "write 1", "flush"]
         io.heal()
         made.overlay.settle([(1, 2)])
         assert made.pending_on_disk() == []

@@ -183,7 +183,7 @@ class TestFiles:
     def test_the_files_of_a_snapshot_carry_its_uuid(self, state: State) -> None:
         identity = uuid.UUID(int=5)
         assert state.path(identity) == state.directory / "snapshots" / str(identity)
-        assert state.pending_path(identity).name == f"{identity}.pending"
+        assert state.pending_path(identity).name == f"{identity}.unsettled"
 
     def test_the_record_of_a_rollback_in_preparation_is_no_leftover(self, state: State) -> None:
         old = state.pending_path(state.snapshots[0].uuid)

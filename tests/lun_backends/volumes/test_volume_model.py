@@ -21,16 +21,16 @@ from lun_backends import block_device
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
-from lun_backends.stores import contract
+from lun_backends.stores import contract, thin
+from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, group, rollback_overlay, volume
 from target.exports import jobs, qcow2
 
-CHUNK = 4096
 BLOCK = 512
-PER_CHUNK = CHUNK // BLOCK
-BLOCKS = 5 * PER_CHUNK + 3  # the last chunk is short
-MOST_BLOCKS = 8 * PER_CHUNK + 1
-OTHER_BLOCKS = 2 * PER_CHUNK
+PER_GRAIN = GRAIN // BLOCK
+BLOCKS = 5 * PER_GRAIN + 3  # the last grain is short
+MOST_BLOCKS = 8 * PER_GRAIN + 1
+OTHER_BLOCKS = 2 * PER_GRAIN
 PLACES = st.integers(0, MOST_BLOCKS - 1)
 
 
@@ -68,16 +68,19 @@ class History(RuleBasedStateMachine):
         """Return whether a rollback is under way."""
         return self.volume.rolling_back_to is not None
 
-    @initialize(chunks_at_once=st.integers(1, 3), durability=st.sampled_from(Durability))
-    def create(self, chunks_at_once: int, durability: Durability) -> None:
+    @initialize(
+        grains_at_once=st.integers(1, 3), durability=st.sampled_from(Durability), chunk=st.sampled_from((1, 2, 4))
+    )
+    def create(self, grains_at_once: int, durability: Durability, chunk: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(rollback_overlay, "ROUND", chunks_at_once * CHUNK)
+        self.patch.setattr(thin.ThinStore, "grain", GRAIN)
+        self.patch.setattr(rollback_overlay, "ROUND", grains_at_once * GRAIN)
         root = Path(self.directory.name)
         self.volume = volume.Volume.create(
-            root / "v", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
+            root / "v", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=chunk * GRAIN, durability=durability
         )
         self.other = volume.Volume.create(
-            root / "w", "w", root / "other", size=OTHER_BLOCKS * BLOCK, chunk_size=CHUNK, durability=durability
+            root / "w", "w", root / "other", size=OTHER_BLOCKS * BLOCK, chunk_size=chunk * GRAIN, durability=durability
         )
 
     @rule(first=PLACES, count=st.integers(1, 20), fill=st.integers(1, 255), prepare=st.booleans())
@@ -92,9 +95,10 @@ class History(RuleBasedStateMachine):
             self.volume.device.writev(first * BLOCK, data)
         self.now[first : first + count] = [fill] * count
 
-    @rule(fill=st.integers(1, 255))
-    def write_to_every_chunk(self, fill: int) -> None:
-        for first in range(0, self.blocks, PER_CHUNK):
+    @rule(fill=st.integers(1, 255), backwards=st.booleans())
+    def write_to_every_grain(self, fill: int, backwards: bool = False) -> None:
+        places = range(0, self.blocks, PER_GRAIN)
+        for first in reversed(places) if backwards else places:  # only forwards is sequential
             self.volume.device.writev(first * BLOCK, [memoryview(bytes([fill]) * BLOCK)])
             self.now[first] = fill
 
@@ -112,7 +116,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: len(self.volume.snapshots) < 5 and not self.busy)
     @rule(fill=st.none() | st.integers(1, 255))
     def snapshot(self, fill: int | None) -> None:
-        """Take a snapshot and, unless `fill` is None, write to every chunk.
+        """Take a snapshot and, unless `fill` is None, write to every grain.
 
         The differences between snapshots matter in all later steps.
         """
@@ -120,7 +124,7 @@ class History(RuleBasedStateMachine):
         self.volume.create_snapshot(f"s{self.names}")
         self.moments[f"s{self.names}"] = list(self.now)
         if fill is not None:
-            self.write_to_every_chunk(fill)
+            self.write_to_every_grain(fill, backwards=fill % 2 == 0)
 
     @rule(first=st.integers(0, OTHER_BLOCKS - 1), fill=st.integers(1, 255))
     def write_to_the_other(self, first: int, fill: int) -> None:
@@ -168,16 +172,16 @@ class History(RuleBasedStateMachine):
         ranges = differences.changed(self.volume, since, to)
         old, new = self.moments[since], self.now if to is None else self.moments[to]
         differing = {
-            block * BLOCK // CHUNK for block in range(len(new)) if block >= len(old) or old[block] != new[block]
+            block * BLOCK // GRAIN for block in range(len(new)) if block >= len(old) or old[block] != new[block]
         }
-        assert differing <= chunks(ranges)
+        assert differing <= grains(ranges)
         device = self.volume.device if to is None else self.volume.snapshot(to).view
         exact = [
             extent
             for _, differing in differences.differing(self.volume.snapshot(since).view, device, ranges)
             for extent in differing
         ]
-        assert chunks(exact) == differing
+        assert grains(exact) == differing
 
     @precondition(lambda self: len(self.moments) > 1)
     @rule(data=st.data())
@@ -191,8 +195,8 @@ class History(RuleBasedStateMachine):
         view = self.volume.snapshot(to).view
         fd = os.open(place / "image.qcow2", os.O_RDWR | os.O_CREAT)
         try:
-            writer = qcow2.Writer(fd, view.size, CHUNK, qcow2.Backing("below.img", "raw"))
-            for piece in jobs.whole_grains(view, differences.changed(self.volume, since, to), CHUNK):
+            writer = qcow2.Writer(fd, view.size, GRAIN, qcow2.Backing("below.img", "raw"))
+            for piece in jobs.whole_grains(view, differences.changed(self.volume, since, to), GRAIN):
                 assert piece.data is not None
                 writer.write(piece.offset, piece.data)
             writer.finish()
@@ -279,7 +283,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.moments)
     @rule(first=PLACES)
     def other_node_writes_to_the_write_once_lun(self, first: int) -> None:
-        """Let another node preserve one block.  The rest of the chunk must still be preserved here."""
+        """Let another node preserve one block.  The rest of the grain must still be preserved here."""
         first %= self.blocks
         newest = self.volume.snapshots[-1]
         if (
@@ -336,8 +340,8 @@ class History(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-def chunks(ranges: list[differences.Range]) -> set[int]:
-    return {chunk for offset, length in ranges for chunk in range(offset // CHUNK, -(-(offset + length) // CHUNK))}
+def grains(ranges: list[differences.Range]) -> set[int]:
+    return {grain for offset, length in ranges for grain in range(offset // GRAIN, -(-(offset + length) // GRAIN))}
 
 
 def content(fills: list[int]) -> bytes:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of the chunks that a rollback still has to settle.  Once a manifest relies on it, chunks only leave it.
+"""The file of the grains that a rollback still has to settle.  Once a manifest relies on it, grains only leave it.
 
-The file has one bit per chunk, in sectors of 512 bytes.  The last four bytes of a sector are the CRC32C of the rest; a
-sector without chunks is all zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole
-or not at all.  So after a power cut, each sector has its old or its new content.  Both are right, because a chunk is
-taken out only when its content in the primary is durable.  Settling a chunk twice does no harm unless an initiator has
+The file has one bit per grain, in sectors of 512 bytes.  The last four bytes of a sector are the CRC32C of the rest; a
+sector without grains is all zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole
+or not at all.  So after a power cut, each sector has its old or its new content.  Both are right, because a grain is
+taken out only when its content in the primary is durable.  Settling a grain twice does no harm unless an initiator has
 written to it, and no initiator may write to it before it is taken out.
+
+Versions of wolun that preserved whole chunks made such a file, of another name, with one bit per chunk.  `take_over`
+reads it on.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from lun_backends import block_device, tracking
 from lun_backends.files import os_error, storage_io
 
 _SECTOR = 512
-_BITS = 508 * 8  # chunks in a sector
+_BITS = 508 * 8  # grains in a sector
 _CRC = struct.Struct("<I")
 _READ = 4096 * _SECTOR  # bytes read at a time
 
@@ -38,24 +41,24 @@ class PendingDamaged(block_device.BlockDeviceError):
         return f"{self.path}, which says how far rolling back got: {self.reason}"
 
 
-class PendingChunks:
-    """The open file at `path`; `chunks` are its chunks.  One thread at a time may call `remove`."""
+class PendingGrains:
+    """The open file at `path`; `grains` are its grains.  One thread at a time may call `remove`."""
 
-    def __init__(self, path: Path, fd: int, chunks: tracking.BitMap, io: storage_io.StorageIO) -> None:
+    def __init__(self, path: Path, fd: int, grains: tracking.BitMap, io: storage_io.StorageIO) -> None:
         """Wrap an open file.  Callers use `create` or `open`."""
         self.path = path
-        self.chunks = chunks
+        self.grains = grains
         self._fd = fd
         self._io = io
 
     @classmethod
-    def create(cls, path: Path, chunks: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingChunks:
-        """Make a file for some of a volume's `total` chunks, durable except for its name.  Raises OSError."""
+    def create(cls, path: Path, grains: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingGrains:
+        """Make a file for some of a volume's `total` grains, durable except for its name.  Raises OSError."""
         fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
-        made = cls(path, fd, chunks, io)
+        made = cls(path, fd, grains, io)
         try:
             io.ftruncate(fd, -(-total // _BITS) * _SECTOR)
-            made._write(chunks, chunks)
+            made._write(grains, grains)
             io.fdatasync(fd)
         except BaseException:
             made.close()
@@ -63,7 +66,7 @@ class PendingChunks:
         return made
 
     @classmethod
-    def open(cls, path: Path, total: int, io: storage_io.StorageIO) -> PendingChunks:
+    def open(cls, path: Path, total: int, io: storage_io.StorageIO) -> PendingGrains:
         """Open the file that a crash or a stop left.  Raises PendingDamaged."""
         try:
             fd = io.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -80,20 +83,20 @@ class PendingChunks:
             raise
         return opened
 
-    def add(self, chunks: tracking.BitMap) -> None:
-        """Add chunks, durably.  Allowed only as long as no manifest relies on the file.  Raises OSError."""
-        more = chunks - self.chunks
+    def add(self, grains: tracking.BitMap) -> None:
+        """Add grains, durably.  Allowed only as long as no manifest relies on the file.  Raises OSError."""
+        more = grains - self.grains
         if more:
-            self.chunks |= more
-            self._write(more, self.chunks)
+            self.grains |= more
+            self._write(more, self.grains)
             self._io.fdatasync(self._fd)
 
-    def remove(self, chunks: Iterable[int]) -> None:
-        """Take chunks out, durably.  Raises OSError."""
-        settled = tracking.BitMap(chunks)
-        self._write(settled, self.chunks - settled)
+    def remove(self, grains: Iterable[int]) -> None:
+        """Take grains out, durably.  Raises OSError."""
+        settled = tracking.BitMap(grains)
+        self._write(settled, self.grains - settled)
         self._io.fdatasync(self._fd)
-        self.chunks.difference_update(settled)
+        self.grains.difference_update(settled)
 
     def close(self) -> None:
         """Close the file.  Closing twice is allowed."""
@@ -102,7 +105,7 @@ class PendingChunks:
             self._fd = -1
 
     def _write(self, touched: tracking.BitMap, content: tracking.BitMap) -> None:
-        """Write the sectors that hold chunks of `touched`, adjacent ones with one call."""
+        """Write the sectors that hold grains of `touched`, adjacent ones with one call."""
         run: list[memoryview] = []
         begin = 0
         for sector in _sectors(touched):
@@ -116,7 +119,7 @@ class PendingChunks:
             storage_io.write_all(self._io, self._fd, run, begin * _SECTOR, len(run) * _SECTOR)
 
     def _read(self, total: int) -> None:
-        """Read the chunks of the file.  Raises OSError, PendingDamaged."""
+        """Read the grains of the file.  Raises OSError, PendingDamaged."""
         size = -(-total // _BITS) * _SECTOR
         buffer = memoryview(bytearray(min(_READ, size)))
         for offset in range(0, size, _READ):
@@ -129,33 +132,54 @@ class PendingChunks:
                 decoded = _decode(bytes(piece[at : at + _SECTOR]), (offset + at) // _SECTOR)
                 if decoded is None:
                     raise PendingDamaged(self.path, f"the sector at {offset + at} fails its checksum")
-                self.chunks.update(decoded)
-        if self.chunks and self.chunks.max() >= total:
+                self.grains.update(decoded)
+        if self.grains and self.grains.max() >= total:
             raise PendingDamaged(self.path, "it is about a larger volume")
 
 
-def _sectors(chunks: tracking.BitMap) -> Iterator[int]:
-    """Yield the sectors that hold some of `chunks`, in order."""
+def take_over(old: Path, path: Path, total: int, per_chunk: int, io: storage_io.StorageIO) -> None:
+    """Make the file `path` from a file `old` with one bit for each chunk of `per_chunk` grains, unless it is made already.
+
+    `total` is the number of the volume's grains.
+
+    After a crash either file is there, or both.  Raises PendingDamaged, OSError.
+    """
+    if not path.exists():
+        whole = PendingGrains.open(old, -(-total // per_chunk), io)
+        whole.close()
+        grains = tracking.add_to(
+            tracking.BitMap(), ((first * per_chunk, end * per_chunk) for first, end in tracking.runs(whole.grains))
+        )
+        grains.remove_range(total, grains.max() + 1 if grains else total)
+        beside = path.with_name(path.name + ".new")
+        PendingGrains.create(beside, grains, total, io).close()
+        io.rename(beside, path)
+        io.fsync_directory(path.parent)
+    io.unlink(old)
+
+
+def _sectors(grains: tracking.BitMap) -> Iterator[int]:
+    """Yield the sectors that hold some of `grains`, in order."""
     at = 0
-    while (chunk := next(chunks.iter_equal_or_larger(at), None)) is not None:
-        yield chunk // _BITS
-        at = (chunk // _BITS + 1) * _BITS
+    while (grain := next(grains.iter_equal_or_larger(at), None)) is not None:
+        yield grain // _BITS
+        at = (grain // _BITS + 1) * _BITS
 
 
-def _encode(chunks: tracking.BitMap, sector: int) -> bytes:
+def _encode(grains: tracking.BitMap, sector: int) -> bytes:
     first = sector * _BITS
     bits = bytearray(_SECTOR - _CRC.size)
-    for chunk in chunks.iter_equal_or_larger(first):
-        if chunk >= first + _BITS:
+    for grain in grains.iter_equal_or_larger(first):
+        if grain >= first + _BITS:
             break
-        bits[(chunk - first) >> 3] |= 1 << (chunk & 7)
+        bits[(grain - first) >> 3] |= 1 << (grain & 7)
     if not any(bits):
         return bytes(_SECTOR)
     return bytes(bits) + _CRC.pack(crc32c.crc32c(bits))
 
 
 def _decode(data: bytes, sector: int) -> list[int] | None:
-    """Return the chunks of a sector; None if it is damaged."""
+    """Return the grains of a sector; None if it is damaged."""
     bits = data[: -_CRC.size]
     if not any(data):
         return []
