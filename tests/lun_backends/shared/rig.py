@@ -14,9 +14,9 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers
@@ -37,7 +37,7 @@ CHUNK = 4096
 VOLUME = uuid.UUID(int=0xA5)
 PATIENCE = 30.0  # seconds until a test that hangs fails
 POOL = 8
-_POOL_AT = 10  # the first LUN of the pool
+POOL_AT = 10  # the first LUN of the pool
 
 
 class Slow(MemoryDevice):
@@ -104,18 +104,18 @@ class Log(Slow):
 class Array:
     """Primary, log and pool behind one portal; `moments` has the primary's content at the fence of each epoch."""
 
-    def __init__(self, directory: Path, *, size: int = MIB) -> None:
+    def __init__(self, directory: Path, *, size: int = MIB, pool: int = POOL) -> None:
         self.served = Served()
         self.primary = Slow(size)
         self.moments: dict[int, bytes] = {}
         self.log = Log(self._note)
-        self.luns = {uuid.UUID(int=0x100 + at): Slow(size, write_once=True) for at in range(POOL)}
+        self.luns = {uuid.UUID(int=0x100 + at): Slow(size, write_once=True) for at in range(pool)}
         self._directory = directory
         self._serve_primary()
         self.log_unit = self.served.add(1, self.log, UnitKind.WRITE_ONCE)
         self.units = {
             lun: self.served.add(number, device, UnitKind.WRITE_ONCE)
-            for number, (lun, device) in enumerate(self.luns.items(), _POOL_AT)
+            for number, (lun, device) in enumerate(self.luns.items(), POOL_AT)
         }
         self.hidden: set[tuple[str, uuid.UUID]] = set()  # (node, LUN) that it does not see
 
@@ -124,7 +124,7 @@ class Array:
             self.moments.setdefault(record.epoch, bytes(self.primary.data))
 
     def address(self, lun: uuid.UUID | int, through: str = "") -> str:
-        number = lun if isinstance(lun, int) else _POOL_AT + list(self.luns).index(lun)
+        number = lun if isinstance(lun, int) else POOL_AT + list(self.luns).index(lun)
         host, port = self.served.portal.address
         return f"iscsi://{through or f'{host}:{port}'}/{TARGET}/{number}"
 
@@ -142,6 +142,9 @@ class Array:
         )  # fmt: skip
         self.served.target.add_lun(0, self.unit)
 
+    def initiator(self, name: str) -> libiscsi.Initiator:
+        return self.served.initiator(name)
+
     @staticmethod
     def quiet(opened: Sequence[volume.SharedVolume]) -> None:
         """Return when the nodes have looked at the log a moment ago, and so do not look again for almost a second."""
@@ -156,7 +159,7 @@ class Array:
 class Pool:
     """The pool as a node sees it."""
 
-    def __init__(self, array: Array, initiator: libiscsi.Initiator, node: str, through: str) -> None:
+    def __init__(self, array: AsSeen, initiator: libiscsi.Initiator, node: str, through: str) -> None:
         self._array, self._initiator, self._node, self._through = array, initiator, node, through
         self.opened: dict[uuid.UUID, PausableDisk] = {}
 
@@ -182,6 +185,19 @@ def disk_written(disk: block_device.BlockDevice) -> bool:
     return next(disk.extents(0, disk.size)).kind is block_device.ExtentKind.DATA
 
 
+class AsSeen(Protocol):
+    """The array, as nodes of this process or of another one see it."""
+
+    hidden: set[tuple[str, uuid.UUID]]
+
+    @property
+    def luns(self) -> Collection[uuid.UUID]: ...
+
+    def address(self, lun: uuid.UUID | int, through: str = "", /) -> str: ...
+
+    def initiator(self, name: str) -> libiscsi.Initiator: ...
+
+
 class Node(volume.SharedVolume):
     """The volume on a node, with what a test needs of its devices."""
 
@@ -189,9 +205,9 @@ class Node(volume.SharedVolume):
     pool: Pool
 
 
-def open_node(array: Array, name: str, *, exclusive: bool | None = None, through: str = "", **settings: Any) -> Node:
+def open_node(array: AsSeen, name: str, *, exclusive: bool | None = None, through: str = "", **settings: Any) -> Node:
     """Open the volume on a node of that name; `through` is the HOST:PORT of a link to the portal."""
-    initiator = array.served.initiator(f"iqn.2026-11.io.wolun:{name}")
+    initiator = array.initiator(f"iqn.2026-11.io.wolun:{name}")
     pool = Pool(array, initiator, name, through)
     primary = PausableDisk(initiator.unit(array.address(0, through)))
     log = Disk(initiator.unit(array.address(1, through)), write_once=True)
