@@ -17,7 +17,7 @@ import click
 
 import target
 from target import places
-from target.commands import common, config, daemon, reservations, snapshot, volume
+from target.commands import common, config, daemon, node, reservations, snapshot, volume
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,6 +44,7 @@ for command in (
     daemon.doctor,
     snapshot.snapshot,
     volume.volume,
+    node.node,
     reservations.reservations,
     daemon.shell,
     daemon.completion,

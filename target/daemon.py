@@ -82,7 +82,10 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
             raise CannotServe(f"the state in {state_dir} cannot be used: {error}") from error
         try:
             if (configured.volumes or configured.write_once or configured.shared) and not (
-                service.inventory.open_volumes or service.inventory.scsi.luns or service.inventory.undecided
+                service.inventory.open_volumes
+                or service.inventory.scsi.luns
+                or service.inventory.undecided
+                or service.nodes.any
             ):
                 raise CannotServe("no volume can be served; the messages above name the reason and the remedy for each")
             _run(service, config, on_file, stop_signals)

@@ -112,6 +112,35 @@ The daemon has nearly as many files open as it may have.  When it has no descrip
 initiator can log in, and commands of `wolun` get no answer.  Open sessions and volumes are still served, and no data is
 lost.  Each snapshot takes three descriptors, each session one.  The daemon raises its own limit as far as it may.  Raise the hard
 limit (`LimitNOFILE=` in the unit, or `ulimit -Hn` in a shell) and start the daemon again, or delete snapshots.""",
+    "node-out": """\
+This host does not take part in a shared volume at present.  Its initiators wait, and then get NOT READY; the other nodes go on.
+The alert has the reason: the primary, the log or a write-once LUN does not answer or is not visible, a fence is not complete, or
+another node rolls the volume back.  No acknowledged write is lost.  See that this host reaches the storage host (for disks of
+the kernel: `iscsiadm -m session --rescan`).  The node joins again by itself within seconds.""",
+    "node-expelled": """\
+Another node expelled this one (`wolun node expel`), so it can neither read nor write the volume.  That is for good, because a
+node that was given up must not come back by accident.  If it is to take part again, see first that nothing on it still has old
+data of the volume in a cache.  Then give the node another name (`node` of the volume in the configuration) and start the daemon
+again.""",
+    "fence-pending": """\
+A snapshot, an expulsion or a rollback is in the log of a shared volume, and its fence has not been complete for a while.  Until
+then nobody can read the snapshot.  Every node that reaches the primary completes the fence by itself, whoever asked for it, and
+all nodes go on to write meanwhile.  So this means that no node reaches the primary, or that the primary refuses PERSISTENT
+RESERVE OUT: look at the other alerts, and at the daemon's log.""",
+    "pool-empty": """\
+Each snapshot of a shared volume takes a blank write-once LUN of the pool, and none is left that this node sees.  The volume works
+as before, and its snapshots stay true; the next snapshot is refused.  The storage host keeps as many blank LUNs ready as `pool`
+says.  Look there whether that number is enough and whether its disk has room.  If this host reaches the LUNs through the kernel,
+rescan (`iscsiadm -m session --rescan`).""",
+    "log-damaged": """\
+A block of the log of a shared volume holds no record of that volume.  It may have been the record of a snapshot, so no node can
+know which snapshot is the newest, and nodes that read it stay out.  Nothing was overwritten.  Look at the log on the storage
+host: its disk may have lost data, or something else wrote to the LUN.  A record of a newer version of wolun is named as such:
+then update this node.""",
+    "log-full": """\
+Each snapshot, deletion, expulsion and rollback of a shared volume takes one or two blocks of its log, which are never used again.
+The log is nearly full.  When it is full, no snapshot can be taken or deleted, and no node can be fenced; the volume itself can
+still be read and written.  Make a new volume with a larger log on the storage host, and copy the data.""",
     "low-space": f"""\
 Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
 to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",

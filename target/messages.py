@@ -86,12 +86,53 @@ class SnapshotDetails(Snapshot):
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """The part of this node in a shared volume.
+
+    `state` is `armed`, `arming` or `out`; `problem` says why it is not armed.  `epoch` counts the snapshots that were ever
+    taken.  `fence_pending_seconds` is how long the newest request for a fence has had no answer, None if none is due.
+    `pool` are the write-once LUNs that are ready for further snapshots, None if that is unknown.  `copies` are the
+    chunks that this node preserved, `futile_copies` those that another one had preserved already.  `exchange` names the
+    ways by which nodes tell each other what they preserved.
+    """
+
+    node: str
+    state: str
+    problem: str
+    epoch: int | None
+    fence_pending_seconds: float | None
+    pool: int | None
+    copies: int
+    futile_copies: int
+    exchange: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a shared volume, as the log and the primary know it.
+
+    `epoch` is that of its registration, None if it is not registered or if that is unknown.  `last_seen` is the time of
+    its newest record in the log, by its own clock.
+    """
+
+    volume: str
+    name: str
+    this: bool
+    expelled: bool
+    registered: bool | None
+    epoch: int | None
+    last_seen: str | None
+    initiator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as it is served.
 
     `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is
     not served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back
     to, until all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
+    `sharing` is None unless several nodes share the volume.
     """
 
     name: str
@@ -117,6 +158,7 @@ class Volume:
     verify_reads: bool = True
     map_write_once: str = "none"
     write_cache: bool = True
+    sharing: Sharing | None = None
 
 
 @dataclass(frozen=True, slots=True)

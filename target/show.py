@@ -301,6 +301,8 @@ def status(answer: messages.Status) -> str:
             right={1, 3, 4, 5, 6, 7, 8, 9},
         ),
     ]
+    if shared := _sharing(answer.volumes):
+        parts.append(shared)
     if answer.sessions:
         parts.append(
             table(
@@ -326,6 +328,50 @@ def status(answer: messages.Status) -> str:
     ]
     parts.append("\n".join(map(alert, answer.alerts)) if answer.alerts else "no trouble")
     return "\n\n".join(parts)
+
+
+@_printable
+def nodes(answer: Sequence[messages.Node]) -> str:
+    """Return the table of the nodes of a shared volume."""
+    if not answer:
+        return "no nodes"
+    rows = [
+        (
+            f"{node.name} (this)" if node.this else node.name,
+            "expelled" if node.expelled else {True: "registered", False: "out", None: "-"}[node.registered],
+            "-" if node.epoch is None else str(node.epoch),
+            "-" if node.last_seen is None else moment(node.last_seen),
+            node.initiator or "-",
+        )
+        for node in answer
+    ]
+    return table(("NODE", "STATE", "EPOCH", "LAST SEEN", "INITIATOR"), rows, right={2})
+
+
+def _sharing(answer: Sequence[messages.Volume]) -> str:
+    """Return the table of the part that this node has in shared volumes."""
+    rows = []
+    for volume in answer:
+        sharing = volume.sharing
+        if sharing is None:
+            continue
+        pending = sharing.fence_pending_seconds
+        rows.append(
+            (
+                volume.name,
+                sharing.node,
+                sharing.state + (f": {sharing.problem}" if sharing.problem else ""),
+                "-" if sharing.epoch is None else str(sharing.epoch),
+                "no" if pending is None else f"for {units.human_seconds(pending)}",
+                "-" if sharing.pool is None else str(sharing.pool),
+                f"{sharing.futile_copies} of {sharing.copies + sharing.futile_copies}",
+                sharing.exchange,
+            )
+        )
+    if not rows:
+        return ""
+    heads = ("SHARED", "NODE", "STATE", "EPOCH", "FENCE PENDING", "POOL", "FUTILE COPIES", "EXCHANGE")
+    return table(heads, rows, right={3, 5})
 
 
 @_printable

@@ -23,6 +23,7 @@ PEERS: Mapping[str, str] = {
     "e2fsck": "e2fsprogs",
     "fsfreeze": "util-linux",
     "gcc": "gcc",
+    "ip": "iproute2",
     "iscsi-inq": "libiscsi-bin",
     "iscsi-ls": "libiscsi-bin",
     "iscsi-perf": "libiscsi-bin",

@@ -8,7 +8,9 @@ errors are the same, and so is what each method promises; `volume` and `snapshot
 from __future__ import annotations
 
 import datetime
+import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
@@ -19,7 +21,6 @@ from lun_backends.damage import OnDamage
 from lun_backends.stores import contract
 from lun_backends.tracking import BitMap
 from lun_backends.volumes import errors, outside, policy
-from lun_backends.volumes.manifest import SnapshotState
 
 
 class Snapshot(Protocol):
@@ -63,7 +64,11 @@ class Snapshot(Protocol):
         """How long this host's writes were held to take it, if this process took it."""
 
     @property
-    def state(self) -> SnapshotState: ...
+    def size(self) -> int:
+        """Bytes of the volume at that moment."""
+
+    @property
+    def state(self) -> enum.Enum: ...
 
     @property
     def is_invalid(self) -> bool:
@@ -135,6 +140,8 @@ class Volume(Protocol):
     name: str
     uuid: UUID
     chunk_size: int
+    directory: Path
+    """The directory for what this host keeps of the volume."""
 
     @property
     def device(self) -> BlockDevice:

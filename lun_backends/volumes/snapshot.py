@@ -36,6 +36,11 @@ class Snapshot:
     held_seconds: float | None = None  # how long writes were held to take it, if this process took it
 
     @property
+    def size(self) -> int:
+        """Return how many bytes the volume had at that moment."""
+        return self.view.size
+
+    @property
     def state(self) -> SnapshotState:
         """Return the state: active, doubtful, deleting or invalid."""
         if self.deleting:

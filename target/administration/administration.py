@@ -65,11 +65,11 @@ class Administration:
 
     def volumes(self) -> list[messages.Volume]:
         """Return all volumes, as they are served."""
-        return [self._service.status.volume(volume) for volume in self._in_force.settings.volumes]
+        return [self._service.status.volume(volume) for volume in self._in_force.settings.all_volumes]
 
     def volume(self, name: str) -> messages.Volume:
         """Return one volume, as it is served.  Raise Problem."""
-        return self._service.status.volume(self._in_force.volume(name))
+        return self._service.status.volume(self._in_force.any_volume(name))
 
     def luns(self) -> list[messages.Lun]:
         """Return the units of the target."""

@@ -65,7 +65,16 @@ class InForce:
         for volume in self.settings.volumes:
             if volume.name == name:
                 return volume
+        if any(shared.name == name for shared in self.settings.all_volumes):
+            raise problems.shared_in_file(name)
         raise problems.no_such_volume(name, [volume.name for volume in self.settings.volumes])
+
+    def any_volume(self, name: str) -> configuration.Volume | configuration.SharedVolume:
+        """Return the volume of that name, shared or not.  Raise Problem."""
+        for volume in self.settings.all_volumes:
+            if volume.name == name:
+                return volume
+        raise problems.no_such_volume(name, [volume.name for volume in self.settings.all_volumes])
 
     def with_volume(self, volume: configuration.Volume) -> configuration.Settings:
         """Return the settings with one more volume.  Raise Problem."""

@@ -127,6 +127,11 @@ class Settings(values.Group):
         }
 
     @property
+    def all_volumes(self) -> tuple[Volume | SharedVolume, ...]:
+        """The volumes that snapshots can be taken of."""
+        return (*self.volumes, *(shared for shared in self.shared if not shared.is_static))
+
+    @property
     def fixed_luns(self) -> frozenset[int]:
         """The LUNs that the configuration assigns by itself."""
         return frozenset(lun for _, lun, _ in (*self._volume_luns(), *self._other_luns()))
@@ -142,11 +147,14 @@ class Settings(values.Group):
 
     def _repeated_names(self) -> Problems:
         problems: dict[Where, str] = {}
-        first: dict[str, int] = {}
-        for index, volume in enumerate(self.volumes):
-            if volume.name in first:
-                problems["volumes", index, "name"] = f"volumes[{first[volume.name]}] is called {volume.name} already"
-            first.setdefault(volume.name, index)
+        first: dict[str, str] = {}
+        named = [(("volumes", index), volume.name) for index, volume in enumerate(self.volumes)]
+        # A volume with one snapshot may be listed once for each of its snapshots, and beside the primary itself.
+        named += [(("shared", index), shared.name) for index, shared in enumerate(self.shared) if not shared.is_static]
+        for (key, index), name in named:
+            if name in first:
+                problems[key, index, "name"] = f"{first[name]} is called {name} already"
+            first.setdefault(name, f"{key}[{index}]")
         return problems
 
     def _repeated_luns(self) -> Problems:

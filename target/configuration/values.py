@@ -43,6 +43,8 @@ INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,
 WRITE_ONCE_SUFFIX = "/write-once"
 UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
+DEVICE_PATTERN = r"^((?!iscsi:).+|iscsi://(\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:]+)(:[0-9]{1,5})?/[^/\s]+/[0-9]{1,5})$"
+"""A block device of this host, or a LUN that the daemon reaches over iSCSI by itself."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
 
 
@@ -264,6 +266,19 @@ def _possible_path(value: Path) -> Path:
 
 
 FilePath = Annotated[Path, pydantic.AfterValidator(_possible_path)]
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(DEVICE_PATTERN, value):
+        raise ValueError(
+            f"{value!r} is no device: write a path, like /dev/disk/by-id/wwn-0x6001405000000001, or "
+            "iscsi://HOST[:PORT]/TARGET/LUN"
+        )
+    _possible_path(Path(value))
+    return value
+
+
+Device = Annotated[str, pydantic.AfterValidator(_device), _schema(pattern=DEVICE_PATTERN)]
 BlockSize = Annotated[int, pydantic.AfterValidator(_allowed_block_size), _schema(enum=[512, 4096])]
 ChunkSize = Annotated[Size, pydantic.AfterValidator(_allowed_chunk_size)]
 PhysicalBlockSize = Annotated[Size, pydantic.AfterValidator(_allowed_physical_block_size)]

@@ -125,32 +125,10 @@ class Volume(values.Group):
             problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"
         if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
             problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
-        problems.update(self._schedule_problems())
+        problems.update(schedule_problems(self.schedule, self.keep, self.max_snapshots, len(self.snapshots)))
         for position, name in enumerate(self.snapshots):
             if name in self.snapshots[:position]:
                 problems["snapshots", position] = f"{name} is listed already"
-        return problems
-
-    def _schedule_problems(self) -> Problems:
-        """Return the problems of the schedule beside its neighbours."""
-        if self.schedule is None:
-            return {} if self.keep is None else {("keep",): "it does nothing without a schedule"}
-        counts = {} if self.keep is None else self.keep.counts
-        total = sum(counts.values())
-        if not total:
-            return {("schedule",): "write which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
-        kinds = list(Every)
-        problems: dict[Where, str] = {
-            ("keep", every.value): f"it does nothing: the schedule is {self.schedule.value}"
-            for every in kinds[: kinds.index(self.schedule)]
-            if counts[every]
-        }
-        listed = len(self.snapshots)
-        if self.max_snapshots is not None and self.max_snapshots <= total + listed:
-            also = f", {listed} are listed" if listed else ""
-            problems["max_snapshots",] = (
-                f"the schedule keeps {total}{also}, and takes one before it deletes one: write at least {total + listed + 1}"
-            )
         return problems
 
 
@@ -191,34 +169,103 @@ class WriteOnceLun(values.Group):
 
 
 class SharedVolume(values.Group):
-    """A volume on storage that several nodes share. Primary and write-once LUN are block devices of another host."""
+    """A volume on storage that several nodes share. The primary and the write-once LUNs belong to another host.
+
+    With `snapshot` and `write_once` it has that one snapshot. Without them, nodes take snapshots while all of them write.
+    """
 
     name: values.Name
-    """The name of the volume."""
+    """The name of the volume, the same on all nodes and on the storage host."""
 
-    snapshot: values.Name
-    """The name of its snapshot."""
-
-    primary: values.FilePath
-    """The block device of the primary, like /dev/disk/by-id/wwn-0x... The daemon always bypasses the page cache."""
-
-    write_once: values.FilePath
-    """The block device of the snapshot's write-once LUN."""
+    primary: values.Device
+    """The primary: a block device, like /dev/disk/by-id/wwn-0x..., or iscsi://HOST:PORT/TARGET/LUN, which the daemon reaches
+    by itself. The daemon always bypasses the page cache."""
 
     lun: values.Lun | None = None
-    """The LUN of the volume, through copy-on-write. Left out: this node does not write to it."""
+    """The LUN of the volume, through copy-on-write. Left out: initiators of this node do not see it."""
 
-    view_lun: values.Lun | None = None
-    """The LUN of the snapshot's read-only view. Left out: this node does not show it."""
+    node: values.Name | None = None
+    """The name of this node in the volume's log. No other node may have it. Left out: the name of the host."""
 
-    block_size: values.BlockSize = 512
-    """Bytes per logical block, the same as on the two devices: 512 or 4096."""
+    log: values.Device | None = None
+    """The write-once LUN that has the volume's log. Left out: the daemon finds it among the LUNs that it sees."""
+
+    pool: tuple[values.Device, ...] = ()
+    """The blank write-once LUNs that snapshots may take. Left out: the daemon finds them among the LUNs that it sees."""
 
     chunk_size: values.ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB."""
 
+    on_error: policy.OnError = policy.DEFAULT.on_error
+    """The reaction when old data cannot be kept. `fail-writes` refuses the writes that would overwrite it. `drop-snapshot`
+    lets them go on and invalidates snapshots, on all nodes."""
+
+    max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """How many snapshots this node lets the volume have. Left out: any number."""
+
+    schedule: Every | None = None
+    """How often a node takes a snapshot by itself, as for volumes. If several nodes have a schedule, only one of them takes
+    the snapshot of an hour, a day, a week or a month."""
+
+    keep: Keep | None = None
+    """Which of the snapshots that a schedule takes are kept; the daemon deletes the others."""
+
+    snapshot: values.Name | None = None
+    """The name of its only snapshot; needs `write_once`."""
+
+    write_once: values.FilePath | None = None
+    """The block device of the write-once LUN of its only snapshot; needs `snapshot`."""
+
+    view_lun: values.Lun | None = None
+    """The LUN of the only snapshot's read-only view. Left out: this node does not show it."""
+
+    block_size: values.BlockSize = 512
+    """Bytes per logical block, the same as on the two devices of a volume with only one snapshot: 512 or 4096."""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it has only the snapshot that the configuration names."""
+        return self.write_once is not None
+
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
+        given = self.model_fields_set
+        if self.snapshot is None and self.write_once is None:
+            if "view_lun" in given:
+                return {("view_lun",): "it needs snapshot and write_once: otherwise views get free LUNs by themselves"}
+            if "block_size" in given:
+                return {("block_size",): "it needs snapshot and write_once: otherwise the primary says it"}
+            return schedule_problems(self.schedule, self.keep, self.max_snapshots, 0)
+        for key in ("snapshot", "write_once"):
+            if getattr(self, key) is None:
+                return {(): f"{key} is missing: write both snapshot and write_once, or none of them"}
+        if self.primary.startswith("iscsi:"):
+            return {("primary",): "with write_once, it must be a block device"}
+        for key in ("node", "log", "pool", "on_error", "max_snapshots", "schedule", "keep"):
+            if key in given:
+                return {(key,): "it does nothing for a volume whose only snapshot the configuration names"}
         if self.lun is None and self.view_lun is None:
             return {(): "it would not be served: write lun, view_lun, or both"}
         return {}
+
+
+def schedule_problems(every: Every | None, keep: Keep | None, most: int | None, listed: int) -> Problems:
+    """Return the problems of a schedule beside `keep`, `max_snapshots` and the number of `snapshots` in the configuration."""
+    if every is None:
+        return {} if keep is None else {("keep",): "it does nothing without a schedule"}
+    counts = {} if keep is None else keep.counts
+    total = sum(counts.values())
+    if not total:
+        return {("schedule",): "write which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
+    kinds = list(Every)
+    problems: dict[Where, str] = {
+        ("keep", kind.value): f"it does nothing: the schedule is {every.value}"
+        for kind in kinds[: kinds.index(every)]
+        if counts[kind]
+    }
+    if most is not None and most <= total + listed:
+        also = f", {listed} are listed" if listed else ""
+        problems["max_snapshots",] = (
+            f"the schedule keeps {total}{also}, and takes one before it deletes one: write at least {total + listed + 1}"
+        )
+    return problems

@@ -25,6 +25,7 @@ from target.control import (
     routes_administration,
     routes_configuration,
     routes_jobs,
+    routes_nodes,
     routes_snapshots,
 )
 from target.service import problems
@@ -51,6 +52,7 @@ def application(service: Service, admin: administration.Administration) -> fasta
 
     for router in (
         routes_snapshots.routes(service),
+        routes_nodes.routes(service),
         routes_jobs.routes(service.jobs),
         routes_administration.routes(admin),
         routes_access.routes(admin),

@@ -143,6 +143,15 @@ class Client:
         request = messages.ResizeVolume(size)
         return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
+    def nodes(self, volume: str) -> list[messages.Node]:
+        """Return the nodes of a shared volume."""
+        return [codec.decode(messages.Node, item) for item in self._ask("GET", f"{_volume(volume)}/nodes")]
+
+    def expel_node(self, volume: str, name: str, *, force: bool) -> list[messages.Node]:
+        """Expel a node from a shared volume, for good.  Return the nodes."""
+        answer = self._ask("DELETE", f"{_volume(volume)}/nodes/{_part(name)}?force={force}")
+        return [codec.decode(messages.Node, item) for item in answer]
+
     def accept_volume(self, name: str) -> messages.Accepted:
         """Accept the doubtful snapshots of a volume as true."""
         path = f"{_volume(name)}/accept?dry_run={self.dry_run}"

@@ -9,7 +9,7 @@ from prometheus_client import core, registry
 
 import target
 from lun_backends import write_once
-from target import descriptors, printable
+from target import descriptors, messages, printable
 from target.service.service import Service
 
 
@@ -20,6 +20,7 @@ class Collector(registry.Collector):
         self._inventory = service.inventory
         self._jobs = service.jobs
         self._scheduler = service.scheduler
+        self._sharing = service.nodes
 
     def collect(self) -> Iterator[core.Metric]:
         """Yield one family of metrics after the other."""
@@ -40,6 +41,7 @@ class Collector(registry.Collector):
         yield from self._load()
         yield from self._units()
         yield from self._volumes()
+        yield from self._nodes()
         yield self._schedules()
         yield from self._snapshots()
 
@@ -111,12 +113,36 @@ class Collector(registry.Collector):
         yield from (up, kept, limit, low)
         yield from counters.values()
 
+    def _nodes(self) -> Iterator[core.Metric]:
+        """Yield the part of this host in shared volumes."""
+        labels = ["volume", "node"]
+        gauge = core.GaugeMetricFamily
+        armed = gauge("wolun_node_armed", "1 if the node takes part in the volume.", labels=labels)
+        epoch = gauge("wolun_node_epoch", "The snapshots that were ever taken of the volume.", labels=labels)
+        pending = gauge("wolun_node_fence_pending_seconds", "How long a fence has been pending.", labels=labels)
+        pool = gauge("wolun_node_pool_luns", "Blank write-once LUNs for further snapshots.", labels=labels)
+        for name, sharing in self._shared():
+            key = [printable.line(name), sharing.node]
+            armed.add_metric(key, int(sharing.state == "armed"))
+            pending.add_metric(key, sharing.fence_pending_seconds or 0.0)
+            if sharing.epoch is not None:
+                epoch.add_metric(key, sharing.epoch)
+            if sharing.pool is not None:
+                pool.add_metric(key, sharing.pool)
+        yield from (armed, epoch, pending, pool)
+
+    def _shared(self) -> Iterator[tuple[str, messages.Sharing]]:
+        for shared in self._inventory.settings.shared:
+            sharing = self._sharing.sharing(shared.name)
+            if sharing is not None:
+                yield shared.name, sharing
+
     def _schedules(self) -> core.Metric:
         kept = core.GaugeMetricFamily(
             "wolun_volume_schedule_kept", "1 if the volume's schedule is kept, 0 if it is not.", labels=["volume"]
         )
         unkept = self._scheduler.unkept()
-        for configured in self._inventory.settings.volumes:
+        for configured in self._inventory.settings.all_volumes:
             if configured.schedule is not None:
                 kept.add_metric([configured.name], 0 if configured.name in unkept else 1)
         return kept

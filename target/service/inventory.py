@@ -87,7 +87,7 @@ class Inventory:
         self.left = left_behind.LeftBehind(state_dir)
         self._volumes: Mapping[str, Volume] = {}
         self._jobs = jobs
-        self._unit_state = unit_state.UnitState(state_dir)
+        self._unit_state = unit_state.UnitState()
         self._resting = resting.Resting(state_dir / "resting-luns.json", self._logged_in)
         self._numbers = lun_numbers.LunNumbers(
             state_dir / "luns.json", set(configured.fixed_luns), lambda: self._resting.all()
@@ -231,6 +231,36 @@ class Inventory:
                     owner.close()
             self._release(configured.lun)
 
+    def add_shared(self, configured: configuration.SharedVolume, owner: Volume) -> None:
+        """Serve an open shared volume, and its snapshots.  Raise Problem."""
+        with self.changing([configured.name]), problems.translated(f"volume {configured.name} cannot be served"):
+            self._refuse_number_of_snapshot(configured.lun)
+            unit = self._unit_state.unit(owner, owner.device, owner.uuid, logical_unit.UnitKind.PRIMARY, owner.name)
+            if configured.lun is not None:
+                self._add_lun(configured.lun, unit, fixed=True)
+            with self._lock:
+                self._volumes = {**self._volumes, configured.name: owner}
+            self._unmark_failed(configured.name)
+
+    def follow(self, owner: Volume) -> None:
+        """Serve the snapshots that other nodes took of a shared volume, and no longer those that they deleted.  Raise Problem."""
+        with self.changing([owner.name]), problems.translated(f"the snapshots of {owner.name} are not all served"):
+            snapshots = {snapshot.uuid: snapshot for snapshot in owner.snapshots if not snapshot.deleting}
+            for identity, numbers in self._numbers.all().items():
+                if numbers.volume == owner.name and identity not in snapshots:
+                    for number in (numbers.view, numbers.write_once):
+                        if number in self.scsi.luns:
+                            self._remove_lun(number)
+                    self._rest(identity)
+                    self._numbers.free({identity})
+                    self._unit_state.forget(owner, (identity, view_uuid(identity)))
+            for snapshot in snapshots.values():
+                if snapshot.unreadable:
+                    continue  # once its fence is complete, it gets its LUNs
+                allotted = self._numbers.of(snapshot.uuid)
+                if allotted is None or allotted.view not in self.scsi.luns:
+                    self.publish(owner, snapshot)
+
     def relocate_volume(self, configured: configuration.Volume, old: str | None, *, force: bool) -> None:
         """Take up the data of the volume `old`, or a primary in another place, and serve the volume.  Raise Problem."""
         with (
@@ -268,13 +298,17 @@ class Inventory:
             if configured.lun is not None and configured.lun == left.lun and not primary.exists():
                 raise problems.left_behind(configured.name, configured.lun, left.name)
 
-    def _serve(self, configured: configuration.Volume) -> None:
+    def _refuse_number_of_snapshot(self, lun: int | None) -> None:
+        """Raise Problem if a snapshot has the number that a volume wants."""
         for numbers in self._numbers.all().values():
-            if configured.lun in (numbers.view, numbers.write_once):
-                raise problems.lun_taken(configured.lun, numbers.volume)
+            if lun is not None and lun in (numbers.view, numbers.write_once):
+                raise problems.lun_taken(lun, numbers.volume)
+
+    def _serve(self, configured: configuration.Volume) -> None:
+        self._refuse_number_of_snapshot(configured.lun)
         self._refuse_in_place_of_another(configured)
         self._map_write_once[configured.name] = configured.map_write_once
-        watch = snapshot_events.Watch(configured.name, lambda: self._unit_of(configured))
+        watch = snapshot_events.Watch(configured.name, lambda: self.unit_of(configured))
         owner = volumes.open_volume(configured, self.state_dir, watch)
         try:
             self._add_luns(owner, configured)
@@ -393,7 +427,7 @@ class Inventory:
 
     def set_write_cache(self, configured: configuration.Volume) -> None:
         """Let the writes to a volume end in the cache, or on stable storage, as the configuration says.  Raise Problem."""
-        unit = self._unit_of(configured)
+        unit = self.unit_of(configured)
         if unit is not None and unit.write_cache != configured.write_cache:
             with problems.translated(f"the write cache of {configured.name} was not flushed"):
                 unit.set_write_cache(configured.write_cache)
@@ -518,7 +552,7 @@ class Inventory:
         first = (*announced, *(address for address in addresses if address not in unbound), "tcm_loop")[0]
         return own_address.in_place_of_all(first)
 
-    def _unit_of(self, configured: configuration.Volume) -> logical_unit.LogicalUnit | None:
+    def unit_of(self, configured: configuration.Volume | configuration.SharedVolume) -> logical_unit.LogicalUnit | None:
         return None if configured.lun is None else self.scsi.luns.get(configured.lun)
 
     # -- finding -----------------------------------------------------------------------------------------------------
@@ -571,8 +605,8 @@ class Inventory:
         """Return the bytes read, the bytes written and the commands of each volume that has a LUN."""
         return {
             configured.name: (unit.counters.bytes_read, unit.counters.bytes_written, unit.counters.commands)
-            for configured in self._settings.volumes
-            if (unit := self._unit_of(configured)) is not None
+            for configured in self._settings.all_volumes
+            if (unit := self.unit_of(configured)) is not None
         }
 
     # -- the end -----------------------------------------------------------------------------------------------------

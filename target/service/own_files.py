@@ -66,8 +66,9 @@ def _own(inventory: Inventory) -> Iterator[tuple[str, os.stat_result]]:
     for configured in settings.volumes:
         yield from _at(f"it belongs to volume {configured.name}", volumes.primary_path(configured, state_dir))
     for shared in settings.shared:
-        for path in (shared.primary, shared.write_once):
-            yield from _at(f"it belongs to the shared volume {shared.name}", path)
+        for device in (shared.primary, shared.write_once, shared.log, *shared.pool):
+            if device is not None:
+                yield from _at(f"it belongs to the shared volume {shared.name}", Path(device))
     in_state = f"it is in the state directory {state_dir}"
     yield from _below(state_dir, in_state, set())
     yield from _at(in_state, state_dir)

@@ -67,6 +67,30 @@ def shared(name: str) -> Problem:
     )
 
 
+def shared_in_file(name: str) -> Problem:
+    """Refuse to change a shared volume while the daemon runs."""
+    return Problem(
+        "shared",
+        f"{name} is a shared volume: what this node does with it is in the configuration file",
+        "change `shared` there, and start the daemon again; the size is that of the primary on the storage host",
+    )
+
+
+def not_shared(name: str) -> Problem:
+    """Refuse a request for the nodes of a volume that has none."""
+    return Problem(
+        "not-shared",
+        f"{name} is a volume of this host alone: no other node has it",
+        "shared volumes are those in `shared` of the configuration",
+    )
+
+
+def no_such_node(volume: str, name: str, names: Iterable[str]) -> Problem:
+    """Refuse a name that no node of the volume is known by."""
+    remedy = _known(names, name, f"the nodes of {volume}", "write its name as its own configuration has it")
+    return Problem("no-such-node", f"{volume} has seen no node {name}", f"{remedy}; or use --force", 404)
+
+
 def no_such_snapshot(volume: str, name: str, names: Iterable[str]) -> Problem:
     """Refuse a name that no snapshot of the volume has."""
     remedy = _known(names, name, f"the snapshots of {volume}", f"take one with `wolun snapshot create {volume} {name}`")

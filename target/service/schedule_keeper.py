@@ -9,6 +9,7 @@ Both run on threads of their own.  Taking and deleting do not wait for each othe
 | taking hangs                                | `trouble` says so, `GRACE` seconds after it was due                       |
 | there are `max_snapshots` already           | it first deletes the one that the new snapshot would displace             |
 | the clock was set back, or is wrong         | only the order in which snapshots were taken counts, see `schedule`       |
+| another node of a shared volume was first   | nothing: the snapshot of a period has one name, and the log takes it once |
 
 An invalid snapshot displaces no good one, and stays visible for as long as a good one would.
 """
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 GRACE = 60.0
 """Seconds after which a snapshot that is due and not taken is trouble, even if nothing failed."""
 
+_Configured = settings.Volume | settings.SharedVolume
 _TAKE = "take"
 _EXPIRE = "expire"
 
@@ -69,7 +71,7 @@ class ScheduleKeeper:
             reasons.append(f"a snapshot has been due for {minutes} min, and is not taken yet")
         return "; ".join(reasons)
 
-    def look(self, configured: settings.Volume) -> None:
+    def look(self, configured: _Configured) -> None:
         """Begin to take and to delete what is due now.  Return at once."""
         if self._due(configured):
             self._due_since = time.monotonic() if self._due_since is None else self._due_since
@@ -87,7 +89,7 @@ class ScheduleKeeper:
         for thread in list(self._threads.values()):
             thread.join()
 
-    def _begin(self, what: str, configured: settings.Volume, work: Callable[[settings.Volume], None]) -> None:
+    def _begin(self, what: str, configured: _Configured, work: Callable[[_Configured], None]) -> None:
         thread = self._threads.get(what)
         if thread is not None and thread.is_alive():
             return
@@ -97,7 +99,7 @@ class ScheduleKeeper:
         )
         thread.start()
 
-    def _run(self, what: str, configured: settings.Volume, work: Callable[[settings.Volume], None]) -> None:
+    def _run(self, what: str, configured: _Configured, work: Callable[[_Configured], None]) -> None:
         try:
             work(configured)
         except problems.Problem as problem:
@@ -114,16 +116,21 @@ class ScheduleKeeper:
             log.error("the schedule of %s is not kept: %s", self.owner.name, reason)
         self._failures[what] = reason
 
-    def _due(self, configured: settings.Volume) -> bool:
+    def _due(self, configured: _Configured) -> bool:
         if configured.schedule is None:
             return False
         moments = [snapshot.taken_at for snapshot in self.owner.snapshots if snapshot.scheduled]
         last = self._last or (moments[-1] if moments else None)
+        if moments and last is not None and isinstance(configured, settings.SharedVolume):
+            last = max(last, moments[-1])  # another node may have taken one
         return schedule.due(self._clock(), configured.schedule, last)
 
-    def _take(self, configured: settings.Volume) -> None:
+    def _take(self, configured: _Configured) -> None:
         """Take a snapshot.  Raise Problem."""
         now = self._clock()
+        if isinstance(configured, settings.SharedVolume):
+            self._take_for_all(configured, now)
+            return
         name = schedule.name(now, {snapshot.name for snapshot in self.owner.snapshots})
         try:
             taken = self._snapshots.create_snapshot(configured.name, name, scheduled=True)
@@ -134,7 +141,18 @@ class ScheduleKeeper:
             taken = self._snapshots.create_snapshot(configured.name, name, scheduled=True)
         self._last = datetime.datetime.fromisoformat(taken.taken)
 
-    def _expire(self, configured: settings.Volume, coming: datetime.datetime | None = None) -> None:
+    def _take_for_all(self, configured: settings.SharedVolume, now: datetime.datetime) -> None:
+        """Take the snapshot of this period, unless another node was first: the log takes its name once.  Raise Problem."""
+        assert configured.schedule is not None
+        name = schedule.name(schedule.period(now, configured.schedule))
+        try:
+            self._snapshots.create_snapshot(configured.name, name, scheduled=True)
+        except problems.Problem:
+            if all(name != snapshot.name for snapshot in self.owner.snapshots):
+                raise
+        self._last = now
+
+    def _expire(self, configured: _Configured, coming: datetime.datetime | None = None) -> None:
         """Delete the snapshots that are no longer kept, oldest first.  Continue if one cannot be deleted.
 
         With `coming`, also delete the snapshots that a snapshot of that moment displaces.  Raise the first Problem.
@@ -154,9 +172,7 @@ class ScheduleKeeper:
         if failed:
             raise failed[0]
 
-    def _expired(
-        self, configured: settings.Volume, coming: datetime.datetime | None = None
-    ) -> list[interface.Snapshot]:
+    def _expired(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
         """Return the snapshots that are no longer kept, oldest first."""
         if configured.keep is None:
             return []

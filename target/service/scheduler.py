@@ -55,7 +55,7 @@ class Scheduler:
         """Begin to take and to delete all snapshots that are due now.  Return at once."""
         opened, looking = self._inventory.open_volumes, []
         keepers = {name: keeper for name, keeper in self._keepers.items() if keeper.busy}
-        for configured in self._inventory.settings.volumes:
+        for configured in self._inventory.settings.all_volumes:
             owner = opened.get(configured.name)
             if configured.schedule is None or owner is None:
                 continue
@@ -76,7 +76,7 @@ class Scheduler:
     def unkept(self) -> Mapping[str, str]:
         """Return the reason for each volume whose schedule is not kept."""
         unkept = {}
-        for configured in self._inventory.settings.volumes:
+        for configured in self._inventory.settings.all_volumes:
             if configured.schedule is None:
                 continue
             keeper = self._keepers.get(configured.name)

@@ -10,7 +10,8 @@
 | `scheduler` | a thread that takes and deletes snapshots by schedule                                  |
 | `rates`     | a thread that measures throughput                                                      |
 | `status`    | everything that is shown                                                               |
-| `sharing`   | the write-once LUNs and shared volumes of nodes that share storage                     |
+| `sharing`   | the write-once LUNs, and shared volumes with one snapshot, of nodes that share storage |
+| `nodes`     | threads that open and follow the shared volumes of which this host is a node           |
 
 A part knows the parts that it needs and never the service, so there is no circle.  There is no HTTP and no iSCSI here:
 arguments come in, `messages` go out, refusals are `problems.Problem`.  Any thread may call any part.
@@ -26,9 +27,11 @@ from target.configuration import settings
 from target.service import (
     inventory,
     jobs,
+    nodes,
     rates,
     reshaping,
     scheduler,
+    shared_devices,
     shared_storage,
     snapshots,
     status,
@@ -50,8 +53,10 @@ class Service:
         self.reshaping = reshaping.Reshaping(self.inventory, self.jobs)
         self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots)
         self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
-        self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler)
         self.inventory.open_configured()
+        self._opener = shared_devices.Opener()
+        self.nodes = nodes.Nodes(self.inventory, configured, self._opener.open)
+        self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler, self.nodes)
         self.sharing = shared_storage.Sharing(configured, state_dir, self.inventory.add_fixed_lun)
         for name, reason in self.sharing.failed.items():
             self.inventory.mark_failed(name, reason)
@@ -60,6 +65,7 @@ class Service:
         """Begin to measure and to follow the schedules: initiators can connect to `fabric` now."""
         self.inventory.fabric = fabric
         self.rates.start()
+        self.nodes.start()
         self.scheduler.start()
 
     def pulses(self) -> Sequence[liveness.Pulse]:
@@ -71,9 +77,11 @@ class Service:
         self.inventory.stop()
         self.jobs.stop()
         self.scheduler.close()
+        self.nodes.stop()
         self.rates.close()
 
     def close(self) -> None:
         """Sync and close the volumes.  Call this when the fabric has ended."""
         self.inventory.close()
+        self._opener.close()
         self.sharing.close()

@@ -45,8 +45,10 @@ class Sharing:
             with self._noting(f"{lun.volume}@{lun.snapshot}"):
                 self._serve_write_once(lun, state_dir / "write-once")
         for volume in configured.shared:
+            if volume.write_once is None:
+                continue  # see nodes
             with self._noting(volume.name):
-                self._serve_shared(volume)
+                self._serve_shared(volume, volume.write_once)
 
     def close(self) -> None:
         """Close every device.  Call this when the fabric has ended."""
@@ -80,10 +82,10 @@ class Sharing:
         self._closing.callback(device.close)
         self._add(configured.lun, device, device.uuid, UnitKind.WRITE_ONCE, f"{name}/write-once")
 
-    def _serve_shared(self, configured: settings.SharedVolume) -> None:
+    def _serve_shared(self, configured: settings.SharedVolume, write_once_path: Path) -> None:
         stack = shared.Shared.open(
-            configured.primary,
-            configured.write_once,
+            Path(configured.primary),
+            write_once_path,
             block_size=configured.block_size,
             chunk_size=None if configured.lun is None else configured.chunk_size,
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lun_backends import tracking
 from lun_backends.volumes import group, interface
 from lun_backends.volumes.errors import DeletionStopped
+from lun_backends.volumes.volume import Volume
 from target import codec, messages
 from target.configuration import settings
 from target.service import damage_met, moments, problems
@@ -59,6 +60,8 @@ class Snapshots:
                 self._inventory.publish(owner, snapshot)
         except (problems.Problem, OSError) as error:
             for owner, snapshot in taken:
+                if not isinstance(owner, Volume):
+                    continue  # all nodes have it, and this one tries again to serve it
                 self._inventory.withdraw(snapshot)
                 with problems.translated(f"{owner.name}@{snapshot.name} can neither be served nor deleted"):
                     owner.delete_snapshot(snapshot.name)
@@ -167,10 +170,10 @@ class Snapshots:
             taken=moments.utc(snapshot.taken_at),
             state=snapshot.state.value,
             reason=snapshot.reason,
-            size=snapshot.view.size,
+            size=snapshot.size,
             used_bytes=snapshot.used_bytes,
             preserved_bytes=preserved,
-            preserved_percent=round(100 * preserved / snapshot.view.size, 4),
+            preserved_percent=round(100 * preserved / snapshot.size, 4),
             view_lun=numbers.view if numbers else None,
             write_once_lun=write_once,
             labels=dict(snapshot.labels),

@@ -17,6 +17,7 @@ from target.iscsi.session_info import SessionInfo
 from target.service import alerts, moments, volumes
 from target.service.inventory import Inventory
 from target.service.jobs import Jobs
+from target.service.nodes import Nodes
 from target.service.rates import Rates
 from target.service.scheduler import Scheduler
 
@@ -24,11 +25,12 @@ from target.service.scheduler import Scheduler
 class Status:
     """The parts of a daemon, read only."""
 
-    def __init__(self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler) -> None:
+    def __init__(self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler, nodes: Nodes) -> None:
         self._inventory = inventory
         self._jobs = jobs
         self._rates = rates
         self._scheduler = scheduler
+        self._nodes = nodes
         self._started = datetime.datetime.now(datetime.UTC)
 
     def status(self) -> messages.Status:
@@ -48,7 +50,7 @@ class Status:
             portals_unbound=tuple(inventory.fabric.unbound()),
             space_free_bytes=space.free,
             space_total_bytes=space.total,
-            volumes=tuple(self.volume(configured) for configured in inventory.settings.volumes),
+            volumes=tuple(self.volume(configured) for configured in inventory.settings.all_volumes),
             sessions=tuple(_session(session) for session in inventory.fabric.sessions()),
             jobs=tuple(job.message() for job in self._jobs.all() if not job.ended),
             trouble=tuple(alert.message for alert in troubles),
@@ -61,10 +63,13 @@ class Status:
         return list(self._alerts(space.free, space.total))
 
     def _alerts(self, free: int, total: int) -> Iterator[messages.Alert]:
-        return alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
+        yield from alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
+        yield from self._nodes.alerts()
 
-    def volume(self, configured: settings.Volume) -> messages.Volume:
+    def volume(self, configured: settings.Volume | settings.SharedVolume) -> messages.Volume:
         """Return one volume, as it is being served."""
+        if isinstance(configured, settings.SharedVolume):
+            return self._shared(configured)
         owner = self._inventory.open_volumes.get(configured.name)
         read, written, commands = self._rates.of(configured.name)
         primary = volumes.primary_path(configured, self._inventory.state_dir)
@@ -92,6 +97,35 @@ class Status:
             doubtful=owner.doubt if owner else "",
             map_write_once=configured.map_write_once.value,
             write_cache=configured.write_cache,
+        )
+
+    def _shared(self, configured: settings.SharedVolume) -> messages.Volume:
+        owner = self._inventory.open_volumes.get(configured.name)
+        read, written, commands = self._rates.of(configured.name)
+        sharing = self._nodes.sharing(configured.name)
+        trouble = sharing.problem if owner and sharing else self._inventory.failed.get(configured.name, "")
+        preserved = owner.space.used if owner else 0
+        return messages.Volume(
+            name=configured.name,
+            lun=configured.lun,
+            state="online" if owner else "failed",
+            trouble=trouble,
+            restoring=owner.rolling_back_to.name if owner and owner.rolling_back_to else None,
+            size=owner.device.size if owner else 0,
+            block_size=owner.device.block_size if owner else 0,
+            chunk_size=configured.chunk_size,
+            durability="power-loss",
+            primary=configured.primary,
+            primary_used_bytes=0,
+            snapshots=len(owner.snapshots) if owner else 0,
+            snapshot_bytes=preserved,
+            preserved_bytes=preserved,
+            preserved_limit=None,
+            on_error=configured.on_error.value,
+            read_bytes_per_second=read,
+            written_bytes_per_second=written,
+            commands_per_second=commands,
+            sharing=sharing,
         )
 
 

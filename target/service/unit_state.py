@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state that logical units keep over restarts, in their volume's directory.
 
-<state directory>/volumes/<name>/reservations/<unit>.json    persistent reservations
-(target/scsi/reservations/reservation_file.py) <state directory>/volumes/<name>/atomic.journal              an atomic
-write under way (lun_backends/atomic_journal.py)
+<directory>/reservations/<unit>.json    persistent reservations (target/scsi/reservations/reservation_file.py)
+<directory>/atomic.journal              an atomic write under way (lun_backends/atomic_journal.py)
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lun_backends.volumes import interface
 from target.scsi import logical_unit
 from target.scsi.commands import table
 from target.scsi.reservations import persistent_reservation, reservation_file
-from target.service import problems, volumes
+from target.service import problems
 
 _ROLES = {
     logical_unit.UnitKind.PRIMARY: Role.PRIMARY,
@@ -29,16 +28,10 @@ _ROLES = {
 
 
 class UnitState:
-    """A maker of units that keep their state under one state directory."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-
-    def _directory(self, owner: interface.Volume) -> Path:
-        return volumes.volume_directory(owner.name, self._state_dir)
+    """A maker of units that keep their state in their volume's directory."""
 
     def _reservations(self, owner: interface.Volume, unit: uuid.UUID) -> Path:
-        return self._directory(owner) / "reservations" / f"{unit}.json"
+        return owner.directory / "reservations" / f"{unit}.json"
 
     def unit(
         self,
@@ -89,7 +82,7 @@ class UnitState:
 
         Call it before the first read and the first snapshot.  Raise BlockDeviceError, OSError.
         """
-        return atomic_journal.AtomicJournal(self._directory(owner) / "atomic.journal", owner.device)
+        return atomic_journal.AtomicJournal(owner.directory / "atomic.journal", owner.device)
 
     def forget(self, owner: interface.Volume, units: Iterable[uuid.UUID]) -> None:
         """Delete the state of units that are deleted.  Raise OSError."""

@@ -10,6 +10,7 @@ from target import messages, show, units
 from target.control import client
 from target.shell import console
 from target.shell.node import BOOLEANS, Node, export, files, flag, number, one_of, plural, table
+from target.shell.nodes import Nodes
 from target.shell.snapshots import Snapshots
 
 DURABILITIES = ("power-loss", "process-crash")
@@ -208,6 +209,8 @@ class Volume(Node):
 
     def list_children(self) -> None:
         Snapshots(self)
+        if self.message().sharing is not None:
+            Nodes(self)
 
     def summary(self) -> tuple[str, bool | None]:
         """Return the text and the health for `ls`."""
@@ -215,6 +218,10 @@ class Volume(Node):
         lun = "no LUN" if volume.lun is None else f"LUN {volume.lun}"
         if volume.state != "online":
             return f"{lun}, not served: {volume.trouble}", False
+        if volume.sharing is not None:
+            sharing = volume.sharing
+            text = f"{lun}, {units.human_size(volume.size)}, shared, {sharing.node} is {sharing.state}"
+            return text, sharing.state == "armed"
         used = volume.primary_used_bytes
         return f"{lun}, {units.human_size(volume.size)}, {units.human_size(used)} used", True
 

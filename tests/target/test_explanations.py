@@ -9,13 +9,14 @@ from pathlib import Path
 import target
 from target import explanations
 
-ALERTS = Path(target.__file__).parent / "service" / "alerts.py"
+SERVICE = Path(target.__file__).parent / "service"
+ALERTS = (SERVICE / "alerts.py", SERVICE / "nodes.py")
 
 
 def _alert_codes() -> set[str]:
     """Return the codes that the source passes to `messages.Alert`, directly or through the name `code`."""
     codes: set[str] = set()
-    for node in ast.walk(ast.parse(ALERTS.read_text())):
+    for node in (node for source in ALERTS for node in ast.walk(ast.parse(source.read_text()))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "Alert":
             codes |= _texts(node.args[0])
         elif isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "code" for to in node.targets):

@@ -55,7 +55,7 @@ def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
 
 def test_names_in_metrics_are_printable() -> None:
     inventory = types.SimpleNamespace(failed={"v\x1b[2J": "gone"}, open_volumes={})
-    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None)
+    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None)
     (up,) = (
         family for family in metrics.Collector(cast(Service, service))._volumes() if family.name == "wolun_volume_up"
     )

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices of shared volumes: found by what they say they are, or named by the configuration, and opened.
+
+A node is told the primary.  The log and the pool are write-once LUNs that say which volume they belong to
+(`lun_backends.initiator.discovery`).  So the node looks at all LUNs that it sees where the primary is:
+
+| primary         | where the log and the pool are looked for                                        |
+| --------------- | -------------------------------------------------------------------------------- |
+| `iscsi://…`     | all LUNs of the same target, through the same session                            |
+| a block device  | all SCSI disks of this host, after a rescan if one is missing                    |
+
+The configuration can name them instead.  Even then each has to say that it is what the configuration says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lun_backends import block_device
+from lun_backends.block_device import ExtentKind
+from lun_backends.initiator import discovery, disk, inquiry, libiscsi, sg_io
+from lun_backends.initiator.discovery import Discovery, Lun
+from lun_backends.initiator.part import Role
+from lun_backends.initiator.unit import Unit
+from lun_backends.shared import devices, fence, volume
+from lun_backends.volumes import errors, policy
+from target.configuration import settings
+from target.service.shared_volume import SharedOwner
+
+PATIENCE = 20.0
+"""Seconds in which a command to a write-once LUN is sent again if it gets no answer: the storage host may restart."""
+
+_ISCSI = "iscsi://"
+
+
+class Opener:
+    """Opens shared volumes; all volumes of one node's name share its initiator.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._initiators: dict[str, libiscsi.Initiator] = {}
+        self._sights: dict[tuple[str, str], Discovery] = {}
+        self._lock = threading.Lock()
+
+    def open(
+        self, configured: settings.SharedVolume, node: str, directory: Path, listener: policy.Listener = policy.ignore
+    ) -> SharedOwner:
+        """Open a volume on the node of that name.  Raise VolumeError, DiscoveryFailed, BlockDeviceError, CannotOpen."""
+        sight = self._sight(configured.primary, node)
+        with contextlib.ExitStack() as undo:
+            if configured.log is None:
+                found = sight.find(configured.name)
+                log, primary = found.log, found.primary
+                if primary is not None and primary.address != configured.primary and configured.primary[0] != "/":
+                    reason = f"{configured.primary} is not its primary, which is {primary.address}"
+                    raise errors.VolumeError(configured.name, reason, "correct `primary` in the configuration")
+            else:
+                log = self._named_log(configured, node)
+            unit = self._unit(configured.primary, node)
+            undo.callback(unit.close)
+            opened_log = devices.DeviceLog(disk.Disk(self._unit(log.address, node), write_once=True, patience=PATIENCE))
+            undo.callback(opened_log.close)
+            named = [self._named(configured, address, node) for address in configured.pool]
+            pool = Pool(sight, log.part.volume, named)
+            shared = volume.SharedVolume(
+                devices.Devices(disk.Disk(unit), fence.UnitFence(unit), opened_log, pool),
+                identity=log.part.volume,
+                name=configured.name,
+                node=node,
+                settings=volume.Settings(
+                    chunk_size=configured.chunk_size,
+                    writes=configured.lun is not None,
+                    rules=policy.Policy(on_error=configured.on_error, max_snapshots=configured.max_snapshots),
+                ),
+                listener=listener,
+            )
+            undo.pop_all()
+        return SharedOwner(shared, directory)
+
+    def close(self) -> None:
+        """Log out everywhere.  The volumes must be closed."""
+        with self._lock:
+            for initiator in self._initiators.values():
+                initiator.close()
+            self._initiators.clear()
+            self._sights.clear()
+
+    def _initiator(self, node: str) -> libiscsi.Initiator:
+        name = initiator_name(node)
+        with self._lock:
+            if name not in self._initiators:
+                self._initiators[name] = libiscsi.Initiator(name)
+            return self._initiators[name]
+
+    def _unit(self, address: str, node: str) -> Unit:
+        if address.startswith(_ISCSI):
+            return self._initiator(node).unit(address)
+        return sg_io.SgIo(Path(address))
+
+    def _sight(self, primary: str, node: str) -> Discovery:
+        """Return the LUNs that are visible where the primary is."""
+        if not primary.startswith(_ISCSI):
+            return Discovery([discovery.KernelDisks()])
+        at, initiator = libiscsi.Address.parse(primary), self._initiator(node)
+        with self._lock:
+            key = (initiator.name, f"{at.portal}/{at.target}")
+            if key not in self._sights:
+                self._sights[key] = Discovery([discovery.Portals(initiator, [(at.portal, at.target)])])
+            return self._sights[key]
+
+    def _named(self, configured: settings.SharedVolume, address: str, node: str) -> Lun:
+        """Return what a LUN that the configuration names says about itself.  Raise VolumeError, BlockDeviceError."""
+        with self._unit(address, node) as unit:
+            said = inquiry.part_of(unit)
+        if said is None or not said.write_once:
+            reason = f"{address} does not say that it is a write-once LUN of a volume"
+            raise errors.VolumeError(configured.name, reason, "correct `log` or `pool` in the configuration")
+        return Lun(address, "", 0, said)
+
+    def _named_log(self, configured: settings.SharedVolume, node: str) -> Lun:
+        assert configured.log is not None
+        named = self._named(configured, configured.log, node)
+        if named.part.role is not Role.LOG:
+            reason = f"{configured.log} is not the log of a volume"
+            raise errors.VolumeError(configured.name, reason, "leave `log` out, or name the LUN of the log")
+        return named
+
+
+class Pool:
+    """The write-once LUNs of a volume; if some are `named`, only these count."""
+
+    def __init__(self, sight: Discovery, identity: uuid.UUID, named: Sequence[Lun] = ()) -> None:
+        self._sight = sight
+        self._volume = identity
+        self._named = {lun.part.lun: lun for lun in named}
+        self._seen: Mapping[uuid.UUID, Lun] = self._named
+
+    def find(self, lun: uuid.UUID) -> devices.WriteOnceLun | None:
+        """Open a write-once LUN, after a rescan if it is necessary; None if this node does not see it."""
+        for look in (self._known, self._look, self._rescan):
+            seen = look().get(lun)
+            if seen is not None and (device := self._open(seen)) is not None:
+                return devices.WriteOnceLun(device, device)
+        return None
+
+    def blank(self) -> Sequence[uuid.UUID]:
+        """Return the LUNs that say that they are blank, in order of their numbers."""
+        found = []
+        for lun in sorted(self._look().values(), key=lambda lun: (lun.target, lun.number, lun.address)):
+            if (device := self._open(lun)) is not None:
+                with contextlib.closing(device):
+                    if all(extent.kind is ExtentKind.BLANK for extent in device.extents(0, device.size)):
+                        found.append(lun.part.lun)
+        return found
+
+    def _known(self) -> Mapping[uuid.UUID, Lun]:
+        return self._seen
+
+    def _look(self) -> Mapping[uuid.UUID, Lun]:
+        if not self._named:
+            self._seen = self._sight.find(self._volume).pool
+        return self._seen
+
+    def _rescan(self) -> Mapping[uuid.UUID, Lun]:
+        self._sight.rescan()
+        return self._look()
+
+    def _open(self, lun: Lun) -> disk.Disk | None:
+        """Open a LUN if it is still what it was."""
+        unit = self._sight.open(lun)
+        try:
+            if inquiry.part_of(unit) == lun.part:
+                return disk.Disk(unit, write_once=True, patience=PATIENCE)
+        except block_device.BlockDeviceError:
+            unit.close()
+            raise
+        unit.close()
+        return None
+
+
+def initiator_name(node: str) -> str:
+    """Return the iSCSI name by which a node logs in: its last part is the node's name, in small letters."""
+    return f"iqn.2026-11.io.wolun.node:{re.sub('[^a-z0-9.-]', '-', node.lower())}"

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shared volume as the service sees every volume (`lun_backends.volumes.interface`).
+
+The log of the volume has the snapshots, so this object only keeps what initiators of this node use: a view for each
+snapshot.  A request that a shared volume cannot carry out is refused with the reason and another way.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyroaring
+
+from lun_backends import block_device, damage, preserving, tracking
+from lun_backends.block_device import BlockDevice, ExtentKind
+from lun_backends.shared import snapshot as log_snapshot
+from lun_backends.shared import volume
+from lun_backends.stores import contract
+from lun_backends.volumes import errors, manifest, outside, policy
+
+log = logging.getLogger(__name__)
+
+SCHEDULED = "_schedule"
+"""The label that a record bears if a schedule took the snapshot.  No label of an administrator can have that key."""
+
+_FRESH = 5.0
+"""Seconds for which the number of preserved bytes is shown again, because it takes many commands to count them."""
+
+
+class _Space:
+    """The space of pre-images: all of it is on the storage host, which knows the limit."""
+
+    limit: int | None = None
+    low = False
+
+    def __init__(self, snapshots: Callable[[], Sequence[SharedSnapshot]]) -> None:
+        self._snapshots = snapshots
+
+    @property
+    def used(self) -> int:
+        return sum(snapshot.preserved_bytes for snapshot in self._snapshots())
+
+
+class SharedSnapshot:
+    """A snapshot in the log, with its devices on this node.  It lives as long as the log lists it."""
+
+    held_seconds: float | None = None
+    doubt = ""
+    damaged_chunks = 0
+
+    def __init__(self, owner: SharedOwner, listed: log_snapshot.Snapshot) -> None:
+        self._owner = owner
+        self.listed = listed
+        self._view: BlockDevice | None = None
+        self._counted = (float("-inf"), 0)  # when, and the bytes
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.listed.name
+
+    @property
+    def uuid(self) -> uuid.UUID:
+        return self.listed.uuid
+
+    @property
+    def taken_at(self) -> datetime.datetime:
+        return self.listed.taken_at
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return {key: value for key, value in self.listed.labels.items() if key != SCHEDULED}
+
+    @property
+    def scheduled(self) -> bool:
+        return SCHEDULED in self.listed.labels
+
+    @property
+    def deleting(self) -> bool:
+        return self.listed.state is log_snapshot.SnapshotState.DELETING
+
+    @property
+    def pending(self) -> bool:
+        """Whether its fence is not complete, so that nobody can read it yet."""
+        return self.listed.state is log_snapshot.SnapshotState.PENDING
+
+    @property
+    def state(self) -> enum.Enum:
+        return self.listed.state
+
+    @property
+    def is_invalid(self) -> bool:
+        return self.listed.state is log_snapshot.SnapshotState.INVALID
+
+    @property
+    def invalid_reason(self) -> str:
+        return (self.listed.reason or "it was invalidated") if self.is_invalid else ""
+
+    @property
+    def invalid_on_disk(self) -> bool:
+        return self.is_invalid
+
+    @property
+    def reason(self) -> str:
+        if self.deleting:
+            return "its old data moves to an older snapshot, once a newer one has been taken"
+        return self.invalid_reason
+
+    @property
+    def unreadable(self) -> str:
+        if self.deleting:
+            return "it is being deleted"
+        return "its fence is not complete" if self.pending else self.invalid_reason
+
+    @property
+    def size(self) -> int:
+        return self._owner.device.size
+
+    @property
+    def view(self) -> BlockDevice:
+        with self._lock:
+            if self._view is None:
+                self._view = self._owner.shared.view(str(self.uuid))
+            return self._view
+
+    @property
+    def write_once(self) -> BlockDevice:
+        return self._owner.shared.write_once(str(self.uuid))
+
+    @property
+    def used_bytes(self) -> int:
+        """Return the preserved bytes: only the storage host knows the space on its disk."""
+        return self.preserved_bytes
+
+    @property
+    def preserved_bytes(self) -> int:
+        """Return how many bytes are preserved, as counted a few seconds ago; the last number if the LUN does not answer."""
+        at, known = self._counted
+        if time.monotonic() - at < _FRESH or self._owner.shared.status.state != "armed":
+            return known
+        try:
+            device = self.write_once
+            known = sum(e.length for e in device.extents(0, device.size) if e.kind is not ExtentKind.BLANK)
+        except (block_device.BlockDeviceError, errors.VolumeError) as error:
+            log.debug("the preserved bytes of %s are not known: %s", self.name, error)
+        self._counted = (time.monotonic(), known)
+        return known
+
+    def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contract.ChunkReport]:
+        """Read all its pre-images, except the chunks `passed_over`: the storage host compares them with their checksums."""
+        chunk_size, device = self._owner.chunk_size, self.write_once
+        buffer = memoryview(bytearray(chunk_size))
+        for extent in device.extents(0, device.size):
+            if extent.kind is ExtentKind.BLANK:
+                continue
+            offset, end = extent.offset, extent.offset + extent.length
+            while offset < end:
+                stop = min(end, (offset // chunk_size + 1) * chunk_size)
+                if offset // chunk_size not in passed_over:
+                    yield self._report(device, offset, buffer[: stop - offset])
+                offset = stop
+
+    @staticmethod
+    def _report(device: BlockDevice, offset: int, piece: memoryview) -> contract.ChunkReport:
+        try:
+            device.readv(offset, [piece])
+        except block_device.MediumError as error:
+            return contract.ChunkReport(offset, len(piece), contract.Verdict.DAMAGED, error.reason)
+        return contract.ChunkReport(offset, len(piece), contract.Verdict.GOOD)
+
+    def check_headers(self) -> list[str]:
+        """Return none: the storage host has the files."""
+        return []
+
+    def close(self) -> None:
+        """Close its view."""
+        with self._lock:
+            if self._view is not None:
+                self._view.close()
+
+
+class SharedOwner:
+    """A shared volume that is open on this node; it owns `shared`."""
+
+    doubt = ""
+    in_doubt = ""
+    rollback_stopped: errors.RollbackStalled | None = None
+
+    def __init__(self, shared: volume.SharedVolume, directory: Path) -> None:
+        """Take `shared` over; `directory` is for what this host keeps of it."""
+        self.shared = shared
+        self.name = shared.name
+        self.uuid = shared.uuid
+        self.chunk_size = shared.settings.chunk_size
+        self.directory = directory
+        self.device: BlockDevice = shared.device
+        self.space = _Space(lambda: self.snapshots)
+        self._known: dict[uuid.UUID, SharedSnapshot] = {}
+        self._lock = threading.Lock()
+        self._rolling_back_to: SharedSnapshot | None = None
+
+    @property
+    def counters(self) -> preserving.Counters:
+        return self.shared.counters
+
+    @property
+    def unsettled(self) -> tracking.BitMap:
+        """Return none: while a rollback runs, no node uses the volume."""
+        return tracking.BitMap()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def snapshots(self) -> Sequence[SharedSnapshot]:
+        """The snapshots in the log, oldest first, those included whose deletion has begun."""
+        with self._lock:
+            listed = self.shared.snapshots
+            known = {found.uuid: self._known.get(found.uuid) or SharedSnapshot(self, found) for found in listed}
+            for found in listed:
+                known[found.uuid].listed = found
+            gone = [snapshot for identity, snapshot in self._known.items() if identity not in known]
+            self._known = known
+            for snapshot in gone:
+                snapshot.close()
+            return tuple(known.values())
+
+    def snapshot(self, name: str, identity: uuid.UUID | None = None) -> SharedSnapshot:
+        """Return the snapshot of that name.  Raise NoSuchSnapshot."""
+        for snapshot in reversed(self.snapshots):
+            if snapshot.name == name and identity in (None, snapshot.uuid):
+                return snapshot
+        raise errors.NoSuchSnapshot(
+            self.name, f"there is no snapshot {name!r}", "list the snapshots for those that exist"
+        )
+
+    def written_outside(self, name: str) -> list[outside.Written]:
+        """Return none: every node may write to the write-once LUNs, and only copy-on-write does."""
+        return []
+
+    def changed_map(self, name: str, buckets: int) -> list[float]:
+        """Divide the volume into `buckets` equal parts, and return the fraction of each that changed since the snapshot."""
+        chunks = -(-self.device.size // self.chunk_size)
+        changed = self._changed(self.snapshot(name))
+        fractions = []
+        for bucket in range(buckets):
+            first = bucket * chunks // buckets
+            end = max(first + 1, (bucket + 1) * chunks // buckets)
+            fractions.append(changed.range_cardinality(first, end) / (end - first))
+        return fractions
+
+    def _changed(self, since: SharedSnapshot) -> pyroaring.BitMap:
+        """Return the chunks that the write-once LUNs of a snapshot and of all newer ones have."""
+        changed = pyroaring.BitMap()
+        snapshots = self.snapshots
+        for snapshot in snapshots[snapshots.index(since) :]:
+            device = snapshot.write_once
+            for extent in device.extents(0, device.size):
+                if extent.kind is not ExtentKind.BLANK:
+                    end = extent.offset + extent.length
+                    changed.add_range(extent.offset // self.chunk_size, -(-end // self.chunk_size))
+        return changed
+
+    # -- changing ----------------------------------------------------------------------------------------------------
+
+    def create_snapshot(
+        self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+    ) -> SharedSnapshot:
+        """Take a snapshot of the volume, for all nodes at one moment.  Raise VolumeError."""
+        labels = dict(labels or {})
+        if problem := next(filter(None, (manifest.bad_label(key, value) for key, value in labels.items())), None):
+            raise errors.BadLabel(self.name, problem, "correct the label")
+        if len(labels) > manifest.LABELS_MAX:
+            raise errors.BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
+        taken = self.shared.create_snapshot(name, labels | ({SCHEDULED: "1"} if scheduled else {}))
+        snapshot = self.snapshot(name, taken.uuid)
+        snapshot.held_seconds = taken.held_seconds
+        return snapshot
+
+    def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> SharedSnapshot:
+        """Refuse: the record of a snapshot is written once."""
+        self.snapshot(name)
+        raise errors.VolumeError(
+            self.name,
+            f"the labels of {name!r} are in its record in the log, which is written once",
+            "give labels when you take a snapshot",
+        )
+
+    def delete_snapshot(
+        self,
+        name: str,
+        identity: uuid.UUID | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        on_damage: damage.OnDamage | None = None,
+        accept_loss: bool = False,
+    ) -> None:
+        """Delete a snapshot.  The newest one is only hidden, until a newer one has been taken.  Raise VolumeError."""
+        snapshot = self.snapshot(name, identity)
+        if accept_loss:
+            raise errors.VolumeError(
+                self.name,
+                "blocks of a shared volume's snapshots cannot be given up one by one",
+                "verify it on the storage host; delete it without --damaged",
+            )
+        self.shared.delete_snapshot(str(snapshot.uuid), progress=progress, cancelled=cancelled)
+
+    def resume_deletions(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        on_damage: damage.OnDamage | None = None,
+    ) -> None:
+        """Do nothing: the volume goes on by itself, on whichever node runs."""
+
+    @property
+    def rolling_back_to(self) -> SharedSnapshot | None:
+        """The snapshot that this node rolls the volume back to."""
+        return self._rolling_back_to
+
+    def rollback_may_go_on(self) -> bool:
+        """Return False: the volume goes on by itself."""
+        return False
+
+    def begin_rollback(
+        self,
+        name: str,
+        identity: uuid.UUID | None = None,
+        *,
+        cancelled: Callable[[], bool] | None = None,
+        on_damage: damage.OnDamage | None = None,
+        accept_outside: bool = False,
+    ) -> None:
+        """Read what the snapshot needs; `continue_rollback` then rolls back.  Raise VolumeError, BlockDeviceError."""
+        snapshot = self.snapshot(name, identity)
+        if snapshot.unreadable:
+            raise errors.RollbackRefused(
+                self.name, f"{name!r} cannot be read: {snapshot.unreadable}", "use another one"
+            )
+        found = damage.Found()
+        view, buffer = snapshot.view, memoryview(bytearray(self.chunk_size))
+        for chunk in self._changed(snapshot):
+            if cancelled is not None and cancelled():
+                raise errors.RollbackStopped(self.name, "it was cancelled", "begin again")
+            offset = chunk * self.chunk_size
+            view.read_checked(offset, [buffer[: min(self.chunk_size, view.size - offset)]], found)
+        if found:
+            raise errors.damage_in(self.name, name, found, self.device.block_size, "restore another snapshot")
+        self._rolling_back_to = snapshot
+
+    def accept_damage(self) -> None:
+        """Refuse: a rollback of a shared volume never begins with damage."""
+        raise errors.VolumeError(self.name, "damaged blocks cannot be accepted", "restore another snapshot")
+
+    def continue_rollback(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Roll back; every node waits meanwhile.  Raise VolumeError, BlockDeviceError."""
+        snapshot = self._rolling_back_to
+        assert snapshot is not None
+        try:
+            self.shared.rollback(str(snapshot.uuid), progress=progress)
+        finally:
+            self._rolling_back_to = None
+        return True
+
+    def resize(self, size: int) -> None:
+        """Refuse: every node and every write-once LUN has the size of the primary."""
+        raise errors.ResizeRefused(
+            self.name,
+            "it is shared, and each of its snapshots and nodes has the size of its primary",
+            "make a larger volume on the storage host, and copy the data",
+        )
+
+    def accept_primary(self) -> list[str]:
+        """Return none: the fence keeps everybody else from writing to the primary."""
+        return []
+
+    def keep_by(self, rules: policy.Policy) -> None:
+        """Refuse: the rules are those that the node was started with."""
+        raise errors.VolumeError(self.name, "it is shared", "change the configuration file, and start the daemon again")
+
+    def close(self) -> None:
+        """End the node's part in order; it stays registered."""
+        for snapshot in list(self._known.values()):
+            snapshot.close()
+        self.shared.close()
