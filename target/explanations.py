@@ -141,6 +141,22 @@ then update this node.""",
 Each snapshot, deletion, expulsion and rollback of a shared volume takes one or two blocks of its log, which are never used again.
 The log is nearly full.  When it is full, no snapshot can be taken or deleted, and no node can be fenced; the volume itself can
 still be read and written.  Make a new volume with a larger log on the storage host, and copy the data.""",
+    "pool-failed": """\
+The log of a pool of write-once LUNs (`write_once` with `pool`) cannot be opened, so none of the pool's LUNs is served.  The nodes
+of the cluster cannot write to the volume until it is.  No data is lost.  Usually a disk is failing or a permission is missing.
+Repair the problem that the alert names, and start the daemon again.  Never replace the log by an empty one: the nodes would
+forget all snapshots.""",
+    "pool-low": """\
+The pool of write-once LUNs has fewer blank LUNs than the configuration asks for.  Without a blank LUN the nodes of the cluster
+can take no snapshot; everything else works.  The alert names the reason: usually there is no space for the empty maps, or the
+target has no LUN numbers left, because a pool never uses a number twice.  wolun tries again once a minute.  If there are no
+numbers left, serve the volume's next pool under another target.""",
+    "pool-damaged": """\
+A record of the pool's log cannot be read, or the data of a write-once LUN cannot be opened.  With an unreadable record the nodes
+of the cluster stay out of the volume, because it may have said that a snapshot was taken, and this host changes nothing in the
+pool any longer.  A newer version of wolun on a node writes records that an older one cannot read: update this host then.  A LUN
+whose data cannot be opened is not served, and never made anew: views of its snapshot, and of older ones, cannot be read.
+Repair the files and start the daemon again, or delete the snapshot.""",
     "low-space": f"""\
 Less than {LOW_SPACE_PERCENT} % of the file system that holds the state directory is free.  Thin volumes and snapshots grow as initiators write
 to them, and writes fail when no space is left.  Delete snapshots that you no longer need, or enlarge the file system.""",

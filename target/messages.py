@@ -199,6 +199,37 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolLun:
+    """A write-once LUN of a pool: its number, its identity, and its `state`: blank, taken or lost.
+
+    `snapshot` is the name of the snapshot that took it.
+    """
+
+    lun: int
+    identity: str
+    state: str
+    snapshot: str
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The pool of a volume for the nodes of a cluster: its log, and its write-once LUNs.
+
+    `identity` is the volume's.  `trouble` says why the pool does not do what it should; it is empty if it does.
+    """
+
+    volume: str
+    identity: str | None
+    log_lun: int | None
+    records: int
+    blank: int
+    blanks_wanted: int
+    luns: tuple[PoolLun, ...]
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the daemon.
 
@@ -222,6 +253,7 @@ class Status:
     trouble: tuple[str, ...]
     alerts: tuple[Alert, ...]
     portals_unbound: tuple[str, ...] = ()
+    pools: tuple[Pool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -303,6 +303,7 @@ def status(answer: messages.Status) -> str:
     ]
     if shared := _sharing(answer.volumes):
         parts.append(shared)
+    parts += map(_pool, answer.pools)
     if answer.sessions:
         parts.append(
             table(
@@ -328,6 +329,17 @@ def status(answer: messages.Status) -> str:
     ]
     parts.append("\n".join(map(alert, answer.alerts)) if answer.alerts else "no trouble")
     return "\n\n".join(parts)
+
+
+def _pool(pool: messages.Pool) -> str:
+    """Return the log and the write-once LUNs of a pool."""
+    records = "1 record" if pool.records == 1 else f"{pool.records} records"
+    head = f"pool of {pool.volume}, volume {pool.identity or '-'}: log at LUN {_lun(pool.log_lun)} with {records}"
+    rows = [
+        (str(lun.lun), lun.state, lun.snapshot or "-", lun.identity, units.human_size(lun.used_bytes))
+        for lun in pool.luns
+    ]
+    return f"{head}\n" + table(("LUN", "STATE", "SNAPSHOT", "IDENTITY", "USED"), rows, right={0, 4})
 
 
 @_printable

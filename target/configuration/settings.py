@@ -13,7 +13,7 @@ this version lacks has no key yet.  `reader` reads files into these types and ex
 | `lio`        | the addresses of the kernel's target, and whether this host attaches the LUNs itself            |
 | `access`     | who may log in, how they prove it, and what they see; by default no initiator may log in        |
 | `volumes`    | the volumes on this host's own storage                                                          |
-| `write_once` | write-once LUNs on their own, for nodes that share a volume                                     |
+| `write_once` | write-once LUNs for nodes that share a volume: pools, and single LUNs                           |
 | `shared`     | volumes on storage that several nodes share                                                     |
 
 The string below each key is its description in the JSON schema, which users read.
@@ -108,7 +108,7 @@ class Settings(values.Group):
     """The volumes on this host's own storage."""
 
     write_once: tuple[WriteOnceLun, ...] = ()
-    """Write-once LUNs on their own, for nodes that share a volume."""
+    """Write-once LUNs for nodes that share a volume: pools, and single LUNs."""
 
     shared: tuple[SharedVolume, ...] = ()
     """Volumes on storage that several nodes share."""
@@ -121,6 +121,7 @@ class Settings(values.Group):
             **self._repeated_names(),
             **self._repeated_luns(),
             **self._repeated_primaries(),
+            **self._repeated_pools(),
             **_of_each("volumes", self.volumes),
             **_of_each("write_once", self.write_once),
             **_of_each("shared", self.shared),
@@ -185,6 +186,17 @@ class Settings(values.Group):
             owners.setdefault(volume.primary, volume.name)
         return problems
 
+    def _repeated_pools(self) -> Problems:
+        problems: dict[Where, str] = {}
+        first: dict[str, int] = {}
+        for index, single in enumerate(self.write_once):
+            if single.blanks is None:
+                continue
+            if single.volume in first:
+                problems["write_once", index, "volume"] = f"write_once[{first[single.volume]}] is its pool already"
+            first.setdefault(single.volume, index)
+        return problems
+
     def _volume_luns(self) -> Iterator[tuple[Where, int, str]]:
         """Yield the path, the LUN and the name of each volume that has a LUN."""
         for index, volume in enumerate(self.volumes):
@@ -194,6 +206,8 @@ class Settings(values.Group):
     def _other_luns(self) -> Iterator[tuple[Where, int, str]]:
         """Yield the path, the LUN and the owner of each LUN that is not a volume's."""
         for index, single in enumerate(self.write_once):
+            if single.lun is None:
+                continue
             yield ("write_once", index, "lun"), single.lun, f"{single.volume}@{single.snapshot}/write-once"
         for index, shared in enumerate(self.shared):
             if shared.lun is not None:

@@ -132,17 +132,24 @@ class Volume(values.Group):
         return problems
 
 
+_BLANKS = 4
+
+
 class WriteOnceLun(values.Group):
-    """A write-once LUN on its own, into which other nodes preserve old data (see `shared`)."""
+    """A pool of write-once LUNs, or a single one, into which the nodes of a cluster preserve old data (see `shared`)."""
 
     volume: values.Name
-    """The volume whose old data it holds."""
+    """The volume whose old data they hold."""
 
-    snapshot: values.Name
-    """The snapshot that it belongs to. The unit is called VOLUME@SNAPSHOT/write-once."""
+    pool: Annotated[int, pydantic.Field(ge=1, le=64)] | None = None
+    """How many blank LUNs are kept ready for snapshots that the nodes take. Left out: 4, unless `snapshot` and `lun` make this
+    a single LUN. A log, in which the nodes note their snapshots, belongs to the pool. LUNs get the lowest free numbers."""
 
-    lun: values.Lun
-    """The LUN under which initiators see it."""
+    snapshot: values.Name | None = None
+    """For a single LUN: the snapshot that it belongs to. The unit is called VOLUME@SNAPSHOT/write-once."""
+
+    lun: values.Lun | None = None
+    """For a single LUN: the LUN under which initiators see it."""
 
     size: values.Size
     """Bytes: as many as the volume has. An empty write-once LUN takes almost no space on disk."""
@@ -151,7 +158,7 @@ class WriteOnceLun(values.Group):
     """Bytes per logical block, the same as the volume's: 512 or 4096."""
 
     chunk_size: values.ChunkSize = 64 << 10
-    """The unit of allocation: a power of two from 4KiB to 1MiB."""
+    """The unit of allocation, and with a pool the unit of copy-on-write on all nodes: a power of two from 4KiB to 1MiB."""
 
     durability: Durability = Durability.POWER_LOSS
     """When a block counts as written: `power-loss` or `process-crash`, as for volumes."""
@@ -159,13 +166,25 @@ class WriteOnceLun(values.Group):
     verify_reads: bool = True
     """Whether reads compare old data with its checksums, as for volumes."""
 
+    @property
+    def blanks(self) -> int | None:
+        """How many blank LUNs a pool keeps ready; None for a single LUN."""
+        return None if self.snapshot is not None or self.lun is not None else self.pool or _BLANKS
+
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
+        problems: dict[Where, str] = {}
         if self.size == 0 or self.size % self.block_size:
-            return {
-                ("size",): f"{units.exact_size(self.size)} is not a whole number of blocks of {self.block_size} bytes"
-            }
-        return {}
+            size = units.exact_size(self.size)
+            problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"
+        if self.blanks is None:
+            if self.pool is not None:
+                problems["pool",] = "a single LUN has no pool: write pool alone, or snapshot and lun alone"
+            elif self.lun is None:
+                problems["lun",] = "a single LUN needs a number: write it, or write pool instead of snapshot"
+            elif self.snapshot is None:
+                problems["snapshot",] = "a single LUN belongs to a snapshot: name it, or write pool instead of lun"
+        return problems
 
 
 class SharedVolume(values.Group):

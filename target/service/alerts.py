@@ -7,7 +7,7 @@ Codes never change.  `target.explanations` explains each of them.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from lun_backends.volumes import errors, interface
 from target import descriptors, explanations, messages, units
@@ -96,6 +96,21 @@ def current(
     if not inventory.settings.access.networks and not inventory.settings.access.initiators:
         text = "no initiator may log in: the configuration's access names neither networks nor initiators"
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
+
+
+def of_pools(pools: Iterable[messages.Pool]) -> Iterator[messages.Alert]:
+    """Yield the alerts of the pools of write-once LUNs."""
+    for pool in pools:
+        if pool.log_lun is None:
+            text = f"the pool of {pool.volume} is not served: {pool.trouble}"
+            yield messages.Alert("pool-failed", pool.volume, text, "repair it, then start the daemon again")
+        elif pool.blank < pool.blanks_wanted:
+            why = f": {pool.trouble}" if pool.trouble else ""
+            text = f"the pool of {pool.volume} has {pool.blank} of {pool.blanks_wanted} blank write-once LUNs{why}"
+            yield messages.Alert("pool-low", pool.volume, text, "remove the cause; wolun tries again by itself")
+        elif pool.trouble:
+            text = f"the pool of {pool.volume}: {pool.trouble}"
+            yield messages.Alert("pool-damaged", pool.volume, text, "`wolun explain pool-damaged` says what is left")
 
 
 def _doubtful(owner: interface.Volume) -> Iterator[messages.Alert]:

@@ -37,6 +37,7 @@ from target.service import (
     interrupted,
     left_behind,
     lun_numbers,
+    pool_file,
     problems,
     rates,
     readers,
@@ -90,7 +91,10 @@ class Inventory:
         self._unit_state = unit_state.UnitState()
         self._resting = resting.Resting(state_dir / "resting-luns.json", self._logged_in)
         self._numbers = lun_numbers.LunNumbers(
-            state_dir / "luns.json", set(configured.fixed_luns), lambda: self._resting.all()
+            state_dir / "luns.json",
+            set(configured.fixed_luns),
+            lambda: self._resting.all(),
+            pools=pool_file.numbers(state_dir),
         )
         self._readers = readers.Readers()
         self._lock = threading.Lock()  # held while a mapping is replaced, never while waiting for a disk
@@ -299,10 +303,12 @@ class Inventory:
                 raise problems.left_behind(configured.name, configured.lun, left.name)
 
     def _refuse_number_of_snapshot(self, lun: int | None) -> None:
-        """Raise Problem if a snapshot has the number that a volume wants."""
+        """Raise Problem if a snapshot or a pool has the number that a volume wants."""
         for numbers in self._numbers.all().values():
             if lun is not None and lun in (numbers.view, numbers.write_once):
                 raise problems.lun_taken(lun, numbers.volume)
+        if lun is not None and (owner_of_pool := self._numbers.pool_of(lun)) is not None:
+            raise problems.lun_of_pool(lun, owner_of_pool)
 
     def _serve(self, configured: configuration.Volume) -> None:
         self._refuse_number_of_snapshot(configured.lun)
@@ -473,6 +479,22 @@ class Inventory:
     def add_fixed_lun(self, number: int, unit: logical_unit.LogicalUnit) -> None:
         """Serve a unit that is no volume's and no snapshot's under the number that the configuration gives it."""
         self._add_lun(number, unit, fixed=True)
+
+    def take_pool_number(self, volume: str) -> int:
+        """Return a number for a LUN of the volume's pool; no other unit ever gets it.  Raise Problem."""
+        return self._numbers.take_for_pool(volume)
+
+    def return_pool_number(self, number: int) -> None:
+        """Return a number under which no initiator has seen a unit."""
+        self._numbers.return_from_pool(number)
+
+    def add_pool_lun(self, number: int, unit: logical_unit.LogicalUnit) -> None:
+        """Serve a LUN of a pool under its number."""
+        self.scsi.add_lun(number, unit)
+
+    def remove_pool_lun(self, number: int) -> None:
+        """Remove a LUN of a pool.  Return when no command runs on it."""
+        self.scsi.remove_lun(number)
 
     def _remove_lun(self, number: int) -> None:
         """Remove a unit, and let its number rest; return when no command runs on it."""

@@ -54,10 +54,19 @@ class LunNumbers:
     """
 
     def __init__(
-        self, path: Path, reserved: Collection[int], resting: Callable[[], Collection[int]] = lambda: ()
+        self,
+        path: Path,
+        reserved: Collection[int],
+        resting: Callable[[], Collection[int]] = lambda: (),
+        *,
+        pools: Mapping[int, str] | None = None,
     ) -> None:
-        """Read the file.  `resting` returns the numbers that no new unit may have yet."""
+        """Read the file.  `resting` returns the numbers that no new unit may have yet.
+
+        `pools` are the numbers that the pools of write-once LUNs have or had, and whose they are.
+        """
         self._resting = resting
+        self._pools = dict(pools or {})
         self._path = path
         self._lock = threading.Lock()
         self._reserved = frozenset(reserved)
@@ -93,9 +102,7 @@ class LunNumbers:
             known = self._snapshots.get(snapshot)
             if known is not None:
                 return known
-            used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
-            used |= self._reserved
-            used.update(self._resting())
+            used = self._used()
             free = (number for number in range(scsi_target.MAX_LUN + 1) if number not in used)
             view, write_once = next(free, None), next(free, None)
             if view is None or write_once is None:
@@ -116,8 +123,10 @@ class LunNumbers:
                 self._store({**self._snapshots, **renamed})
 
     def reserve(self, number: int) -> None:
-        """Keep a number for a volume: no snapshot gets it.  Raise Problem if one has it."""
+        """Keep a number for a volume: no snapshot gets it.  Raise Problem if one has it, or a pool."""
         with self._lock:
+            if number in self._pools:
+                raise problems.lun_of_pool(number, self._pools[number])
             for numbers in self._snapshots.values():
                 if number in (numbers.view, numbers.write_once):
                     raise problems.lun_taken(number, numbers.volume)
@@ -131,13 +140,23 @@ class LunNumbers:
     def lowest_free(self) -> int:
         """Return a number for a new volume.  Raise Problem when there is none."""
         with self._lock:
-            used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
-            used |= self._reserved
-            used.update(self._resting())
-        for number in range(scsi_target.MAX_LUN + 1):
-            if number not in used:
-                return number
-        raise problems.no_luns_left()
+            return self._lowest_free()
+
+    def take_for_pool(self, pool: str) -> int:
+        """Return the lowest free number, which belongs to that pool for ever.  Raise Problem when there is none."""
+        with self._lock:
+            number = self._lowest_free()
+            self._pools[number] = pool
+            return number
+
+    def return_from_pool(self, number: int) -> None:
+        """Free a number that a pool took, and under which no initiator has seen a unit."""
+        with self._lock:
+            self._pools.pop(number, None)
+
+    def pool_of(self, number: int) -> str | None:
+        """Return the pool that has or had a number; None for all other numbers."""
+        return self._pools.get(number)
 
     def free(self, snapshots: Collection[uuid.UUID]) -> None:
         """Free the numbers of deleted snapshots.  Raise OSError."""
@@ -145,6 +164,19 @@ class LunNumbers:
             kept = {identity: numbers for identity, numbers in self._snapshots.items() if identity not in snapshots}
             if len(kept) < len(self._snapshots):
                 self._store(kept)
+
+    def _used(self) -> set[int]:
+        used = {number for numbers in self._snapshots.values() for number in (numbers.view, numbers.write_once)}
+        used |= self._reserved
+        used.update(self._pools, self._resting())
+        return used
+
+    def _lowest_free(self) -> int:
+        used = self._used()
+        for number in range(scsi_target.MAX_LUN + 1):
+            if number not in used:
+                return number
+        raise problems.no_luns_left()
 
     def _store(self, snapshots: dict[uuid.UUID, Numbers]) -> None:
         small_file.replace(self._path, _TYPE.dump_json(_File(snapshots), indent=2) + b"\n")

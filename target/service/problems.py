@@ -299,6 +299,25 @@ def lun_taken(lun: int, volume_name: str) -> Problem:
     )
 
 
+def lun_of_pool(lun: int, volume_name: str) -> Problem:
+    """Refuse a LUN number for a volume that a pool of write-once LUNs has, or had."""
+    return Problem(
+        "lun-taken",
+        f"LUN {lun} belongs to the pool of {volume_name}, and no other unit ever gets it: a node that slept could take the "
+        "other unit for a write-once LUN",
+        "choose another number for the volume",
+    )
+
+
+def pool_shrinks(volume_name: str, wanted: int, largest: int) -> Problem:
+    """Refuse new write-once LUNs that would be smaller than those of the pool."""
+    return Problem(
+        "pool-shrinks",
+        f"the pool of {volume_name} has LUNs of {units.exact_size(largest)}, and the configuration says {units.exact_size(wanted)}",
+        f"write size: {units.exact_size(largest)} or more",
+    )
+
+
 def lun_known(lun: int, before: str, users: Iterable[str]) -> Problem:
     """Refuse a LUN number under which initiators that are logged in know another unit."""
     return Problem(

@@ -10,7 +10,8 @@
 | `scheduler` | a thread that takes and deletes snapshots by schedule                                  |
 | `rates`     | a thread that measures throughput                                                      |
 | `status`    | everything that is shown                                                               |
-| `sharing`   | the write-once LUNs, and shared volumes with one snapshot, of nodes that share storage |
+| `sharing`   | single write-once LUNs, and shared volumes with one snapshot, of nodes that share storage |
+| `pools`     | pools of write-once LUNs for the nodes of a cluster                                    |
 | `nodes`     | threads that open and follow the shared volumes of which this host is a node           |
 
 A part knows the parts that it needs and never the service, so there is no circle.  There is no HTTP and no iSCSI here:
@@ -28,6 +29,7 @@ from target.service import (
     inventory,
     jobs,
     nodes,
+    pools,
     rates,
     reshaping,
     scheduler,
@@ -54,9 +56,11 @@ class Service:
         self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots)
         self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
         self.inventory.open_configured()
+        self.pools = pools.Pools(configured, state_dir, self.inventory)
+        self.pools.open()
         self._opener = shared_devices.Opener()
         self.nodes = nodes.Nodes(self.inventory, configured, self._opener.open)
-        self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler, self.nodes)
+        self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler, self.nodes, self.pools)
         self.sharing = shared_storage.Sharing(configured, state_dir, self.inventory.add_fixed_lun)
         for name, reason in self.sharing.failed.items():
             self.inventory.mark_failed(name, reason)
@@ -67,6 +71,7 @@ class Service:
         self.rates.start()
         self.nodes.start()
         self.scheduler.start()
+        self.pools.start()
 
     def pulses(self) -> Sequence[liveness.Pulse]:
         """Return the signs of life of the loops that `fabric_started` has started."""
@@ -78,6 +83,7 @@ class Service:
         self.jobs.stop()
         self.scheduler.close()
         self.nodes.stop()
+        self.pools.stop()
         self.rates.close()
 
     def close(self) -> None:
@@ -85,3 +91,4 @@ class Service:
         self.inventory.close()
         self._opener.close()
         self.sharing.close()
+        self.pools.close()

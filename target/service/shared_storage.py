@@ -3,7 +3,9 @@
 
 storage host                                   node
 volumes:     the primary, without snapshots    shared: the primary and the write-once LUN as block devices,
-write_once:  the snapshot's write-once LUN             copy-on-write and the view on top (lun_backends.volumes.shared)
+write_once:  a snapshot's write-once LUN               copy-on-write and the view on top (lun_backends.volumes.shared)
+
+`pools.py` has the pools of write-once LUNs.
 
 <state directory>/write-once/<volume>@<snapshot>.{map,chunks}    a write-once LUN
 """
@@ -42,8 +44,10 @@ class Sharing:
         self._add_lun = add_lun
         self._closing = contextlib.ExitStack()
         for lun in configured.write_once:
+            if lun.lun is None:
+                continue  # a pool
             with self._noting(f"{lun.volume}@{lun.snapshot}"):
-                self._serve_write_once(lun, state_dir / "write-once")
+                self._serve_write_once(lun, lun.lun, state_dir / "write-once")
         for volume in configured.shared:
             if volume.write_once is None:
                 continue  # see nodes
@@ -62,7 +66,7 @@ class Sharing:
             self.failed[name] = str(error)
             log.error("%s is not served: %s", name, error)
 
-    def _serve_write_once(self, configured: settings.WriteOnceLun, directory: Path) -> None:
+    def _serve_write_once(self, configured: settings.WriteOnceLun, number: int, directory: Path) -> None:
         name = f"{configured.volume}@{configured.snapshot}"
         directory.mkdir(exist_ok=True)
         path = directory / name
@@ -80,7 +84,7 @@ class Sharing:
         device = write_once.WriteOnce(store)
         device.verify_reads = configured.verify_reads
         self._closing.callback(device.close)
-        self._add(configured.lun, device, device.uuid, UnitKind.WRITE_ONCE, f"{name}/write-once")
+        self._add(number, device, device.uuid, UnitKind.WRITE_ONCE, f"{name}/write-once")
 
     def _serve_shared(self, configured: settings.SharedVolume, write_once_path: Path) -> None:
         stack = shared.Shared.open(

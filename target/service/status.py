@@ -18,6 +18,7 @@ from target.service import alerts, moments, volumes
 from target.service.inventory import Inventory
 from target.service.jobs import Jobs
 from target.service.nodes import Nodes
+from target.service.pools import Pools
 from target.service.rates import Rates
 from target.service.scheduler import Scheduler
 
@@ -25,12 +26,15 @@ from target.service.scheduler import Scheduler
 class Status:
     """The parts of a daemon, read only."""
 
-    def __init__(self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler, nodes: Nodes) -> None:
+    def __init__(
+        self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler, nodes: Nodes, pools: Pools
+    ) -> None:
         self._inventory = inventory
         self._jobs = jobs
         self._rates = rates
         self._scheduler = scheduler
         self._nodes = nodes
+        self._pools = pools
         self._started = datetime.datetime.now(datetime.UTC)
 
     def status(self) -> messages.Status:
@@ -55,6 +59,7 @@ class Status:
             jobs=tuple(job.message() for job in self._jobs.all() if not job.ended),
             trouble=tuple(alert.message for alert in troubles),
             alerts=troubles,
+            pools=tuple(self._pools.shown()),
         )
 
     def alerts(self) -> list[messages.Alert]:
@@ -65,6 +70,7 @@ class Status:
     def _alerts(self, free: int, total: int) -> Iterator[messages.Alert]:
         yield from alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
         yield from self._nodes.alerts()
+        yield from alerts.of_pools(self._pools.shown())
 
     def volume(self, configured: settings.Volume | settings.SharedVolume) -> messages.Volume:
         """Return one volume, as it is being served."""

@@ -71,3 +71,16 @@ def test_an_alert_names_its_explanation() -> None:
     assert (
         text == "TROUBLE: /state has little space left: 3 %\n  delete snapshots; `wolun explain low-space` explains it"
     )
+
+
+def test_pool_lists_its_luns_and_what_they_are() -> None:
+    luns = (
+        messages.PoolLun(3, "aaaa", "taken", "nightly", 65536),
+        messages.PoolLun(300, "bbbb", "blank", "", 12288),
+    )
+    assert show._pool(messages.Pool("archive", "cccc", 2, 1, 1, 4, luns, "")).splitlines() == [
+        "pool of archive, volume cccc: log at LUN 2 with 1 record",
+        "LUN  STATE  SNAPSHOT  IDENTITY    USED",
+        "  3  taken  nightly   aaaa      64 KiB",
+        "300  blank  -         bbbb      12 KiB",
+    ]

@@ -24,7 +24,7 @@ from lun_backends.stores import chunk_file, superblock
 from lun_backends.volumes import identity, manifest
 from target.configuration import reader
 from target.scsi.reservations import reservation_file
-from target.service import left_behind, lun_numbers, resting
+from target.service import left_behind, lun_numbers, pool_file, resting
 from target.service.service import Service
 
 CONFIGURATION = """
@@ -52,6 +52,7 @@ FIELDS: dict[str, tuple[int, int, dict[Any, str]]] = {
         },
     ),
     "luns.json": (1, 1, {lun_numbers._File: "snapshots format", lun_numbers.Numbers: "volume view write_once"}),
+    "pool.json": (1, 1, {pool_file._File: "volume log log_lun luns retired_luns format"}),
     "volumes.json": (left_behind.FORMAT, 1, {left_behind._File: "luns set_aside format"}),
     "resting-luns.json": (1, 1, {resting._File: "luns volumes format", resting.Rested: "unit name initiators"}),
     "reservations": (

@@ -21,6 +21,22 @@ from tests.target.configuration.files import HEAD, VOLUME, only
             "f.yaml:6: write_once[0].size: 1KiB is not a whole number of blocks of 4096 bytes",
         ),
         (
+            VOLUME + "write_once: [{volume: a, snapshot: s, size: 1MiB}]\n",
+            "f.yaml:6: write_once[0].lun: a single LUN needs a number: write it, or write pool instead of snapshot",
+        ),
+        (
+            VOLUME + "write_once: [{volume: a, lun: 1, size: 1MiB}]\n",
+            "f.yaml:6: write_once[0].snapshot: a single LUN belongs to a snapshot: name it, or write pool instead of lun",
+        ),
+        (
+            VOLUME + "write_once: [{volume: a, pool: 2, lun: 1, snapshot: s, size: 1MiB}]\n",
+            "f.yaml:6: write_once[0].pool: a single LUN has no pool: write pool alone, or snapshot and lun alone",
+        ),
+        (
+            VOLUME + "write_once: [{volume: a, size: 1MiB}, {volume: a, size: 1MiB, pool: 2}]\n",
+            "f.yaml:6: write_once[1].volume: write_once[0] is its pool already",
+        ),
+        (
             VOLUME + "shared: [{name: a, snapshot: s, primary: /a, write_once: /b}]\n",
             "f.yaml:6: shared[0]: it would not be served: write lun, view_lun, or both",
         ),

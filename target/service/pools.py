@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pools of write-once LUNs that the configuration asks for, and the thread that tends them.
+
+A write to a log wakes the thread, after the write has ended, so a taken LUN is replaced within milliseconds.  It also
+looks once a minute, because what stood in the way, like a full disk, may be over.  The thread waits for disks, and for the
+commands on a LUN that goes.  So it has no `liveness.Pulse`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from lun_backends import block_device
+from lun_backends.files import os_error
+from lun_backends.refused import Refused
+from target import messages
+from target.configuration import settings
+from target.service import lun_numbers, problems
+from target.service.inventory import Inventory
+from target.service.pool import Pool, State
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 60.0
+
+
+class Pools:
+    """All pools.  A pool that cannot be opened is not served, and `failed` has the reason, by the volume's name."""
+
+    def __init__(self, configured: settings.Settings, state_dir: Path, inventory: Inventory) -> None:
+        """Open no pool yet."""
+        self.failed: dict[str, str] = {}
+        self._inventory = inventory
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._pools = tuple(
+            Pool(single, state_dir, inventory, self._due.set)
+            for single in configured.write_once
+            if single.blanks is not None
+        )
+        self._thread = threading.Thread(target=self._run, name="pools", daemon=True)
+
+    def open(self) -> None:
+        """Open all pools, and bring them up to date.  The volumes must be open already."""
+        for pool in self._pools:
+            owner = self._inventory.open_volumes.get(pool.name)
+            try:
+                pool.open(None if owner is None else owner.uuid)
+                pool.tend()
+            except (block_device.BlockDeviceError, Refused, problems.Problem, lun_numbers.Damaged, ValueError) as error:
+                self._fail(pool, str(error))
+            except OSError as error:
+                self._fail(pool, os_error.reason(error))
+
+    def start(self) -> None:
+        """Start the thread."""
+        if self._pools:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._due.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def close(self) -> None:
+        """Close all devices.  Call this when the fabric has ended."""
+        for pool in self._pools:
+            pool.close()
+
+    def tend(self) -> None:
+        """Bring all pools up to date."""
+        for pool in self._pools:
+            pool.tend()
+
+    def shown(self) -> Iterator[messages.Pool]:
+        """Yield the state of each pool."""
+        for pool in self._pools:
+            members = pool.members()
+            yield messages.Pool(
+                volume=pool.name,
+                identity=None if pool.volume is None else str(pool.volume),
+                log_lun=pool.log_lun,
+                records=pool.records,
+                blank=sum(member.state is State.BLANK for member in members),
+                blanks_wanted=pool.blanks,
+                luns=tuple(
+                    messages.PoolLun(
+                        member.lun, str(member.identity), member.state.value, member.snapshot, member.used_bytes
+                    )
+                    for member in members
+                ),
+                trouble=self.failed.get(pool.name, pool.problem),
+            )
+
+    def _fail(self, pool: Pool, why: str) -> None:
+        self.failed[pool.name] = why
+        log.error("the pool of %s is not served: %s", pool.name, why)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.wait(LOOK_SECONDS)
+            self._due.clear()
+            if not self._stopping.is_set():
+                self.tend()
