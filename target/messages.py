@@ -30,7 +30,8 @@ class Snapshot:
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
     `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the
     write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
-    covers it.
+    covers it.  `hold` says why nobody may delete the snapshot; it is empty if it is not held.  From `expires` on the daemon
+    deletes it.  `consistency` is `crash`, `file-system` or `application`: who was quiet when it was taken.
     """
 
     volume: str
@@ -47,6 +48,9 @@ class Snapshot:
     write_once_lun: int | None
     labels: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
     scheduled: bool = dataclasses.field(default=False, kw_only=True)
+    hold: str = dataclasses.field(default="", kw_only=True)
+    expires: str | None = dataclasses.field(default=None, kw_only=True)
+    consistency: str = dataclasses.field(default="crash", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,10 +476,12 @@ class ConfigurationFile:
 
 @dataclass(frozen=True, slots=True)
 class CreateSnapshot:
-    """Request: take a snapshot called `name`."""
+    """Request: take a snapshot called `name`.  A `hold` is the reason why nobody may delete it; `expires` is a moment."""
 
     name: str
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    hold: str = ""
+    expires: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,12 +492,26 @@ class ChangeLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeSnapshot:
+    """Request: change what is not None.  An empty `hold` releases the snapshot; with an empty `expires`, it never expires."""
+
+    name: str | None = None
+    hold: str | None = None
+    expires: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateGroup:
-    """Request: take a snapshot called `name` of each of these volumes, all at one moment."""
+    """Request: take a snapshot called `name` of each of these volumes, all at one moment.
+
+    `hold` and `expires` are those of CreateSnapshot.
+    """
 
     name: str
     volumes: tuple[str, ...]
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    hold: str = ""
+    expires: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

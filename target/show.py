@@ -104,10 +104,11 @@ def relocated(answer: messages.Volume, *, in_shell: bool = False) -> str:
 
 @_printable
 def snapshots(answer: Sequence[messages.Snapshot]) -> str:
-    """Return the table of snapshots, with a column of labels if any snapshot has one."""
+    """Return the table of snapshots, with columns of what keeps them and of labels if any snapshot has that."""
     if not answer:
         return "no snapshots"
     labelled = any(snapshot.labels for snapshot in answer)
+    kept = any(snapshot.hold or snapshot.expires for snapshot in answer)
     return table(
         (
             "NAME",
@@ -117,6 +118,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
             "STATE",
             "VIEW LUN",
             "WRITE-ONCE LUN",
+            *(["KEPT"] if kept else []),
             *(["LABELS"] if labelled else []),
         ),
         [
@@ -128,6 +130,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
                 snapshot.state,
                 _lun(snapshot.view_lun),
                 _lun(snapshot.write_once_lun),
+                *([_kept(snapshot)] if kept else []),
                 *([labels(snapshot.labels)] if labelled else []),
             )
             for snapshot in answer
@@ -150,6 +153,9 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("chunk size", units.exact_size(answer.chunk_size)),
         ("UUID", answer.uuid),
         ("labels", labels(answer.labels) or "-"),
+        ("consistency", answer.consistency),
+        *([("held", answer.hold)] if answer.hold else []),
+        *([("expires", moment(answer.expires))] if answer.expires else []),
         ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}"),
         ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}".rstrip()),
     ]
@@ -157,6 +163,17 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         text = f"{units.human_size(answer.outside_bytes)} that initiators wrote: it may not be what the volume held"
         lines.append(("from outside", text))
     return "\n".join(f"{name:13} {value}" for name, value in lines)
+
+
+@_printable
+def deleted(answer: Sequence[messages.Snapshot], *, dry_run: bool) -> str:
+    """Return the text for snapshots that were deleted, or would be, and those that are held."""
+    done = "would be deleted" if dry_run else "is deleted"
+    lines = [
+        f"{snapshot.volume}@{snapshot.name} " + (f"stays: it is held: {snapshot.hold}" if snapshot.hold else done)
+        for snapshot in answer
+    ]
+    return "\n".join(lines) or "no snapshot fits"
 
 
 @_printable
@@ -438,13 +455,19 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: set[int]) 
 
 
 def moment(stamp: str) -> str:
-    """Return a timestamp of the daemon in the local time zone, to the second."""
-    return datetime.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Return a timestamp of the daemon in the local time zone, to the second, with the zone."""
+    return datetime.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _since(stamp: str) -> str:
     passed = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(stamp)
     return units.human_seconds(max(1.0, passed.total_seconds()))
+
+
+def _kept(snapshot: messages.Snapshot) -> str:
+    if snapshot.hold:
+        return "held"
+    return "" if snapshot.expires is None else f"until {moment(snapshot.expires)}"
 
 
 def _lun(number: int | None) -> str:

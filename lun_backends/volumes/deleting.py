@@ -18,7 +18,7 @@ from collections.abc import Callable
 from lun_backends import block_device, lost_device, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.files import os_error
-from lun_backends.volumes import errors, invalidation, move_down
+from lun_backends.volumes import errors, invalidation, keeping, move_down
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -38,6 +38,7 @@ def delete(
     accept_loss: bool,
 ) -> None:
     """Delete a snapshot.  The caller holds `State.reshaping`.  Raises VolumeError, DeletionStopped."""
+    keeping.check_deletable(state, snapshot)
     index = state.snapshots.index(snapshot)
     try:
         if index and snapshot.is_invalid:
@@ -177,7 +178,8 @@ def forget(state: State, snapshot: Snapshot) -> None:
     removed = [other for other in state.snapshots if other.uuid.int not in kept]
     records = tuple(record for record in state.manifest.snapshots if record.uuid.int in kept)
     doubtful = {identity: reason for identity, reason in state.manifest.doubtful.items() if identity.int in kept}
-    shorter = dataclasses.replace(state.manifest, snapshots=records, doubtful=doubtful)
+    notes = {identity: notes for identity, notes in state.manifest.notes.items() if identity.int in kept}
+    shorter = dataclasses.replace(state.manifest, snapshots=records, doubtful=doubtful, notes=notes)
     newest = state.newest_active()
     if newest in left or (newest is None and state.device.write_once_side is None):
         state.store_or_not(shorter)

@@ -49,6 +49,10 @@ class NoSpaceLeft(VolumeError):
     """The snapshot would certainly run out of space."""
 
 
+class SnapshotHeld(VolumeError):
+    """The snapshot is held, so nobody may delete it."""
+
+
 class DeletionStopped(VolumeError):
     """A deletion was cancelled.  The snapshot can no longer be read; `resume_deletions` continues the deletion."""
 

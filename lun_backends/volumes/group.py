@@ -37,6 +37,9 @@ def create(
     name: str,
     labels: Mapping[str, str] | None = None,
     io: storage_io.StorageIO = storage_io.SYSTEM,
+    *,
+    scheduled: bool = False,
+    notes: manifest.Notes = manifest.NOTHING,
 ) -> list[Snapshot]:
     """Take a snapshot called `name` of each volume, all at one moment.  Return them in the order of `volumes`.
 
@@ -55,7 +58,9 @@ def create(
         try:
             for state in states:
                 group.at_work_on = state.name
-                group.begun[state.name] = taking.begin(state, name, labels, group=group.identity)
+                group.begun[state.name] = taking.begin(
+                    state, name, labels, scheduled=scheduled, group=group.identity, notes=notes
+                )
             for state in states:
                 group.at_work_on = state.name
                 taking.prepare(state, group.begun[state.name])

@@ -20,7 +20,8 @@ from lun_backends.block_device import BlockDevice
 from lun_backends.damage import OnDamage
 from lun_backends.stores import contract
 from lun_backends.tracking import BitMap
-from lun_backends.volumes import errors, outside, policy
+from lun_backends.volumes import errors, manifest, outside, policy
+from lun_backends.volumes.manifest import Consistency
 
 
 class Snapshot(Protocol):
@@ -54,6 +55,18 @@ class Snapshot(Protocol):
     @property
     def scheduled(self) -> bool:
         """Whether a schedule took it, and may delete it."""
+
+    @property
+    def hold(self) -> str:
+        """Why nobody may delete it; empty if it is not held."""
+
+    @property
+    def expires(self) -> datetime.datetime | None:
+        """From when on a schedule may delete it; None means never."""
+
+    @property
+    def consistency(self) -> Consistency:
+        """Who was quiet when it was taken."""
 
     @property
     def doubt(self) -> str:
@@ -182,10 +195,21 @@ class Volume(Protocol):
     def changed_map(self, name: str, buckets: int) -> list[float]: ...
 
     def create_snapshot(
-        self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scheduled: bool = False,
+        notes: manifest.Notes = manifest.NOTHING,
     ) -> Snapshot: ...
 
     def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> Snapshot: ...
+
+    def hold_snapshot(self, name: str, reason: str) -> Snapshot: ...
+
+    def expire_snapshot(self, name: str, moment: datetime.datetime | None) -> Snapshot: ...
+
+    def rename_snapshot(self, name: str, new: str) -> Snapshot: ...
 
     def delete_snapshot(
         self,

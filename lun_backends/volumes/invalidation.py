@@ -66,8 +66,12 @@ class Enforcer:
             # (If this one and all older ones are invalid on disk, another thread invalidated them a moment ago.)
             left = [other for other in snapshots[: snapshots.index(current) + 1] if not other.invalid_on_disk]
             older = [other for other in left if other is not current and not other.deleting and not other.is_invalid]
+            makes_room = isinstance(error, block_device.SpaceExhausted) and bool(older)
+            if any(victim.hold for victim in ([older[0]] if makes_room else left)):
+                self.listener(policy.WriteRefused(error))
+                return Decision.REFUSE  # a held snapshot outlives the policy
             try:
-                if isinstance(error, block_device.SpaceExhausted) and older:
+                if makes_room:
                     self.invalidate(older[0], f"it was invalidated to make room: {error}")
                     self._make_room(older[0])
                     self._made_room = time.monotonic()

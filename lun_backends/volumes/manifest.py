@@ -21,6 +21,7 @@ import enum
 import functools
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -36,12 +37,13 @@ _FILE = "volume.json"
 _SPARE = "volume.json.spare"
 _SPARE_BYTES = 16384  # forty snapshots
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The format that is written.  Raise it with every new field: older versions refuse fields that they do not know.
 
 | format | has in addition                               |
 | ------ | --------------------------------------------- |
 | 2      | `restoring_damaged`, `identity`, `doubtful`   |
+| 3      | `notes`                                       |
 
 New fields belong into `Manifest` itself.  There, an older version finds the format first, and can say that it is newer.
 """
@@ -50,6 +52,14 @@ LABELS_MAX = 64
 """Labels of one snapshot."""
 LABEL_MAX = 256
 """Characters of a label's value."""
+
+
+class Consistency(enum.Enum):
+    """Who was quiet when a snapshot was taken."""
+
+    CRASH = "crash"  # nobody: the content is that after a power cut
+    FILE_SYSTEM = "file-system"  # a file system was frozen
+    APPLICATION = "application"  # hooks quiesced an application
 
 
 class SnapshotState(enum.Enum):
@@ -143,6 +153,19 @@ class SnapshotRecord:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
+class Notes:
+    """What administrators and hooks say about a snapshot."""
+
+    hold: str = ""  # why nobody may delete it; empty if it is not held
+    expires: pydantic.AwareDatetime | None = None  # from when on a schedule may delete it
+    consistency: Consistency = Consistency.CRASH
+
+
+NOTHING: Final = Notes()
+ChangeNotes = Callable[[Notes], Notes]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class PrimaryRecord:
     """The file or device that holds the live data."""
 
@@ -173,7 +196,8 @@ class Manifest:
     doubtful: dict[_Uuid, str] = dataclasses.field(
         default_factory=dict
     )  # why snapshots may not be true, see `identity`
-    format: Literal[1, 2] = FORMAT
+    notes: dict[_Uuid, Notes] = dataclasses.field(default_factory=dict)  # of the snapshots that have any
+    format: Literal[1, 2, 3] = FORMAT
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -233,6 +257,12 @@ def _first(error: pydantic.ValidationError) -> tuple[str, str]:
     return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
 
 
+def with_notes(manifest: Manifest, snapshot: uuid.UUID, notes: Notes) -> Manifest:
+    """Return the manifest with these notes of a snapshot."""
+    others = {identity: other for identity, other in manifest.notes.items() if identity != snapshot}
+    return dataclasses.replace(manifest, notes=others if notes == NOTHING else {**others, snapshot: notes})
+
+
 def exists(directory: Path) -> bool:
     """Return whether there is a volume in `directory`."""
     return (directory / _FILE).exists()
@@ -250,7 +280,10 @@ def without_groups(directory: Path, manifest: Manifest) -> Manifest:
         for record in manifest.snapshots
         if record.group is None or group_path(directory, record.group).exists() or manifest.restoring == record.uuid
     )
-    return dataclasses.replace(manifest, snapshots=tuple(dataclasses.replace(record, group=None) for record in there))
+    records = tuple(dataclasses.replace(record, group=None) for record in there)
+    known = {record.uuid.int for record in records}
+    notes = {identity: notes for identity, notes in manifest.notes.items() if identity.int in known}
+    return dataclasses.replace(manifest, snapshots=records, notes=notes)
 
 
 def prepare(directory: Path, manifest: Manifest, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:

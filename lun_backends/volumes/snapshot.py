@@ -16,6 +16,7 @@ import pyroaring
 
 from lun_backends import block_device, lost_device, snapshot_view
 from lun_backends.stores import contract
+from lun_backends.volumes import manifest
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.write_once import WriteOnce
 
@@ -33,12 +34,28 @@ class Snapshot:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scheduled: bool = False  # a schedule made it, and may delete it
     doubt: str = ""  # why it may not be true, see `identity`; empty if nothing speaks against it
+    notes: manifest.Notes = manifest.NOTHING
     held_seconds: float | None = None  # how long writes were held to take it, if this process took it
 
     @property
     def size(self) -> int:
         """Return how many bytes the volume had at that moment."""
         return self.view.size
+
+    @property
+    def hold(self) -> str:
+        """Return why nobody may delete it; an empty text if it is not held."""
+        return self.notes.hold
+
+    @property
+    def expires(self) -> datetime.datetime | None:
+        """Return the moment from which on a schedule may delete it; None means never."""
+        return self.notes.expires
+
+    @property
+    def consistency(self) -> manifest.Consistency:
+        """Return who was quiet when it was taken."""
+        return self.notes.consistency
 
     @property
     def state(self) -> SnapshotState:

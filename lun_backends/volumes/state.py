@@ -182,6 +182,7 @@ class State:
             labels=record.labels,
             scheduled=record.scheduled,
             doubt=self.manifest.doubtful.get(record.uuid, ""),
+            notes=self.manifest.notes.get(record.uuid, manifest.NOTHING),
         )
 
     def newest_active(self) -> Snapshot | None:

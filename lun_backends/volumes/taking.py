@@ -34,15 +34,18 @@ class Taking:
 
     record: manifest.SnapshotRecord
     device: write_once.WriteOnce
+    notes: manifest.Notes
     after: manifest.Manifest | None = None  # the manifest with the snapshot in it, from `prepare` on
     recorded: bool = False  # its manifest may be on the disk
     abandoned: bool = False
 
 
-def take(state: State, name: str, labels: Mapping[str, str] | None, *, scheduled: bool) -> Snapshot:
+def take(
+    state: State, name: str, labels: Mapping[str, str] | None, *, scheduled: bool, notes: manifest.Notes
+) -> Snapshot:
     """Take a snapshot of one volume.  See `Volume.create_snapshot`."""
     with state.changing:
-        taking = begin(state, name, labels, scheduled=scheduled)
+        taking = begin(state, name, labels, scheduled=scheduled, notes=notes)
         try:
             prepare(state, taking)
             began = time.perf_counter()
@@ -68,6 +71,7 @@ def begin(
     *,
     scheduled: bool = False,
     group: uuid.UUID | None = None,
+    notes: manifest.Notes = manifest.NOTHING,
 ) -> Taking:
     """Check the request and make the files.  Raise the errors of `Volume.create_snapshot`."""
     _check(state, name, labels or {})
@@ -82,7 +86,7 @@ def begin(
     geometry = contract.Geometry(record.uuid, state.uuid, state.device.size, state.device.block_size, state.chunk_size)
     try:
         store = state.stores.create(geometry, durability=state.durability, space=state.space)
-        return Taking(record, write_once.WriteOnce(store, marks=True))
+        return Taking(record, write_once.WriteOnce(store, marks=True), notes)
     except block_device.BlockDeviceError as error:
         reason = f"no snapshot was taken: {error}"
         remedy = os_error.remedy(error, "free space and try again")
@@ -182,4 +186,5 @@ def _check(state: State, name: str, labels: Mapping[str, str]) -> None:
 def _with(state: State, taking: Taking) -> manifest.Manifest:
     """Return the manifest with the snapshot in it."""
     records = (*state.manifest.snapshots, taking.record)
-    return dataclasses.replace(state.manifest, snapshots=records, epoch=state.manifest.epoch + 1)
+    after = dataclasses.replace(state.manifest, snapshots=records, epoch=state.manifest.epoch + 1)
+    return manifest.with_notes(after, taking.record.uuid, taking.notes)

@@ -33,6 +33,7 @@ a snapshot's devices withdraws them before it deletes the snapshot.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 import stat
 import uuid
@@ -43,7 +44,7 @@ from lun_backends import block_device, preserving, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
-from lun_backends.volumes import deleting, errors, opening, outside, policy, rollback, taking
+from lun_backends.volumes import deleting, errors, keeping, manifest, opening, outside, policy, rollback, taking
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -197,15 +198,21 @@ class Volume:
     # Snapshots ------------------------------------------------------------------------------------------------------
 
     def create_snapshot(
-        self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scheduled: bool = False,
+        notes: manifest.Notes = manifest.NOTHING,
     ) -> Snapshot:
         """Take a snapshot (rule 7, lun_backends/README.md).
 
-        `scheduled` records that a schedule took it, and may delete it.
+        `scheduled` records that a schedule took it, and may delete it.  `notes` has a hold, a date of expiry, and who was
+        quiet.
 
         Raises BadName, BadLabel, SnapshotExists, TooManySnapshots, NoSpaceLeft, RollbackUnderWay, SnapshotFailed.
         """
-        return taking.take(self.state, name, labels, scheduled=scheduled)
+        return taking.take(self.state, name, labels, scheduled=scheduled, notes=notes)
 
     def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> Snapshot:
         """Set labels of a snapshot, and remove those whose value is None.  Raises NoSuchSnapshot, BadLabel, VolumeError."""
@@ -223,6 +230,18 @@ class Volume:
                 raise errors.VolumeError(self.name, reason, "check the file system") from error
             snapshot.labels = labels
             return snapshot
+
+    def hold_snapshot(self, name: str, reason: str) -> Snapshot:
+        """Let nobody delete a snapshot, for that reason; an empty reason releases it.  Raises NoSuchSnapshot, VolumeError."""
+        return keeping.hold(self.state, name, reason)
+
+    def expire_snapshot(self, name: str, moment: datetime.datetime | None) -> Snapshot:
+        """Let a schedule delete a snapshot from a moment on; None means never.  Raises NoSuchSnapshot, VolumeError."""
+        return keeping.expire(self.state, name, moment)
+
+    def rename_snapshot(self, name: str, new: str) -> Snapshot:
+        """Give a snapshot another name.  Raises NoSuchSnapshot, BadName, SnapshotExists, VolumeError."""
+        return keeping.rename(self.state, name, new)
 
     def delete_snapshot(
         self,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -80,6 +81,30 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "json_here", is_flag=True, help="Print JSON.")(passing)
 
 
+class _SnapshotPattern(click.ParamType[tuple[str, str]]):
+    """VOLUME@PATTERN; with `whole`, a volume alone stands for all its snapshots."""
+
+    name = "VOLUME@PATTERN"
+
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = whole
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        volume, at, pattern = str(value).partition("@")
+        if not (volume and pattern) if at else not self._whole:
+            self.fail(
+                f"{value!r} names no snapshots: write VOLUME@SNAPSHOT, or a pattern like 'vol0@nightly-*'",
+                parameter,
+                context,
+            )
+        return volume, pattern or "*"
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[shell_completion.CompletionItem]:
+        return SNAPSHOT.shell_complete(context, parameter, incomplete)
+
+
 class _SnapshotName(click.ParamType[tuple[str, str]]):
     name = "VOLUME@SNAPSHOT"
 
@@ -137,6 +162,8 @@ class _Size(click.ParamType[int]):
 
 
 SNAPSHOT = _SnapshotName()
+SNAPSHOTS = _SnapshotPattern(whole=False)
+VOLUME_OR_SNAPSHOTS = _SnapshotPattern(whole=True)
 SIZE = _Size()
 
 
@@ -151,6 +178,24 @@ class _Label(click.ParamType[tuple[str, str]]):
 
 
 LABEL = _Label()
+
+
+class _Moment(click.ParamType[str]):
+    """A moment, as ISO 8601 in UTC; empty for `never`."""
+
+    name = "WHEN"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        from target import when
+
+        try:
+            moment = when.parse(str(value), datetime.datetime.now(datetime.UTC))
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+        return "" if moment is None else moment.isoformat()
+
+
+MOMENT = _Moment()
 
 
 def absolute(path: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from target import show
-from target.commands import common
+from target.commands import common, selection
 
 
 @click.group()
@@ -28,14 +28,32 @@ LABELS = click.option(
 )
 
 
+HOLD = click.option("--hold", default="", metavar="REASON", help="Let nobody delete it, until it is released.")
+EXPIRES = click.option(
+    "--expires",
+    type=common.MOMENT,
+    metavar="WHEN",
+    help="Delete it then: 12h, 30d, 8w, 2026-12-24 or 2026-12-24T18:00.",
+)
+
+
 @snapshot.command("create")
 @click.argument("volume", shell_complete=common.volume_names)
 @click.argument("name")
 @LABELS
+@HOLD
+@EXPIRES
 @common.verb
-def snapshot_create(context: common.Context, volume: str, name: str, labels: tuple[tuple[str, str], ...]) -> None:
+def snapshot_create(
+    context: common.Context,
+    volume: str,
+    name: str,
+    labels: tuple[tuple[str, str], ...],
+    hold: str,
+    expires: str | None,
+) -> None:
     """Take a snapshot of VOLUME and call it NAME."""
-    answer = context.client().create_snapshot(volume, name, dict(labels))
+    answer = context.client().create_snapshot(volume, name, dict(labels), hold=hold, expires=expires or None)
     context.answer(answer, lambda: show.taken(answer))
 
 
@@ -43,9 +61,16 @@ def snapshot_create(context: common.Context, volume: str, name: str, labels: tup
 @click.argument("name")
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...", shell_complete=common.volume_names)
 @LABELS
+@HOLD
+@EXPIRES
 @common.verb
 def snapshot_create_group(
-    context: common.Context, name: str, volumes: tuple[str, ...], labels: tuple[tuple[str, str], ...]
+    context: common.Context,
+    name: str,
+    volumes: tuple[str, ...],
+    labels: tuple[tuple[str, str], ...],
+    hold: str,
+    expires: str | None,
 ) -> None:
     """Take snapshots of volumes at one moment.
 
@@ -53,7 +78,7 @@ def snapshot_create_group(
     every volume has the snapshot or none has, even if the daemon crashes on the way.  Once taken, each snapshot is
     independent of the others.
     """
-    answer = context.client().create_group(name, volumes, dict(labels))
+    answer = context.client().create_group(name, volumes, dict(labels), hold=hold, expires=expires or None)
     context.answer(answer, lambda: "\n".join(show.taken(snapshot) for snapshot in answer))
 
 
@@ -67,15 +92,93 @@ def snapshot_label(context: common.Context, which: tuple[str, str], labels: tupl
     context.answer(answer, lambda: show.labels(answer.labels) or "no labels")
 
 
-@snapshot.command("list")
-@click.argument("volume", required=False, shell_complete=common.volume_names)
+@snapshot.command("hold")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--reason", default="held by hand", show_default=True, help="Why, for those who want to delete it.")
 @common.verb
-def snapshot_list(context: common.Context, volume: str | None) -> None:
+def snapshot_hold(context: common.Context, which: tuple[str, str], reason: str) -> None:
+    """Let nobody delete a snapshot: no command, no schedule, and no policy that makes room."""
+    from target import messages
+
+    answer = context.client().change_snapshot(*which, messages.ChangeSnapshot(hold=reason))
+    context.answer(answer, lambda: f"{'@'.join(which)} is held: {answer.hold}")
+
+
+@snapshot.command("release")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@common.verb
+def snapshot_release(context: common.Context, which: tuple[str, str]) -> None:
+    """End the hold of a snapshot."""
+    from target import messages
+
+    answer = context.client().change_snapshot(*which, messages.ChangeSnapshot(hold=""))
+    context.answer(answer, lambda: f"{'@'.join(which)} is not held")
+
+
+@snapshot.command("expire")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("moment", type=common.MOMENT, metavar="WHEN")
+@common.verb
+def snapshot_expire(context: common.Context, which: tuple[str, str], moment: str) -> None:
+    """Delete a snapshot at a moment: 12h, 30d, 8w, 2026-12-24, 2026-12-24T18:00, or never.
+
+    A snapshot that is held then stays until it is released.
+    """
+    from target import messages
+
+    answer = context.client().change_snapshot(*which, messages.ChangeSnapshot(expires=moment))
+    then = "never expires" if answer.expires is None else f"expires at {show.moment(answer.expires)}"
+    context.answer(answer, lambda: f"{'@'.join(which)} {then}")
+
+
+@snapshot.command("rename")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("name")
+@common.verb
+def snapshot_rename(context: common.Context, which: tuple[str, str], name: str) -> None:
+    """Give a snapshot another NAME.  Its LUNs and its content stay as they are."""
+    from target import messages
+
+    answer = context.client().change_snapshot(*which, messages.ChangeSnapshot(name=name))
+    context.answer(answer, lambda: f"{'@'.join(which)} is now {answer.volume}@{answer.name}")
+
+
+WITH_LABELS = click.option(
+    "--label",
+    "labels",
+    type=common.LABEL,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only those with this label; repeatable.",
+)
+
+
+@snapshot.command("list")
+@click.argument("which", type=common.VOLUME_OR_SNAPSHOTS, required=False, metavar="[VOLUME | VOLUME@PATTERN]")
+@WITH_LABELS
+@click.option(
+    "--state",
+    type=click.Choice(["active", "doubtful", "invalid", "deleting", "held"]),
+    help="Only those in this state.",
+)
+@click.option("--sort", type=click.Choice(list(selection.ORDERS)), help="The order.  Default: as they were taken.")
+@click.option("--reverse", is_flag=True, help="Turn the order round.")
+@common.verb
+def snapshot_list(
+    context: common.Context,
+    which: tuple[str, str] | None,
+    labels: tuple[tuple[str, str], ...],
+    state: str | None,
+    sort: str | None,
+    reverse: bool,
+) -> None:
     """List snapshots, oldest first.
 
-    Without VOLUME, list the snapshots of all volumes.
+    Without VOLUME, list the snapshots of all volumes.  PATTERN is that of a shell, like 'nightly-*'.
     """
-    answer = context.client().snapshots(volume)
+    volume, pattern = which or (None, "*")
+    found = selection.chosen(context.client().snapshots(volume), pattern, labels, state)
+    answer = selection.ordered(found, sort, reverse=reverse)
     context.answer(answer, lambda: show.snapshots(answer))
 
 
@@ -241,22 +344,44 @@ def snapshot_diff(
 
 
 @snapshot.command("delete")
-@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.argument("which", type=common.SNAPSHOTS, metavar="VOLUME@SNAPSHOT | VOLUME@PATTERN")
+@WITH_LABELS
+@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
 @click.option("--force", is_flag=True, help="Delete it even if an initiator reads it.")
 @click.option("--damaged", is_flag=True, help="Let the older snapshot lose blocks that cannot be read.")
 @common.verb
-def snapshot_delete(context: common.Context, which: tuple[str, str], force: bool, damaged: bool) -> None:
+def snapshot_delete(
+    context: common.Context,
+    which: tuple[str, str],
+    labels: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    force: bool,
+    damaged: bool,
+) -> None:
     """Delete a snapshot and free its space.
 
     Old data that older snapshots need moves to the next older one.  Damaged blocks stay damaged there, and the command
     names them.  Blocks that cannot be read stop the deletion, unless --damaged is given.
 
     The command refuses while an initiator reads the snapshot, unless --force is given.  Then its reads fail.
+
+    With a PATTERN like 'vol0@nightly-*' or with --label, it deletes all snapshots that fit, oldest first, and leaves those
+    that are held.
     """
     asked = context.client()
-    job = common.follow(context, asked, lambda: asked.delete_snapshot(*which, damaged=damaged, force=force), "deleting")
-    common.warn_of_damage(job)
-    context.answer(job, lambda: f"{'@'.join(which)} is deleted")
+    several = bool(labels) or any(character in which[1] for character in "*?[")
+    if not several and not dry_run:
+        delete = functools.partial(asked.delete_snapshot, *which, damaged=damaged, force=force)
+        job = common.follow(context, asked, delete, "deleting")
+        common.warn_of_damage(job)
+        context.answer(job, lambda: f"{'@'.join(which)} is deleted")
+        return
+    fitting = selection.chosen(asked.snapshots(which[0]), which[1], labels)
+    victims = [snapshot for snapshot in fitting if not snapshot.hold]
+    for snapshot in () if dry_run else victims:
+        delete = functools.partial(asked.delete_snapshot, snapshot.volume, snapshot.name, damaged=damaged, force=force)
+        common.warn_of_damage(common.follow(context, asked, delete, "deleting"))
+    context.answer(victims, lambda: show.deleted(fitting, dry_run=dry_run))
 
 
 @snapshot.command("restore")

@@ -72,9 +72,17 @@ class Client:
         """Return the changes since a snapshot, in `cells` parts of the volume."""
         return codec.decode(messages.Changes, self._ask("GET", f"{_snapshot(volume, name)}/changes?cells={cells}"))
 
-    def create_snapshot(self, volume: str, name: str, labels: Mapping[str, str] | None = None) -> messages.Taken:
+    def create_snapshot(
+        self,
+        volume: str,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        hold: str = "",
+        expires: str | None = None,
+    ) -> messages.Taken:
         """Take a snapshot."""
-        request = messages.CreateSnapshot(name, dict(labels or {}))
+        request = messages.CreateSnapshot(name, dict(labels or {}), hold, expires)
         return codec.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
     def delete_snapshot(self, volume: str, name: str, *, damaged: bool = False, force: bool = False) -> messages.Job:
@@ -114,6 +122,10 @@ class Client:
         request = messages.ChangeLabels(dict(labels))
         return codec.decode(messages.Snapshot, self._ask("PATCH", f"{_snapshot(volume, name)}/labels", request))
 
+    def change_snapshot(self, volume: str, name: str, request: messages.ChangeSnapshot) -> messages.Snapshot:
+        """Rename a snapshot, hold or release it, or change when it expires."""
+        return codec.decode(messages.Snapshot, self._ask("PATCH", _snapshot(volume, name), request))
+
     def verify(self, volume: str, name: str, *, held: bool = False) -> messages.Job:
         """Begin to verify a snapshot; the job's `result` is a Verification."""
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/verify?held={held}"))
@@ -126,9 +138,17 @@ class Client:
         """Return the result of a finished job."""
         return codec.decode(kind, self._ask("GET", f"/v1/jobs/{job.id}/result"))
 
-    def create_group(self, name: str, volumes: Sequence[str], labels: Mapping[str, str]) -> list[messages.Taken]:
+    def create_group(
+        self,
+        name: str,
+        volumes: Sequence[str],
+        labels: Mapping[str, str],
+        *,
+        hold: str = "",
+        expires: str | None = None,
+    ) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment."""
-        request = messages.CreateGroup(name, tuple(volumes), dict(labels))
+        request = messages.CreateGroup(name, tuple(volumes), dict(labels), hold, expires)
         return [codec.decode(messages.Taken, item) for item in self._ask("POST", "/v1/groups", request)]
 
     def restore_snapshot(

@@ -33,7 +33,9 @@ def routes(service: Service) -> fastapi.APIRouter:
     @router.post("/volumes/{volume}/snapshots", status_code=201)
     def create_snapshot(volume: str, request: messages.CreateSnapshot) -> messages.Taken:
         """Take a snapshot. Its LUNs are there when the answer comes."""
-        return service.snapshots.create_snapshot(volume, request.name, request.labels)
+        return service.snapshots.create_snapshot(
+            volume, request.name, request.labels, hold=request.hold, expires=request.expires
+        )
 
     @router.get("/volumes/{volume}/snapshots/{name}")
     def snapshot(volume: str, name: str) -> messages.SnapshotDetails:
@@ -77,7 +79,9 @@ def routes(service: Service) -> fastapi.APIRouter:
     @router.post("/groups", status_code=201)
     def create_group(request: messages.CreateGroup) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment: all of them, or none."""
-        return service.snapshots.create_group(request.name, request.volumes, request.labels)
+        return service.snapshots.create_group(
+            request.name, request.volumes, request.labels, hold=request.hold, expires=request.expires
+        )
 
     @router.post("/volumes/{volume}/snapshots/{name}/restore", status_code=202)
     def restore_snapshot(
@@ -111,6 +115,11 @@ def routes(service: Service) -> fastapi.APIRouter:
         job = jobs.diff(service, volume, name, request)
         job.wait(0.2)
         return _held(job, held)
+
+    @router.patch("/volumes/{volume}/snapshots/{name}")
+    def change(volume: str, name: str, request: messages.ChangeSnapshot) -> messages.Snapshot:
+        """Rename a snapshot, hold or release it, or change when it expires."""
+        return service.snapshots.change_snapshot(volume, name, request)
 
     @router.patch("/volumes/{volume}/snapshots/{name}/labels")
     def label(volume: str, name: str, request: messages.ChangeLabels) -> messages.Snapshot:

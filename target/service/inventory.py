@@ -451,6 +451,28 @@ class Inventory:
         """Return whether initiators see the write-once LUNs of a volume's snapshots."""
         return self._map_write_once.get(name, configuration.MapWriteOnce.NONE)
 
+    def check_renaming(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Raise Problem if the configuration names the snapshot: it would not be found any more, or taken again."""
+        name = f"{owner.name}@{snapshot.name}"
+        what = f"{name} was not renamed"
+        wanted = self._settings
+        if any(snapshot.name in volume.snapshots for volume in wanted.volumes if volume.name == owner.name):
+            remedy = "take its name out of the configuration first, or it is taken again at the next start"
+            raise problems.refused(what, f"the configuration lists it in `snapshots` of {owner.name}", remedy)
+        for initiator in wanted.access.initiators or ():
+            if any(mapped.unit.partition("/")[0] == name for mapped in initiator.luns or ()):
+                reason = f"`access` maps it for {initiator.name}"
+                raise problems.refused(what, reason, "delete that mapping first, and make it again with the new name")
+
+    def renamed(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Give the units of a snapshot its new name.  The kernel's devices get it at the next start."""
+        numbers = self.numbers_of(snapshot)
+        if numbers is None or self._settings.fabric is configuration.Fabric.LIO:
+            return
+        for number, suffix in ((numbers.view, ""), (numbers.write_once, "/write-once")):
+            if (unit := self.scsi.luns.get(number)) is not None:
+                unit.name = f"{owner.name}@{snapshot.name}{suffix}"
+
     def withdraw(self, snapshot: Snapshot) -> None:
         """Remove a snapshot's LUNs from the target.  Return when no command runs on them."""
         numbers = self._numbers.of(snapshot.uuid)

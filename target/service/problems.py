@@ -180,6 +180,11 @@ def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
     return Problem("in-use", f"{what} is in use by {', '.join(users)}", remedy)
 
 
+def held(what: str, reason: str, remedy: str) -> Problem:
+    """Refuse to delete a snapshot that is held."""
+    return Problem("held", f"{what} is held: {reason}", remedy)
+
+
 def no_such_portal(address: str, addresses: Iterable[str]) -> Problem:
     """Refuse an address that is no portal."""
     return Problem("no-such-portal", f"there is no portal {address}", f"there are: {', '.join(addresses)}", 404)
@@ -343,6 +348,7 @@ _CODES = {
     errors.NoSuchSnapshot: "no-such-snapshot",
     differences.WrongOrder: "wrong-order",
     errors.SnapshotFailed: "snapshot-failed",
+    errors.SnapshotHeld: "held",
     errors.TooManySnapshots: TOO_MANY,
     errors.NoSpaceLeft: "no-space-left",
     errors.DamageFound: "damaged",

@@ -11,7 +11,8 @@ Both run on threads of their own.  Taking and deleting do not wait for each othe
 | the clock was set back, or is wrong         | only the order in which snapshots were taken counts, see `schedule`       |
 | another node of a shared volume was first   | nothing: the snapshot of a period has one name, and the log takes it once |
 
-An invalid snapshot displaces no good one, and stays visible for as long as a good one would.
+An invalid snapshot displaces no good one, and stays visible for as long as a good one would.  A snapshot that is held is
+never deleted.  One that has expired is deleted, whoever took it.
 """
 
 from __future__ import annotations
@@ -172,8 +173,24 @@ class ScheduleKeeper:
         if failed:
             raise failed[0]
 
-    def _expired(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
-        """Return the snapshots that are no longer kept, oldest first."""
+    def _expired(
+        self, configured: _Configured, coming: datetime.datetime | None = None
+    ) -> list[interface.Snapshot]:
+        """Return the snapshots that are no longer kept, oldest first.  Those that are held stay."""
+        displaced = {snapshot.uuid for snapshot in self._displaced(configured, coming)}
+        now = self._clock()
+        return [
+            snapshot
+            for snapshot in self.owner.snapshots
+            if not snapshot.hold
+            and not snapshot.deleting
+            and (snapshot.uuid in displaced or (snapshot.expires is not None and snapshot.expires <= now))
+        ]
+
+    def _displaced(
+        self, configured: _Configured, coming: datetime.datetime | None = None
+    ) -> list[interface.Snapshot]:
+        """Return the snapshots that the schedule took and the rule `keep` no longer covers."""
         if configured.keep is None:
             return []
         counts, snapshots = configured.keep.counts, list(_scheduled(self.owner))

@@ -3,7 +3,7 @@
 
 The thread reads the clock again and again and does not sleep until the next hour, because clocks are set, machines
 sleep and schedules change.  It waits for no disk: each volume has a keeper with threads of its own (`schedule_keeper`).
-Only snapshots that a schedule took are deleted.
+Only snapshots that a schedule took are deleted, and those that have expired.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Scheduler:
         keepers = {name: keeper for name, keeper in self._keepers.items() if keeper.busy}
         for configured in self._inventory.settings.all_volumes:
             owner = opened.get(configured.name)
-            if configured.schedule is None or owner is None:
+            if owner is None or not (configured.schedule or any(snapshot.expires for snapshot in owner.snapshots)):
                 continue
             keeper = self._keepers.get(configured.name)
             if keeper is None or keeper.owner is not owner:
@@ -77,9 +77,9 @@ class Scheduler:
         """Return the reason for each volume whose schedule is not kept."""
         unkept = {}
         for configured in self._inventory.settings.all_volumes:
-            if configured.schedule is None:
-                continue
             keeper = self._keepers.get(configured.name)
+            if configured.schedule is None and keeper is None:
+                continue
             if configured.name not in self._inventory.open_volumes:
                 unkept[configured.name] = "the volume is not served"
             elif trouble := self._bug or (keeper.trouble() if keeper is not None else ""):

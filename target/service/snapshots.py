@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 from lun_backends import tracking
-from lun_backends.volumes import group, interface
+from lun_backends.volumes import group, interface, keeping, manifest
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.volume import Volume
 from target import codec, messages
@@ -32,24 +32,39 @@ class Snapshots:
         self._jobs = jobs
 
     def create_snapshot(
-        self, volume_name: str, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+        self,
+        volume_name: str,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scheduled: bool = False,
+        hold: str = "",
+        expires: str | None = None,
     ) -> messages.Taken:
-        """Take a snapshot and serve it.  Raise Problem."""
+        """Take a snapshot and serve it.  `hold` and `expires` are those of the message.  Raise Problem."""
+        notes = _notes(hold, expires)
         owner = self._inventory.volume(volume_name)
         with self._inventory.changing([volume_name]):
             with problems.translated(f"{volume_name}@{name} was not taken"):
-                snapshot = owner.create_snapshot(name, labels, scheduled=scheduled)
+                snapshot = owner.create_snapshot(name, labels, scheduled=scheduled, notes=notes)
             self._publish([(owner, snapshot)])
         return self._taken(owner, snapshot)
 
     def create_group(
-        self, name: str, volume_names: Sequence[str], labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        volume_names: Sequence[str],
+        labels: Mapping[str, str] | None = None,
+        *,
+        hold: str = "",
+        expires: str | None = None,
     ) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
+        notes = _notes(hold, expires)
         owners = [self._inventory.own_volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
             with problems.translated(f"the group {name} was not taken", several=volume_names):
-                taken = list(zip(owners, group.create(owners, name, labels), strict=True))
+                taken = list(zip(owners, group.create(owners, name, labels, notes=notes), strict=True))
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
 
@@ -108,6 +123,24 @@ class Snapshots:
         with problems.translated(f"the labels of {volume_name}@{name} were not changed"):
             return self._shown(owner, owner.label_snapshot(name, changes))
 
+    def change_snapshot(self, volume_name: str, name: str, request: messages.ChangeSnapshot) -> messages.Snapshot:
+        """Rename a snapshot, hold or release it, or change when it expires.  Raise Problem."""
+        owner, snapshot = self._inventory.find(volume_name, name)
+        expires = moments.read(request.expires) if request.expires else None
+        if request.name is not None and request.name != name:
+            self._inventory.check_renaming(owner, snapshot)
+        with problems.translated(f"{volume_name}@{name} was not changed"):
+            if request.hold is not None:
+                owner.hold_snapshot(name, request.hold)
+                log.info("%s@%s is %s", volume_name, name, f"held: {request.hold}" if request.hold else "released")
+            if request.expires is not None:
+                owner.expire_snapshot(name, expires)
+            if request.name is not None and request.name != name:
+                owner.rename_snapshot(name, request.name)
+                self._inventory.renamed(owner, snapshot)
+                log.info("%s@%s is now %s@%s", volume_name, name, volume_name, request.name)
+        return self._shown(owner, snapshot)
+
     def changes(self, volume_name: str, name: str, cells: int) -> messages.Changes:
         """Return how much of each part (cell) of the volume has changed since a snapshot.  Raise Problem."""
         owner, snapshot = self._inventory.find(volume_name, name)
@@ -132,6 +165,9 @@ class Snapshots:
         otherwise stop the deletion.  A snapshot that an initiator reads is not deleted, unless `force`.  Raise Problem.
         """
         owner, snapshot = self._inventory.find(volume_name, name)
+        if snapshot.hold:
+            remedy = f"run `wolun snapshot release {volume_name}@{name}` first"
+            raise problems.held(f"{volume_name}@{name}", snapshot.hold, remedy)
         if not force and (users := self._inventory.readers_of(snapshot)):
             raise problems.in_use(f"{volume_name}@{name}", users, "wait until they no longer read it, or use --force")
 
@@ -178,4 +214,14 @@ class Snapshots:
             write_once_lun=write_once,
             labels=dict(snapshot.labels),
             scheduled=snapshot.scheduled,
+            hold=snapshot.hold,
+            expires=None if snapshot.expires is None else moments.utc(snapshot.expires),
+            consistency=snapshot.consistency.value,
         )
+
+
+def _notes(hold: str, expires: str | None) -> manifest.Notes:
+    """Return the notes of a new snapshot.  Raise Problem."""
+    if fault := keeping.bad_reason(hold):
+        raise problems.refused("nothing was taken", fault, "give a shorter reason, on one line")
+    return manifest.Notes(hold, moments.read(expires) if expires else None)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from target import messages, show, units
+from target import when as when_
 from target.shell import console
 from target.shell.node import Node, files, flag
 
@@ -202,6 +204,44 @@ class Snapshot(Node):
         outside  true: roll back even if initiators wrote to the snapshot's write-once LUN
         """
         self.parent.ui_command_restore(self.name, force, damaged, outside)
+
+    def ui_command_hold(self, reason: str = "held by hand") -> None:
+        """Let nobody delete the snapshot: no command, no schedule, and no policy that makes room.
+
+        reason  why, for those who want to delete it
+        """
+        self._change(messages.ChangeSnapshot(hold=reason), f"held {self.parent.volume}@{self.name}")
+
+    def ui_command_release(self) -> None:
+        """End the hold of the snapshot."""
+        self._change(messages.ChangeSnapshot(hold=""), f"released {self.parent.volume}@{self.name}")
+
+    def ui_command_expire(self, when: str) -> None:
+        """Delete the snapshot at a moment, unless it is held then.
+
+        when  12h, 30d, 8w, 2026-12-24, 2026-12-24T18:00, or never
+        """
+        try:
+            moment = when_.parse(when, datetime.datetime.now(datetime.UTC))
+        except ValueError as error:
+            raise console.Refused(str(error)) from error
+        text = "" if moment is None else moment.isoformat()
+        then = "never expires" if moment is None else f"expires at {show.moment(text)}"
+        self._change(messages.ChangeSnapshot(expires=text), f"{self.parent.volume}@{self.name} {then}")
+
+    def ui_command_rename(self, name: str) -> None:
+        """Give the snapshot another name.  Its LUNs and its content stay as they are.
+
+        name  the new name
+        """
+        old, new = f"{self.parent.volume}@{self.name}", f"{self.parent.volume}@{name}"
+        self._change(messages.ChangeSnapshot(name=name), f"{old} is now {new}")
+
+    def _change(self, request: messages.ChangeSnapshot, done: str) -> None:
+        self.message()
+        if not self.only_checks(done):
+            self.asked.change_snapshot(self.parent.volume, self.name, request)
+            console.say(done)
 
     def ui_command_verify(self) -> None:
         """Read all data that the snapshot needs, and compare it with its checksums."""
