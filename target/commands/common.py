@@ -102,6 +102,8 @@ class _SnapshotPattern(click.ParamType[tuple[str, str]]):
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[shell_completion.CompletionItem]:
+        if self._whole and "@" not in incomplete:
+            return volume_names(context, parameter, incomplete)
         return SNAPSHOT.shell_complete(context, parameter, incomplete)
 
 

@@ -42,10 +42,11 @@ NOW = b"B" * 8 * KIB + b"C" * 16 * KIB + b"A" * 40 * KIB
 FIELDS: dict[str, tuple[int, int, dict[Any, str]]] = {
     "volume.json": (
         manifest.FORMAT,
-        2,
+        3,
         {
             manifest.Manifest: "name uuid created_at primary size block_size chunk_size durability snapshots epoch in_use "
-            "restoring restoring_damaged identity doubtful format",
+            "restoring restoring_damaged identity doubtful notes format",
+            manifest.Notes: "hold expires consistency",
             manifest.SnapshotRecord: "name uuid taken_at state labels scheduled group",
             manifest.PrimaryRecord: "path direct",
             identity.Identity: "clean boot is_disk size generation next device inode changed modified ids sequence written",

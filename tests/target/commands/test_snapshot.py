@@ -45,7 +45,7 @@ def test_list_shows_space_state_and_luns(served: daemon.Daemon) -> None:
     assert [row[0] for row in cells] == ["vol0@old", "vol0@new", "big@other"]
     assert [row[3] for row in cells] == ["25.0 %", "0 %", "0 %"]
     assert {row[4] for row in cells} == {"active"}
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[1]) for row in cells)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+", row[1]) for row in cells)
     assert len({row[5] for row in cells}) == 3
     assert {row[6] for row in cells} == {"-"}
     assert [snapshot["name"] for snapshot in served.json("snapshot", "list", "big")] == ["other"]
