@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lun_backends.cluster.records import Record, Type
+from lun_backends.cluster.records import HOLD, Record, Type
 
 _DEMANDS = (Type.EPOCH, Type.EXPEL, Type.ROLLBACK)
 
@@ -65,6 +65,7 @@ class History:
         self.demand = -1  # the position of the newest record that demands a fence
         self.answered = -1  # the newest demand that a fence answered
         self._marks: dict[uuid.UUID, Standing] = {}
+        self._notes: dict[uuid.UUID, tuple[int, Record]] = {}  # the newest of each snapshot, and its position
         self._luns: set[uuid.UUID] = set()
 
     @property
@@ -117,10 +118,25 @@ class History:
             # A node that slept may say so after another one took the rollback over.
             if self.rollback is not None and self.rollback.node == record.node:
                 self.rollback = None
+        elif record.type is Type.NOTE:
+            if record.snapshot is not None and self._is_next_note(record):
+                self._notes[record.snapshot] = (position, record)
         elif record.snapshot is not None:
             self._mark(record.type, record.snapshot)
         if record.type in _DEMANDS:
             self.demand = position
+
+    def note(self, snapshot: uuid.UUID) -> tuple[int, Record]:
+        """Return the record with the present name and labels of a snapshot, and its position.  Raise Refused."""
+        epoch = self.find(snapshot)
+        return self._notes.get(snapshot, (epoch.position, self.records[epoch.position]))
+
+    def _is_next_note(self, record: Record) -> bool:
+        """Return whether the writer of a NOTE had read the one before it; else its changes would undo those."""
+        assert record.snapshot is not None
+        return any(epoch.snapshot == record.snapshot for epoch in self.epochs) and (
+            record.answers == self.note(record.snapshot)[0]
+        )
 
     def _mark(self, kind: Type, snapshot: uuid.UUID) -> None:
         old = self._marks.get(snapshot)
@@ -208,7 +224,7 @@ class History:
             ):
                 raise Refused("an epoch without copies would spoil the snapshots that exist: delete them first")
             if record.name and any(
-                epoch.name == record.name
+                self.note(epoch.snapshot)[1].name == record.name
                 and self.standing(epoch.snapshot) in (Standing.PENDING, Standing.TAKEN, Standing.INVALID)
                 for epoch in self.epochs
                 if epoch.snapshot is not None
@@ -216,8 +232,11 @@ class History:
                 raise Refused(f"there is a snapshot named {record.name}: choose another name")
             if self.rollback is not None:
                 raise Refused(f"{self.rollback.node} rolls the volume back: wait until it has ended")
+        elif record.type is Type.NOTE:
+            self._check_note(record)
         elif record.snapshot is not None:
             standing = self.standing(record.snapshot)
+            self._check_held(record)
             wanted = {
                 Type.DELETE: (Standing.TAKEN, Standing.INVALID),
                 Type.DELETED: (Standing.HIDDEN, Standing.INVALID),
@@ -236,3 +255,34 @@ class History:
                     raise Refused("its chunks moved to a snapshot that was deleted meanwhile: move them again")
             if record.type is Type.DELETE and self.rollback is not None and self.rollback.snapshot == record.snapshot:
                 raise Refused(f"{self.rollback.node} rolls the volume back to it: wait until that has ended")
+
+    def _check_note(self, record: Record) -> None:
+        assert record.snapshot is not None
+        standing = self.standing(record.snapshot)
+        if standing not in (Standing.PENDING, Standing.TAKEN, Standing.INVALID):
+            raise Refused(f"snapshot {record.snapshot} is {standing.value}")
+        if not self._is_next_note(record):
+            raise Refused("its name or labels were changed meanwhile: look at them again")
+        if any(
+            epoch.snapshot not in (None, record.snapshot)
+            and self.note(epoch.snapshot)[1].name == record.name
+            and self.standing(epoch.snapshot) in (Standing.PENDING, Standing.TAKEN, Standing.INVALID)
+            for epoch in self.epochs
+            if epoch.snapshot is not None
+        ):
+            raise Refused(f"there is a snapshot named {record.name}: choose another name")
+
+    def _check_held(self, record: Record) -> None:
+        """Raise Refused if the record would delete, or lose, a snapshot that is held."""
+        assert record.snapshot is not None
+        number = self.find(record.snapshot).number
+        lost: list[Epoch] = []
+        if record.type is Type.DELETE:
+            lost = [self.epochs[number]]
+        elif record.type is Type.INVALID:
+            lost = self.epochs[: number + 1]
+        for epoch in lost:
+            if epoch.snapshot is not None and self.standing(epoch.snapshot) in (Standing.PENDING, Standing.TAKEN):
+                note = self.note(epoch.snapshot)[1]
+                if HOLD in note.labels:
+                    raise Refused(f"snapshot {note.name} is held ({note.labels[HOLD]}): release it first")

@@ -13,7 +13,7 @@ The layout of a block, little-endian, without padding:
 | 8 | epoch |
 | 16 | UUID of the snapshot, zero for none |
 | 16 | UUID of the write-once LUN that an EPOCH record takes, or that took the chunks of a DELETED one; zero for none |
-| 8 | position of the record that a FENCED record answers |
+| 8 | position of the record that a FENCED record answers, or on whose name and labels a NOTE record builds |
 | 8 | time in nanoseconds since 1970, by the clock of the node: for people only |
 | 4 | length of the text |
 | | text, JSON in UTF-8: `node`, `name`, `labels`, `reason` |
@@ -50,6 +50,11 @@ class Type(enum.IntEnum):
     EXPEL = 6  # the named node must not come back
     ROLLBACK = 7  # the node rolls the volume back to the snapshot; the others stay out
     ROLLED_BACK = 8
+    NOTE = 9  # the snapshot has this name and these labels from now on
+
+
+HOLD = "_hold"
+"""The label of a snapshot that must not be deleted; its value is the reason.  No label of an administrator has that key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Record:
     epoch: int = 0
     snapshot: uuid.UUID | None = None
     lun: uuid.UUID | None = None
-    answers: int = 0  # FENCED: the position of a record
+    answers: int = 0  # FENCED, NOTE: the position of a record
     time: int = 0  # nanoseconds since 1970
     node: str = ""  # who wrote it; for EXPEL, who is expelled
     name: str = ""  # of the snapshot

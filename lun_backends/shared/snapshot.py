@@ -94,8 +94,9 @@ def snapshot_of(log: History, epoch: Epoch, held_seconds: float | None = None) -
     assert epoch.snapshot is not None
     assert epoch.lun is not None
     state = _STATES.get(log.standing(epoch.snapshot), SnapshotState.DELETING)
+    _, note = log.note(epoch.snapshot)
     return Snapshot(
-        epoch.name, epoch.snapshot, epoch.number, moment(epoch.time), state, epoch.node, epoch.lun, epoch.labels,
+        note.name, epoch.snapshot, epoch.number, moment(epoch.time), state, epoch.node, epoch.lun, note.labels,
         view.why_unreadable(log, epoch.snapshot), held_seconds,
     )  # fmt: skip
 

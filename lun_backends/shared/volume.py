@@ -319,6 +319,25 @@ class SharedVolume:
         self._end_copies(timeout)
         return self._jobs.delete(identity, progress, cancelled, timeout)
 
+    def note(self, name: str, new: str | None, labels: Mapping[str, str | None], *, timeout: float = 30.0) -> None:
+        """Give a snapshot another name if `new` is not None, set labels, and remove those that are None.
+
+        Raise BadName, NoSuchSnapshot, RequestFailed.
+        """
+        if new is not None and not names.valid(new):
+            raise errors.BadName(self.name, f"{new!r} is no name of a snapshot", f"use {names.RULE}")
+        identity = self._find(name).snapshot
+        assert identity is not None
+        with self._driver.changed:
+            position, old = self._node.history.note(identity)
+        merged = {key: value for key, value in {**old.labels, **labels}.items() if value is not None}
+        self._ask(
+            cluster_node.Request(
+                Record(Type.NOTE, self.uuid, snapshot=identity, answers=position, name=new or old.name, labels=merged)
+            ),
+            timeout,
+        )
+
     def rollback(
         self,
         name: str,

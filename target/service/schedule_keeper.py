@@ -173,9 +173,7 @@ class ScheduleKeeper:
         if failed:
             raise failed[0]
 
-    def _expired(
-        self, configured: _Configured, coming: datetime.datetime | None = None
-    ) -> list[interface.Snapshot]:
+    def _expired(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
         """Return the snapshots that are no longer kept, oldest first.  Those that are held stay."""
         displaced = {snapshot.uuid for snapshot in self._displaced(configured, coming)}
         now = self._clock()
@@ -187,9 +185,7 @@ class ScheduleKeeper:
             and (snapshot.uuid in displaced or (snapshot.expires is not None and snapshot.expires <= now))
         ]
 
-    def _displaced(
-        self, configured: _Configured, coming: datetime.datetime | None = None
-    ) -> list[interface.Snapshot]:
+    def _displaced(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
         """Return the snapshots that the schedule took and the rule `keep` no longer covers."""
         if configured.keep is None:
             return []

@@ -20,15 +20,21 @@ import pyroaring
 
 from lun_backends import block_device, damage, preserving, tracking
 from lun_backends.block_device import BlockDevice, ExtentKind
+from lun_backends.cluster.records import HOLD
 from lun_backends.shared import snapshot as log_snapshot
 from lun_backends.shared import volume
 from lun_backends.stores import contract
-from lun_backends.volumes import errors, manifest, outside, policy
+from lun_backends.volumes import errors, keeping, manifest, outside, policy
 
 log = logging.getLogger(__name__)
 
 SCHEDULED = "_schedule"
 """The label that a record bears if a schedule took the snapshot.  No label of an administrator can have that key."""
+EXPIRES = "_expires"
+"""The label with the moment from which on a schedule may delete the snapshot, ISO 8601."""
+CONSISTENCY = "_consistency"
+"""The label that says who was quiet when the snapshot was taken."""
+_OWN = frozenset((SCHEDULED, EXPIRES, CONSISTENCY, HOLD))
 
 _FRESH = 5.0
 """Seconds for which the number of preserved bytes is shown again, because it takes many commands to count them."""
@@ -76,11 +82,24 @@ class SharedSnapshot:
 
     @property
     def labels(self) -> Mapping[str, str]:
-        return {key: value for key, value in self.listed.labels.items() if key != SCHEDULED}
+        return {key: value for key, value in self.listed.labels.items() if key not in _OWN}
 
     @property
     def scheduled(self) -> bool:
         return SCHEDULED in self.listed.labels
+
+    @property
+    def hold(self) -> str:
+        return self.listed.labels.get(HOLD, "")
+
+    @property
+    def expires(self) -> datetime.datetime | None:
+        text = self.listed.labels.get(EXPIRES)
+        return None if text is None else datetime.datetime.fromisoformat(text)
+
+    @property
+    def consistency(self) -> manifest.Consistency:
+        return manifest.Consistency(self.listed.labels.get(CONSISTENCY, manifest.Consistency.CRASH.value))
 
     @property
     def deleting(self) -> bool:
@@ -270,27 +289,57 @@ class SharedOwner:
     # -- changing ----------------------------------------------------------------------------------------------------
 
     def create_snapshot(
-        self, name: str, labels: Mapping[str, str] | None = None, *, scheduled: bool = False
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        scheduled: bool = False,
+        notes: manifest.Notes = manifest.NOTHING,
     ) -> SharedSnapshot:
         """Take a snapshot of the volume, for all nodes at one moment.  Raise VolumeError."""
         labels = dict(labels or {})
-        if problem := next(filter(None, (manifest.bad_label(key, value) for key, value in labels.items())), None):
-            raise errors.BadLabel(self.name, problem, "correct the label")
-        if len(labels) > manifest.LABELS_MAX:
-            raise errors.BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
-        taken = self.shared.create_snapshot(name, labels | ({SCHEDULED: "1"} if scheduled else {}))
+        self._check_labels(labels)
+        own = {
+            SCHEDULED: "1" if scheduled else None,
+            HOLD: notes.hold or None,
+            EXPIRES: None if notes.expires is None else notes.expires.isoformat(),
+            CONSISTENCY: None if notes.consistency is manifest.Consistency.CRASH else notes.consistency.value,
+        }
+        taken = self.shared.create_snapshot(name, labels | {key: value for key, value in own.items() if value})
         snapshot = self.snapshot(name, taken.uuid)
         snapshot.held_seconds = taken.held_seconds
         return snapshot
 
     def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> SharedSnapshot:
-        """Refuse: the record of a snapshot is written once."""
-        self.snapshot(name)
-        raise errors.VolumeError(
-            self.name,
-            f"the labels of {name!r} are in its record in the log, which is written once",
-            "give labels when you take a snapshot",
-        )
+        """Set labels of a snapshot, and remove those whose value is None.  Raise NoSuchSnapshot, BadLabel, VolumeError."""
+        snapshot = self.snapshot(name)
+        self._check_labels({key: value for key, value in {**snapshot.labels, **changes}.items() if value is not None})
+        return self._note(snapshot, None, changes)
+
+    def hold_snapshot(self, name: str, reason: str) -> SharedSnapshot:
+        """Let no node delete a snapshot, for that reason; an empty reason releases it.  Raise VolumeError."""
+        if fault := keeping.bad_reason(reason):
+            raise errors.VolumeError(self.name, fault, "give a shorter reason, on one line")
+        return self._note(self.snapshot(name), None, {HOLD: reason or None})
+
+    def expire_snapshot(self, name: str, moment: datetime.datetime | None) -> SharedSnapshot:
+        """Let a schedule delete a snapshot from a moment on; None means never.  Raise VolumeError."""
+        return self._note(self.snapshot(name), None, {EXPIRES: None if moment is None else moment.isoformat()})
+
+    def rename_snapshot(self, name: str, new: str) -> SharedSnapshot:
+        """Give a snapshot another name, on all nodes.  Raise VolumeError."""
+        return self._note(self.snapshot(name), new, {})
+
+    def _note(self, snapshot: SharedSnapshot, new: str | None, labels: Mapping[str, str | None]) -> SharedSnapshot:
+        self.shared.note(str(snapshot.uuid), new, labels)
+        return self.snapshot(new or snapshot.name, snapshot.uuid)
+
+    def _check_labels(self, labels: Mapping[str, str]) -> None:
+        """Raise BadLabel if a snapshot may not have these labels."""
+        if problem := next(filter(None, (manifest.bad_label(key, value) for key, value in labels.items())), None):
+            raise errors.BadLabel(self.name, problem, "correct the label")
+        if len(labels) > manifest.LABELS_MAX:
+            raise errors.BadLabel(self.name, f"there are more than {manifest.LABELS_MAX} labels", "take some away")
 
     def delete_snapshot(
         self,

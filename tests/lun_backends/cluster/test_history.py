@@ -178,3 +178,44 @@ def test_epochs_have_different_keys_even_without_a_snapshot() -> None:
     keys = {history.key(VOLUME, epoch) for epoch in log.epochs}
     assert len(keys) == 3
     assert 0 not in keys
+
+
+def noted(log: History, snapshot: uuid.UUID, name: str, answers: int | None = None, **labels: str) -> None:
+    position = log.note(snapshot)[0] if answers is None else answers
+    record = Record(Type.NOTE, VOLUME, snapshot=snapshot, answers=position, name=name, labels=labels)
+    if answers is None:
+        log.check(record)
+    log.add(record)
+
+
+def test_note_gives_a_snapshot_its_name_and_labels() -> None:
+    log = with_snapshots(A, B)
+    noted(log, A, "first", by="hand")
+    noted(log, A, "again", by="them")
+    assert (log.note(A)[1].name, log.note(A)[1].labels) == ("again", {"by": "them"})
+    assert log.note(B)[1].name == "s2"
+    with pytest.raises(Refused, match="there is a snapshot named s2"):
+        noted(log, A, "s2")
+    assert log.newest is log.epochs[2]
+
+
+def test_note_of_a_node_that_had_not_read_the_one_before_means_nothing() -> None:
+    log = with_snapshots(A)
+    stale = log.note(A)[0]
+    noted(log, A, "first")
+    noted(log, A, "second", answers=stale)
+    assert log.note(A)[1].name == "first"
+    with pytest.raises(Refused, match="changed meanwhile"):
+        log.check(Record(Type.NOTE, VOLUME, snapshot=A, answers=stale, name="second"))
+
+
+def test_held_snapshot_is_neither_deleted_nor_lost() -> None:
+    log = with_snapshots(A, B)
+    noted(log, A, "kept", _hold="audit")
+    for kind, snapshot in ((Type.DELETE, A), (Type.INVALID, A), (Type.INVALID, B)):
+        with pytest.raises(Refused, match=r"kept is held \(audit\): release it first"):
+            mark(log, kind, snapshot)
+    mark(log, Type.DELETE, B)
+    noted(log, A, "kept")
+    mark(log, Type.INVALID, A)
+    assert log.standing(A) is Standing.INVALID

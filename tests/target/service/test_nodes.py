@@ -187,7 +187,7 @@ def test_requests_that_a_shared_volume_cannot_carry_out_are_refused_with_the_rea
     alpha = start("alpha")
     alpha.snapshots.create_snapshot("archive", "s")
     refused: list[tuple[Callable[[], object], str]] = [
-        (lambda: alpha.snapshots.label_snapshot("archive", "s", {"a": "b"}), "written once"),
+        (lambda: alpha.snapshots.label_snapshot("archive", "s", {"_hold": "b"}), "no key for a label"),
         (lambda: alpha.snapshots.create_group("g", ["archive", "own"]), "shared volume"),
         (lambda: alpha.reshaping.resize("archive", 2 << 20), "size of its primary"),
         (lambda: alpha.snapshots.create_snapshot("archive", "s"), "there is a snapshot"),
@@ -200,6 +200,26 @@ def test_requests_that_a_shared_volume_cannot_carry_out_are_refused_with_the_rea
         with pytest.raises(problems.Problem, match=why) as refusal:
             request()
         assert refusal.value.remedy
+
+
+def test_what_one_node_says_about_a_snapshot_is_known_to_all(start: Start) -> None:
+    alpha, beta = start("alpha"), start("beta")
+    alpha.snapshots.create_snapshot("archive", "a", {"by": "hand"}, hold="audit", expires="2099-01-01T00:00:00Z")
+    alpha.snapshots.create_snapshot("archive", "b")
+    rig.wait(lambda: names(beta) == ["a", "b"])
+    shown = beta.snapshots.show_snapshot("archive", "a")
+    assert (shown.hold, shown.expires, shown.labels) == ("audit", "2099-01-01T00:00:00.000Z", {"by": "hand"})
+    with pytest.raises(problems.Problem, match="is held: audit"):
+        beta.snapshots.delete_snapshot("archive", "a", force=True)
+    beta.snapshots.label_snapshot("archive", "a", {"by": None, "for": "them"})
+    changed = beta.snapshots.change_snapshot("archive", "a", messages.ChangeSnapshot(name="new", hold="", expires=""))
+    assert (changed.name, changed.hold, changed.expires) == ("new", "", None)
+    rig.wait(lambda: names(alpha) == ["new", "b"])
+    assert alpha.snapshots.show_snapshot("archive", "new").labels == {"for": "them"}
+    with pytest.raises(problems.Problem, match="there is a snapshot named b"):
+        alpha.snapshots.change_snapshot("archive", "new", messages.ChangeSnapshot(name="b"))
+    ended(alpha.snapshots.delete_snapshot("archive", "new"))
+    rig.wait(lambda: names(beta) == ["b"])
 
 
 def test_nodes_are_listed_and_one_is_expelled(start: Start) -> None:
