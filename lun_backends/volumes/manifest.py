@@ -154,7 +154,7 @@ class SnapshotRecord:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)
 class Notes:
-    """What administrators and hooks say about a snapshot."""
+    """The remarks of administrators and hooks about a snapshot."""
 
     hold: str = ""  # why nobody may delete it; empty if it is not held
     expires: pydantic.AwareDatetime | None = None  # from when on a schedule may delete it
