@@ -253,6 +253,8 @@ class History:
                     )
                 if record.lun != self.older_lun(self.find(record.snapshot).number):
                     raise Refused("its chunks moved to a snapshot that was deleted meanwhile: move them again")
+            if record.type is Type.INVALID and self.rollback is not None:
+                raise Refused(f"{self.rollback.node} rolls the volume back, and needs the snapshots for it")
             if record.type is Type.DELETE and self.rollback is not None and self.rollback.snapshot == record.snapshot:
                 raise Refused(f"{self.rollback.node} rolls the volume back to it: wait until that has ended")
 

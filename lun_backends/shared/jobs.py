@@ -9,6 +9,8 @@ those of other nodes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import threading
 import time
@@ -18,8 +20,9 @@ from typing import Protocol
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, ExtentKind
+from lun_backends.cluster import history
 from lun_backends.cluster.history import Standing
-from lun_backends.cluster.records import Type
+from lun_backends.cluster.records import Record, Type
 from lun_backends.copy_on_write import CopyOnWrite
 from lun_backends.refused import Refused
 from lun_backends.shared.devices import WriteOnceLun
@@ -27,7 +30,7 @@ from lun_backends.shared.driver import Driver
 from lun_backends.shared.view import SharedView
 from lun_backends.volumes import errors
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PIECE = 1 << 20  # bytes per write command of a move
 _RETRY = 5.0  # seconds after a job failed
@@ -61,6 +64,7 @@ class Jobs:
         self._below = below
         self._owner = owner
         self._takeover = takeover
+        self._claimed: set[uuid.UUID] = set()
         self._seen: dict[uuid.UUID, float] = {}  # since when a deletion could be done
         self._working = threading.Lock()
         self._woken = threading.Event()
@@ -81,6 +85,15 @@ class Jobs:
         self._woken.set()
         self._thread.join()
 
+    @contextlib.contextmanager
+    def claim(self, identity: uuid.UUID) -> Iterator[None]:
+        """Keep this node's thread off a job that the caller does itself."""
+        self._claimed.add(identity)
+        try:
+            yield
+        finally:
+            self._claimed.discard(identity)
+
     # Deleting -------------------------------------------------------------------------------------------------------
 
     def delete(
@@ -97,14 +110,14 @@ class Jobs:
         with self._working:
             while True:
                 with self._driver.changed:
-                    history = self._driver.node.history
-                    epoch = history.find(identity)
-                    standing = history.standing(identity)
+                    log = self._driver.node.history
+                    epoch = log.find(identity)
+                    standing = log.standing(identity)
                     if standing is Standing.DELETED:
                         return True
-                    if standing is Standing.HIDDEN and not history.may_move(identity):
+                    if standing is Standing.HIDDEN and not log.may_move(identity):
                         return False
-                    older = history.older_lun(epoch.number) if standing is Standing.HIDDEN else None
+                    older = log.older_lun(epoch.number) if standing is Standing.HIDDEN else None
                 assert epoch.lun is not None
                 if older is not None and not self._move(epoch.lun, older, progress, cancelled):
                     reason = f"the deletion of {epoch.name!r} was stopped"
@@ -113,7 +126,7 @@ class Jobs:
                     self._owner.request(Type.DELETED, identity, timeout, lun=older)
                 except Refused:
                     with self._driver.changed:
-                        changed = history.older_lun(epoch.number) != older or history.standing(identity) != standing
+                        changed = log.older_lun(epoch.number) != older or log.standing(identity) != standing
                     if not changed:
                         raise
 
@@ -147,16 +160,26 @@ class Jobs:
     # Rolling back ---------------------------------------------------------------------------------------------------
 
     def roll_back(self, identity: uuid.UUID, progress: Progress | None = None, timeout: float = _TIMEOUT) -> None:
-        """Write the content of a snapshot to the volume, and end the rollback.  Raise RequestFailed, BlockDeviceError."""
+        """Write the content of a snapshot to the volume, and end the rollback.
+
+        Raise RollbackStopped if another node took it over, RollbackRefused, RequestFailed, BlockDeviceError.
+        """
         with self._working:
             self._driver.wait_until_armed()
-            if not self._is_mine(identity):
-                return
+            with self._driver.changed:
+                node = self._driver.node
+                order = node.history.rollback
+                if order is None or order.node != node.name or order.snapshot != identity:
+                    return
+                try:
+                    chain = node.history.chain(identity, node.epoch)
+                except history.Refused as refused:
+                    raise errors.RollbackRefused(
+                        self._owner.name, str(refused), "restore another snapshot"
+                    ) from refused
             view = self._owner.view(str(identity))
             size = self._below.chunk_size
             changed = tracking.BitMap()
-            with self._driver.changed:
-                chain = self._driver.node.history.chain(identity, self._driver.node.epoch)
             content = self._lun(chain[0]).device.size  # the volume may have grown since
             for lun in chain:
                 for offset, length in _written(self._lun(lun).device, content):
@@ -164,25 +187,30 @@ class Jobs:
             buffer = memoryview(bytearray(size))
             for done, chunk in enumerate(changed):
                 if self._stopping:
-                    return
+                    raise block_device.DeviceClosed
                 piece = [buffer[: min(size, content - chunk * size)]]
                 view.readv(chunk * size, piece)
-                self._driver.again(lambda at=chunk * size, piece=piece: self._write(at, piece))  # type: ignore[misc]
+                self._driver.again(functools.partial(self._write, order, chunk * size, piece))
                 if progress is not None:
                     progress((done + 1) * size, len(changed) * size)
             self._driver.again(self._below.primary.flush)
             self._owner.request(Type.ROLLED_BACK, identity, timeout)
 
-    def _write(self, offset: int, piece: list[memoryview]) -> None:
-        """Write through copy-on-write while it is barred for all others."""
-        self._below.preserve(offset, len(piece[0]))
-        self._below.primary.writev(offset, piece)
+    def _write(self, order: Record, offset: int, piece: list[memoryview]) -> None:
+        """Write through copy-on-write while it is barred for all others.
 
-    def _is_mine(self, identity: uuid.UUID) -> bool:
-        node = self._driver.node
-        with self._driver.changed:
-            rollback = node.history.rollback
-            return rollback is not None and rollback.node == node.name and rollback.snapshot == identity
+        The node must not leave the admission between the look at the log and the write: another node may take the
+        rollback over, end it, and let its initiators write.
+        """
+        self._driver.admission.enter()
+        try:
+            if self._driver.node.history.rollback is not order:
+                reason = "another node took the rollback over"
+                raise errors.RollbackStopped(self._owner.name, reason, "look at `wolun status` there")
+            self._below.preserve(offset, len(piece[0]))
+            self._below.primary.writev(offset, piece)
+        finally:
+            self._driver.admission.leave()
 
     # The thread -----------------------------------------------------------------------------------------------------
 
@@ -199,36 +227,38 @@ class Jobs:
                     self.roll_back(own)
             except (block_device.BlockDeviceError, Refused) as error:
                 if not self._stopping:
-                    log.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
+                    logger.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
 
     def _due(self) -> list[uuid.UUID]:
         """Return the snapshots that this node should finish deleting now."""
         node, now = self._driver.node, time.monotonic()
         with self._driver.changed:
-            history = node.history
+            records = node.history
             if not self._driver.admission.open:
                 return []
-            deleter = {record.snapshot: record.node for record in history.records if record.type is Type.DELETE}
+            deleter = {record.snapshot: record.node for record in records.records if record.type is Type.DELETE}
             movable = [
                 epoch.snapshot
-                for epoch in history.epochs
+                for epoch in records.epochs
                 if epoch.snapshot is not None
                 and epoch.snapshot in deleter
-                and (history.may_move(epoch.snapshot) or history.standing(epoch.snapshot) is Standing.INVALID)
+                and (records.may_move(epoch.snapshot) or records.standing(epoch.snapshot) is Standing.INVALID)
             ]
         self._seen = {identity: self._seen.get(identity, now) for identity in movable}
         return [
             identity
             for identity in movable
-            if deleter[identity] == node.name or now - self._seen[identity] >= self._takeover
+            if identity not in self._claimed
+            and (deleter[identity] == node.name or now - self._seen[identity] >= self._takeover)
         ]
 
     def _own_rollback(self) -> uuid.UUID | None:
         node = self._driver.node
         with self._driver.changed:
             rollback = node.history.rollback
-            mine = rollback is not None and rollback.node == node.name and self._driver.admission.open
-            return rollback.snapshot if mine and rollback is not None else None
+            if rollback is None or rollback.node != node.name or not self._driver.admission.open:
+                return None
+            return None if rollback.snapshot in self._claimed else rollback.snapshot
 
 
 def _written(device: BlockDevice, size: int) -> Iterator[tuple[int, int]]:

@@ -21,6 +21,12 @@ from lun_backends.shared.driver import Driver
 T = TypeVar("T")
 
 
+def check_epoch(driver: Driver, epoch: Epoch) -> None:
+    """Raise NotAdmitted unless the node is ARMED in that epoch.  The caller is inside the admission."""
+    if driver.node.epoch is not epoch:
+        raise NotAdmitted
+
+
 class FencedPrimary(BlockDevice):
     """The primary below copy-on-write."""
 
@@ -75,8 +81,7 @@ class ViewedPrimary(FencedPrimary):
 
     def _command(self, call: Callable[[], T]) -> T:
         def look() -> T:
-            if self._driver.node.epoch is not self._epoch:
-                raise NotAdmitted
+            check_epoch(self._driver, self._epoch)
             result = call()
             if not self._driver.node.exclusive and self._driver.newer():
                 raise block_device.ReservationConflict
@@ -116,8 +121,7 @@ class EpochSide:
         driver.admission.enter()
         life = driver.life
         try:
-            if driver.node.epoch is not self.epoch:
-                raise NotAdmitted
+            check_epoch(driver, self.epoch)
             if driver.node.exclusive:
                 return self._side.put_many(requests)
             read = [(offset, [memoryview(b"".join(buffers))]) for offset, buffers in requests]

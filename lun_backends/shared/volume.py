@@ -107,6 +107,7 @@ class SharedVolume:
         self.device = SharedDevice(self._driver, devices.primary, self._below, writes=settings.writes)
         self._jobs = jobs.Jobs(self._driver, self._below, self, settings.takeover)
         self._deciding = threading.Lock()
+        self._barred = False
         self._closed = False
         self._driver.start()
         self._jobs.start()
@@ -275,6 +276,8 @@ class SharedVolume:
         if limit is not None and len(taken) >= limit:
             raise errors.TooManySnapshots(self.name, f"it has {len(taken)} snapshots, the most allowed", "delete one")
         end = time.monotonic() + timeout
+        with contextlib.suppress(block_device.BlockDeviceError):
+            self._devices.primary.flush()  # so that little is left for the flush that holds writes
         request = cluster_node.taking(self.uuid, name, labels)
         try:
             self._driver.ask(request, timeout)
@@ -314,10 +317,11 @@ class SharedVolume:
         assert identity is not None
         with self._driver.changed:
             standing = self._node.history.standing(identity)
-        if standing is not Standing.HIDDEN:
-            self.request(Type.DELETE, identity, timeout)
-        self._end_copies(timeout)
-        return self._jobs.delete(identity, progress, cancelled, timeout)
+        with self._jobs.claim(identity):
+            if standing is not Standing.HIDDEN:
+                self.request(Type.DELETE, identity, timeout)
+            self._end_copies(timeout)
+            return self._jobs.delete(identity, progress, cancelled, timeout)
 
     def note(self, name: str, new: str | None, labels: Mapping[str, str | None], *, timeout: float = 30.0) -> None:
         """Give a snapshot another name if `new` is not None, set labels, and remove those that are None.
@@ -354,9 +358,10 @@ class SharedVolume:
         assert identity is not None
         with self._driver.changed:
             under_way = self._node.history.rollback
-        if under_way is None or under_way.node != self._node.name or under_way.snapshot != identity:
-            self.request(Type.ROLLBACK, identity, timeout)
-        self._jobs.roll_back(identity, progress, timeout)
+        with self._jobs.claim(identity):
+            if under_way is None or under_way.node != self._node.name or under_way.snapshot != identity:
+                self.request(Type.ROLLBACK, identity, timeout)
+            self._jobs.roll_back(identity, progress, timeout)
 
     def expel(self, node: str, *, timeout: float = 30.0) -> None:
         """Keep a node out of the volume for good.  Return when it can write no more.  Raise RequestFailed."""
@@ -428,7 +433,7 @@ class SharedVolume:
             elif not isinstance(side, EpochSide) or side.epoch is not epoch:
                 self._below.arm(EpochSide(self._driver, lun.side, epoch))
             rolls_back = self._node.history.rollback is not None
-            self._below.bar(self.device.check_no_rollback if rolls_back else None)
+            self._bar(self.device.check_no_rollback if rolls_back else None)
 
     def joined(self) -> None:
         """Do the jobs that waited for this node to join."""
@@ -442,13 +447,19 @@ class SharedVolume:
             if epoch.snapshot is not None and epoch.lun is not None and log.standing(epoch.snapshot) is Standing.DELETED
         ]:
             self._driver.forget_lun(lun)
-        if self._driver.admission.open:
+        unbars = self._barred and log.rollback is None
+        drops = self._below.write_once_side is not None and self._is_lost(self._node.epoch)
+        if self._driver.admission.open and (unbars or drops):
             with self._below.hold():
-                if log.rollback is None:
-                    self._below.bar(None)
-                if self._is_lost(self._node.epoch):
+                if unbars:
+                    self._bar(None)
+                if drops:
                     self._below.disarm()
         self._jobs.wake()
+
+    def _bar(self, refuse: Callable[[], None] | None) -> None:
+        self._below.bar(refuse)
+        self._barred = refuse is not None
 
     def _is_lost(self, epoch: Epoch) -> bool:
         return epoch.snapshot is not None and self._node.history.standing(epoch.snapshot) in (

@@ -134,6 +134,8 @@ def test_snapshot_that_the_volume_is_rolled_back_to_is_kept() -> None:
     with pytest.raises(Refused, match="worker rolls the volume back"):
         log.check(Record(Type.DELETE, VOLUME, snapshot=A))
     log.check(Record(Type.DELETE, VOLUME, snapshot=B))
+    with pytest.raises(Refused, match="needs the snapshots"):
+        log.check(Record(Type.INVALID, VOLUME, snapshot=B))
 
 
 def test_lost_snapshot_takes_the_older_ones_with_it() -> None:

@@ -20,10 +20,10 @@ from tests.lun_backends.shared.test_faults import started
 def history_of(array: Array, node: Node, count: int) -> None:
     """Take snapshots s0, s1, ... with writes between them."""
     for number in range(count):
-        for chunk in range(number, 8):
+        for chunk in range(2 * number + 2):
             node.device.writev(chunk * CHUNK + number * 512, block(16 * number + chunk + 1))
         node.create_snapshot(f"s{number}")
-    for chunk in range(count, 8):
+    for chunk in range(2 * count + 2):
         node.device.writev(chunk * CHUNK, block(0xFF))
 
 
@@ -181,8 +181,8 @@ def test_a_write_fails_whose_pre_image_cannot_be_kept(array: Array) -> None:
         history_of(array, one, 1)
         no_room(array, one, block_device.SpaceExhausted(0))
         with pytest.raises(block_device.PreserveFailed):
-            one.device.writev(0, block(0x77))
-        one.device.writev(0, block(0x78))
+            one.device.writev(MIB // 2, block(0x77))
+        one.device.writev(MIB // 2, block(0x78))
         assert check_views(array, one) == 1
 
 
