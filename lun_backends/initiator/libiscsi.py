@@ -269,6 +269,7 @@ class _Session:
             for other in before:
                 if not other.done:
                     other.finish("LOGICAL UNIT RESET ended the command")
+            self._rouse()
 
     def tend(self) -> None:
         """Answer the target's pings, and notice a lost link, if no command is under way."""
@@ -425,7 +426,7 @@ class _Session:
     def _send_queued(self, call: _Call) -> None:
         self._service(select.POLLOUT)
         if self._leader is not None and (call.deadline < self._polls_until or self._unsent()):
-            os.eventfd_write(self._wake.fd, 1)
+            self._rouse()
 
     def _unsent(self) -> bool:
         return self._context is not None and bool(self._c.iscsi_which_events(self._context) & select.POLLOUT)
@@ -450,6 +451,10 @@ class _Session:
         for call in calls.values():
             if not call.done:
                 call.finish(why)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """Let the thread that polls look again."""
         if self._leader is not None:
             os.eventfd_write(self._wake.fd, 1)
 

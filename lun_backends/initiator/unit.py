@@ -9,7 +9,8 @@
 | BUSY, TASK SET FULL                 | likewise                                                                 |
 | CHECK CONDITION                     | `CheckCondition` with the sense data                                     |
 | RESERVATION CONFLICT                | `block_device.ReservationConflict`; the command was not carried out      |
-| TASK ABORTED                        | `TaskAborted`; the command may have been carried out in part             |
+| TASK ABORTED, or CHECK CONDITION    | `TaskAborted`; the command may have been carried out in part             |
+| with ABORTED COMMAND                |                                                                          |
 | none                                | `block_device.NoAnswer`; the command may have been carried out           |
 
 UNIT ATTENTION and BUSY say that the device has not carried out the command (SAM-5 5.3.1, 5.14), so to send it again is right.
@@ -34,7 +35,7 @@ GOOD, CHECK_CONDITION, CONDITION_MET, BUSY = 0x00, 0x02, 0x04, 0x08
 RESERVATION_CONFLICT, TASK_SET_FULL, TASK_ABORTED = 0x18, 0x28, 0x40
 
 MEDIUM_ERROR, ILLEGAL_REQUEST, UNIT_ATTENTION, DATA_PROTECT, BLANK_CHECK = 0x3, 0x5, 0x6, 0x7, 0x8
-_NOT_READY = 0x2
+_NOT_READY, _ABORTED_COMMAND = 0x2, 0xB
 
 INVALID_COMMAND_OPERATION_CODE = 0x2000
 LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = 0x2100
@@ -77,7 +78,7 @@ class CheckCondition(block_device.BlockDeviceError):
 
 
 class TaskAborted(block_device.NoAnswer):
-    """Another initiator had the command aborted.  A part of it may have been carried out."""
+    """The device aborted the command, mostly for another initiator.  A part of it may have been carried out."""
 
 
 class CannotSend(block_device.BlockDeviceError):
@@ -183,6 +184,8 @@ class Unit(abc.ABC):
                     with self._lock:
                         self._attentions = [*self._attentions[-_ATTENTIONS:], sense.asc]
                     continue
+                if sense.key == _ABORTED_COMMAND:
+                    raise TaskAborted(f"{self.address} aborted the command: {sense}")
                 if (sense.key, sense.asc) != (_NOT_READY, _BECOMING_READY):
                     raise CheckCondition(self.address, cdb[0], sense)
             elif answer.status not in (BUSY, TASK_SET_FULL):

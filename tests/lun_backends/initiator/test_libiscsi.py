@@ -247,6 +247,37 @@ def test_reset_ends_the_commands_of_others(served: Served) -> None:
     assert refused.is_set()
 
 
+def test_own_command_that_a_reset_ends_gets_no_answer_and_does_not_wait_for_one(served: Served) -> None:
+    slow, reached, answer = MemoryDevice(), threading.Event(), threading.Event()
+
+    def wait(*_: object) -> bool:
+        if threading.current_thread().name == "iscsi-portal":
+            return False
+        reached.set()
+        return answer.wait(20)
+
+    served.add(0, slow)
+    lun = served.unit(0)
+    lun.execute(bytes(6))
+    slow.before = wait
+    ended = threading.Event()
+
+    def write() -> None:
+        with pytest.raises(block_device.NoAnswer, match="LOGICAL UNIT RESET"):
+            lun.execute(write16(0, 1), bytes(512))
+        ended.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert reached.wait(20)
+    threading.Timer(0.2, answer.set).start()
+    lun.reset_logical_unit()
+    assert ended.wait(10)  # its own time limit is 30 s
+    thread.join(10)
+    slow.before = None
+    lun.execute(write16(0, 1), bytes(512))
+
+
 @pytest.mark.parametrize(
     "text",
     [
