@@ -160,6 +160,7 @@ class Volume:
     commands_per_second: float
     doubtful: str = ""
     verify_reads: bool = True
+    store: str = "map"
     map_write_once: str = "none"
     write_cache: bool = True
     sharing: Sharing | None = None
@@ -406,6 +407,7 @@ class CreateVolume:
     primary: str | None = None
     block_size: int | None = None
     chunk_size: str | None = None
+    store: str | None = None
     durability: str | None = None
     limit: str | None = None
     on_error: str | None = None

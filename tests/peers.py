@@ -33,6 +33,7 @@ PEERS: Mapping[str, str] = {
     "mke2fs": "e2fsprogs",
     "mount": "mount",
     "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",

@@ -63,7 +63,7 @@ class ChunkFile:
             try:
                 header = _HEADER.pack(_MAGIC, _VERSION, superblock.snapshot.bytes, superblock.chunk_size)
                 header += _CRC.pack(crc32c.crc32c(header))
-                _check_free(os.fstatvfs(fd), superblock.chunk_size)
+                check_free(os.fstatvfs(fd), superblock.chunk_size)
                 storage_io.write_all(io, fd, [header], 0, len(header))
                 io.ftruncate(fd, superblock.chunk_size)
                 io.fdatasync(fd)
@@ -125,7 +125,7 @@ class ChunkFile:
         end = place + length
         file_system = os.fstatvfs(fd)
         if file_system.f_bavail * file_system.f_frsize < PLENTY:
-            _check_free(file_system, length)
+            check_free(file_system, length)
             self._room = end
             return
         self._room = end
@@ -214,7 +214,7 @@ class ChunkFile:
 def has_room(directory: Path, length: int) -> bool:
     """Return whether chunks of `length` bytes more fit on the file system of `directory`.  Raises OSError."""
     try:
-        _check_free(os.statvfs(directory), length)
+        check_free(os.statvfs(directory), length)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -222,7 +222,7 @@ def has_room(directory: Path, length: int) -> bool:
     return True
 
 
-def _check_free(file_system: os.statvfs_result, length: int) -> None:
+def check_free(file_system: os.statvfs_result, length: int) -> None:
     """Raise OSError (ENOSPC) if `length` more bytes would take what is kept back."""
     free, total = file_system.f_bavail * file_system.f_frsize, file_system.f_blocks * file_system.f_frsize
     if free - length < min(KEPT_BACK, total // 32):

@@ -54,6 +54,7 @@ from lun_backends.stores.store_file import StoreLocked as StoreLocked
 from lun_backends.stores.store_file import StoreMissing as StoreMissing
 from lun_backends.stores.store_file import StoreNewer as StoreNewer
 from lun_backends.stores.store_file import StoreUnavailable as StoreUnavailable
+from lun_backends.stores.store_file import StoreUnfit as StoreUnfit
 
 GRAIN = 4096
 """The grain of a store on local files, in bytes."""
@@ -277,10 +278,14 @@ class Store(Protocol):
 class Stores(Protocol):
     """The place of all stores of one volume.  Their names are the identities of the snapshots."""
 
+    def check(self) -> None:
+        """Raise StoreUnfit if the place cannot hold stores that are right, and StoreUnavailable if it cannot be asked."""
+        ...
+
     def create(self, geometry: Geometry, *, durability: Durability, space: Space) -> Store:
         """Make an empty store, durable when this returns.
 
-        Raises StoreUnavailable, SpaceExhausted, ValueError (geometry).
+        Raises StoreUnavailable, StoreUnfit, SpaceExhausted, ValueError (geometry).
         """
         ...
 
@@ -298,10 +303,6 @@ class Stores(Protocol):
 
     def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
         """Delete the stores that are not `named`.  A store that cannot be deleted now only costs space."""
-        ...
-
-    def any(self) -> bool:
-        """Return whether there is a store, or a part of one.  Raises StoreUnavailable."""
         ...
 
     def sync(self, snapshot: uuid.UUID) -> None:

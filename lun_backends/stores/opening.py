@@ -3,17 +3,35 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import contract, thin
+from lun_backends.stores import contract, sparse, thin
+from lun_backends.stores.settings import DEFAULT, Kind, Settings
+
+NOBODY = uuid.UUID(int=0)
 
 
-def stores(directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> contract.Stores:
-    """Return the stores of a volume, in files of `directory`."""
-    return thin.ThinStores(directory, io)
+def stores(
+    directory: Path,
+    volume: uuid.UUID = NOBODY,
+    settings: Settings = DEFAULT,
+    io: storage_io.StorageIO = storage_io.SYSTEM,
+) -> contract.Stores:
+    """Return the stores of a volume; those in local files are in `directory`.  Only other kinds ask whose they are."""
+    match settings.kind:
+        case Kind.MAP:
+            return thin.ThinStores(directory, io)
+        case Kind.SPARSE:
+            return sparse.SparseStores(directory, io)
+
+
+def left_in(directory: Path) -> bool:
+    """Return whether a local directory has a store, of whatever volume."""
+    return any(path.suffix in (".map", ".sparse") for path in directory.glob("*"))
 
 
 def lone(path: Path, geometry: Callable[[], contract.Geometry], durability: Durability) -> contract.Store:

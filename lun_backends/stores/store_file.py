@@ -78,6 +78,18 @@ class StoreUnavailable(StoreError):
         return f"{self.path}: {self.reason}"
 
 
+@dataclass(eq=False)
+class StoreUnfit(StoreError):
+    """No store can be at `place`, because of what it is; `reason` says why."""
+
+    place: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}; {self.remedy}"
+
+
 @contextlib.contextmanager
 def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
     """Open a store's file, and close it again if the body raises.  Raises StoreMissing, StoreUnavailable."""

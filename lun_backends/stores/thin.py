@@ -689,6 +689,9 @@ class ThinStores:
         self.directory = directory
         self._io = io
 
+    def check(self) -> None:
+        """Return: a chunk map is right on every file system."""
+
     def create(self, geometry: contract.Geometry, *, durability: Durability, space: Space) -> ThinStore:
         path = self._path(geometry.snapshot)
         return ThinStore.create(path, superblock(geometry), durability=durability, io=self._io, space=space)
@@ -705,9 +708,6 @@ class ThinStores:
             if match is not None and uuid.UUID(match[1]) not in named:
                 with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
                     self._io.unlink(path)
-
-    def any(self) -> bool:
-        return any(self.directory.glob("*.map"))
 
     def sync(self, snapshot: uuid.UUID) -> None:
         for path in files(self._path(snapshot)):

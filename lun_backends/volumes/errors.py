@@ -67,6 +67,10 @@ def damage_in(volume: str, snapshot: str, found: damage.Found, block_size: int, 
     return DamageFound(volume, reason, remedy)
 
 
+class StoreRefused(VolumeError):
+    """The snapshots of the volume cannot be kept where the settings say."""
+
+
 class WrittenOutside(VolumeError):
     """The request would pass on blocks that an initiator wrote to a write-once LUN."""
 

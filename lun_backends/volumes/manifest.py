@@ -31,6 +31,7 @@ from lun_backends import names, refused
 from lun_backends.durability import Durability
 from lun_backends.files import format as format_
 from lun_backends.files import os_error, small_file, storage_io
+from lun_backends.stores.settings import Kind
 from lun_backends.volumes import identity
 
 _FILE = "volume.json"
@@ -43,7 +44,7 @@ FORMAT: Final = 3
 | format | has in addition                               |
 | ------ | --------------------------------------------- |
 | 2      | `restoring_damaged`, `identity`, `doubtful`   |
-| 3      | `notes`                                       |
+| 3      | `notes`, `store`                              |
 
 New fields belong into `Manifest` itself.  There, an older version finds the format first, and can say that it is newer.
 """
@@ -197,6 +198,7 @@ class Manifest:
         default_factory=dict
     )  # why snapshots may not be true, see `identity`
     notes: dict[_Uuid, Notes] = dataclasses.field(default_factory=dict)  # of the snapshots that have any
+    store: Kind = Kind.MAP  # of the snapshots
     format: Literal[1, 2, 3] = FORMAT
 
     @pydantic.model_validator(mode="after")

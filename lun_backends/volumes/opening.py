@@ -12,7 +12,7 @@ from pathlib import Path
 from lun_backends import block_device, flat, lost_device, names, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, facts, os_error, storage_io
-from lun_backends.stores import contract
+from lun_backends.stores import contract, settings
 from lun_backends.stores import opening as store_opening
 from lun_backends.volumes import boot, errors, identity, invalidation, manifest, policy, rollback
 from lun_backends.volumes.manifest import SnapshotState
@@ -35,6 +35,7 @@ def create(
     rules: policy.Policy,
     listener: policy.Listener,
     io: storage_io.StorageIO,
+    store: settings.Settings,
 ) -> State:
     """Make a volume and open it.  See `Volume.create`."""
     if not names.valid(name):
@@ -42,7 +43,7 @@ def create(
     if manifest.exists(directory):
         reason = f"there is a volume in {directory} already"
         raise errors.VolumeError(name, reason, "open it, or give another directory")
-    if store_opening.stores(directory / "snapshots", io).any():
+    if store_opening.left_in(directory / "snapshots"):
         reason = f"there are snapshots in {directory}, but no manifest"
         raise errors.VolumeError(name, reason, "restore volume.json from a backup, or move the directory away")
     try:
@@ -62,11 +63,17 @@ def create(
             chunk_size=chunk_size,
             durability=durability,
             in_use=None if durability is Durability.POWER_LOSS else boot.current(),
+            store=store.kind,
         )
     except ValueError as error:  # pydantic's ValidationError is one
         reason = manifest.first_problem(error)
         raise errors.VolumeError(name, reason, "correct it and create the volume again") from error
-    state = State(directory, record, io, rules, listener)
+    stores = store_opening.stores(directory / "snapshots", record.uuid, store, io)
+    try:
+        stores.check()
+    except block_device.BlockDeviceError as error:
+        raise errors.StoreRefused(name, f"no snapshot could be kept: {error}", "correct `store`") from error
+    state = State(directory, record, io, rules, listener, stores)
     try:
         state.store(record)
         _take_over(state)
@@ -92,14 +99,31 @@ def _primary_size(name: str, primary: Path, size: int | None, *, block_size: int
     return actual
 
 
-def open_state(directory: Path, rules: policy.Policy, listener: policy.Listener, io: storage_io.StorageIO) -> State:
+def open_state(
+    directory: Path,
+    rules: policy.Policy,
+    listener: policy.Listener,
+    io: storage_io.StorageIO,
+    store: settings.Settings | None,
+) -> State:
     """Open the volume in `directory`.  See `Volume.open`."""
     recorded = manifest.load(directory)
     record = manifest.without_groups(directory, recorded)
     if record != recorded:
         with contextlib.suppress(OSError):  # if this fails, the next open reads the same and tries again
             manifest.store(directory, record, io)
-    state = State(directory, record, io, rules, listener)
+    if store is not None and store.kind is not record.store:
+        reason = f"its snapshots are in a store of kind {record.store.value}, not {store.kind.value}"
+        raise errors.StoreRefused(record.name, reason, f"write `store: {record.store.value}`")
+    place = settings.Settings(record.store) if store is None else store
+    stores = store_opening.stores(directory / "snapshots", record.uuid, place, io)
+    try:
+        stores.check()
+    except contract.StoreUnfit as error:
+        raise errors.StoreRefused(record.name, f"its snapshots cannot be kept: {error}", "correct `store`") from error
+    except block_device.BlockDeviceError:
+        pass  # the policy decides about snapshots that cannot be reached now
+    state = State(directory, record, io, rules, listener, stores)
     try:
         _recognise(state)
         _open_snapshots(state)

@@ -27,8 +27,7 @@ from lun_backends import (
 )
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import opening as store_opening
-from lun_backends.stores import space
+from lun_backends.stores import contract, space
 from lun_backends.volumes import doubt, errors, invalidation, manifest, pending_grains, policy, rollback_overlay
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -63,6 +62,7 @@ class State:
         io: storage_io.StorageIO,
         rules: policy.Policy,
         listener: policy.Listener,
+        stores: contract.Stores,
     ) -> None:
         """Open the primary.  Raises CannotOpen.  Only `opening` calls this."""
         self.directory = directory
@@ -78,7 +78,7 @@ class State:
         self.space = space.Space(
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))
         )
-        self.stores = store_opening.stores(directory / "snapshots", io)
+        self.stores = stores
         self.enforcer = invalidation.Enforcer(rules, listener, lambda: self.snapshots, self.path, io)
         self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size, self._copy_failed, rules.copy_timeout)
         self.manifest = record

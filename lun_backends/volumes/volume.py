@@ -44,6 +44,7 @@ from lun_backends import block_device, preserving, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
+from lun_backends.stores import settings
 from lun_backends.volumes import deleting, errors, keeping, manifest, opening, outside, policy, rollback, taking
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -79,11 +80,14 @@ class Volume:
         rules: policy.Policy = policy.DEFAULT,
         listener: policy.Listener = policy.ignore,
         io: storage_io.StorageIO = storage_io.SYSTEM,
+        store: settings.Settings = settings.DEFAULT,
     ) -> Volume:
         """Make a volume in `directory` (made if missing) and open it.
 
         With `size` (bytes), this makes a sparse primary, unless there is a file or device of at least that size.
         Without `size`, the primary must exist and is taken as it is.
+
+        `store` says where the snapshots will be kept.
 
         Raises VolumeError, BadName, backing_file.CannotOpen, ManifestError.
         """
@@ -99,6 +103,7 @@ class Volume:
             rules=rules,
             listener=listener,
             io=io,
+            store=store,
         )
         return cls(state)
 
@@ -110,9 +115,13 @@ class Volume:
         rules: policy.Policy = policy.DEFAULT,
         listener: policy.Listener = policy.ignore,
         io: storage_io.StorageIO = storage_io.SYSTEM,
+        store: settings.Settings | None = None,
     ) -> Volume:
-        """Open the volume in `directory`.  Raises ManifestError, backing_file.CannotOpen, PendingDamaged, VolumeError."""
-        return cls(opening.open_state(directory, rules, listener, io))
+        """Open the volume in `directory`; `store` says where its snapshots are, if the manifest's kind does not suffice.
+
+        Raises ManifestError, backing_file.CannotOpen, PendingDamaged, VolumeError.
+        """
+        return cls(opening.open_state(directory, rules, listener, io, store))
 
     def close(self) -> None:
         """Drain, flush and release everything.  Closing twice is allowed."""

@@ -10,6 +10,7 @@ from typing import Annotated
 import pydantic
 
 from lun_backends.durability import Durability
+from lun_backends.stores.settings import Kind
 from lun_backends.volumes import policy
 from target import units
 from target.configuration import values
@@ -71,6 +72,11 @@ class Volume(values.Group):
 
     chunk_size: values.ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the size it was made with."""
+
+    store: Kind = Kind.MAP
+    """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `sparse`:
+    one sparse file for each snapshot, without checksums, on ext4 with a journal, XFS or btrfs. A volume keeps the kind
+    it was made with."""
 
     durability: Durability = Durability.POWER_LOSS
     """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the

@@ -101,6 +101,7 @@ class Status:
             written_bytes_per_second=written,
             commands_per_second=commands,
             doubtful=owner.doubt if owner else "",
+            store=configured.store.value,
             map_write_once=configured.map_write_once.value,
             write_cache=configured.write_cache,
         )

@@ -4,7 +4,7 @@
     <state directory>/volumes/<name>/               the volume's own directory (see lun_backends.volumes.volume)
     <state directory>/volumes/<name>/primary.img    its primary, unless the configuration names another
 
-Block size and chunk size of a volume never change.  The configuration must agree with them, because snapshots taken with other
+Block size, chunk size and kind of store of a volume never change.  The configuration must agree with them, because snapshots taken with other
 ones would be wrong.  The primary may be in another place if it is known to be the same (`lun_backends.volumes.identity`).  The size is the manifest's, because a volume can be resized; a different size in the
 configuration is an alert.  Durability may change from start to start.  A primary in the default place may move together with
 the state directory.
@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 from lun_backends.files import facts, os_error, small_file
+from lun_backends.stores import settings as store_settings
 from lun_backends.volumes import identity, manifest, policy, volume
 from target import units
 from target.configuration import settings
@@ -47,6 +48,11 @@ def rules(configured: settings.Volume) -> policy.Policy:
     )
 
 
+def stores(configured: settings.Volume) -> store_settings.Settings:
+    """Return what keeps the volume's snapshots."""
+    return store_settings.Settings(configured.store)
+
+
 def open_volume(
     configured: settings.Volume, state_dir: Path, listener: policy.Listener = policy.ignore
 ) -> volume.Volume:
@@ -58,7 +64,7 @@ def open_volume(
     primary = primary_path(configured, state_dir)
     if manifest.exists(directory):
         _reconcile(configured, directory, primary)
-        return volume.Volume.open(directory, rules=rules(configured), listener=listener)
+        return volume.Volume.open(directory, rules=rules(configured), listener=listener, store=stores(configured))
     if configured.size is None and not primary.exists():
         raise problems.refused(
             f"{primary} does not exist", "a new volume needs a size", f"add `size` to {configured.name}"
@@ -73,6 +79,7 @@ def open_volume(
         durability=configured.durability,
         rules=rules(configured),
         listener=listener,
+        store=stores(configured),
     )
 
 
@@ -82,6 +89,7 @@ def _reconcile(configured: settings.Volume, directory: Path, primary: Path) -> N
     for key, is_, says in (
         ("block_size", str(record.block_size), str(configured.block_size)),
         ("chunk_size", units.exact_size(record.chunk_size), units.exact_size(configured.chunk_size)),
+        ("store", record.store.value, configured.store.value),
     ):
         if is_ != says:
             raise problems.differs(configured.name, key, is_, says)

@@ -15,6 +15,7 @@ from target.shell.snapshots import Snapshots
 
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
+STORES = ("map", "sparse")
 NO_LUN = "none"
 MAP_WRITE_ONCE = ("none", "read-only", "read-write")
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
@@ -74,6 +75,7 @@ class Volumes(Node):
         primary: str | None = None,
         block_size: str | None = None,
         chunk_size: str | None = None,
+        store: str | None = None,
         durability: str | None = None,
         limit: str | None = None,
         on_error: str | None = None,
@@ -90,6 +92,7 @@ class Volumes(Node):
         primary     the file or block device that holds the live data; default: a sparse file in the state directory
         block_size  bytes per logical block, 512 or 4096; default: 512
         chunk_size  the unit of copy-on-write, a power of two from 4KiB to 1MiB; default: 64KiB
+        store       the store that keeps old data: map (default) or sparse; the configuration file has more kinds
         durability  power-loss (default): snapshots are correct after any crash; process-crash: faster, but snapshots
                     may be invalid after a power cut
         limit       how much old data all snapshots together may keep; default: as much as there is space for
@@ -109,6 +112,7 @@ class Volumes(Node):
             primary=None if primary is None else os.path.abspath(primary),  # noqa: PTH100 - links stay as given
             block_size=number(block_size, "block_size"),
             chunk_size=chunk_size,
+            store=store,
             durability=durability,
             limit=limit,
             on_error=on_error,
@@ -165,6 +169,7 @@ class Volumes(Node):
             ("relocate", "primary"): lambda: files(given.get("primary", "")),
             ("create", "durability"): lambda: DURABILITIES,
             ("create", "on_error"): lambda: POLICIES,
+            ("create", "store"): lambda: STORES,
             ("create", "verify_reads"): lambda: BOOLEANS,
             ("create", "write_cache"): lambda: BOOLEANS,
             ("create", "map_write_once"): lambda: MAP_WRITE_ONCE,
@@ -195,6 +200,7 @@ class Volume(Node):
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of copy-on-write."),
+            ("store", False, "The store that keeps old data: map or sparse."),
             ("primary", False, "The file or device that holds the live data."),
         ):
             self.define_config_group_param("attribute", attribute, "string", what, writable)
@@ -289,6 +295,7 @@ class Volume(Node):
                     ("used on disk", units.human_size(volume.primary_used_bytes)),
                     ("block size", f"{volume.block_size} bytes"),
                     ("chunk size", units.exact_size(volume.chunk_size)),
+                    ("store", volume.store),
                     ("durability", volume.durability),
                     ("primary", volume.primary),
                     ("snapshots", f"{volume.snapshots}, {units.human_size(volume.snapshot_bytes)} used"),

@@ -45,7 +45,7 @@ FIELDS: dict[str, tuple[int, int, dict[Any, str]]] = {
         3,
         {
             manifest.Manifest: "name uuid created_at primary size block_size chunk_size durability snapshots epoch in_use "
-            "restoring restoring_damaged identity doubtful notes format",
+            "restoring restoring_damaged identity doubtful notes store format",
             manifest.Notes: "hold expires consistency",
             manifest.SnapshotRecord: "name uuid taken_at state labels scheduled group",
             manifest.PrimaryRecord: "path direct",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends.durability import Durability
-from lun_backends.stores import contract, opening, space
+from lun_backends.stores import contract, opening, space, sparse
+from tests.lun_backends.stores import disk
 
 BLOCK = 512
 
@@ -25,7 +26,10 @@ class Kind:
     marks: bool = True
 
 
-KINDS: Mapping[str, Kind] = {"map": Kind(opening.stores)}
+KINDS: Mapping[str, Kind] = {
+    "map": Kind(lambda path: opening.stores(path, uuid.UUID(int=2))),
+    "sparse": Kind(lambda path: sparse.SparseStores(disk.with_journal(path)), checksums=False),
+}
 
 
 def geometry(kind: Kind, chunks: int = 8, *, cut: int = 0, block_size: int = BLOCK) -> contract.Geometry:

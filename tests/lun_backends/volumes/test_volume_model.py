@@ -17,14 +17,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lun_backends import block_device
+from lun_backends import block_device, write_once
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
 from lun_backends.stores import contract, thin
+from lun_backends.stores import settings as store_settings
 from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, group, rollback_overlay, volume
 from target.exports import jobs, qcow2
+from tests.lun_backends.stores import disk
 
 BLOCK = 512
 PER_GRAIN = GRAIN // BLOCK
@@ -51,9 +53,12 @@ def shown(image: Path) -> bytes:
 class History(RuleBasedStateMachine):
     """A volume and its snapshots, compared with lists of block fills."""
 
+    store = store_settings.DEFAULT
+    marks = True  # whether initiators may write to write-once LUNs
+
     def __init__(self) -> None:
         super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = tempfile.TemporaryDirectory(dir=self.place())
         self.now: list[int] = [0] * BLOCKS
         self.moments: dict[str, list[int]] = {}
         self.stopped: set[str] = set()
@@ -62,6 +67,10 @@ class History(RuleBasedStateMachine):
         self.other_now = [0] * OTHER_BLOCKS
         self.other_moments: dict[str, list[int]] = {}
         self.labels: dict[str, dict[str, str | None]] = {}
+
+    def place(self) -> Path | None:
+        """Return a directory in which the stores can be; None for the default one."""
+        return None
 
     @property
     def busy(self) -> bool:
@@ -77,10 +86,22 @@ class History(RuleBasedStateMachine):
         self.patch.setattr(rollback_overlay, "ROUND", grains_at_once * GRAIN)
         root = Path(self.directory.name)
         self.volume = volume.Volume.create(
-            root / "v", "v", root / "disk", size=BLOCKS * BLOCK, chunk_size=chunk * GRAIN, durability=durability
+            root / "v",
+            "v",
+            root / "disk",
+            size=BLOCKS * BLOCK,
+            chunk_size=chunk * GRAIN,
+            durability=durability,
+            store=self.store,
         )
         self.other = volume.Volume.create(
-            root / "w", "w", root / "other", size=OTHER_BLOCKS * BLOCK, chunk_size=chunk * GRAIN, durability=durability
+            root / "w",
+            "w",
+            root / "other",
+            size=OTHER_BLOCKS * BLOCK,
+            chunk_size=chunk * GRAIN,
+            durability=durability,
+            store=self.store,
         )
 
     @rule(first=PLACES, count=st.integers(1, 20), fill=st.integers(1, 255), prepare=st.booleans())
@@ -283,26 +304,35 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.moments)
     @rule(first=PLACES)
     def other_node_writes_to_the_write_once_lun(self, first: int) -> None:
-        """Let another node preserve one block.  The rest of the grain must still be preserved here."""
-        first %= self.blocks
+        """Let another node preserve one block, or as much as a put must cover.
+
+        The rest of the grain must still be preserved here.
+        """
         newest = self.volume.snapshots[-1]
-        if (
-            newest.deleting
-            or first >= len(self.moments[newest.name])
-            or self.now[first] != self.moments[newest.name][first]
-        ):
+        if newest.deleting:
             return
+        moment = self.moments[newest.name]
+        assert isinstance(newest.write_once, write_once.WriteOnce)
+        unit = newest.write_once.store.unit // BLOCK
+        first = first % len(moment) // unit * unit
+        end = min(first + unit, len(moment))
+        if self.now[first:end] != moment[first:end]:
+            return
+        data = [memoryview(content(moment[first:end]))]
         try:
-            newest.write_once.writev(first * BLOCK, [memoryview(bytes([self.now[first]]) * BLOCK)])
+            if self.marks:
+                newest.write_once.writev(first * BLOCK, data)
+            else:
+                newest.write_once.put_many([(first * BLOCK, data)])
         except block_device.BlockWritten:
             return
 
     @rule()
     def reopen(self) -> None:
         self.volume.close()
-        self.volume = volume.Volume.open(self.volume.directory)
+        self.volume = volume.Volume.open(self.volume.directory, store=self.store)
         self.other.close()
-        self.other = volume.Volume.open(self.other.directory)
+        self.other = volume.Volume.open(self.other.directory, store=self.store)
 
     @invariant()
     def all_is_as_it_should_be(self) -> None:
@@ -348,5 +378,16 @@ def content(fills: list[int]) -> bytes:
     return b"".join(bytes([fill]) * BLOCK for fill in fills)
 
 
+class SparseHistory(History):
+    """The same with sparse stores."""
+
+    store = store_settings.Settings(store_settings.Kind.SPARSE)
+
+    def place(self) -> Path:
+        return disk.with_journal(Path(tempfile.gettempdir()))
+
+
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestSparseHistory = SparseHistory.TestCase
+TestSparseHistory.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
