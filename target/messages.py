@@ -28,8 +28,8 @@ class Snapshot:
     """A snapshot of a volume.
 
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
-    `preserved_percent` relates that to the volume's size.  `write_once_lun` is None if initiators do not see the
-    write-once LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
+    `preserved_percent` relates that to the volume's size.  `view_lun` and `write_once_lun` are None if initiators
+    do not see that LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
     covers it.  `hold` says why nobody may delete the snapshot; it is empty if it is not held.  From `expires` on the daemon
     deletes it.  `consistency` is `crash`, `file-system` or `application`: who was quiet when it was taken.
     """
@@ -478,12 +478,17 @@ class ConfigurationFile:
 
 @dataclass(frozen=True, slots=True)
 class CreateSnapshot:
-    """Request: take a snapshot called `name`.  A `hold` is the reason why nobody may delete it; `expires` is a moment."""
+    """Request: take a snapshot called `name`.
+
+    A `hold` is the reason why nobody may delete it, and `expires` a moment.  `mapped` says whether initiators see its view;
+    None leaves that to the configuration.
+    """
 
     name: str
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     hold: str = ""
     expires: str | None = None
+    mapped: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,11 +500,18 @@ class ChangeLabels:
 
 @dataclass(frozen=True, slots=True)
 class ChangeSnapshot:
-    """Request: change what is not None.  An empty `hold` releases the snapshot; with an empty `expires`, it never expires."""
+    """Request: change what is not None.
+
+    An empty `hold` releases the snapshot; with an empty `expires`, it never expires.  `mapped` and `mapped_write_once` say
+    whether initiators see its view and its write-once LUN; a LUN in use goes only with `force`.
+    """
 
     name: str | None = None
     hold: str | None = None
     expires: str | None = None
+    mapped: bool | None = None
+    mapped_write_once: bool | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,10 @@ MAP_ROWS = 16
 PIPE_WIDTH = 80
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#@"
-_RESCAN = "logged-in initiators are notified; on Linux, `iscsiadm -m session --rescan` makes them look again"
+RESCAN = "logged-in initiators are notified; on Linux, `iscsiadm -m session --rescan` makes them look again"
+FORGET = (
+    "on Linux, `rescan-scsi-bus.sh -r` (package sg3-utils) removes the disk, or `echo 1 > /sys/block/sdX/device/delete`"
+)
 
 
 def _printable(function: Callable[Concatenate[A, P], str]) -> Callable[Concatenate[A, P], str]:
@@ -55,7 +58,9 @@ def taken(answer: messages.Taken) -> str:
     return "\n".join(
         [
             f"took {answer.volume}@{answer.name}; writes were held for {held}",
-            f"  LUN {answer.view_lun}: the volume as it is now, read-only",
+            f"  LUN {answer.view_lun}: the volume as it is now, read-only"
+            if answer.view_lun is not None
+            else f"  initiators do not see it: `wolun snapshot map {answer.volume}@{answer.name}` gives it a LUN",
             *(
                 []
                 if answer.write_once_lun is None
@@ -63,8 +68,14 @@ def taken(answer: messages.Taken) -> str:
                     f"  LUN {answer.write_once_lun}: its write-once LUN, which preserves old data before it is overwritten"
                 ]
             ),
-            _RESCAN,
-            f"without the kernel's initiator: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
+            *(
+                []
+                if answer.view_lun is None
+                else [
+                    RESCAN,
+                    f"without the kernel's initiator: qemu-img convert -O qcow2 {answer.view_url} {answer.name}.qcow2",
+                ]
+            ),
         ]
     )
 
@@ -76,7 +87,7 @@ def resized(answer: messages.Volume, *, in_shell: bool = False) -> str:
     return "\n".join(
         [
             f"{answer.name} now has {size}; its snapshots keep their size",
-            _RESCAN,
+            RESCAN,
             "`saveconfig` writes the new size into the configuration file"
             if in_shell
             else f"if the configuration file has a size for {answer.name}, change it to `size: {size}`",
@@ -156,7 +167,7 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("consistency", answer.consistency),
         *([("held", answer.hold)] if answer.hold else []),
         *([("expires", moment(answer.expires))] if answer.expires else []),
-        ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}"),
+        ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}".rstrip()),
         ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}".rstrip()),
     ]
     if answer.outside_bytes:

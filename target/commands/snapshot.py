@@ -43,6 +43,7 @@ EXPIRES = click.option(
 @LABELS
 @HOLD
 @EXPIRES
+@click.option("--map/--no-map", "mapped", default=None, help="Whether initiators see its view.  Default: `map_views`.")
 @common.verb
 def snapshot_create(
     context: common.Context,
@@ -51,9 +52,11 @@ def snapshot_create(
     labels: tuple[tuple[str, str], ...],
     hold: str,
     expires: str | None,
+    mapped: bool | None,
 ) -> None:
     """Take a snapshot of VOLUME and call it NAME."""
-    answer = context.client().create_snapshot(volume, name, dict(labels), hold=hold, expires=expires or None)
+    asked = context.client()
+    answer = asked.create_snapshot(volume, name, dict(labels), hold=hold, expires=expires or None, mapped=mapped)
     context.answer(answer, lambda: show.taken(answer))
 
 
@@ -141,6 +144,38 @@ def snapshot_rename(context: common.Context, which: tuple[str, str], name: str) 
 
     answer = context.client().change_snapshot(*which, messages.ChangeSnapshot(name=name))
     context.answer(answer, lambda: f"{'@'.join(which)} is now {answer.volume}@{answer.name}")
+
+
+@snapshot.command("map")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--write-once", is_flag=True, help="Map its write-once LUN instead of its view, read-only by default.")
+@common.verb
+def snapshot_map(context: common.Context, which: tuple[str, str], write_once: bool) -> None:
+    """Let initiators see the view of a snapshot, also after restarts."""
+    from target import messages
+
+    answer = context.client().change_snapshot(
+        *which, messages.ChangeSnapshot(mapped=not write_once or None, mapped_write_once=write_once or None)
+    )
+    lun = answer.write_once_lun if write_once else answer.view_lun
+    what = "the write-once LUN of " if write_once else ""
+    context.answer(answer, lambda: f"LUN {lun} is {what}{'@'.join(which)}\n{show.RESCAN}")
+
+
+@snapshot.command("unmap")
+@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
+@click.option("--write-once", is_flag=True, help="Hide its write-once LUN instead of its view.")
+@click.option("--force", is_flag=True, help="Do it even if an initiator uses the LUN.")
+@common.verb
+def snapshot_unmap(context: common.Context, which: tuple[str, str], write_once: bool, force: bool) -> None:
+    """Hide the view of a snapshot from initiators, also after restarts.  The snapshot stays."""
+    from target import messages
+
+    request = messages.ChangeSnapshot(
+        mapped=None if write_once else False, mapped_write_once=False if write_once else None, force=force
+    )
+    answer = context.client().change_snapshot(*which, request)
+    context.answer(answer, lambda: f"initiators no longer see it\n{show.FORGET}")
 
 
 WITH_LABELS = click.option(

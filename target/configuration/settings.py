@@ -36,6 +36,7 @@ from target.configuration.access import MappedLun as MappedLun
 from target.configuration.fabric_kind import DEFAULT_LISTEN
 from target.configuration.fabric_kind import Fabric as Fabric
 from target.configuration.values import Problems, Where
+from target.configuration.volumes import MapViews as MapViews
 from target.configuration.volumes import MapWriteOnce as MapWriteOnce
 from target.configuration.volumes import SharedVolume as SharedVolume
 from target.configuration.volumes import Volume as Volume

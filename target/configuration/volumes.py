@@ -47,6 +47,15 @@ class MapWriteOnce(enum.Enum):
     READ_WRITE = "read-write"
 
 
+class MapViews(enum.Enum):
+    """The snapshots whose views initiators see."""
+
+    BY_HAND = "by-hand"
+    ALL = "all"
+    NEWEST = "newest"
+    NONE = "none"
+
+
 class Volume(values.Group):
     """A primary and its snapshots."""
 
@@ -102,6 +111,10 @@ class Volume(values.Group):
     write_cache: bool = True
     """Whether a write may end before it is on stable storage (WCE). Initiators flush the cache when they must, and can turn
     it off until the daemon ends. With `false` every write waits for the disk."""
+
+    map_views: MapViews = MapViews.BY_HAND
+    """Which snapshots' views initiators see: `by-hand` (those that no schedule took), `all`, `newest` or `none`. `wolun snapshot
+    map` and `unmap` decide about single ones, and `access` maps those that it names."""
 
     map_write_once: MapWriteOnce = MapWriteOnce.NONE
     """Whether initiators see the write-once LUNs of its snapshots: `none`, `read-only` or `read-write`. With `read-write`
@@ -235,6 +248,9 @@ class SharedVolume(values.Group):
     keep: Keep | None = None
     """Which of the snapshots that a schedule takes are kept; the daemon deletes the others."""
 
+    map_views: MapViews = MapViews.BY_HAND
+    """Which snapshots' views initiators of this node see, as for volumes."""
+
     snapshot: values.Name | None = None
     """The name of its only snapshot; needs `write_once`."""
 
@@ -266,7 +282,7 @@ class SharedVolume(values.Group):
                 return {(): f"{key} is missing: write both snapshot and write_once, or none of them"}
         if self.primary.startswith("iscsi:"):
             return {("primary",): "with write_once, it must be a block device"}
-        for key in ("node", "log", "pool", "on_error", "max_snapshots", "schedule", "keep"):
+        for key in ("node", "log", "pool", "on_error", "max_snapshots", "schedule", "keep", "map_views"):
             if key in given:
                 return {(key,): "it does nothing for a volume whose only snapshot the configuration names"}
         if self.lun is None and self.view_lun is None:

@@ -80,9 +80,10 @@ class Client:
         *,
         hold: str = "",
         expires: str | None = None,
+        mapped: bool | None = None,
     ) -> messages.Taken:
         """Take a snapshot."""
-        request = messages.CreateSnapshot(name, dict(labels or {}), hold, expires)
+        request = messages.CreateSnapshot(name, dict(labels or {}), hold, expires, mapped)
         return codec.decode(messages.Taken, self._ask("POST", f"{_volume(volume)}/snapshots", request))
 
     def delete_snapshot(self, volume: str, name: str, *, damaged: bool = False, force: bool = False) -> messages.Job:

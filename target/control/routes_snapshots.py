@@ -34,7 +34,12 @@ def routes(service: Service) -> fastapi.APIRouter:
     def create_snapshot(volume: str, request: messages.CreateSnapshot) -> messages.Taken:
         """Take a snapshot. Its LUNs are there when the answer comes."""
         return service.snapshots.create_snapshot(
-            volume, request.name, request.labels, hold=request.hold, expires=request.expires
+            volume,
+            request.name,
+            request.labels,
+            hold=request.hold,
+            expires=request.expires,
+            mapped=request.mapped,
         )
 
     @router.get("/volumes/{volume}/snapshots/{name}")
@@ -118,7 +123,7 @@ def routes(service: Service) -> fastapi.APIRouter:
 
     @router.patch("/volumes/{volume}/snapshots/{name}")
     def change(volume: str, name: str, request: messages.ChangeSnapshot) -> messages.Snapshot:
-        """Rename a snapshot, hold or release it, or change when it expires."""
+        """Rename a snapshot, hold or release it, change when it expires, map or unmap its LUNs."""
         return service.snapshots.change_snapshot(volume, name, request)
 
     @router.patch("/volumes/{volume}/snapshots/{name}/labels")

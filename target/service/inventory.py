@@ -37,6 +37,7 @@ from target.service import (
     interrupted,
     left_behind,
     lun_numbers,
+    mapping,
     pool_file,
     problems,
     rates,
@@ -385,21 +386,72 @@ class Inventory:
     def publish(self, owner: Volume, snapshot: Snapshot) -> None:
         """Serve a snapshot under its LUNs, the same as before if it had any.  Raise Problem, OSError.
 
-        The snapshot keeps a number for its write-once LUN even if initiators do not see that LUN.  Do nothing if the
-        snapshot is being deleted.
+        The snapshot keeps its numbers even if initiators do not see its LUNs (`mapping`).  Do nothing if the snapshot is being
+        deleted.
         """
         if snapshot.deleting:
             return
-        numbers = self._numbers.allot(snapshot.uuid, owner.name)
-        title = f"{owner.name}@{snapshot.name}"
-        view = logical_unit.UnitKind.SNAPSHOT_VIEW
-        unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
-        unit.doubt(bool(snapshot.doubt))
-        self._add_lun(numbers.view, unit)
-        self._publish_write_once(owner, snapshot, numbers.write_once)
+        self._numbers.allot(snapshot.uuid, owner.name)
+        self._publish_views(owner)
+        self._publish_write_once(owner, snapshot)
 
-    def _publish_write_once(self, owner: Volume, snapshot: Snapshot, number: int) -> None:
-        mapped = self._map_write_once.get(owner.name, configuration.MapWriteOnce.NONE)
+    def _publish_views(self, owner: Volume) -> None:
+        """Serve the views that initiators are to see, and no longer the others.  One that is read stays while it is read."""
+        snapshots = owner.snapshots
+        for snapshot in snapshots:
+            numbers = self.numbers_of(snapshot)
+            if numbers is None or snapshot.unreadable:
+                continue
+            title, there = f"{owner.name}@{snapshot.name}", numbers.view in self.scsi.luns
+            wanted = mapping.shows_view(self._map_views(owner.name), snapshots, snapshot, numbers)
+            if wanted or mapping.is_named(self._settings.access, title):
+                if not there:
+                    view = logical_unit.UnitKind.SNAPSHOT_VIEW
+                    unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
+                    unit.doubt(bool(snapshot.doubt))
+                    self._add_lun(numbers.view, unit)
+            elif there and (numbers.map_view is False or not self.readers_of(snapshot)):
+                self._remove_lun(numbers.view)
+
+    def _map_views(self, name: str) -> configuration.MapViews:
+        wanted = (volume.map_views for volume in self._settings.all_volumes if volume.name == name)
+        return next(wanted, configuration.MapViews.BY_HAND)
+
+    def order_mapping(
+        self, owner: Volume, snapshot: Snapshot, *, view: bool | None, write_once: bool | None, force: bool
+    ) -> None:
+        """Map or unmap the LUNs of a snapshot, for good; None changes nothing.  Return when no command runs there.
+
+        Raise Problem, also if a LUN is in use that has to go, unless `force`.
+        """
+        with self.changing([owner.name]):
+            title = f"{owner.name}@{snapshot.name}"
+            numbers = self.numbers_of(snapshot)
+            if numbers is None:
+                raise problems.refused(f"{title} was not mapped", "it is being deleted", "use another snapshot")
+            going = {number for number, on in ((numbers.view, view), (numbers.write_once, write_once)) if on is False}
+            units = [self.scsi.luns[number] for number in going if number in self.scsi.luns]
+            if not force and (users := self.users(lambda unit: unit in units, used=True)):
+                raise problems.in_use(title, users, "log them out first, or use --force")
+            if view is False and mapping.is_named(self._settings.access, title):
+                raise problems.refused(f"{title} was not unmapped", "`access` maps it", "delete that mapping")
+            with problems.translated(f"{title} was not mapped"):
+                self._numbers.order(snapshot.uuid, view=view, write_once=write_once)
+                self._publish_views(owner)
+                self._publish_write_once(owner, snapshot)
+
+    def _publish_write_once(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Serve the write-once LUN of a snapshot if initiators are to see it, and else no longer."""
+        numbers = self.numbers_of(snapshot)
+        if numbers is None:
+            return
+        number = numbers.write_once
+        mapped = mapping.shows_write_once(self.mapped_write_once(owner.name), numbers)
+        protected = mapped is configuration.MapWriteOnce.READ_ONLY
+        if (there := self.scsi.luns.get(number)) is not None:
+            if mapped is not configuration.MapWriteOnce.NONE and there.write_protected == protected:
+                return
+            self._remove_lun(number)
         if mapped is configuration.MapWriteOnce.NONE:
             return
         unit = self._unit_state.unit(
@@ -408,7 +460,7 @@ class Inventory:
             snapshot.uuid,
             logical_unit.UnitKind.WRITE_ONCE,
             f"{owner.name}@{snapshot.name}/write-once",
-            write_protected=mapped is configuration.MapWriteOnce.READ_ONLY,
+            write_protected=protected,
         )
         self._add_lun(number, unit)
 
@@ -423,13 +475,8 @@ class Inventory:
             owner = self.volume(name)
             self._map_write_once[name] = mapped
             for snapshot in owner.snapshots:
-                numbers = self.numbers_of(snapshot)
-                if numbers is None:
-                    continue
-                if numbers.write_once in self.scsi.luns:
-                    self._remove_lun(numbers.write_once)
                 with problems.translated(f"the write-once LUN of {name}@{snapshot.name} is not served"):
-                    self._publish_write_once(owner, snapshot, numbers.write_once)
+                    self._publish_write_once(owner, snapshot)
 
     def set_write_cache(self, configured: configuration.Volume) -> None:
         """Let the writes to a volume end in the cache, or on stable storage, as the configuration says.  Raise Problem."""
@@ -486,6 +533,7 @@ class Inventory:
             self._numbers.free({snapshot.uuid})
             self._unit_state.forget(owner, (snapshot.uuid, view_uuid(snapshot.uuid)))
             log.info("deleted %s@%s", owner.name, snapshot.name)
+            self._publish_views(owner)
         elif not snapshot.deleting:
             numbers = self._numbers.of(snapshot.uuid)
             if numbers is None or numbers.view not in self.scsi.luns:
@@ -576,6 +624,16 @@ class Inventory:
         wanted = self._settings
         loopback = wanted.fabric is configuration.Fabric.LIO and wanted.lio.loopback
         return [*users, "this host, through tcm_loop"] if loopback else users
+
+    def view_lun(self, snapshot: Snapshot) -> int | None:
+        """Return the LUN of a snapshot's view; None if initiators do not see it."""
+        numbers = self.numbers_of(snapshot)
+        return numbers.view if numbers is not None and numbers.view in self.scsi.luns else None
+
+    def write_once_lun(self, snapshot: Snapshot) -> int | None:
+        """Return the LUN of a snapshot's write-once LUN; None if initiators do not see it."""
+        numbers = self.numbers_of(snapshot)
+        return numbers.write_once if numbers is not None and numbers.write_once in self.scsi.luns else None
 
     def numbers_of(self, snapshot: Snapshot) -> lun_numbers.Numbers | None:
         """Return the LUN numbers of a snapshot, or None if it is being deleted."""

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import pydantic
 
@@ -32,12 +32,20 @@ class Numbers:
     volume: str
     view: int
     write_once: int
+    map_view: bool | None = None
+    """Whether initiators see the view, as the administrator ordered; None: the configuration decides."""
+    map_write_once: bool | None = None
+    """The same for the write-once LUN."""
+
+
+FORMAT: Final = 2
+"""Format 2 has `map_view` and `map_write_once`."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class _File:
     snapshots: dict[uuid.UUID, Numbers]
-    format: Literal[1] = 1
+    format: Literal[1, 2] = FORMAT
 
 
 _TYPE = pydantic.TypeAdapter(_File)
@@ -78,7 +86,7 @@ class LunNumbers:
         try:
             self._snapshots = dict(_TYPE.validate_json(text, strict=False).snapshots)
         except pydantic.ValidationError as error:
-            if newer := format_.newer(text, 1):
+            if newer := format_.newer(text, FORMAT):
                 raise Damaged(f"{path}: {newer}: {format_.REMEDY}") from error
             what = error.errors(include_url=False)[0]["msg"]
             raise Damaged(
@@ -108,6 +116,18 @@ class LunNumbers:
             if view is None or write_once is None:
                 raise problems.no_luns_left()
             numbers = Numbers(volume, view, write_once)
+            self._store({**self._snapshots, snapshot: numbers})
+            return numbers
+
+    def order(self, snapshot: uuid.UUID, *, view: bool | None, write_once: bool | None) -> Numbers:
+        """Note an order to map or unmap LUNs of a snapshot that has numbers; None changes nothing.  Raise OSError."""
+        with self._lock:
+            before = self._snapshots[snapshot]
+            numbers = dataclasses.replace(
+                before,
+                map_view=before.map_view if view is None else view,
+                map_write_once=before.map_write_once if write_once is None else write_once,
+            )
             self._store({**self._snapshots, snapshot: numbers})
             return numbers
 

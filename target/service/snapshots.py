@@ -14,7 +14,6 @@ from lun_backends.volumes import group, interface, keeping, manifest
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.volume import Volume
 from target import codec, messages
-from target.configuration import settings
 from target.service import damage_met, moments, problems
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
@@ -40,14 +39,17 @@ class Snapshots:
         scheduled: bool = False,
         hold: str = "",
         expires: str | None = None,
+        mapped: bool | None = None,
     ) -> messages.Taken:
-        """Take a snapshot and serve it.  `hold` and `expires` are those of the message.  Raise Problem."""
+        """Take a snapshot and serve it.  `hold`, `expires` and `mapped` are those of the message.  Raise Problem."""
         notes = _notes(hold, expires)
         owner = self._inventory.volume(volume_name)
         with self._inventory.changing([volume_name]):
             with problems.translated(f"{volume_name}@{name} was not taken"):
                 snapshot = owner.create_snapshot(name, labels, scheduled=scheduled, notes=notes)
             self._publish([(owner, snapshot)])
+        if mapped is not None and mapped != (self._inventory.view_lun(snapshot) is not None):
+            self._inventory.order_mapping(owner, snapshot, view=mapped, write_once=None, force=True)
         return self._taken(owner, snapshot)
 
     def create_group(
@@ -135,6 +137,10 @@ class Snapshots:
                 log.info("%s@%s is %s", volume_name, name, f"held: {request.hold}" if request.hold else "released")
             if request.expires is not None:
                 owner.expire_snapshot(name, expires)
+            if request.mapped is not None or request.mapped_write_once is not None:
+                self._inventory.order_mapping(
+                    owner, snapshot, view=request.mapped, write_once=request.mapped_write_once, force=request.force
+                )
             if request.name is not None and request.name != name:
                 owner.rename_snapshot(name, request.name)
                 self._inventory.renamed(owner, snapshot)
@@ -194,11 +200,7 @@ class Snapshots:
         return self._jobs.start("delete", f"{volume_name}@{name}", work)
 
     def _shown(self, owner: interface.Volume, snapshot: interface.Snapshot) -> messages.Snapshot:
-        numbers = self._inventory.numbers_of(snapshot)
         preserved = snapshot.preserved_bytes
-        write_once = None
-        if numbers is not None and self._inventory.mapped_write_once(owner.name) is not settings.MapWriteOnce.NONE:
-            write_once = numbers.write_once
         return messages.Snapshot(
             volume=owner.name,
             name=snapshot.name,
@@ -210,8 +212,8 @@ class Snapshots:
             used_bytes=snapshot.used_bytes,
             preserved_bytes=preserved,
             preserved_percent=round(100 * preserved / snapshot.size, 4),
-            view_lun=numbers.view if numbers else None,
-            write_once_lun=write_once,
+            view_lun=self._inventory.view_lun(snapshot),
+            write_once_lun=self._inventory.write_once_lun(snapshot),
             labels=dict(snapshot.labels),
             scheduled=snapshot.scheduled,
             hold=snapshot.hold,

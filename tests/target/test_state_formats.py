@@ -52,7 +52,14 @@ FIELDS: dict[str, tuple[int, int, dict[Any, str]]] = {
             identity.Identity: "clean boot is_disk size generation next device inode changed modified ids sequence written",
         },
     ),
-    "luns.json": (1, 1, {lun_numbers._File: "snapshots format", lun_numbers.Numbers: "volume view write_once"}),
+    "luns.json": (
+        lun_numbers.FORMAT,
+        2,
+        {
+            lun_numbers._File: "snapshots format",
+            lun_numbers.Numbers: "volume view write_once map_view map_write_once",
+        },
+    ),
     "pool.json": (1, 1, {pool_file._File: "volume log log_lun luns retired_luns format"}),
     "volumes.json": (left_behind.FORMAT, 1, {left_behind._File: "luns set_aside format"}),
     "resting-luns.json": (1, 1, {resting._File: "luns volumes format", resting.Rested: "unit name initiators"}),
@@ -159,7 +166,7 @@ def newer(state: Path, what: str) -> Path:
             path = state / what
             if not path.exists():
                 path.write_text("{}")
-            raised(path, 2)
+            raised(path, lun_numbers.FORMAT + 1 if what == "luns.json" else 2)
         case "volume.json":
             raised(path := vol0 / what, manifest.FORMAT + 1)
         case "reservations":
