@@ -43,10 +43,10 @@ def test_no_number_is_beyond_the_last_lun(tmp_path: Path) -> None:
 
 def test_file_of_a_newer_version_is_refused_as_such(tmp_path: Path) -> None:
     path = tmp_path / "luns.json"
-    path.write_bytes(b'{"format": 2, "snapshots": {}}')
+    path.write_bytes(b'{"format": 3, "snapshots": {}}')
     with pytest.raises(lun_numbers.Damaged, match="made by a newer wolun"):
         lun_numbers.LunNumbers(path, set())
-    assert path.read_bytes() == b'{"format": 2, "snapshots": {}}'
+    assert path.read_bytes() == b'{"format": 3, "snapshots": {}}'
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"format": 0, "snapshots": {}}', b'{"snapshots": {"x": 1}}', b"\0" * 40])

@@ -101,7 +101,7 @@ def test_changes_are_counted_in_cells(service: Service) -> None:
     write(service, 15 * CHUNK)
     changes = service.snapshots.changes("vol0", "a", 4)
     assert (changes.changed_bytes, changes.cells) == (2 * CHUNK, (0.25, 0.0, 0.0, 0.25))
-    assert len(service.snapshots.changes("vol0", "a", 1000).cells) == 16  # no cell is smaller than a chunk
+    assert len(service.snapshots.changes("vol0", "a", 1000).cells) == 256  # no cell is smaller than a grain
 
 
 def test_luns_of_a_deleted_snapshot_go_and_rest(service: Service) -> None:
