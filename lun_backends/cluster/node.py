@@ -32,6 +32,7 @@ Steps = Generator[Action, Any, None]
 
 POLL = 1.0  # seconds between looks at the log while ARMED
 PATIENCE = 0.3  # seconds that a pending fence is left to the node that demanded it
+_LOOKS = (1 / 64, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # waits before a node fences for another one, in parts of its patience
 RESCAN = 1.0  # seconds between looks for what keeps the node OUT
 RETRY = 0.05  # seconds before a device is asked again that did not answer
 RESERVE = 64  # blocks of the log that requests leave free, so that every demand in it gets its fence
@@ -241,12 +242,8 @@ class Node:
                 continue
             self.state = State.ARMING
             if stale > 1 or self._fence_is_due():
-                if stale <= 1 and self.history.demand != self._demanded:
-                    # Another node may be fencing: a second fence would only throw it out.
-                    yield actions.Wait(self.patience / 4)
-                    yield from self._read_log()
-                    if self.history.newest is not self.epoch or not self._fence_is_due():
-                        continue
+                if stale <= 1 and self.history.demand != self._demanded and (yield from self._is_fenced_by_another()):
+                    continue
                 if not (yield from self._fence()):
                     continue
                 stale = 0
@@ -267,6 +264,18 @@ class Node:
         if not self._refused:
             self.problem = ""
             self.state = State.ARMED
+
+    def _is_fenced_by_another(self) -> Generator[Action, Any, bool]:
+        """Leave the fence to the node that may be at it, because a second one would throw it out.  Return whether it is done.
+
+        A fence takes milliseconds, and the writes of this node wait for its end, so the first looks follow quickly.
+        """
+        for part in _LOOKS:
+            yield actions.Wait(self.patience * part)
+            yield from self._read_log()
+            if self.history.newest is not self.epoch or not self._fence_is_due():
+                return True
+        return False
 
     def _adopt(self, epoch: Epoch) -> None:
         if self._epoch is not epoch:
