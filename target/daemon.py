@@ -185,7 +185,7 @@ def _announce(inventory: Inventory) -> None:
     configured = inventory.settings
     address, name = inventory.portal_address, configured.target
     lines = [f"wolun {target.VERSION} serves {name} on {address}"]
-    volumes = [volume for volume in configured.volumes if volume.name in inventory.open_volumes]
+    volumes = [volume for volume in configured.all_volumes if volume.name in inventory.open_volumes]
     lines += [f"  LUN {volume.lun}: {volume.name}" for volume in volumes if volume.lun is not None]
     if configured.fabric is settings.Fabric.PORTAL:
         lines += [
@@ -196,8 +196,9 @@ def _announce(inventory: Inventory) -> None:
         shown = [volume.lun for volume in volumes if volume.lun is not None]
         lines += ["or without the kernel's initiator:", f"  qemu-img info {inventory.url(shown[0])}"] if shown else []
     command = f"{_program()} {_state_option(inventory.state_dir)}"
-    if volumes:
-        lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {volumes[0].name} NAME"]
+    names = [volume.name for volume in configured.all_volumes if volume in volumes or volume in configured.shared]
+    if names:
+        lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {names[0]} NAME"]
     else:
         lines += ["create a volume from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
     sys.stderr.write(printable.lines("\n".join(lines)) + "\n")

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lun_backends import block_device
@@ -102,6 +102,8 @@ class Inventory:
         self._map_write_once: dict[str, configuration.MapWriteOnce] = {}  # by the volume's name
         self._changes: dict[str, threading.Lock] = {}  # by the volume's name
         self._stopping = False
+        self.names_in_log: Callable[[str], Collection[str]] = lambda _volume: ()
+        """The snapshots that the log of a volume has, if it is on this host; `pools` sets it."""
 
     def open_configured(self) -> None:
         """Open all configured volumes and serve them; note in `failed` those that cannot be opened.  Raise OSError."""
@@ -681,6 +683,8 @@ class Inventory:
         for snapshot in owner.snapshots:
             if snapshot.name == name:
                 return owner, snapshot
+        if name in self.names_in_log(volume_name):
+            raise problems.on_the_nodes(volume_name, name)
         raise problems.no_such_snapshot(volume_name, name, [snapshot.name for snapshot in owner.snapshots])
 
     def users(self, matches: Callable[[logical_unit.LogicalUnit], bool], *, used: bool = False) -> list[str]:

@@ -28,7 +28,7 @@ from lun_backends.refused import Refused
 from lun_backends.volumes import policy
 from target import messages
 from target.configuration import settings
-from target.service import moments, problems, snapshot_events
+from target.service import moments, problems, shared_devices, snapshot_events
 from target.service.inventory import Inventory
 from target.service.shared_volume import SharedOwner
 
@@ -75,7 +75,7 @@ class Nodes:
         self._keeper(volume).look()
 
     def list_nodes(self, volume: str) -> list[messages.Node]:
-        """Return the nodes of a volume, in order of name.  Raise Problem."""
+        """Return the nodes of a volume.  Raise Problem."""
         owner = self._owner(volume)
         with problems.translated(f"the nodes of {volume} are not known"):
             seen = owner.shared.nodes()
@@ -84,7 +84,7 @@ class Nodes:
         return [
             messages.Node(
                 volume=volume,
-                name=node.name,
+                name=node.name or shared_devices.node_of(node.initiator),
                 this=node.name == own,
                 expelled=node.expelled,
                 registered=node.in_epoch,

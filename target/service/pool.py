@@ -25,7 +25,7 @@ import contextlib
 import enum
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,7 @@ from lun_backends.cluster import history, records
 from lun_backends.durability import Durability
 from lun_backends.files import os_error
 from lun_backends.initiator.part import Part, Role
+from lun_backends.shared import snapshot
 from lun_backends.stores import contract, opening
 from lun_backends.stores.space import Space
 from target.configuration import settings
@@ -69,6 +70,7 @@ class Member:
     state: State
     snapshot: str = ""  # the name of the snapshot that took it
     used_bytes: int = 0
+    preserved_bytes: int = 0
 
 
 class Target(Protocol):
@@ -115,6 +117,7 @@ class Pool:
     ) -> None:
         """Open nothing yet.  `written` is called after each write to the log."""
         self.name = configured.volume
+        self.size = configured.size
         self.blanks = configured.blanks or 0
         self.problem = ""
         """Why the pool does not do what it should; empty if it does."""
@@ -153,12 +156,16 @@ class Pool:
         for identity, number in ({} if self._members is None else self._members.luns).items():
             device, epoch = self._devices.get(identity), self._taken.get(identity)
             state = State.LOST if device is None else State.BLANK if epoch is None else State.TAKEN
-            used = 0
+            used = preserved = 0
             if device is not None:
                 with contextlib.suppress(block_device.DeviceClosed):
-                    used = device.used_bytes()
-            found.append(Member(number, identity, state, "" if epoch is None else epoch.name, used))
+                    used, preserved = device.used_bytes(), device.written_bytes()
+            found.append(Member(number, identity, state, "" if epoch is None else epoch.name, used, preserved))
         return sorted(found, key=lambda member: member.lun)
+
+    def snapshots(self) -> Sequence[snapshot.Snapshot]:
+        """Return the snapshots that the nodes took, oldest first, as the log has them."""
+        return snapshot.snapshots_of(self._history)
 
     # -- its life
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from lun_backends import block_device
 from lun_backends.files import os_error
 from lun_backends.refused import Refused
+from lun_backends.shared import snapshot
 from target import messages
 from target.configuration import settings
-from target.service import lun_numbers, problems
+from target.service import lun_numbers, moments, problems, shared_volume
 from target.service.inventory import Inventory
-from target.service.pool import Pool, State
+from target.service.pool import Member, Pool, State
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Pools:
         """Open no pool yet."""
         self.failed: dict[str, str] = {}
         self._inventory = inventory
+        inventory.names_in_log = lambda volume: [found.name for found in self.snapshots(volume)]
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._pools = tuple(
@@ -96,6 +98,38 @@ class Pools:
                 ),
                 trouble=self.failed.get(pool.name, pool.problem),
             )
+
+    def snapshots(self, volume: str | None) -> Iterator[messages.Snapshot]:
+        """Yield the snapshots in the log of a volume, or in all logs, oldest first.  Their views are on the nodes."""
+        for pool in self._pools:
+            if volume in (None, pool.name):
+                members = {member.identity: member for member in pool.members()}
+                for taken in pool.snapshots():
+                    yield self._shown(pool, taken, members.get(taken.lun))
+
+    @staticmethod
+    def _shown(pool: Pool, taken: snapshot.Snapshot, member: Member | None) -> messages.Snapshot:
+        preserved = 0 if member is None else member.preserved_bytes
+        return messages.Snapshot(
+            volume=pool.name,
+            name=taken.name,
+            uuid=str(taken.uuid),
+            taken=moments.utc(taken.taken_at),
+            state=taken.state.value,
+            reason=taken.reason,
+            size=pool.size,
+            used_bytes=0 if member is None else member.used_bytes,
+            preserved_bytes=preserved,
+            preserved_percent=round(100 * preserved / pool.size, 4),
+            view_lun=None,
+            write_once_lun=None if member is None else member.lun,
+            labels={key: value for key, value in taken.labels.items() if key != shared_volume.SCHEDULED},
+            scheduled=shared_volume.SCHEDULED in taken.labels,
+        )
+
+    def has(self, volume: str) -> bool:
+        """Return whether this host has the log of a volume."""
+        return any(pool.name == volume for pool in self._pools)
 
     def _fail(self, pool: Pool, why: str) -> None:
         self.failed[pool.name] = why

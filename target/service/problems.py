@@ -91,6 +91,15 @@ def no_such_node(volume: str, name: str, names: Iterable[str]) -> Problem:
     return Problem("no-such-node", f"{volume} has seen no node {name}", f"{remedy}; or use --force", 404)
 
 
+def on_the_nodes(volume: str, name: str) -> Problem:
+    """Refuse to do on the storage host what the nodes do with their snapshots."""
+    return Problem(
+        "on-the-nodes",
+        f"{volume}@{name} was taken by a node that shares the volume, and this host only keeps its old data",
+        "run the command on a node",
+    )
+
+
 def no_such_snapshot(volume: str, name: str, names: Iterable[str]) -> Problem:
     """Refuse a name that no snapshot of the volume has."""
     remedy = _known(names, name, f"the snapshots of {volume}", f"take one with `wolun snapshot create {volume} {name}`")

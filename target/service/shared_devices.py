@@ -36,6 +36,7 @@ PATIENCE = 20.0
 """Seconds in which a command to a write-once LUN is sent again if it gets no answer: the storage host may restart."""
 
 _ISCSI = "iscsi://"
+_NAMES = "iqn.2026-11.io.wolun.node:"
 
 
 class Opener:
@@ -182,6 +183,11 @@ class Pool:
         return None
 
 
+def node_of(initiator: str) -> str:
+    """Return the name of the node that logs in by that iSCSI name; empty if it is no such name."""
+    return initiator.removeprefix(_NAMES) if initiator.startswith(_NAMES) else ""
+
+
 def initiator_name(node: str) -> str:
     """Return the iSCSI name by which a node logs in: its last part is the node's name, in small letters."""
-    return f"iqn.2026-11.io.wolun.node:{re.sub('[^a-z0-9.-]', '-', node.lower())}"
+    return f"{_NAMES}{re.sub('[^a-z0-9.-]', '-', node.lower())}"

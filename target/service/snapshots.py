@@ -17,6 +17,7 @@ from target import codec, messages
 from target.service import damage_met, moments, problems
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
+from target.service.pools import Pools
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,10 @@ MAX_CELLS = 65536
 class Snapshots:
     """The snapshots of all volumes of an inventory.  Thread-safe."""
 
-    def __init__(self, inventory: Inventory, jobs: Jobs) -> None:
+    def __init__(self, inventory: Inventory, jobs: Jobs, pools: Pools) -> None:
         self._inventory = inventory
         self._jobs = jobs
+        self._pools = pools
 
     def create_snapshot(
         self,
@@ -99,11 +101,19 @@ class Snapshots:
         )
 
     def list_snapshots(self, volume_name: str | None = None) -> Iterator[messages.Snapshot]:
-        """Yield the snapshots of one volume, or of all, oldest first.  Raise Problem."""
+        """Yield the snapshots of one volume, or of all, oldest first.  Raise Problem.
+
+        On the storage host of a shared volume, those that nodes took are among them, because the log is here.
+        """
         known = self._inventory.open_volumes
-        for owner in known.values() if volume_name is None else [self._inventory.volume(volume_name)]:
+        if volume_name is not None and volume_name not in known and self._pools.has(volume_name):
+            known = {}
+        elif volume_name is not None:
+            known = {volume_name: self._inventory.volume(volume_name)}
+        for owner in known.values():
             for snapshot in owner.snapshots:
                 yield self._shown(owner, snapshot)
+        yield from self._pools.snapshots(volume_name)
 
     def show_snapshot(self, volume_name: str, name: str) -> messages.SnapshotDetails:
         """Return one snapshot.  Raise Problem."""
