@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The actions that the protocol asks of its driver, and what the driver answers.
 
-`node.py` and `access.py` are generators.  They yield an action; the driver carries it out and sends the result.  If a
-device answers RESERVATION CONFLICT (EBADE on Linux), the driver throws Conflict into the generator.  If it does not
-answer, the driver throws Unreachable.
+`node.py`, `access.py` and `jobs.py` are generators.  They yield an action; the driver carries it out and sends the result.
+If a device answers RESERVATION CONFLICT (EBADE on Linux), the driver throws Conflict into the generator.  If it does not
+answer, the driver throws Unreachable.  If a write-once LUN has no space, the driver throws Full.
+
+A node may have several paths to the primary.  `Register` and `OwnKey` say what that means for the driver.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -18,6 +21,10 @@ class Conflict(Exception):
 
 class Unreachable(Exception):
     """A device did not answer, or its answer was lost.  The command may have been carried out."""
+
+
+class Full(Exception):
+    """A write-once LUN has no space for a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,20 @@ class FindBlank:
 
 @dataclass(frozen=True, slots=True)
 class OwnKey:
-    """Return the key that this node's nexus has registered (READ FULL STATUS); None if it is not registered."""
+    """Return the key that this node's nexus has registered (READ FULL STATUS); None if it is not registered.
+
+    With several paths: of any path that is registered.  Reserve, PreemptAndAbort and Register with an `old` key go by that path.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """REGISTER with APTPL: own key `old` -> `new`, or whatever is registered -> `new` (REGISTER AND IGNORE EXISTING KEY) if `old` is None."""
+    """REGISTER with APTPL: own key `old` -> `new`, or whatever is registered -> `new` (REGISTER AND IGNORE EXISTING KEY) if `old` is None.
+
+    With several paths: on each of them, and the result comes after the last.  With `old`, the path of the fence is the first;
+    if it meets Conflict, the others are left alone, else they ignore their existing keys.  A path that appears later, or logs
+    in anew, is not registered alone: the driver calls `Node.refuse`, so that the log is read behind its registration.
+    """
 
     new: int
     old: int | None = None
@@ -115,6 +130,13 @@ class WaitForGate:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Wait until `holds` is true of what the node knows.  The result may come early; the generator looks again."""
+
+    holds: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadPrimary:
     """Read a grain of the primary.  Result: its bytes."""
 
@@ -138,8 +160,15 @@ class Get:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """List the grains of a write-once LUN that are written (GET LBA STATUS).  Result: iterable of grain numbers."""
+
+    lun: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
 class Put:
-    """Write a grain of a write-once LUN and make it durable.  Result: True; False for BLANK CHECK."""
+    """Write a grain of a write-once LUN and make it durable.  Result: True; False for BLANK CHECK.  Full if there is no space."""
 
     lun: uuid.UUID
     grain: int
@@ -161,8 +190,10 @@ Action = (
     | Drain
     | Wait
     | WaitForGate
+    | WaitUntil
     | ReadPrimary
     | WritePrimary
     | Get
+    | Written
     | Put
 )

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of all records of a log: epochs, chains of views, deletions, rollbacks, and who is expelled.
 
-EPOCH, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its fence,
-and all demands before that one.  So a fence that was begun before an EXPEL record does not answer it.
+EPOCH, INVALID, EXPEL and ROLLBACK demand a fence.  A FENCED record answers the demand that its writer had read before its
+fence, and all demands before that one.  So a fence that was begun before an EXPEL record does not answer it.
+
+A record that came too late means nothing, and every reader of the log sees that alike: an EPOCH with a wrong number, a
+ROLLED-BACK of a rollback that another node took over.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lun_backends.cluster.guards import Guards
 from lun_backends.cluster.records import HOLD, Record, Type
 
-_DEMANDS = (Type.EPOCH, Type.EXPEL, Type.ROLLBACK)
+_DEMANDS = (Type.EPOCH, Type.INVALID, Type.EXPEL, Type.ROLLBACK)
 
 
 class Standing(enum.Enum):
@@ -56,17 +60,21 @@ def key(volume: uuid.UUID, epoch: Epoch) -> int:
 class History:
     """The records of a log, up to the first block that was blank."""
 
-    def __init__(self) -> None:
+    def __init__(self, guards: Guards | None = None) -> None:
         """Begin with an empty log."""
+        self._guards = guards or Guards()
         self.records: list[Record] = []
         self.epochs: list[Epoch] = []
         self.expelled: set[str] = set()
         self.rollback: Record | None = None  # under way: its node and its snapshot
+        self.rollback_at = -1  # its position, which names it
         self.demand = -1  # the position of the newest record that demands a fence
         self.answered = -1  # the newest demand that a fence answered
         self._marks: dict[uuid.UUID, Standing] = {}
         self._notes: dict[uuid.UUID, tuple[int, Record]] = {}  # the newest of each snapshot, and its position
         self._luns: set[uuid.UUID] = set()
+        self._lost = -1  # the number of the newest epoch that INVALID names; views of it and of all before it are lost
+        self._lost_at = -1  # the position of that INVALID
 
     @property
     def end(self) -> int:
@@ -113,17 +121,17 @@ class History:
         elif record.type is Type.EXPEL:
             self.expelled.add(record.node)
         elif record.type is Type.ROLLBACK:
-            self.rollback = record
+            self.rollback, self.rollback_at = record, position
         elif record.type is Type.ROLLED_BACK:
             # A node that slept may say so after another one took the rollback over.
-            if self.rollback is not None and self.rollback.node == record.node:
-                self.rollback = None
+            if self._ends_rollback(record):
+                self.rollback, self.rollback_at = None, -1
         elif record.type is Type.NOTE:
             if record.snapshot is not None and self._is_next_note(record):
                 self._notes[record.snapshot] = (position, record)
         elif record.snapshot is not None:
-            self._mark(record.type, record.snapshot)
-        if record.type in _DEMANDS:
+            self._mark(record.type, record.snapshot, position)
+        if record.type in _DEMANDS and (record.type is not Type.INVALID or self._guards.fence_after_loss):
             self.demand = position
 
     def note(self, snapshot: uuid.UUID) -> tuple[int, Record]:
@@ -138,17 +146,21 @@ class History:
             record.answers == self.note(record.snapshot)[0]
         )
 
-    def _mark(self, kind: Type, snapshot: uuid.UUID) -> None:
+    def _mark(self, kind: Type, snapshot: uuid.UUID, position: int) -> None:
         old = self._marks.get(snapshot)
         if kind is Type.INVALID:
             # Views of older snapshots read this LUN, too, and it lacks copies from now on.
-            for epoch in self.epochs[: self.find(snapshot).number + 1]:
-                if epoch.snapshot is not None and not self._is_deleted(epoch):
-                    self._marks[epoch.snapshot] = Standing.INVALID
+            number = self.find(snapshot).number
+            if number > self._lost:
+                self._lost, self._lost_at = number, position
         elif kind is Type.DELETE and old is None:
             self._marks[snapshot] = Standing.HIDDEN
-        elif kind is Type.DELETED and old is not None:
+        elif kind is Type.DELETED and old is Standing.HIDDEN:
             self._marks[snapshot] = Standing.DELETED
+
+    def _ends_rollback(self, record: Record) -> bool:
+        named = record.answers == self.rollback_at or not self._guards.rolled_back_names_its_rollback
+        return self.rollback is not None and named
 
     def find(self, snapshot: uuid.UUID) -> Epoch:
         """Return the epoch of a snapshot.  Raise Refused if the log has no such snapshot."""
@@ -159,10 +171,15 @@ class History:
 
     def standing(self, snapshot: uuid.UUID) -> Standing:
         """Return the state of a snapshot.  Raise Refused if there is no such snapshot."""
-        epoch = self.find(snapshot)
-        mark = self._marks.get(snapshot)
+        return self.standing_of(self.find(snapshot))
+
+    def standing_of(self, epoch: Epoch) -> Standing:
+        """Return the state of the snapshot of an epoch."""
+        mark = self._marks.get(epoch.snapshot) if epoch.snapshot is not None else None
         if mark is not None:
             return mark
+        if epoch.number <= self._lost:
+            return Standing.INVALID
         return Standing.TAKEN if self.answered >= epoch.position else Standing.PENDING
 
     def chain(self, snapshot: uuid.UUID, last: Epoch) -> tuple[uuid.UUID, ...]:
@@ -183,6 +200,20 @@ class History:
     def _is_deleted(self, epoch: Epoch) -> bool:
         return epoch.snapshot is not None and self._marks.get(epoch.snapshot) is Standing.DELETED
 
+    def is_given_up(self, epoch: Epoch) -> bool:
+        """Return whether INVALID names that epoch or a newer one, fenced or not."""
+        return epoch.number <= self._lost
+
+    def _is_lost(self, epoch: Epoch) -> bool:
+        return epoch.number <= self._lost and (self.answered >= self._lost_at or not self._guards.fence_after_loss)
+
+    def target(self, epoch: Epoch) -> uuid.UUID | None:
+        """Return the write-once LUN that a write of that epoch copies into; None if it needs no copy.
+
+        A lost snapshot needs none once its loss is fenced: until then a node may read a view of it that shows what the write wrote.
+        """
+        return None if self._is_lost(epoch) or self._is_deleted(epoch) else epoch.lun
+
     def may_move(self, snapshot: uuid.UUID) -> bool:
         """Return whether the chunks of a hidden snapshot may move.
 
@@ -192,12 +223,14 @@ class History:
         epoch = self.find(snapshot)
         later = self.epochs[epoch.number + 1 :]
         older = self._older(epoch.number)
-        return (
-            self.standing(snapshot) is Standing.HIDDEN
-            and bool(later)
-            and self.answered >= later[0].position
-            and (older is None or older.snapshot is None or self.standing(older.snapshot) is not Standing.HIDDEN)
-        )
+        if older is not None and self.standing_of(older) is Standing.HIDDEN and self._guards.hidden_takes_no_chunks:
+            return False
+        fenced = bool(later) and (self.answered >= later[0].position or not self._guards.move_behind_fence)
+        return self.standing_of(epoch) is Standing.HIDDEN and (fenced or self._is_lost(epoch))
+
+    def movable(self) -> list[uuid.UUID]:
+        """Return the hidden snapshots whose chunks may move, oldest first."""
+        return [epoch.snapshot for epoch in self.epochs if epoch.snapshot is not None and self.may_move(epoch.snapshot)]
 
     def older_lun(self, number: int) -> uuid.UUID | None:
         """Return the write-once LUN that takes the chunks of epoch `number` when its snapshot is deleted; None if none needs them."""
@@ -206,10 +239,8 @@ class History:
 
     def _older(self, number: int) -> Epoch | None:
         for epoch in reversed(self.epochs[:number]):
-            if epoch.snapshot is None:
-                return None  # no view of an older snapshot reads past an epoch without copies
-            if self._marks.get(epoch.snapshot) is Standing.INVALID:
-                return None  # nor is there a view of it or of an older one
+            if epoch.snapshot is None or epoch.number <= self._lost:
+                return None  # no view of an older snapshot reads past an epoch without copies, or past a loss
             if not self._is_deleted(epoch):
                 return epoch
         return None
@@ -234,28 +265,37 @@ class History:
                 raise Refused(f"{self.rollback.node} rolls the volume back: wait until it has ended")
         elif record.type is Type.NOTE:
             self._check_note(record)
+        elif record.type is Type.ROLLED_BACK:
+            if not self._ends_rollback(record):
+                raise Refused("that rollback is over, or another node took it over")
         elif record.snapshot is not None:
-            standing = self.standing(record.snapshot)
-            self._check_held(record)
-            wanted = {
-                Type.DELETE: (Standing.TAKEN, Standing.INVALID),
-                Type.DELETED: (Standing.HIDDEN, Standing.INVALID),
-                Type.INVALID: (Standing.PENDING, Standing.TAKEN, Standing.HIDDEN),
-                Type.ROLLBACK: (Standing.TAKEN,),
-            }.get(record.type)
-            if wanted is not None and standing not in wanted:
-                raise Refused(f"snapshot {record.snapshot} is {standing.value}")
-            if record.type is Type.DELETED and standing is Standing.HIDDEN:
-                if not self.may_move(record.snapshot):
-                    raise Refused(
-                        "the newest snapshot goes on taking copies: it is only hidden until a newer epoch is fenced,"
-                        " and until the next older one is deleted if that one is hidden, too"
-                    )
-                if record.lun != self.older_lun(self.find(record.snapshot).number):
-                    raise Refused("its chunks moved to a snapshot that was deleted meanwhile: move them again")
-            if record.type is Type.INVALID and self.rollback is not None:
-                raise Refused(f"{self.rollback.node} rolls the volume back, and needs the snapshots for it")
-            if record.type is Type.DELETE and self.rollback is not None and self.rollback.snapshot == record.snapshot:
+            self._check_snapshot(record, record.snapshot)
+
+    def _check_snapshot(self, record: Record, snapshot: uuid.UUID) -> None:
+        epoch = self.find(snapshot)
+        standing = self.standing_of(epoch)
+        self._check_held(record)
+        wanted = {
+            Type.DELETE: (Standing.TAKEN, Standing.INVALID),
+            Type.DELETED: (Standing.HIDDEN,),
+            Type.INVALID: (Standing.PENDING, Standing.TAKEN, Standing.HIDDEN),
+            Type.ROLLBACK: (Standing.TAKEN,),
+        }.get(record.type)
+        if wanted is not None and standing not in wanted:
+            raise Refused(f"snapshot {snapshot} is {standing.value}")
+        if record.type is Type.DELETED:
+            if not self.may_move(snapshot):
+                raise Refused(
+                    "the newest snapshot goes on taking copies: it is only hidden until a newer epoch is fenced,"
+                    " and until the next older one is deleted if that one is hidden, too"
+                )
+            if record.lun != self.older_lun(epoch.number) and self._guards.deleted_names_its_target:
+                raise Refused("its chunks moved to a snapshot that was deleted meanwhile: move them again")
+        if self.rollback is not None and self._guards.rollback_keeps_its_source:
+            # Without its source the rollback could never end, and all nodes would stay out.
+            if record.type is Type.INVALID:
+                raise Refused(f"{self.rollback.node} rolls the volume back, and needs the snapshots: free some space")
+            if record.type is Type.DELETE and snapshot == self.rollback.snapshot:
                 raise Refused(f"{self.rollback.node} rolls the volume back to it: wait until that has ended")
 
     def _check_note(self, record: Record) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from lun_backends.cluster import actions, history, records
 from lun_backends.cluster.actions import Action, Conflict, Unreachable
+from lun_backends.cluster.guards import Guards
 from lun_backends.cluster.history import Epoch, History
 from lun_backends.cluster.records import Record, Type
 
@@ -63,27 +64,6 @@ class Request:
 
 
 @dataclass
-class Guards:
-    """The guards that tests take out one by one.  Everywhere else all of them stand."""
-
-    fenced_first: bool = True  # a node arms only in an epoch with a FENCED record
-    look_after_register: bool = True  # J3
-    look_at_keys: bool = True  # J4
-    drain_before_join: bool = True
-    read_again_after_fence: bool = True  # T3: go on at J3
-    fence_before_key: bool = True  # F1 before F2
-    unchanged_key: bool = True  # F0 keeps a registered key
-    reset_in_fence: bool = True  # F1
-    fresh_tracker: bool = True
-    verify_blank: bool = True  # T1
-    reread_lost_race: bool = True  # T1
-    look_before_put: bool = True  # 7h
-    look_after_view: bool = True  # 7h
-    second_look: bool = True  # R
-    copy_first: bool = True  # W
-
-
-@dataclass
 class Node:
     """The control side of a node.  Writes and views ask it for `gate_open` and count themselves in `running`."""
 
@@ -105,7 +85,7 @@ class Node:
 
     def __post_init__(self) -> None:
         """Begin OUT, with an unread log."""
-        self.history = History()
+        self.history = History(self.guards)
         self._epoch: Epoch | None = None  # of the tracker
         self._requests: list[Request] = []
         self._refused = False
@@ -114,7 +94,15 @@ class Node:
     @property
     def gate_open(self) -> bool:
         """Whether a write or a view may begin."""
+        if self.history.rollback is not None:
+            closed = self.guards.closed_for_rollback if self.rolls_back else self.guards.others_stay_out
+            return self.state is State.ARMED and not closed
         return self.state is State.ARMED
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the rollback under way is that of this node."""
+        return self.history.rollback is not None and self.history.rollback.node == self.name
 
     @property
     def awake(self) -> bool:
@@ -132,6 +120,11 @@ class Node:
         assert self._epoch is not None
         return self._epoch
 
+    def may_restore(self, rollback_at: int) -> bool:
+        """Return whether a write of the rollback at that position of the log may begin: it is this node's, and the others are fenced."""
+        mine = self.rolls_back and self.history.rollback_at == rollback_at
+        return self.state is State.ARMED and mine and self.history.answered >= rollback_at
+
     def refuse(self) -> None:
         """Close the gate: the primary answered a command of this node with RESERVATION CONFLICT, or the link to it was lost."""
         self._refused = True
@@ -148,6 +141,15 @@ class Node:
     def ask(self, request: Request) -> None:
         """Want a record in the log.  An EPOCH record takes a snapshot, unless its `snapshot` is the zero UUID: then copies end."""
         self._requests.append(request)
+
+    def give_up(self, snapshot: uuid.UUID) -> Request:
+        """Want the record that a snapshot is lost.  Return its request, which all callers share."""
+        for request in self._requests:
+            if request.draft.type is Type.INVALID and request.draft.snapshot == snapshot:
+                return request
+        request = Request(Record(Type.INVALID, self.volume, snapshot=snapshot))
+        self.ask(request)
+        return request
 
     # ---- the life of a node
 
@@ -205,10 +207,10 @@ class Node:
         return history.key(self.volume, self.epoch)
 
     def _must_stay_out(self) -> str:
-        if self.name in self.history.expelled:
+        if self.name in self.history.expelled and self.guards.expelled_stay_out:
             return f"node {self.name} is expelled from the volume"
         rollback = self.history.rollback
-        if rollback is not None and rollback.node != self.name:
+        if rollback is not None and rollback.node != self.name and self.guards.others_stay_out:
             return f"node {rollback.node} rolls the volume back"
         return ""
 
@@ -231,13 +233,14 @@ class Node:
             problem = self._must_stay_out()
             if problem:
                 self._leave(problem)
-                if self._requests and self._requests[0].draft.type is Type.ROLLBACK:
-                    yield from self._serve(self._requests[0])  # it takes the rollback of a dead node over
+                if self._requests:
+                    yield from self._serve(self._requests[0])  # a ROLLBACK takes that of a dead node over
                 else:
                     yield actions.Wait(RESCAN)
                 continue
-            if self.epoch.lun is not None and not (yield actions.FindLun(self.epoch.lun)):
-                self._leave(f"write-once LUN {self.epoch.lun} is not visible")
+            target = self.history.target(self.epoch)
+            if target is not None and not (yield actions.FindLun(target)):
+                self._leave(f"write-once LUN {target} is not visible")
                 yield actions.Wait(RESCAN)
                 continue
             self.state = State.ARMING
@@ -311,8 +314,11 @@ class Node:
             except Conflict:
                 yield actions.Wait(self.patience / 4)
                 yield from self._read_log()
-                if self.history.answered >= demand or self.history.newest is not self.epoch:
+                if self.history.answered >= demand or self.history.newest is not self.epoch or self._must_stay_out():
                     return False
+        if not self.guards.answers_what_was_read:
+            yield from self._read_log()
+            demand = self.history.demand
         fenced = Record(Type.FENCED, self.volume, self.epoch.number, answers=demand, node=self.name)
         yield from self._append(fenced)  # F3
         return True
@@ -337,6 +343,8 @@ class Node:
                 pass  # its answer was lost, not the record
             elif self.log_blocks and self.history.end > self.log_blocks - RESERVE:
                 raise history.Refused("the log is full: copy the volume to a new one")
+            elif self.name in self.history.expelled and self.guards.expelled_stay_out:
+                request.refused = f"node {self.name} is expelled from the volume: ask another node"
             elif request.draft.type is Type.EPOCH:
                 yield from self._take(request)
             else:
@@ -371,6 +379,8 @@ class Node:
     def _take(self, request: Request) -> Steps:
         """T1: take a snapshot of the volume."""
         number = self.epoch.number + 1
+        if problem := self._must_stay_out():
+            raise history.Refused(problem)
         if self.history.newest is not self.epoch or self.history.fence_is_due:
             return
         copies = request.draft.snapshot != uuid.UUID(int=0)

@@ -153,9 +153,18 @@ class Driver:
                 self.refused(life)
             except block_device.PreserveFailed as failure:
                 late = isinstance(failure.cause, block_device.NoAnswer) and time.monotonic() - began <= self.patience
-                if not late and not isinstance(failure.cause, block_device.ReservationConflict):
+                if not (late or isinstance(failure.cause, block_device.ReservationConflict) or self._needs_no_copy()):
                     raise
             self.wait_until_armed()
+
+    def _needs_no_copy(self) -> bool:
+        """Return whether the snapshot is given up, once its loss is fenced: only then a write goes on without its copy."""
+        log = self.node.history
+        with self.changed:
+            epoch = self.node.epoch
+            return log.is_given_up(epoch) and self.changed.wait_for(
+                lambda: log.target(epoch) is None or self.stopped, self.patience
+            )
 
     def wait_until_armed(self) -> None:
         """Return when the admission is open.  Raise NotReady after `patience`, DeviceClosed."""
@@ -254,7 +263,8 @@ class Driver:
             self._follower.read(node.history)
         if node.state is State.ARMED and not self.admission.open:
             epoch = node.epoch
-            self._follower.arm(epoch, None if epoch.lun is None else self._luns[epoch.lun])
+            target = node.history.target(epoch)
+            self._follower.arm(epoch, None if target is None else self._luns[target])
             with self.changed:
                 if self._stopping:
                     return

@@ -45,7 +45,14 @@ class Owner(Protocol):
     name: str
 
     def request(
-        self, kind: Type, identity: uuid.UUID, timeout: float, *, lun: uuid.UUID | None = None, reason: str = ""
+        self,
+        kind: Type,
+        identity: uuid.UUID,
+        timeout: float,
+        *,
+        lun: uuid.UUID | None = None,
+        answers: int = 0,
+        reason: str = "",
     ) -> None:
         """Put a record about a snapshot into the log.  Raise RequestFailed."""
         ...
@@ -168,7 +175,7 @@ class Jobs:
             self._driver.wait_until_armed()
             with self._driver.changed:
                 node = self._driver.node
-                order = node.history.rollback
+                order, position = node.history.rollback, node.history.rollback_at
                 if order is None or order.node != node.name or order.snapshot != identity:
                     return
                 try:
@@ -194,7 +201,7 @@ class Jobs:
                 if progress is not None:
                     progress((done + 1) * size, len(changed) * size)
             self._driver.again(self._below.primary.flush)
-            self._owner.request(Type.ROLLED_BACK, identity, timeout)
+            self._owner.request(Type.ROLLED_BACK, identity, timeout, answers=position)
 
     def _write(self, order: Record, offset: int, piece: list[memoryview]) -> None:
         """Write through copy-on-write while it is barred for all others.

@@ -375,10 +375,18 @@ class SharedVolume:
             raise RequestFailed(self.name, reason, "wait: any node completes it")
 
     def request(
-        self, kind: Type, identity: uuid.UUID, timeout: float, *, lun: uuid.UUID | None = None, reason: str = ""
+        self,
+        kind: Type,
+        identity: uuid.UUID,
+        timeout: float,
+        *,
+        lun: uuid.UUID | None = None,
+        answers: int = 0,
+        reason: str = "",
     ) -> None:
         """Put a record about a snapshot into the log.  Raise RequestFailed."""
-        self._ask(cluster_node.Request(Record(kind, self.uuid, snapshot=identity, lun=lun, reason=reason)), timeout)
+        draft = Record(kind, self.uuid, snapshot=identity, lun=lun, answers=answers, reason=reason)
+        self._ask(cluster_node.Request(draft), timeout)
 
     def _ask(self, request: cluster_node.Request, timeout: float) -> None:
         try:
@@ -428,7 +436,7 @@ class SharedVolume:
         """Preserve into `lun` from now on; a side of the same epoch keeps its tracker."""
         with self._below.hold():
             side = self._below.write_once_side
-            if lun is None or self._is_lost(epoch):
+            if lun is None:
                 self._below.disarm()
             elif not isinstance(side, EpochSide) or side.epoch is not epoch:
                 self._below.arm(EpochSide(self._driver, lun.side, epoch))
@@ -448,7 +456,7 @@ class SharedVolume:
         ]:
             self._driver.forget_lun(lun)
         unbars = self._barred and log.rollback is None
-        drops = self._below.write_once_side is not None and self._is_lost(self._node.epoch)
+        drops = self._below.write_once_side is not None and log.target(self._node.epoch) is None
         if self._driver.admission.open and (unbars or drops):
             with self._below.hold():
                 if unbars:
@@ -461,18 +469,12 @@ class SharedVolume:
         self._below.bar(refuse)
         self._barred = refuse is not None
 
-    def _is_lost(self, epoch: Epoch) -> bool:
-        return epoch.snapshot is not None and self._node.history.standing(epoch.snapshot) in (
-            Standing.INVALID,
-            Standing.DELETED,
-        )
-
     # The policy -----------------------------------------------------------------------------------------------------
 
     def _copy_failed(
         self, side: preserving.WriteOnceSide, error: block_device.BlockDeviceError, _began: float
     ) -> preserving.Decision:
-        """Decide about a copy that failed: INVALID is in the log before the write goes on without it."""
+        """Decide about a copy that failed.  INVALID is in the log, and fenced, before `SharedDevice` writes without the copy."""
         if isinstance(error, block_device.ReservationConflict):
             return preserving.Decision.REFUSE  # SharedDevice writes again
         drop = self.settings.rules.on_error is policy.OnError.DROP_SNAPSHOT
@@ -482,7 +484,9 @@ class SharedVolume:
         identity = side.epoch.snapshot
         assert identity is not None
         with self._deciding:
-            if not self._is_lost(side.epoch):
+            with self._driver.changed:
+                given_up = self._node.history.is_given_up(side.epoch)
+            if not given_up:
                 reason = f"a pre-image could not be preserved: {error}"
                 try:
                     self.request(Type.INVALID, identity, self.settings.patience, reason=reason)
@@ -490,7 +494,7 @@ class SharedVolume:
                     self._listener(policy.WriteRefused(error))
                     return preserving.Decision.REFUSE
                 self._listener(policy.SnapshotInvalidated(side.epoch.name, reason))
-        return preserving.Decision.INVALIDATED
+        return preserving.Decision.REFUSE
 
 
 def _is_initiator_of(initiator: str, node: str) -> bool:

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from lun_backends.cluster.node import Guards
-from tests.simulate import world
+from lun_backends.cluster.guards import Guards
+from tests.simulate import wires, world
 
 _CHUNK = 250
 
@@ -22,7 +22,7 @@ def _some(job: tuple[int, int, str | None]) -> list[str]:
     for seed in range(first, first + count):
         try:
             world.run(seed, without(mutant))
-        except world.Wrong as problem:
+        except wires.Wrong as problem:
             wrong.append(str(problem))
     return wrong
 

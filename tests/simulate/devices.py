@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from lun_backends.cluster.actions import Conflict, Reservation
+from lun_backends.cluster.actions import Conflict, Full, Reservation, Unreachable
 
 
 @dataclass(eq=False)
@@ -139,11 +139,14 @@ class WriteOnce:
     """A write-once device of blocks or grains."""
 
     blocks: dict[int, bytes] = field(default_factory=dict)
+    full: bool = False
 
     def put(self, at: int, data: bytes) -> bool:
-        """Write a block.  Return False for BLANK CHECK."""
+        """Write a block.  Return False for BLANK CHECK.  Raise Full."""
         if at in self.blocks:
             return False
+        if self.full:
+            raise Full
         self.blocks[at] = data
         return True
 
@@ -154,6 +157,12 @@ class Storage:
 
     log: WriteOnce = field(default_factory=WriteOnce)
     luns: dict[uuid.UUID, WriteOnce] = field(default_factory=dict)
+
+    def lun(self, lun: uuid.UUID) -> WriteOnce:
+        """Return a write-once LUN.  Raise Unreachable if the storage host took it away."""
+        if lun not in self.luns:
+            raise Unreachable("there is no such LUN")
+        return self.luns[lun]
 
     def read_log(self, position: int) -> tuple[bytes, ...]:
         """Return the blocks from that position up to the first blank one."""

@@ -7,12 +7,19 @@ import dataclasses
 
 import pytest
 
-from lun_backends.cluster.node import Guards
-from tests.simulate import world
+from lun_backends.cluster.guards import Guards
+from tests.simulate import wires, world
 from tests.simulate.__main__ import campaign, without
 
-RARE = {"look_at_keys", "fence_before_key", "unchanged_key"}
-"""Guards against LIO's tags whose lack shows once in thousands of seeds; `tests/model` finds them at once."""
+RARE = {
+    "look_at_keys",
+    "fence_before_key",
+    "unchanged_key",
+    "move_behind_fence",
+    "hidden_takes_no_chunks",
+    "deleted_names_its_target",
+}
+"""Guards whose lack shows once in thousands of seeds; `tests/model` finds them at once."""
 COMMON = [guard.name for guard in dataclasses.fields(Guards) if guard.name not in RARE]
 
 
@@ -40,6 +47,6 @@ def test_missing_guard_breaks_a_promise(guard: str) -> None:
     for seed in range(3000):
         try:
             world.run(seed, without(guard))
-        except world.Wrong:
+        except wires.Wrong:
             return
     pytest.fail(f"3000 seeds did not find that {guard} is missing")

@@ -149,12 +149,39 @@ def test_only_the_node_that_rolls_back_ends_the_rollback() -> None:
     log = with_snapshots(A)
     log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="dead"))
     log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="heir"))
-    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, node="dead"))
+    dead, heir = log.end - 2, log.end - 1
+    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, answers=dead, node="dead"))
     assert log.rollback is not None
+    with pytest.raises(Refused, match="another node took it over"):
+        log.check(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, answers=dead))
     with pytest.raises(Refused, match="heir rolls the volume back"):
         log.check(Record(Type.EPOCH, VOLUME, 2, B, lun(B)))
-    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, node="heir"))
+    log.add(Record(Type.ROLLED_BACK, VOLUME, snapshot=A, answers=heir, node="heir"))
     assert log.rollback is None
+
+
+def test_rollback_keeps_its_source() -> None:
+    log = with_snapshots(A, B)
+    log.add(Record(Type.ROLLBACK, VOLUME, snapshot=A, node="node"))
+    with pytest.raises(Refused, match="wait until that has ended"):
+        log.check(Record(Type.DELETE, VOLUME, snapshot=A))
+    with pytest.raises(Refused, match="free some space"):
+        log.check(Record(Type.INVALID, VOLUME, snapshot=B))
+    log.check(Record(Type.DELETE, VOLUME, snapshot=B))
+
+
+def test_write_needs_no_copy_once_the_loss_of_its_snapshot_is_fenced() -> None:
+    log = with_snapshots(A, B)
+    mark(log, Type.INVALID, B)
+    assert log.fence_is_due
+    assert log.target(newest(log)) == lun(B)
+    log.add(Record(Type.FENCED, VOLUME, 2, answers=log.demand))
+    assert log.target(newest(log)) is None
+    mark(log, Type.DELETE, B)
+    assert log.movable() == [B]
+    assert log.older_lun(2) is None  # A is lost with B, so it needs none of its chunks
+    mark(log, Type.DELETED, B)
+    assert log.target(newest(log)) is None
 
 
 def test_copies_do_not_end_while_a_snapshot_exists() -> None:

@@ -28,7 +28,9 @@ def take(world: World, host: int = 0) -> uuid.UUID:
 
 
 def ask(world: World, host: int, kind: Type, snapshot: uuid.UUID | None = None, node: str = "") -> Request:
-    request = world.ask(world.hosts[host], Request(Record(kind, world.volume, snapshot=snapshot, node=node)))
+    answers = world.history.rollback_at if kind is Type.ROLLED_BACK else world.hosts[host].node.history.end
+    draft = Record(kind, world.volume, snapshot=snapshot, answers=answers, node=node)
+    request = world.ask(world.hosts[host], Request(draft))
     world.go(4)
     return request
 
@@ -85,7 +87,7 @@ def test_expelled_node_stays_out_and_the_others_come_back() -> None:
     ask(world, 0, Type.EXPEL, node="node2")
     assert [host.node.state for host in world.hosts] == [State.ARMED, State.ARMED, State.OUT]
     assert world.hosts[2].node.problem == "node node2 is expelled from the volume"
-    assert not world.primary.admits("node2", writes=True)
+    assert not world.primary.admits(("node2", 0), writes=True)
 
 
 def test_others_stay_out_during_a_rollback() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lun_backends import block_device, copy_on_write
-from lun_backends.cluster import actions
+from lun_backends.cluster import actions, history
+from lun_backends.cluster.records import Type
 from lun_backends.preserving import Decision
 from lun_backends.shared import admission, driver, jobs, primary, volume
 from lun_backends.volumes import errors, policy
@@ -143,6 +144,21 @@ def snapshot_is_lost(array: Array, _patch: pytest.MonkeyPatch) -> None:
         check_views(array, one, two)
 
 
+def view_is_read_while_its_snapshot_is_lost(array: Array, _patch: pytest.MonkeyPatch) -> None:
+    """Read the primary for a view whose LUN was blank, when a write has gone on without its copy."""
+    with nodes(array, "one", "two", rules=policy.Policy(on_error=policy.OnError.DROP_SNAPSHOT)) as (one, two):
+        two_epochs(array, one, two)
+        view = two.view("before")
+        reached, go_on = two.primary.stop("readv")
+        seen = started(lambda: read(view, 0, CHUNK))
+        assert reached.wait(PATIENCE)
+        no_room(array, one, block_device.SpaceExhausted(0))
+        one.device.writev(0, block(NEW, CHUNK))
+        go_on.set()
+        with contextlib.suppress(block_device.SnapshotInvalid):
+            assert seen.result(PATIENCE) == bytes([OLD]) * CHUNK
+
+
 def chunks_must_move(array: Array, _patch: pytest.MonkeyPatch) -> None:
     with nodes(array, "one") as (one,):
         history_of(array, one, 3)
@@ -160,7 +176,7 @@ def rollback_is_taken_over(array: Array, patch: pytest.MonkeyPatch) -> None:
         heir.rollback("before")
         heir.device.writev(0, block(0x33, CHUNK))
         asleep.events[1].set()
-        with contextlib.suppress(errors.RollbackStopped):
+        with contextlib.suppress(errors.RollbackStopped, volume.RequestFailed):
             work.result(PATIENCE)
         assert read(heir.device, 0, CHUNK) == bytes([0x33]) * CHUNK
 
@@ -194,6 +210,12 @@ def without_record(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(volume.SharedVolume, "_copy_failed", lambda *_: Decision.INVALIDATED)
 
 
+def without_fence_of_the_loss(patch: pytest.MonkeyPatch) -> None:
+    decide = volume.SharedVolume._copy_failed
+    patch.setattr(history, "_DEMANDS", tuple(kind for kind in history._DEMANDS if kind is not Type.INVALID))
+    patch.setattr(volume.SharedVolume, "_copy_failed", lambda *words: decide(*words) and Decision.INVALIDATED)
+
+
 def without_move(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jobs.Jobs, "_move", lambda *_: True)
 
@@ -217,6 +239,7 @@ def without_order(patch: pytest.MonkeyPatch) -> None:
         (chunk_is_known_from_the_epoch_before, without_fresh_tracker),
         (taker_writes_while_it_joins, without_closing),
         (snapshot_is_lost, without_record),
+        (view_is_read_while_its_snapshot_is_lost, without_fence_of_the_loss),
         (chunks_must_move, without_move),
         (rollback_is_taken_over, without_order),
     ],
