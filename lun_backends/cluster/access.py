@@ -93,7 +93,8 @@ def is_newer(node: Node) -> Generator[Action, Any, bool]:
     position = node.history.end
     blocks = yield actions.ReadLog(position)
     found = [records.decode(block, position + at, node.volume) for at, block in enumerate(blocks)]
-    return node.history.newest is not node.epoch or any(record.type in _SPOIL for record in found)
+    log = node.history  # the node itself may have read the record meanwhile
+    return log.newest is not node.epoch or log.is_given_up(node.epoch) or any(record.type in _SPOIL for record in found)
 
 
 def read_view(node: Node, snapshot: uuid.UUID, grain: int) -> Generator[Action, Any, bytes]:

@@ -309,6 +309,7 @@ class Node:
                 yield actions.PreemptAndAbort(own)  # F1
                 if self.resets and self.guards.reset_in_fence:
                     yield actions.ResetLogicalUnit()
+                yield actions.Flush()  # what other nodes wrote since T1: a loss of power must not change the snapshot
                 yield actions.Register(self._key(), own)  # F2
                 break
             except Conflict:
@@ -393,7 +394,7 @@ class Node:
             free = [candidate for candidate in blank if not self.history.names_lun(candidate)]
             if not free:
                 raise history.Refused(
-                    "the pool has no blank write-once LUN that this node sees: add one on the storage host"
+                    "the pool has no blank write-once LUN of the volume's size that this node sees: add one on the storage host"
                 )
             lun = free[0]
         # The gate closes before the record is there, so that no write of this node falls between record and fence.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 import uuid
@@ -35,6 +36,8 @@ from lun_backends.shared.admission import Admission, NotAdmitted
 from lun_backends.shared.devices import Devices, WriteOnceLun
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Follower(Protocol):
@@ -302,6 +305,21 @@ class Driver:
         except OSError as error:
             raise Unreachable(os_error.reason(error)) from error
 
+    def _blank(self) -> tuple[uuid.UUID, ...]:
+        """Return the first LUN of the pool that is blank, that no record names, and that is large enough, opened."""
+        for identity in self._devices.pool.blank():
+            if self.node.history.names_lun(identity):
+                continue
+            lun = self.lun(identity)
+            if lun is None:
+                continue
+            if lun.device.size >= self._devices.primary.size:
+                return (identity,)
+            sizes = f"{lun.device.size} bytes, and the primary {self._devices.primary.size}"
+            logger.warning("write-once LUN %s is too small for a snapshot: it has %s", identity, sizes)
+            self.forget_lun(identity)
+        return ()
+
     def _command(self, action: actions.Action) -> Any:
         fence, log, exclusive = self._devices.fence, self._devices.log, self.node.exclusive
         match action:
@@ -315,7 +333,7 @@ class Driver:
             case actions.FindLun(identity):
                 return self.lun(identity) is not None
             case actions.FindBlank():
-                return tuple(self._devices.pool.blank())
+                return self._blank()
             case actions.OwnKey():
                 return fence.own_key()
             case actions.Register(new, old):

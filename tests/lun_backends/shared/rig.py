@@ -49,6 +49,7 @@ class Slow(MemoryDevice):
         self.commands: collections.Counter[str] = collections.Counter()
         self.before = self._look
         self._stops: dict[str, tuple[threading.Event, threading.Event]] = {}
+        self.on_command: Callable[[str], None] = lambda _method: None
 
     def stop(self, method: str) -> tuple[threading.Event, threading.Event]:
         """Return two events: set when the operation has come, and the one that lets it go on."""
@@ -57,6 +58,7 @@ class Slow(MemoryDevice):
 
     def _look(self, method: str, _offset: int, _length: int) -> None:
         self.commands[method] += 1
+        self.on_command(method)
         if (events := self._stops.pop(method, None)) is not None:
             events[0].set()
             assert events[1].wait(PATIENCE)

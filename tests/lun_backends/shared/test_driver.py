@@ -143,3 +143,33 @@ def test_a_log_that_is_full_says_so(array: Array, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(volume.RequestFailed, match="the log is full"):
             one.request(Type.DELETE, snapshot.uuid, 5)
         one.device.writev(0, block(1))
+
+
+def test_a_lun_that_is_too_small_takes_no_snapshot(array: Array) -> None:
+    """A snapshot in it would silently lack the end of the volume."""
+    with nodes(array, "one") as (one,):
+        array.primary.size *= 2
+        array.primary.data.extend(bytes(array.primary.size // 2))
+        array.primary.written.extend(bytes(array.primary.size // 1024))
+        one.primary.size *= 2
+        with pytest.raises(errors.SnapshotFailed, match="of the volume's size"):
+            one.create_snapshot("first")
+
+
+def test_all_that_was_written_before_a_fence_is_flushed_behind_it(array: Array) -> None:
+    """Otherwise a loss of power changes the snapshot: its view reads the primary."""
+    with nodes(array, "one", "two") as (one, two):
+        order: list[str] = []
+        array.primary.on_command = order.append
+        write = one.device.writev
+        command = two._driver._command
+
+        def write_between_flush_and_fence(action: actions.Action) -> object:
+            if isinstance(action, actions.Append) and not order.count("writev"):
+                write(0, block(1))
+            return command(action)
+
+        two._driver._command = write_between_flush_and_fence  # type: ignore[method-assign]
+        two.create_snapshot("first")
+        assert "flush" in order[order.index("writev") :]
+        assert check_views(array, one, two) == 2
