@@ -11,7 +11,8 @@ reconnection is off, because it would send writes again that the caller has give
 
 The threads that wait for commands drive the session themselves: one of them polls, the others sleep, and one that leaves
 hands over to another.  So a single command costs no change of threads.  `_lock` guards the library's context; nobody
-holds it while polling.  A keeper thread answers the target's pings while no command is under way.
+holds it while polling.  A keeper thread pings each target (NOP-Out) and answers its pings.  A target that does not answer
+a ping counts as lost, so a link that is cut fails commands after 15 s at most, and not after their own time limit.
 
 Facts of libiscsi 1.19 that this code depends on: a callback comes once for each command, unless the context is destroyed
 first.  A command that is answered early may have Data-Out PDUs in the queue that point at its task, so the task lives on
@@ -53,6 +54,7 @@ _NO_TAG = 0xFFFFFFFF
 _FUNCTION_COMPLETE = 0
 _FLAT_SPACE = 0x4000  # addressing method of LUNs above 255 (SAM-5 4.7.7.3)
 _KEEPER_PERIOD = 5.0  # seconds; targets wait 15 s and longer for the answer to a ping
+_PING_TIMEOUT = 10.0  # seconds; Linux waits 5, but a target may be a process on a busy machine
 _USER_TIMEOUT = 20_000  # milliseconds that data may stay unacknowledged by the peer's TCP
 _PAUSE_AFTER_FAILURE = 0.25  # seconds in which others that want the same session get the same answer
 
@@ -96,6 +98,10 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "iscsi_get_error": (ctypes.c_char_p, (ctypes.c_void_p,)),
     "iscsi_get_fd": (ctypes.c_int, (ctypes.c_void_p,)),
     "iscsi_logout_async": (ctypes.c_int, (ctypes.c_void_p, _CALLBACK, ctypes.c_void_p)),
+    "iscsi_nop_out_async": (
+        ctypes.c_int,
+        (ctypes.c_void_p, _CALLBACK, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p),
+    ),
     "iscsi_out_queue_length": (ctypes.c_int, (ctypes.c_void_p,)),
     "iscsi_scsi_command_async": (
         ctypes.c_int,
@@ -216,11 +222,15 @@ class _Session:
         self._number = 0
         self._leader: _Call | None = None
         self._broken = ""
+        self._pinging = False
         self._freeing: list[_Call] = []
         self._failed = (0.0, "")  # until when, and why
         self._closed = False
         self._polls_until = 0.0
         self._wake = backing_file.Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self._ending = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="iscsi-keeper", daemon=True)
+        self._keeper.start()
         self.users = 0
 
     def command(self, lun: int, cdb: bytes, data_out: Buffers, data_in: Buffers, timeout: float) -> unit.Answer:
@@ -271,11 +281,28 @@ class _Session:
                     other.finish("LOGICAL UNIT RESET ended the command")
             self._rouse()
 
-    def tend(self) -> None:
-        """Answer the target's pings, and notice a lost link, if no command is under way."""
+    def _keep(self) -> None:
+        while not self._ending.wait(_KEEPER_PERIOD):
+            self._tend()
+
+    def _tend(self) -> None:
+        """Answer the target's pings and ping it, so that a lost link is noticed."""
         with self._lock:
             if self._context is not None and self._leader is None:
                 self._take_in()
+            if self._context is None or self._pinging:
+                return
+            call = _Call(-1, _PING_TIMEOUT, None, None)
+            number = self._add(call)
+            if self._c.iscsi_nop_out_async(self._context, self._callback, None, 0, number):
+                del self._calls[number]
+                return
+            self._pinging = True
+            self._send_queued(call)
+        try:
+            self._wait(call)
+        finally:
+            self._pinging = False
 
     def close(self) -> None:
         """Log out.  Commands under way fail with NoAnswer."""
@@ -288,6 +315,8 @@ class _Session:
                 if self._c.iscsi_logout_async(self._context, self._callback, self._add(call)) == 0:
                     self._drive(call)
             self._lose("the session was closed")
+        self._ending.set()
+        self._keeper.join()
 
     @property
     def _name(self) -> str:
@@ -400,7 +429,7 @@ class _Session:
         now = time.monotonic()
         if any(call.deadline <= now and not call.done for call in self._calls.values()):
             # Only a new login is certain to end the command at the target.
-            self._lose("a command timed out")
+            self._lose("a command or a ping timed out")
 
     def _take_in(self) -> None:
         """Handle what has come in, with the lock held and without waiting."""
@@ -531,8 +560,7 @@ class Initiator:
         self.name, self.port, self.chap, self.mutual = name, port, chap, mutual
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._lock = threading.Lock()
-        self._ending = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._closed = False
 
     def unit(self, address: Address | str) -> IscsiUnit:
         """Return the LUN at an address; its first command logs in.  Raise AddressWrong, DeviceClosed."""
@@ -540,15 +568,12 @@ class Initiator:
             address = Address.parse(address)
         place = (address.portal, address.target)
         with self._lock:
-            if self._ending.is_set():
+            if self._closed:
                 raise block_device.DeviceClosed
             session = self._sessions.get(place)
             if session is None:
                 session = self._sessions[place] = _Session(self, *place)
             session.users += 1
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="iscsi-keeper", daemon=True)
-                self._keeper.start()
         return IscsiUnit(self, session, address)
 
     def release(self, session: _Session) -> None:
@@ -562,17 +587,8 @@ class Initiator:
 
     def close(self) -> None:
         """Log out everywhere.  Closing twice is allowed."""
-        self._ending.set()
         with self._lock:
+            self._closed = True
             sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             session.close()
-        if self._keeper is not None:
-            self._keeper.join()
-
-    def _keep(self) -> None:
-        while not self._ending.wait(_KEEPER_PERIOD):
-            with self._lock:
-                sessions = list(self._sessions.values())
-            for session in sessions:
-                session.tend()

@@ -4,8 +4,10 @@
 `SgIo(path)` opens the device node and closes it with `close`; `execute` does `ioctl(fd, SG_IO, header)`, and
 `reset_logical_unit` does `ioctl(fd, SG_SCSI_RESET, SG_SCSI_RESET_DEVICE | SG_SCSI_RESET_NO_ESCALATE)`.
 
-* The node is opened for reading and writing, because the kernel lets a descriptor for reading send only some commands
-  (block/scsi_ioctl.c).  PERSISTENT RESERVE OUT needs CAP_SYS_RAWIO, and SG_SCSI_RESET needs CAP_SYS_ADMIN as well.
+* The caller needs CAP_SYS_RAWIO: without it the kernel sends no PERSISTENT RESERVE OUT (drivers/scsi/scsi_ioctl.c).
+  SG_SCSI_RESET needs CAP_SYS_ADMIN as well.
+* The node is opened for reading only, which suffices for all commands then.  When a descriptor for writing is closed, udev
+  looks at the disk again, and its probes read blank blocks.
 * The kernel retries none of these commands, and a path that is gone shows as a host status (DID_…) or as an errno.
 * A RESERVATION CONFLICT is a status here.  Reads and writes of the block device show it as EBADE instead.
 * A command moves at most `queue/max_hw_sectors_kb`; a larger one fails with EINVAL (`max_transfer` is that number).
@@ -72,7 +74,7 @@ class SgIo(unit.Unit):
         """Open the device node; no command is sent yet."""
         super().__init__(str(path))
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise backing_file.CannotOpen(path, os_error.reason(error), "check the device") from error
         self.max_transfer = _max_transfer(self._fd)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from lun_backends import block_device
 from lun_backends.initiator import libiscsi, unit
 from target.scsi.logical_unit import UnitKind
+from tests.daemon import Daemon
 from tests.lun_backends.initiator.serving import NAME, Served
 from tests.memory_device import MIB, MemoryDevice
 
@@ -276,6 +279,27 @@ def test_own_command_that_a_reset_ends_gets_no_answer_and_does_not_wait_for_one(
     thread.join(10)
     slow.before = None
     lun.execute(write16(0, 1), bytes(512))
+
+
+def test_target_that_answers_no_ping_is_lost_while_a_command_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libiscsi, "_KEEPER_PERIOD", 0.1)
+    monkeypatch.setattr(libiscsi, "_PING_TIMEOUT", 1.0)
+    with Daemon(tmp_path, "  - {name: vol, lun: 0, size: 1MiB}\n") as daemon:
+        initiator = libiscsi.Initiator(NAME)
+        lun = initiator.unit(daemon.url(0))
+        lun.execute(bytes(6))
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(block_device.NoAnswer, match="ping timed out"):
+                while True:  # the signal may take its time
+                    lun.execute(bytes(6))
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        lun.execute(bytes(6))
+        initiator.close()
 
 
 @pytest.mark.parametrize(
