@@ -170,6 +170,9 @@ class Volume(Protocol):
     def snapshots(self) -> Sequence[Snapshot]:
         """The snapshots, oldest first."""
 
+    def refresh(self) -> None:
+        """Learn what other hosts did to the snapshots."""
+
     @property
     def doubt(self) -> str: ...
 

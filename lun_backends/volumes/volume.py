@@ -139,6 +139,9 @@ class Volume:
         """Return the snapshots, oldest first."""
         return self.state.snapshots
 
+    def refresh(self) -> None:
+        """Do nothing: no other host changes the snapshots."""
+
     @property
     def rules(self) -> policy.Policy:
         """Return how the snapshots are kept."""

@@ -680,6 +680,8 @@ class Inventory:
     def find(self, volume_name: str, name: str) -> tuple[Volume, Snapshot]:
         """Return the snapshot of that name, after its volume.  Raise Problem."""
         owner = self.volume(volume_name)
+        if all(snapshot.name != name for snapshot in owner.snapshots):
+            owner.refresh()
         for snapshot in owner.snapshots:
             if snapshot.name == name:
                 return owner, snapshot

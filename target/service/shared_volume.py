@@ -36,6 +36,9 @@ CONSISTENCY = "_consistency"
 """The label that says who was quiet when the snapshot was taken."""
 _OWN = frozenset((SCHEDULED, EXPIRES, CONSISTENCY, HOLD))
 
+_PATIENCE = 2.0
+"""Seconds that a list of snapshots waits for the log."""
+
 _FRESH = 5.0
 """Seconds for which the number of preserved bytes is shown again, because it takes many commands to count them."""
 
@@ -250,6 +253,16 @@ class SharedOwner:
                 snapshot.close()
             return tuple(known.values())
 
+    def refresh(self) -> None:
+        """Read the log now.  If it does not answer soon, what was read a moment ago has to do."""
+        if self.shared.status.state == "armed":
+            self.shared.refresh(_PATIENCE)
+
+    def _check_not_expelled(self) -> None:
+        if self.shared.expelled:
+            reason = "this node is expelled, and changes nothing of it any longer"
+            raise errors.VolumeError(self.name, reason, "run the command on another node")
+
     def snapshot(self, name: str, identity: uuid.UUID | None = None) -> SharedSnapshot:
         """Return the snapshot of that name.  Raise NoSuchSnapshot."""
         for snapshot in reversed(self.snapshots):
@@ -298,6 +311,7 @@ class SharedOwner:
     ) -> SharedSnapshot:
         """Take a snapshot of the volume, for all nodes at one moment.  Raise VolumeError."""
         labels = dict(labels or {})
+        self._check_not_expelled()
         self._check_labels(labels)
         own = {
             SCHEDULED: "1" if scheduled else None,
@@ -331,6 +345,7 @@ class SharedOwner:
         return self._note(self.snapshot(name), new, {})
 
     def _note(self, snapshot: SharedSnapshot, new: str | None, labels: Mapping[str, str | None]) -> SharedSnapshot:
+        self._check_not_expelled()
         self.shared.note(str(snapshot.uuid), new, labels)
         return self.snapshot(new or snapshot.name, snapshot.uuid)
 
@@ -352,6 +367,7 @@ class SharedOwner:
         accept_loss: bool = False,
     ) -> None:
         """Delete a snapshot.  The newest one is only hidden, until a newer one has been taken.  Raise VolumeError."""
+        self._check_not_expelled()
         snapshot = self.snapshot(name, identity)
         if accept_loss:
             raise errors.VolumeError(
@@ -389,6 +405,7 @@ class SharedOwner:
         accept_outside: bool = False,
     ) -> None:
         """Read what the snapshot needs; `continue_rollback` then rolls back.  Raise VolumeError, BlockDeviceError."""
+        self._check_not_expelled()
         snapshot = self.snapshot(name, identity)
         if snapshot.unreadable:
             raise errors.RollbackRefused(

@@ -111,6 +111,7 @@ class Snapshots:
         elif volume_name is not None:
             known = {volume_name: self._inventory.volume(volume_name)}
         for owner in known.values():
+            owner.refresh()
             for snapshot in owner.snapshots:
                 yield self._shown(owner, snapshot)
         yield from self._pools.snapshots(volume_name)
