@@ -73,6 +73,7 @@ class History:
         self._marks: dict[uuid.UUID, Standing] = {}
         self._notes: dict[uuid.UUID, tuple[int, Record]] = {}  # the newest of each snapshot, and its position
         self._luns: set[uuid.UUID] = set()
+        self._by_snapshot: dict[uuid.UUID, Epoch] = {}
         self._lost = -1  # the number of the newest epoch that INVALID names; views of it and of all before it are lost
         self._lost_at = -1  # the position of that INVALID
 
@@ -116,6 +117,8 @@ class History:
             )
             if record.lun is not None:
                 self._luns.add(record.lun)
+            if record.snapshot is not None:
+                self._by_snapshot.setdefault(record.snapshot, self.epochs[-1])
         elif record.type is Type.FENCED:
             self.answered = max(self.answered, record.answers)
         elif record.type is Type.EXPEL:
@@ -142,9 +145,7 @@ class History:
     def _is_next_note(self, record: Record) -> bool:
         """Return whether the writer of a NOTE had read the one before it; else its changes would undo those."""
         assert record.snapshot is not None
-        return any(epoch.snapshot == record.snapshot for epoch in self.epochs) and (
-            record.answers == self.note(record.snapshot)[0]
-        )
+        return record.snapshot in self._by_snapshot and (record.answers == self.note(record.snapshot)[0])
 
     def _mark(self, kind: Type, snapshot: uuid.UUID, position: int) -> None:
         old = self._marks.get(snapshot)
@@ -164,9 +165,9 @@ class History:
 
     def find(self, snapshot: uuid.UUID) -> Epoch:
         """Return the epoch of a snapshot.  Raise Refused if the log has no such snapshot."""
-        for epoch in self.epochs:
-            if epoch.snapshot == snapshot:
-                return epoch
+        epoch = self._by_snapshot.get(snapshot)
+        if epoch is not None:
+            return epoch
         raise Refused(f"the log has no snapshot {snapshot}: list the snapshots for those that exist")
 
     def standing(self, snapshot: uuid.UUID) -> Standing:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from lun_backends import block_device, tracking
 from lun_backends.block_device import BlockDevice, ExtentKind
-from lun_backends.cluster import history
+from lun_backends.cluster import history, jobs
 from lun_backends.cluster.history import Standing
 from lun_backends.cluster.records import Record, Type
 from lun_backends.copy_on_write import CopyOnWrite
@@ -71,8 +71,8 @@ class Jobs:
         self._below = below
         self._owner = owner
         self._takeover = takeover
-        self._claimed: set[uuid.UUID] = set()
-        self._seen: dict[uuid.UUID, float] = {}  # since when a deletion could be done
+        self._claimed: set[uuid.UUID | None] = set()
+        self._seen: dict[jobs.Job, float] = {}  # since when it could be done
         self._working = threading.Lock()
         self._woken = threading.Event()
         self._stopping = False
@@ -119,12 +119,11 @@ class Jobs:
                 with self._driver.changed:
                     log = self._driver.node.history
                     epoch = log.find(identity)
-                    standing = log.standing(identity)
-                    if standing is Standing.DELETED:
+                    if log.standing_of(epoch) is Standing.DELETED:
                         return True
-                    if standing is Standing.HIDDEN and not log.may_move(identity):
+                    if not log.may_move(identity):
                         return False
-                    older = log.older_lun(epoch.number) if standing is Standing.HIDDEN else None
+                    older = log.older_lun(epoch.number)
                 assert epoch.lun is not None
                 if older is not None and not self._move(epoch.lun, older, progress, cancelled):
                     reason = f"the deletion of {epoch.name!r} was stopped"
@@ -133,8 +132,8 @@ class Jobs:
                     self._owner.request(Type.DELETED, identity, timeout, lun=older)
                 except Refused:
                     with self._driver.changed:
-                        changed = log.older_lun(epoch.number) != older or log.standing(identity) != standing
-                    if not changed:
+                        again = log.older_lun(epoch.number) != older or log.standing_of(epoch) is Standing.DELETED
+                    if not again:
                         raise
 
     def _move(
@@ -225,47 +224,44 @@ class Jobs:
         while not self._stopping:
             self._woken.wait(min(_RETRY, self._takeover))
             self._woken.clear()
-            if self._stopping:
-                return
-            try:
-                for identity in self._due():
-                    self.delete(identity)
-                if (own := self._own_rollback()) is not None:
-                    self.roll_back(own)
-            except (block_device.BlockDeviceError, Refused) as error:
-                if not self._stopping:
-                    logger.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
+            for job in self._due():
+                if self._stopping:
+                    return
+                try:
+                    self._do(job)
+                except (block_device.BlockDeviceError, Refused) as error:
+                    if not self._stopping:
+                        logger.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
 
-    def _due(self) -> list[uuid.UUID]:
-        """Return the snapshots that this node should finish deleting now."""
+    def _do(self, job: jobs.Job) -> None:
+        match job:
+            case jobs.Move(snapshot):
+                self.delete(snapshot)
+            case jobs.RollBack() | jobs.TakeOver():
+                with self._driver.changed:
+                    rollback = self._driver.node.history.rollback
+                if rollback is not None and rollback.snapshot is not None:
+                    if isinstance(job, jobs.TakeOver):
+                        self._owner.request(Type.ROLLBACK, rollback.snapshot, _TIMEOUT)
+                    self.roll_back(rollback.snapshot)
+
+    def _due(self) -> list[jobs.Job]:
+        """Return the jobs that this node should do now: its own, and after a while those that other nodes left."""
         node, now = self._driver.node, time.monotonic()
         with self._driver.changed:
-            records = node.history
-            if not self._driver.admission.open:
-                return []
-            deleter = {record.snapshot: record.node for record in records.records if record.type is Type.DELETE}
-            movable = [
-                epoch.snapshot
-                for epoch in records.epochs
-                if epoch.snapshot is not None
-                and epoch.snapshot in deleter
-                and (records.may_move(epoch.snapshot) or records.standing(epoch.snapshot) is Standing.INVALID)
-            ]
-        self._seen = {identity: self._seen.get(identity, now) for identity in movable}
-        return [
-            identity
-            for identity in movable
-            if identity not in self._claimed
-            and (deleter[identity] == node.name or now - self._seen[identity] >= self._takeover)
-        ]
-
-    def _own_rollback(self) -> uuid.UUID | None:
-        node = self._driver.node
-        with self._driver.changed:
+            due = jobs.due(node)
+            deleter = {record.snapshot: record.node for record in node.history.records if record.type is Type.DELETE}
             rollback = node.history.rollback
-            if rollback is None or rollback.node != node.name or not self._driver.admission.open:
-                return None
-            return None if rollback.snapshot in self._claimed else rollback.snapshot
+        self._seen = {job: self._seen.get(job, now) for job in due}
+        found: list[jobs.Job] = []
+        for job in due:
+            snapshot = rollback.snapshot if rollback is not None else None
+            mine = isinstance(job, jobs.RollBack)
+            if isinstance(job, jobs.Move):
+                snapshot, mine = job.snapshot, deleter.get(job.snapshot) == node.name
+            if snapshot not in self._claimed and (mine or now - self._seen[job] >= self._takeover):
+                found.append(job)
+        return found
 
 
 def _written(device: BlockDevice, size: int) -> Iterator[tuple[int, int]]:

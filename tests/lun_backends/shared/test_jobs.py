@@ -150,6 +150,28 @@ def test_a_rollback_that_stopped_goes_on(array: Array, heir: str) -> None:
             assert check_views(array, other) == 2
 
 
+def test_a_rollback_of_an_expelled_node_is_taken_over(array: Array) -> None:
+    """It will not come back, and all others would stay out for ever."""
+    with nodes(array, "heir", takeover=0.2) as (heir,):
+        bad = open_node(array, "bad")
+        try:
+            wait(lambda: bad.status.state == "armed")
+            history_of(array, heir, 2)
+            settle(array, bad, heir)
+            reached, go_on = bad.primary.stop("writev")
+            work = started(lambda: bad.rollback("s0"))
+            assert reached.wait(30)
+            assert heir.refresh()
+            heir.expel("bad")
+            go_on.set()
+            assert work.exception(30) is not None
+            wait(lambda: heir.refresh() and heir.status.state == "armed" and not heir.status.rolling_back)
+            assert content(heir.device) == array.moments[1]
+            assert check_views(array, heir) == 2
+        finally:
+            bad.close()
+
+
 def no_room(array: Array, node: Node, error: block_device.BlockDeviceError) -> None:
     """Let the next put into the newest snapshot fail."""
     array.luns[node.snapshots[-1].lun].inject("writev", error)
