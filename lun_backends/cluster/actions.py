@@ -33,6 +33,7 @@ class Reservation:
 
     exists: bool
     keys: frozenset[int]
+    generation: int = 0  # PRGENERATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,13 @@ class ReadReservation:
 @dataclass(frozen=True, slots=True)
 class Reserve:
     """RESERVE with that own key, for all registrants.  Success, too, if all registrants hold it already."""
+
+    own: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preempt:
+    """PREEMPT with that own key and service key 0."""
 
     own: int
 
@@ -184,6 +192,7 @@ Action = (
     | Register
     | ReadReservation
     | Reserve
+    | Preempt
     | PreemptAndAbort
     | ResetLogicalUnit
     | Flush

@@ -32,8 +32,8 @@ from lun_backends.cluster.records import Record, Type
 Steps = Generator[Action, Any, None]
 
 POLL = 1.0  # seconds between looks at the log while ARMED
-PATIENCE = 0.3  # seconds that a pending fence is left to the node that demanded it
-_LOOKS = (1 / 64, 1 / 64, 1 / 32, 1 / 16, 1 / 8)  # waits before a node fences for another one, in parts of its patience
+PATIENCE = 1.0  # seconds without a sign of life of the fencer: two fencers at once can stop a host with LIO
+_LOOKS = (7, 7, 6, 5, 4, 3, 2, 1)  # waits before a node fences for another one: its patience by powers of 2
 RESCAN = 1.0  # seconds between looks for what keeps the node OUT
 RETRY = 0.05  # seconds before a device is asked again that did not answer
 RESERVE = 64  # blocks of the log that requests leave free, so that every demand in it gets its fence
@@ -70,7 +70,7 @@ class Node:
     volume: uuid.UUID
     name: str
     exclusive: bool = True  # the reservation is 8h; False: 7h
-    resets: bool = True  # F1 ends with LOGICAL UNIT RESET; LIO needs it, because two PREEMPT AND ABORT may wait at once
+    resets: bool = True  # F1 is PREEMPT and LOGICAL UNIT RESET; False: PREEMPT AND ABORT, wrong for LIO
     block_size: int = 4096  # of the log, bytes
     identity: Callable[[], uuid.UUID] = uuid.uuid4  # makes the identities of snapshots
     clock: Callable[[], int] = lambda: 0  # nanoseconds since 1970, for the records' time only
@@ -271,13 +271,19 @@ class Node:
     def _is_fenced_by_another(self) -> Generator[Action, Any, bool]:
         """Leave the fence to the node that may be at it, because a second one would throw it out.  Return whether it is done.
 
-        A fence takes milliseconds, and the writes of this node wait for its end, so the first looks follow quickly.
+        A fence takes milliseconds, and the writes of this node wait for its end, so the first looks follow quickly.  While the
+        device's registrations change, another node is at work.
         """
-        for part in _LOOKS:
-            yield actions.Wait(self.patience * part)
+        generation, waits = -1, list(_LOOKS)
+        while waits:
+            yield actions.Wait(self.patience / 2 ** waits.pop(0))
             yield from self._read_log()
             if self.history.newest is not self.epoch or not self._fence_is_due():
                 return True
+            seen = yield actions.ReadReservation()
+            if seen.generation != generation and generation != -1:
+                waits = [1, 1]
+            generation = seen.generation
         return False
 
     def _adopt(self, epoch: Epoch) -> None:
@@ -306,9 +312,12 @@ class Node:
                 seen = yield actions.ReadReservation()
                 if not seen.exists:
                     yield actions.Reserve(own)
-                yield actions.PreemptAndAbort(own)  # F1
-                if self.resets and self.guards.reset_in_fence:
-                    yield actions.ResetLogicalUnit()
+                if not self.resets:
+                    yield actions.PreemptAndAbort(own)  # F1
+                else:
+                    yield actions.Preempt(own)  # F1
+                    if self.guards.reset_in_fence:
+                        yield actions.ResetLogicalUnit()
                 yield actions.Flush()  # what other nodes wrote since T1: a loss of power must not change the snapshot
                 yield actions.Register(self._key(), own)  # F2
                 break

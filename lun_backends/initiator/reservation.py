@@ -200,6 +200,14 @@ def reserve(unit: Unit, own: int, kind: Type) -> None:
     _out(unit, _RESERVE, own, 0, kind=kind)
 
 
+def preempt(unit: Unit, own: int, victim: int, kind: Type) -> None:
+    """Remove all other registrations with the key `victim` (0: all); their commands go on (SPC-4 5.12.11).
+
+    Raise ReservationConflict, and the other errors of Unit.execute.
+    """
+    _out(unit, _PREEMPT, own, victim, kind=kind)
+
+
 def preempt_and_abort(unit: Unit, own: int, victim: int, kind: Type) -> None:
     """Remove all other registrations with the key `victim` (0: all), and have their commands aborted (SPC-4 5.12.11).
 

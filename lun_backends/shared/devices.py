@@ -55,8 +55,8 @@ class Fence(Protocol):
         """RESERVE for all registrants: type 8h if `exclusive`, else 7h."""
         ...
 
-    def preempt_and_abort(self, own: int, *, exclusive: bool) -> None:
-        """PREEMPT AND ABORT with service key 0."""
+    def preempt(self, own: int, *, exclusive: bool) -> None:
+        """PREEMPT with service key 0."""
         ...
 
     def reset_logical_unit(self) -> None:

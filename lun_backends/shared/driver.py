@@ -342,8 +342,8 @@ class Driver:
                 return fence.reservation(exclusive=exclusive)
             case actions.Reserve(own):
                 return fence.reserve(own, exclusive=exclusive)
-            case actions.PreemptAndAbort(own):
-                return fence.preempt_and_abort(own, exclusive=exclusive)
+            case actions.Preempt(own):
+                return fence.preempt(own, exclusive=exclusive)
             case actions.ResetLogicalUnit():
                 return fence.reset_logical_unit()
             case actions.Flush():

@@ -42,15 +42,16 @@ class UnitFence:
                 f"{self._unit.address} has a reservation of type {held.type:X}h, which is not this cluster's: end it, and keep"
                 " fence_scsi and the like away from this device"
             )
-        return Reservation(held is not None, frozenset(reservation.read_keys(self._unit).keys))
+        read = reservation.read_keys(self._unit)
+        return Reservation(held is not None, frozenset(read.keys), read.generation)
 
     def reserve(self, own: int, *, exclusive: bool) -> None:
         """RESERVE for all registrants."""
         reservation.reserve(self._unit, own, _type(exclusive))
 
-    def preempt_and_abort(self, own: int, *, exclusive: bool) -> None:
-        """PREEMPT AND ABORT with service key 0."""
-        reservation.preempt_and_abort(self._unit, own, 0, _type(exclusive))
+    def preempt(self, own: int, *, exclusive: bool) -> None:
+        """PREEMPT with service key 0."""
+        reservation.preempt(self._unit, own, 0, _type(exclusive))
 
     def reset_logical_unit(self) -> None:
         """LOGICAL UNIT RESET."""

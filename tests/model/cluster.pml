@@ -9,7 +9,7 @@
  * every state was seen.  The storage host restarts once, or loses the reservation once while no node runs.
  *
  * The model watches the content of one snapshot, any of them.  The moment of snapshot k is the end of the first PREEMPT AND ABORT behind
- * EPOCH(k).  The contents of blocks are not numbers: content is RIGHT if it is that of the moment of the watched snapshot.  Every write
+ * EPOCH(k), or of the LOGICAL UNIT RESET behind the PREEMPT.  The contents of blocks are not numbers: content is RIGHT if it is that of the moment of the watched snapshot.  Every write
  * is new content, and never RIGHT.  A copy is LIVE while the primary still holds it; what is LIVE at the moment becomes RIGHT.
  * So the search covers any number of writes.  The model watches the content of block 0 only.  The other block keeps nodes and the
  * device busy.  This loses nothing: no step of the protocol compares two blocks, and blocks are alike.
@@ -19,10 +19,9 @@
  * its registration when it logs in again.  tags = 0: as SPC-4 has it.  PREEMPT AND ABORT ends the commands of the nexuses that it
  * removes.  A node that logs in again has a new nexus, which is not registered.
  *
- * overlap = 0: PREEMPT AND ABORT is one step.  overlap = 1: as LIO does it (read, not measured).  It removes the registrations, takes the
- * commands that it will wait for off the list of the device, and waits.  Others who look at the list meanwhile do not see those commands,
- * but they see the PREEMPT AND ABORT itself, with a tag like any command.  LOGICAL UNIT RESET takes all that is on the list, and waits.
- * A node does not crash during that wait.
+ * overlap = 0: F1 is PREEMPT AND ABORT, in one step.  overlap = 1: F1 is PREEMPT, which ends no command, and LOGICAL UNIT RESET, which
+ * takes the commands at the device, and waits for them.  A second one begins when the first has ended (measured, LIO).  Nodes do all
+ * else meanwhile.  A node does not crash during that wait.
  *
  * A command that PREEMPT AND ABORT ends may have landed or not.  Both are covered by "not", because it may also land just before.
  *
@@ -60,7 +59,7 @@
 #define UNREGISTER 19           /* a node unregisters at a clean stop */
 #define NO_FIRST_FENCE 20       /* epoch 0 needs no fence */
 #define NO_SECOND_LOOK 21       /* a view does not ask LUN(e) again after its read of the primary */
-#define NO_RESET 23             /* overlap: F1 without LOGICAL UNIT RESET */
+#define NO_RESET 23             /* overlap: F1 is PREEMPT alone */
 #define NO_COPY 22              /* W: the write goes before the copy is in LUN(e) */
 
 /* The next step of a node; a node that is stopped is at J1. */
@@ -83,7 +82,6 @@
 #define R_READING 17
 #define R_LOOK 18
 #define R_AGAIN 19
-#define F1_WAITING 20   /* overlap: its PREEMPT AND ABORT waits at the device */
 #define F1_RESET 21
 #define F1_RESETTING 22 /* overlap: its LOGICAL UNIT RESET waits at the device */
 
@@ -105,7 +103,7 @@ typedef Node {
   unsigned ghost : 1;     /* a write of a session that is gone is still at the device */
   unsigned ghost_block : 1;
   unsigned ghost_tag : 2;
-  unsigned claimer : 2;   /* overlap: 1 + the node whose PREEMPT AND ABORT waits for the command at the device */
+  unsigned claimer : 2;   /* overlap: 1 + the node whose LOGICAL UNIT RESET waits for the command at the device */
   unsigned ghost_claimer : 2;
   unsigned late : 1;      /* mutants: a write that the node did not drain; the initiator sends it later */
   unsigned late_block : 1
@@ -121,7 +119,7 @@ bit moment;               /* the moment of the watched snapshot has come */
 bit reserved;
 byte kind;                /* of the reservation: 8 exclusive access, 7 write exclusive, both for all registrants */
 bit tags;                 /* 1: the device is LIO; 0: it does as SPC-4 says */
-bit overlap;              /* LIO: several PREEMPT AND ABORT may wait at the device at once */
+bit overlap;              /* LIO: F1 is PREEMPT and LOGICAL UNIT RESET, which waits */
 byte mutant;
 unsigned watched : 2;     /* the snapshot whose content is checked */
 bit troubled;             /* the storage host had its trouble */
@@ -196,24 +194,7 @@ inline preempt_and_abort() {
   if :: newest >= watched && !moment -> moment_comes() :: else fi
 }
 
-#define CLAIMABLE(x) ((AT_DEVICE(x) || n[x].pc == F1_WAITING || n[x].pc == F1_RESETTING) && !n[x].claimer)
 #define WAITS(x) (n[x].claimer == i + 1 || n[x].ghost && n[x].ghost_claimer == i + 1)
-
-inline preempt_begins() {
-  admit();
-  mask = 1 << me.key;
-  for (j : 0 .. NODES - 1) { if :: REMOVES(j) -> mask = mask | (1 << n[j].key) :: else fi }
-  for (j : 0 .. NODES - 1) {
-    if :: j != i && CLAIMABLE(j) && n[j].pc != F1_RESETTING && mask & (1 << n[j].tag) -> n[j].claimer = i + 1 :: else fi;
-    if :: n[j].ghost && !n[j].ghost_claimer && mask & (1 << n[j].ghost_tag) -> n[j].ghost_claimer = i + 1 :: else fi
-  }
-  for (j : 0 .. NODES - 1) {
-    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
-    n[j].holder = (j == i)
-  }
-  me.copy = (newest >= watched -> RIGHT : 0);    /* whether it began behind EPOCH(watched) */
-  me.pc = F1_WAITING
-}
 
 inline fence_ends() {
   if :: me.copy && !moment -> moment_comes() :: else fi;
@@ -221,10 +202,21 @@ inline fence_ends() {
   me.pc = F2
 }
 
+inline preempt() {
+  for (j : 0 .. NODES - 1) {
+    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
+    n[j].holder = (j == i)
+  }
+  me.copy = (newest >= watched -> RIGHT : 0);    /* whether it is behind EPOCH(watched) */
+  if :: mutant == NO_RESET -> fence_ends() :: else -> me.pc = F1_RESET fi
+}
+
+#define RESETS(x) (n[x].pc == F1_RESETTING)
+
 inline reset_begins() {
   for (j : 0 .. NODES - 1) {
-    if :: j != i && CLAIMABLE(j) -> n[j].claimer = i + 1 :: else fi;
-    if :: n[j].ghost && !n[j].ghost_claimer -> n[j].ghost_claimer = i + 1 :: else fi
+    if :: j != i && AT_DEVICE(j) -> n[j].claimer = i + 1 :: else fi;
+    if :: n[j].ghost -> n[j].ghost_claimer = i + 1 :: else fi
   }
   me.pc = F1_RESETTING
 }
@@ -374,23 +366,11 @@ proctype Node_(byte i) {
           if
           :: !me.key -> me.pc = F0
           :: me.key && !reserved -> reserved = 1; me.holder = tags
-          :: me.key && reserved && overlap -> preempt_begins()
+          :: me.key && reserved && overlap -> preempt()
           :: else -> preempt_and_abort(); me.pc = (KEY_FIRST -> F3 : F2)
           fi }
-     :: me.pc == F1_WAITING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step {
-          if
-          :: me.claimer -> me.pc = F0; me.copy = 0
-          :: !me.claimer && mutant != NO_RESET -> me.pc = F1_RESET
-          :: else -> fence_ends()
-          fi;
-          me.claimer = 0; me.tag = 0 }
-     :: me.pc == F1_RESET -> d_step { reset_begins() }
-     :: me.pc == F1_RESETTING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step {
-          if
-          :: me.claimer -> me.pc = F0; me.copy = 0
-          :: else -> fence_ends()
-          fi;
-          me.claimer = 0 }
+     :: me.pc == F1_RESET && !RESETS(0) && !RESETS(1) && !RESETS(NODES - 1) -> d_step { reset_begins() }
+     :: me.pc == F1_RESETTING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step { fence_ends() }
      :: AT_DEVICE(i) && me.claimer -> d_step { to_J1(i) }
      :: me.pc == F2 -> d_step {
           if
@@ -425,7 +405,7 @@ proctype Node_(byte i) {
      :: me.ghost -> d_step { drop_ghost(i) }
 
      /* The node crashes and starts again; what it sent may still be at the device. */
-     :: (me.pc != J1 || me.tracker) && me.pc != F1_WAITING && me.pc != F1_RESETTING -> d_step {
+     :: (me.pc != J1 || me.tracker) && me.pc != F1_RESETTING -> d_step {
           if :: me.pc == W_WRITING && !me.ghost -> make_ghost() :: else fi;
           me.tracker = 0; me.late = 0; me.late_block = 0;
           to_J1(i) }
@@ -466,7 +446,7 @@ proctype Storage() {
          for (j : 0 .. NODES - 1) {
            if
            :: AT_DEVICE(j) -> n[j].pc = n[j].pc - 1; n[j].tag = 0
-           :: n[j].pc == F1_WAITING || n[j].pc == F1_RESETTING -> n[j].pc = F1; n[j].tag = 0; n[j].copy = 0
+           :: n[j].pc == F1_RESETTING -> n[j].pc = F1; n[j].copy = 0
            :: else
            fi;
            n[j].claimer = 0;

@@ -29,8 +29,8 @@ STEPS: Mapping[int, str] = {number: name for name, number in _section("#define J
 
 EXCLUSIVE, WRITE_EXCLUSIVE = 8, 7
 STANDARD, LIO, OVERLAP = 0, 1, 2
-"""The devices: SPC-4's; LIO's, with PREEMPT AND ABORT as one step; LIO's, where several of them may wait at once."""
-_NAMES = {STANDARD: "SPC-4", LIO: "LIO", OVERLAP: "LIO overlapping"}
+"""The devices: SPC-4's and LIO's, with PREEMPT AND ABORT as one step; LIO's, with PREEMPT and LOGICAL UNIT RESET."""
+_NAMES = {STANDARD: "SPC-4", LIO: "LIO", OVERLAP: "LIO with reset"}
 
 _FOR_WRITE_EXCLUSIVE = {"B2_NO_LOOK", "NO_VIEW_LOOK"}
 _FOR_LIO = {"B1_OLD_RULE", "NO_J4_KEYS", "F2_BEFORE_F1", "CHANGED_KEY", "EARLY_KEY"}

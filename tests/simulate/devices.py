@@ -25,6 +25,7 @@ class Command:
     lose: Callable[[], None]
     claimed: bool = False  # another command waits for it, and it will be refused
     over: bool = False
+    resets: bool = False  # LOGICAL UNIT RESET: no other one ends it
     waits_for: set[Command] = field(default_factory=set)
 
 
@@ -33,7 +34,7 @@ class Primary:
     """The shared primary: its grains, registrations, reservation, and the commands in flight."""
 
     lio: bool
-    overlap: bool  # PREEMPT AND ABORT and LOGICAL UNIT RESET wait; otherwise each is one step
+    overlap: bool  # LOGICAL UNIT RESET and PREEMPT AND ABORT wait; otherwise each is one step
     exclusive: bool
     coin: Callable[[], bool]  # whether a command that is aborted has landed
     grains: dict[int, bytes] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Primary:
     holder: Hashable = None
     in_flight: list[Command] = field(default_factory=list)  # not claimed
     waiting: list[Command] = field(default_factory=list)
+    generation: int = 0
 
     def admits(self, nexus: Hashable, writes: bool) -> bool:
         """Return whether a read or write of that nexus passes the reservation."""
@@ -56,6 +58,7 @@ class Primary:
         if old is not None and self.keys.get(nexus) != old:
             raise Conflict
         self.keys[nexus] = new
+        self.generation += 1
 
     def reserve(self, nexus: Hashable, own: int) -> None:
         """RESERVE for all registrants.  Raise Conflict."""
@@ -64,6 +67,13 @@ class Primary:
         if not self.reserved:
             self.reserved, self.holder = True, nexus
 
+    def preempt(self, nexus: Hashable, own: int) -> None:
+        """PREEMPT with service key 0.  Raise Conflict."""
+        if self.keys.get(nexus) != own or not self.reserved:
+            raise Conflict
+        self.keys, self.holder = {nexus: own}, nexus
+        self.generation += 1
+
     def preempt_and_abort(self, command: Command, own: int) -> None:
         """PREEMPT AND ABORT with service key 0.  Raise Conflict."""
         if self.keys.get(command.nexus) != own or not self.reserved:
@@ -71,14 +81,17 @@ class Primary:
         command.tag = self.tag()
         tags = set(self.keys.values())
         old, self.keys, self.holder = self.keys, {command.nexus: own}, command.nexus
+        self.generation += 1
         self._end(
             command,
             lambda other: other.tag in tags if self.lio else other.nexus in old and other.nexus != command.nexus,
         )
 
     def reset(self, command: Command) -> None:
-        """LOGICAL UNIT RESET."""
-        self._end(command, lambda other: True)
+        """LOGICAL UNIT RESET.  The device does one after the other."""
+        command.resets = True
+        command.waits_for |= {other for other in self.waiting if other.resets}
+        self._end(command, lambda other: not other.resets)
 
     def _end(self, command: Command, fits: Callable[[Command], bool]) -> None:
         """End the commands that fit, and then succeed with this one."""
@@ -117,7 +130,7 @@ class Primary:
 
     def reservation(self) -> Reservation:
         """READ RESERVATION and READ KEYS."""
-        return Reservation(self.reserved, frozenset(self.keys.values()))
+        return Reservation(self.reserved, frozenset(self.keys.values()), self.generation)
 
     def restart(self) -> None:
         """Lose what is in flight; keep registrations and reservation (APTPL)."""

@@ -22,10 +22,10 @@ from tests.simulate.devices import Command, Primary, Storage
 BLOCK = 4096
 
 _ON_PRIMARY = (
-    actions.OwnKey, actions.Register, actions.ReadReservation, actions.Reserve, actions.PreemptAndAbort, actions.ResetLogicalUnit,
-    actions.Flush, actions.ReadPrimary, actions.WritePrimary,
+    actions.OwnKey, actions.Register, actions.ReadReservation, actions.Reserve, actions.Preempt, actions.PreemptAndAbort,
+    actions.ResetLogicalUnit, actions.Flush, actions.ReadPrimary, actions.WritePrimary,
 )  # fmt: skip
-_OF_THE_FENCE = actions.Register | actions.Reserve | actions.PreemptAndAbort | actions.ResetLogicalUnit
+_OF_THE_FENCE = actions.Register | actions.Reserve | actions.Preempt | actions.PreemptAndAbort | actions.ResetLogicalUnit
 
 
 class Wrong(Exception):
@@ -54,7 +54,7 @@ class Host:
     session: int = 0  # counts logins of all paths
     sessions: list[int] = field(default_factory=list)  # the login of each path
     fence_path: int = 0
-    fences: int = 0  # how many epochs the log had when its last PREEMPT AND ABORT began
+    fences: int = 0  # how many epochs the log had at its last PREEMPT
     asleep_until: float = 0.0
     primary_down_until: list[float] = field(default_factory=list)  # of each path
     storage_down_until: float = 0.0
@@ -104,7 +104,6 @@ class Wires:
         self.pool_order: list[uuid.UUID] = []
         self.slow = 0.0  # the share of commands that take long at the primary
         self.dozy = 0.0  # the share of fences whose node sleeps behind PREEMPT AND ABORT
-        self.resets = False
 
     # ---- time
 
@@ -309,6 +308,11 @@ class Wires:
                 return self.primary.reservation()
             case actions.Reserve(own):
                 self.primary.reserve(nexus, own)
+            case actions.Preempt(own):
+                self.primary.preempt(nexus, own)
+                sending.host.fences = len(self.history.epochs)
+                if not self.guards.reset_in_fence:
+                    self.moment(sending.host.fences)
             case actions.Flush():
                 pass
             case _:
@@ -381,16 +385,14 @@ class Wires:
     def _end(
         self, sending: Sending, nexus: Hashable, action: actions.PreemptAndAbort | actions.ResetLogicalUnit
     ) -> None:
-        """Carry out a command that ends others.  The last of a fence brings the moment of the snapshots that it knew at its begin."""
+        """Carry out a command that ends others.  It brings the moment of the snapshots that its fence knew at its begin."""
         host = sending.host
-        last = isinstance(action, actions.ResetLogicalUnit) or not (self.resets and self.guards.reset_in_fence)
         if isinstance(action, actions.PreemptAndAbort):
             host.fences = len(self.history.epochs)
         known = host.fences
 
         def succeed() -> None:
-            if last:
-                self.moment(known)
+            self.moment(known)
             if self.now < self.healed and self.random.random() < self.dozy:
                 host.asleep_until = max(host.asleep_until, self.now + self.random.random() * 1.5)
             self._answered(sending, None)

@@ -6,8 +6,8 @@ log in and send again while the first command is still at the device, the storag
 torn, clocks jump, write-once LUNs become visible late and get full.  Snapshots are deleted, moved by several nodes at once,
 lost and rolled back to, and nodes are expelled.  Afterwards everything must come to an end.
 
-The checks: after each change of a device, every fenced snapshot shows the primary at the end of the first PREEMPT AND
-ABORT behind its record.  So does each grain that a node read of a view.  An acknowledged write was on the primary.  An
+The checks: after each change of a device, every fenced snapshot shows the primary at the end of the first fence
+behind its record.  So does each grain that a node read of a view.  An acknowledged write was on the primary.  An
 expelled node writes nothing behind the fence that its expulsion demands.  During a rollback only its node writes, nothing but
 that rollback, and in the end the primary is the snapshot; later it writes nothing for it any more.  In the end all writes,
 requests and jobs are done, and all nodes are ARMED in the newest epoch, except an expelled one.
