@@ -25,7 +25,9 @@ _ON_PRIMARY = (
     actions.OwnKey, actions.Register, actions.ReadReservation, actions.Reserve, actions.Preempt, actions.PreemptAndAbort,
     actions.ResetLogicalUnit, actions.Flush, actions.ReadPrimary, actions.WritePrimary,
 )  # fmt: skip
-_OF_THE_FENCE = actions.Register | actions.Reserve | actions.Preempt | actions.PreemptAndAbort | actions.ResetLogicalUnit
+_OF_THE_FENCE = (
+    actions.Register | actions.Reserve | actions.Preempt | actions.PreemptAndAbort | actions.ResetLogicalUnit
+)
 
 
 class Wrong(Exception):
