@@ -6,7 +6,7 @@ second.  A snapshot that another node took gets its LUNs then, and one that anot
 
 | alert           | when                                                                              |
 | --------------- | --------------------------------------------------------------------------------- |
-| `node-out`      | the node could not join, or stay in, the volume for `PATIENCE` seconds            |
+| `node-out`      | the node has not reached the volume's devices, or not joined, for `PATIENCE`      |
 | `node-expelled` | another node expelled this one                                                    |
 | `fence-pending` | a fence that a snapshot or an expulsion needs is not complete after `PATIENCE`    |
 | `pool-empty`    | no blank write-once LUN is left for the next snapshot                             |
@@ -171,7 +171,7 @@ class _Keeper:
         return messages.Sharing(
             node=self.node,
             state=status.state,
-            problem="" if status.state == "armed" else status.problem,
+            problem=status.problem,
             epoch=status.epoch,
             fence_pending_seconds=time.monotonic() - pending if status.pending and pending is not None else None,
             pool=self._pool,
@@ -194,7 +194,7 @@ class _Keeper:
             remedy = "look at the log on the storage host; no node can know what that record said"
             yield messages.Alert("log-damaged", name, text, remedy)
         elif self._lasts("node-out"):
-            text = f"node {self.node} is out of volume {name}: {status.problem or f'it is {status.state}'}"
+            text = f"node {self.node} takes no part in volume {name}: {status.problem or f'it is {status.state}'}"
             remedy = "see that it reaches the storage host; it joins again by itself"
             yield messages.Alert("node-out", name, text, remedy)
         if self._lasts("fence-pending"):
@@ -253,7 +253,7 @@ class _Keeper:
     def _follow(self, owner: SharedOwner) -> None:
         """Look at the state of the node, and serve the snapshots that the log lists."""
         status = owner.shared.status
-        self._note("node-out", status.state != "armed")
+        self._note("node-out", status.state != "armed" or bool(status.problem))
         self._note("fence-pending", bool(status.pending))
         now = (status.log_used, status.epoch, status.state)
         try:
@@ -261,6 +261,7 @@ class _Keeper:
                 self._pool_looked = time.monotonic()
                 self._pool = owner.shared.pool_left()
                 self._inventory.follow(owner)
+                owner.count()
                 self._followed = now
         except (block_device.BlockDeviceError, problems.Problem) as error:
             log.warning("the snapshots of %s are not followed, and that is tried again: %s", owner.name, error)

@@ -7,11 +7,11 @@ snapshot.  A request that a shared volume cannot carry out is refused with the r
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,9 +39,6 @@ _OWN = frozenset((SCHEDULED, EXPIRES, CONSISTENCY, HOLD))
 _PATIENCE = 2.0
 """Seconds that a list of snapshots waits for the log."""
 
-_FRESH = 5.0
-"""Seconds for which the number of preserved bytes is shown again, because it takes many commands to count them."""
-
 
 class _Space:
     """The space of pre-images: all of it is on the storage host, which knows the limit."""
@@ -68,7 +65,8 @@ class SharedSnapshot:
         self._owner = owner
         self.listed = listed
         self._view: BlockDevice | None = None
-        self._counted = (float("-inf"), 0)  # when, and the bytes
+        self._preserved = 0
+        self._version = -1  # of the log, when the bytes were counted
         self._lock = threading.Lock()
 
     @property
@@ -163,17 +161,16 @@ class SharedSnapshot:
 
     @property
     def preserved_bytes(self) -> int:
-        """Return how many bytes are preserved, as counted a few seconds ago; the last number if the LUN does not answer."""
-        at, known = self._counted
-        if time.monotonic() - at < _FRESH or self._owner.shared.status.state != "armed":
-            return known
-        try:
+        """Return how many bytes are preserved, as counted last.  Nothing is asked: the storage host may not answer."""
+        return self._preserved
+
+    def count(self, version: int, *, again: bool) -> None:
+        """Count the preserved bytes, unless that was done for this `version` of the log.  Raise BlockDeviceError, VolumeError."""
+        if again or self._version != version:
             device = self.write_once
-            known = sum(e.length for e in device.extents(0, device.size) if e.kind is not ExtentKind.BLANK)
-        except (block_device.BlockDeviceError, errors.VolumeError) as error:
-            log.debug("the preserved bytes of %s are not known: %s", self.name, error)
-        self._counted = (time.monotonic(), known)
-        return known
+            kinds = device.extents(0, device.size)
+            self._preserved = sum(extent.length for extent in kinds if extent.kind is not ExtentKind.BLANK)
+            self._version = version
 
     def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contract.ChunkReport]:
         """Read all its pre-images, except the chunks `passed_over`: the storage host compares them with their checksums."""
@@ -255,8 +252,15 @@ class SharedOwner:
 
     def refresh(self) -> None:
         """Read the log now.  If it does not answer soon, what was read a moment ago has to do."""
-        if self.shared.status.state == "armed":
-            self.shared.refresh(_PATIENCE)
+        if self.shared.status.state == "armed" and self.shared.refresh(_PATIENCE):
+            self.count()
+
+    def count(self) -> None:
+        """Count what the snapshots preserve: copies go to the newest, and only a deletion changes others."""
+        snapshots, version = self.snapshots, self.shared.status.log_used
+        with contextlib.suppress(block_device.BlockDeviceError, errors.VolumeError):
+            for snapshot in snapshots:
+                snapshot.count(version, again=snapshot is snapshots[-1])
 
     def _check_not_expelled(self) -> None:
         if self.shared.expelled:

@@ -317,3 +317,16 @@ def test_status_and_numbers_of_luns_outlive_the_service(start: Start) -> None:
     assert next(again.snapshots.list_snapshots("archive")).view_lun == listed.view_lun
     (own, shared) = again.status.status().volumes
     assert (own.sharing, shared.name, shared.state, shared.snapshots) == (None, "archive", "online", 2)
+
+
+def test_status_asks_no_device_and_shows_what_was_counted_last(start: Start, array: rig.Array) -> None:
+    alpha = start("alpha")
+    alpha.snapshots.create_snapshot("archive", "s")
+    write(alpha, 1, 1)
+    (listed,) = alpha.snapshots.list_snapshots("archive")
+    assert listed.preserved_bytes == CHUNK
+    alpha.nodes.stop()
+    before = {lun: dict(device.commands) for lun, device in array.luns.items()}
+    shown = next(volume for volume in alpha.status.status().volumes if volume.name == "archive")
+    assert (shown.snapshots, shown.preserved_bytes) == (1, CHUNK)
+    assert {lun: dict(device.commands) for lun, device in array.luns.items()} == before
