@@ -10,6 +10,7 @@ from prometheus_client import core, registry
 import target
 from lun_backends import write_once
 from target import descriptors, messages, printable
+from target.service.pool import State
 from target.service.service import Service
 
 
@@ -21,6 +22,7 @@ class Collector(registry.Collector):
         self._jobs = service.jobs
         self._scheduler = service.scheduler
         self._sharing = service.nodes
+        self._shared_pools = service.pools
 
     def collect(self) -> Iterator[core.Metric]:
         """Yield one family of metrics after the other."""
@@ -42,6 +44,7 @@ class Collector(registry.Collector):
         yield from self._units()
         yield from self._volumes()
         yield from self._nodes()
+        yield from self._pools()
         yield self._schedules()
         yield from self._snapshots()
 
@@ -136,6 +139,21 @@ class Collector(registry.Collector):
             sharing = self._sharing.sharing(shared.name)
             if sharing is not None:
                 yield shared.name, sharing
+
+    def _pools(self) -> Iterator[core.Metric]:
+        luns = core.GaugeMetricFamily(
+            "wolun_pool_luns", "Write-once LUNs of the pool, by state.", labels=["volume", "state"]
+        )
+        wanted = core.GaugeMetricFamily(
+            "wolun_pool_blanks_wanted", "Blank write-once LUNs that the pool is to have.", labels=["volume"]
+        )
+        records = core.GaugeMetricFamily("wolun_pool_log_records", "Records in the log of the pool.", labels=["volume"])
+        for pool in self._shared_pools.shown():
+            for state in State:
+                luns.add_metric([pool.volume, state.value], sum(lun.state == state.value for lun in pool.luns))
+            wanted.add_metric([pool.volume], pool.blanks_wanted)
+            records.add_metric([pool.volume], pool.records)
+        yield from (luns, wanted, records)
 
     def _schedules(self) -> core.Metric:
         kept = core.GaugeMetricFamily(

@@ -53,9 +53,21 @@ def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
     service.close()
 
 
+def test_pool_has_its_luns_by_state(tmp_path: Path) -> None:
+    pool = "write_once: [{volume: far, size: 1MiB, pool: 3}]\n"
+    service = Service(reader.parse(f"target: iqn.2026-11.io.wolun:t\n{pool}volumes: []\n", "f.yaml"), tmp_path)
+    families = {family.name: family for family in metrics.Collector(service).collect()}
+    luns = families["wolun_pool_luns"].samples
+    assert {sample.labels["state"]: sample.value for sample in luns} == {"blank": 3, "taken": 0, "lost": 0}
+    assert [sample.value for sample in families["wolun_pool_blanks_wanted"].samples] == [3]
+    assert [sample.value for sample in families["wolun_pool_log_records"].samples] == [0]
+    service.stop()
+    service.close()
+
+
 def test_names_in_metrics_are_printable() -> None:
     inventory = types.SimpleNamespace(failed={"v\x1b[2J": "gone"}, open_volumes={})
-    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None)
+    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None, pools=None)
     (up,) = (
         family for family in metrics.Collector(cast(Service, service))._volumes() if family.name == "wolun_volume_up"
     )
