@@ -132,7 +132,7 @@ class History:
         elif record.type is Type.NOTE:
             if record.snapshot is not None and self._is_next_note(record):
                 self._notes[record.snapshot] = (position, record)
-        elif record.snapshot is not None:
+        elif record.snapshot in self._by_snapshot:
             self._mark(record.type, record.snapshot, position)
         if record.type in _DEMANDS and (record.type is not Type.INVALID or self._guards.fence_after_loss):
             self.demand = position

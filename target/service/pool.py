@@ -130,7 +130,7 @@ class Pool:
         self._log: _Log | None = None
         self._devices: Mapping[uuid.UUID, write_once.WriteOnce] = {}  # replaced as a whole
         self._history = history.History()
-        self._taken: Mapping[uuid.UUID, history.Epoch] = {}  # by the LUN's identity; replaced as a whole
+        self._taken: Mapping[uuid.UUID, str] = {}  # the snapshot's name, by the LUN's identity; replaced as a whole
         self._space = Space()
 
     # -- what is shown
@@ -154,13 +154,13 @@ class Pool:
         """Return the write-once LUNs, by number."""
         found = []
         for identity, number in ({} if self._members is None else self._members.luns).items():
-            device, epoch = self._devices.get(identity), self._taken.get(identity)
-            state = State.LOST if device is None else State.BLANK if epoch is None else State.TAKEN
+            device, name = self._devices.get(identity), self._taken.get(identity)
+            state = State.LOST if device is None else State.BLANK if name is None else State.TAKEN
             used = preserved = 0
             if device is not None:
                 with contextlib.suppress(block_device.DeviceClosed):
                     used, preserved = device.used_bytes(), device.written_bytes()
-            found.append(Member(number, identity, state, "" if epoch is None else epoch.name, used, preserved))
+            found.append(Member(number, identity, state, name or "", used, preserved))
         return sorted(found, key=lambda member: member.lun)
 
     def snapshots(self) -> Sequence[snapshot.Snapshot]:
@@ -198,7 +198,13 @@ class Pool:
             return
         try:
             self._tend()
-        except (block_device.BlockDeviceError, contract.StoreError, records.RecordDamaged, problems.Problem) as error:
+        except (
+            block_device.BlockDeviceError,
+            contract.StoreError,
+            history.Refused,
+            records.RecordDamaged,
+            problems.Problem,
+        ) as error:
             self._note(str(error))
         except OSError as error:
             self._note(os_error.reason(error))
@@ -254,7 +260,10 @@ class Pool:
         }
         self._read()
         taken = {epoch.lun: epoch for epoch in self._history.epochs if epoch.lun is not None}
-        self._taken = taken
+        self._taken = {
+            lun: epoch.name if epoch.snapshot is None else self._history.note(epoch.snapshot)[1].name
+            for lun, epoch in taken.items()
+        }
         for identity in list(self._members.luns):
             epoch = taken.get(identity)
             if epoch is None:

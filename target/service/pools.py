@@ -139,5 +139,9 @@ class Pools:
         while not self._stopping.is_set():
             self._due.wait(LOOK_SECONDS)
             self._due.clear()
-            if not self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            try:
                 self.tend()
+            except Exception:  # a bug; the rest of the daemon serves on, and the alert about too few LUNs will come
+                log.exception("the pools are not tended")

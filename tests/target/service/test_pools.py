@@ -219,6 +219,24 @@ def test_unreadable_record_stops_all_changes(serve: Serve) -> None:
     assert "pool-damaged" in codes(service)
 
 
+def test_record_about_an_unknown_snapshot_means_nothing(serve: Serve) -> None:
+    service = serve(extra=POOL)
+    for kind in (Type.INVALID, Type.DELETE, Type.DELETED, Type.NOTE):
+        append(service, kind, snapshot=uuid.uuid4())
+    lun = next(iter(members(service)))
+    take(service, lun)
+    (shown,) = service.status.status().pools
+    assert (shown.trouble, shown.blank, shown.records) == ("", 2, 6)
+
+
+def test_snapshot_is_shown_under_its_newest_name(serve: Serve) -> None:
+    service = serve(extra=POOL)
+    snapshot = take(service, next(iter(members(service))))
+    append(service, Type.NOTE, snapshot=snapshot, name="kept", answers=0)
+    (shown,) = service.status.status().pools
+    assert [lun.snapshot for lun in shown.luns if lun.state == "taken"] == ["kept"]
+
+
 def test_full_disk_is_an_alert_and_the_pool_is_filled_later(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     service = serve(extra=POOL)
 
@@ -288,7 +306,7 @@ def test_lost_store_is_never_made_anew(serve: Serve) -> None:
     assert [entry.state for entry in shown.luns if entry.identity == str(lun)] == ["lost"]
     assert "pool-damaged" in codes(again)
     append(again, Type.INVALID, snapshot=snapshot)
-    append(again, Type.DELETED, snapshot=snapshot)
+    delete(again, snapshot)
     (shown,) = again.status.status().pools
     assert str(lun) not in {entry.identity for entry in shown.luns}
     assert "pool-damaged" not in codes(again)
