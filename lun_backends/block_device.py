@@ -257,6 +257,8 @@ class BlockDevice(abc.ABC):
     """Bytes per logical block: 512 or 4096."""
     physical_block_size: int = 0
     """Bytes per block of the disk below, if that is known to be more than `block_size`; else 0."""
+    local: bool = True
+    """Whether `extents` and `read_now` never wait for another host."""
     commits_in_memory: bool = False
     """Whether a write-once device commits without waiting for a disk (`durability: process-crash`)."""
     grain: int = 0

@@ -107,6 +107,8 @@ class SnapshotView(BlockDevice):
         reading.append(None)
         try:
             links = self._chain.links
+            if not self._own.local:
+                return False
             if len(links) > _LINKS_NOW and self._own not in links[-_LINKS_NOW:]:
                 return False  # asking them all takes as long as a disk does
             return self._read(offset, length, buffers, _now)

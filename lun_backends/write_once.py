@@ -45,7 +45,8 @@ class WriteOnce(block_device.BlockDevice):
         self.size = store.size
         self.block_size = store.block_size
         self.chunk_size = store.chunk_size
-        self.commits_in_memory = store.durability is Durability.PROCESS_CRASH
+        self.local = store.local
+        self.commits_in_memory = store.local and store.durability is Durability.PROCESS_CRASH
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
         # One entry per running call: append and pop are atomic, counting is not.
@@ -274,7 +275,7 @@ class WriteOnce(block_device.BlockDevice):
         """Set what commits survive, as `contract.Store.set_durability`.  Raises MediumError, DeviceClosed."""
         with self._call():
             self.store.set_durability(durability)
-            self.commits_in_memory = durability is Durability.PROCESS_CRASH
+            self.commits_in_memory = self.local and durability is Durability.PROCESS_CRASH
 
     def used_bytes(self) -> int:
         """Return the space that it takes on disk, map included, in bytes.  Raises DeviceClosed."""

@@ -18,6 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PEERS: Mapping[str, str] = {
+    "ceph": "ceph-common",
+    "ceph-mgr": "ceph-mgr",
+    "ceph-mon": "ceph-mon",
+    "ceph-osd": "ceph-osd",
     "curl": "curl",
     "dbus-daemon": "dbus-daemon",
     "e2fsck": "e2fsprogs",
@@ -40,6 +44,7 @@ PEERS: Mapping[str, str] = {
     "qemu-storage-daemon": "qemu-system-x86",
     "qemu-system-x86_64": "qemu-system-x86",
     "sg_inq": "sg3-utils",
+    "radosgw": "radosgw",
     "shellcheck": "shellcheck",
     "spin": "spin",
     "strace": "strace",

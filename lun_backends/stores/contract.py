@@ -10,7 +10,8 @@ and `Stores` creates, opens and removes its members.
 | geometry         | `size`, `block_size`, `chunk_size` and the owners, from `Geometry`; they never change            |
 | grain            | `grain`: what has a checksum of its own; copy-on-write preserves no part of it by itself         |
 | unit             | `unit`: what a write must cover as a whole, or up to the end of the store; at most the grain      |
-| put              | `put_many` commits many ranges at once, each stored or refused as a whole                        |
+| put              | `put_many` commits many ranges at once, each stored or refused as a whole; where `local` is False, |
+|                  | a range of several units may be refused as a whole and stored in part                            |
 | read             | `reader`: blank blocks raise BlankBlock; data is compared with its checksum if there is one       |
 | extents          | `extents` says what is written, in order, at a cost that grows with what is written               |
 | state            | valid, or invalid for ever with a `reason`: `invalidate` is durable when it returns              |
@@ -176,6 +177,8 @@ class Store(Protocol):
     size: int
     block_size: int
     chunk_size: int
+    local: bool
+    """Whether no call waits for another host."""
     unit: int
     """Bytes; a put covers whole units, or reaches the end of the store."""
     durability: Durability
@@ -278,8 +281,11 @@ class Store(Protocol):
 class Stores(Protocol):
     """The place of all stores of one volume.  Their names are the identities of the snapshots."""
 
-    def check(self) -> None:
-        """Raise StoreUnfit if the place cannot hold stores that are right, and StoreUnavailable if it cannot be asked."""
+    def check(self, *, new: bool) -> None:
+        """Raise StoreUnfit if the place cannot hold stores that are right, or is another one than that of the volume.
+
+        With `new` the volume is new, and the place becomes its place.  Raises StoreUnavailable if it cannot be asked.
+        """
         ...
 
     def create(self, geometry: Geometry, *, durability: Durability, space: Space) -> Store:
@@ -303,6 +309,10 @@ class Stores(Protocol):
 
     def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
         """Delete the stores that are not `named`.  A store that cannot be deleted now only costs space."""
+        ...
+
+    def close(self) -> None:
+        """Release what the place itself holds; all stores are closed."""
         ...
 
     def sync(self, snapshot: uuid.UUID) -> None:

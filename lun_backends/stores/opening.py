@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import contract, sparse, thin
+from lun_backends.stores import contract, engine_store, sparse, thin
 from lun_backends.stores.settings import DEFAULT, Kind, Settings
 
 NOBODY = uuid.UUID(int=0)
@@ -21,12 +21,24 @@ def stores(
     settings: Settings = DEFAULT,
     io: storage_io.StorageIO = storage_io.SYSTEM,
 ) -> contract.Stores:
-    """Return the stores of a volume; those in local files are in `directory`.  Only other kinds ask whose they are."""
+    """Return the stores of a volume; those in local files are in `directory`.  Only other kinds ask whose they are.
+
+    Raises StoreUnfit.
+    """
     match settings.kind:
         case Kind.MAP:
             return thin.ThinStores(directory, io)
         case Kind.SPARSE:
             return sparse.SparseStores(directory, io)
+        case Kind.OBJECTS:
+            if settings.objects is None:
+                raise contract.StoreUnfit("objects", "the URL is missing", "open the volume with its configuration")
+            try:
+                from lun_backends.stores import object_storage
+            except ImportError as error:
+                needs = "the Python package obstore is missing"
+                raise contract.StoreUnfit(settings.objects.url, needs, "pip install 'wolun[objects]'") from error
+            return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(settings.objects, volume))
 
 
 def left_in(directory: Path) -> bool:

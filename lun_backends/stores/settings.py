@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class Kind(enum.Enum):
@@ -12,6 +13,18 @@ class Kind(enum.Enum):
 
     MAP = "map"
     SPARSE = "sparse"
+    OBJECTS = "objects"
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """A place in object storage, for `Kind.OBJECTS`; `timeout` in seconds is for one request and its repetitions."""
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    credentials: Path | None = None
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +32,7 @@ class Settings:
     """The stores of a volume."""
 
     kind: Kind = Kind.MAP
+    objects: Objects | None = None
 
 
 DEFAULT = Settings()

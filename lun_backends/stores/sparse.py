@@ -60,6 +60,7 @@ class SparseStore:
     """An open sparse store; see `contract.Store`."""
 
     unit = grain = contract.GRAIN
+    local = True
 
     def __init__(
         self,
@@ -479,7 +480,7 @@ class SparseStores:
         self.directory = directory
         self._io = io
 
-    def check(self) -> None:
+    def check(self, *, new: bool) -> None:
         path = self.directory / "check.sparse"
         with contextlib.suppress(OSError):
             self._io.unlink(path)  # a check that was killed left it
@@ -540,6 +541,9 @@ class SparseStores:
             if match is not None and uuid.UUID(match[1]) not in named:
                 with contextlib.suppress(OSError):
                     self._io.unlink(path)
+
+    def close(self) -> None:
+        """Do nothing: every file belongs to a store."""
 
     def sync(self, snapshot: uuid.UUID) -> None:
         with contextlib.suppress(FileNotFoundError):

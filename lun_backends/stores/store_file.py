@@ -22,9 +22,9 @@ class StoreError(block_device.BlockDeviceError):
 
 @dataclass(eq=False)
 class StoreDamaged(StoreError):
-    """The file at `path` is damaged: `field` is the faulty part, `fault` its fault, and `remedy` the remedy."""
+    """The store at `path` is damaged: `field` is the faulty part, `fault` its fault, and `remedy` the remedy."""
 
-    path: Path
+    path: Path | str
     field: str
     fault: str
     remedy: str
@@ -59,9 +59,9 @@ class StoreLocked(StoreError):
 
 @dataclass(eq=False)
 class StoreMissing(StoreError):
-    """There is no file at `path`."""
+    """There is no store at `path`."""
 
-    path: Path
+    path: Path | str
 
     def __str__(self) -> str:
         return f"{self.path} does not exist; restore the file, or delete the snapshot it belongs to"
@@ -69,9 +69,9 @@ class StoreMissing(StoreError):
 
 @dataclass(eq=False)
 class StoreUnavailable(StoreError):
-    """The file at `path` cannot be made, opened or mapped; `reason` is the system's reason."""
+    """The store at `path` cannot be made, opened or mapped; `reason` is the system's reason."""
 
-    path: Path
+    path: Path | str
     reason: str
 
     def __str__(self) -> str:

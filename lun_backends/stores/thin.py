@@ -113,6 +113,7 @@ class ThinStore:
         self.size = superblock.size
         self.block_size = superblock.block_size
         self.chunk_size = superblock.chunk_size
+        self.local = True
         self.unit = superblock.block_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.syncs = contract.Syncs()
@@ -689,7 +690,7 @@ class ThinStores:
         self.directory = directory
         self._io = io
 
-    def check(self) -> None:
+    def check(self, *, new: bool) -> None:
         """Return: a chunk map is right on every file system."""
 
     def create(self, geometry: contract.Geometry, *, durability: Durability, space: Space) -> ThinStore:
@@ -708,6 +709,9 @@ class ThinStores:
             if match is not None and uuid.UUID(match[1]) not in named:
                 with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
                     self._io.unlink(path)
+
+    def close(self) -> None:
+        """Do nothing: every file belongs to a store."""
 
     def sync(self, snapshot: uuid.UUID) -> None:
         for path in files(self._path(snapshot)):

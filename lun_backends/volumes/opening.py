@@ -68,12 +68,12 @@ def create(
     except ValueError as error:  # pydantic's ValidationError is one
         reason = manifest.first_problem(error)
         raise errors.VolumeError(name, reason, "correct it and create the volume again") from error
-    stores = store_opening.stores(directory / "snapshots", record.uuid, store, io)
+    stores = _stores(directory, record, store, io, new=True)
     try:
-        stores.check()
-    except block_device.BlockDeviceError as error:
-        raise errors.StoreRefused(name, f"no snapshot could be kept: {error}", "correct `store`") from error
-    state = State(directory, record, io, rules, listener, stores)
+        state = State(directory, record, io, rules, listener, stores)
+    except BaseException:
+        stores.close()
+        raise
     try:
         state.store(record)
         _take_over(state)
@@ -116,14 +116,12 @@ def open_state(
         reason = f"its snapshots are in a store of kind {record.store.value}, not {store.kind.value}"
         raise errors.StoreRefused(record.name, reason, f"write `store: {record.store.value}`")
     place = settings.Settings(record.store) if store is None else store
-    stores = store_opening.stores(directory / "snapshots", record.uuid, place, io)
+    stores = _stores(directory, record, place, io, new=False)
     try:
-        stores.check()
-    except contract.StoreUnfit as error:
-        raise errors.StoreRefused(record.name, f"its snapshots cannot be kept: {error}", "correct `store`") from error
-    except block_device.BlockDeviceError:
-        pass  # the policy decides about snapshots that cannot be reached now
-    state = State(directory, record, io, rules, listener, stores)
+        state = State(directory, record, io, rules, listener, stores)
+    except BaseException:
+        stores.close()
+        raise
     try:
         _recognise(state)
         _open_snapshots(state)
@@ -133,6 +131,26 @@ def open_state(
         close(state)
         raise
     return state
+
+
+def _stores(
+    directory: Path, record: manifest.Manifest, place: settings.Settings, io: storage_io.StorageIO, *, new: bool
+) -> contract.Stores:
+    """Return the stores of a volume.  Raises StoreRefused if snapshots cannot be kept there.
+
+    A place that cannot be reached is refused only if the volume is new.  Later, the policy decides about its snapshots.
+    """
+    try:
+        stores = store_opening.stores(directory / "snapshots", record.uuid, place, io)
+        try:
+            stores.check(new=new)
+        except BaseException as error:
+            if new or isinstance(error, contract.StoreUnfit) or not isinstance(error, block_device.BlockDeviceError):
+                stores.close()
+                raise
+    except block_device.BlockDeviceError as error:
+        raise errors.StoreRefused(record.name, f"its snapshots cannot be kept: {error}", "correct `store`") from error
+    return stores
 
 
 def close(state: State) -> None:
@@ -156,6 +174,7 @@ def close(state: State) -> None:
             broken = any(isinstance(device, write_once.WriteOnce) and device.store.broken for device in devices)
             for device in devices:
                 device.close()
+            state.stores.close()
         if state.opened and not broken:
             if state.manifest.in_use == boot.current():
                 state.manifest = dataclasses.replace(state.manifest, in_use=None)

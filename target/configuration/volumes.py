@@ -56,6 +56,30 @@ class MapViews(enum.Enum):
     NONE = "none"
 
 
+class Objects(values.Group):
+    """A place in object storage. Credentials never stand here: a file has them, or the environment."""
+
+    url: Annotated[str, pydantic.Field(pattern=r"^(s3|gs|az|azure|abfss?|https)://[^/].*$")]
+    """Bucket and prefix, like s3://bucket/prefix, gs://bucket/prefix or az://container/prefix."""
+
+    endpoint: Annotated[str, pydantic.Field(pattern=r"^(https?://[^/].*)?$")] = ""
+    """The service, like https://s3.example.com. Left out: the one that the URL's scheme stands for."""
+
+    region: str = ""
+    """The region of the service. Left out: the one that the environment names."""
+
+    credentials: values.FilePath | None = None
+    """A file with lines KEY=VALUE, like AWS_ACCESS_KEY_ID=... and AWS_SECRET_ACCESS_KEY=... Left out: the environment of
+    the daemon has them."""
+
+    timeout: values.Seconds = 30.0
+    """Seconds for one request and its repetitions. After that it is not known whether it took effect."""
+
+
+OBJECT_MINIMUM = 256 << 10
+"""The smallest chunk in object storage, in bytes: a request costs more than its data."""
+
+
 class Volume(values.Group):
     """A primary and its snapshots."""
 
@@ -84,8 +108,11 @@ class Volume(values.Group):
 
     store: Kind = Kind.MAP
     """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `sparse`:
-    one sparse file for each snapshot, without checksums, on ext4 with a journal, XFS or btrfs. A volume keeps the kind
-    it was made with."""
+    one sparse file for each snapshot, without checksums, on ext4 with a journal, XFS or btrfs. `objects`: one object
+    for each chunk in object storage. A volume keeps the kind it was made with."""
+
+    objects: Objects | None = None
+    """The place of `store: objects`, which needs `copy_timeout` and a `chunk_size` of 256KiB or more."""
 
     durability: Durability = Durability.POWER_LOSS
     """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the
@@ -145,9 +172,26 @@ class Volume(values.Group):
         if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
             problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
         problems.update(schedule_problems(self.schedule, self.keep, self.max_snapshots, len(self.snapshots)))
+        problems.update(self._store_problems())
         for position, name in enumerate(self.snapshots):
             if name in self.snapshots[:position]:
                 problems["snapshots", position] = f"{name} is listed already"
+        return problems
+
+    def _store_problems(self) -> Problems:
+        """Return the problems of the store beside its neighbours."""
+        if self.store is not Kind.OBJECTS:
+            return {} if self.objects is None else {("objects",): f"it does nothing: the store is {self.store.value}"}
+        problems: dict[Where, str] = {}
+        if self.objects is None:
+            problems["store",] = "write where the objects are, like objects: {url: s3://bucket/prefix}"
+        if self.chunk_size < OBJECT_MINIMUM:
+            size = units.exact_size(self.chunk_size)
+            problems["chunk_size",] = f"{size} is too small for objects: write 256KiB, 512KiB or 1MiB"
+        if self.copy_timeout is None:
+            problems["copy_timeout",] = "objects need one, like copy_timeout: 60, because a service may never answer"
+        if self.map_write_once is MapWriteOnce.READ_WRITE:
+            problems["map_write_once",] = "initiators cannot write to objects: write read-only or none"
         return problems
 
 

@@ -48,9 +48,14 @@ def rules(configured: settings.Volume) -> policy.Policy:
     )
 
 
-def stores(configured: settings.Volume) -> store_settings.Settings:
+def stores(configured: settings.Volume, state_dir: Path) -> store_settings.Settings:
     """Return what keeps the volume's snapshots."""
-    return store_settings.Settings(configured.store)
+    place = configured.objects
+    if place is None:
+        return store_settings.Settings(configured.store)
+    credentials = None if place.credentials is None else state_dir / place.credentials
+    objects = store_settings.Objects(place.url, place.endpoint, place.region, credentials, place.timeout)
+    return store_settings.Settings(configured.store, objects)
 
 
 def open_volume(
@@ -64,7 +69,9 @@ def open_volume(
     primary = primary_path(configured, state_dir)
     if manifest.exists(directory):
         _reconcile(configured, directory, primary)
-        return volume.Volume.open(directory, rules=rules(configured), listener=listener, store=stores(configured))
+        return volume.Volume.open(
+            directory, rules=rules(configured), listener=listener, store=stores(configured, state_dir)
+        )
     if configured.size is None and not primary.exists():
         raise problems.refused(
             f"{primary} does not exist", "a new volume needs a size", f"add `size` to {configured.name}"
@@ -79,7 +86,7 @@ def open_volume(
         durability=configured.durability,
         rules=rules(configured),
         listener=listener,
-        store=stores(configured),
+        store=stores(configured, state_dir),
     )
 
 

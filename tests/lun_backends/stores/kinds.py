@@ -9,11 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import obstore.store
+
 from lun_backends.durability import Durability
-from lun_backends.stores import contract, opening, space, sparse
+from lun_backends.stores import contract, engine_store, object_storage, opening, settings, space, sparse
+from tests import ceph
 from tests.lun_backends.stores import disk
 
 BLOCK = 512
+VOLUME = uuid.UUID(int=2)
+
+
+def _nowhere(_path: Path, _address: str) -> contract.Stores:
+    raise NotImplementedError("one process at a time has a store of this kind")
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,42 @@ class Kind:
     chunk_size: int = 8192
     checksums: bool = True
     marks: bool = True
+    whole: bool = True  # nothing is stored of a put that is refused
+    address: Callable[[], str] = str  # of the service, for other processes
+    connect: Callable[[Path, str], contract.Stores] = _nowhere
+
+
+_MEMORY: dict[Path, obstore.store.MemoryStore] = {}
+
+
+def objects(path: Path) -> contract.Stores:
+    """Return stores in an object store in this process's memory."""
+    memory = _MEMORY.setdefault(path, obstore.store.MemoryStore())
+    volume = uuid.UUID(int=2)
+    return engine_store.EngineStores(volume, object_storage.ObjectStorage(memory, volume, "memory"))
+
+
+def at_gateway(
+    path: Path, address: str, volume: uuid.UUID = VOLUME, timeout: float = 30.0
+) -> engine_store.EngineStores:
+    """Return stores in Ceph's S3 gateway; each path has a prefix of its own."""
+    credentials = path / "s3.env"
+    credentials.write_text(f"AWS_ACCESS_KEY_ID={ceph.KEY}\nAWS_SECRET_ACCESS_KEY={ceph.SECRET}\n", encoding="ascii")
+    prefix = path.as_posix().strip("/").replace("/", "-")
+    place = settings.Objects(f"s3://bucket/{prefix}", address, "us-east-1", credentials, timeout)
+    return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(place, volume))
 
 
 KINDS: Mapping[str, Kind] = {
     "map": Kind(lambda path: opening.stores(path, uuid.UUID(int=2))),
+    "objects": Kind(objects, marks=False, whole=False),
+    "gateway": Kind(
+        lambda path: at_gateway(path, ceph.gateway()),
+        marks=False,
+        whole=False,
+        address=ceph.gateway,
+        connect=at_gateway,
+    ),
     "sparse": Kind(lambda path: sparse.SparseStores(disk.with_journal(path)), checksums=False),
 }
 

@@ -58,7 +58,7 @@ def test_file_systems_with_a_wrong_map_are_refused() -> None:
         with tempfile.TemporaryDirectory(dir=place) as directory:
             stores = sparse.SparseStores(Path(directory))
             with pytest.raises(contract.StoreUnfit, match="needs ext4 with a journal"):
-                stores.check()
+                stores.check(new=True)
             with pytest.raises(contract.StoreUnfit, match="needs ext4 with a journal"):
                 kinds.create(stores, kinds.geometry(KIND))
             assert list(Path(directory).iterdir()) == []

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import obstore.store
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -387,7 +388,26 @@ class SparseHistory(History):
         return disk.with_journal(Path(tempfile.gettempdir()))
 
 
+class ObjectsHistory(History):
+    """The same with stores in an object store, in this process's memory.  Most chunks are larger than a grain."""
+
+    store = store_settings.Settings(store_settings.Kind.OBJECTS, objects=store_settings.Objects("memory:///"))
+    marks = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = obstore.store.MemoryStore()
+        self.memory = pytest.MonkeyPatch()
+        self.memory.setattr(obstore.store, "from_url", lambda *_arguments, **_options: memory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.memory.undo()
+
+
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestSparseHistory = SparseHistory.TestCase
 TestSparseHistory.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
+TestObjectsHistory = ObjectsHistory.TestCase
+TestObjectsHistory.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
