@@ -93,6 +93,7 @@ class Decision(enum.Enum):
     """The fate of a write whose copy failed."""
 
     REFUSE = enum.auto()  # refuse it (PreserveFailed)
+    LATER = enum.auto()  # refuse it, too; it comes again, and is no failure: a fence was in the way
     AGAIN = enum.auto()  # try the copy again: room was made meanwhile
     INVALIDATED = (
         enum.auto()
@@ -360,8 +361,9 @@ class Preserver:
         """Let the policy decide; return False if the copy has to be tried again.  Raises PreserveFailed."""
         if side is not self.side:
             return True  # a new snapshot came meanwhile, and this one may be closed; the caller looks again
-        self.counters.failures += 1
-        match self.on_error(side.device, error, began):
+        decision = self.on_error(side.device, error, began)
+        self.counters.failures += decision is not Decision.LATER
+        match decision:
             case Decision.AGAIN:
                 return False
             case Decision.INVALIDATED:

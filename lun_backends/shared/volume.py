@@ -476,7 +476,7 @@ class SharedVolume:
     ) -> preserving.Decision:
         """Decide about a copy that failed.  INVALID is in the log, and fenced, before `SharedDevice` writes without the copy."""
         if isinstance(error, block_device.ReservationConflict):
-            return preserving.Decision.REFUSE  # SharedDevice writes again
+            return preserving.Decision.LATER  # SharedDevice writes again
         drop = self.settings.rules.on_error is policy.OnError.DROP_SNAPSHOT
         if not drop or not isinstance(side, EpochSide) or self._node.history.rollback is not None:
             self._listener(policy.WriteRefused(error))

@@ -59,6 +59,7 @@ def test_a_writer_sleeps_while_another_node_takes_a_snapshot(array: Array, step:
         overtake(array, asleep, other, "meanwhile")
         write.result(PATIENCE)
         assert read(other.device, 0, 1024) == bytes([0x22]) * 512 + bytes([0x33]) * 512
+        assert sleeper.counters.failures == 0
         assert check_views(array, sleeper, other) == 4
 
 
