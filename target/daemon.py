@@ -24,6 +24,7 @@ import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import target
 from lun_backends.files import os_error
@@ -34,6 +35,10 @@ from target.fabrics.fabric import CannotStart
 from target.service import lun_numbers
 from target.service.inventory import Inventory
 from target.service.service import Service
+
+if TYPE_CHECKING:
+    from target.administration.administration import Administration
+    from target.web.status_page import StatusPage
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +168,11 @@ def _run(service: Service, config: Path, on_file: settings.Settings, stop_signal
                 f"the control socket in {inventory.state_dir} cannot be opened ({os_error.reason(error)}): "
                 f"{os_error.remedy(error, places.UNUSABLE_REMEDY)}"
             ) from error
+        page = None
         try:
+            page = _status_page(service, admin)
             _announce(inventory)
-            pulses = (*fabric.pulses(), *service.pulses(), control.pulse)
+            pulses = (*fabric.pulses(), *service.pulses(), control.pulse, *([page.pulse] if page else []))
             watchdog = liveness.Watchdog(pulses, systemd.watchdog_seconds())
             watchdog.start()
             stop_signals.wait()
@@ -173,11 +180,29 @@ def _run(service: Service, config: Path, on_file: settings.Settings, stop_signal
             systemd.notify(systemd.STOPPING)
             service.stop()
         finally:
+            if page is not None:
+                page.close()
             control.close()
     except CannotStart as error:
         raise CannotServe(str(error)) from error
     finally:
         fabric.close(DRAIN_SECONDS)
+
+
+def _status_page(service: Service, admin: Administration) -> StatusPage | None:
+    """Serve the status page, if the configuration has one.  Raise CannotServe."""
+    configured = service.inventory.settings.status
+    if configured.listen is None:
+        return None
+    from target.control import application
+    from target.web import status_page
+
+    try:
+        page = status_page.StatusPage(application.application(service, admin), configured, service.inventory.state_dir)
+        page.start()
+    except status_page.CannotShow as error:
+        raise CannotServe(str(error)) from error
+    return page
 
 
 def _announce(inventory: Inventory) -> None:

@@ -22,6 +22,8 @@ PEERS: Mapping[str, str] = {
     "ceph-mgr": "ceph-mgr",
     "ceph-mon": "ceph-mon",
     "ceph-osd": "ceph-osd",
+    "chromedriver": "chromium-driver",
+    "chromium": "chromium",
     "curl": "curl",
     "dbus-daemon": "dbus-daemon",
     "e2fsck": "e2fsprogs",

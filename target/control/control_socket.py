@@ -26,7 +26,7 @@ class Ended(Exception):
     """The loop of the control socket ended although the daemon had not ended it."""
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's loop, which shows that it moves."""
 
     def __init__(self, pulse: liveness.Pulse, config: uvicorn.Config) -> None:
@@ -48,7 +48,7 @@ class ControlSocket:
     def __init__(self, service: Service, admin: administration.Administration, state_dir: Path) -> None:
         self._state_dir = state_dir
         self.pulse = liveness.Pulse("control-socket")
-        self._server = _Server(
+        self._server = Server(
             self.pulse,
             uvicorn.Config(
                 application.application(service, admin),

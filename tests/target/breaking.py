@@ -40,10 +40,10 @@ def main() -> None:
     scheduler.LOOK_SECONDS = 0.1
     if fault == "quits":
 
-        async def on_tick(server: control_socket._Server, counter: int) -> bool:
+        async def on_tick(server: control_socket.Server, counter: int) -> bool:
             return Path(file).exists()
 
-        control_socket._Server.on_tick = on_tick  # type: ignore[method-assign, assignment]
+        control_socket.Server.on_tick = on_tick  # type: ignore[method-assign, assignment]
     if fault == "stop":
         Service.stop = lambda service: forever.wait()  # type: ignore[method-assign, assignment]
     cli.main(words)
