@@ -28,6 +28,7 @@ from lun_backends.initiator.unit import CheckCondition, Unit
 from lun_backends.refused import Refused
 
 _VENDOR = "WOLUN"
+_SOUGHT = (Role.PRIMARY, Role.LOG, Role.POOL)
 
 
 class DiscoveryFailed(Refused):
@@ -247,12 +248,14 @@ class Discovery:
         raise unit.CannotSend(f"{lun.address}: this host has no way to it")
 
     def _all(self) -> list[Lun]:
-        """Return each LUN once.  Raise IdentityClaimedTwice, NoAnswer."""
+        """Return each LUN that a node needs once.  Raise IdentityClaimedTwice, NoAnswer."""
         found: dict[uuid.UUID, Lun] = {}
         unreached: list[block_device.NoAnswer] = []
         for source in self._sources:
             try:
                 for lun in source.luns():
+                    if lun.part.role not in _SOUGHT:
+                        continue  # this host may serve the volume and its views itself, and so may other nodes
                     known = found.setdefault(lun.part.lun, lun)
                     if (known.target, known.number) != (lun.target, lun.number):
                         raise _twice(known, lun, f"have the identity {lun.part.lun}")

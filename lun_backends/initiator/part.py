@@ -41,6 +41,7 @@ class Role(enum.IntEnum):
     POOL = 3  # a write-once LUN that a record of the log may take, or has taken
     SNAPSHOT = 4  # the write-once LUN of a snapshot that this host took
     VIEW = 5
+    NODE = 6  # a shared volume as one of its nodes serves it, through copy-on-write; not the primary
 
 
 @dataclass(frozen=True, slots=True)

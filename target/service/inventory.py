@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.files import os_error
+from lun_backends.initiator.part import Role
 from lun_backends.refused import Refused
 from lun_backends.volumes import group, manifest
 from lun_backends.volumes import volume as own
@@ -59,6 +60,14 @@ _PATIENCE = 300.0
 def view_uuid(snapshot: uuid.UUID) -> uuid.UUID:
     """Return the identity of a snapshot's view; the identity of its write-once LUN is the snapshot's own."""
     return uuid.uuid5(snapshot, "view")
+
+
+def node_uuid(volume: uuid.UUID) -> uuid.UUID:
+    """Return the identity of a shared volume's LUN, the same on all nodes.
+
+    It is not that of the primary: multipath would take the two for one disk, and write past copy-on-write.
+    """
+    return uuid.uuid5(volume, "node")
 
 
 def url_lun(lun: int) -> int:
@@ -242,7 +251,8 @@ class Inventory:
         """Serve an open shared volume, and its snapshots.  Raise Problem."""
         with self.changing([configured.name]), problems.translated(f"volume {configured.name} cannot be served"):
             self._refuse_number_of_snapshot(configured.lun)
-            unit = self._unit_state.unit(owner, owner.device, owner.uuid, logical_unit.UnitKind.PRIMARY, owner.name)
+            kind, role = logical_unit.UnitKind.PRIMARY, Role.NODE
+            unit = self._unit_state.unit(owner, owner.device, node_uuid(owner.uuid), kind, owner.name, role=role)
             if configured.lun is not None:
                 self._add_lun(configured.lun, unit, fixed=True)
             with self._lock:

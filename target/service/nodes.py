@@ -263,5 +263,5 @@ class _Keeper:
                 self._inventory.follow(owner)
                 owner.count()
                 self._followed = now
-        except (block_device.BlockDeviceError, problems.Problem) as error:
+        except (block_device.BlockDeviceError, Refused, problems.Problem) as error:
             log.warning("the snapshots of %s are not followed, and that is tried again: %s", owner.name, error)

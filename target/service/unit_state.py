@@ -44,8 +44,9 @@ class UnitState:
         physical_block_size: int | None = None,
         *,
         write_protected: bool = False,
+        role: Role | None = None,
     ) -> logical_unit.LogicalUnit:
-        """Return a unit of the volume.  Raise Problem, OSError."""
+        """Return a unit of the volume, in the role that is usual for its kind unless `role` says another.  Raise Problem, OSError."""
         try:
             return logical_unit.LogicalUnit(
                 device,
@@ -60,7 +61,7 @@ class UnitState:
                 part=Part(
                     owner.uuid,
                     owner.name,
-                    _ROLES[kind],
+                    role or _ROLES[kind],
                     identity,
                     device.block_size,
                     owner.chunk_size,

@@ -97,6 +97,14 @@ def test_two_luns_with_one_identity_are_refused(served: Served, second: Served) 
         Discovery(sources).find(VOLUME)
 
 
+def test_a_node_does_not_take_its_own_lun_for_the_primary(served: Served, second: Served) -> None:
+    primary = put(served, 4, Role.PRIMARY)
+    put(served, 3, Role.LOG)
+    assert put(second, 4, Role.NODE) == primary  # this host's kernel shows what this host serves, too
+    sources = [portals(served), Portals(second.initiator(), [(second.place, second.name)])]
+    assert Discovery(sources).find(VOLUME).primary == Discovery(sources[:1]).find(VOLUME).primary
+
+
 def test_second_log_of_a_volume_is_refused(served: Served) -> None:
     put(served, 3, Role.LOG)
     put(served, 4, Role.LOG)
