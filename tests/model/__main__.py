@@ -42,20 +42,22 @@ def main() -> int:
         return options.kind in (None, variant.kind) and device in (None, variant.device)
 
     expected = True
-    with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as large:
-        verifier = spin.Verifier(Path(small))
+    with tempfile.TemporaryDirectory() as directory:
+        small = {
+            paths: spin.Verifier(Path(directory, f"small{paths}"), blocks=3 - paths, paths=paths) for paths in (1, 2)
+        }
         for variant in filter(wanted, spin.mutants(everywhere=True)):
             if options.mutant in (None, variant.mutant):
-                outcome = verifier.run(variant)
+                outcome = small[variant.paths].run(variant)
                 expected &= _report(variant, outcome)
                 if options.mutant:
                     sys.stdout.writelines(f"  {step}\n" for step in outcome.trail)
         if options.mutant is None:
-            for variant in filter(wanted, spin.OVERLAPPING):
-                expected &= _report(variant, verifier.run(variant))
-            verifier = spin.Verifier(Path(large), options.nodes, options.blocks, options.megabytes)
+            for variant in filter(wanted, (*spin.OVERLAPPING, *spin.MULTIPATH)):
+                expected &= _report(variant, small[variant.paths].run(variant))
+            large = spin.Verifier(Path(directory, "large"), options.nodes, options.blocks, options.megabytes)
             for variant in filter(wanted, spin.VARIANTS):
-                expected &= _report(variant, verifier.run(variant))
+                expected &= _report(variant, large.run(variant))
     return 0 if expected else 1
 
 

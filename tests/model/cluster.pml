@@ -21,7 +21,9 @@
  *
  * overlap = 0: F1 is PREEMPT AND ABORT, in one step.  overlap = 1: F1 is PREEMPT, which ends no command, and LOGICAL UNIT RESET, which
  * takes the commands at the device, and waits for them.  A second one begins when the first has ended (measured, LIO).  Nodes do all
- * else meanwhile.  A node does not crash during that wait.
+ * else meanwhile.  With two nodes, a node also crashes during that wait.  Its command goes on to wait at the device, and no other begins.
+ *
+ * PATHS = 2: each node has two paths to the device, and each is a nexus with its own registration.  Every command takes any of them.
  *
  * A command that PREEMPT AND ABORT ends may have landed or not.  Both are covered by "not", because it may also land just before.
  *
@@ -33,6 +35,9 @@
 #endif
 #ifndef BLOCKS
 #define BLOCKS 2
+#endif
+#ifndef PATHS
+#define PATHS 1
 #endif
 #define EPOCHS 2
 
@@ -61,6 +66,9 @@
 #define NO_SECOND_LOOK 21       /* a view does not ask LUN(e) again after its read of the primary */
 #define NO_RESET 23             /* overlap: F1 is PREEMPT alone */
 #define NO_COPY 22              /* W: the write goes before the copy is in LUN(e) */
+#define ABANDONED 24            /* overlap: with its node, a LOGICAL UNIT RESET that waits is gone, and nobody waits for its commands */
+#define LATE_PATH 25            /* two paths: a path that lost its registration registers by itself */
+#define EARLY_J3 26             /* two paths: the log is read before the second path registers */
 
 /* The next step of a node; a node that is stopped is at J1. */
 #define J1 0
@@ -84,6 +92,9 @@
 #define R_AGAIN 19
 #define F1_RESET 21
 #define F1_RESETTING 22 /* overlap: its LOGICAL UNIT RESET waits at the device */
+#define J2_OTHER 23     /* two paths: registers the second one */
+#define F0_OTHER 24
+#define F2_OTHER 25
 
 #define KEY(epoch) ((epoch) + 1)    /* K(epoch); 0 means not registered */
 
@@ -100,6 +111,11 @@ typedef Node {
   unsigned copy : 2;      /* what was read of the primary: LIVE, RIGHT */
   unsigned key : 2;       /* registered at the device */
   unsigned holder : 1;    /* tags: this registration's key is the tag of admitted commands */
+#if PATHS == 2
+  unsigned other_key : 2; /* of the second path */
+  unsigned other_holder : 1;
+  unsigned path : 1;      /* of the command at the device, or of the fence */
+#endif
   unsigned ghost : 1;     /* a write of a session that is gone is still at the device */
   unsigned ghost_block : 1;
   unsigned ghost_tag : 2;
@@ -123,11 +139,28 @@ bit overlap;              /* LIO: F1 is PREEMPT and LOGICAL UNIT RESET, which wa
 byte mutant;
 unsigned watched : 2;     /* the snapshot whose content is checked */
 bit troubled;             /* the storage host had its trouble */
+bit zombie;               /* overlap: the LOGICAL UNIT RESET of a dead node waits at the device */
+#define OF_ZOMBIE 3       /* the claimer of commands that it waits for */
 
 byte j, mask, t;          /* scratch, 0 between steps */
 
 #define me n[i]
-#define ADMITTED (!reserved || me.key)
+#if PATHS == 2
+#define PATH_KEY(x) (n[x].path -> n[x].other_key : n[x].key)
+#define PATH_HOLDS(x) (n[x].path -> n[x].other_holder : n[x].holder)
+#define OTHER_KEY(x) n[x].other_key
+#define OTHER_HOLDER(x) n[x].other_holder
+#define SET_PATH_KEY(value) if :: me.path -> me.other_key = value :: else -> me.key = value fi
+#define SET_HOLDER(x, value) n[x].holder = (value && !n[x].path); n[x].other_holder = (value && n[x].path)
+#else
+#define PATH_KEY(x) n[x].key
+#define OTHER_KEY(x) 0
+#define OTHER_HOLDER(x) 0
+#define SET_PATH_KEY(value) me.key = value
+#define SET_HOLDER(x, value) n[x].holder = (value)
+#endif
+#define REGISTERED(x) (n[x].key || OTHER_KEY(x))
+#define ADMITTED (!reserved || PATH_KEY(i))
 #define READ_ADMITTED (kind == 7 || ADMITTED)
 #define NEEDS_NO_FENCE(epoch) (mutant == NO_FENCED || (mutant == NO_FIRST_FENCE && (epoch) == 0))
 #define PENDING(epoch) (!((fenced >> (epoch)) & 1) && !NEEDS_NO_FENCE(epoch))
@@ -140,7 +173,13 @@ byte j, mask, t;          /* scratch, 0 between steps */
 
 inline admit() {
   me.tag = 0;
-  for (j : 0 .. NODES - 1) { if :: tags && reserved && n[j].holder -> me.tag = n[j].key :: else fi }
+  for (j : 0 .. NODES - 1) {
+    if
+    :: tags && reserved && n[j].holder -> me.tag = n[j].key
+    :: tags && reserved && OTHER_HOLDER(j) -> me.tag = OTHER_KEY(j)
+    :: else
+    fi
+  }
 }
 
 inline land(where) {
@@ -172,14 +211,39 @@ inline to_J1(who) {
   if :: n[who].tracker == 0 -> n[who].e = 0 :: else fi    /* J1 reads it anew */
 }
 
-#define REMOVES(x) (x != i && n[x].key && (mutant != B1_OLD_RULE || n[x].key == KEY(me.e - 1)))
+/* It removes all registrations but that of the fencer's own path. */
+#define OLD_KEY(key) (mutant != B1_OLD_RULE || key == KEY(me.e - 1))
+#if PATHS == 2
+#define REMOVES(x) ((x != i || me.path) && n[x].key && OLD_KEY(n[x].key))
+#define REMOVES_OTHER(x) ((x != i || !me.path) && n[x].other_key && OLD_KEY(n[x].other_key))
+#else
+#define REMOVES(x) (x != i && n[x].key && OLD_KEY(n[x].key))
+#define REMOVES_OTHER(x) 0
+#endif
+
+inline removed_keys() {
+  for (j : 0 .. NODES - 1) {
+    if :: REMOVES(j) -> mask = mask | (1 << n[j].key) :: else fi;
+    if :: REMOVES_OTHER(j) -> mask = mask | (1 << OTHER_KEY(j)) :: else fi
+  }
+}
+
+inline remove_registrations() {
+  for (j : 0 .. NODES - 1) {
+    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
+#if PATHS == 2
+    if :: REMOVES_OTHER(j) -> n[j].other_key = 0 :: else fi;
+#endif
+    SET_HOLDER(j, tags && j == i)
+  }
+}
 
 inline preempt_and_abort() {
-  mask = (mutant == B1_OLD_RULE -> 0 : 1 << me.key);    /* LIO adds the fencer's own key only with service key 0 */
-  for (j : 0 .. NODES - 1) { if :: REMOVES(j) -> mask = mask | (1 << n[j].key) :: else fi }
+  mask = (mutant == B1_OLD_RULE -> 0 : 1 << PATH_KEY(i));    /* LIO adds the fencer's own key only with service key 0 */
+  removed_keys();
   for (j : 0 .. NODES - 1) {
     if
-    :: mutant != NO_ABORT && j != i && AT_DEVICE(j) && (tags -> mask & (1 << n[j].tag) : n[j].key) -> to_J1(j)
+    :: mutant != NO_ABORT && j != i && AT_DEVICE(j) && (tags -> mask & (1 << n[j].tag) : PATH_KEY(j)) -> to_J1(j)
     :: else
     fi;
     if
@@ -187,14 +251,13 @@ inline preempt_and_abort() {
     :: else
     fi
   }
-  for (j : 0 .. NODES - 1) {
-    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
-    n[j].holder = (tags && j == i)
-  }
+  remove_registrations();
   if :: newest >= watched && !moment -> moment_comes() :: else fi
 }
 
 #define WAITS(x) (n[x].claimer == i + 1 || n[x].ghost && n[x].ghost_claimer == i + 1)
+#define NOTHING_LEFT (!WAITS(0) && !WAITS(1) && !WAITS(NODES - 1))
+#define OF_ZOMBIE_AT(x) (n[x].claimer == OF_ZOMBIE || n[x].ghost && n[x].ghost_claimer == OF_ZOMBIE)
 
 inline fence_ends() {
   if :: me.copy && !moment -> moment_comes() :: else fi;
@@ -203,10 +266,7 @@ inline fence_ends() {
 }
 
 inline preempt() {
-  for (j : 0 .. NODES - 1) {
-    if :: REMOVES(j) -> n[j].key = 0 :: else fi;
-    n[j].holder = (j == i)
-  }
+  remove_registrations();
   me.copy = (newest >= watched -> RIGHT : 0);    /* whether it is behind EPOCH(watched) */
   if :: mutant == NO_RESET -> fence_ends() :: else -> me.pc = F1_RESET fi
 }
@@ -215,8 +275,8 @@ inline preempt() {
 
 inline reset_begins() {
   for (j : 0 .. NODES - 1) {
-    if :: j != i && AT_DEVICE(j) -> n[j].claimer = i + 1 :: else fi;
-    if :: n[j].ghost -> n[j].ghost_claimer = i + 1 :: else fi
+    if :: j != i && AT_DEVICE(j) && !n[j].claimer -> n[j].claimer = i + 1 :: else fi;
+    if :: n[j].ghost && !n[j].ghost_claimer -> n[j].ghost_claimer = i + 1 :: else fi
   }
   me.pc = F1_RESETTING
 }
@@ -232,11 +292,21 @@ inline check() { assert(!((fenced >> watched) & 1) || VIEW_RIGHT) }
 #define HALF(x) (((((n[x].pc * 4 + n[x].e) * 2 + n[x].tracker) * 2 + n[x].block) * 4 + n[x].tag) * 4 + n[x].copy)
 #define OTHER_HALF(x) ((((((((n[x].key * 2 + n[x].holder) * 2 + n[x].ghost) * 2 + n[x].ghost_block) * 4 + n[x].ghost_tag) * 2 \
                        + n[x].late) * 2 + n[x].late_block) * 4 + n[x].claimer) * 4 + n[x].ghost_claimer)
+#if PATHS == 2
+#define PATHS_OF(x) ((n[x].other_key * 2 + n[x].other_holder) * 2 + n[x].path)
+#else
+#define PATHS_OF(x) 0
+#endif
+#define GREATER(x, y) (HALF(x) > HALF(y) || (HALF(x) == HALF(y) && (OTHER_HALF(x) > OTHER_HALF(y) \
+                       || (OTHER_HALF(x) == OTHER_HALF(y) && PATHS_OF(x) > PATHS_OF(y)))))
 #define SWAP(one, other) t = one; one = other; other = t
 
 inline order(x, y) {
   if
-  :: HALF(x) > HALF(y) || (HALF(x) == HALF(y) && OTHER_HALF(x) > OTHER_HALF(y)) ->
+  :: GREATER(x, y) ->
+#if PATHS == 2
+     SWAP(n[x].other_key, n[y].other_key); SWAP(n[x].other_holder, n[y].other_holder); SWAP(n[x].path, n[y].path);
+#endif
      SWAP(n[x].pc, n[y].pc); SWAP(n[x].e, n[y].e); SWAP(n[x].tracker, n[y].tracker); SWAP(n[x].block, n[y].block);
      SWAP(n[x].tag, n[y].tag); SWAP(n[x].copy, n[y].copy); SWAP(n[x].key, n[y].key);
      SWAP(n[x].holder, n[y].holder); SWAP(n[x].ghost, n[y].ghost); SWAP(n[x].ghost_block, n[y].ghost_block);
@@ -252,7 +322,7 @@ inline order(x, y) {
 
 inline step_ends() {
   d_step {
-    printf("node %d:", i);
+    printf("node %d: zombie %d", i, zombie);
     for (j : 0 .. NODES - 1) {
       printf(" [%d e%d track%d key%d%d tag%d copy%d ghost%d/%d late%d claim%d/%d]", n[j].pc, n[j].e, n[j].tracker, n[j].key, n[j].holder, n[j].tag,
              n[j].copy, n[j].ghost, n[j].ghost_tag, n[j].late, n[j].claimer, n[j].ghost_claimer)
@@ -278,6 +348,14 @@ inline choose_block() {
   :: me.block = 1
 #endif
   fi
+}
+
+inline choose_path() {
+#if PATHS == 2
+  if :: me.path = 0 :: me.path = 1 fi
+#else
+  skip
+#endif
 }
 
 inline send_read(then) { if :: READ_ADMITTED -> admit(); me.pc = then :: else -> to_J1(i) fi }
@@ -308,27 +386,31 @@ proctype Node_(byte i) {
           me.pc = (PENDING(me.e) && mutant != EARLY_KEY -> F0 : J2) }
      :: me.pc == J2 -> d_step {
           me.key = KEY(me.e);
-          me.pc = (mutant == B3_NO_J3 -> ARMED : J3) }
+          me.pc = (PATHS == 2 && mutant != EARLY_J3 -> J2_OTHER : (mutant == B3_NO_J3 -> ARMED : J3)) }
+#if PATHS == 2
+     :: me.pc == J2_OTHER -> d_step { me.other_key = KEY(me.e); me.pc = (mutant == EARLY_J3 -> J4 : J3) }
+#endif
      :: me.pc == J3 -> d_step {
           if
           :: newest > me.e -> to_J1(i)
-          :: else -> me.pc = (PENDING(me.e) -> F0 : J4)
+          :: else -> me.pc = (PENDING(me.e) -> F0 : (PATHS == 2 && mutant == EARLY_J3 -> J2_OTHER : J4))
           fi }
      :: me.pc == J4 -> d_step {
           t = !reserved && mutant != NO_J4_RESERVATION && !NEEDS_NO_FENCE(me.e);
           for (j : 0 .. NODES - 1) {
-            if :: n[j].key && n[j].key != KEY(me.e) && mutant != NO_J4_KEYS -> t = 1 :: else fi
+            if :: n[j].key && n[j].key != KEY(me.e) && mutant != NO_J4_KEYS -> t = 1 :: else fi;
+            if :: OTHER_KEY(j) && OTHER_KEY(j) != KEY(me.e) && mutant != NO_J4_KEYS -> t = 1 :: else fi
           }
           me.pc = (t -> F0 : ARMED) }
 
      /* W: write */
      :: me.pc == ARMED ->
-        choose_block();
+        choose_block(); choose_path();
         if
         :: me.e == 0 || me.tracker || me.block == 1 -> send_write()
         :: me.e > 0 && (!me.tracker || me.block == 1) -> send_read(W_READING)
         fi
-     :: me.pc == W_READ -> d_step { send_read(W_READING) }
+     :: me.pc == W_READ -> choose_path(); d_step { send_read(W_READING) }
      :: me.pc == W_READING && !me.claimer -> d_step {
           if
           :: me.e < watched || me.block == 1    /* no view that is watched will read this copy */
@@ -351,7 +433,7 @@ proctype Node_(byte i) {
           if :: me.block == 0 -> me.tracker = 1 :: else fi;
           me.copy = 0;
           me.pc = W_WRITE }
-     :: me.pc == W_WRITE -> d_step { send_write() }
+     :: me.pc == W_WRITE -> choose_path(); d_step { send_write() }
      :: me.pc == W_WRITING -> d_step { land(me.block); if :: me.claimer -> to_J1(i) :: else -> me.tag = 0; me.block = 0; me.copy = 0; me.pc = ARMED fi }
 
      /* T: take a snapshot */
@@ -360,23 +442,36 @@ proctype Node_(byte i) {
 
      /* F: fence */
      :: me.pc == F0 -> d_step {
-          if :: !me.key || mutant == CHANGED_KEY -> me.key = KEY(me.e) :: else fi;
-          me.pc = (KEY_FIRST -> F2 : F1) }
+          if
+          :: !REGISTERED(i) || mutant == CHANGED_KEY ->
+             me.key = KEY(me.e); me.pc = (PATHS == 2 -> F0_OTHER : (KEY_FIRST -> F2 : F1))
+#if PATHS == 2
+          :: else -> me.path = !me.key; me.pc = (KEY_FIRST -> F2 : F1)    /* the fence goes by a path that is registered */
+#else
+          :: else -> me.pc = (KEY_FIRST -> F2 : F1)
+#endif
+          fi }
+#if PATHS == 2
+     :: me.pc == F0_OTHER -> d_step { me.other_key = KEY(me.e); me.path = !me.key; me.pc = (KEY_FIRST -> F2 : F1) }
+#endif
      :: me.pc == F1 -> d_step {
           if
-          :: !me.key -> me.pc = F0
-          :: me.key && !reserved -> reserved = 1; me.holder = tags
-          :: me.key && reserved && overlap -> preempt()
+          :: !PATH_KEY(i) -> me.pc = F0
+          :: PATH_KEY(i) && !reserved -> reserved = 1; SET_HOLDER(i, tags)
+          :: PATH_KEY(i) && reserved && overlap -> preempt()
           :: else -> preempt_and_abort(); me.pc = (KEY_FIRST -> F3 : F2)
           fi }
-     :: me.pc == F1_RESET && !RESETS(0) && !RESETS(1) && !RESETS(NODES - 1) -> d_step { reset_begins() }
-     :: me.pc == F1_RESETTING && !WAITS(0) && !WAITS(1) && !WAITS(NODES - 1) -> d_step { fence_ends() }
+     :: me.pc == F1_RESET && !RESETS(0) && !RESETS(1) && !RESETS(NODES - 1) && !zombie -> d_step { reset_begins() }
+     :: me.pc == F1_RESETTING && NOTHING_LEFT -> d_step { fence_ends() }
      :: AT_DEVICE(i) && me.claimer -> d_step { to_J1(i) }
      :: me.pc == F2 -> d_step {
           if
-          :: !me.key -> me.pc = F0
-          :: else -> me.key = KEY(me.e); me.pc = (KEY_FIRST -> F1 : F3)
+          :: !PATH_KEY(i) -> me.pc = F0
+          :: else -> SET_PATH_KEY(KEY(me.e)); me.pc = (KEY_FIRST -> F1 : (PATHS == 2 -> F2_OTHER : F3))
           fi }
+#if PATHS == 2
+     :: me.pc == F2_OTHER -> d_step { if :: me.path -> me.key = KEY(me.e) :: else -> me.other_key = KEY(me.e) fi; me.pc = F3 }
+#endif
      :: me.pc == F2 && !KEY_FIRST -> me.pc = F1    /* the answer of F1 was lost: once more */
      :: me.pc == F3 -> d_step { fenced = fenced | (1 << me.e); me.pc = (mutant == NO_T3 -> ARMED : J3) }
 
@@ -386,7 +481,7 @@ proctype Node_(byte i) {
         :: watched == 1 && !BLANK(1) || me.e == 2 && !BLANK(2)
         :: else -> me.pc = R_READ
         fi
-     :: me.pc == R_READ -> d_step { send_read(R_READING) }
+     :: me.pc == R_READ -> choose_path(); d_step { send_read(R_READING) }
      :: me.pc == R_READING && !me.claimer -> d_step {
           me.tag = 0;
           me.copy = (right -> RIGHT : 0);
@@ -397,10 +492,10 @@ proctype Node_(byte i) {
           me.copy = 0; me.block = 0; me.pc = ARMED }
 
      /* The link is lost.  The initiator logs in again and sends the command again; the first one may still be at the device. */
-     :: me.pc == W_READING && !me.claimer -> d_step { me.pc = W_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
-     :: me.pc == R_READING && !me.claimer -> d_step { me.pc = R_READ; me.tag = 0; if :: !tags -> me.key = 0 :: else fi }
+     :: me.pc == W_READING && !me.claimer -> d_step { me.pc = W_READ; me.tag = 0; if :: !tags -> SET_PATH_KEY(0) :: else fi }
+     :: me.pc == R_READING && !me.claimer -> d_step { me.pc = R_READ; me.tag = 0; if :: !tags -> SET_PATH_KEY(0) :: else fi }
      :: me.pc == W_WRITING && !me.ghost -> d_step {
-          make_ghost(); me.pc = W_WRITE; me.tag = 0; me.claimer = 0; if :: !tags -> me.key = 0 :: else fi }
+          make_ghost(); me.pc = W_WRITE; me.tag = 0; me.claimer = 0; if :: !tags -> SET_PATH_KEY(0) :: else fi }
      :: me.ghost -> d_step { land(me.ghost_block); drop_ghost(i) }
      :: me.ghost -> d_step { drop_ghost(i) }
 
@@ -410,7 +505,24 @@ proctype Node_(byte i) {
           me.tracker = 0; me.late = 0; me.late_block = 0;
           to_J1(i) }
 
+#if NODES == 2
+     /* The node crashes while its command waits at the device, where it goes on to wait. */
+     :: me.pc == F1_RESETTING -> d_step {
+          for (j : 0 .. NODES - 1) {
+            if :: n[j].claimer == i + 1 -> n[j].claimer = OF_ZOMBIE :: else fi;
+            if :: n[j].ghost && n[j].ghost_claimer == i + 1 -> n[j].ghost_claimer = OF_ZOMBIE :: else fi
+          }
+          zombie = (mutant != ABANDONED);
+          me.tracker = 0; me.late = 0; me.late_block = 0;
+          to_J1(i) }
+     :: zombie && !OF_ZOMBIE_AT(0) && !OF_ZOMBIE_AT(1) -> d_step { zombie = 0 }
+#endif
+
      /* Mutants only. */
+#if PATHS == 2
+     :: mutant == LATE_PATH && me.pc == ARMED && !me.key -> d_step { me.key = KEY(me.e) }
+     :: mutant == LATE_PATH && me.pc == ARMED && !me.other_key -> d_step { me.other_key = KEY(me.e) }
+#endif
      :: mutant == NO_J_DRAIN && me.pc == W_WRITE && !me.late -> d_step { me.late = 1; me.late_block = me.block; to_J1(i) }
      :: mutant == NO_T1_DRAIN && me.pc == W_WRITE && !me.late && newest == me.e && newest < EPOCHS -> d_step {
           me.late = 1; me.late_block = me.block; me.block = 0;
@@ -434,7 +546,13 @@ proctype Node_(byte i) {
 #define STOPPED(x) (n[x].pc == J1 && !n[x].ghost && !n[x].late)
 
 inline forget_reservation() {
-  for (j : 0 .. NODES - 1) { n[j].key = 0; n[j].holder = 0 }
+  for (j : 0 .. NODES - 1) {
+    n[j].key = 0;
+#if PATHS == 2
+    n[j].other_key = 0;
+#endif
+    SET_HOLDER(j, 0)
+  }
   reserved = 0
 }
 
@@ -451,8 +569,12 @@ proctype Storage() {
            fi;
            n[j].claimer = 0;
            drop_ghost(j);
+#if PATHS == 2
+           if :: !tags -> n[j].other_key = 0 :: else fi;
+#endif
            if :: !tags -> n[j].key = 0 :: else fi
          }
+         zombie = 0;
          if :: mutant == NO_APTPL -> forget_reservation() :: else fi }
     :: STOPPED(0) && STOPPED(1) && STOPPED(NODES - 1) ->    /* another array in its place, or an administrator's CLEAR */
        forget_reservation()

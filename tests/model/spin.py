@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spin's verifier for `cluster.pml`: built once for a number of nodes and blocks, then run for any variant of the model."""
+"""spin's verifier for `cluster.pml`: built once for a number of nodes, blocks and paths, then run for any variant of the model."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ STANDARD, LIO, OVERLAP = 0, 1, 2
 _NAMES = {STANDARD: "SPC-4", LIO: "LIO", OVERLAP: "LIO with reset"}
 
 _FOR_WRITE_EXCLUSIVE = {"B2_NO_LOOK", "NO_VIEW_LOOK"}
+_FOR_OVERLAP = {"NO_RESET", "ABANDONED"}
+_FOR_PATHS = {"LATE_PATH", "EARLY_J3"}
 _FOR_LIO = {"B1_OLD_RULE", "NO_J4_KEYS", "F2_BEFORE_F1", "CHANGED_KEY", "EARLY_KEY"}
 
 
@@ -43,6 +45,7 @@ class Variant:
     kind: int = EXCLUSIVE
     device: int = LIO
     mutant: str = "NONE"
+    paths: int = 1  # of each node to the device
 
     @property
     def right(self) -> bool:
@@ -51,26 +54,33 @@ class Variant:
             self.mutant == "NONE"
             or (self.mutant in _FOR_WRITE_EXCLUSIVE and self.kind == EXCLUSIVE)
             or (self.mutant in _FOR_LIO and self.device == STANDARD)
-            or (self.mutant == "NO_RESET" and self.device != OVERLAP)
+            or (self.mutant in _FOR_OVERLAP and self.device != OVERLAP)
+            or (self.mutant in _FOR_PATHS and self.paths == 1)
         )
 
     def __str__(self) -> str:
-        return f"{self.kind}h, {_NAMES[self.device]}, {self.mutant}"
+        return f"{self.kind}h, {_NAMES[self.device]}, {self.mutant}{', two paths' if self.paths > 1 else ''}"
 
 
 VARIANTS = tuple(Variant(kind, device) for kind in (EXCLUSIVE, WRITE_EXCLUSIVE) for device in (LIO, STANDARD))
 """The protocol itself, for each reservation type on each device whose commands are one step each."""
 OVERLAPPING = (Variant(EXCLUSIVE, OVERLAP), Variant(WRITE_EXCLUSIVE, OVERLAP))
-"""The protocol itself on the device with the most states."""
+"""The protocol itself on the device with the most states, where a node may die while its command waits."""
+MULTIPATH = (
+    *(Variant(kind, device, paths=2) for kind in (EXCLUSIVE, WRITE_EXCLUSIVE) for device in (LIO, STANDARD)),
+    Variant(EXCLUSIVE, OVERLAP, paths=2),
+)
+"""The protocol itself with two paths from each node."""
 
 
 def mutants(everywhere: bool = False) -> list[Variant]:
     """Return each mutant on a device where it makes a snapshot wrong, or on every device."""
-    names = [name for name in MUTANTS if name not in ("NONE", "NO_RESET")]
-    reset = Variant(EXCLUSIVE, OVERLAP, "NO_RESET")
+    names = [name for name in MUTANTS if name not in {"NONE", *_FOR_OVERLAP, *_FOR_PATHS}]
+    special = [Variant(EXCLUSIVE, OVERLAP, name) for name in sorted(_FOR_OVERLAP)]
+    special += [Variant(EXCLUSIVE, device, name, 2) for name in sorted(_FOR_PATHS) for device in (LIO, STANDARD)]
     if everywhere:
-        return [Variant(variant.kind, variant.device, name) for name in names for variant in VARIANTS] + [reset]
-    return [reset] + [
+        return [Variant(variant.kind, variant.device, name) for name in names for variant in VARIANTS] + special
+    return special + [
         Variant(WRITE_EXCLUSIVE if name in _FOR_WRITE_EXCLUSIVE else EXCLUSIVE, LIO, name) for name in names
     ]
 
@@ -91,12 +101,13 @@ class Outcome:
 
 
 class Verifier:
-    """The program that spin makes of the model, for some numbers of nodes and blocks."""
+    """The program that spin makes of the model, for some numbers of nodes, blocks and paths."""
 
-    def __init__(self, directory: Path, nodes: int = 2, blocks: int = 2, megabytes: int = 7000) -> None:
+    def __init__(self, directory: Path, nodes: int = 2, blocks: int = 2, megabytes: int = 7000, paths: int = 1) -> None:
         """Build the verifier in `directory`.  It stops at that many megabytes."""
         self._directory = directory
-        self._size = [f"-DNODES={nodes}", f"-DBLOCKS={blocks}"]
+        directory.mkdir(exist_ok=True)
+        self._size = [f"-DNODES={nodes}", f"-DBLOCKS={blocks}", f"-DPATHS={paths}"]
         self._depth = 20_000_000 if nodes > 2 else 1_000_000
         self._spin = peers.require("spin")
         shutil.copy(MODEL, directory)
