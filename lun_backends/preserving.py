@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lun_backends import block_device, in_place, in_time, tracking
 from lun_backends.block_device import Buffers, Extent, ExtentKind
@@ -115,8 +115,7 @@ class _AheadFailed(Exception):
     """A copy failed that covered more than its write needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Bytes that are put with one request; `shown` if the device has shown them as written, though perhaps not yet durable."""
 
     offset: int
@@ -271,7 +270,10 @@ class Preserver:
         with self._claiming:
             if side is not self.side:
                 return True, busy  # a new snapshot came before the claim: by now the chunks may have changed
+            start = stop = 0
             for first, last in spans:
+                if start <= first and last < stop:
+                    continue  # as in a batch of a sequential writer
                 if (first in known) if first == last else known.contains_range(first, last + 1):
                     continue
                 begin, end = first & -unit, min((last | unit - 1) + 1, beyond)
