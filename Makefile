@@ -7,6 +7,7 @@
 # make powercuts  check a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
 # make model   search all states of the cluster protocol for a wrong snapshot, about an hour; ARGS='--nodes 2' for less
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
+# make walk    take ten thousand random steps with a daemon, and compare every byte after each; STEPS=500 for less, SEED=7 for others
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
@@ -17,7 +18,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate soak lab lint man peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate walk soak lab lint man peers lock
 
 BIN := .venv/bin
 
@@ -59,6 +60,11 @@ simulate: SEEDS = 1000000
 simulate: SEED = 0
 simulate: setup
 	$(BIN)/python -m tests.simulate --seeds $(SEEDS) --seed $(SEED) $(ARGS)
+
+walk: STEPS = 10000
+walk: SEED = 1
+walk: peers
+	$(BIN)/python -m tests.walk --steps $(STEPS) --seed $(SEED) $(ARGS)
 
 soak: SECONDS = 3600
 soak: peers

@@ -9,7 +9,7 @@ import pytest
 
 from tests.walk import __main__ as walk
 
-STEPS = 120
+STEPS = 80
 
 
 @pytest.mark.timeout(300)

@@ -119,10 +119,18 @@ class Walker:
     def _delete(self) -> str:
         if not self._moments:
             return self._snapshot()
-        name = self._rng.choice(list(self._moments))
-        self._end(self._client.delete_snapshot("v", name, force=True))
+        name = self._any_or_newest()
+        job = self._client.delete_snapshot("v", name, force=True)
+        beside = self._write_beside()
+        self._end(job)
         del self._moments[name]
-        return f"delete {name}"
+        return f"delete {name}, {beside}"
+
+    def _write_beside(self) -> str:
+        """Write while a job runs, perhaps."""
+        if self._rng.random() < 0.3:
+            return "alone"
+        return " and ".join(self._write_at_many_places() for _ in range(self._rng.randint(1, 4)))
 
     def _restore(self) -> str:
         if not self._moments:
@@ -152,7 +160,9 @@ class Walker:
             path.unlink(missing_ok=True)
         since = self._rng.choice([None, *older])
         if since is None:
-            self._end(self._client.export("v", name, raw, overwrite=False))
+            job = self._client.export("v", name, raw, overwrite=False)
+            self._write_beside()
+            self._end(job)
         else:
             self._end(self._client.export("v", since, base, overwrite=False, image_format="qcow2"))
             self._end(
@@ -212,7 +222,10 @@ class Walker:
         self._session.close()
         self._start()
         resolve()
-        return f"kill during: {what}"
+        beside = self._write_beside()
+        for job in self._client.jobs():
+            self._end(job)  # a deletion or a rollback goes on
+        return f"kill during: {what}; then {beside}"
 
     def _killed_write(self) -> tuple[str, Callable[[], object], Callable[[], None]]:
         first, data = self._somewhere((8, 40, 400))
@@ -246,7 +259,7 @@ class Walker:
         return f"snapshot {name}", lambda: self._client.create_snapshot("v", name), resolve
 
     def _killed_delete(self) -> tuple[str, Callable[[], object], Callable[[], None]]:
-        name = self._rng.choice(list(self._moments))
+        name = self._any_or_newest()
 
         def resolve() -> None:
             if name not in self._listed():
@@ -278,6 +291,11 @@ class Walker:
     def _name(self) -> str:
         self._names += 1
         return f"s{self._names}"
+
+    def _any_or_newest(self) -> str:
+        """Return a snapshot's name, most often the newest one's: while that is deleted, copies go to the next older one."""
+        names = list(self._moments)
+        return self._rng.choice(names) if self._rng.random() < 0.5 else names[-1]
 
     def _larger(self) -> int:
         return min(SIZES[1], len(self._now) + self._rng.randint(1, 60) * BLOCK)
@@ -333,12 +351,9 @@ class Walker:
     # The daemon -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start the daemon, and wait until it has finished what was interrupted."""
         self.daemon.start()
         self._client = client.Client(self.daemon.state)
         self._session = self.daemon.session()
-        for job in self._client.jobs():
-            self._end(job)
 
     def _end(self, job: messages.Job) -> messages.Job:
         """Wait for the end of a job, and return it.  Raise Wrong if it failed."""
