@@ -242,15 +242,14 @@ class SharedVolume:
         key = None if newest is None else history.key(self.uuid, newest)
         seen: list[NodeSeen] = []
         for name in sorted({*last, *expelled, self._node.name}):
-            own = next((found for found in registrations if _is_initiator_of(found.initiator, name)), None)
-            if own is not None:
-                registrations.remove(own)
+            own = [found for found in registrations if _is_initiator_of(found.initiator, name)]  # one for each path
+            registrations = [found for found in registrations if found not in own]
             latest = last.get(name)
             seen.append(
                 NodeSeen(
                     name,
-                    own.initiator if own else "",
-                    own is not None and own.key == key,
+                    own[0].initiator if own else "",
+                    bool(own) and all(found.key == key for found in own),
                     epochs.get(name),
                     snapshot.moment(latest.time) if latest else None,
                     name in expelled,

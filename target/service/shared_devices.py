@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.block_device import ExtentKind
-from lun_backends.initiator import discovery, disk, inquiry, libiscsi, sg_io
+from lun_backends.initiator import discovery, disk, inquiry, kernel_paths, libiscsi, sg_io
 from lun_backends.initiator.discovery import Discovery, Lun
 from lun_backends.initiator.part import Role
 from lun_backends.initiator.unit import Unit
@@ -67,8 +67,13 @@ class Opener:
             undo.callback(opened_log.close)
             named = [self._named(configured, address, node) for address in configured.pool]
             pool = Pool(sight, log.part.volume, named)
+            paths = None
+            if not configured.primary.startswith(_ISCSI):
+                paths = kernel_paths.KernelPaths(Path(configured.primary))
+                undo.callback(paths.close)
+            own = fence.UnitFence(unit, paths.units if paths else None)
             shared = volume.SharedVolume(
-                devices.Devices(disk.Disk(unit), fence.UnitFence(unit), opened_log, pool),
+                devices.Devices(disk.Disk(unit), own, opened_log, pool, paths.close if paths else _nothing),
                 identity=log.part.volume,
                 name=configured.name,
                 node=node,
@@ -129,6 +134,10 @@ class Opener:
             reason = f"{configured.log} is not the log of a volume"
             raise errors.VolumeError(configured.name, reason, "leave `log` out, or name the LUN of the log")
         return named
+
+
+def _nothing() -> None:
+    """Do nothing: there are no further paths to close."""
 
 
 class Pool:

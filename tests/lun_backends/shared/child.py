@@ -35,8 +35,8 @@ class FarArray:
         return f"iscsi://{self.portal}/{TARGET}/{number}"
 
     @staticmethod
-    def initiator(name: str) -> libiscsi.Initiator:
-        return libiscsi.Initiator(name)
+    def initiator(name: str, port: int = 0) -> libiscsi.Initiator:
+        return libiscsi.Initiator(name, port=port)
 
 
 class Fuse:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import random
 import socket
 import struct
@@ -24,6 +25,7 @@ from lun_backends.cluster import records
 from lun_backends.cluster.records import Type
 from lun_backends.initiator import libiscsi
 from lun_backends.initiator.disk import Disk
+from lun_backends.initiator.unit import Answer, Unit
 from lun_backends.shared import devices, fence, volume
 from lun_backends.shared.devices import RECORD, WriteOnceLun
 from lun_backends.shared.snapshot import SnapshotState
@@ -144,8 +146,8 @@ class Array:
         )  # fmt: skip
         self.served.target.add_lun(0, self.unit)
 
-    def initiator(self, name: str) -> libiscsi.Initiator:
-        return self.served.initiator(name)
+    def initiator(self, name: str, port: int = 0) -> libiscsi.Initiator:
+        return self.served.initiator(name, port)
 
     @staticmethod
     def quiet(opened: Sequence[volume.SharedVolume]) -> None:
@@ -197,7 +199,7 @@ class AsSeen(Protocol):
 
     def address(self, lun: uuid.UUID | int, through: str = "", /) -> str: ...
 
-    def initiator(self, name: str) -> libiscsi.Initiator: ...
+    def initiator(self, name: str, port: int = 0) -> libiscsi.Initiator: ...
 
 
 class Node(volume.SharedVolume):
@@ -207,13 +209,53 @@ class Node(volume.SharedVolume):
     pool: Pool
 
 
-def open_node(array: AsSeen, name: str, *, exclusive: bool | None = None, through: str = "", **settings: Any) -> Node:
-    """Open the volume on a node of that name; `through` is the HOST:PORT of a link to the portal."""
+class Paths(Unit):
+    """A LUN over two paths, which are two nexuses: each command goes by the next one that answers, as with dm-multipath."""
+
+    def __init__(self, *paths: Unit) -> None:
+        super().__init__(paths[0].address)
+        self.paths = paths
+        self._next = itertools.cycle(range(len(paths)))
+
+    def reset_logical_unit(self, timeout: float = 30.0) -> None:
+        self.paths[0].reset_logical_unit(timeout)
+
+    def close(self) -> None:
+        for path in self.paths:
+            path.close()
+
+    def _send(self, cdb: bytes, data_out: Buffers, data_in: Buffers, timeout: float) -> Answer:
+        first = next(self._next)
+        try:
+            return self.paths[first]._send(cdb, data_out, data_in, timeout)
+        except block_device.NoAnswer:
+            return self.paths[1 - first]._send(cdb, data_out, data_in, timeout)
+
+
+def open_node(
+    array: AsSeen,
+    name: str,
+    *,
+    exclusive: bool | None = None,
+    through: str = "",
+    other_path: str | None = None,
+    **settings: Any,
+) -> Node:
+    """Open the volume on a node of that name.
+
+    `through` is the HOST:PORT of a link to the portal, and `other_path` that of a second path to the primary.
+    """
     initiator = array.initiator(f"iqn.2026-11.io.wolun:{name}")
     pool = Pool(array, initiator, name, through)
-    primary = PausableDisk(initiator.unit(array.address(0, through)))
+    unit: Unit = initiator.unit(array.address(0, through))
+    paths: Callable[[], Sequence[Unit]] | None = None
+    if other_path is not None:
+        second = array.initiator(f"iqn.2026-11.io.wolun:{name}", 1)
+        unit = several = Paths(unit, second.unit(array.address(0, other_path)))
+        paths = lambda: several.paths  # noqa: E731 - mypy wants the type above
+    primary = PausableDisk(unit)
     log = Disk(initiator.unit(array.address(1, through)), write_once=True)
-    own = fence.UnitFence(primary.unit)
+    own = fence.UnitFence(primary.unit, paths)
     if exclusive is not None:
         own.exclusive = lambda: exclusive  # type: ignore[method-assign]
     made = Node(

@@ -174,3 +174,34 @@ def test_the_storage_host_restarts_under_load(array: Array) -> None:
         for writer in writers:
             writer.finish()
         assert check_views(array, *opened) == 8
+
+
+def test_a_node_with_two_paths_registers_both(array: Array) -> None:
+    link = Link(array)
+    with nodes(array, "other") as (other,):
+        two = open_node(array, "two", other_path=link.address)
+
+        def write(number: int) -> None:
+            for chunk in range(4):  # by one path after the other
+                two.device.writev(chunk * CHUNK, block(16 * number + chunk + 1))
+
+        def registered() -> int:
+            found = other._devices.fence.registrations()
+            return sum(path.initiator.endswith(":two") for path in found)
+
+        try:
+            wait(lambda: two.status.state == "armed")
+            for number in range(4):
+                (two, other)[number % 2].create_snapshot(f"s{number}")
+                settle(array, two, other)
+                write(number)
+                wait(lambda: write(9) or registered() == (1 if link.is_cut else 2))  # type: ignore[func-returns-value]
+                assert [seen.in_epoch for seen in other.nodes()] == [True, True]
+                if number == 1:
+                    link.cut()
+                if number == 2:
+                    link.heal()
+            assert check_views(array, two, other) == 8
+        finally:
+            two.close()
+            link.close()
