@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands over iSCSI without the kernel: Debian's library `libiscsi7`, by ctypes.  It works in containers.
 
-An address is `iscsi://HOST[:PORT]/TARGET/LUN`.  An `Initiator` has one session for each target, and all its units share
+An address is `iscsi://HOST[:PORT]/TARGET/LUN`.  Several portals of the target may stand there with commas between: a
+login tries the one that answered last, then the others, always under the same ISID.  An `Initiator` has one session for each target, and all its units share
 it, so they are one I_T nexus.  The ISID follows from the names of initiator and target.  So a session that logs in again,
 in this process or after its restart, is the same nexus: registrations stay, and the target ends the commands of the old
 session before it answers the login (RFC 7143 6.3.5).
@@ -42,9 +43,8 @@ CONNECT_TIMEOUT = 10.0
 """Seconds that a login may take, with the waiting for the old session's commands."""
 
 _LIBRARY = "libiscsi.so.7"
-_ADDRESS = re.compile(
-    r"iscsi://(?P<host>\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:]+)(:(?P<port>\d{1,5}))?/(?P<target>[^/\s]+)/(?P<lun>\d{1,5})"
-)
+_PORTAL = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:,]+)(:(?P<port>\d{1,5}))?")
+_ADDRESS = re.compile(r"iscsi://(?P<portals>[^/\s]+)/(?P<target>[^/\s]+)/(?P<lun>\d{1,5})")
 _NORMAL_SESSION, _NO_DIGEST = 2, 0
 _XFER_NONE, _XFER_READ, _XFER_WRITE = 0, 1, 2
 _OWN_STATUS = 0x0F000000  # cancelled, error, timed out
@@ -135,7 +135,7 @@ class AddressWrong(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A LUN behind an iSCSI portal; `portal` is HOST:PORT."""
+    """A LUN behind an iSCSI portal; `portal` is HOST:PORT, or several of them with commas between."""
 
     portal: str
     target: str
@@ -146,13 +146,19 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Parse `iscsi://HOST[:PORT]/TARGET/LUN`.  Raise AddressWrong."""
+        """Parse `iscsi://HOST[:PORT][,HOST[:PORT]...]/TARGET/LUN`.  Raise AddressWrong."""
         match = _ADDRESS.fullmatch(text)
-        if match is None or int(match["port"] or DEFAULT_PORT) > 0xFFFF or int(match["lun"]) > 0x3FFF:
+        portals = [_PORTAL.fullmatch(portal) for portal in match["portals"].split(",")] if match is not None else []
+        if (
+            match is None
+            or int(match["lun"]) > 0x3FFF
+            or any(portal is None or int(portal["port"] or DEFAULT_PORT) > 0xFFFF for portal in portals)
+        ):
             raise AddressWrong(
                 f"{text} is no address of a LUN: write iscsi://HOST[:PORT]/TARGET/LUN, with a LUN below 16384"
             )
-        return cls(f"{match['host']}:{match['port'] or DEFAULT_PORT}", match["target"], int(match["lun"]))
+        places = (f"{portal['host']}:{portal['port'] or DEFAULT_PORT}" for portal in portals if portal is not None)
+        return cls(",".join(places), match["target"], int(match["lun"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +219,7 @@ class _Session:
         self._c = _library()
         self._owner = owner
         self._portal, self._target = portal, target
+        self._portals = portal.split(",")
         digest = hashlib.sha256(f"{owner.name}\n{target}\n{owner.port}".encode()).digest()
         self._isid = int.from_bytes(digest[:3]), int.from_bytes(digest[3:5])
         self._lock = threading.Lock()
@@ -342,6 +349,20 @@ class _Session:
         until, why = self._failed
         if time.monotonic() < until:
             raise block_device.NoAnswer(why)
+        problems = []
+        for portal in list(self._portals):
+            problem = self._log_in(portal)
+            if not problem:
+                # The next login begins with the portal that answered.
+                self._portals.sort(key=lambda other: other != portal)
+                return
+            problems.append(problem)
+        why = f"{self._name} cannot be reached: {'; '.join(problems)}"
+        self._failed = time.monotonic() + _PAUSE_AFTER_FAILURE, why
+        raise block_device.NoAnswer(why)
+
+    def _log_in(self, portal: str) -> str:
+        """Log in at a portal.  Return why that failed, an empty text if it did not."""
         context = self._c.iscsi_create_context(self._owner.name.encode())
         self._c.iscsi_set_noautoreconnect(context, 1)
         self._c.iscsi_set_targetname(context, self._target.encode())
@@ -360,16 +381,15 @@ class _Session:
         self._context = context
         call = _Call(-1, CONNECT_TIMEOUT, None, None)
         number = self._add(call)
-        if self._c.iscsi_full_connect_async(context, self._portal.encode(), -1, self._callback, number):
+        if self._c.iscsi_full_connect_async(context, portal.encode(), -1, self._callback, number):
             call.finish(self._error())
         else:
             self._drive(call)
         if call.problem or self._context is None:
-            why = f"{self._name} cannot be reached: {call.problem}"
-            self._lose(why)
-            self._failed = time.monotonic() + _PAUSE_AFTER_FAILURE, why
-            raise block_device.NoAnswer(why)
+            self._lose(call.problem)
+            return call.problem or "the link was lost"
         self._calls.pop(number, None)
+        return ""
 
     def _drive(self, call: _Call) -> None:
         """Poll, with the lock held, until a login or a logout is done."""

@@ -43,8 +43,9 @@ INITIATOR_PATTERN = r"^([Ii][Qq][Nn]\.|[Ee][Uu][Ii]\.|[Nn][Aa][Aa]\.|[A-Za-z]{0,
 WRITE_ONCE_SUFFIX = "/write-once"
 UNIT_PATTERN = f"^{names.PATTERN}(@{names.PATTERN}(/write-once)?)?$"
 """`vol0`, `vol0@nightly` (the snapshot's view), `vol0@nightly/write-once`."""
-DEVICE_PATTERN = r"^((?!iscsi:).+|iscsi://(\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:]+)(:[0-9]{1,5})?/[^/\s]+/[0-9]{1,5})$"
-"""A block device of this host, or a LUN that the daemon reaches over iSCSI by itself."""
+_PORTAL = r"(\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:,]+)(:[0-9]{1,5})?"
+DEVICE_PATTERN = rf"^((?!iscsi:).+|iscsi://{_PORTAL}(,{_PORTAL})*/[^/\s]+/[0-9]{{1,5}})$"
+"""A block device of this host, or a LUN that the daemon reaches over iSCSI by itself; several portals may lead to it."""
 LISTEN_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):[0-9]{1,5}$"
 
 

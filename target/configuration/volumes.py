@@ -261,7 +261,7 @@ class SharedVolume(values.Group):
 
     primary: values.Device
     """The primary: a block device, like /dev/disk/by-id/wwn-0x..., or iscsi://HOST:PORT/TARGET/LUN, which the daemon reaches
-    by itself. The daemon always bypasses the page cache."""
+    by itself; HOST1:PORT,HOST2:PORT are several portals of the target. The daemon always bypasses the page cache."""
 
     lun: values.Lun | None = None
     """The LUN of the volume, through copy-on-write. Left out: initiators of this node do not see it."""

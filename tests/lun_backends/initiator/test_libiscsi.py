@@ -16,6 +16,7 @@ from target.scsi.logical_unit import UnitKind
 from tests.daemon import Daemon
 from tests.lun_backends.initiator.serving import NAME, Served
 from tests.memory_device import MIB, MemoryDevice
+from tests.target.portal.test_portal import wait_for
 
 
 def write16(lba: int, blocks: int) -> bytes:
@@ -198,6 +199,25 @@ def test_command_that_takes_too_long_has_no_answer(served: Served) -> None:
     assert answer.is_set()
 
 
+def test_other_portal_of_the_target_is_the_same_nexus(served: Served) -> None:
+    device = MemoryDevice()
+    served.add(0, device)
+    host, port = served.portal.listen("127.0.0.1", 0)
+    other = f"{host}:{port}"
+    lun = served.initiator().unit(f"iscsi://127.0.0.1:1,{served.place},{other}/{served.name}/0")
+    lun.execute(bytes(6))
+    (before,) = served.target.nexuses
+    served.portal.unlisten(served.place)
+    for session in served.portal.sessions():
+        served.portal.end_session(session.tsih)
+    wait_for(lambda: not served.portal.sessions())
+    lun.execute(write16(0, 1), b"\x66" * 512)
+    assert device.data[:512] == b"\x66" * 512
+    (after,) = served.target.nexuses
+    assert (after.initiator, after.tag) == (before.initiator, before.tag)
+    assert [session.portal for session in served.portal.sessions()] == [other]
+
+
 def test_nobody_at_the_address() -> None:
     with pytest.raises(block_device.NoAnswer, match="cannot be reached"):
         libiscsi.Initiator(NAME).unit("iscsi://127.0.0.1:1/iqn.2026-11.io.wolun:nobody/0").execute(bytes(6))
@@ -311,6 +331,7 @@ def test_target_that_answers_no_ping_is_lost_while_a_command_waits(
         "iscsi://host:99999/iqn.x/0",
         "iscsi://host/iqn.x/16384",
         "iscsi://::1/iqn.x/0",
+        "iscsi://a,/iqn.x/0",
     ],
 )
 def test_wrong_addresses_are_refused(text: str) -> None:
@@ -324,6 +345,7 @@ def test_wrong_addresses_are_refused(text: str) -> None:
         ("iscsi://host/iqn.x:y/3", "host:3260"),
         ("iscsi://10.0.0.1:860/iqn.x:y/3", "10.0.0.1:860"),
         ("iscsi://[::1]:1/iqn.x:y/3", "[::1]:1"),
+        ("iscsi://a,[::1],b:7/iqn.x:y/3", "a:3260,[::1]:3260,b:7"),
     ],
 )
 def test_addresses(text: str, portal: str) -> None:
