@@ -198,7 +198,9 @@ def _status_page(service: Service, admin: Administration) -> StatusPage | None:
     from target.web import status_page
 
     try:
-        page = status_page.StatusPage(application.application(service, admin), configured, service.inventory.state_dir)
+        page = status_page.StatusPage(
+            application.application(service, admin), service.audit, configured, service.inventory.state_dir
+        )
         page.start()
     except status_page.CannotShow as error:
         raise CannotServe(str(error)) from error

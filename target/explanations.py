@@ -107,10 +107,14 @@ The entry in `access.initiators` admits no initiator, because a file with its se
 users can read it, it belongs to another user, its secret is not 12 to 255 bytes long, or the target proves itself to another
 initiator with that secret.  Meanwhile these initiators are refused, even if a later entry matches them.  Correct the file; then
 use `set auth` again, or start the daemon again.""",
+    "notices-failed": """\
+A webhook or sendmail did not take the notice of an alert (`notices` in the configuration).  The daemon tries again every 15
+seconds, and no notice is lost while the daemon runs.  The alert has the answer of the webhook or of sendmail.  Correct the
+address, or repair what it leads to.""",
     "open-files-low": """\
 The daemon has nearly as many files open as it may have.  When it has no descriptor left, no snapshot can be taken or opened, no
 initiator can log in, and commands of `wolun` get no answer.  Open sessions and volumes are still served, and no data is
-lost.  Each snapshot takes three descriptors, each session one.  The daemon raises its own limit as far as it may.  Raise the hard
+lost.  Each snapshot takes two descriptors, each session one.  The daemon raises its own limit as far as it may.  Raise the hard
 limit (`LimitNOFILE=` in the unit, or `ulimit -Hn` in a shell) and start the daemon again, or delete snapshots.""",
     "node-out": """\
 This host does not take part in a shared volume at present.  Its initiators wait, and then get NOT READY; the other nodes go on.

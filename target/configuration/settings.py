@@ -12,6 +12,8 @@ this version lacks has no key yet.  `reader` reads files into these types and ex
 | `portal`     | the addresses that the daemon's own portal listens on, and the memory that it may take          |
 | `lio`        | the addresses of the kernel's target, and whether this host attaches the LUNs itself            |
 | `access`     | who may log in, how they prove it, and what they see; by default no initiator may log in        |
+| `notices`    | where alerts are sent: a webhook, mail                                                          |
+| `status`     | the status page: addresses, tokens, certificates                                                |
 | `volumes`    | the volumes on this host's own storage                                                          |
 | `write_once` | write-once LUNs for nodes that share a volume: pools, and single LUNs                           |
 | `shared`     | volumes on storage that several nodes share                                                     |
@@ -35,6 +37,8 @@ from target.configuration.access import Initiator as Initiator
 from target.configuration.access import MappedLun as MappedLun
 from target.configuration.fabric_kind import DEFAULT_LISTEN
 from target.configuration.fabric_kind import Fabric as Fabric
+from target.configuration.telling import Notices as Notices
+from target.configuration.telling import StatusPage as StatusPage
 from target.configuration.values import Problems, Where
 from target.configuration.volumes import MapViews as MapViews
 from target.configuration.volumes import MapWriteOnce as MapWriteOnce
@@ -87,55 +91,6 @@ class Lio(values.Group):
         return problems
 
 
-class StatusPage(values.Group):
-    """The status page: a web page, JSON and metrics over TCP. It is off unless it has an address."""
-
-    listen: values.Listens | None = None
-    """HOST:PORT, or a list of several, with numeric addresses. Left out: there is no status page."""
-
-    names: tuple[str, ...] = ()
-    """The names of this host in URLs, beside its own and localhost. Requests for other names are refused."""
-
-    token_file: values.FilePath | None = None
-    """The file with the token, 12 to 255 bytes on one line, that clients need to look. It must belong to the daemon's user or
-    root, and no other user may read it. Left out: none is needed, and only clients of this host may connect."""
-
-    admin_token_file: values.FilePath | None = None
-    """The file with the token that clients need to take, hold, export or delete a snapshot. Left out: nobody can."""
-
-    certificate: values.FilePath | None = None
-    """The file with the certificate (PEM), for HTTPS. Left out: HTTP."""
-
-    key: values.FilePath | None = None
-    """The file with the certificate's private key (PEM)."""
-
-    clients: values.FilePath | None = None
-    """The file with the certificate authorities (PEM) of clients. Then each client needs a certificate of one of them."""
-
-    def problems(self) -> Problems:
-        """Return the problems of values beside their neighbours."""
-        if self.listen is None:
-            given = next((key for key, value in self if value), None)
-            return {} if given is None else {(given,): "it does nothing without listen"}
-        if (self.certificate is None) is not (self.key is None):
-            return {("certificate",): "certificate and key belong together: write both or neither"}
-        if self.clients is not None and self.certificate is None:
-            return {("clients",): "certificates of clients need HTTPS: write certificate and key"}
-        problems: dict[Where, str] = {}
-        for index, listen in enumerate(self.listen):
-            host = listen.rpartition(":")[0].strip("[]")
-            try:
-                own = ipaddress.ip_address(host).is_loopback
-            except ValueError:
-                problems["listen", index] = f"the status page takes numeric addresses, not {host}"
-                continue
-            if not own and self.token_file is None and self.clients is None:
-                problems["listen", index] = "others can reach it: write token_file, or clients, or a loopback address"
-            elif not own and self.certificate is None and self.token_file is not None:
-                problems["listen", index] = "a token would cross the network in the clear: write certificate and key"
-        return problems
-
-
 class Settings(values.Group):
     """Everything that a configuration file says."""
 
@@ -153,6 +108,9 @@ class Settings(values.Group):
 
     access: Access = Access()
     """The initiators that may log in."""
+
+    notices: Notices = Notices()
+    """The notices of alerts."""
 
     status: StatusPage = StatusPage()
     """The status page."""

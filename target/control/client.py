@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import pwd
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ from target import codec, messages, places
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.25
 JOB_HEADER = "Wolun-Job"
+WAY = "Wolun-Way"
+USER = "Wolun-User"
+"""Headers for the audit log: `cli` or `shell`, and the user who asks."""
 _PIECE = 1 << 20
 
 
@@ -50,6 +55,7 @@ class Client:
         self._timeout = timeout
         self._connection = _Connection(state_dir, timeout)
         self.dry_run = False
+        self.way = "cli"
 
     def close(self) -> None:
         """Close the connection."""
@@ -366,7 +372,9 @@ class Client:
 
     def _response(self, method: str, path: str, sent: str | None) -> http.client.HTTPResponse:
         """Send a request and return the answer, whose body is still to be read."""
-        headers = {} if sent is None else {"Content-Type": "application/json"}
+        headers = {WAY: self.way, USER: _user()}
+        if sent is not None:
+            headers["Content-Type"] = "application/json"
         try:
             self._connection.request(method, path, sent, headers)
             return self._connection.getresponse()
@@ -423,3 +431,11 @@ def _gone(error: Exception) -> messages.Refusal:
     return messages.Refusal(
         "no-answer", f"the daemon did not answer: {error or type(error).__name__}", "see the daemon's log"
     )
+
+
+def _user() -> str:
+    """Return the user who asks, for the audit log: who called sudo, if it was called."""
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

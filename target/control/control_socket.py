@@ -16,7 +16,7 @@ import uvicorn
 
 from target import liveness, places
 from target.administration import administration
-from target.control import application
+from target.control import application, audited
 from target.service.service import Service
 
 STOP_SECONDS = 5
@@ -51,7 +51,7 @@ class ControlSocket:
         self._server = Server(
             self.pulse,
             uvicorn.Config(
-                application.application(service, admin),
+                audited.Audited(application.application(service, admin), service.audit, "api"),
                 http="h11",
                 loop="asyncio",
                 ws="none",

@@ -348,6 +348,8 @@ class LogicalUnit:
         """The initiators that have sent it a command; `*` stands for more."""
         self.new_to: set[str] = set()
         """The initiators that may know another unit under its LUN; `*` stands for all.  Each is told once."""
+        self.changed_by: Callable[[str, str], None] | None = None
+        """Called with the initiator's name and the command when an initiator changed something for others."""
         self.doubtful = False
         """Whether the unit shows a snapshot that may not be true; `doubt` changes it."""
         self.write_cache = True

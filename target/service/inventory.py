@@ -30,6 +30,7 @@ from lun_backends.volumes import group, manifest
 from lun_backends.volumes import volume as own
 from lun_backends.volumes.interface import Snapshot, Volume
 from target import own_address
+from target.audit import Audit
 from target.configuration import settings as configuration
 from target.fabrics import access
 from target.scsi import logical_unit, scsi_target
@@ -86,7 +87,8 @@ class Inventory:
     and not served.  Raise lun_numbers.Damaged, OSError.
     """
 
-    def __init__(self, configured: configuration.Settings, state_dir: Path, jobs: Jobs) -> None:
+    def __init__(self, configured: configuration.Settings, state_dir: Path, jobs: Jobs, audit: Audit) -> None:
+        self._audit = audit
         self.state_dir = state_dir
         self.scsi = scsi_target.ScsiTarget(configured.target)
         self.access = access.Access(access.Rules.read(configured.access, state_dir))
@@ -552,6 +554,7 @@ class Inventory:
                 self.publish(owner, snapshot)
 
     def _add_lun(self, number: int, unit: logical_unit.LogicalUnit, *, fixed: bool = False) -> None:
+        unit.changed_by = lambda initiator, what: self._audit.record("initiator", initiator, what)
         before = self._resting.taken(number, unit.uuid, fixed=fixed)
         if before is not None:
             unit.new_to |= before.initiators

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from lun_backends.volumes import interface
+from target.audit import Audit
 from target.configuration import schedule, settings
 from target.service import problems
 from target.service.snapshots import Snapshots
@@ -45,11 +46,13 @@ class ScheduleKeeper:
         self,
         owner: interface.Volume,
         snapshots: Snapshots,
+        audit: Audit,
         clock: Callable[[], datetime.datetime],
         stopping: threading.Event,
     ) -> None:
         self.owner = owner
         self._snapshots = snapshots
+        self._audit = audit
         self._clock = clock
         self._stopping = stopping
         self._last: datetime.datetime | None = None  # a snapshot deleted by hand is not taken again
@@ -117,6 +120,9 @@ class ScheduleKeeper:
             log.error("the schedule of %s is not kept: %s", self.owner.name, reason)
         self._failures[what] = reason
 
+    def _record(self, what: str) -> None:
+        self._audit.record("schedule", f"the schedule of {self.owner.name}", what)
+
     def _due(self, configured: _Configured) -> bool:
         if configured.schedule is None:
             return False
@@ -141,6 +147,7 @@ class ScheduleKeeper:
             self._expire(configured, now)
             taken = self._snapshots.create_snapshot(configured.name, name, scheduled=True)
         self._last = datetime.datetime.fromisoformat(taken.taken)
+        self._record(f"take {configured.name}@{name}")
 
     def _take_for_all(self, configured: settings.SharedVolume, now: datetime.datetime) -> None:
         """Take the snapshot of this period, unless another node was first: the log takes its name once.  Raise Problem."""
@@ -151,6 +158,8 @@ class ScheduleKeeper:
         except problems.Problem:
             if all(name != snapshot.name for snapshot in self.owner.snapshots):
                 raise
+        else:
+            self._record(f"take {configured.name}@{name}")
         self._last = now
 
     def _expire(self, configured: _Configured, coming: datetime.datetime | None = None) -> None:
@@ -167,6 +176,7 @@ class ScheduleKeeper:
                     job = self._snapshots.delete_snapshot(configured.name, snapshot.name)
                     job.wait()
                     job.check()
+                    self._record(f"delete {configured.name}@{snapshot.name}")
                 except problems.Problem as problem:
                     if snapshot in self.owner.snapshots:  # else it was deleted by hand meanwhile
                         failed.append(problem)

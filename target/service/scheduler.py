@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 from lun_backends.volumes import manifest
 from target import liveness
+from target.audit import Audit
 from target.service import problems
 from target.service.inventory import Inventory
 from target.service.schedule_keeper import ScheduleKeeper
@@ -29,10 +30,15 @@ class Scheduler:
     """The thread, from `start` to `close`."""
 
     def __init__(
-        self, inventory: Inventory, snapshots: Snapshots, clock: Callable[[], datetime.datetime] = manifest.now
+        self,
+        inventory: Inventory,
+        snapshots: Snapshots,
+        audit: Audit,
+        clock: Callable[[], datetime.datetime] = manifest.now,
     ) -> None:
         self._inventory = inventory
         self._snapshots = snapshots
+        self._audit = audit
         self._clock = clock
         self._keepers: Mapping[str, ScheduleKeeper] = {}  # by volume; replaced as a whole
         self._bug = ""
@@ -61,7 +67,7 @@ class Scheduler:
                 continue
             keeper = self._keepers.get(configured.name)
             if keeper is None or keeper.owner is not owner:
-                keeper = ScheduleKeeper(owner, self._snapshots, self._clock, self._stopping)
+                keeper = ScheduleKeeper(owner, self._snapshots, self._audit, self._clock, self._stopping)
             keepers[configured.name] = keeper
             looking.append((keeper, configured))
         self._keepers = keepers

@@ -9,6 +9,7 @@
 | `reshaping` | the requests that change a volume's content or size: roll back, resize                 |
 | `scheduler` | a thread that takes and deletes snapshots by schedule                                  |
 | `rates`     | a thread that measures throughput                                                      |
+| `notices`   | a thread that sends alerts to a webhook and by mail                                    |
 | `status`    | everything that is shown                                                               |
 | `sharing`   | single write-once LUNs, and shared volumes with one snapshot, of nodes that share storage |
 | `pools`     | pools of write-once LUNs for the nodes of a cluster                                    |
@@ -23,12 +24,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from target import liveness
+from target import audit, liveness
 from target.configuration import settings
 from target.service import (
     inventory,
     jobs,
     nodes,
+    notices,
     pools,
     rates,
     reshaping,
@@ -49,18 +51,21 @@ class Service:
     """
 
     def __init__(self, configured: settings.Settings, state_dir: Path) -> None:
+        self.audit = audit.Audit(state_dir / audit.FILE)
         self.jobs = jobs.Jobs()
-        self.inventory = inventory.Inventory(configured, state_dir, self.jobs)
+        self.inventory = inventory.Inventory(configured, state_dir, self.jobs, self.audit)
         self.pools = pools.Pools(configured, state_dir, self.inventory)
         self.snapshots = snapshots.Snapshots(self.inventory, self.jobs, self.pools)
         self.reshaping = reshaping.Reshaping(self.inventory, self.jobs)
-        self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots)
+        self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots, self.audit)
         self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
         self.inventory.open_configured()
         self.pools.open()
         self._opener = shared_devices.Opener()
         self.nodes = nodes.Nodes(self.inventory, configured, self._opener.open)
         self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler, self.nodes, self.pools)
+        self.notices = notices.Notices(configured.notices, self.status.alerts)
+        self.status.noticing = self.notices.trouble
         self.sharing = shared_storage.Sharing(configured, state_dir, self.inventory.add_fixed_lun)
         for name, reason in self.sharing.failed.items():
             self.inventory.mark_failed(name, reason)
@@ -71,17 +76,20 @@ class Service:
         self.rates.start()
         self.nodes.start()
         self.scheduler.start()
+        self.notices.start()
         self.pools.start()
 
     def pulses(self) -> Sequence[liveness.Pulse]:
         """Return the signs of life of the loops that `fabric_started` has started."""
-        return self.rates.pulse, self.scheduler.pulse
+        own = (self.rates.pulse, self.scheduler.pulse)
+        return (*own, self.notices.pulse) if self.notices.runs else own
 
     def stop(self) -> None:
         """Refuse all further requests and cancel the jobs.  Call this before the fabric ends."""
         self.inventory.stop()
         self.jobs.stop()
         self.scheduler.close()
+        self.notices.close()
         self.nodes.stop()
         self.pools.stop()
         self.rates.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import target
@@ -35,6 +35,8 @@ class Status:
         self._scheduler = scheduler
         self._nodes = nodes
         self._pools = pools
+        self.noticing: Callable[[], str] = str
+        """Returns why notices cannot be sent; an empty text if they can."""
         self._started = datetime.datetime.now(datetime.UTC)
 
     def status(self) -> messages.Status:
@@ -71,6 +73,11 @@ class Status:
         yield from alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
         yield from self._nodes.alerts()
         yield from alerts.of_pools(self._pools.shown())
+        if trouble := self.noticing():
+            text = f"notices of alerts cannot be sent: {trouble}"
+            yield messages.Alert(
+                "notices-failed", "daemon", text, "correct `notices` in the configuration, or its target"
+            )
 
     def volume(self, configured: settings.Volume | settings.SharedVolume) -> messages.Volume:
         """Return one volume, as it is being served."""

@@ -14,6 +14,7 @@ from target.shell import console, root
 def run(asked: client.Client, command: str, *, dry_run: bool, keep_going: bool) -> int:
     """Run the command, the script or the session.  Return the exit status: 0 if everything was done."""
     asked.dry_run = dry_run
+    asked.way = "shell"
     interactive = not command and sys.stdin.isatty()
     shell = console.Shell(asked, _preferences(interactive))
     root.Root(shell)

@@ -11,14 +11,14 @@ import socket
 import ssl
 import threading
 from pathlib import Path
-from typing import cast
 
 import fastapi
 import uvicorn
 
 from target import liveness
+from target.audit import Audit
 from target.configuration import settings
-from target.control import control_socket
+from target.control import audited, control_socket
 from target.fabrics import access
 from target.web import gate, page_files
 
@@ -34,13 +34,13 @@ class CannotShow(Exception):
 class StatusPage:
     """The listener, from `start` to `close`.  `shown` is the application of the control socket."""
 
-    def __init__(self, shown: fastapi.FastAPI, configured: settings.StatusPage, state_dir: Path) -> None:
+    def __init__(self, shown: fastapi.FastAPI, audit: Audit, configured: settings.StatusPage, state_dir: Path) -> None:
         """Read the tokens and the certificate.  Raise CannotShow."""
         self.pulse = liveness.Pulse("status-page")
         self._configured = configured
         shown.include_router(page_files.routes())
         guarded = gate.Gate(
-            cast(gate.Application, shown), _tokens(configured, state_dir), gate.own_names(configured.names)
+            audited.Audited(shown, audit, "page"), _tokens(configured, state_dir), gate.own_names(configured.names)
         )
         made = uvicorn.Config(
             guarded,

@@ -10,7 +10,7 @@ import target
 from target import explanations
 
 SERVICE = Path(target.__file__).parent / "service"
-ALERTS = (SERVICE / "alerts.py", SERVICE / "nodes.py")
+ALERTS = (SERVICE / "alerts.py", SERVICE / "nodes.py", SERVICE / "status.py")
 
 
 def _alert_codes() -> set[str]:

@@ -164,5 +164,7 @@ def mode_select(itl: ItlNexus, task: Task, nowait: bool) -> None:
         if nowait:
             raise WouldBlock
         unit.set_write_cache(write_cache, task=task)
+        if unit.changed_by is not None:
+            unit.changed_by(itl.nexus.port.initiator, f"MODE SELECT, WCE {int(write_cache)}, {unit.name}")
         unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256), excluding=itl.nexus)
     transfer.good(task)

@@ -159,6 +159,9 @@ def _resolved(itl: ItlNexus, port: InitiatorPort, position: int) -> list[Initiat
 
 def _run(itl: ItlNexus, task: Task, change: Callable[[ReservationState], Outcome], *, abort: bool = False) -> None:
     itl.unit.reservations.change(task, change, abort=abort)
+    if itl.unit.changed_by is not None:
+        what = f"PERSISTENT RESERVE OUT, service action {task.cdb[1] & 0x1F:02X}h, {itl.unit.name}"
+        itl.unit.changed_by(itl.nexus.port.initiator, what)
     transfer.good(task)
 
 
