@@ -108,6 +108,14 @@ class Pool(Protocol):
         """Return the LUNs that are blank, which each of them has to say itself (GET LBA STATUS), best candidate first."""
         ...
 
+    def look(self) -> None:
+        """Learn which LUNs there are now, so that `find` need not look for one while writes wait."""
+        ...
+
+    def forget(self, lun: uuid.UUID) -> None:
+        """Give up what this host keeps of a LUN that will not come back.  It may be unknown, or forgotten already."""
+        ...
+
 
 @dataclass(frozen=True)
 class Devices:

@@ -193,12 +193,17 @@ class Driver:
         return lun
 
     def forget_lun(self, identity: uuid.UUID) -> None:
-        """Close a write-once LUN that no chain holds any longer."""
+        """Close a write-once LUN that no chain holds any longer, and that will not come back."""
         with self.changed:
             lun = self._luns.pop(identity, None)
         if lun is not None:
             with contextlib.suppress(block_device.BlockDeviceError):
                 lun.device.close()
+        self._devices.pool.forget(identity)
+
+    def look_at_pool(self) -> None:
+        """Learn which LUNs the pool has.  Raise the errors of `lun`."""
+        self._devices.pool.look()
 
     def newer(self) -> bool:
         """Look at the log for 7h: return whether it has a newer epoch than the node's.  Raise BlockDeviceError."""
@@ -317,7 +322,6 @@ class Driver:
                 return (identity,)
             sizes = f"{lun.device.size} bytes, and the primary {self._devices.primary.size}"
             logger.warning("write-once LUN %s is too small for a snapshot: it has %s", identity, sizes)
-            self.forget_lun(identity)
         return ()
 
     def _command(self, action: actions.Action) -> Any:

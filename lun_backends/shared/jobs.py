@@ -73,6 +73,8 @@ class Jobs:
         self._takeover = takeover
         self._claimed: set[uuid.UUID | None] = set()
         self._seen: dict[jobs.Job, float] = {}  # since when it could be done
+        self._forgotten: set[uuid.UUID] = set()  # LUNs of deleted snapshots
+        self._looked_at = -1  # the end of the log at the last look at the pool
         self._working = threading.Lock()
         self._woken = threading.Event()
         self._stopping = False
@@ -224,6 +226,9 @@ class Jobs:
         while not self._stopping:
             self._woken.wait(min(_RETRY, self._takeover))
             self._woken.clear()
+            if self._stopping:
+                return
+            self._tend()
             for job in self._due():
                 if self._stopping:
                     return
@@ -232,6 +237,21 @@ class Jobs:
                 except (block_device.BlockDeviceError, Refused) as error:
                     if not self._stopping:
                         logger.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
+
+    def _tend(self) -> None:
+        """Give up the LUNs of deleted snapshots, and learn which ones the pool got in their place."""
+        with self._driver.changed:
+            log = self._driver.node.history
+            gone = [epoch.lun for epoch in log.epochs if log.standing_of(epoch) is Standing.DELETED]
+            end = log.end
+        for lun in gone:
+            if lun is not None and lun not in self._forgotten:
+                self._forgotten.add(lun)
+                self._driver.forget_lun(lun)
+        if self._looked_at != end:
+            self._looked_at = end
+            with contextlib.suppress(block_device.BlockDeviceError, Refused, OSError):  # `find` meets them again
+                self._driver.look_at_pool()
 
     def _do(self, job: jobs.Job) -> None:
         match job:

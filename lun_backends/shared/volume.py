@@ -448,12 +448,6 @@ class SharedVolume:
 
     def read(self, log: History) -> None:
         """Follow a log that has grown while the node stays in its epoch."""
-        for lun in [
-            epoch.lun
-            for epoch in log.epochs
-            if epoch.snapshot is not None and epoch.lun is not None and log.standing(epoch.snapshot) is Standing.DELETED
-        ]:
-            self._driver.forget_lun(lun)
         unbars = self._barred and log.rollback is None
         drops = self._below.write_once_side is not None and log.target(self._node.epoch) is None
         if self._driver.admission.open and (unbars or drops):

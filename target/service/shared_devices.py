@@ -167,6 +167,14 @@ class Pool:
                         found.append(lun.part.lun)
         return found
 
+    def look(self) -> None:
+        """Learn which LUNs there are now."""
+        self._look()
+
+    def forget(self, lun: uuid.UUID) -> None:
+        """Give up what this host keeps of a LUN that will not come back."""
+        self._sight.forget(lun)
+
     def _known(self) -> Mapping[uuid.UUID, Lun]:
         return self._seen
 

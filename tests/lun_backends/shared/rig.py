@@ -166,6 +166,7 @@ class Pool:
     def __init__(self, array: AsSeen, initiator: libiscsi.Initiator, node: str, through: str) -> None:
         self._array, self._initiator, self._node, self._through = array, initiator, node, through
         self.opened: dict[uuid.UUID, PausableDisk] = {}
+        self.forgotten: list[uuid.UUID] = []
 
     def _disk(self, lun: uuid.UUID) -> PausableDisk:
         return PausableDisk(self._initiator.unit(self._array.address(lun, self._through)), write_once=True)
@@ -175,6 +176,12 @@ class Pool:
             return None
         disk = self.opened[lun] = self._disk(lun)
         return WriteOnceLun(disk, disk)
+
+    def look(self) -> None:
+        """Do nothing: the array knows its LUNs."""
+
+    def forget(self, lun: uuid.UUID) -> None:
+        self.forgotten.append(lun)
 
     def blank(self) -> list[uuid.UUID]:
         found = []

@@ -37,6 +37,7 @@ def test_chunks_of_a_deleted_snapshot_move_to_the_older_one(array: Array) -> Non
         history_of(array, one, 3)
         view = two.view("s0")
         open_view = two.view("s1")
+        lun = two.snapshot("s1").lun
         done: list[tuple[int, int]] = []
         assert two.delete_snapshot("s1", progress=lambda at, end: done.append((at, end)))
         assert done[-1][0] == done[-1][1]
@@ -47,6 +48,8 @@ def test_chunks_of_a_deleted_snapshot_move_to_the_older_one(array: Array) -> Non
             read(open_view, 0, 512)
         with pytest.raises(errors.NoSuchSnapshot):
             one.delete_snapshot("s1")
+        for node in (one, two):
+            wait(lambda node=node: node.pool.forgotten == [lun])  # type: ignore[misc]
 
 
 def test_the_newest_snapshot_is_hidden_until_there_is_a_newer_one(array: Array) -> None:
