@@ -96,16 +96,19 @@ class Answer:
 
 def decode_sense(raw: bytes) -> Sense:
     """Decode sense data of the fixed or the descriptor format (SPC-4 4.5.2, 4.5.3), as far as it goes."""
+    length = len(raw)
     raw = raw.ljust(18, b"\0")
     if raw[0] & 0x7F in (0x72, 0x73):
-        information, position, end = None, 8, min(8 + raw[7], len(raw))
+        information, position, end = None, 8, min(8 + raw[7], length)
         while position + 2 <= end:
             if raw[position] == 0 and raw[position + 2] & 0x80 and position + 12 <= end:
                 information = int.from_bytes(raw[position + 4 : position + 12])
                 break
             position += raw[position + 1] + 2
         return Sense(raw[1] & 0x0F, int.from_bytes(raw[2:4]), information)
-    return Sense(raw[2] & 0x0F, int.from_bytes(raw[12:14]), int.from_bytes(raw[3:7]) if raw[0] & 0x80 else None)
+    return Sense(
+        raw[2] & 0x0F, int.from_bytes(raw[12:14]), int.from_bytes(raw[3:7]) if raw[0] & 0x80 and length >= 7 else None
+    )
 
 
 class Unit(abc.ABC):
