@@ -8,6 +8,7 @@
 # make model   search all states of the cluster protocol for a wrong snapshot, about an hour; ARGS='--nodes 2' for less
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make walk    take ten thousand random steps with a daemon, and compare every byte after each; STEPS=500 for less, SEED=7 for others
+# make races   two processes race for the chunks of a store in Ceph, 10,000 times; ROUNDS=100 for less
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
@@ -18,7 +19,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate walk soak lab lint man peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate walk soak races lab lint man peers lock
 
 BIN := .venv/bin
 
@@ -69,6 +70,10 @@ walk: peers
 soak: SECONDS = 3600
 soak: peers
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
+
+races: ROUNDS = 10000
+races: peers
+	WOLUN_RACE_ROUNDS=$(ROUNDS) $(BIN)/pytest -q -o timeout=0 -k two_processes tests/lun_backends/stores
 
 lab: setup
 	@$(BIN)/python -m tests.lab

@@ -144,6 +144,10 @@ class Cluster:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
+    def signal(self, program: str, number: int) -> None:
+        """Send a signal to a program."""
+        self._running[program].send_signal(number)
+
     def close(self) -> None:
         for program in list(self._running):
             self.kill(program)

@@ -85,6 +85,10 @@ class Engine(Protocol):
         """Yield the numbers of the chunks of [first, end), in order.  Raises EngineError."""
         ...
 
+    def count(self, snapshot: uuid.UUID) -> int:
+        """Return how many chunks a snapshot has, or had a moment ago.  Raises EngineError."""
+        ...
+
     def sweep(self, snapshot: uuid.UUID) -> None:
         """Delete all chunks of a snapshot, and look a second time for those that came late.  Raises EngineError."""
         ...

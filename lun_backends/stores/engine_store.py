@@ -81,7 +81,14 @@ class EngineStore:
     local = False
 
     def __init__(
-        self, geometry: contract.Geometry, of: engine.Engine, cache: Cache, durability: Durability, space: Space
+        self,
+        geometry: contract.Geometry,
+        of: engine.Engine,
+        cache: Cache,
+        durability: Durability,
+        space: Space,
+        *,
+        new: bool,
     ) -> None:
         """Open the store; count what it has.  Raises EngineError."""
         self.snapshot, self.volume = geometry.snapshot, geometry.volume
@@ -99,10 +106,9 @@ class EngineStore:
         self._reason = None if invalid is None else invalid.decode(errors="replace") or "it was invalidated"
         self._last = False  # whether the last chunk, which may be short, is counted
         self._count = 0
-        if self._reason is None:
-            for chunk in of.chunks(self.snapshot, 0, self.chunks):
-                self._count += 1
-                self._last |= chunk == self.chunks - 1
+        if self._reason is None and not new:
+            self._count = of.count(self.snapshot)
+            self._last = self._count > 0 and of.has(self.snapshot, self.chunks - 1).result()
         space.add(self.allocated_bytes)
         self._reader = Reader(self, cache)
 
@@ -484,7 +490,7 @@ class EngineStores:
         with self._reached():
             if not self.engine.set_mark(geometry.snapshot, _CREATED, json.dumps(fields).encode()):
                 raise contract.StoreUnavailable(self._place(geometry.snapshot), "it exists already")
-            return EngineStore(geometry, self.engine, self._cache, durability, space)
+            return EngineStore(geometry, self.engine, self._cache, durability, space, new=True)
 
     def open(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> EngineStore:
         place = self._place(snapshot)
@@ -504,7 +510,7 @@ class EngineStores:
             if geometry.snapshot != snapshot:
                 fault = f"it is of snapshot {geometry.snapshot}"
                 raise contract.StoreDamaged(place, "geometry", fault, _REMEDY)
-            return EngineStore(geometry, self.engine, self._cache, durability, space)
+            return EngineStore(geometry, self.engine, self._cache, durability, space, new=False)
 
     def remove(self, snapshot: uuid.UUID) -> None:
         with self._reached():

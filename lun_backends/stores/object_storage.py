@@ -22,6 +22,7 @@ import contextlib
 import datetime
 import heapq
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,9 @@ class ObjectStorage:
 
     def chunks(self, snapshot: uuid.UUID, first: int, end: int) -> Iterator[int]:
         return heapq.merge(*[self._listed(snapshot, shard, first, end) for shard in range(SHARDS)])
+
+    def count(self, snapshot: uuid.UUID) -> int:
+        return sum(1 for _ in self.chunks(snapshot, 0, sys.maxsize))
 
     def sweep(self, snapshot: uuid.UUID) -> None:
         for _ in range(2):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import contract, engine_store, sparse, thin
+from lun_backends.stores import contract, engine_store, rados, sparse, thin
 from lun_backends.stores.settings import DEFAULT, Kind, Settings
 
 NOBODY = uuid.UUID(int=0)
@@ -39,6 +39,10 @@ def stores(
                 needs = "the Python package obstore is missing"
                 raise contract.StoreUnfit(settings.objects.url, needs, "pip install 'wolun[objects]'") from error
             return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(settings.objects, volume))
+        case Kind.RADOS:
+            if settings.rados is None:
+                raise contract.StoreUnfit("rados", "the pool is missing", "open the volume with its configuration")
+            return engine_store.EngineStores(volume, rados.RadosEngine(settings.rados, volume))
 
 
 def left_in(directory: Path) -> bool:

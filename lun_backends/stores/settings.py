@@ -14,6 +14,7 @@ class Kind(enum.Enum):
     MAP = "map"
     SPARSE = "sparse"
     OBJECTS = "objects"
+    RADOS = "rados"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,23 @@ class Objects:
 
 
 @dataclass(frozen=True, slots=True)
+class Rados:
+    """A pool of a Ceph cluster, for `Kind.RADOS`; `timeout` in seconds is for one operation."""
+
+    pool: str
+    namespace: str = "wolun"
+    client: str = "admin"
+    conf: Path = Path("/etc/ceph/ceph.conf")
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The stores of a volume."""
 
     kind: Kind = Kind.MAP
     objects: Objects | None = None
+    rados: Rados | None = None
 
 
 DEFAULT = Settings()

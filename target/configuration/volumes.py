@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
@@ -76,6 +77,25 @@ class Objects(values.Group):
     """Seconds for one request and its repetitions. After that it is not known whether it took effect."""
 
 
+class Rados(values.Group):
+    """A pool of a Ceph cluster. The client's keyring is where Ceph's own configuration says."""
+
+    pool: Annotated[str, pydantic.Field(min_length=1)]
+    """The pool that keeps the objects. It can be shared with other uses."""
+
+    namespace: Annotated[str, pydantic.Field(min_length=1)] = "wolun"
+    """The first part of the namespaces in the pool."""
+
+    client: Annotated[str, pydantic.Field(min_length=1)] = "admin"
+    """The name of the Ceph user, without `client.`"""
+
+    conf: values.FilePath = Path("/etc/ceph/ceph.conf")
+    """Ceph's configuration file, which names the monitors."""
+
+    timeout: values.Seconds = 30.0
+    """Seconds for one operation. After that it is not known whether it took effect."""
+
+
 OBJECT_MINIMUM = 256 << 10
 """The smallest chunk in object storage, in bytes: a request costs more than its data."""
 
@@ -109,10 +129,14 @@ class Volume(values.Group):
     store: Kind = Kind.MAP
     """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `sparse`:
     one sparse file for each snapshot, without checksums, on ext4 with a journal, XFS or btrfs. `objects`: one object
-    for each chunk in object storage. A volume keeps the kind it was made with."""
+    for each chunk in object storage. `rados`: one object for each chunk in a Ceph cluster. A volume keeps the kind it
+    was made with."""
 
     objects: Objects | None = None
     """The place of `store: objects`, which needs `copy_timeout` and a `chunk_size` of 256KiB or more."""
+
+    rados: Rados | None = None
+    """The place of `store: rados`."""
 
     durability: Durability = Durability.POWER_LOSS
     """`power-loss`: a pre-image is on stable storage before its block is overwritten. `process-crash`: it is in the
@@ -180,18 +204,24 @@ class Volume(values.Group):
 
     def _store_problems(self) -> Problems:
         """Return the problems of the store beside its neighbours."""
-        if self.store is not Kind.OBJECTS:
-            return {} if self.objects is None else {("objects",): f"it does nothing: the store is {self.store.value}"}
         problems: dict[Where, str] = {}
-        if self.objects is None:
-            problems["store",] = "write where the objects are, like objects: {url: s3://bucket/prefix}"
+        for kind, place, example in (
+            (Kind.OBJECTS, self.objects, "objects: {url: s3://bucket/prefix}"),
+            (Kind.RADOS, self.rados, "rados: {pool: wolun}"),
+        ):
+            if self.store is not kind and place is not None:
+                problems[kind.value,] = f"it does nothing: the store is {self.store.value}"
+            elif self.store is kind and place is None:
+                problems["store",] = f"write where the objects are, like {example}"
+            if self.store is kind and self.map_write_once is MapWriteOnce.READ_WRITE:
+                problems["map_write_once",] = f"initiators cannot write to {kind.value}: write read-only or none"
+        if self.store is not Kind.OBJECTS:
+            return problems
         if self.chunk_size < OBJECT_MINIMUM:
             size = units.exact_size(self.chunk_size)
             problems["chunk_size",] = f"{size} is too small for objects: write 256KiB, 512KiB or 1MiB"
         if self.copy_timeout is None:
             problems["copy_timeout",] = "objects need one, like copy_timeout: 60, because a service may never answer"
-        if self.map_write_once is MapWriteOnce.READ_WRITE:
-            problems["map_write_once",] = "initiators cannot write to objects: write read-only or none"
         return problems
 
 

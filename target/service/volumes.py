@@ -50,12 +50,15 @@ def rules(configured: settings.Volume) -> policy.Policy:
 
 def stores(configured: settings.Volume, state_dir: Path) -> store_settings.Settings:
     """Return what keeps the volume's snapshots."""
-    place = configured.objects
-    if place is None:
-        return store_settings.Settings(configured.store)
-    credentials = None if place.credentials is None else state_dir / place.credentials
-    objects = store_settings.Objects(place.url, place.endpoint, place.region, credentials, place.timeout)
-    return store_settings.Settings(configured.store, objects)
+    objects: store_settings.Objects | None = None
+    rados: store_settings.Rados | None = None
+    if (bucket := configured.objects) is not None:
+        credentials = None if bucket.credentials is None else state_dir / bucket.credentials
+        objects = store_settings.Objects(bucket.url, bucket.endpoint, bucket.region, credentials, bucket.timeout)
+    if (pool := configured.rados) is not None:
+        conf = state_dir / pool.conf
+        rados = store_settings.Rados(pool.pool, pool.namespace, pool.client, conf, pool.timeout)
+    return store_settings.Settings(configured.store, objects, rados)
 
 
 def open_volume(

@@ -12,7 +12,7 @@ from pathlib import Path
 import obstore.store
 
 from lun_backends.durability import Durability
-from lun_backends.stores import contract, engine_store, object_storage, opening, settings, space, sparse
+from lun_backends.stores import contract, engine_store, object_storage, opening, rados, settings, space, sparse
 from tests import ceph
 from tests.lun_backends.stores import disk
 
@@ -58,6 +58,14 @@ def at_gateway(
     return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(place, volume))
 
 
+def in_pool(
+    path: Path, conf: str, volume: uuid.UUID = VOLUME, timeout: float = 30.0, pool: str = ceph.Cluster.POOL
+) -> engine_store.EngineStores:
+    """Return stores in a pool of Ceph; each path has a namespace of its own."""
+    place = settings.Rados(pool, path.as_posix(), "admin", Path(conf), timeout)
+    return engine_store.EngineStores(volume, rados.RadosEngine(place, volume))
+
+
 KINDS: Mapping[str, Kind] = {
     "map": Kind(lambda path: opening.stores(path, uuid.UUID(int=2))),
     "objects": Kind(objects, marks=False, whole=False),
@@ -67,6 +75,13 @@ KINDS: Mapping[str, Kind] = {
         whole=False,
         address=ceph.gateway,
         connect=at_gateway,
+    ),
+    "rados": Kind(
+        lambda path: in_pool(path, str(ceph.cluster().conf)),
+        marks=False,
+        whole=False,
+        address=lambda: str(ceph.cluster().conf),
+        connect=in_pool,
     ),
     "sparse": Kind(lambda path: sparse.SparseStores(disk.with_journal(path)), checksums=False),
 }

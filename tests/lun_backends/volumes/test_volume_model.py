@@ -27,6 +27,7 @@ from lun_backends.stores import settings as store_settings
 from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, group, rollback_overlay, volume
 from target.exports import jobs, qcow2
+from tests import ceph
 from tests.lun_backends.stores import disk
 
 BLOCK = 512
@@ -405,9 +406,22 @@ class ObjectsHistory(History):
         self.memory.undo()
 
 
+class RadosHistory(History):
+    """The same with stores in a Ceph cluster."""
+
+    marks = False
+
+    @property
+    def store(self) -> store_settings.Settings:  # type: ignore[override]
+        place = store_settings.Rados(ceph.Cluster.POOL, self.directory.name, conf=ceph.cluster().conf)
+        return store_settings.Settings(store_settings.Kind.RADOS, rados=place)
+
+
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestSparseHistory = SparseHistory.TestCase
 TestSparseHistory.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
 TestObjectsHistory = ObjectsHistory.TestCase
-TestObjectsHistory.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+TestObjectsHistory.settings = settings(max_examples=6, stateful_step_count=30, deadline=None)
+TestRadosHistory = RadosHistory.TestCase
+TestRadosHistory.settings = settings(max_examples=3, stateful_step_count=20, deadline=None)

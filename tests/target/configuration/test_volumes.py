@@ -53,6 +53,24 @@ def test_mistake_is_explained(text: str, line: str) -> None:
         ("schedule: hourly, keep: {}", "volumes[0].schedule: write which of its snapshots to keep"),
         ("keep: {daily: 1}", "volumes[0].keep: it does nothing without a schedule"),
         (
+            "store: objects, chunk_size: 1MiB, copy_timeout: 9",
+            "volumes[0].store: write where the objects are, like objects: {url: s3://bucket/prefix}",
+        ),
+        ("store: rados", "volumes[0].store: write where the objects are, like rados: {pool: wolun}"),
+        ("rados: {pool: p}", "volumes[0].rados: it does nothing: the store is map"),
+        (
+            "store: objects, objects: {url: s3://b}, copy_timeout: 9",
+            "volumes[0].chunk_size: 64KiB is too small for objects: write 256KiB, 512KiB or 1MiB",
+        ),
+        (
+            "store: objects, objects: {url: s3://b}, chunk_size: 1MiB",
+            "volumes[0].copy_timeout: objects need one, like copy_timeout: 60",
+        ),
+        (
+            "store: rados, rados: {pool: p}, map_write_once: read-write",
+            "volumes[0].map_write_once: initiators cannot write to rados: write read-only or none",
+        ),
+        (
             "schedule: weekly, keep: {daily: 3, weekly: 1}",
             "volumes[0].keep.daily: it does nothing: the schedule is weekly",
         ),
