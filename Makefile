@@ -9,6 +9,7 @@
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make walk    take ten thousand random steps with a daemon, and compare every byte after each; STEPS=500 for less, SEED=7 for others
 # make races   two processes race for the chunks of a store in Ceph, 10,000 times; ROUNDS=100 for less
+# make figures  simulate the figures of lun_backends/cluster/README.md, and draw its plot
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
@@ -19,7 +20,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate walk soak races lab lint man peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races lab lint man peers lock
 
 BIN := .venv/bin
 
@@ -66,6 +67,9 @@ walk: STEPS = 10000
 walk: SEED = 1
 walk: peers
 	$(BIN)/python -m tests.walk --steps $(STEPS) --seed $(SEED) $(ARGS)
+
+figures: setup
+	$(BIN)/python -m tests.simulate.figures
 
 soak: SECONDS = 3600
 soak: peers

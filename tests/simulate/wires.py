@@ -267,7 +267,9 @@ class Wires:
         """Carry a command out at its device."""
         action = sending.action
         if isinstance(action, actions.ReadPrimary | actions.WritePrimary):
-            self._admit(sending, nexus, action)
+            started_again = sending.life != sending.host.life and sending.host.tasks
+            if not sending.answered and not started_again:  # else its connection is closed, and it never arrives
+                self._admit(sending, nexus, action)
             return
         if isinstance(action, actions.PreemptAndAbort | actions.ResetLogicalUnit):
             self._end(sending, nexus, action)
@@ -360,7 +362,7 @@ class Wires:
         if not self.primary.admits(nexus, writes):
             self._answered(sending, Conflict())
             return
-        if writes and not sending.answered:  # else its initiator gave it up, and sent it again
+        if writes:
             self.admitted(sending.task)
         seen: list[bytes | None] = []
 
