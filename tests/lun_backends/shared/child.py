@@ -3,7 +3,8 @@
 
 Each line of standard input is an order, as JSON: the portal, the LUNs of the pool, the node's name, a job (`take NAME`,
 `delete NAME`, `rollback NAME`), and `after`, the number of commands of that job that it may send.  A fork carries the
-order out.  The answer on standard output is `killed`, or `done` if the job had fewer commands.
+order out.  The answers on standard output are `pid NUMBER`, then `killed`, or `done` if the job had fewer commands.
+The job `load SECONDS` writes to the odd blocks; before `done`, it says as JSON what it wrote last to each block.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -63,7 +65,15 @@ def carry_out(order: dict[str, Any]) -> None:
     rig.wait(lambda: node.status.state == "armed")
     fuse = Fuse(order["after"])
     job, name = order["job"].split()
-    if job == "take":
+    if job == "load":
+        writer = rig.Writer(node, 1, 2, seed=1)
+        writer.start()
+        time.sleep(float(name))
+        writer.finish()
+        node.close()
+        sys.stdout.write(json.dumps(writer.written) + "\n")
+        sys.stdout.flush()
+    elif job == "take":
         node._driver._command = fuse.on(node._driver._command)  # type: ignore[method-assign]
         node.create_snapshot(name)
     elif job == "rollback":
@@ -87,6 +97,8 @@ def main() -> None:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
+        sys.stdout.write(f"pid {pid}\n")
+        sys.stdout.flush()
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         sys.stdout.write("killed\n" if killed else "done\n" if not status else f"failed {status}\n")

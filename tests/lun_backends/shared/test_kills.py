@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +31,8 @@ class Mortals:
             text=True,
         )
 
-    def dies(self, job: str, after: int, node: str = "mortal") -> bool:
-        """Let a node do a job until it has sent `after` commands.  Return whether it was killed, and not done before."""
+    def begin(self, job: str, after: int = 0, node: str = "mortal") -> int:
+        """Let a node begin a job; return its process."""
         host, port = self._array.served.portal.address
         order = {
             "portal": f"{host}:{port}",
@@ -39,10 +42,21 @@ class Mortals:
             "after": after,
         }
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline().strip()
+        word, pid = self.answer().split()
+        assert word == "pid"
+        return int(pid)
+
+    def answer(self) -> str:
+        """Return the next line that a node says."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def dies(self, job: str, after: int) -> bool:
+        """Let a node do a job until it has sent `after` commands.  Return whether it was killed, and not done before."""
+        self.begin(job, after)
+        answer = self.answer()
         assert answer in ("killed", "done"), answer
         return answer == "killed"
 
@@ -118,3 +132,27 @@ def test_a_deletion_is_killed_and_another_node_finishes_it(big_array: Array, mor
         assert mortals.dies("delete b", after)
         wait(lambda: one.refresh() and [snapshot.name for snapshot in one.snapshots] == ["a", "c"])
         assert check_views(big_array, one) == 2
+
+
+def test_a_node_is_stopped_and_goes_on_under_load(big_array: Array, mortals: Mortals) -> None:
+    """SIGSTOP at any moment of its writes: it wakes in an epoch that is over, and knows nothing of that."""
+    with nodes(big_array, "one") as (one,):
+        writer = Writer(one, 0, 2, 0)
+        writer.start()
+        stopped = mortals.begin("load 4")
+        wait(lambda: any(seen.name == "" for seen in one.nodes()) or len(one.nodes()) > 1)
+        for number in range(6):
+            time.sleep(0.1)
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                one.create_snapshot(f"s{number}")
+                time.sleep(0.1)
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+        written = json.loads(mortals.answer())
+        assert mortals.answer() == "done"
+        writer.finish()
+        other = Writer(one, 1, 2, 1)
+        other.written = {int(block): number for block, number in written.items()}
+        other.check(content(one.device))
+        assert check_views(big_array, one) == 6
