@@ -150,6 +150,10 @@ The log of a pool of write-once LUNs (`write_once` with `pool`) cannot be opened
 of the cluster cannot write to the volume until it is.  No data is lost.  Usually a disk is failing or a permission is missing.
 Repair the problem that the alert names, and start the daemon again.  Never replace the log by an empty one: the nodes would
 forget all snapshots.""",
+    "pool-left-behind": """\
+The state directory has the log and the write-once LUNs of a volume that `write_once` does not name with `pool`.  Usually the
+entry was removed, or the volume was renamed there.  The nodes of the cluster cannot write to the volume, and cannot read its
+snapshots, until the pool is served again under its old name.  Nothing of it is lost, and no other unit gets its LUN numbers.""",
     "pool-low": """\
 The pool of write-once LUNs has fewer blank LUNs than the configuration asks for.  Without a blank LUN the nodes of the cluster
 can take no snapshot; everything else works.  The alert names the reason: usually there is no space for the empty maps, or the

@@ -232,7 +232,7 @@ class WriteOnceLun(values.Group):
     """A pool of write-once LUNs, or a single one, into which the nodes of a cluster preserve old data (see `shared`)."""
 
     volume: values.Name
-    """The volume whose old data they hold."""
+    """The volume whose old data they hold. Never change it: a pool is kept under this name, and nodes look for it."""
 
     pool: Annotated[int, pydantic.Field(ge=1, le=64)] | None = None
     """How many blank LUNs are kept ready for snapshots that the nodes take. Left out: 4, unless `snapshot` and `lun` make this

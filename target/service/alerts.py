@@ -98,8 +98,12 @@ def current(
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
 
 
-def of_pools(pools: Iterable[messages.Pool]) -> Iterator[messages.Alert]:
-    """Yield the alerts of the pools of write-once LUNs."""
+def of_pools(pools: Iterable[messages.Pool], left: Iterable[str]) -> Iterator[messages.Alert]:
+    """Yield the alerts of the pools of write-once LUNs; `left` are those that the configuration does not name."""
+    for name in sorted(left):
+        text = f"the state directory has a pool of {name}, but `write_once` does not name it, so it is not served"
+        remedy = "name it there again; or, if no node needs it, delete its directory below `pools`"
+        yield messages.Alert("pool-left-behind", name, text, remedy)
     for pool in pools:
         if pool.log_lun is None:
             text = f"the pool of {pool.volume} is not served: {pool.trouble}"

@@ -56,6 +56,11 @@ def directory(state_dir: Path, volume: str) -> Path:
     return state_dir / _DIRECTORY / volume
 
 
+def names(state_dir: Path) -> set[str]:
+    """Return the volumes whose pools the state directory has."""
+    return {path.parent.name for path in (state_dir / _DIRECTORY).glob(f"*/{_NAME}")}
+
+
 def load(where: Path) -> Members | None:
     """Return the members of the pool in that directory; None if there is no file yet.  Raise lun_numbers.Damaged, OSError."""
     path = where / _NAME

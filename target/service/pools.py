@@ -19,7 +19,7 @@ from lun_backends.refused import Refused
 from lun_backends.shared import snapshot
 from target import messages
 from target.configuration import settings
-from target.service import lun_numbers, moments, problems, shared_volume
+from target.service import lun_numbers, moments, pool_file, problems, shared_volume
 from target.service.inventory import Inventory
 from target.service.pool import Member, Pool, State
 
@@ -34,6 +34,8 @@ class Pools:
     def __init__(self, configured: settings.Settings, state_dir: Path, inventory: Inventory) -> None:
         """Open no pool yet."""
         self.failed: dict[str, str] = {}
+        self.left = pool_file.names(state_dir) - {single.volume for single in configured.write_once if single.blanks}
+        """The pools in the state directory that the configuration does not name."""
         self._inventory = inventory
         inventory.names_in_log = lambda volume: [found.name for found in self.snapshots(volume)]
         self._due = threading.Event()
@@ -47,6 +49,8 @@ class Pools:
 
     def open(self) -> None:
         """Open all pools, and bring them up to date.  The volumes must be open already."""
+        for name in sorted(self.left):
+            log.warning("the pool of %s is not served: the configuration does not name it", name)
         for pool in self._pools:
             owner = self._inventory.open_volumes.get(pool.name)
             try:

@@ -72,7 +72,7 @@ class Status:
     def _alerts(self, free: int, total: int) -> Iterator[messages.Alert]:
         yield from alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
         yield from self._nodes.alerts()
-        yield from alerts.of_pools(self._pools.shown())
+        yield from alerts.of_pools(self._pools.shown(), self._pools.left)
         if trouble := self.noticing():
             text = f"notices of alerts cannot be sent: {trouble}"
             yield messages.Alert(

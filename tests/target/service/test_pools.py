@@ -339,6 +339,7 @@ def test_damaged_list_is_refused_because_numbers_could_come_back(serve: Serve) -
 def test_pool_that_the_configuration_leaves_out_keeps_its_numbers(serve: Serve) -> None:
     numbers = set(members(serve(extra=POOL)).values())
     without = serve()
+    assert [(alert.code, alert.subject) for alert in without.status.alerts()] == [("pool-left-behind", "vol0")]
     taken = without.snapshots.create_snapshot("vol0", "own")
     assert taken.view_lun not in numbers
     assert set(members(serve(extra=POOL)).values()) == numbers
