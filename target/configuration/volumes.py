@@ -280,6 +280,23 @@ class WriteOnceLun(values.Group):
         return problems
 
 
+class NodeChap(values.Group):
+    """CHAP by which this node proves itself to the storage host. With the two `target_` keys that proves itself, too."""
+
+    name: values.ChapName
+    """The CHAP name that the node sends."""
+
+    secret_file: values.FilePath
+    """The file that holds the node's secret, 12 to 255 bytes on one line. Relative paths start at the state directory. It
+    must belong to the daemon's user or root, and no other user may read it (mode 0600 or 0400)."""
+
+    target_name: values.ChapName | None = None
+    """The CHAP name that the storage host sends, for mutual CHAP."""
+
+    target_secret_file: values.FilePath | None = None
+    """The file that holds the storage host's secret, for mutual CHAP."""
+
+
 class SharedVolume(values.Group):
     """A volume on storage that several nodes share. The primary and the write-once LUNs belong to another host.
 
@@ -304,6 +321,9 @@ class SharedVolume(values.Group):
 
     pool: tuple[values.Device, ...] = ()
     """The blank write-once LUNs that snapshots may take. Left out: the daemon finds them among the LUNs that it sees."""
+
+    chap: NodeChap | None = None
+    """CHAP for addresses with iscsi://. Left out: the node logs in without proof."""
 
     chunk_size: values.ChunkSize = 64 << 10
     """The unit of copy-on-write: a power of two from 4KiB to 1MiB."""
@@ -350,13 +370,18 @@ class SharedVolume(values.Group):
                 return {("view_lun",): "it needs snapshot and write_once: otherwise views get free LUNs by themselves"}
             if "block_size" in given:
                 return {("block_size",): "it needs snapshot and write_once: otherwise the primary says it"}
+            if self.chap is not None:
+                if (self.chap.target_name is None) is not (self.chap.target_secret_file is None):
+                    return {("chap",): "target_name and target_secret_file belong together: write both or neither"}
+                if not self.primary.startswith("iscsi:"):
+                    return {("chap",): "it does nothing for a block device: the kernel's initiator has logged in"}
             return schedule_problems(self.schedule, self.keep, self.max_snapshots, 0)
         for key in ("snapshot", "write_once"):
             if getattr(self, key) is None:
                 return {(): f"{key} is missing: write both snapshot and write_once, or none of them"}
         if self.primary.startswith("iscsi:"):
             return {("primary",): "with write_once, it must be a block device"}
-        for key in ("node", "log", "pool", "on_error", "max_snapshots", "schedule", "keep", "map_views"):
+        for key in ("node", "log", "pool", "chap", "on_error", "max_snapshots", "schedule", "keep", "map_views"):
             if key in given:
                 return {(key,): "it does nothing for a volume whose only snapshot the configuration names"}
         if self.lun is None and self.view_lun is None:

@@ -61,7 +61,7 @@ class Service:
         self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
         self.inventory.open_configured()
         self.pools.open()
-        self._opener = shared_devices.Opener()
+        self._opener = shared_devices.Opener(state_dir)
         self.nodes = nodes.Nodes(self.inventory, configured, self._opener.open)
         self.status = status.Status(self.inventory, self.jobs, self.rates, self.scheduler, self.nodes, self.pools)
         self.notices = notices.Notices(configured.notices, self.status.alerts)

@@ -19,6 +19,7 @@ import re
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device
@@ -30,6 +31,7 @@ from lun_backends.initiator.unit import Unit
 from lun_backends.shared import devices, fence, volume
 from lun_backends.volumes import errors, policy
 from target.configuration import settings
+from target.fabrics import access
 from target.service.shared_volume import SharedOwner
 
 PATIENCE = 20.0
@@ -39,33 +41,45 @@ _ISCSI = "iscsi://"
 _NAMES = "iqn.2026-11.io.wolun.node:"
 
 
+@dataclass(frozen=True)
+class _Login:
+    """An initiator's name, and how it proves itself."""
+
+    name: str
+    chap: settings.NodeChap | None
+
+
 class Opener:
     """Opens shared volumes; all volumes of one node's name share its initiator.  Thread-safe."""
 
-    def __init__(self) -> None:
-        self._initiators: dict[str, libiscsi.Initiator] = {}
-        self._sights: dict[tuple[str, str], Discovery] = {}
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._initiators: dict[_Login, libiscsi.Initiator] = {}
+        self._sights: dict[tuple[_Login, str], Discovery] = {}
         self._lock = threading.Lock()
 
     def open(
         self, configured: settings.SharedVolume, node: str, directory: Path, listener: policy.Listener = policy.ignore
     ) -> SharedOwner:
         """Open a volume on the node of that name.  Raise VolumeError, DiscoveryFailed, BlockDeviceError, CannotOpen."""
-        sight = self._sight(configured.primary, node)
+        login = _Login(initiator_name(node), configured.chap)
+        sight = self._sight(configured.primary, login)
         with contextlib.ExitStack() as undo:
             if configured.log is None:
                 found = sight.find(configured.name)
                 log, primary = found.log, found.primary
-                if primary is not None and primary.address != configured.primary and configured.primary[0] != "/":
+                if primary is not None and not _is_at(primary, configured.primary):
                     reason = f"{configured.primary} is not its primary, which is {primary.address}"
                     raise errors.VolumeError(configured.name, reason, "correct `primary` in the configuration")
             else:
-                log = self._named_log(configured, node)
-            unit = self._unit(configured.primary, node)
+                log = self._named_log(configured, login)
+            unit = self._unit(configured.primary, login)
             undo.callback(unit.close)
-            opened_log = devices.DeviceLog(disk.Disk(self._unit(log.address, node), write_once=True, patience=PATIENCE))
+            opened_log = devices.DeviceLog(
+                disk.Disk(self._unit(log.address, login), write_once=True, patience=PATIENCE)
+            )
             undo.callback(opened_log.close)
-            named = [self._named(configured, address, node) for address in configured.pool]
+            named = [self._named(configured, address, login) for address in configured.pool]
             pool = Pool(sight, log.part.volume, named)
             paths = None
             if not configured.primary.startswith(_ISCSI):
@@ -95,41 +109,55 @@ class Opener:
             self._initiators.clear()
             self._sights.clear()
 
-    def _initiator(self, node: str) -> libiscsi.Initiator:
-        name = initiator_name(node)
+    def _initiator(self, login: _Login) -> libiscsi.Initiator:
+        """Return the initiator of a login.  Raise VolumeError if its secrets cannot be used."""
         with self._lock:
-            if name not in self._initiators:
-                self._initiators[name] = libiscsi.Initiator(name)
-            return self._initiators[name]
+            if login not in self._initiators:
+                own = mutual = None
+                if login.chap is not None:
+                    own = self._proof(login, login.chap.name, login.chap.secret_file)
+                    if login.chap.target_name is not None and login.chap.target_secret_file is not None:
+                        mutual = self._proof(login, login.chap.target_name, login.chap.target_secret_file)
+                # Two initiators of one name need different ports, or their sessions would end each other.
+                port = sum(other.name == login.name for other in self._initiators)
+                self._initiators[login] = libiscsi.Initiator(login.name, port=port, chap=own, mutual=mutual)
+            return self._initiators[login]
 
-    def _unit(self, address: str, node: str) -> Unit:
+    def _proof(self, login: _Login, name: str, file: Path) -> libiscsi.Chap:
+        try:
+            secret = access.read_secret(self._state_dir / file).reveal()
+        except access.SecretFileRefused as refused:
+            raise errors.VolumeError(login.name, str(refused), "correct the file of `chap`") from refused
+        return libiscsi.Chap(name, secret.decode(errors="surrogateescape"))
+
+    def _unit(self, address: str, login: _Login) -> Unit:
         if address.startswith(_ISCSI):
-            return self._initiator(node).unit(address)
+            return self._initiator(login).unit(address)
         return sg_io.SgIo(Path(address))
 
-    def _sight(self, primary: str, node: str) -> Discovery:
+    def _sight(self, primary: str, login: _Login) -> Discovery:
         """Return the LUNs that are visible where the primary is."""
         if not primary.startswith(_ISCSI):
             return Discovery([discovery.KernelDisks()])
-        at, initiator = libiscsi.Address.parse(primary), self._initiator(node)
+        at, initiator = libiscsi.Address.parse(primary), self._initiator(login)
         with self._lock:
-            key = (initiator.name, f"{at.portal}/{at.target}")
+            key = (login, f"{at.portal}/{at.target}")
             if key not in self._sights:
                 self._sights[key] = Discovery([discovery.Portals(initiator, [(at.portal, at.target)])])
             return self._sights[key]
 
-    def _named(self, configured: settings.SharedVolume, address: str, node: str) -> Lun:
+    def _named(self, configured: settings.SharedVolume, address: str, login: _Login) -> Lun:
         """Return what a LUN that the configuration names says about itself.  Raise VolumeError, BlockDeviceError."""
-        with self._unit(address, node) as unit:
+        with self._unit(address, login) as unit:
             said = inquiry.part_of(unit)
         if said is None or not said.write_once:
             reason = f"{address} does not say that it is a write-once LUN of a volume"
             raise errors.VolumeError(configured.name, reason, "correct `log` or `pool` in the configuration")
         return Lun(address, "", 0, said)
 
-    def _named_log(self, configured: settings.SharedVolume, node: str) -> Lun:
+    def _named_log(self, configured: settings.SharedVolume, login: _Login) -> Lun:
         assert configured.log is not None
-        named = self._named(configured, configured.log, node)
+        named = self._named(configured, configured.log, login)
         if named.part.role is not Role.LOG:
             reason = f"{configured.log} is not the log of a volume"
             raise errors.VolumeError(configured.name, reason, "leave `log` out, or name the LUN of the log")
@@ -198,6 +226,14 @@ class Pool:
             raise
         unit.close()
         return None
+
+
+def _is_at(primary: Lun, address: str) -> bool:
+    """Return whether a primary that was found may be the LUN at an address; disks of the kernel have many names."""
+    if not address.startswith(_ISCSI):
+        return True
+    at = libiscsi.Address.parse(address)
+    return (at.target, at.lun) == (primary.target, primary.number)
 
 
 def node_of(initiator: str) -> str:

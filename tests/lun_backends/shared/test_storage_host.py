@@ -50,7 +50,7 @@ def test_the_storage_host_is_killed_under_load(tmp_path: Path) -> None:
         configured = settings.SharedVolume(name="archive", primary=primary, lun=1)
         opened = []
         for name in ("one", "two", "three"):
-            opener = Opener()
+            opener = Opener(tmp_path)
             closing.callback(opener.close)
             owner = opener.open(configured, name, tmp_path)
             closing.callback(owner.close)
