@@ -34,9 +34,9 @@ from typing import ClassVar
 from lun_backends import block_device, flat
 from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.files import backing_file
-from lun_backends.initiator import disk, sg_io, unit
+from lun_backends.initiator import disk, inquiry, sg_io, unit
 
-_UNKNOWN_GRAIN = 1 << 20  # the host that owns the LUN may have a checksum for each chunk only: put whole chunks
+_UNKNOWN_GRAIN = 1 << 20  # if the LUN names no granularity, its store may have a checksum for each chunk only
 
 
 class _TargetFailure(block_device.BlockDeviceError):
@@ -70,7 +70,6 @@ class RemoteWriteOnce(block_device.BlockDevice):
         self.path = path
         self.size = self._device.size
         self.block_size = block_size
-        self.grain = _UNKNOWN_GRAIN
         self.read_only = read_only  # type: ignore[misc] # a class variable elsewhere, an option of each instance here
         self.reason: str | None = None
         self._shift = block_size.bit_length() - 1
@@ -81,6 +80,7 @@ class RemoteWriteOnce(block_device.BlockDevice):
             raise
         try:
             next(self.extents(0, block_size))
+            self.grain = inquiry.block_limits(self._unit).granularity * block_size or _UNKNOWN_GRAIN
         except block_device.BlockDeviceError as error:
             self.close()
             raise backing_file.CannotOpen(

@@ -74,6 +74,8 @@ class Disk(block_device.BlockDevice):
         self.read_only = read_only or bool((mode or 0) & 0x80)  # type: ignore[misc] # WP; likewise
         self._dpofua = None if mode is None else bool(mode & 0x10)
         self._shift = self.block_size.bit_length() - 1
+        if write_once:
+            self.grain = limits.granularity << self._shift
         path = lun.max_transfer >> self._shift
         self._step = min(limits.max_transfer or path, path) << self._shift
         provisioning = self._patiently(lambda: inquiry.provisioning(lun))

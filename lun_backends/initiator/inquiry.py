@@ -50,6 +50,7 @@ class BlockLimits:
     max_transfer: int = 0
     max_unmap: int = 0
     max_write_same: int = 0
+    granularity: int = 0  # OPTIMAL TRANSFER LENGTH GRANULARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,10 @@ def block_limits(unit: Unit) -> BlockLimits:
     """Return the limits of page B0h; none if there is no such page."""
     data = (page(unit, BLOCK_LIMITS) or b"").ljust(60, b"\0")
     return BlockLimits(
-        int.from_bytes(data[4:8]), int.from_bytes(data[16:20]), min(int.from_bytes(data[32:40]), 0xFFFFFFFF)
+        int.from_bytes(data[4:8]),
+        int.from_bytes(data[16:20]),
+        min(int.from_bytes(data[32:40]), 0xFFFFFFFF),
+        int.from_bytes(data[2:4]),
     )
 
 

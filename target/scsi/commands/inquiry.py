@@ -145,11 +145,12 @@ def _device_identification(unit: LogicalUnit, target_name: str) -> bytes:
 def _block_limits(unit: LogicalUnit, target_name: str) -> bytes:
     blocks = unit.shift
     primary = unit.kind is UnitKind.PRIMARY
+    granularity = max(unit.page_blocks, unit.device.grain >> blocks)  # a node's copies to a write-once LUN keep to this
     return struct.pack(
         ">BBHIIIIIIIQI16x",
         0,  # WSNZ
         transfer.MAX_COMPARE_AND_WRITE_BLOCKS if primary else 0,
-        unit.page_blocks,  # optimal transfer length granularity
+        min(granularity, 0xFFFF),  # optimal transfer length granularity
         unit.max_transfer,
         transfer.OPTIMAL_TRANSFER_BYTES >> blocks,
         0,  # maximum prefetch length: not limited

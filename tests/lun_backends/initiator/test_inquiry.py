@@ -18,7 +18,9 @@ def test_pages_of_a_unit(served: Served) -> None:
     unit.part = part.Part(
         unit.uuid, "vol0", part.Role.PRIMARY, unit.uuid, 512, 4096, write_once=False, power_loss=False
     )
-    served.add(1, MemoryDevice(write_once=True), UnitKind.WRITE_ONCE)
+    store = MemoryDevice(write_once=True)
+    store.grain = 65536
+    served.add(1, store, UnitKind.WRITE_ONCE)
     initiator = served.initiator()
     primary, side = initiator.unit(served.address(0)), initiator.unit(served.address(1))
     assert inquiry.standard(primary) == inquiry.Standard(True, 0, "WOLUN", "VOLUME", "0001")
@@ -28,8 +30,9 @@ def test_pages_of_a_unit(served: Served) -> None:
     assert inquiry.Designator(0, 3, 1, served_inquiry.naa(unit.uuid)) in names
     assert any(name.association == 2 and name.name.rstrip(b"\0").decode() == TARGET for name in names)
     assert inquiry.block_limits(primary) == inquiry.BlockLimits(
-        transfer.MAX_TRANSFER_BYTES // 512, transfer.MAX_UNMAP_BYTES // 512, transfer.MAX_WRITE_SAME_BYTES // 512
+        transfer.MAX_TRANSFER_BYTES // 512, transfer.MAX_UNMAP_BYTES // 512, transfer.MAX_WRITE_SAME_BYTES // 512, 8
     )
+    assert inquiry.block_limits(side).granularity == 128
     assert inquiry.provisioning(primary) == inquiry.Provisioning(True, True)
     assert inquiry.part_of(primary) == unit.part
     assert inquiry.part_of(side) is None
