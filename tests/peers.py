@@ -24,6 +24,7 @@ PEERS: Mapping[str, str] = {
     "ceph-osd": "ceph-osd",
     "chromedriver": "chromium-driver",
     "chromium": "chromium",
+    "corosync": "corosync",
     "curl": "curl",
     "dbus-daemon": "dbus-daemon",
     "e2fsck": "e2fsprogs",
@@ -41,6 +42,7 @@ PEERS: Mapping[str, str] = {
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "nsenter": "util-linux",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-x86",
@@ -52,6 +54,7 @@ PEERS: Mapping[str, str] = {
     "strace": "strace",
     "systemd-analyze": "systemd",
     "tgtd": "tgt",
+    "unshare": "util-linux",
     "vagrant": "vagrant",
     "zsh": "zsh",
 }
