@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lun_backends.initiator.part import Role
 from target.configuration import settings, values
 from target.configuration.access import within
 from target.iscsi import login
@@ -112,7 +113,12 @@ def _credentials(chap: settings.Chap, secret: Secret, target_secret: Secret | No
 
 
 def unit_name(unit: logical_unit.LogicalUnit) -> str:
-    """Return the name of a unit in the configuration: `vol0`, `vol0@nightly`, `vol0@nightly/write-once`."""
+    """Return the name of a unit in the configuration: `vol0`, `vol0@nightly`, `vol0@nightly/write-once`.
+
+    The units of a pool have names that the configuration cannot know.
+    """
+    if unit.part is not None and unit.part.role in (Role.LOG, Role.POOL):
+        return unit.name
     if unit.kind is logical_unit.UnitKind.WRITE_ONCE:
         return unit.name.partition(" ")[0].removesuffix("/write-once") + "/write-once"
     return unit.name

@@ -16,6 +16,7 @@ from lun_backends.cluster.records import Record, Type
 from lun_backends.files import small_file
 from lun_backends.initiator.part import Role
 from lun_backends.stores import thin
+from target.fabrics import access
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.service import lun_numbers, pool, pool_file, problems
 from target.service.service import Service
@@ -96,6 +97,13 @@ def test_log_and_blank_luns_say_what_they_are(serve: Serve) -> None:
     (shown,) = service.status.status().pools
     assert (shown.volume, shown.log_lun, shown.blank, shown.blanks_wanted, shown.trouble) == ("vol0", 2, 2, 2, "")
     assert "pool-low" not in codes(service)
+
+
+def test_units_are_listed_under_names_of_their_own(serve: Serve) -> None:
+    service = serve(extra=POOL)
+    names = [access.unit_name(unit) for _, unit in sorted(units(service).items())]
+    luns = [f"vol0/write-once-{identity.hex[:8]}" for identity in sorted(members(service), key=members(service).get)]  # type: ignore[arg-type]
+    assert names == ["vol0", "vol1", "vol0/log", *luns]
 
 
 def test_everything_is_the_same_after_a_restart(serve: Serve) -> None:
