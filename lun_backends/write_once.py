@@ -131,7 +131,7 @@ class WriteOnce(block_device.BlockDevice):
                 self._refuse()
             return self.store.put_many(self._puts(requests))
 
-    def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> list[bool]:
+    def put_moved(self, requests: Iterable[tuple[int, block_device.Buffers, contract.Origin, bool]]) -> list[bool]:
         """Write each (byte offset, buffers, origin, marked) of `requests` as `put_many`, each within one chunk.
 
         The origin comes from `read_to_move` of the write-once LUN that had the blocks, and `marked` says whether the
@@ -148,15 +148,17 @@ class WriteOnce(block_device.BlockDevice):
         buffers: block_device.Buffers,
         on_damage: OnDamage,
         *,
-        fills: bool,
+        to: WriteOnce,
         accept_loss: bool,
-    ) -> int:
-        """Read blocks of one chunk that go to another write-once LUN, and return their origin, see `contract.Reader`."""
+    ) -> contract.Origin:
+        """Read blocks of one chunk that go to the write-once LUN `to`, and return their origin, see `contract.Reader`."""
         first, count = offset >> self._shift, block_device.total_length(buffers) >> self._shift
         with self._call():
             if self._stopped:
                 self._refuse()
-            return self._reader.read_to_move(first, count, buffers, on_damage, fills=fills, accept_loss=accept_loss)
+            return self._reader.read_to_move(
+                first, count, buffers, on_damage, grain=to.store.grain, size=to.size, accept_loss=accept_loss
+            )
 
     def flush(self) -> None:
         with self._call():
@@ -202,7 +204,7 @@ class WriteOnce(block_device.BlockDevice):
 
     @property
     def verify_reads(self) -> bool:
-        """Whether reads compare chunks with their checksums, see `contract.Reader`."""
+        """Whether reads compare what they read with its checksums, see `contract.Reader`."""
         return self._reader.verify
 
     @verify_reads.setter
@@ -290,7 +292,7 @@ class WriteOnce(block_device.BlockDevice):
     def verify(self, passed_over: pyroaring.BitMap = contract.NOTHING) -> Iterator[contract.ChunkReport]:
         """Read all written chunks, except those `passed_over`, and compare them with the recorded checksums.
 
-        Yield one report per chunk, in order of address.  Raise SnapshotInvalid or DeviceClosed between two reports.
+        Yield reports in order of address, at least one for each chunk.  Raise SnapshotInvalid or DeviceClosed between two reports.
         """
         reports = self.store.verify(passed_over)
         while True:
@@ -344,7 +346,9 @@ class WriteOnce(block_device.BlockDevice):
             first, count = self._range(offset, block_device.total_length(buffers))
             yield contract.Put(first, count, buffers)
 
-    def _moved_puts(self, requests: Iterable[tuple[int, block_device.Buffers, int, bool]]) -> Iterator[contract.Put]:
+    def _moved_puts(
+        self, requests: Iterable[tuple[int, block_device.Buffers, contract.Origin, bool]]
+    ) -> Iterator[contract.Put]:
         for offset, buffers, origin, marked in requests:
             if self._stopped:
                 self._refuse()

@@ -42,24 +42,22 @@ def verify(owner: interface.Volume, name: str) -> Iterator[Checked]:
         done = True
         for needed in _from(owner, own):
             try:
+                chunk = covered = 0
                 for report in needed.verify(whole | partly[needed.uuid]):
-                    chunk = report.offset // owner.chunk_size
-                    if report.verdict is contract.Verdict.UNVERIFIABLE or not _is_whole(needed.write_once, report):
-                        partly[needed.uuid].add(chunk)
-                    else:
+                    if chunk != report.offset // owner.chunk_size:
+                        chunk, covered = report.offset // owner.chunk_size, 0
+                    if report.verdict is not contract.Verdict.UNVERIFIABLE:
+                        covered += report.length
+                    if covered >= min(owner.chunk_size, needed.view.size - chunk * owner.chunk_size):
                         whole.add(chunk)
+                    else:
+                        partly[needed.uuid].add(chunk)
                     yield Checked(needed.name, report)
             except block_device.DeviceClosed:
                 if needed is own or needed in owner.snapshots:
                     raise
                 done = False
                 break
-
-
-def _is_whole(device: block_device.BlockDevice, report: contract.ChunkReport) -> bool:
-    """Return whether a write-once device has all blocks of a chunk, so that a view asks no newer one for it."""
-    extents = device.extents(report.offset, report.length)
-    return all(extent.kind is not block_device.ExtentKind.BLANK for extent in extents)
 
 
 def preserved_bytes(owner: interface.Volume, name: str) -> int:

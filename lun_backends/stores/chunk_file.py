@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import struct
 import uuid
@@ -134,28 +135,20 @@ class ChunkFile:
             self._io.set_aside(fd, place, length + ahead)
             self._room = end + ahead
 
-    def checksum_of(self, slot: int, length: int) -> int:
-        """Return the checksum of the first `length` bytes of a slot.  Raises OSError."""
-        data = memoryview(bytearray(length))
-        with self._file as fd:
-            got = storage_io.read_all(self._io, fd, [data], slot * self.chunk_size, length)
-        if got != length:
-            raise OSError(errno.ENODATA, "the chunk file ends before the slot")
-        return checksum([data])
-
-    def check(self, slot: int, length: int) -> int:
-        """Return the same checksum, but of the data on the disk instead of the page cache.
+    def read_from_disk(self, slot: int, length: int) -> memoryview:
+        """Return the first `length` bytes of a slot as the disk has them, fewer if the file ends before.
 
         This drops the slot from the page cache.  Raises OSError.
         """
         place = slot * self.chunk_size
+        data = memoryview(bytearray(length))
         with self._file as fd:
             if place >= os.fstat(fd).st_size:
                 raise OSError(errno.ENODATA, f"the chunk file ends before slot {slot}")
             self._io.forget(fd, place, length)
-            value = self.checksum_of(slot, length)
+            got = storage_io.read_all(self._io, fd, [data], place, length)
             self._io.forget(fd, place, length)
-        return value
+        return data[:got]
 
     def forget(self, place: int, length: int) -> None:
         """Drop bytes from the page cache, so that the next read gets them from the disk.  This is only a hint."""
@@ -209,6 +202,12 @@ class ChunkFile:
         self._room = 0
         with contextlib.suppress(OSError):  # if this fails, the space stays set aside
             self._io.ftruncate(fd, os.fstat(fd).st_size)
+
+
+@functools.cache
+def checksum_of_zeroes(length: int) -> int:
+    """Return the checksum of `length` zeroes."""
+    return checksum([memoryview(bytes(length))])
 
 
 def has_room(directory: Path, length: int) -> bool:

@@ -1,39 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The chunk map: which blocks of a write-once LUN are written and where they are, in a memory-mapped sparse file.
 
-| bytes                      | content                                                                                   |
-| -------------------------- | ----------------------------------------------------------------------------------------- |
-| 0 and 4096                 | two copies of the superblock (`superblock`), zeroes up to 4096                            |
-| 8192                       | `slots`: a little-endian u64 per chunk, the chunk's place in the chunk file; 0 = none     |
-| then, page-aligned         | `written`: one bit per block, bit `n & 7` of byte `n >> 3`                                |
-| then, page-aligned         | `checksums`: a little-endian u32 per chunk, CRC32C of a fully written chunk; 0 = none     |
-| then, page-aligned         | `confirmed`: one bit per chunk, bit `n & 7` of byte `n >> 3`                              |
+| bytes           | content                                                                                       |
+| --------------- | --------------------------------------------------------------------------------------------- |
+| 0 and 4096      | two copies of the superblock (`superblock`), zeroes up to 4096                                |
+| 8192            | the words of the chunks: records (format 3, `record_map`) or arrays (format 2, `array_map`)   |
+| at the end,     | `confirmed`: one bit per chunk, bit `n & 7` of byte `n >> 3`                                  |
+| page-aligned    |                                                                                               |
 
-A block is written if its chunk has a slot and its bit is set, or if its chunk is confirmed.  The map's guarantees, and
-the duties of its owner:
+A chunk has a slot (its place in the chunk file), a bit for each block, and a CRC32C for each *grain*: 4 KiB in format 3,
+the whole chunk in format 2.  `ZEROES` as slot says that all written blocks of the chunk are zeroes and take no space.
 
-* The owner stores words only after the data that they describe is durable.  It calls `clean` and `sync` before the
-  first `publish` of a chunk that `is_stale`.  *If* it does, any mixture of old and new map pages reads as blocks that
-  are blank or were stored whole.  A stale chunk has words of an interrupted commit.  These may be bits or a checksum
-  without a slot, which would count once the chunk gets a slot.  Or they are a checksum without all its bits, which data
-  that fills them later would not fit.
-* The owner confirms a chunk once it is fully written and all its other words are durable, never before.  So if a
-  confirmed chunk lacks its slot or bits, no commit was interrupted: the map has rotted.  The chunk stays written.
-  Reading it without its slot is an error; otherwise a view would take the primary's new data for old data.  A power cut
-  may lose the newest confirmations, and with them only this check.  A chunk written in part is not confirmed.
-* A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  Bits may be durable where the checksum is not,
-  so "none recorded" means unverifiable, never damaged.
+A block is written if its chunk has a slot and its bit is set.  The map's guarantees, and the duties of its owner:
+
+* The owner stores words only after the data that they describe is durable.  Before it publishes a chunk that `is_stale`,
+  it calls `clean` and `sync`; before it replaces `ZEROES` by another slot, `set_slot` and `sync`.  *If* it does, any
+  mixture of old and new words reads as blocks that are blank or were stored whole.  So words may be stored in any order,
+  and the disk may read a page in the middle of a store.  A stale chunk has words of an interrupted commit: bits without a
+  slot, which would count once the chunk gets one, or the checksum of a grain that is not written as a whole, which data
+  that fills the grain later would not fit.
+* A checksum of 0 says "none recorded"; a computed 0 is recorded as 1.  It speaks only if all blocks of the grain are
+  written.  Bits may be durable where the checksum is not, so "none recorded" means unverifiable, never damaged.
+* The owner confirms a chunk once its words are durable, never before.  So if a confirmed chunk lacks its slot or all its
+  bits, no commit was interrupted: the map has rotted.  The chunk stays written.  Reading it is an error; otherwise a view
+  would take the primary's new data for old data.  A crash may lose the newest confirmations, and with them only this check.
 * A page is stored into only after `reserve` gave it disk space, so that a full disk is met before a commit begins.  On a
   file system that writes changed pages to a new place, a store may find no room all the same.  Then `publish_many` raises
   ENOSPC, and no block of it is visible.
-* A page is read only if `present` has its page of slots.  So lookups in untouched regions cost no memory, however large
-  the map is.
+* A page is read only if `present` has it, or the page of the slot.  So lookups in untouched regions cost no memory, however
+  large the map is.
 * The superblocks are written one after the other with the same generation, the damaged or older one first.  Each is
   durable before the next step.  So the loss of one never takes the map back to an earlier state: an invalid snapshot
   stays invalid.
 * The map has one owner: the file is locked (`flock`) while it is open.
 
-Reads need no lock, because words are stored whole, and the slot before the bits.  One thread at a time stores.
+Reads need no lock: a word of up to 8 bytes is stored whole.  One thread at a time stores.
 
 Reads go through a mapping, stores through `StorageIO.store`.  If the disk fails to *read* a map page, the kernel raises
 SIGBUS, as with any mapped file: the process ends, and the map stays as it was.  The same happens if another program cuts
@@ -43,8 +44,8 @@ file's length first, and raises an error if it is too short.
 
 from __future__ import annotations
 
+import abc
 import errno
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -52,122 +53,112 @@ from pathlib import Path
 
 import pyroaring
 
-from lun_backends import block_device
 from lun_backends.files import os_error, storage_io
 from lun_backends.stores import store_file
-from lun_backends.stores.superblock import (
-    COPIES,
-    PAGE,
-    USED,
-    Layout,
-    State,
-    Superblock,
-    geometry_problem,
-    page_up,
-    read_both,
-    read_copy,
-)
+from lun_backends.stores.superblock import COPIES, PAGE, USED, State, Superblock, page_up, read_copy
 
-SLOTS_PER_PAGE = PAGE // 8
+WORDS = 2 * PAGE
+"""The byte at which the words of the chunks begin."""
+ZEROES = (1 << 64) - 1
+"""The slot of a chunk whose written blocks are all zeroes."""
+_CONFIRMATIONS_PER_PAGE = PAGE * 8
 _NO_PAGE = 1 << 62
+
+Entry = tuple[int, int, int, int, Sequence[int]]
+"""Blocks to publish: chunk, slot, mask of the blocks, first grain that has one of them, and a checksum for each such grain.
+
+The checksum is 0 for a grain that the blocks do not fill."""
 
 
 class CutShort(OSError):
     """Another program made the file of an open map shorter."""
 
 
-class ChunkMap:
-    """An open map, made by `create` and `open`.
+class ChunkMap(abc.ABC):
+    """An open map, see `maps`.
 
     Places in the LUN are chunk numbers.  Blocks are bits of a chunk's mask; bit 0 is the chunk's first block.
     """
 
+    grain: int
+    """The bytes that a checksum covers."""
+    blocks_per_grain: int
+    chunks_per_page: int
+    """The chunks whose slots share a page."""
+    zero_marks: bool
+    """Whether a slot may be `ZEROES`."""
+
     def __init__(
-        self, path: Path, fd: int, io: storage_io.StorageIO, superblock: Superblock, damaged: int | None
+        self,
+        path: Path,
+        fd: int,
+        io: storage_io.StorageIO,
+        superblock: Superblock,
+        damaged: int | None,
+        slots: tuple[int, int],
+        confirmed: int,
     ) -> None:
+        """Take over the open file; its slots are in the bytes `slots`, the confirmations from byte `confirmed` on."""
         self.path = path
         self.superblock = superblock
-        self.layout = layout = Layout.of(superblock)
-        self.chunks = layout.chunks
+        self.chunks = chunks_of(superblock)
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
         self.damaged_superblock = damaged  # 0 or 1 while that copy is damaged or older; `set_state` repairs it
         self._io = io
         self._fd = fd
+        self._confirmed_at = confirmed
+        self.length = length_from(superblock, confirmed)
         try:
-            self._map = io.map(fd, layout.length)
+            self._map = io.map(fd, self.length)
         except (OSError, ValueError, OverflowError) as error:
-            raise store_file.StoreUnavailable(path, f"cannot be mapped ({layout.length} bytes): {error}") from error
-        view = memoryview(self._map)
-        self._slots = view[layout.slots : layout.slots + layout.chunks * 8].cast("Q")
-        self._written = view[layout.written : layout.checksums]
-        self._checksums = view[layout.checksums : layout.checksums + layout.chunks * 4].cast("I")
-        self._confirmed = view[layout.confirmed : layout.length]
-        self._views = (self._slots, self._written, self._checksums, self._confirmed, view)
-        # Chunks of less than eight blocks (4 KiB to 16 KiB of 4096-byte blocks) share a byte of bits.
-        self._shift = self.blocks_per_chunk.bit_length() - 1
-        self._width = self.blocks_per_chunk >> 3
+            raise store_file.StoreUnavailable(path, f"cannot be mapped ({self.length} bytes): {error}") from error
+        self._view = memoryview(self._map)
+        self._confirmed = self._view[confirmed : self.length]
+        self._views = [self._confirmed]
         self._low = (1 << self.blocks_per_chunk) - 1
-        self.present = self._find_present(layout.slots, layout.written)
-        self._confirmable = self._find_present(layout.confirmed, layout.length)  # pages of `confirmed`
+        self.present = self._find_present(*slots)
+        self._confirmable = self._find_present(confirmed, self.length)  # pages of `confirmed`
         self._reserved = pyroaring.BitMap()
-
-    @classmethod
-    def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
-        """Make a new, empty map and open it.  Raises store_file.StoreUnavailable, SpaceExhausted, ValueError (geometry)."""
-        if problem := geometry_problem(superblock):
-            raise ValueError(problem)
-        layout = Layout.of(superblock)
-        with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
-            try:
-                _lock(fd, path)
-                page = superblock.pack()
-                for offset in COPIES:
-                    storage_io.write_all(io, fd, [page], offset, PAGE)
-                io.ftruncate(fd, layout.length)
-                io.fdatasync(fd)
-                io.fsync_directory(path.parent)
-                return cls(path, fd, io, superblock, None)
-            except (OSError, block_device.BlockDeviceError) as error:
-                io.unlink(path)
-                if not isinstance(error, OSError):
-                    raise
-                if error.errno == errno.EFBIG:
-                    text = f"the file system cannot hold a sparse file of {layout.length} bytes; use larger chunks"
-                    raise store_file.StoreUnavailable(path, text) from error
-                if error.errno in storage_io.NO_SPACE:
-                    raise block_device.SpaceExhausted(0) from error
-                raise store_file.StoreUnavailable(path, os_error.reason(error)) from error
-
-    @classmethod
-    def open(cls, path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> ChunkMap:
-        """Open an existing map.  Raises store_file.StoreMissing, store_file.StoreUnavailable, store_file.StoreLocked, StoreDamaged."""
-        with store_file.opened(io, path, os.O_RDWR) as fd:
-            _lock(fd, path)
-            try:
-                superblock, damaged = read_both(io, fd, path)
-                length = os.fstat(fd).st_size
-            except OSError as error:
-                raise store_file.StoreUnavailable(path, f"cannot be read: {os_error.reason(error)}") from error
-            if (expected := Layout.of(superblock).length) != length:
-                fault = f"is {length} bytes long, must be {expected}"
-                raise store_file.StoreDamaged(path, "file size", fault, store_file.RESTORE)
-            return cls(path, fd, io, superblock, damaged)
 
     # -- lookups
 
+    @abc.abstractmethod
     def slot(self, chunk: int) -> int:
         """Return the chunk's slot, 0 if it has none."""
-        return self._slots[chunk] if chunk >> 9 in self.present else 0
 
+    @abc.abstractmethod
     def written(self, chunk: int) -> int:
-        """Return the mask of the chunk's written blocks; 0 if it has no slot and is not confirmed."""
-        bits = self.bits(chunk) if chunk >> 9 in self.present and self._slots[chunk] else 0
-        if bits != self._low and self.confirmed(chunk):
-            return self.full_mask(chunk)
-        return bits
+        """Return the mask of the chunk's blocks that are not blank, readable or not."""
+
+    @abc.abstractmethod
+    def missing(self, chunk: int, start: int, count: int) -> int:
+        """Return the mask of the blank blocks among `count` of the chunk from block `start` on.
+
+        Raises MediumError if it is not known which of them are written.
+        """
+
+    @abc.abstractmethod
+    def bits(self, chunk: int) -> int:
+        """Return the mask of the chunk's bits, whether they count or not."""
+
+    @abc.abstractmethod
+    def torn(self, chunk: int) -> int:
+        """Return the mask of the blocks of which it is not known whether they are written."""
+
+    @abc.abstractmethod
+    def checksums(self, chunk: int, first: int, end: int) -> list[int]:
+        """Return the recorded checksums of the grains [first, end) of a chunk, 0 where there is none."""
+
+    @abc.abstractmethod
+    def page_slots(self, page: int) -> list[int]:
+        """Return the slots of a page that is present: those of up to `chunks_per_page` chunks."""
+
+    @abc.abstractmethod
+    def has_words(self, page: int) -> bool:
+        """Return whether there are any words for the chunks of a page of slots."""
 
     def confirmed(self, chunk: int) -> bool:
-        """Return whether the chunk is fully written for certain.
+        """Return whether the chunk has durable words.
 
         A caller that looks for chunks with incomplete words must read this word first.
         """
@@ -178,18 +169,6 @@ class ChunkMap:
         if first >> 15 not in self._confirmable:
             return 0
         return int.from_bytes(self._confirmed[first >> 3 : -(-end // 8)], "little") >> (first & 7)
-
-    def bits(self, chunk: int) -> int:
-        """Return the mask of the chunk's bits, whether it has a slot or not."""
-        if width := self._width:
-            start = chunk * width
-            return int.from_bytes(self._written[start : start + width], "little")
-        bit = chunk << self._shift
-        return self._written[bit >> 3] >> (bit & 7) & self._low
-
-    def checksum(self, chunk: int) -> int:
-        """Return the recorded checksum, 0 if there is none."""
-        return self._checksums[chunk]
 
     def full_mask(self, chunk: int) -> int:
         """Return the mask of a fully written chunk (the LUN's last chunk may be short)."""
@@ -202,13 +181,17 @@ class ChunkMap:
         """Return the chunk's length in bytes (the LUN's last chunk may be short)."""
         return min(self.superblock.chunk_size, self.superblock.size - chunk * self.superblock.chunk_size)
 
-    def pages_with_words(self) -> Iterator[int]:
-        """Yield the pages of slots, in order, whose chunks may have words of any kind.
+    def slot_of(self, chunk: int) -> int:
+        """Return the chunk's slot; its page is read even if `present` lacks it."""
+        page, index = divmod(chunk, self.chunks_per_page)
+        return self.page_slots(page)[index]
+
+    def pages_with_words(self, after: int = 0) -> Iterator[int]:
+        """Yield the pages of slots from `after` on, in order, whose chunks may have words of any kind.
 
         They are more than `present` if slots were lost.
         """
-        per_page = PAGE * 8 // SLOTS_PER_PAGE
-        after = 0
+        per_page = _CONFIRMATIONS_PER_PAGE // self.chunks_per_page
         while (page := min(self._from(self.present, after), self._from(self._confirmable, after, per_page))) < _NO_PAGE:
             yield page
             after = page + 1
@@ -223,17 +206,21 @@ class ChunkMap:
         except ValueError:
             return _NO_PAGE
         first = max(after, page * span)
-        return first if first * SLOTS_PER_PAGE < self.chunks else _NO_PAGE
+        return first if first * self.chunks_per_page < self.chunks else _NO_PAGE
 
-    def has_words(self, first: int, end: int) -> bool:
-        """Return whether there are any words for chunks [first, end); `first` is the first chunk of a page of slots."""
-        words = (
-            self._slots[first:end].cast("B"),
-            self._written[(first << self._shift) >> 3 : -(-(end << self._shift) // 8)],
-            self._checksums[first:end].cast("B"),
-            self._confirmed[first >> 3 : -(-end // 8)],
+    def grains_of(self, mask: int) -> tuple[int, int]:
+        """Return [first, end) of the grains that have blocks of a mask, which is not empty."""
+        return ((mask & -mask).bit_length() - 1) // self.blocks_per_grain, -(
+            -mask.bit_length() // self.blocks_per_grain
         )
-        return any(array.tobytes().strip(b"\0") for array in words)
+
+    def grain_mask(self, chunk: int, grain: int) -> int:
+        """Return the mask of the blocks of a grain (the LUN's last grain may be short)."""
+        return ((1 << self.blocks_per_grain) - 1) << grain * self.blocks_per_grain & self.full_mask(chunk)
+
+    def grain_length(self, chunk: int, grain: int) -> int:
+        """Return the length of a grain in bytes (the LUN's last grain may be short)."""
+        return min(self.grain, self.superblock.size - chunk * self.superblock.chunk_size - grain * self.grain)
 
     def next_page(self, page: int) -> int | None:
         """Return the first page at or after `page` that may hold slots, without reading the map; None if there is none."""
@@ -242,119 +229,58 @@ class ChunkMap:
         except ValueError:  # none from there on
             return None
 
-    def page_slots(self, page: int) -> list[int]:
-        """Return the slots of a page: those of up to `SLOTS_PER_PAGE` chunks from `page * SLOTS_PER_PAGE` on."""
-        return self._slots[page * SLOTS_PER_PAGE : (page + 1) * SLOTS_PER_PAGE].tolist()
-
-    def slot_range(self, first: int, end: int) -> list[int]:
-        """Return the slots of the chunks of [first, end) that exist; they should be in one page that is present."""
-        return self._slots[first:end].tolist()
-
     # -- stores
 
+    @abc.abstractmethod
     def reserve(self, chunk: int) -> None:
-        """Give the four pages that hold the chunk's words their space on disk.  Raises OSError."""
-        layout = self.layout
-        reserved = self._reserved
-        for offset in (
-            layout.written + ((chunk << self._shift) >> 3),
-            layout.checksums + chunk * 4,
-            layout.confirmed + (chunk >> 3),
-            layout.slots + chunk * 8,  # last: `present` promises that all four are there
-        ):
-            page = offset >> 12
-            if page not in reserved:
-                self._io.reserve(self._fd, page << 12, PAGE)
-                reserved.add(page)
-        self._confirmable.add(chunk >> 15)
-        self.present.add(chunk >> 9)
+        """Give the pages that hold the chunk's words their space on disk.  Raises OSError."""
 
-    def is_stale(self, chunk: int) -> bool:
-        """Return whether an interrupted commit left words of this chunk, to be cleaned before it is published to."""
-        if self._slots[chunk]:
-            return self._checksums[chunk] != 0 and self.bits(chunk) != self.full_mask(chunk)
-        return self._checksums[chunk] != 0 or self.bits(chunk) != 0
+    @abc.abstractmethod
+    def is_stale(self, entry: Entry) -> bool:
+        """Return whether an interrupted commit left words of the chunk, to be cleaned before `entry` is published."""
 
-    def check_length(self) -> None:
-        """Raise CutShort if the file is shorter than its words need: a store would make it long again."""
-        if os.lseek(self._fd, 0, os.SEEK_END) < self.layout.length:  # half the cost of fstat
-            raise CutShort(errno.EIO, f"the map was cut short by another program: {store_file.RESTORE}")
-
+    @abc.abstractmethod
     def clean(self, chunk: int) -> None:
-        """Zero the words that `is_stale` found; `sync` before the next `publish` of the chunk.  Raises OSError."""
-        self.record_checksum(chunk, 0)
-        if not self._slots[chunk]:
-            self._store_bits({chunk: 0})
+        """Zero the words that `is_stale` found; `sync` before the next `publish_many` of the chunk.  Raises OSError."""
 
-    def publish(self, chunk: int, slot: int, mask: int, checksum: int) -> int:
-        """Publish one chunk as `publish_many`, and return all bits that are set now.  Raises OSError."""
-        return self.publish_many([(chunk, slot, mask, checksum)])[0]
-
-    def publish_many(self, entries: Sequence[tuple[int, int, int, int]]) -> list[int]:
-        """Mark the blocks of each (chunk, slot, mask, checksum) as written, and return all bits that are set then.
-
-        Their data is already as durable as it must be.  A checksum, as computed, is that of the whole chunk; it is 0
-        unless the mask is all of the chunk.  Words of neighbours are stored with one call.
+    @abc.abstractmethod
+    def publish_many(self, entries: Sequence[Entry]) -> None:
+        """Mark the blocks of each entry as written.  Their data is already as durable as it must be.
 
         Raises OSError: then no block is written that was blank before, or `retract` is still to be called for all.
         """
-        if len(entries) == 1:
-            chunk, slot, mask, checksum = entries[0]
-            bits = mask if mask == self._low else self.bits(chunk) | mask
-            layout = self.layout
-            store, fd = self._io.store, self._fd
-            store(fd, slot.to_bytes(8, "little"), layout.slots + chunk * 8)
-            if checksum:
-                store(fd, checksum.to_bytes(4, "little"), layout.checksums + chunk * 4)
-            if width := self._width:
-                store(fd, bits.to_bytes(width, "little"), layout.written + chunk * width)
-            else:
-                self._store_bits({chunk: bits})
-            return [bits]
-        after: dict[int, int] = {}
-        for chunk, _, mask, _ in entries:
-            after[chunk] = (after[chunk] if chunk in after else self.bits(chunk)) | mask
-        self._store_words(self.layout.slots, 8, {chunk: slot for chunk, slot, _, _ in entries})
-        self._store_words(self.layout.checksums, 4, {chunk: crc for chunk, _, _, crc in entries if crc})
-        self._store_bits(after)  # last: a block without its bit is blank
-        return [after[chunk] for chunk, _, _, _ in entries]
 
-    def confirm(self, chunks: Iterable[int]) -> None:
-        """Mark chunks as fully written for certain; all their other words are durable.  Raises OSError."""
-        marks: dict[int, int] = {}
-        for chunk in chunks:
-            at = chunk >> 3
-            marks[at] = (marks[at] if at in marks else self._confirmed[at]) | 1 << (chunk & 7)
-        self._store_words(self.layout.confirmed, 1, marks)
-
+    @abc.abstractmethod
     def retract(self, blocks: Iterable[tuple[int, int]]) -> None:
         """Take back the blocks of each (chunk, mask), because their publication failed, or could not be made durable.
 
         The slot stays and is not used again.  Raises OSError.
         """
-        after: dict[int, int] = {}
-        for chunk, mask in blocks:
-            bits = after[chunk] if chunk in after else self.bits(chunk)
-            if bits & mask:  # where they were not stored there may be no room to store anything
-                after[chunk] = bits & ~mask
-        self._store_bits(after)
-        self._store_words(self.layout.checksums, 4, dict.fromkeys(after, 0))
 
-    def record_checksum(self, chunk: int, checksum: int) -> None:
-        """Record the checksum of a chunk whose last bits were published without one.  Raises OSError."""
-        self._io.store(self._fd, checksum.to_bytes(4, "little"), self.layout.checksums + chunk * 4)
+    @abc.abstractmethod
+    def record_checksums(self, chunk: int, first: int, checksums: Sequence[int]) -> None:
+        """Record the checksums of grains from `first` on, except those that are 0.  Raises OSError."""
 
-    def _store_bits(self, bits: Mapping[int, int]) -> None:
-        """Store all bits of some chunks."""
-        if width := self._width:
-            self._store_words(self.layout.written, width, bits)
-            return
-        shared: dict[int, int] = {}
-        for chunk, mask in bits.items():
-            at, shift = divmod(chunk << self._shift, 8)
-            byte = shared[at] if at in shared else self._written[at]
-            shared[at] = byte & ~(self._low << shift) | mask << shift
-        self._store_words(self.layout.written, 1, shared)
+    @abc.abstractmethod
+    def set_slot(self, chunk: int, slot: int) -> None:
+        """Replace the slot `ZEROES`; the new one has the zeroes.  `sync` before the next `publish_many`.  Raises OSError."""
+
+    @abc.abstractmethod
+    def can_be_confirmed(self, chunk: int) -> bool:
+        """Return whether a chunk with durable words should be confirmed and is not."""
+
+    def confirm(self, chunks: Iterable[int]) -> None:
+        """Confirm chunks whose words are durable.  Raises OSError."""
+        marks: dict[int, int] = {}
+        for chunk in chunks:
+            at = chunk >> 3
+            marks[at] = (marks[at] if at in marks else self._confirmed[at]) | 1 << (chunk & 7)
+        self._store_words(self._confirmed_at, 1, marks)
+
+    def check_length(self) -> None:
+        """Raise CutShort if the file is shorter than its words need: a store would make it long again."""
+        if os.lseek(self._fd, 0, os.SEEK_END) < self.length:  # half the cost of fstat
+            raise CutShort(errno.EIO, f"the map was cut short by another program: {store_file.RESTORE}")
 
     def _store_words(self, base: int, size: int, words: Mapping[int, int]) -> None:
         """Store words of `size` bytes by their index in the array at byte `base`; neighbours with one call."""
@@ -389,7 +315,7 @@ class ChunkMap:
 
     def close(self) -> None:
         """Unmap, unlock and close the file.  No thread may use the map any longer."""
-        for view in self._views:
+        for view in (*self._views, self._view):
             view.release()
         self._map.close()
         self._io.close(self._fd)
@@ -412,22 +338,19 @@ class ChunkMap:
         return faults
 
     def check_gaps(self) -> list[str]:
-        """Return the places behind superblocks and arrays that are not zeroes although they must be, a phrase each."""
-        layout = self.layout
-        blocks = self.chunks * self.blocks_per_chunk
+        """Return the places that are not zeroes although they must be, a phrase each."""
         gaps = [(f"copy {copy} of the superblock", at + USED, 0, at + PAGE) for copy, at in enumerate(COPIES, 1)]
-        for name, at, bits, end in (
-            ("the slots", layout.slots, self.chunks * 64, layout.written),
-            ("the bits", layout.written, blocks, layout.checksums),
-            ("the checksums", layout.checksums, self.chunks * 32, layout.confirmed),
-            ("the confirmations", layout.confirmed, self.chunks, layout.length),
-        ):
-            gaps.append((name, at + bits // 8, bits % 8, end))
+        gaps += self._gaps()
+        gaps.append(("the confirmations", self._confirmed_at + self.chunks // 8, self.chunks % 8, self.length))
         return [
             f"behind {name} the map is not zeroes"
             for name, at, bits, end in gaps
             if int.from_bytes(self._map[at:end], "little") >> bits
         ]
+
+    @abc.abstractmethod
+    def _gaps(self) -> Iterable[tuple[str, int, int, int]]:
+        """Yield (name, first byte, bits of it that are used, end) of the places behind words that must be zeroes."""
 
     def _find_present(self, start: int, end: int) -> pyroaring.BitMap:
         """Return the pages from `start` to `end` (page-aligned) that are not holes; the file system says so, no page is read."""
@@ -449,8 +372,11 @@ class ChunkMap:
         return pages
 
 
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise store_file.StoreLocked(path) from error
+def chunks_of(superblock: Superblock) -> int:
+    """Return the number of chunks of a LUN; the last one may be short."""
+    return -(-superblock.size // superblock.chunk_size)
+
+
+def length_from(superblock: Superblock, confirmed: int) -> int:
+    """Return the length of a map whose confirmations begin at a byte."""
+    return page_up(confirmed + -(-chunks_of(superblock) // 8))

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import pyroaring
 
 from lun_backends.stores import chunk_file, store_file
-from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap
+from lun_backends.stores.chunk_map import ZEROES, ChunkMap
 from lun_backends.stores.contract import NOTHING, ChunkReport, Verdict
 
 CHECKED_AT_OPEN = 2048
-"""The pages of slots that opening a store checks; a million chunks take 0.1 s.  Larger maps are left to `verify`."""
+"""The pages of slots that opening a store checks, in 0.1 s.  Larger maps are left to `verify`."""
 
 
 def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
@@ -57,83 +57,151 @@ def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[
 
     This skips regions that were never written to, and does not read their map.
     """
-    page = first // SLOTS_PER_PAGE
-    while (present := chunk_map.next_page(page)) is not None:
-        base = present * SLOTS_PER_PAGE
+    per_page = chunk_map.chunks_per_page
+    if (end - 1) // per_page == first // per_page:  # a look at a few chunks is frequent
+        for chunk in range(first, end):
+            if bits := chunk_map.written(chunk):
+                yield chunk, bits
+        return
+    for page in chunk_map.pages_with_words(first // per_page):
+        base = page * per_page
         if base >= end:
             return
         low = max(first, base)  # so that a lookup of one chunk does not read the whole page
-        high = min(end, base + SLOTS_PER_PAGE)
+        high = min(end, base + per_page, chunk_map.chunks)
         confirmed = chunk_map.confirmed_range(low, high)
-        for index, slot in enumerate(chunk_map.slot_range(low, high), low):
-            if confirmed >> (index - low) & 1:
-                yield index, chunk_map.full_mask(index)
-            elif slot and (bits := chunk_map.bits(index)):
-                yield index, bits
-        page = present + 1
+        slots = chunk_map.page_slots(page) if page in chunk_map.present else []
+        for chunk in range(low, high):
+            known = confirmed >> (chunk - low) & 1 or (slots and slots[chunk - base])
+            if known and (bits := chunk_map.written(chunk)):
+                yield chunk, bits
 
 
 def verify(
     chunk_map: ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
 ) -> Iterator[ChunkReport]:
-    """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order.
+    """Read every chunk that has data, except those `passed_over`, and compare.
 
-    | confirmed | slot | bits | checksum | data      | verdict                                                             |
-    | --------- | ---- | ---- | -------- | --------- | ------------------------------------------------------------------- |
-    | any       | yes  | all  | yes      | fits      | good, unless another chunk has the same slot                        |
-    | any       | yes  | all  | yes      | does not  | damaged                                                             |
-    | yes       | no   | any  | any      | -         | damaged: reads fail                                                 |
-    | yes       | yes  | some | any      | any       | damaged in the map; blocks read as if all bits were there           |
-    | any       | yes  | all  | none     | -         | unverifiable                                                        |
-    | no        | yes  | some | any      | -         | unverifiable: written in part                                       |
-    | no        | a word but not both of these | - | unverifiable: reads as blank; an interrupted commit left it, or rot |
+    Yield a report for each run of blocks of a chunk with the same verdict, in order of address.
+
+    | confirmed | slot | bits            | checksum | data     | verdict                                                 |
+    | --------- | ---- | --------------- | -------- | -------- | ------------------------------------------------------- |
+    | any       | yes  | all of a grain   | yes      | fits     | good, unless another chunk has the same slot            |
+    | any       | yes  | all of a grain   | yes      | does not | damaged                                                 |
+    | any       | yes  | all of a grain   | none     | -        | unverifiable                                            |
+    | any       | yes  | some of a grain  | any      | -        | unverifiable: written in part                           |
+    | any       | any  | it is not known which are set | - | -     | damaged                                                 |
+    | yes       | no, or no bits         | any      | -        | damaged: reads fail                                     |
+    | no        | a word but not both of these | -  | -        | unverifiable: reads as blank; an interrupted commit left |
+    |           |                        |          |          | it, or rot                                              |
     """
     slots = pyroaring.BitMap64()
     for page in chunk_map.pages_with_words():
-        base = page * SLOTS_PER_PAGE
-        end = min(base + SLOTS_PER_PAGE, chunk_map.chunks)
-        if chunk_map.has_words(base, end):
-            for chunk in range(base, end):
-                if chunk not in passed_over and (report := _verify(chunk_map, file, chunk, slots)) is not None:
-                    yield report
+        base = page * chunk_map.chunks_per_page
+        if chunk_map.has_words(page):
+            for chunk in range(base, min(base + chunk_map.chunks_per_page, chunk_map.chunks)):
+                if chunk not in passed_over:
+                    yield from _Chunk(chunk_map, file, chunk).reports(slots)
 
 
-def _verify(
-    chunk_map: ChunkMap, file: chunk_file.ChunkFile, chunk: int, slots: pyroaring.BitMap64
-) -> ChunkReport | None:
-    confirmed = chunk_map.confirmed(
-        chunk
-    )  # before the others: a chunk that is being committed must not look incomplete
-    slot, bits, expected = chunk_map.slot_range(chunk, chunk + 1)[0], chunk_map.bits(chunk), chunk_map.checksum(chunk)
-    if not (confirmed or slot or bits or expected):
-        return None
-    offset, length = chunk * file.chunk_size, chunk_map.chunk_length(chunk)
+class _Chunk:
+    """A chunk that is verified."""
 
-    def report(verdict: Verdict, reason: str) -> ChunkReport:
-        return ChunkReport(offset, length, verdict, reason)
+    def __init__(self, chunk_map: ChunkMap, file: chunk_file.ChunkFile, chunk: int) -> None:
+        self._map, self._file, self._chunk = chunk_map, file, chunk
+        # before the others: a chunk that is being committed must not look incomplete
+        self._confirmed = chunk_map.confirmed(chunk)
+        self._slot = chunk_map.slot_of(chunk)
+        self._torn = chunk_map.torn(chunk)
+        self._bits = chunk_map.bits(chunk)
+        self._grains = -(-chunk_map.chunk_length(chunk) // chunk_map.grain)
+        self._expected = chunk_map.checksums(chunk, 0, self._grains)
 
-    if confirmed and not slot:
-        return report(Verdict.DAMAGED, "the map has lost where it is; reads of it fail")
-    if slot in slots:
-        return report(Verdict.DAMAGED, f"it shares slot {slot} with chunk {_chunk_in(chunk_map, slot)}")
-    if slot:
-        slots.add(slot)
-    if not slot or not (bits or confirmed):
-        return report(Verdict.UNVERIFIABLE, "it reads as blank, but the map has words of it")
-    whole = bits == chunk_map.full_mask(chunk)
-    if not whole and not confirmed:
-        return report(Verdict.UNVERIFIABLE, "it is written in part")
-    if not expected:
-        return report(Verdict.UNVERIFIABLE, "no checksum is recorded")
-    try:
-        checksum = file.check(slot, length)
-    except OSError as error:
-        return report(Verdict.DAMAGED, f"it cannot be read: {error.strerror}")
-    if checksum != expected:
-        return report(Verdict.DAMAGED, f"CRC32C is {checksum:#010x}, was {expected:#010x} when written")
-    if not whole:
-        return report(Verdict.DAMAGED, "the map has lost which of its blocks are written; its data is as it was")
-    return ChunkReport(offset, length, Verdict.GOOD)
+    def reports(self, slots: pyroaring.BitMap64) -> Iterator[ChunkReport]:
+        """Yield the reports; `slots` are those of the chunks before."""
+        chunk_map = self._map
+        slot, full = self._slot, chunk_map.full_mask(self._chunk)
+        if not (self._confirmed or slot or self._bits or self._torn or any(self._expected)):
+            return
+        if self._confirmed and not slot:
+            yield from self._report(full, Verdict.DAMAGED, "the map has lost where it is; reads of it fail")
+            return
+        if slot in slots:
+            other = _chunk_in(chunk_map, slot)
+            yield from self._report(full, Verdict.DAMAGED, f"it shares slot {slot} with chunk {other}")
+            return
+        if slot and slot != ZEROES:
+            slots.add(slot)
+        lost = "the map has lost which of its blocks are written"
+        if not ((slot and self._bits) or self._torn):
+            yield from self._report(full, Verdict.UNVERIFIABLE, "it reads as blank, but the map has words of it")
+        else:
+            yield from self._merged(lost)
+
+    def _merged(self, lost: str) -> Iterator[ChunkReport]:
+        last: ChunkReport | None = None
+        for report in self._judged(lost):
+            if (
+                last is not None
+                and (last.verdict, last.reason) == (report.verdict, report.reason)
+                and last.offset + last.length == report.offset
+            ):
+                last = ChunkReport(last.offset, last.length + report.length, last.verdict, last.reason)
+                continue
+            if last is not None:
+                yield last
+            last = report
+        if last is not None:
+            yield last
+
+    def _judged(self, lost: str) -> Iterator[ChunkReport]:
+        """Yield reports grain by grain."""
+        chunk_map = self._map
+        data: memoryview | OSError | None = None
+        for grain in range(self._grains):
+            whole = chunk_map.grain_mask(self._chunk, grain)
+            bits, torn = self._bits & whole, self._torn & whole
+            expected = self._expected[grain]
+            if torn and not (torn == whole and expected and chunk_map.grain == self._file.chunk_size):
+                yield from self._report(torn, Verdict.DAMAGED, lost)
+            elif bits and bits != whole and not torn:
+                yield from self._report(bits, Verdict.UNVERIFIABLE, "it is written in part")
+            elif bits and not expected:
+                yield from self._report(bits, Verdict.UNVERIFIABLE, "no checksum is recorded")
+            elif bits or torn:
+                if data is None:
+                    data = self._data()
+                if isinstance(data, OSError):
+                    yield from self._report(whole, Verdict.DAMAGED, f"it cannot be read: {data.strerror}")
+                    continue
+                at = grain * chunk_map.grain
+                piece = data[at : at + chunk_map.grain_length(self._chunk, grain)]
+                checksum = chunk_file.checksum([piece])
+                if len(piece) < chunk_map.grain_length(self._chunk, grain):
+                    yield from self._report(whole, Verdict.DAMAGED, "it cannot be read: the chunk file ends before it")
+                elif checksum != expected:
+                    reason = f"CRC32C is {checksum:#010x}, was {expected:#010x} when written"
+                    yield from self._report(whole, Verdict.DAMAGED, reason)
+                elif torn:
+                    yield from self._report(whole, Verdict.DAMAGED, f"{lost}; its data is as it was")
+                else:
+                    yield from self._report(whole, Verdict.GOOD, "")
+
+    def _data(self) -> memoryview | OSError:
+        length = self._map.chunk_length(self._chunk)
+        if self._slot == ZEROES:
+            return memoryview(bytes(length))
+        try:
+            return self._file.read_from_disk(self._slot, length)
+        except OSError as error:
+            return error
+
+    def _report(self, mask: int, verdict: Verdict, reason: str) -> Iterator[ChunkReport]:
+        """Yield a report for each run of blocks of a mask."""
+        block = self._map.superblock.block_size
+        base = self._chunk * self._map.superblock.chunk_size
+        for begin, end in runs(mask):
+            yield ChunkReport(base + begin * block, (end - begin) * block, verdict, reason)
 
 
 def _chunk_in(chunk_map: ChunkMap, slot: int) -> int:
@@ -141,7 +209,7 @@ def _chunk_in(chunk_map: ChunkMap, slot: int) -> int:
     for page in chunk_map.pages_with_words():
         slots = chunk_map.page_slots(page)
         if slot in slots:
-            return page * SLOTS_PER_PAGE + slots.index(slot)
+            return page * chunk_map.chunks_per_page + slots.index(slot)
     raise LookupError(slot)
 
 
@@ -157,15 +225,15 @@ def check_slots(chunk_map: ChunkMap, limit: int) -> None:
     count = 0
     page = chunk_map.next_page(0)
     while page is not None:
-        slots = [slot for slot in chunk_map.page_slots(page) if slot]
+        slots = [slot for slot in chunk_map.page_slots(page) if slot and not (slot == ZEROES and chunk_map.zero_marks)]
         if slots and max(slots) >= limit:
-            chunk = page * SLOTS_PER_PAGE + chunk_map.page_slots(page).index(max(slots))
+            chunk = page * chunk_map.chunks_per_page + chunk_map.page_slots(page).index(max(slots))
             fault = f"chunk {chunk} is in slot {max(slots)}, the chunk file ends before slot {limit}"
             raise store_file.StoreDamaged(chunk_map.path, "slots", fault, store_file.RESTORE)
         seen.update(slots)
         count += len(slots)
         if len(seen) != count:
-            fault = f"two chunks share a slot (within or before chunk {(page + 1) * SLOTS_PER_PAGE - 1})"
+            fault = f"two chunks share a slot (within or before chunk {(page + 1) * chunk_map.chunks_per_page - 1})"
             raise store_file.StoreDamaged(chunk_map.path, "slots", fault, store_file.RESTORE)
         page = chunk_map.next_page(page + 1)
 

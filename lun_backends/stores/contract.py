@@ -61,9 +61,9 @@ GRAIN = 4096
 """The grain of a store on local files, in bytes."""
 
 COMPUTE = 0
-"""An origin: the data was compared with its checksum; the chunk that it becomes part of gets a computed checksum."""
+"""For a grain that moves: the data was compared with its checksum; the grain that it becomes part of gets a computed one."""
 UNVERIFIED = -1
-"""An origin: the data has no checksum, so nothing was compared; the chunk that it becomes part of must not get one."""
+"""For a grain that moves: the data has no checksum; the grain that it becomes part of must not get one."""
 
 NOTHING = pyroaring.BitMap()
 """No chunks; callers must not change it."""
@@ -82,6 +82,18 @@ class Geometry:
     chunk_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The origin of blocks of one chunk that move to another store."""
+
+    grain: int
+    """The grain of the store that they come from."""
+    checksums: tuple[int, ...]
+    """For each grain that has any of the blocks: the checksum that has to go along, COMPUTE or UNVERIFIED."""
+    damaged: bool = False
+    """Whether a checksum is among them that the data does not fit."""
+
+
 class Put(NamedTuple):
     """A write of `blocks` blocks (0: of none) from block `first` on; `buffers` None stands for zeroes.
 
@@ -92,7 +104,7 @@ class Put(NamedTuple):
     first: int
     blocks: int
     buffers: Buffers | None
-    origin: int | None = None
+    origin: Origin | None = None
     mark: bool = False
 
 
@@ -106,7 +118,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """The result for one chunk; `offset` and `length` are bytes of the LUN."""
+    """The result for blocks of one chunk; `offset` and `length` are bytes of the LUN."""
 
     offset: int
     length: int
@@ -150,17 +162,24 @@ class Reader(Protocol):
         ...
 
     def read_to_move(
-        self, first: int, count: int, buffers: Buffers, on_damage: OnDamage, *, fills: bool, accept_loss: bool
-    ) -> int:
-        """Fill `buffers` with blocks of one chunk that go to another store, and return their origin.
+        self,
+        first: int,
+        count: int,
+        buffers: Buffers,
+        on_damage: OnDamage,
+        *,
+        grain: int,
+        size: int,
+        accept_loss: bool,
+    ) -> Origin:
+        """Fill `buffers` with blocks of one chunk that go to another store, and return their origin for it.
 
-        The origin is COMPUTE, UNVERIFIED or the checksum that has to go along.  `fills` says that the blocks fill a
-        chunk of the other store.  Only then can damage go along: the data goes as it is, with a checksum that it does
-        not fit, and `on_damage` is called.  So the data is damaged there, too.  With `accept_loss`, zeroes with such a
-        checksum replace blocks that cannot be read.
+        `grain` and `size` are those of the other store.  Damage can go along if the blocks fill the grains that it is
+        in, here and there: the data goes as it is, with a checksum that it does not fit, and `on_damage` is called.  So the
+        data is damaged there, too.  With `accept_loss`, zeroes with such a checksum replace blocks that cannot be read.
 
-        Raise MediumError if the blocks cannot be read, and DamagedBlocks if they are damaged and only a part of a
-        chunk, because the other store would forget the damage.
+        Raise MediumError if the blocks cannot be read, and DamagedBlocks if the damage cannot go along, because the
+        other store would forget it.
         """
         ...
 
@@ -258,7 +277,10 @@ class Store(Protocol):
         ...
 
     def verify(self, passed_over: pyroaring.BitMap = NOTHING) -> Iterator[ChunkReport]:
-        """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
+        """Read every chunk that has data, except those `passed_over`, and compare.
+
+        Yield reports in order of address, at least one for each chunk.
+        """
         ...
 
     def check_headers(self) -> list[str]:

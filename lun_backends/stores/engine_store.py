@@ -191,7 +191,11 @@ class EngineStore:
                     self._claim(chunk, lambda: end(0))
                     piece = data[at : at + self.chunk_size]
                     under_way.append(
-                        (index, chunk, self.engine.put(self.snapshot, chunk, piece, _checksum(piece, put.origin)))
+                        (
+                            index,
+                            chunk,
+                            self.engine.put(self.snapshot, chunk, piece, _checksum(piece, self.grain, put.origin)),
+                        )
                     )
         finally:
             end(0)
@@ -423,12 +427,27 @@ class Reader:
         return found[0][:whole].ljust(whole, b"\0")
 
     def read_to_move(
-        self, first: int, count: int, buffers: Buffers, on_damage: OnDamage, *, fills: bool, accept_loss: bool
-    ) -> int:
+        self,
+        first: int,
+        count: int,
+        buffers: Buffers,
+        on_damage: OnDamage,
+        *,
+        grain: int,
+        size: int,
+        accept_loss: bool,
+    ) -> contract.Origin:
         store = self._store
         chunk = first // store.per_chunk
         length, at = count * store.block_size, first % store.per_chunk * store.block_size
         offset = first * store.block_size
+        fills = (
+            at == 0 and offset % grain == 0 and offset + length in (size, (chunk + 1) * store.chunk_size, store.size)
+        )
+
+        def origin(checksum: int, *, damaged: bool = False) -> contract.Origin:
+            return contract.Origin(store.grain, (checksum,), damaged)
+
         try:
             found = store.engine.get(store.snapshot, chunk).result()
         except engine.EngineError as error:
@@ -436,7 +455,7 @@ class Reader:
                 raise store.error(first, error) from error
             _fill(buffers, memoryview(bytes(length)))
             on_damage(Damage(offset, length, f"{store.engine.name}: {error}", store.snapshot))
-            return chunk_file.checksum(buffers) ^ 1 or 2
+            return origin(chunk_file.checksum(buffers) ^ 1 or 2, damaged=True)
         if found is None:
             raise block_device.BlankBlock(first)
         data, checksum = found
@@ -450,8 +469,8 @@ class Reader:
                 raise block_device.DamagedBlocks(first, False, f"{store.engine.name}: {reason}", damage)
             on_damage(damage)
             moved = chunk_file.checksum(buffers)
-            return checksum if checksum not in (0, moved) else moved ^ 1 or 2
-        return checksum if length == whole else contract.COMPUTE
+            return origin(checksum if checksum not in (0, moved) else moved ^ 1 or 2, damaged=True)
+        return origin(checksum if length == whole else contract.COMPUTE)
 
     def found(self, chunk: int, *, damaged: bool) -> None:
         if damaged:
@@ -554,9 +573,14 @@ def fault(found: engine.Chunk, length: int) -> str:
     return ""
 
 
-def _checksum(data: bytes, origin: int | None) -> int:
+def _checksum(data: bytes, grain: int, origin: contract.Origin | None) -> int:
     """Return the checksum to store: the one that came with moved data, or else a new one."""
-    return origin if origin is not None and origin > 0 else chunk_file.checksum([memoryview(data)])
+    computed = chunk_file.checksum([memoryview(data)])
+    if origin is None:
+        return computed
+    if origin.grain == grain and origin.checksums[0] > 0:
+        return origin.checksums[0]
+    return (computed ^ 1 or 2) if origin.damaged else computed
 
 
 def _fill(buffers: Buffers, data: memoryview) -> None:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reading half of a thin store, which compares chunks with their checksums.
+"""The reading half of a thin store, which compares what it reads with its checksums.
 
-A checksum covers a whole chunk.  So the first read of any part of a chunk reads all of it:
+A checksum covers a grain: 4 KiB, or the whole chunk in stores with a map of format 2.  Every read compares every grain that
+it touches, each time.  A read that begins or ends within a grain reads the whole grain.
 
-| chunk                        | `read` with `verify` on                          | `read_checked`                        |
-| ---------------------------- | ------------------------------------------------ | ------------------------------------- |
-| it was found good            | reads; compares nothing                          | compares                              |
-| it has a checksum            | compares; a chunk that fits is good from then on | compares                              |
-| it has no checksum           | reads; nothing can be compared                   | reads; nothing can be compared        |
+| grain                              | `read` with `verify` on        | `read` with it off | `read_checked`                 |
+| --------------------------------- | ------------------------------ | ------------------ | ------------------------------ |
+| it is written and has a checksum  | compares                       | reads              | compares                       |
+| it has no checksum                | reads; nothing can be compared | reads              | reads; nothing can be compared |
 
-The reader remembers the chunks that were found good, until the store is closed.  So `read` finds damage that is there
-when a chunk is first read: rot, or the effect of a bad cable, a bad disk or a bad copy of the files.  It does not find
-rot that comes later while the store is open; `read_checked` and `verify` do.  A chunk that is stored only in part has
-no checksum.  Nor has a chunk whose last blocks were committed at the moment of a crash.
+A grain that is stored only in part has no checksum.
 
-A chunk that does not fit is read a second time, past the page cache, before it counts as damaged: the fault may be in
+A grain that does not fit is read a second time, past the page cache, before it counts as damaged: the fault may be in
 memory.
 """
 
@@ -22,18 +19,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import crc32c
 import pyroaring
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers
 from lun_backends.damage import Damage, OnDamage
 from lun_backends.stores import chunk_file, contents
-from lun_backends.stores.chunk_map import ChunkMap
-from lun_backends.stores.contract import COMPUTE, UNVERIFIED
+from lun_backends.stores.chunk_map import ZEROES, ChunkMap
+from lun_backends.stores.contract import COMPUTE, UNVERIFIED, Origin
 
 Piece = tuple[int, int, int]
 """Blocks of one chunk: chunk number, first block within it, number of blocks."""
+
+
+class _Check(NamedTuple):
+    """Grains of a chunk to be compared; `at` is the byte of what is read at which the first of them begins, or would."""
+
+    chunk: int
+    grain: int
+    expected: list[int]
+    """Their checksums, 0 for a grain that cannot be compared."""
+    at: int
+    place: int
+    """The byte of the chunk file at which the chunk begins; -1 for zeroes."""
+
 
 _scratch = threading.local()
 
@@ -54,60 +66,60 @@ class Reader:
     def __init__(self, chunk_map: ChunkMap, file: chunk_file.ChunkFile) -> None:
         superblock = chunk_map.superblock
         self.verify = True
-        """Whether `read` compares chunks with their checksums."""
-        self.damaged = pyroaring.BitMap64()
-        """The chunks that any kind of read has found damaged since the store was opened."""
+        """Whether `read` compares grains with their checksums."""
+        self._damaged = pyroaring.BitMap64()  # grains that any kind of read has found damaged
         self._map = chunk_map
         self._file = file
-        self._good = pyroaring.BitMap64()
         self._snapshot = superblock.snapshot
         self._block_size = superblock.block_size
         self._chunk_size = superblock.chunk_size
         self._per_chunk = superblock.chunk_size // superblock.block_size
+        self._per_grain = chunk_map.blocks_per_grain
+        self._grains = superblock.chunk_size // chunk_map.grain
+
+    @property
+    def damaged(self) -> pyroaring.BitMap64:
+        """The chunks that any kind of read has found damaged since the store was opened."""
+        return pyroaring.BitMap64({grain // self._grains for grain in self._damaged})
 
     def read(self, first: int, count: int, buffers: Buffers, *, now: bool = False) -> bool:
         """Fill `buffers` with `count` blocks from block `first` on; with `now` return False if that would wait.
 
         Raises BlankBlock, MediumError, DamagedBlocks.
         """
-        chunk_map = self._map
-        per_chunk = self._per_chunk
-        block_size = self._block_size
-        chunk, start = divmod(first, per_chunk)
-        if start + count <= per_chunk:
-            mask = ((1 << count) - 1) << start
-            if missing := mask & ~chunk_map.written(chunk):
-                raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            if self.verify and chunk not in self._good:
-                return self._read_pieces(first, count, buffers, now=now)
-            return self._file.read(self._place(chunk, start), buffers, count * block_size, first, now)
-        runs: list[list[int]] = []  # [place in the chunk file, bytes]; adjacent places are joined
-        for chunk, start, blocks in pieces(first, count, per_chunk):
-            mask = ((1 << blocks) - 1) << start
-            if missing := mask & ~chunk_map.written(chunk):
-                raise block_device.BlankBlock(chunk * per_chunk + contents.lowest(missing))
-            if self.verify and chunk not in self._good:
-                return self._read_pieces(first, count, buffers, now=now)
-            place = self._place(chunk, start)
-            if runs and sum(runs[-1]) == place:
-                runs[-1][1] += blocks * block_size
-            else:
-                runs.append([place, blocks * block_size])
-        done = 0
-        for place, length in runs:
-            part = buffers if len(runs) == 1 else block_device.slice_buffers(buffers, done, length)
-            if not self._file.read(place, part, length, first + done // block_size, now):
-                return False
-            done += length
-        return True
+        chunk, start = divmod(first, self._per_chunk)
+        if count == self._per_grain and start % count == 0 and len(buffers) == 1 and self.verify:
+            # One whole grain: the most frequent read.
+            chunk_map = self._map
+            if chunk_map.missing(chunk, start, count):
+                raise self._blank(chunk, start, count)
+            slot = chunk_map.slot(chunk)
+            if 0 < slot < ZEROES:
+                place = slot * self._chunk_size + start * self._block_size
+                if not self._file.read(place, buffers, count * self._block_size, first, now):
+                    return False
+                (expected,) = chunk_map.checksums(chunk, start // count, start // count + 1)
+                if expected == crc32c.crc32c(buffers[0]):
+                    if self._damaged:
+                        self._damaged.discard(first // count)
+                    return True
+        elif start + count <= self._per_chunk and not self.verify:
+            slot = self._slot(chunk, start, count)
+            if slot != ZEROES:
+                place = slot * self._chunk_size + start * self._block_size
+                return self._file.read(place, buffers, count * self._block_size, first, now)
+        return self._read(first, count, buffers, now=now, compare=self.verify)
 
     def read_checked(self, first: int, count: int, buffers: Buffers, on_damage: OnDamage | None = None) -> None:
-        """Fill `buffers` as `read`, but compare every chunk that has a checksum, whatever `verify` says.
+        """Fill `buffers` as `read`, but compare every grain that has a checksum, whatever `verify` says.
 
         With `on_damage`, call it for damaged and unreadable blocks instead of raising an error.  Damaged blocks are
         read as they are, and unreadable ones as zeroes.  Raises BlankBlock, MediumError, DamagedBlocks.
         """
-        self._read_pieces(first, count, buffers, always=True, on_damage=on_damage)
+        if on_damage is None:
+            self._read(first, count, buffers)
+        else:
+            self._read_all(first, count, buffers, on_damage, on_damage)
 
     def read_to_move(
         self,
@@ -116,139 +128,218 @@ class Reader:
         buffers: Buffers,
         on_damage: OnDamage,
         *,
-        fills: bool,
+        grain: int,
+        size: int,
         accept_loss: bool,
-    ) -> int:
-        """Fill `buffers` with blocks of one chunk that go to another store, and return their origin.
-
-        The origin is COMPUTE, UNVERIFIED or the checksum that has to go along.  `fills` says that the blocks fill a
-        chunk of the other store.  Only then can damage go along: the data goes as it is, with a checksum that it does
-        not fit, and `on_damage` is called.  So the data is damaged there, too.  With `accept_loss`, zeroes with such a
-        checksum replace blocks that cannot be read.
-
-        Raise MediumError if the blocks cannot be read, and DamagedBlocks if they are damaged and only a part of a
-        chunk, because the other store would forget the damage.
-        """
+    ) -> Origin:
+        """Fill `buffers` with blocks of one chunk that go to another store; see `contract.Reader`."""
         chunk, start = divmod(first, self._per_chunk)
-        length, whole = count * self._block_size, self._map.chunk_length(chunk)
-        full = self._map.written(chunk) == self._map.full_mask(chunk)
-        expected = self._map.checksum(chunk) if full else 0
-        try:
-            self._read_piece((chunk, start, count), buffers, length, now=False, always=True)
-        except block_device.DamagedBlocks as error:
-            if not fills:
-                raise
-            on_damage(error.damage)
-            return expected
-        except block_device.MediumError as error:
-            if not (accept_loss and full and fills):
-                raise
-            for buffer in buffers:
-                buffer[:] = bytes(len(buffer))
-            on_damage(Damage(first * self._block_size, length, error.reason, self._snapshot))
-            return expected or (chunk_file.checksum(buffers) ^ 1 or 2)
-        if not expected:
+        found: list[Damage] = []
+        unread: list[Damage] = []
+        self._read_all(first, count, buffers, found.append, unread.append if accept_loss else None)
+        for damage in unread:
+            if not self._fills(first, count, damage, max(grain, self._map.grain), size):
+                raise block_device.MediumError(damage.offset // self._block_size, False, damage.reason)
+        for damage in found:
+            if not self._fills(first, count, damage, max(grain, self._map.grain), size):
+                lba = damage.offset // self._block_size
+                raise block_device.DamagedBlocks(lba, False, f"{self._file.path}: {damage.reason}", damage)
+        found += unread
+        low, high = start // self._per_grain, -(-(start + count) // self._per_grain)
+        checksums = [
+            self._to_go_along(chunk, number, start, count, recorded)
+            for number, recorded in enumerate(self._map.checksums(chunk, low, high), low)
+        ]
+        for damage in found:
+            on_damage(damage)
+            at = damage.offset // self._block_size - chunk * self._per_chunk
+            for number in range(at // self._per_grain, -(-(at + damage.length // self._block_size) // self._per_grain)):
+                if checksums[number - low] <= 0:  # it gets one that neither zeroes nor its data fit
+                    recorded = self._map.checksums(chunk, number, number + 1)[0]
+                    length = self._map.grain_length(chunk, number)
+                    checksums[number - low] = recorded or chunk_file.checksum_of_zeroes(length) ^ 1 or 2
+        return Origin(self._map.grain, tuple(checksums), bool(found))
+
+    def _to_go_along(self, chunk: int, grain: int, start: int, count: int, recorded: int) -> int:
+        """Return the checksum of a grain that goes along with blocks of its chunk, COMPUTE or UNVERIFIED."""
+        whole = self._map.grain_mask(chunk, grain)
+        if not recorded or self._map.missing(chunk, contents.lowest(whole), whole.bit_count()):
             return UNVERIFIED
-        return expected if length == whole else COMPUTE
+        return recorded if whole & ~(((1 << count) - 1) << start) == 0 else COMPUTE
+
+    def _fills(self, first: int, count: int, damage: Damage, grain: int, size: int) -> bool:
+        """Return whether the blocks fill the grains, of `grain` bytes, that have the damage, up to byte `size`."""
+        begin = damage.offset // grain * grain
+        end = min(-(-(damage.offset + damage.length) // grain) * grain, size, self._map.superblock.size)
+        return first * self._block_size <= begin and end <= (first + count) * self._block_size
 
     def found(self, chunk: int, *, damaged: bool) -> None:
-        """Note the result of a comparison."""
-        if damaged:
-            self._good.discard(chunk)
-            self.damaged.add(chunk)
-        else:
-            self._good.add(chunk)
-            if self.damaged:
-                self.damaged.discard(chunk)
+        """Note the result of a comparison elsewhere."""
+        self.note(chunk * self._chunk_size, 1 if damaged else self._chunk_size, damaged=damaged)
 
-    def _read_pieces(
+    def note(self, offset: int, length: int, *, damaged: bool) -> None:
+        """Note the result of a comparison of bytes of the LUN."""
+        grains = range(offset // self._map.grain, -(-(offset + length) // self._map.grain))
+        if damaged:
+            self._damaged.update(grains)
+        elif self._damaged:
+            self._damaged -= pyroaring.BitMap64(grains)
+
+    def _slot(self, chunk: int, start: int, count: int) -> int:
+        """Return the slot of blocks of a chunk.  Raises BlankBlock, MediumError."""
+        if self._map.missing(chunk, start, count):
+            raise self._blank(chunk, start, count)
+        slot = self._map.slot(chunk)
+        if not slot:
+            if not self._map.written(chunk):  # an interrupted commit left the bits
+                raise block_device.BlankBlock(chunk * self._per_chunk + start)
+            why = f"{self._map.path}: the map has lost where the chunk is"
+            raise block_device.MediumError(chunk * self._per_chunk + start, False, why)
+        return slot
+
+    def _blank(self, chunk: int, start: int, count: int) -> block_device.BlankBlock:
+        missing = self._map.missing(chunk, start, count) or 1 << start
+        return block_device.BlankBlock(chunk * self._per_chunk + contents.lowest(missing))
+
+    def _read_all(
+        self, first: int, count: int, buffers: Buffers, on_damage: OnDamage, on_unread: OnDamage | None
+    ) -> None:
+        """Read blocks as far as they can be read; call `on_damage` for damaged ones, `on_unread` for unreadable ones.
+
+        Unreadable blocks become zeroes.  Without `on_unread`, raise MediumError for them.  Raises BlankBlock.
+        """
+        found: list[Damage] = []
+        try:
+            self._read(first, count, buffers, on_damage=found.append)
+            for damage in found:
+                on_damage(damage)
+            return
+        except block_device.MediumError as error:
+            if on_unread is None:
+                raise
+            end = min(first // self._per_grain * self._per_grain + self._per_grain, first + count)
+            if end == first + count:
+                for buffer in buffers:
+                    buffer[:] = bytes(len(buffer))
+                length = count * self._block_size
+                on_unread(Damage(first * self._block_size, length, error.reason, self._snapshot))
+                return
+        done = 0
+        while first < end:  # one grain after the other
+            length = (end - first) * self._block_size
+            part = block_device.slice_buffers(buffers, done, length)
+            self._read_all(first, end - first, part, on_damage, on_unread)
+            done += length
+            count -= end - first
+            first, end = end, end + min(count, self._per_grain)
+
+    def _read(
         self,
         first: int,
         count: int,
         buffers: Buffers,
         *,
         now: bool = False,
-        always: bool = False,
+        compare: bool = True,
         on_damage: OnDamage | None = None,
     ) -> bool:
-        """Read chunk by chunk, and compare the chunks that are not known to be good; with `always`, compare all."""
-        done = 0
-        for piece in pieces(first, count, self._per_chunk):
-            length = piece[2] * self._block_size
-            part = block_device.slice_buffers(buffers, done, length)
-            try:
-                if not self._read_piece(piece, part, length, now=now, always=always):
-                    return False
-            except block_device.MediumError as error:
-                if on_damage is None:
-                    raise
-                if isinstance(error, block_device.DamagedBlocks):
-                    on_damage(error.damage)
-                else:
-                    for buffer in part:
-                        buffer[:] = bytes(len(buffer))
-                    on_damage(Damage((first * self._block_size) + done, length, error.reason, self._snapshot))
+        """Read blocks and compare the grains that have any of them.
+
+        Raises BlankBlock, MediumError, and DamagedBlocks if there is no `on_damage`.
+        """
+        block_size = self._block_size
+        runs: list[list[int]] = []  # [place in the chunk file or -1 for zeroes, bytes]; adjacent places are joined
+        checks: list[_Check] = []
+        head = tail = done = 0  # bytes that are read before the blocks, and behind them, because a grain has them, too
+        for chunk, start, blocks in pieces(first, count, self._per_chunk):
+            slot = self._slot(chunk, start, blocks)
+            before = behind = 0
+            begin = -1 if slot == ZEROES else slot * self._chunk_size
+            if compare:
+                first_grain, end_grain = start // self._per_grain, -(-(start + blocks) // self._per_grain)
+                # The bits were read before the checksums, because a checksum is complete only if the bits are.
+                expected = self._map.checksums(chunk, first_grain, end_grain)
+                before = self._beside(chunk, first_grain, expected, 0, start - first_grain * self._per_grain)
+                whole = self._map.grain_length(chunk, end_grain - 1) // block_size
+                short = (end_grain - 1) * self._per_grain + whole - start - blocks
+                behind = self._beside(chunk, end_grain - 1, expected, -1, short)
+                at = done + (before - start + first_grain * self._per_grain) * block_size
+                checks.append(_Check(chunk, first_grain, expected, at, begin))
+            head, tail = (before if not done else head), behind
+            length = (before + blocks + behind) * block_size
+            place = -1 if begin < 0 else begin + (start - before) * block_size
+            if runs and (place == -1 == runs[-1][0] or (place >= 0 <= runs[-1][0] and sum(runs[-1]) == place)):
+                runs[-1][1] += length
+            else:
+                runs.append([place, length])
             done += length
+        into = buffers
+        if head or tail:
+            spare = _buffer((head + tail) * block_size)
+            into = [spare[: head * block_size], *buffers, spare[head * block_size :]]
+        done = 0
+        for place, length in runs:
+            part = into if len(runs) == 1 else block_device.slice_buffers(into, done, length)
+            if place < 0:
+                for buffer in part:
+                    buffer[:] = bytes(len(buffer))
+            elif not self._file.read(place, part, length, max(first, first - head + done // block_size), now):
+                return False
+            done += length
+        for check in checks:
+            at = check.at
+            for grain, checksum in enumerate(check.expected, check.grain):
+                if checksum:
+                    part = block_device.slice_buffers(into, at, self._map.grain)
+                    if chunk_file.checksum(part) != checksum:
+                        if now:
+                            return False  # a caller that may wait compares again
+                        self._compare_again(check, grain, part, first, count, on_damage)
+                    elif self._damaged:
+                        self._damaged.discard(check.chunk * self._grains + grain)
+                at += self._map.grain
         return True
 
-    def _read_piece(self, piece: Piece, buffers: Buffers, length: int, *, now: bool, always: bool) -> bool:
-        chunk, start, blocks = piece
-        lba = chunk * self._per_chunk + start
-        mask = ((1 << blocks) - 1) << start
-        written = self._map.written(chunk)
-        if missing := mask & ~written:
-            raise block_device.BlankBlock(chunk * self._per_chunk + contents.lowest(missing))
-        place = self._place(chunk, start)
-        # Read the bits before the checksum, because the checksum is complete only if the bits are.
-        full = written == self._map.full_mask(chunk)
-        expected = self._map.checksum(chunk) if full and (always or chunk not in self._good) else 0
-        if not expected:
-            return self._file.read(place, buffers, length, lba, now)
-        whole = self._map.chunk_length(chunk)
-        into = buffers if length == whole else [_buffer(whole)]
-        actual = self._compare(chunk, into, whole, expected, now=now)
-        if actual is None:
-            return False
-        if into is not buffers:
-            at = start * self._block_size
-            for buffer in buffers:
-                buffer[:] = into[0][at : at + len(buffer)]
-                at += len(buffer)
-        if actual != expected:
-            reason = f"CRC32C is {actual:#010x}, was {expected:#010x} when written"
-            damage = Damage(lba * self._block_size, length, reason, self._snapshot)
-            raise block_device.DamagedBlocks(lba, False, f"{self._file.path}: {reason}", damage)
-        return True
+    def _beside(self, chunk: int, grain: int, expected: list[int], number: int, blocks: int) -> int:
+        """Return how many blocks of a grain have to be read beside the wanted ones, of which it has `blocks` more.
 
-    def _compare(self, chunk: int, into: Buffers, length: int, expected: int, *, now: bool) -> int | None:
-        """Read a whole chunk, and return its checksum; None if that would wait."""
-        lba = chunk * self._per_chunk
-        place = self._map.slot(chunk) * self._chunk_size
-        actual = 0
-        for _ in range(2):
-            if not self._file.read(place, into, length, lba, now):
-                return None
-            actual = chunk_file.checksum(into)
-            if actual == expected:
-                self.found(chunk, damaged=False)
-                return actual
-            if now:
-                return None  # a caller that may wait compares again
+        A grain that is not written as a whole has no checksum: clear it in `expected`.
+        """
+        if not blocks or not expected[number]:
+            return 0
+        whole = self._map.grain_mask(chunk, grain)
+        if self._map.missing(chunk, contents.lowest(whole), whole.bit_count()):
+            expected[number] = 0
+            return 0
+        return blocks
+
+    def _compare_again(
+        self, check: _Check, number: int, buffers: Buffers, first: int, count: int, on_damage: OnDamage | None
+    ) -> None:
+        """Read a grain that does not fit again, past the page cache.  Raises DamagedBlocks, MediumError."""
+        block_size = self._block_size
+        grain = (check.chunk * self._per_chunk) + number * self._per_grain
+        length = self._map.grain_length(check.chunk, number)
+        if check.place >= 0:
+            place = check.place + number * self._map.grain
             self._file.forget(place, length)
-        self.found(chunk, damaged=True)
-        return actual
-
-    def _place(self, chunk: int, start: int) -> int:
-        """Return the place of written blocks in the chunk file, in bytes.  Raises MediumError."""
-        slot = self._map.slot(chunk)
-        if not slot:
-            why = f"{self._map.path}: the map has lost where the chunk is"
-            raise block_device.MediumError(chunk * self._per_chunk + start, False, why)
-        return slot * self._chunk_size + start * self._block_size
+            self._file.read(place, buffers, length, max(first, grain), False)
+        actual, expected = chunk_file.checksum(buffers), check.expected[number - check.grain]
+        offset = grain * block_size
+        self.note(offset, length, damaged=actual != expected)
+        if actual == expected:
+            return
+        lba = max(first, grain)
+        end = min(first + count, grain + length // block_size)
+        reason = f"CRC32C is {actual:#010x}, was {expected:#010x} when written"
+        damage = Damage(lba * block_size, (end - lba) * block_size, reason, self._snapshot)
+        if on_damage is None:
+            raise block_device.DamagedBlocks(lba, False, f"{self._file.path}: {reason}", damage)
+        on_damage(damage)
 
 
 def _buffer(length: int) -> memoryview:
-    """Return this thread's buffer for one chunk."""
+    """Return this thread's buffer for what nobody asked for."""
     view: memoryview | None = getattr(_scratch, "view", None)
     if view is None or len(view) < length:
         view = _scratch.view = memoryview(bytearray(length))

@@ -461,10 +461,20 @@ class Reader:
                 on_damage(Damage((first + at) * size, size, error.reason, self._store.snapshot))
 
     def read_to_move(
-        self, first: int, count: int, buffers: Buffers, on_damage: OnDamage, *, fills: bool, accept_loss: bool
-    ) -> int:
+        self,
+        first: int,
+        count: int,
+        buffers: Buffers,
+        on_damage: OnDamage,
+        *,
+        grain: int,
+        size: int,
+        accept_loss: bool,
+    ) -> contract.Origin:
         self.read(first, count, buffers)  # an unreadable block stops the move: no checksum could say that it is lost
-        return contract.UNVERIFIED
+        per_grain = self._store.grain // self._store.block_size
+        grains = -(-(first + count) // per_grain) - first // per_grain
+        return contract.Origin(self._store.grain, (contract.UNVERIFIED,) * grains)
 
     def found(self, chunk: int, *, damaged: bool) -> None:
         if damaged:

@@ -24,7 +24,8 @@ REASON_MAX = 1024
 """The bytes of UTF-8 that are kept of the reason for a state."""
 
 _MAGIC = b"WOLUNMAP"
-_VERSION = 2
+ARRAYS, RECORDS = 2, 3
+"""The formats of a map: `array_map` and `record_map`."""
 # magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
 _BODY = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
 _CRC = struct.Struct("<I")
@@ -58,38 +59,16 @@ class Superblock:
     state: State = State.EMPTY
     reason: str = ""
     generation: int = 1
+    version: int = RECORDS
 
     def pack(self) -> bytes:
         """Return the `PAGE` bytes of one copy."""
         reason = self.reason.encode()[:REASON_MAX].decode(errors="ignore").encode()
         body = _BODY.pack(
-            _MAGIC, _VERSION, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
+            _MAGIC, self.version, self.state, self.generation, self.snapshot.bytes, self.volume.bytes, self.size,
             self.block_size, self.chunk_size, len(reason), reason,
         )  # fmt: skip
         return (body + _CRC.pack(crc32c.crc32c(body))).ljust(PAGE, b"\0")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The places of a map's arrays, in bytes; `chunks` is a number."""
-
-    chunks: int
-    slots: int
-    written: int
-    checksums: int
-    confirmed: int
-    length: int
-
-    @classmethod
-    def of(cls, superblock: Superblock) -> Layout:
-        """Return the layout that follows from the geometry."""
-        chunks = -(-superblock.size // superblock.chunk_size)
-        blocks = chunks * (superblock.chunk_size // superblock.block_size)
-        slots = 2 * PAGE
-        written = page_up(slots + chunks * 8)
-        checksums = page_up(written + -(-blocks // 8))
-        confirmed = page_up(checksums + chunks * 4)
-        return cls(chunks, slots, written, checksums, confirmed, page_up(confirmed + -(-chunks // 8)))
 
 
 def page_up(offset: int) -> int:
@@ -144,18 +123,19 @@ def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Sup
         raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
     (crc,) = _CRC.unpack_from(page, _BODY.size)
     fits = crc == crc32c.crc32c(memoryview(page)[: _BODY.size])
-    if version > _VERSION and fits:
-        raise StoreNewer(path, version, _VERSION)
-    if version != _VERSION:
+    if version > RECORDS and fits:
+        raise StoreNewer(path, version, RECORDS)
+    if version not in (ARRAYS, RECORDS):
         upgrade = "use the version of wolun that wrote it"
-        raise StoreDamaged(path, "format version", f"{version} is not supported, only {_VERSION} is", upgrade)
+        fault = f"{version} is not supported, only {ARRAYS} and {RECORDS} are"
+        raise StoreDamaged(path, "format version", fault, upgrade)
     if not fits:
         raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)
     if state not in list(State):
         raise StoreDamaged(path, "state", f"{state} is unknown", RESTORE)
     superblock = Superblock(
         uuid.UUID(bytes=snapshot), uuid.UUID(bytes=volume), size, block_size, chunk_size,
-        State(state), reason[:reason_length].decode(errors="replace"), generation,
+        State(state), reason[:reason_length].decode(errors="replace"), generation, version,
     )  # fmt: skip
     if problem := geometry_problem(superblock):
         raise StoreDamaged(path, "geometry", problem, RESTORE)

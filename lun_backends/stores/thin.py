@@ -13,16 +13,21 @@ A commit of a store with `Durability.POWER_LOSS`, one at a time for all waiting 
 
 1. Each writer has written its data to the chunk file, and the map's pages have disk space (`reserve`).
 2. `fdatasync` of the chunk file.
-3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).  Then the
-  checksums of chunks that came from another store with their checksums are stored, and the map is synced: such a chunk
-  may be damaged, and must not come to life without the checksum that says so.
+3. Chunks with words of an interrupted commit are cleaned, and the map is synced (rare: `ChunkMap.is_stale`).  Then the map
+  is synced after two further stores, if there are any.  The checksums of grains that came from another store are stored:
+  such a grain may be damaged, and must not come to life without the checksum that says so.  And chunks of zeroes that get
+  other data get their slot.
 4. Slots, checksums and bits are stored into the map.  Readers see the blocks from here on.
 5. The map is synced.  Only now the claims end, so that the data is durable when a writer gets BlockWritten.
-6. Chunks that are full now are confirmed in the map.  A later sync makes that durable.  Because of this order, a lost
-  word of a confirmed chunk is damage for certain (`chunk_map`).
+6. The chunks are confirmed in the map, up to 64 with one call.  A later sync makes that durable.  Because of this order, a
+  lost word of a confirmed chunk is damage for certain (`chunk_map`).
 
-With `Durability.PROCESS_CRASH`, up to 64 confirmations are stored with one call, and there are no syncs: steps 2 and 5 and the sync of step 3 are left out.  The order stays,
+With `Durability.PROCESS_CRASH` there are no syncs: steps 2 and 5 and the syncs of step 3 are left out.  The order stays,
 so a killed process loses no write that it acknowledged.  A power cut may lose any write since the last `flush`.
+
+Blocks that are all zeroes, and whole grains, take no space in a chunk that has no other data: its slot is `ZEROES`.  Such
+blocks are recognised by their checksum, which is computed anyway, and then compared.  When the chunk gets other data, it
+gets a slot, and the zeroes are written there.
 
 After a failed sync, the kernel may have dropped the dirty pages, and it reports success the next time.  So the store
 never tries a sync again: it refuses every further write with MediumError, but still reads.
@@ -44,23 +49,20 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, contents, contract, group_commit, outside, reader, store_file
-from lun_backends.stores.chunk_map import SLOTS_PER_PAGE, ChunkMap, CutShort
+from lun_backends.stores import chunk_file, claimed, contents, contract, group_commit, maps, outside, reader, store_file
+from lun_backends.stores.chunk_map import ZEROES, ChunkMap, CutShort, Entry
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
 
-_Claim = tuple[int, int, int, int]
-"""Blocks of a chunk: (chunk, slot, mask, checksum or 0)."""
-
 
 class Batch:
-    """Writes of one thread that are committed together: (chunk, slot, mask, checksum or 0) each."""
+    """Writes of one thread that are committed together."""
 
     __slots__ = ("claims", "done", "error", "moved")
 
     def __init__(self) -> None:
-        self.claims: list[_Claim] = []
-        self.moved: list[tuple[int, int]] = []  # (chunk, checksum) of chunks that came from another store
+        self.claims: list[Entry] = []
+        self.moved: list[tuple[int, int, Sequence[int]]] = []  # (chunk, first grain, checksums) from another store
         self.done = False
         self.error: Exception | None = None
 
@@ -116,6 +118,7 @@ class ThinStore:
         self.local = True
         self.unit = superblock.block_size
         self.blocks_per_chunk = superblock.chunk_size // superblock.block_size
+        self.grain = chunk_map.grain
         self.syncs = contract.Syncs()
         self.reader: reader.Reader = reader.Reader(chunk_map, file)
         """The reader of the blocks."""
@@ -127,8 +130,8 @@ class ThinStore:
         self._pending: dict[int, int] = {}  # chunk -> mask of its blocks being committed
         self._fresh: dict[int, int] = {}  # chunk without a slot in the map -> the slot its pending blocks are in
         self._free: list[int] = []  # slots of writes that failed
-        self._unconfirmed: list[int] = []  # full chunks whose confirmation is still to be stored
-        self._unverified: set[int] = set()  # chunks with blocks that came without a checksum
+        self._unconfirmed: list[int] = []  # chunks whose confirmation is still to be stored
+        self._checksums = claimed.Checksums(chunk_map, file)
         self._next = file.slots
         self._space = space or Space()
         self._space.add(self.allocated_bytes)
@@ -157,7 +160,7 @@ class ThinStore:
         file = chunk_file.ChunkFile.create(chunks_path, superblock, io)
         try:
             marks = outside.Marks(marks_file(path), io)
-            return cls(ChunkMap.create(map_path, superblock, io), file, marks, durability, space)
+            return cls(maps.create(map_path, superblock, io), file, marks, durability, space)
         except BaseException:
             file.close()
             io.unlink(chunks_path)
@@ -174,7 +177,7 @@ class ThinStore:
     ) -> ThinStore:
         """Open an existing store.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
         map_path, chunks_path = files(path)
-        chunk_map = ChunkMap.open(map_path, io)
+        chunk_map = maps.open_existing(map_path, io)
         try:
             file = chunk_file.ChunkFile.open(chunks_path, chunk_map.superblock, io)
             try:
@@ -202,11 +205,6 @@ class ThinStore:
         io.fsync_directory(path.parent)
 
     # -- state
-
-    @property
-    def grain(self) -> int:
-        """The bytes that have a checksum of their own; less than this, put by itself, has none."""
-        return self.chunk_size
 
     @property
     def broken(self) -> bool:
@@ -283,7 +281,7 @@ class ThinStore:
         first: int,
         count: int,
         buffers: block_device.Buffers | None,
-        origin: int | None = None,
+        origin: contract.Origin | None = None,
         *,
         mark: bool = False,
     ) -> None:
@@ -302,25 +300,26 @@ class ThinStore:
             if start + count <= self.blocks_per_chunk
             else list(reader.pieces(first, count, self.blocks_per_chunk))
         )
-        masks = [(chunk, ((1 << blocks) - 1) << start) for chunk, start, blocks in pieces]
-        while (slots := self._claim(masks, first, wait=not batch.claims)) is None:
+        claims = self._checksums.described(pieces, buffers, origin)
+        while (slots := self._claim(claims, first, wait=not batch.claims)) is None:
             self.commit(batch)
         try:
-            checksums = self._store(pieces, masks, slots, buffers, origin)
+            self._store(pieces, claims, slots, buffers)
             if mark:
-                self.marks.add(chunk for chunk, _ in masks)
+                self.marks.add(claim.chunk for claim in claims)
         except BaseException as error:
             with self._changed:
-                self._release(masks)
+                self._release((claim.chunk, claim.mask) for claim in claims)
                 self._changed.notify_all()
             if isinstance(error, OSError):
                 raise self._write_error(error, first) from error
             raise
         batch.claims.extend(
-            (chunk, slot, mask, checksum) for (chunk, mask), slot, checksum in zip(masks, slots, checksums, strict=True)
+            (claim.chunk, slot, claim.mask, claim.grain, claim.checksums)
+            for claim, slot in zip(claims, slots, strict=True)
         )
-        if origin is not None and checksums[0]:
-            batch.moved.append((chunk, checksums[0]))
+        if origin is not None:
+            batch.moved.extend((claim.chunk, claim.grain, claim.checksums) for claim in claims if any(claim.checksums))
 
     def commit(self, batch: Batch) -> None:
         """Commit the batch (the module's docstring says how).  Then it is empty and can be used again.
@@ -367,7 +366,7 @@ class ThinStore:
         except OSError as error:
             raise self._break(error, 0) from error
 
-    def _claim(self, masks: list[tuple[int, int]], first: int, wait: bool) -> list[int] | None:
+    def _claim(self, claims: list[claimed.Claim], first: int, wait: bool) -> list[int] | None:
         """Make the blocks pending and return their chunks' slots.
 
         Without `wait`, return None if that would wait for another commit.
@@ -377,30 +376,37 @@ class ThinStore:
         with self._changed:
             while True:
                 self._refuse_if_broken(first)
-                if not any(pending.get(chunk, 0) & mask for chunk, mask in masks):
+                if not any(self._must_wait(claim) for claim in claims):
                     break
                 if not wait:
                     return None
                 self._changed.wait()
-            for chunk, mask in masks:
-                if written := chunk_map.written(chunk) & mask:
-                    raise block_device.BlockWritten(chunk * self.blocks_per_chunk + contents.lowest(written))
-            fresh = sum(not (chunk_map.slot(chunk) or chunk in self._fresh) for chunk, _ in masks) - len(self._free)
+            for claim in claims:
+                if written := chunk_map.written(claim.chunk) & claim.mask:
+                    raise block_device.BlockWritten(claim.chunk * self.blocks_per_chunk + contents.lowest(written))
+            slots = [self._fresh.get(claim.chunk) or chunk_map.slot(claim.chunk) for claim in claims]
+            needs = [slot in (0, ZEROES) and not claim.zeroes for slot, claim in zip(slots, claims, strict=True)]
+            fresh = sum(needs) - len(self._free)
             if fresh > 0 and not self._space.take(fresh * self.chunk_size):
                 raise block_device.SpaceExhausted(first)
-            slots = []
-            for chunk, mask in masks:
-                pending[chunk] = pending.get(chunk, 0) | mask
-                slot = chunk_map.slot(chunk) or self._fresh.get(chunk, 0)
-                if not slot:
+            for at, claim in enumerate(claims):
+                pending[claim.chunk] = pending.get(claim.chunk, 0) | claim.mask
+                if needs[at]:
                     if self._free:
-                        slot = self._free.pop()
+                        slots[at] = self._free.pop()
                     else:
-                        slot = self._next
+                        slots[at] = self._next
                         self._next += 1
-                    self._fresh[chunk] = slot
-                slots.append(slot)
+                    self._fresh[claim.chunk] = slots[at]
+                elif not slots[at]:
+                    slots[at] = self._fresh[claim.chunk] = ZEROES
             return slots
+
+    def _must_wait(self, claim: claimed.Claim) -> bool:
+        """Return whether another commit has some of the blocks, or makes a chunk of zeroes that gets other data here."""
+        if self._pending.get(claim.chunk, 0) & claim.mask:
+            return True
+        return not claim.zeroes and self._fresh.get(claim.chunk) == ZEROES
 
     def _release(self, masks: Iterable[tuple[int, int]]) -> None:
         """End claims (lock held); slots without a published block are free again."""
@@ -411,44 +417,36 @@ class ThinStore:
                 continue
             del pending[chunk]
             slot = self._fresh.pop(chunk, 0)
-            if slot and not self._map.slot(chunk):
+            if slot and slot != ZEROES and self._map.slot(chunk) != slot:
                 self._free.append(slot)
 
     def _store(
         self,
         pieces: list[reader.Piece],
-        masks: list[tuple[int, int]],
+        claims: list[claimed.Claim],
         slots: list[int],
         buffers: block_device.Buffers | None,
-        origin: int | None,
-    ) -> list[int]:
-        """Write the data of claimed blocks.
-
-        Return a checksum per chunk: 0 for chunks that are not covered as a whole.
-        """
+    ) -> None:
+        """Write the data of claimed blocks."""
         chunk_map = self._map
-        self._file.provide(max(slots), len(slots))
-        for chunk, _ in masks:
-            chunk_map.reserve(chunk)
-        if len(pieces) == 1:
-            _, start, blocks = pieces[0]
-            length = blocks * self.block_size
-            data = buffers if buffers is not None else [self._zeroes[:length]]
-            self._file.write(slots[0] * self.chunk_size + start * self.block_size, data, length)
-            if origin == contract.UNVERIFIED:
-                self._unverified.add(masks[0][0])
-                return [0]
-            if origin:
-                return [origin]
-            return [chunk_file.checksum(data) if masks[0][1] == chunk_map.full_mask(masks[0][0]) else 0]
-        checksums = []
+        if taken := [slot for slot in slots if slot != ZEROES]:
+            self._file.provide(max(taken), len(taken))
+        for claim in claims:
+            chunk_map.reserve(claim.chunk)
         run: list[memoryview] = []  # data with adjacent places in the chunk file, from run_place on
         run_place = run_length = done = 0
-        for (chunk, start, blocks), (_, mask), slot in zip(pieces, masks, slots, strict=True):
-            place = slot * self.chunk_size + start * self.block_size
+        for (chunk, start, blocks), slot in zip(pieces, slots, strict=True):
             length = blocks * self.block_size
-            data = block_device.slice_buffers(buffers, done, length) if buffers is not None else [self._zeroes[:length]]
-            checksums.append(chunk_file.checksum(data) if mask == chunk_map.full_mask(chunk) else 0)
+            if slot == ZEROES:
+                done += length
+                continue
+            if chunk_map.slot(chunk) == ZEROES:
+                self._write_zeroes(slot, chunk_map.written(chunk))
+            place = slot * self.chunk_size + start * self.block_size
+            if buffers is None:
+                data: block_device.Buffers = [self._zeroes[:length]]
+            else:
+                data = buffers if len(pieces) == 1 else block_device.slice_buffers(buffers, done, length)
             if place != run_place + run_length:
                 if run_length:
                     self._file.write(run_place, run, run_length)
@@ -456,50 +454,50 @@ class ThinStore:
             run += data
             run_length += length
             done += length
-        self._file.write(run_place, run, run_length)
-        return checksums
+        if run_length:
+            self._file.write(run_place, run, run_length)
+
+    def _write_zeroes(self, slot: int, mask: int) -> None:
+        """Write the blocks of a chunk of zeroes to its new slot."""
+        for start, end in contents.runs(mask):
+            length = (end - start) * self.block_size
+            self._file.write(slot * self.chunk_size + start * self.block_size, [self._zeroes[:length]], length)
 
     def _commit_unsynced(self, batch: Batch) -> None:
-        chunk_map = self._map
         with self._changed:
             try:
-                chunk_map.check_length()
-                if stale := [claim[0] for claim in batch.claims if chunk_map.is_stale(claim[0])]:
+                self._map.check_length()
+                claims = self._checksums.completed(batch.claims)
+                if stale := {claim[0] for claim in claims if self._map.is_stale(claim)}:
                     self._clean(stale)
-                full = self._publish(batch.claims)
-                self._unconfirmed += [chunk for chunk, _ in full]
-                if len(self._unconfirmed) >= _CONFIRMED_TOGETHER:
-                    self._confirm()
+                self._store_ahead(claims, ())
+                self._publish(claims)
+                self._confirm_later(claims)
                 self.syncs.commits += 1
             except (OSError, _NotStored) as error:
                 raise self._failed(error, batch) from error
             finally:
                 self._end([batch])
                 self._changed.notify_all()
-        self._record_checksums(full)
 
     def _commit_synced(self, group: list[Batch]) -> None:
         """Do steps 2 to 6 of a commit (see the module's docstring)."""
         chunk_map = self._map
         if self._broken:
             raise OSError(errno.EIO, self._broken)
-        self._sync_data()
+        claims: Sequence[Entry] = [claim for batch in group for claim in batch.claims]
+        if any(claim[1] != ZEROES for claim in claims):
+            self._sync_data()
         chunk_map.check_length()
-        claims = group[0].claims if len(group) == 1 else [claim for batch in group for claim in batch.claims]
-        stale = {claim[0] for claim in claims if chunk_map.is_stale(claim[0])}
-        if stale:
+        claims = self._checksums.completed(claims)
+        if stale := {claim[0] for claim in claims if chunk_map.is_stale(claim)}:
             with self._changed:  # chunks may share a byte of bits, and unsynced commits store bits, too
                 self._clean(stale)
             self._sync_map()
-        if any(batch.moved for batch in group):
-            for batch in group:
-                for chunk, checksum in batch.moved:
-                    with _stored():
-                        chunk_map.record_checksum(chunk, checksum)
+        if self._store_ahead(claims, [moved for batch in group for moved in batch.moved]):
             self._sync_map()
         with self._changed:  # `written_bytes` counts under this lock
-            full = self._publish(claims)
-        self._record_checksums(full)
+            self._publish(claims)
         try:
             self._sync_map()
         except OSError:
@@ -507,8 +505,7 @@ class ThinStore:
                 self._retract(claims)
             raise
         with self._changed:  # chunks share a byte of confirmations, too
-            self._unconfirmed += [chunk for chunk, _ in full]
-            self._confirm()
+            self._confirm_later(claims)
         self.syncs.commits += 1
 
     def _clean(self, chunks: Iterable[int]) -> None:
@@ -516,57 +513,56 @@ class ThinStore:
             for chunk in chunks:
                 self._map.clean(chunk)
 
-    def _publish(self, claims: Sequence[_Claim]) -> list[tuple[int, int]]:
-        """Do step 4.  Return the chunks that are full now, with their checksums; 0 stands for one yet to be computed.
+    def _store_ahead(self, claims: Sequence[Entry], moved: Iterable[tuple[int, int, Sequence[int]]]) -> bool:
+        """Do the further stores of step 3; return whether there were any."""
+        any_stored = False
+        with _stored():
+            for chunk, grain, checksums in moved:
+                self._map.record_checksums(chunk, grain, checksums)
+                any_stored = True
+            for chunk, slot, *_ in claims:
+                if slot != ZEROES and self._map.slot(chunk) == ZEROES:
+                    self._map.set_slot(chunk, slot)
+                    any_stored = True
+        return any_stored
 
-        Raises _NotStored: then no block of `claims` is visible; OSError: then some may be.
-        """
+    def _publish(self, claims: Sequence[Entry]) -> None:
+        """Do step 4.  Raises _NotStored: then no block of `claims` is visible; OSError: then some may be."""
         chunk_map = self._map
         try:
-            after = chunk_map.publish_many(claims)
+            chunk_map.publish_many(claims)
         except OSError as error:
-            chunk_map.retract((chunk, mask) for chunk, _, mask, _ in claims)
+            chunk_map.retract((chunk, mask) for chunk, _, mask, *_ in claims)
             raise _NotStored(error) from error
-        full = []
-        for (chunk, _, mask, checksum), bits in zip(claims, after, strict=True):
-            if checksum or bits == chunk_map.full_mask(chunk):
-                full.append((chunk, checksum))
-            if chunk >> 9 < self._counted:
+        for chunk, _, mask, *_ in claims:
+            if chunk // chunk_map.chunks_per_page < self._counted:
                 self._blocks += mask.bit_count()
-        return full
 
-    def _retract(self, claims: Sequence[_Claim]) -> None:
+    def _retract(self, claims: Sequence[Entry]) -> None:
         """Take back what was published (lock held).  Raises OSError."""
-        self._blocks -= sum(mask.bit_count() for chunk, _, mask, _ in claims if chunk >> 9 < self._counted)
-        self._map.retract((chunk, mask) for chunk, _, mask, _ in claims)
+        per_page = self._map.chunks_per_page
+        self._blocks -= sum(mask.bit_count() for chunk, _, mask, *_ in claims if chunk // per_page < self._counted)
+        self._map.retract((chunk, mask) for chunk, _, mask, *_ in claims)
+
+    def _confirm_later(self, claims: Sequence[Entry]) -> None:
+        """Do step 6 (lock held)."""
+        self._unconfirmed += [claim[0] for claim in claims if self._map.can_be_confirmed(claim[0])]
+        if len(self._unconfirmed) >= _CONFIRMED_TOGETHER:
+            self._confirm()
 
     def _confirm(self) -> None:
-        """Do step 6 (lock held).  Without room for it, only the check of `chunk_map` that it serves is lost."""
+        """Confirm what is to be confirmed (lock held).  Without room for it, only the check that it serves is lost."""
         chunks, self._unconfirmed = self._unconfirmed, []
         with contextlib.suppress(OSError):
             self._map.confirm(chunks)
 
-    def _record_checksums(self, full: Iterable[tuple[int, int]]) -> None:
-        """Read back the full chunks that have no checksum yet, and record their checksums.
-
-        A chunk that cannot be read stays without a checksum, although it is written.  So does a chunk with blocks that
-        came without a checksum, because a chunk that was never verified must not look verified.
-        """
-        for chunk in (chunk for chunk, checksum in full if not checksum and chunk not in self._unverified):
-            try:
-                self._map.record_checksum(
-                    chunk, self._file.checksum_of(self._map.slot(chunk), self._map.chunk_length(chunk))
-                )
-            except OSError:
-                continue
-
     def _end(self, group: list[Batch]) -> None:
         for batch in group:
-            self._release((chunk, mask) for chunk, _, mask, _ in batch.claims)
+            self._release((chunk, mask) for chunk, _, mask, *_ in batch.claims)
 
     def _failed(self, error: BaseException, batch: Batch) -> Exception:
         """Return the error for the writer of `batch`, after the commit of its group raised `error`."""
-        chunk, _, mask, _ = batch.claims[0]
+        chunk, _, mask, *_ = batch.claims[0]
         lba = chunk * self.blocks_per_chunk + contents.lowest(mask)
         if isinstance(error, _NotStored):
             error = error.error
@@ -635,18 +631,17 @@ class ThinStore:
         while (page := chunk_map.next_page(self._counted)) is not None:
             with self._changed:  # for one page at a time, so that writers wait only a short time
                 if page >= self._counted:
-                    base = page * SLOTS_PER_PAGE
+                    base = page * chunk_map.chunks_per_page
                     slots = enumerate(chunk_map.page_slots(page), base)
                     self._blocks += sum(chunk_map.bits(chunk).bit_count() for chunk, slot in slots if slot)
                     self._counted = page + 1
         return self._blocks * self.block_size
 
     def verify(self, passed_over: pyroaring.BitMap = contract.NOTHING) -> Iterator[contract.ChunkReport]:
-        """Read every chunk that has data, except those `passed_over`, and compare; yield a report per chunk, in order."""
+        """Read every chunk that has data, except those `passed_over`, and compare; see `contents.verify`."""
         for report in contents.verify(self._map, self._file, passed_over):
             if report.verdict is not contract.Verdict.UNVERIFIABLE:
-                damaged = report.verdict is contract.Verdict.DAMAGED
-                self.reader.found(report.offset // self.chunk_size, damaged=damaged)
+                self.reader.note(report.offset, report.length, damaged=report.verdict is contract.Verdict.DAMAGED)
             yield report
 
     def check_headers(self) -> list[str]:
@@ -659,6 +654,8 @@ class ThinStore:
         try:
             if self._broken is None:
                 self.flush()
+                with self._changed:
+                    self._confirm()
         finally:
             del self._group  # it refers to the store: no circle is left for a garbage collector that seldom runs
             self._file.close()  # it may shorten the file, and the map's lock keeps the next owner out until then

@@ -6,10 +6,10 @@ there is one.  Each batch is durable before the next one starts.  An interrupted
 
 The mark of a chunk that an initiator wrote to (`stores.outside`) goes along, too.
 
-Rot must not become good data by a move.  So every chunk is compared with its checksum when it is read, and the stored
-checksum moves with it:
+Rot must not become good data by a move.  So every unit (`stores.reader`) is compared with its checksum when it is read, and
+the stored checksum moves with it:
 
-| chunk of the source              | the older snapshot lacks all of it       | the older snapshot has a part of it already    |
+| unit of the source               | the older snapshot lacks all of it       | the older snapshot has a part of it already    |
 | -------------------------------- | ---------------------------------------- | ---------------------------------------------- |
 | fits its checksum                | moved with its checksum                  | moved; the whole gets a checksum of its own    |
 | does not fit: it is damaged      | moved with its checksum: damaged there   | the move stops: the damage would be forgotten  |
@@ -20,12 +20,14 @@ checksum moves with it:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 from lun_backends import block_device
 from lun_backends.block_device import Buffers, ExtentKind
 from lun_backends.damage import Damage, OnDamage
+from lun_backends.stores import contract
 from lun_backends.write_once import WriteOnce
 
 _BATCH = 8 << 20  # bytes per commit
@@ -116,19 +118,16 @@ class _Mover:
 
     def put(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Write `pieces` with one commit.  Return the pieces that met written blocks."""
-        damaged: dict[int, Damage] = {}
+        damaged: dict[int, list[Damage]] = collections.defaultdict(list)
 
-        def requests() -> Iterator[tuple[int, Buffers, int, bool]]:
+        def requests() -> Iterator[tuple[int, Buffers, contract.Origin, bool]]:
             for offset, length in pieces:
                 view = [self._buffer[:length]]
-                fills = offset % self._chunk_size == 0 and (
-                    length == self._chunk_size or offset + length == self._target.size
-                )
                 origin = self._source.read_to_move(
                     offset,
                     view,
-                    lambda damage: damaged.update({damage.offset: damage}),
-                    fills=fills,
+                    damaged[offset].append,
+                    to=self._target,
                     accept_loss=self._accept_loss,
                 )
                 yield offset, view, origin, self._source.written_outside(offset // self._chunk_size)
@@ -138,8 +137,9 @@ class _Mover:
             for piece, stored in zip(pieces, self._target.put_moved(requests()), strict=True):
                 if not stored:
                     refused.append(piece)
-                elif (damage := damaged.get(piece[0])) is not None:
-                    self._target.note_damage(piece[0])
+                    continue
+                for damage in damaged[piece[0]]:
+                    self._target.note_damage(damage.offset)
                     if self._on_damage is not None:
                         self._on_damage(dataclasses.replace(damage, kept_in=self._target.uuid))
         return refused

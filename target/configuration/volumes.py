@@ -175,9 +175,9 @@ class Volume(values.Group):
     """How many snapshots there may be. Left out: any number."""
 
     verify_reads: bool = True
-    """Whether reads of snapshots compare old data with its checksums. A read that meets damage fails with MEDIUM ERROR.
-    The first read of a part of a chunk reads the whole chunk. `false` is faster and returns damaged data unnoticed;
-    exports and rollbacks compare all the same."""
+    """Whether every read of a snapshot compares old data with its checksums, one for each 4 KiB. A read that meets
+    damage fails with MEDIUM ERROR. `false` is a little faster and returns damaged data unnoticed; exports and rollbacks
+    compare all the same."""
 
     schedule: Every | None = None
     """How often the daemon takes a snapshot by itself: at the beginning of each hour, day, week or month (UTC). If it

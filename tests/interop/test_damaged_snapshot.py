@@ -16,6 +16,7 @@ pytestmark = pytest.mark.interop
 
 CHUNK = 64 << 10
 PER_CHUNK = CHUNK // 512
+DAMAGED = PER_CHUNK + PER_CHUNK // 2  # the first of eight damaged blocks
 MEDIUM_ERROR, UNRECOVERED_READ_ERROR = 0x03, (0x11, 0x00)
 
 
@@ -31,6 +32,9 @@ def write10(lba: int, blocks: int) -> bytes:
 def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
     """Serve vol0 with snapshot a; the middle of the snapshot's chunk 1 is damaged."""
     with daemon.Daemon(tmp_path, "  - {name: vol0, lun: 0, size: 1MiB, map_write_once: read-write}\n") as running:
+        with running.session() as session:
+            session.settle(0)
+            assert session.command(0, write10(0, 4 * PER_CHUNK), out=b"y" * (4 * CHUNK)).status == 0
         taken = running.json("snapshot", "create", "vol0", "a")
         with running.session() as session:
             session.settle(0)
@@ -39,7 +43,7 @@ def served(tmp_path: Path) -> Iterator[daemon.Daemon]:
         with chunks.open("r+b") as file:
             content = file.read()
             file.seek(2 * CHUNK + CHUNK // 2)
-            assert content[2 * CHUNK :].strip(b"\0") == b""  # all chunks are alike; slot 2 is that of chunk 1
+            assert content[2 * CHUNK :].strip(b"y") == b""  # all chunks are alike; slot 2 is that of chunk 1
             file.write(b"rot")
         yield running
 
@@ -63,15 +67,16 @@ def test_initiator_gets_medium_error_for_damaged_blocks_and_data_for_all_others(
 ) -> None:
     for lun in luns:
         for lba, blocks, at in (
-            (PER_CHUNK, 1, PER_CHUNK),
-            (0, 3 * PER_CHUNK, PER_CHUNK),
-            (PER_CHUNK + 5, 8, PER_CHUNK + 5),
+            (DAMAGED, 1, DAMAGED),
+            (0, 3 * PER_CHUNK, DAMAGED),
+            (DAMAGED + 5, 8, DAMAGED + 5),
+            (DAMAGED - 5, 8, DAMAGED),
         ):
             answer = session.command(lun, read10(lba, blocks), read=blocks * 512)
             assert (answer.status, answer.key, answer.asc) == (2, MEDIUM_ERROR, UNRECOVERED_READ_ERROR)
             assert answer.information == at
-        for lba in (0, 2 * PER_CHUNK):
-            assert session.command(lun, read10(lba, PER_CHUNK), read=CHUNK).data == bytes(CHUNK)
+        for lba, blocks in ((0, PER_CHUNK), (PER_CHUNK, 64), (DAMAGED + 8, PER_CHUNK)):
+            assert session.command(lun, read10(lba, blocks), read=blocks * 512).data == b"y" * (blocks * 512)
 
 
 def test_verification_of_reads_is_turned_off_while_the_volume_is_used(
@@ -83,14 +88,14 @@ def test_verification_of_reads_is_turned_off_while_the_volume_is_used(
     for lun in luns:
         answer = session.command(lun, read10(PER_CHUNK, PER_CHUNK), read=CHUNK)
         assert answer.status == 0
-        assert answer.data[CHUNK // 2 :][:4] == b"rot\0"
+        assert answer.data[CHUNK // 2 :][:4] == b"roty"
     served.run("shell", "/volumes/vol0 set attribute verify_reads=true")
-    assert session.command(luns[0], read10(PER_CHUNK, 1), read=512).key == MEDIUM_ERROR
+    assert session.command(luns[0], read10(DAMAGED, 1), read=512).key == MEDIUM_ERROR
 
 
 def test_commands_name_damaged_blocks_and_continue_with_damaged(served: daemon.Daemon, tmp_path: Path) -> None:
     file = tmp_path / "a.img"
-    named = f"blocks {PER_CHUNK} to {2 * PER_CHUNK - 1}"
+    named = f"blocks {DAMAGED} to {DAMAGED + 7}"
     for words in (
         ("snapshot", "export", "vol0@a", str(file)),
         ("snapshot", "diff", "vol0@a", "--exact"),
@@ -113,13 +118,13 @@ def test_commands_name_damaged_blocks_and_continue_with_damaged(served: daemon.D
         ("snapshot", "delete", "vol0@a", "--damaged"),
     ):
         done = served.run(*accepted)
-        assert ("64 KiB of vol0@a are damaged: " + named in done.stderr) is (accepted[1] != "delete")
-    assert file.read_bytes()[CHUNK + CHUNK // 2 :][:4] == b"rot\0"
+        assert ("4 KiB of vol0@a are damaged: " + named in done.stderr) is (accepted[1] != "delete")
+    assert file.read_bytes()[CHUNK + CHUNK // 2 :][:4] == b"roty"
 
 
 def test_shell_names_damaged_blocks_and_continues_with_damaged(served: daemon.Daemon, tmp_path: Path) -> None:
     snapshot = "/volumes/vol0/snapshots/a"
-    named = f"blocks {PER_CHUNK} to {2 * PER_CHUNK - 1}"
+    named = f"blocks {DAMAGED} to {DAMAGED + 7}"
     for line in (f"{snapshot} export {tmp_path / 'a.img'}", f"{snapshot} diff exact=true", f"{snapshot} restore"):
         refused = served.run("shell", line, check=False)
         assert refused.returncode == 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -12,8 +13,8 @@ from pathlib import Path
 from lun_backends import write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_map, thin
-from lun_backends.stores.superblock import Superblock
+from lun_backends.stores import array_map, chunk_map, maps, record_map, thin
+from lun_backends.stores.superblock import RECORDS, Superblock
 
 SNAPSHOT = uuid.UUID(int=1)
 VOLUME = uuid.UUID(int=2)
@@ -83,9 +84,10 @@ def create(
     chunk_size: int = CHUNK,
     durability: Durability = Durability.POWER_LOSS,
     io: storage_io.StorageIO = storage_io.SYSTEM,
+    version: int = RECORDS,
 ) -> write_once.WriteOnce:
-    """Make a small write-once LUN."""
-    superblock = Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size)
+    """Make a small write-once LUN, with a map of format `version`."""
+    superblock = Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size, version=version)
     return write_once.WriteOnce(thin.ThinStore.create(path / "s", superblock, durability=durability, io=io))
 
 
@@ -118,9 +120,42 @@ def read(device: write_once.WriteOnce, lba: int, blocks: int = 1) -> bytes:
     return bytes(buffer)
 
 
-def make_map(path: Path, *, size: int = 1 << 20, block_size: int = 512, chunk_size: int = 4096) -> chunk_map.ChunkMap:
+def make_map(
+    path: Path,
+    *,
+    size: int = 1 << 20,
+    block_size: int = 512,
+    chunk_size: int = 4096,
+    version: int = RECORDS,
+) -> chunk_map.ChunkMap:
     """Make a small chunk map."""
-    return chunk_map.ChunkMap.create(path, Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size))
+    return maps.create(path, Superblock(SNAPSHOT, VOLUME, size, block_size, chunk_size, version=version))
+
+
+def poke(
+    path: Path, chunk: int, *, slot: int | None = None, bits: int | None = None, checksum: int | None = None
+) -> None:
+    """Store words into the closed map of `create`, as the kernel might have written them back; `checksum`: of each unit."""
+    made = maps.open_existing(thin.files(path / "s")[0])
+    with contextlib.closing(made):
+        made.reserve(chunk)
+        store, fd = made._io.store, made._fd
+        if isinstance(made, array_map.ArrayMap):
+            layout, per_chunk = made.layout, made.blocks_per_chunk
+            assert per_chunk >= 8
+            places = [(layout.slots + chunk * 8, slot, 8), (layout.checksums + chunk * 4, checksum, 4)]
+            places.append((layout.written + chunk * per_chunk // 8, bits, per_chunk // 8))
+        else:
+            assert isinstance(made, record_map.RecordMap)
+            at = chunk_map.WORDS + chunk * made._size
+            places = [(at + made._slot_at, slot, 8)]
+            places += [(at + unit * 4, checksum, 4) for unit in range(made._sums)]
+            for word in range(made._masks):
+                half = None if bits is None else record_map._word(bits >> 32 * word & 0xFFFFFFFF)
+                places.append((at + made._mask_at + word * 8, half, 8))
+        for offset, value, width in places:
+            if value is not None:
+                store(fd, value.to_bytes(width, "little"), offset)
 
 
 def overwrite(path: Path, offset: int, content: bytes) -> None:

@@ -92,6 +92,7 @@ def test_a_write_to_chunks_that_another_node_preserved_keeps_no_buffer(primary: 
 def test_a_refused_write_keeps_no_buffer(
     primary: MemoryDevice, lun: write_once.WriteOnce, faulty: store_factory.FaultyIO, call: str
 ) -> None:
+    primary.writev(0, [memoryview(b"\1" * 2 * CHUNK)])  # zeroes would need no chunk file
     cow = copy_on_write.CopyOnWrite(primary, CHUNK)
     cow.arm(lun)
     faulty.fail(call)

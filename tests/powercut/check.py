@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lun_backends import block_device, write_once
 from lun_backends.refused import Refused
-from lun_backends.stores import chunk_map, contract
+from lun_backends.stores import chunk_map, contract, maps
 from lun_backends.volumes import manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.lun_backends import store_factory
@@ -137,7 +137,7 @@ def has_stale_words(root: Path) -> bool:
     """Return whether any map under `root` has such chunks."""
     for path in (root / workload.DIRECTORY / "snapshots").glob("*.map"):
         try:
-            opened = chunk_map.ChunkMap.open(path)
+            opened = maps.open_existing(path)
         except block_device.BlockDeviceError:
             continue  # not complete; the volume decides whether it may be so
         with contextlib.closing(opened):

@@ -8,7 +8,7 @@ at the start of the sync becomes durable, and the older ones become impossible.
 | of this                           | a power cut leaves                                                         |
 | --------------------------------- | -------------------------------------------------------------------------- |
 | a page, a length, a name, a mark  | any of its versions, each register on its own (nothing is in order)        |
-| a page that was under way (torn)  | 512 bytes each from any version; 4 bytes each in a page stored to by mmap  |
+| a page that was under way (torn)  | 512 bytes each from any version; 8 bytes each in a page of a map           |
 | bytes beyond the length           | lost                                                                       |
 | a page never durable              | zeroes                                                                     |
 
@@ -261,7 +261,9 @@ class Disk:
 
 
 def _mixed(versions: list[bytes | None], rng: random.Random, unit: int) -> bytes:
-    """Return a page whose every `unit` bytes come from any of the versions."""
+    """Return a page whose every `unit` bytes come from any of the versions, or from one of two."""
+    if rng.random() < 0.5:
+        versions = [rng.choice(versions), versions[-1]]
     whole = bytearray(rng.choice(versions) or ZEROES)
     for start in range(0, PAGE, unit):
         piece = slice(start, start + unit)

@@ -13,7 +13,7 @@ from unittest import mock
 from lun_backends import block_device, copy_on_write, flat, preserving, tracking, write_once
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import facts, small_file, storage_io
-from lun_backends.stores import chunk_map, contract, thin
+from lun_backends.stores import chunk_map, contract, record_map, thin
 from lun_backends.volumes import deleting, identity, manifest, opening, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -70,7 +70,7 @@ def publish_before_data() -> Iterator[None]:
 @contextlib.contextmanager
 def stale_words_kept() -> Iterator[None]:
     """Skip the search for leftovers of an interrupted commit in the map."""
-    with mock.patch.object(chunk_map.ChunkMap, "is_stale", lambda _self, _chunk: False):
+    with mock.patch.object(record_map.RecordMap, "is_stale", lambda _self, _entry: False):
         yield
 
 
@@ -82,7 +82,7 @@ def stale_words_cleaned_unsynced() -> Iterator[None]:
     def hasty(self: thin.ThinStore, group: list[thin.Batch]) -> None:
         for batch in group:
             for claim in batch.claims:
-                if self._map.is_stale(claim[0]):
+                if self._map.is_stale(claim):
                     self._map.clean(claim[0])
         commit(self, group)
 
@@ -92,15 +92,27 @@ def stale_words_cleaned_unsynced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def confirmed_before_synced() -> Iterator[None]:
-    """Confirm a full chunk before its other words are durable."""
-    publish = chunk_map.ChunkMap.publish_many
+    """Confirm a chunk before its other words are durable."""
+    publish = record_map.RecordMap.publish_many
 
-    def hasty(self: chunk_map.ChunkMap, entries: Sequence[tuple[int, int, int, int]]) -> list[int]:
-        after = publish(self, entries)
-        self.confirm(entry[0] for entry, bits in zip(entries, after, strict=True) if bits == self.full_mask(entry[0]))
-        return after
+    def hasty(self: record_map.RecordMap, entries: Sequence[chunk_map.Entry]) -> None:
+        publish(self, entries)
+        self.confirm(entry[0] for entry in entries)
 
-    with mock.patch.object(chunk_map.ChunkMap, "publish_many", hasty):
+    with mock.patch.object(record_map.RecordMap, "publish_many", hasty):
+        yield
+
+
+@contextlib.contextmanager
+def zeroes_replaced_unsynced() -> Iterator[None]:
+    """Publish other data of a chunk of zeroes before its slot is durable."""
+    ahead = thin.ThinStore._store_ahead
+
+    def hasty(self: thin.ThinStore, *arguments: Any) -> bool:
+        ahead(self, *arguments)
+        return False
+
+    with mock.patch.object(thin.ThinStore, "_store_ahead", hasty):
         yield
 
 
@@ -257,9 +269,9 @@ def move_computes_the_checksum_anew() -> Iterator[None]:
     """Checksum the chunks of a deleted snapshot anew as they move, so that rot becomes good data."""
     read = write_once.WriteOnce.read_to_move
 
-    def launder(self: write_once.WriteOnce, *arguments: Any, **options: Any) -> int:
-        read(self, *arguments, **options)
-        return contract.COMPUTE
+    def launder(self: write_once.WriteOnce, *arguments: Any, **options: Any) -> contract.Origin:
+        origin = read(self, *arguments, **options)
+        return contract.Origin(origin.grain, (contract.COMPUTE,) * len(origin.checksums))
 
     with mock.patch.object(write_once.WriteOnce, "read_to_move", launder):
         yield
@@ -282,12 +294,14 @@ def moved_checksum_is_not_ahead() -> Iterator[None]:
 MOVES: tuple[Mutant, ...] = (move_computes_the_checksum_anew, moved_checksum_is_not_ahead)
 """Those that need a rotten chunk, see `rotten_move`."""
 
+STALE: tuple[Mutant, ...] = (stale_words_kept, stale_words_cleaned_unsynced)
+"""Those that need a map with the words of an interrupted commit, see `stale_words`."""
+
 ALL: tuple[Mutant, ...] = (
     write_before_commit,
     publish_before_data,
-    stale_words_kept,
-    stale_words_cleaned_unsynced,
     confirmed_before_synced,
+    zeroes_replaced_unsynced,
     map_never_synced,
     manifest_renamed_unsynced,
     manifest_name_unsynced,

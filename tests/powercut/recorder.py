@@ -19,7 +19,7 @@ from lun_backends.files import facts, storage_io
 from tests.powercut import promises
 
 PAGE = 4096
-WORD = 4  # bytes: words of a map are at least this large, or (bits) may be torn anywhere
+WORD = 8  # bytes: words of a map are at most this large, and aligned
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorde
 
 def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failures: int = 3) -> Outcome:
     """Record one workload and try about `states` states that cuts of it could leave."""
-    with scratch() as directory, workload.preserving_grains(scenario):
+    with scratch() as directory:
         root = directory / "root"
         root.mkdir()
         io, promised = record(root, scenario, seed)

@@ -18,6 +18,7 @@ MUTANT_CASES = 8
 SCENARIOS: dict[mutants.Mutant, tuple[str, ...]] = {
     mutants.second_deletion_forgets_the_first: ("deletions",),
     mutants.grains_of_partly_written_chunks_forgotten: ("grains",),
+    mutants.zeroes_replaced_unsynced: ("grains", "large-chunks"),
 }
 """The scenarios in which a mutant shows, where these are special ones."""
 

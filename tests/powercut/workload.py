@@ -6,19 +6,16 @@ A `Worker` does random operations on an open volume.  It notes the beginning and
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 from lun_backends import block_device, tracking, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import thin
 from lun_backends.volumes import errors, manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.powercut import promises
@@ -43,7 +40,6 @@ class Scenario:
     writers: int = 0  # threads that write while snapshots come and go; 0: one thread does everything
     durability: Durability = Durability.POWER_LOSS
     several: bool = False  # several deletions may be under way at once
-    grain: int = 0  # bytes that a first write preserves at least; 0: as much as the store checksums together
 
 
 SCENARIOS = (
@@ -54,18 +50,11 @@ SCENARIOS = (
     Scenario("medium-chunks", 16384, 4096, 12 * 16384 + 8192, steps=40),
     Scenario("process-crash", 4096, 512, 16 * 4096, steps=40, durability=Durability.PROCESS_CRASH),
     Scenario("deletions", 4096, 512, 12 * 4096 + 512, steps=40, several=True),
-    Scenario("grains", 16384, 512, 3 * 16384 + 5632, steps=40, several=True, grain=4096),
-    Scenario("grains-and-writers", 65536, 512, 2 * 65536, steps=24, writers=3, grain=4096),
+    Scenario("grains", 16384, 512, 3 * 16384 + 5632, steps=40, several=True),
+    Scenario("grains-and-writers", 65536, 512, 2 * 65536, steps=24, writers=3),
     Scenario("writers", 4096, 512, 16 * 4096, steps=24, writers=3),
     Scenario("writers-large", 65536, 4096, 3 * 65536 + 4096, steps=24, writers=3),
 )
-
-
-def preserving_grains(scenario: Scenario) -> contextlib.AbstractContextManager[object]:
-    """Return a context within which first writes preserve what the scenario says."""
-    if not scenario.grain:
-        return contextlib.nullcontext()
-    return mock.patch.object(thin.ThinStore, "grain", scenario.grain)
 
 
 def create(root: Path, scenario: Scenario) -> list[int]:
@@ -120,6 +109,7 @@ class Worker:
             self.zeroes: 1,
             self.flush: 1,
             self.put: 3,
+            self.put_zeroes: 1,
             self.create: 2,
             self.delete: 1.5,
             self.restore: 0.7,
@@ -212,14 +202,23 @@ class Worker:
             first = self.rng.randrange(self.blocks)
             self.put_at(first, min(self.rng.choice((1, 1, 2, 5)), self.blocks - first))
 
-    def put_at(self, first: int, count: int) -> None:
+    def put_zeroes(self) -> None:
+        """Write zeroes to a grain of the oldest snapshot's write-once LUN, and then other data to a block beside it."""
+        if self.volume.snapshots and not self.volume.snapshots[0].deleting and self.volume.rolling_back_to is None:
+            grain = 4096 // self.volume.device.block_size
+            first = self.rng.randrange(self.blocks // grain) * grain
+            self.put_at(first, grain, 0)
+            self.put_at(min(first + grain, self.blocks - 1), 1)
+
+    def put_at(self, first: int, count: int, version: int | None = None) -> None:
         """Write blocks [first, first + count) of the oldest snapshot's write-once LUN, if they are blank."""
         snapshot = self.volume.snapshots[0]
         assert isinstance(snapshot.write_once, write_once.WriteOnce)
         blocks = snapshot.write_once.size // snapshot.write_once.block_size
         first = min(first, blocks - 1)
         count = min(count, blocks - first)
-        version, serial = next(self.versions), next(self.serials)
+        version = next(self.versions) if version is None else version
+        serial = next(self.serials)
         sectors = (first * self.per_block, count * self.per_block)
         self.take(promises.PutBegins(serial, snapshot.name, *sectors, version))
         stored = True

@@ -149,12 +149,11 @@ def raised(path: Path, number: int) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": number, "colour": "red"}))
 
 
-def raised_header(path: Path, body: int, places: tuple[int, ...]) -> None:
-    """Make a map or chunk file one of the next format; version and CRC stay where they are in every format."""
+def raised_header(path: Path, number: int, body: int, places: tuple[int, ...]) -> None:
+    """Make a map or chunk file one of the format `number`; version and CRC stay where they are in every format."""
     content = bytearray(path.read_bytes())
     for place in places:
-        (version,) = struct.unpack_from("<I", content, place + 8)
-        struct.pack_into("<I", content, place + 8, version + 1)
+        struct.pack_into("<I", content, place + 8, number)
         struct.pack_into("<I", content, place + body, crc32c.crc32c(bytes(content[place : place + body])))
     path.write_bytes(content)
 
@@ -174,13 +173,13 @@ def newer(state: Path, what: str) -> Path:
             raised(path, 2)
         case "map":
             path = min((vol0 / "snapshots").glob("*.map"))
-            raised_header(path, superblock._BODY.size, superblock.COPIES)
+            raised_header(path, superblock.RECORDS + 1, superblock._BODY.size, superblock.COPIES)
         case "one copy of the map's superblock":
             path = min((vol0 / "snapshots").glob("*.map"))
-            raised_header(path, superblock._BODY.size, superblock.COPIES[1:])
+            raised_header(path, superblock.RECORDS + 1, superblock._BODY.size, superblock.COPIES[1:])
         case _:
             path = min((vol0 / "snapshots").glob("*.chunks"))
-            raised_header(path, chunk_file._HEADER.size, (0,))
+            raised_header(path, chunk_file._VERSION + 1, chunk_file._HEADER.size, (0,))
     return path
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from lun_backends import block_device
 from lun_backends.backups import differences
+from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, volume
 
 CHUNK = 8192
@@ -44,11 +45,16 @@ def test_changes_between_two_snapshots_and_to_now(made: volume.Volume) -> None:
     write(made, SIZE - 512, 512, 2)
     made.create_snapshot("c")
     write(made, 0, 512, 3)
-    assert differences.changed(made, "a", "b") == [(3 * CHUNK, 2 * CHUNK)]
+    assert differences.changed(made, "a", "b") == [(3 * CHUNK, GRAIN), (4 * CHUNK, CHUNK)]
     assert differences.changed(made, "b", "c") == [(4 * CHUNK, CHUNK), (40 * CHUNK, 512)]
-    assert differences.changed(made, "a", "c") == [(3 * CHUNK, 2 * CHUNK), (40 * CHUNK, 512)]
-    assert differences.changed(made, "c", None) == [(0, CHUNK)]
-    assert differences.changed(made, "a", None) == [(0, CHUNK), (3 * CHUNK, 2 * CHUNK), (40 * CHUNK, 512)]
+    assert differences.changed(made, "a", "c") == [(3 * CHUNK, GRAIN), (4 * CHUNK, CHUNK), (40 * CHUNK, 512)]
+    assert differences.changed(made, "c", None) == [(0, GRAIN)]
+    assert differences.changed(made, "a", None) == [
+        (0, GRAIN),
+        (3 * CHUNK, GRAIN),
+        (4 * CHUNK, CHUNK),
+        (40 * CHUNK, 512),
+    ]
     assert differences.changed(made, "b", "b") == []
     with pytest.raises(differences.WrongOrder, match="'a' is older than 'b'"):
         differences.changed(made, "b", "a")

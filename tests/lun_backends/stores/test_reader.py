@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.damage import Damage
-from lun_backends.stores import reader, thin
+from lun_backends.stores import contract, reader, thin
+from lun_backends.stores.superblock import ARRAYS, RECORDS
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, data, read
 
@@ -25,8 +27,12 @@ def content(chunk: int) -> bytes:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
+    return make(tmp_path)
+
+
+def make(tmp_path: Path, version: int = RECORDS) -> Path:
     """Make a LUN: chunks 0, 1, 2 and the last are whole, chunk 5 is written in part.  Return the chunk file."""
-    lun = store_factory.create(tmp_path, size=SIZE)
+    lun = store_factory.create(tmp_path, size=SIZE, version=version)
     for chunk in (0, 1, 2):
         lun.writev(chunk * CHUNK, data(chunk + 1, PER_CHUNK))
     lun.writev(LAST * CHUNK, data(LAST + 1, 3))
@@ -67,26 +73,56 @@ def test_a_block_of_a_damaged_chunk_is_an_error_that_names_it(tmp_path: Path, fi
     lun.close()
 
 
-@pytest.mark.parametrize("now", [False, True])
+@pytest.mark.parametrize("version", [ARRAYS, RECORDS])
 @pytest.mark.parametrize("chunk", [0, LAST])
-def test_rot_that_comes_after_the_first_read_is_found_by_checked_reads_only(
-    tmp_path: Path, files: Path, chunk: int, now: bool
-) -> None:
+def test_rot_that_comes_after_the_first_read_is_found(tmp_path: Path, chunk: int, version: int) -> None:
+    file = make(tmp_path, version)
     lun = store_factory.reopen(tmp_path)
     whole = content(chunk)[: 3 * BLOCK] if chunk == LAST else content(chunk)
-    good = read_now(lun, chunk * PER_CHUNK + 1, 1) if now else read(lun, chunk * PER_CHUNK + 1)
-    assert good == whole[BLOCK : 2 * BLOCK]
-    rot(files, whole, 5)
-    assert read(lun, chunk * PER_CHUNK + 1) == good  # the chunk was found good, and the block itself is good
-    buffer = memoryview(bytearray(BLOCK))
-    with pytest.raises(block_device.DamagedBlocks):
-        lun.read_checked(chunk * CHUNK + BLOCK, [buffer])
-    with pytest.raises(block_device.DamagedBlocks):
-        read(lun, chunk * PER_CHUNK + 1)
+    assert read_now(lun, chunk * PER_CHUNK + 1, 1) == whole[BLOCK : 2 * BLOCK]
+    assert read(lun, chunk * PER_CHUNK, len(whole) // BLOCK) == whole
+    rot(file, whole, 5)
+    for lba, blocks in ((1, 1), (0, 1), (0, len(whole) // BLOCK)):  # the block itself may be good
+        assert read_now(lun, chunk * PER_CHUNK + lba, blocks) is None
+        with pytest.raises(block_device.DamagedBlocks):
+            read(lun, chunk * PER_CHUNK + lba, blocks)
+        with pytest.raises(block_device.DamagedBlocks):
+            lun.read_checked(chunk * CHUNK + lba * BLOCK, [memoryview(bytearray(blocks * BLOCK))])
     lun.close()
-    lun = store_factory.reopen(tmp_path)
-    with pytest.raises(block_device.DamagedBlocks):
-        read(lun, chunk * PER_CHUNK + 1)
+
+
+def test_a_grain_of_a_large_chunk_is_compared_by_itself(tmp_path: Path) -> None:
+    """Reads of every offset and length are those of the content, or name the one damaged grain."""
+    chunk, grain = 65536, 4096
+    lun = store_factory.create(tmp_path, size=3 * chunk - 3 * BLOCK, chunk_size=chunk)
+    whole = random.Random(1).randbytes(lun.size)
+    lun.writev(0, [memoryview(whole)[: 70_000 // BLOCK * BLOCK]])
+    lun.writev(70_000 // BLOCK * BLOCK, [memoryview(whole)[70_000 // BLOCK * BLOCK :]])
+    rot(thin.files(tmp_path / "s")[1], whole[: 5 * grain + 17], 5 * grain + 16)
+    damaged = range(5 * grain // BLOCK, 6 * grain // BLOCK)
+    dice = random.Random(2)
+    for _ in range(400):
+        first = dice.randrange(lun.size // BLOCK)
+        count = min(dice.choice((1, 7, 8, 9, 100, 300)), lun.size // BLOCK - first)
+        met = [lba for lba in range(first, first + count) if lba in damaged]
+        if not met:
+            assert read(lun, first, count) == whole[first * BLOCK : (first + count) * BLOCK]
+            continue
+        with pytest.raises(block_device.DamagedBlocks) as caught:
+            read(lun, first, count)
+        assert (caught.value.lba, caught.value.damage.length) == (met[0], len(met) * BLOCK)
+        reported: list[Damage] = []
+        lun.read_checked(first * BLOCK, [memoryview(bytearray(count * BLOCK))], reported.append)
+        assert [(one.offset, one.length) for one in reported] == [(met[0] * BLOCK, len(met) * BLOCK)]
+    reports = {report.offset: (report.length, report.verdict) for report in lun.verify()}
+    assert reports == {
+        0: (5 * grain, contract.Verdict.GOOD),
+        5 * grain: (grain, contract.Verdict.DAMAGED),
+        6 * grain: (10 * grain, contract.Verdict.GOOD),
+        chunk: (chunk, contract.Verdict.GOOD),
+        2 * chunk: (chunk - 3 * BLOCK, contract.Verdict.GOOD),
+    }
+    assert lun.damaged_chunks == 1
     lun.close()
 
 

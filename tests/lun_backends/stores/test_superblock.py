@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends.stores import chunk_map, store_file
+from lun_backends.stores import maps, store_file
 from lun_backends.stores.superblock import PAGE, REASON_MAX, State, Superblock
 from tests.lun_backends.store_factory import SNAPSHOT, VOLUME, make_map, overwrite
 
@@ -58,7 +58,7 @@ def test_damage_in_both_superblocks_is_named_with_a_remedy(path: Path, page: byt
     overwrite(path, 0, page)
     overwrite(path, PAGE, page)
     with pytest.raises(store_file.StoreDamaged) as caught:
-        chunk_map.ChunkMap.open(path)
+        maps.open_existing(path)
     assert caught.value.field == field
     assert str(path) in str(caught.value)
     assert caught.value.remedy in str(caught.value)
@@ -70,14 +70,14 @@ def test_one_damaged_superblock_is_survived_and_repaired(path: Path, copy: int) 
     made.set_state(State.INVALID, "the disk was full " * 200)
     made.close()
     overwrite(path, copy * PAGE + 30, b"rot")
-    opened = chunk_map.ChunkMap.open(path)
+    opened = maps.open_existing(path)
     assert opened.damaged_superblock == copy
     assert opened.superblock.state is State.INVALID  # the loss of a copy never makes a snapshot valid again
     assert opened.superblock.reason == ("the disk was full " * 200)[:REASON_MAX]
     opened.set_state(State.INVALID, "é" * 2000)
     opened.close()
     overwrite(path, (1 - copy) * PAGE, bytes(PAGE))
-    again = chunk_map.ChunkMap.open(path)
+    again = maps.open_existing(path)
     assert again.superblock.reason == "é" * (REASON_MAX // 2)
     again.close()
 
@@ -87,6 +87,6 @@ def test_a_state_write_cut_between_the_copies_is_finished_by_the_next(path: Path
     made.close()
     newer = dataclasses.replace(made.superblock, state=State.INVALID, reason="r", generation=2)
     overwrite(path, 0, newer.pack())
-    opened = chunk_map.ChunkMap.open(path)
+    opened = maps.open_existing(path)
     assert (opened.superblock, opened.damaged_superblock) == (newer, 1)
     opened.close()

@@ -7,6 +7,7 @@ import errno
 import gc
 import itertools
 import os
+import random
 import subprocess
 import threading
 import time
@@ -19,41 +20,25 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_file, chunk_map, contract, store_file, thin
-from lun_backends.stores.superblock import PAGE, Superblock
+from lun_backends.stores import chunk_file, contract, maps, store_file, thin
+from lun_backends.stores.superblock import ARRAYS, PAGE, RECORDS, Superblock
 from tests import peers
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK, PER_CHUNK, FaultyIO, data
 
 FULL = (1 << PER_CHUNK) - 1
-
-
-def poke(
-    path: Path, chunk: int, *, slot: int | None = None, bits: int | None = None, checksum: int | None = None
-) -> None:
-    """Store words into a closed map, as the kernel might have written them back."""
-    made = chunk_map.ChunkMap.open(thin.files(path / "s")[0])
-    layout = made.layout
-    made.close()
-    with thin.files(path / "s")[0].open("r+b") as file:
-        for offset, value, width in (
-            (layout.slots + chunk * 8, slot, 8),
-            (layout.written + chunk, bits, 1),
-            (layout.checksums + chunk * 4, checksum, 4),
-        ):
-            if value is not None:
-                file.seek(offset)
-                file.write(value.to_bytes(width, "little"))
+FORMATS = (ARRAYS, RECORDS)
 
 
 def verdicts(lun: write_once.WriteOnce) -> list[contract.Verdict]:
     return [report.verdict for report in lun.verify()]
 
 
+@pytest.mark.parametrize("version", FORMATS)
 @pytest.mark.parametrize("durability", list(Durability))
-def test_bits_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Durability) -> None:
-    store_factory.create(tmp_path).close()
-    poke(tmp_path, 3, bits=0b11110000, checksum=77)
+def test_bits_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Durability, version: int) -> None:
+    store_factory.create(tmp_path, version=version).close()
+    store_factory.poke(tmp_path, 3, bits=0b11110000, checksum=77)
     lun = store_factory.reopen(tmp_path, durability)
     with pytest.raises(block_device.BlankBlock):
         store_factory.read(lun, 3 * PER_CHUNK + 4)
@@ -66,9 +51,10 @@ def test_bits_without_a_slot_do_not_come_to_life(tmp_path: Path, durability: Dur
     lun.close()
 
 
-def test_stale_words_are_durably_gone_before_a_slot_is_published(tmp_path: Path) -> None:
-    store_factory.create(tmp_path).close()
-    poke(tmp_path, 3, bits=0b11110000, checksum=77)
+@pytest.mark.parametrize("version", FORMATS)
+def test_stale_words_are_durably_gone_before_a_slot_is_published(tmp_path: Path, version: int) -> None:
+    store_factory.create(tmp_path, version=version).close()
+    store_factory.poke(tmp_path, 3, bits=0b11110000, checksum=77)
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[tuple[int, int]] = []
@@ -80,32 +66,35 @@ def test_stale_words_are_durably_gone_before_a_slot_is_published(tmp_path: Path)
     lun.close()
 
 
-def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path: Path) -> None:
-    lun = store_factory.create(tmp_path)
+@pytest.mark.parametrize("version", FORMATS)
+def test_a_checksum_left_on_a_partial_chunk_does_not_accuse_later_data(tmp_path: Path, version: int) -> None:
+    lun = store_factory.create(tmp_path, version=version)
     lun.writev(0, data(1, 4))
     lun.close()
-    poke(tmp_path, 0, checksum=77)  # left by a commit that filled the chunk, but whose bits were lost
+    store_factory.poke(tmp_path, 0, checksum=77)  # left by a commit that filled the chunk, but whose bits were lost
     io = FaultyIO()
     lun = store_factory.reopen(tmp_path, io=io)
     at_sync: list[int] = []
-    io.before["sync_map"] = lambda: at_sync.append(store_factory.thin_of(lun)._map.checksum(0))
+    io.before["sync_map"] = lambda: at_sync.append(store_factory.thin_of(lun)._map.checksums(0, 0, 1)[0])
     lun.writev(4 * BLOCK, data(2, 3))
     assert at_sync[0] == 0
     lun.close()
-    poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are not damage either
+    store_factory.poke(tmp_path, 0, bits=FULL, checksum=0)  # bits without a checksum are not damage either
     lun = store_factory.reopen(tmp_path)
     assert verdicts(lun) == [contract.Verdict.UNVERIFIABLE]
     lun.close()
 
 
-def test_any_mixture_of_map_pages_leaves_at_most_new_blocks_blank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", FORMATS)
+def test_any_mixture_of_map_words_leaves_at_most_new_blocks_blank(tmp_path: Path, version: int) -> None:
     """Cut a commit while the kernel writes its map pages back.
 
-    Whatever pages arrived: old blocks are as before, new ones are blank or whole, and the store can be used.
+    Whatever arrived of a page or its words: old blocks are as before, new ones are blank or whole, and the store can be
+    used.
     """
-    chunks = 2 * chunk_map.SLOTS_PER_PAGE  # two pages of slots
+    chunks = 2 * PAGE // 8  # two pages of slots in format 2
     io = FaultyIO()
-    lun = store_factory.create(tmp_path, size=chunks * CHUNK, io=io)
+    lun = store_factory.create(tmp_path, size=chunks * CHUNK, io=io, version=version)
     old, new = [0, 511, 600], [1, 512, 600, 1000]
     for chunk in old:
         lun.writev(chunk * CHUNK, data(chunk, 3))
@@ -117,18 +106,22 @@ def test_any_mixture_of_map_pages_leaves_at_most_new_blocks_blank(tmp_path: Path
     after = stored[-1]
     kept = chunks_path.read_bytes()
     lun.close()
-    pages = [
-        offset
-        for offset in range(0, len(before), PAGE)
-        if before[offset : offset + PAGE] != after[offset : offset + PAGE]
+    parts: dict[int, list[int]] = {
+        unit: [at for at in range(0, len(before), unit) if before[at : at + unit] != after[at : at + unit]]
+        for unit in (8, PAGE)
+    }
+    dice = random.Random(1)
+    mixtures: list[tuple[int, Sequence[bool]]] = [
+        (PAGE, arrived) for arrived in itertools.product((False, True), repeat=len(parts[PAGE]))
     ]
-    assert len(pages) >= 4
+    assert len(mixtures) >= 8
+    mixtures += [(8, [dice.random() < 0.5 for _ in parts[8]]) for _ in range(100)]
     blanks = 0
-    for arrived in itertools.product((False, True), repeat=len(pages)):
+    for unit, arrived in mixtures:
         mixed = bytearray(before)
-        for offset, yes in zip(pages, arrived, strict=True):
+        for offset, yes in zip(parts[unit], arrived, strict=True):
             if yes:
-                mixed[offset : offset + PAGE] = after[offset : offset + PAGE]
+                mixed[offset : offset + unit] = after[offset : offset + unit]
         map_path.write_bytes(mixed)
         chunks_path.write_bytes(kept)
         lun = store_factory.reopen(tmp_path)
@@ -420,7 +413,7 @@ def test_damage_of_the_files_is_named_with_a_remedy(tmp_path: Path, change: str,
         case "truncate":
             os.truncate(chunks, 2 * CHUNK)
         case "share":
-            poke(tmp_path, 1, slot=1)
+            store_factory.poke(tmp_path, 1, slot=1)
         case "short":
             os.truncate(chunks, 10)
         case "magic" | "version" | "crc":
@@ -435,7 +428,7 @@ def test_damage_of_the_files_is_named_with_a_remedy(tmp_path: Path, change: str,
         store_factory.reopen(tmp_path)
     assert caught.value.field == field
     assert caught.value.remedy in str(caught.value)
-    chunk_map.ChunkMap.open(thin.files(tmp_path / "s")[0]).close()  # the failed open left no lock
+    maps.open_existing(thin.files(tmp_path / "s")[0]).close()  # the failed open left no lock
 
 
 def test_missing_files_are_named_and_remove_runs_twice(tmp_path: Path) -> None:
@@ -482,7 +475,7 @@ def test_space_is_set_aside_ahead_of_the_writes_and_closing_frees_it(tmp_path: P
         tmp_path, size=count * chunk, chunk_size=chunk, durability=Durability.PROCESS_CRASH, io=io
     )
     for number in range(count):
-        lun.writev(number * chunk, [memoryview(bytes([number]) * chunk)])
+        lun.writev(number * chunk, [memoryview(bytes([number + 1]) * chunk)])
         length = thin.files(tmp_path / "s")[1].stat().st_size
         assert length == (number + 2) * chunk  # so that the next slot is still found at open
         assert length <= blocks_of_chunk_file(tmp_path) + chunk <= 2 * length + min(length, chunk_file.AHEAD)
@@ -534,18 +527,20 @@ def test_the_last_space_of_a_file_system_is_not_set_aside(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-@pytest.mark.parametrize("failing", range(4))
+@pytest.mark.parametrize(
+    ("version", "fails_at"), [(ARRAYS, 0), (ARRAYS, 2), (ARRAYS, 4), (ARRAYS, 5), (RECORDS, 0), (RECORDS, 1)]
+)
 def test_a_map_without_room_for_its_words_leaves_blocks_blank(
-    tmp_path: Path, durability: Durability, failing: int
+    tmp_path: Path, durability: Durability, version: int, fails_at: int
 ) -> None:
-    """A file system that writes changed pages to a new place refuses the slots, the checksums, the first bits or the last.
+    """A file system that writes changed pages to a new place refuses some words, or some of the records.
 
-    The chunks 0, 1 and 3 are stored with two calls for each array.  Once there is room again, they are written.
+    The chunks 0, 1 and 3 are stored with two calls, in format 2 for each of slots, checksums and bits.  Once there is room
+    again, they are written.
     """
     io = FaultyIO()
-    lun = store_factory.create(tmp_path, durability=durability, io=io)
+    lun = store_factory.create(tmp_path, durability=durability, io=io, version=version)
     stores = itertools.count()
-    fails_at = {0: 0, 1: 2, 2: 4, 3: 5}[failing]
 
     def store() -> None:
         if next(stores) == fails_at:

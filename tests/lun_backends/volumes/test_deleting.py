@@ -13,7 +13,6 @@ import pytest
 from lun_backends import block_device
 from lun_backends.backups import pieces
 from lun_backends.block_device import ExtentKind
-from lun_backends.stores import thin
 from lun_backends.tracking import GRAIN
 from lun_backends.volumes import deleting, errors, move_down, volume
 from lun_backends.volumes.manifest import SnapshotState
@@ -129,7 +128,6 @@ def test_copy_that_is_not_durable_yet_does_not_count_as_preserved(tmp_path: Path
 
 def test_grain_beside_a_copy_on_its_way_is_not_copied_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunk of that copy has another grain, which was preserved before the last restart and has changed since."""
-    monkeypatch.setattr(thin.ThinStore, "grain", GRAIN)
     volume.Volume.create(tmp_path / "v", "v", tmp_path / "disk", size=SIZE, chunk_size=4 * GRAIN).close()
     io = FaultyIO()
     made = volume.Volume.open(tmp_path / "v")

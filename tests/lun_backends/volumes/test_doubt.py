@@ -16,7 +16,7 @@ from target.configuration import reader
 from target.scsi import sense
 from target.service.service import Service
 from tests.faults.storage import FaultyIO
-from tests.lun_backends.volumes.test_invalidation import CHUNK, CHUNKS, Bench
+from tests.lun_backends.volumes.test_invalidation import BEFORE, CHUNK, CHUNKS, Bench
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def refused(device: block_device.BlockDevice) -> None:
 
 
 def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
-    now, before = bench.data(), bytes(range(CHUNKS))
+    now, before = bench.data(), BEFORE
     fail_twice(bench.io)
     with pytest.raises(errors.RollbackRefused):
         bench.volume.begin_rollback("a")
@@ -77,7 +77,7 @@ def test_a_rollback_that_may_come_up_again_loses_no_write(bench: Bench) -> None:
 @pytest.mark.parametrize("by", ["write", "held write", "create", "delete", "restore", "close"])
 def test_writes_resume_once_the_manifest_can_be_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     monkeypatch.setattr(doubt, "PATIENCE", 0.0)
-    before, now = bytes(range(CHUNKS)), bytearray(bench.data())
+    before, now = BEFORE, bytearray(bench.data())
     fail_twice(bench.io)
     with pytest.raises(errors.RollbackRefused):
         bench.volume.begin_rollback("a")

@@ -29,7 +29,7 @@ class Bench:
         self.io = FaultyIO()
         self.events: list[policy.Event] = []
         self.volume: volume.Volume
-        (directory / "primary").write_bytes(b"".join(bytes([chunk]) * CHUNK for chunk in range(CHUNKS)))
+        (directory / "primary").write_bytes(b"".join(bytes([chunk + 1]) * CHUNK for chunk in range(CHUNKS)))
         volume.Volume.create(directory / "v", "v", directory / "primary", chunk_size=CHUNK).close()
 
     def open(self, **rules: Any) -> volume.Volume:
@@ -72,7 +72,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-BEFORE = bytes(range(CHUNKS))
+BEFORE = bytes(range(1, CHUNKS + 1))
 
 
 class TestLimit:

@@ -22,7 +22,7 @@ from lun_backends import block_device, write_once
 from lun_backends.backups import differences, pieces, verification
 from lun_backends.block_device import ExtentKind
 from lun_backends.durability import Durability
-from lun_backends.stores import contract, thin
+from lun_backends.stores import contract
 from lun_backends.stores import settings as store_settings
 from lun_backends.tracking import GRAIN
 from lun_backends.volumes import errors, group, rollback_overlay, volume
@@ -84,7 +84,6 @@ class History(RuleBasedStateMachine):
     )
     def create(self, grains_at_once: int, durability: Durability, chunk: int) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(thin.ThinStore, "grain", GRAIN)
         self.patch.setattr(rollback_overlay, "ROUND", grains_at_once * GRAIN)
         root = Path(self.directory.name)
         self.volume = volume.Volume.create(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lun_backends import block_device
+from lun_backends import block_device, write_once
 from lun_backends.backups import differences, verification
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.stores import contract, thin
@@ -20,6 +20,7 @@ from target.configuration import reader
 from target.exports import jobs as backups
 from target.service import jobs, problems
 from target.service.service import Service
+from tests.lun_backends import store_factory
 from tests.lun_backends.rotting import rot
 from tests.memory_device import MemoryDevice
 
@@ -31,8 +32,9 @@ CHUNK = 64 << 10
 def service(tmp_path: Path) -> Iterator[Service]:
     text = "target: iqn.2026-11.io.wolun:t\nvolumes:\n  - {name: vol0, lun: 0, size: 8MiB}\n"
     opened = Service(reader.parse(text, "f.yaml"), tmp_path / "state")
-    opened.snapshots.create_snapshot("vol0", "a")
     owner = opened.inventory.own_volume("vol0")
+    owner.device.writev(0, [memoryview(bytes([6]) * 5 * CHUNK)])
+    opened.snapshots.create_snapshot("vol0", "a")
     for chunk in range(5):
         owner.device.writev(chunk * CHUNK, [memoryview(bytes([chunk]) * CHUNK)])
     opened.snapshots.create_snapshot("vol0", "b")
@@ -109,9 +111,12 @@ def test_verification_fails_if_the_snapshot_is_deleted_meanwhile(
 def test_damaged_chunk_is_not_exported_as_good(service: Service, tmp_path: Path) -> None:
     """Rot in the map loses the place of a chunk, and the primary has new data there."""
     owner = service.inventory.own_volume("vol0")
+    device = owner.snapshot("a").write_once
+    assert isinstance(device, write_once.WriteOnce)
+    store_factory.thin_of(device)._map.confirm([3])
     path = thin.files(owner.directory / "snapshots" / str(owner.snapshot("a").uuid))[0]
     with path.open("r+b") as file:
-        file.seek(2 * 4096 + 3 * 8)
+        file.seek(2 * 4096 + 3 * 128 + 88)
         file.write(bytes(8))
     for request in (
         messages.Export(str(tmp_path / "a.img")),
@@ -143,15 +148,15 @@ def test_damage_is_named_and_exported_only_on_request(
     refused = ended(backups.export(service, "vol0", "b", messages.Export(str(file), **options)))
     assert refused.refusal is not None
     assert refused.refusal.error == "damaged"
-    assert "blocks 128 to 255 and 384 to 511 of 'b'" in refused.refusal.message
+    assert "blocks 128 to 135 and 384 to 391 of 'b'" in refused.refusal.message
     assert "--damaged" in refused.refusal.remedy
     assert [(extent.kept_in, extent.lba, extent.blocks) for extent in refused.damage] == [
-        ("between", 128, 128),
-        ("between", 384, 128),
+        ("between", 128, 8),
+        ("between", 384, 8),
     ]
     assert not file.exists()
     accepted = ended(backups.export(service, "vol0", "b", messages.Export(str(file), damaged=True, **options)))
-    assert (accepted.state, accepted.damage, accepted.damaged_bytes) == ("done", refused.damage, 2 * CHUNK)
+    assert (accepted.state, accepted.damage, accepted.damaged_bytes) == ("done", refused.damage, 2 * 4096)
     if not options:
         data = bytearray(bytes([3]) * CHUNK)
         data[77] ^= 1
@@ -161,16 +166,16 @@ def test_damage_is_named_and_exported_only_on_request(
 def test_exact_comparison_counts_damage_as_changed_only_on_request(service: Service) -> None:
     owner = service.inventory.own_volume("vol0")
     for chunk in range(5):
-        owner.device.writev(chunk * CHUNK, [memoryview(bytes(CHUNK))])  # what snapshot a has
+        owner.device.writev(chunk * CHUNK, [memoryview(bytes([6]) * CHUNK)])  # what snapshot a has
     rot(owner.snapshot("a"), 2)
     refused = ended(backups.diff(service, "vol0", "a", messages.FindChanges(exact=True)))
     assert refused.refusal is not None
     assert refused.refusal.error == "damaged"
-    assert "blocks 256 to 383" in refused.refusal.message
+    assert "blocks 256 to 263" in refused.refusal.message
     job = backups.diff(service, "vol0", "a", messages.FindChanges(exact=True, damaged=True))
-    assert ended(job).damaged_bytes == CHUNK
+    assert ended(job).damaged_bytes == 4096
     assert isinstance(job.result, messages.Difference)
-    assert job.result.extents == (messages.Extent(2 * CHUNK, CHUNK),)
+    assert job.result.extents == (messages.Extent(2 * CHUNK, 4096),)
     assert ended(backups.diff(service, "vol0", "a", messages.FindChanges())).state == "done"  # reads no data
 
 

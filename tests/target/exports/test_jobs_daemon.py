@@ -55,6 +55,7 @@ def rot(served: daemon.Daemon, name: str, place: int) -> None:
 
 
 def test_verify_counts_good_bytes_and_names_damaged_blocks(served: daemon.Daemon) -> None:
+    write(served, 0, 0, 3 * MIB, 9)
     served.run("snapshot", "create", "vol0", "a")
     write(served, 0, 0, MIB, 1)
     served.run("snapshot", "create", "vol0", "b")
@@ -73,16 +74,16 @@ def test_verify_counts_good_bytes_and_names_damaged_blocks(served: daemon.Daemon
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert not answer["sound"]
-    assert (answer["good_bytes"], answer["damaged_bytes"]) == (2 * MIB - 3 * CHUNK, 3 * CHUNK)
+    assert (answer["good_bytes"], answer["damaged_bytes"]) == (2 * MIB - 3 * 4096, 3 * 4096)
     assert [(damage["kept_in"], damage["lba"], damage["blocks"]) for damage in answer["damage"]] == [
-        ("a", 0, 128),
-        ("b", 2 * MIB // 512 + 256, 128),
-        ("b", 2 * MIB // 512 + 384, 128),
+        ("a", 0, 8),
+        ("b", 2 * MIB // 512 + 256, 8),
+        ("b", 2 * MIB // 512 + 384, 8),
     ]
     done = served.run("snapshot", "verify", "vol0@b", check=False)
     assert done.returncode == 1
     assert "vol0@b is DAMAGED" in done.stdout
-    assert f"{2 * MIB // 512 + 256:>4}     128  b        CRC32C is 0x" in done.stdout
+    assert f"{2 * MIB // 512 + 256:>4}       8  b        CRC32C is 0x" in done.stdout
 
 
 def test_diff_between_two_snapshots_and_to_now(served: daemon.Daemon) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.damage import Damage
+from lun_backends.stores import chunk_map, record_map
 from lun_backends.volumes import manifest
 from target import messages
 from target.configuration import reader
@@ -54,7 +55,9 @@ def lose(service: Service, name: str, chunk: int) -> None:
     device = service.inventory.find("vol0", name)[1].write_once
     assert isinstance(device, write_once.WriteOnce)
     words = store_factory.thin_of(device)._map
-    words._io.store(words._fd, bytes(8), words.layout.slots + chunk * 8)
+    assert isinstance(words, record_map.RecordMap)
+    words.confirm([chunk])
+    words._io.store(words._fd, bytes(8), chunk_map.WORDS + chunk * words._size + words._slot_at)
 
 
 def codes(service: Service) -> dict[str, messages.Alert]:
@@ -65,17 +68,18 @@ def test_rollback_over_damage_needs_consent(damaged: Service) -> None:
     refused = ended(damaged.reshaping.restore("vol0", "a", force=False))
     assert refused.refusal is not None
     assert refused.refusal.error == "damaged"
-    assert f"blocks {BLOCKS} to {2 * BLOCKS - 1} of 'a'" in refused.refusal.message
+    assert f"blocks {BLOCKS} to {BLOCKS + 7} of 'a'" in refused.refusal.message
     assert content(damaged, 0) == bytes([8]) * CHUNK
     accepted = ended(damaged.reshaping.restore("vol0", "a", force=False, damaged=True))
-    assert (accepted.state, accepted.damaged_bytes) == ("done", CHUNK)
-    assert [(extent.kept_in, extent.lba, extent.blocks) for extent in accepted.damage] == [("a", BLOCKS, BLOCKS)]
+    assert (accepted.state, accepted.damaged_bytes) == ("done", 4096)
+    assert [(extent.kept_in, extent.lba, extent.blocks) for extent in accepted.damage] == [("a", BLOCKS, 8)]
     assert content(damaged, 0) == bytes([7]) * CHUNK
     assert content(damaged, 1) != bytes([8]) * CHUNK
 
 
 def test_rollback_that_meets_damage_on_its_way_goes_on_with_consent(service: Service) -> None:
     owner = service.inventory.volume("vol0")
+    owner.device.writev(CHUNK, [memoryview(bytes([7]) * CHUNK)])
     service.snapshots.create_snapshot("vol0", "a")
     owner.device.writev(CHUNK, [memoryview(bytes([8]) * CHUNK)])
     owner.begin_rollback("a")
@@ -91,7 +95,7 @@ def test_rollback_that_meets_damage_on_its_way_goes_on_with_consent(service: Ser
 def test_damaged_blocks_move_down_and_are_named(damaged: Service) -> None:
     rot(damaged.inventory.volume("vol0").snapshot("b"), 4)
     job = ended(damaged.snapshots.delete_snapshot("vol0", "b"))
-    assert (job.state, job.damaged_bytes) == ("done", CHUNK)
+    assert (job.state, job.damaged_bytes) == ("done", 4096)
     assert [(extent.kept_in, extent.lba) for extent in job.damage] == [("a", 4 * BLOCKS)]
     view = damaged.inventory.find("vol0", "a")[1].view
     with pytest.raises(block_device.DamagedBlocks):
@@ -125,6 +129,7 @@ def test_damage_is_an_alert_and_a_metric_until_its_snapshot_goes(damaged: Servic
 
 def test_reads_compare_unless_the_configuration_says_otherwise(serve: Serve) -> None:
     service = serve()
+    service.inventory.volume("vol0").device.writev(0, [memoryview(bytes([2]) * CHUNK)])
     service.snapshots.create_snapshot("vol0", "a")
     service.inventory.volume("vol0").device.writev(0, [memoryview(bytes(CHUNK))])
     rot(service.inventory.volume("vol0").snapshot("a"), 0, at=3)
@@ -132,7 +137,7 @@ def test_reads_compare_unless_the_configuration_says_otherwise(serve: Serve) -> 
     owner = service.inventory.volume("vol0")
     data = bytearray(512)
     owner.snapshot("a").view.readv(0, [memoryview(data)])
-    assert data[3] == 1
+    assert data[3] == 3
     service.snapshots.create_snapshot("vol0", "later")
     later = owner.snapshot("later").write_once
     assert isinstance(later, write_once.WriteOnce)
