@@ -5,7 +5,7 @@ The check only reads: it loads, mounts and changes nothing.  It needs no daemon 
 
 | fabric   | checked                                                                                          |
 | -------- | ------------------------------------------------------------------------------------------------ |
-| both     | the state directory, and how many files may be open                                              |
+| both     | the state directory, how many files may be open, libiscsi for shared volumes at iscsi:// addresses |
 | `portal` | whether the portal can listen at its addresses                                                   |
 | `lio`    | rights, kernel modules, configfs, the kernel target's database directory, the D-Bus system bus   |
 """
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lun_backends.initiator import libiscsi
 from target import descriptors, places
 from target.configuration import fabric_kind
 
@@ -64,7 +65,7 @@ class Report:
 
 def examine(state_dir: Path, listen: Iterable[str]) -> Report:
     """Check this machine; `listen` are the addresses of the portal, HOST:PORT each."""
-    return Report((_state(state_dir), _open_files(), *map(_port, listen), *_kernel()))
+    return Report((_state(state_dir), _open_files(), _libiscsi(), *map(_port, listen), *_kernel()))
 
 
 def show(report: Report) -> str:
@@ -101,6 +102,13 @@ def _open_files() -> Finding:
     found = f"{most}, enough for about {snapshots} snapshots"
     remedy = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE= in the unit (config/wolun.service has 524288)"
     return Finding(None, "open files", snapshots >= ENOUGH_SNAPSHOTS, found, remedy, optional=True)
+
+
+def _libiscsi() -> Finding:
+    good = libiscsi.is_installed()
+    found = f"{libiscsi.LIBRARY} {'is installed' if good else 'is not installed'}"
+    remedy = "nodes whose primary is an iscsi:// address need it: apt-get install libiscsi7"
+    return Finding(None, "libiscsi", good, found, remedy, optional=True)
 
 
 def _port(listen: str) -> Finding:

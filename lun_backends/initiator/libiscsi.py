@@ -42,7 +42,7 @@ DEFAULT_PORT = 3260
 CONNECT_TIMEOUT = 10.0
 """Seconds that a login may take, with the waiting for the old session's commands."""
 
-_LIBRARY = "libiscsi.so.7"
+LIBRARY = "libiscsi.so.7"
 _PORTAL = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^/\s\[\]:,]+)(:(?P<port>\d{1,5}))?")
 _ADDRESS = re.compile(r"iscsi://(?P<portals>[^/\s]+)/(?P<target>[^/\s]+)/(?P<lun>\d{1,5})")
 _NORMAL_SESSION, _NO_DIGEST = 2, 0
@@ -173,7 +173,7 @@ def _library() -> Any:
     """Return the library with its prototypes.  Raise unit.CannotSend."""
     if not _loaded:
         try:
-            library = ctypes.CDLL(_LIBRARY)
+            library = ctypes.CDLL(LIBRARY)
         except OSError as error:
             raise unit.CannotSend(
                 "iscsi:// addresses need the library libiscsi: install it (Debian and Ubuntu: apt-get install libiscsi7)"
@@ -183,6 +183,15 @@ def _library() -> Any:
             function.restype, function.argtypes = result, arguments
         _loaded.append(library)
     return _loaded[0]
+
+
+def is_installed() -> bool:
+    """Return whether this host has the library."""
+    try:
+        _library()
+    except unit.CannotSend:
+        return False
+    return True
 
 
 class _Call:

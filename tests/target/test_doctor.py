@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from lun_backends.initiator import libiscsi
 from target import cli, doctor
 from target.configuration import settings
 
@@ -66,6 +67,13 @@ def test_json_and_the_exit_status_report_what_runs(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert set(answer["runs"]) == {"portal", "lio"}
     assert done.exit_code == (0 if answer["runs"]["lio"] else 1)
+
+
+def test_missing_libiscsi_is_a_warning_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libiscsi, "is_installed", lambda: False)
+    (found,) = [one for one in doctor.examine(tmp_path, []).findings if one.what == "libiscsi"]
+    assert (found.good, found.optional) == (False, True)
+    assert "apt-get install libiscsi7" in found.remedy
 
 
 def test_few_open_files_are_a_warning_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

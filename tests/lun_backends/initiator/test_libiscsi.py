@@ -354,7 +354,8 @@ def test_addresses(text: str, portal: str) -> None:
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libiscsi, "_loaded", [])
-    monkeypatch.setattr(libiscsi, "_LIBRARY", "libiscsi.so.none")
+    monkeypatch.setattr(libiscsi, "LIBRARY", "libiscsi.so.none")
+    assert not libiscsi.is_installed()
     with pytest.raises(unit.CannotSend, match="apt-get install libiscsi7"):
         libiscsi.Initiator(NAME)
 
