@@ -11,6 +11,7 @@ and write `messages.Snapshot`.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from dataclasses import dataclass
 
 
@@ -535,11 +536,21 @@ class ResizeVolume:
     size: int
 
 
+IMAGE_FORMATS = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
+"""The formats of an export."""
+_SUFFIXES = {"": "raw", ".img": "raw", ".raw": "raw", **{f".{kind}": kind for kind in IMAGE_FORMATS[1:]}}
+
+
+def image_format(path: pathlib.PurePath) -> str | None:
+    """Return the format that the name of an image stands for; None if the name says another one, or none."""
+    return _SUFFIXES.get(path.suffix.lower())
+
+
 @dataclass(frozen=True, slots=True)
 class Export:
     """Request: write a snapshot's content to the file at `path`, an absolute path on the daemon's machine.
 
-    `format` is `raw` or `qcow2`.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes
+    `format` is one of IMAGE_FORMATS.  With `since`, the name of an older snapshot, the file is a qcow2 image of the changes
     since then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if
     the file exists, and refuses a file that does not identify itself as that snapshot, unless `any_base` is set.  The
     daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks stop the export,

@@ -243,8 +243,8 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["raw", "qcow2"]),
-    help="The format of FILE. Default: qcow2 if its name ends in .qcow2 or with --since, otherwise raw.",
+    type=click.Choice(["raw", "qcow2", "vhd", "vhdx", "vmdk"]),
+    help="The format of FILE. Default: what its name ends in; raw for .img, and for a name without an ending.",
 )
 @click.option(
     "--since",
@@ -290,9 +290,12 @@ def snapshot_export(
 
     With - for FILE, or a FIFO, the command writes a raw image to standard output or to the FIFO.
     """
+    from target import messages
+
     if str(file) == "-":
-        if format_ == "qcow2" or since is not None:
-            raise click.UsageError("standard output takes raw images only: qcow2 is not written from front to back")
+        if format_ not in (None, "raw") or since is not None:
+            kind = format_ or "qcow2"
+            raise click.UsageError(f"standard output takes raw images only: {kind} is not written from front to back")
         if sys.stdout.isatty():
             raise click.UsageError("standard output is a terminal: redirect it, or name a file")
         job = common.to_standard_output(context, which, damaged=damaged)
@@ -303,14 +306,16 @@ def snapshot_export(
         raise click.UsageError("--backing and --backing-format need --since")
     if since is not None:
         _same_volume(since, which)
-        if format_ == "raw":
+        if format_ not in (None, "qcow2"):
             raise click.UsageError("with --since the format must be qcow2")
         names = [path.with_name(f"{since[1]}{suffix}") for suffix in (".qcow2", ".img", ".raw")]
         backing = (
             next((name for name in names if name.exists()), names[0]) if backing is None else common.absolute(backing)
         )
     if format_ is None:
-        format_ = "qcow2" if since is not None or path.suffix == ".qcow2" else "raw"
+        format_ = "qcow2" if since is not None else "raw" if path.is_fifo() else messages.image_format(path)
+    if format_ is None:
+        raise click.UsageError(f"the name does not say the format ({path.suffix}): give it with --format")
     asked = context.client()
     begin = functools.partial(
         asked.export,

@@ -68,7 +68,7 @@ def export(
     try:
         with _NewFile(path) as new:
             fd = new.fd
-            writer = _Raw(fd, size) if image is None else image(fd, size)
+            writer = Raw(fd, size) if image is None else image(fd, size)
             for piece in pieces:
                 if cancelled():
                     raise jobs.Cancelled
@@ -87,7 +87,7 @@ def export(
         raise problems.write_failed(path, error) from error
 
 
-class _Raw:
+class Raw:
     """A raw image: each byte of the volume is at the same place in the file."""
 
     def __init__(self, fd: int, size: int) -> None:

@@ -11,6 +11,7 @@ base.  An image that is not on this machine cannot be asked; then the caller nam
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -23,7 +24,7 @@ from lun_backends.files import os_error
 from lun_backends.stores import contract
 from lun_backends.volumes import interface
 from target import messages
-from target.exports import identity, image_file, qcow2, stream
+from target.exports import foreign, identity, image_file, qcow2, stream
 from target.service import damage_met, jobs, problems
 from target.service.service import Service
 
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 
 DAMAGE_NAMED = 10_000
 """The most extents of damage that a Verification names."""
-FORMATS = ("raw", "qcow2")
+BASES = ("raw", "qcow2")
+"""The formats of images that others can stand on."""
 RAW = "export it as a raw image, or into a file"
 _STEP = 1 << 20
 
@@ -170,8 +172,8 @@ def _differing(
 def export(service: Service, volume_name: str, name: str, request: messages.Export) -> jobs.Job:
     """Begin to write a snapshot into a file on this machine: all of it, or only the changes.  Raises Problem."""
     path = Path(request.path)
-    if request.format not in FORMATS:
-        raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(FORMATS)}")
+    if request.format not in messages.IMAGE_FORMATS:
+        raise problems.bad_request("format", f"{request.format!r} is none of {', '.join(messages.IMAGE_FORMATS)}")
     owner, snapshot = _exportable(service, volume_name, name, request)
     what, view = f"{volume_name}@{name}", snapshot.view
     backing, since_uuid = None, ""
@@ -181,10 +183,15 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
             differences.changed(owner, request.since, name)  # refuse here what the job would refuse later
         backing, sure = _backing(path, request, older, f"{volume_name}@{request.since}")
         since_uuid = str(older.uuid) if sure else ""
+        if request.format not in BASES:
+            raise problems.bad_request("format", f"an image of changes is qcow2, not {request.format}")
     raw = request.format == "raw" and backing is None
+    is_qcow2 = request.format == "qcow2" or backing is not None
     fifo = stream.is_fifo(path)
     if fifo and not raw:
-        raise problems.file_failed(path, "it is a FIFO, and a qcow2 image is not written from front to back", RAW)
+        kind = "qcow2" if is_qcow2 else request.format
+        raise problems.file_failed(path, f"it is a FIFO, and a {kind} image is not written from front to back", RAW)
+    foreign.check(path, request.format, view.size)
     cluster = qcow2.cluster_size(view.size, owner.chunk_size)
 
     def work(job: jobs.Job) -> None:
@@ -199,21 +206,25 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                 found.bytes,
             )
 
-        def qcow2_writer(fd: int, length: int) -> image_file.Image:
-            return qcow2.Writer(fd, length, cluster, backing, lambda: shown().encoded())
+        def writer(fd: int, length: int) -> image_file.Image:
+            if is_qcow2:
+                return qcow2.Writer(fd, length, cluster, backing, lambda: shown().encoded())
+            if request.format == "vhd":
+                return foreign.Vhd(fd, length)
+            return foreign.Converted(fd, length, path, request.format, job.cancelled, undo)
 
         job.progress(0, view.size)
-        with problems.translated(f"{what} was not exported"):
+        with problems.translated(f"{what} was not exported"), contextlib.ExitStack() as undo:
             if request.since is None:
                 ranges: Iterable[differences.Range] = _data(view)
-                needed = image_file.data_bytes(view)
+                needed = image_file.data_bytes(view) * (2 if request.format in foreign.QEMU_IMG else 1)
             else:
                 ranges = changed = differences.changed(owner, request.since, name)
                 needed = sum(length for _, length in changed)
             if not request.anyway and not fifo:
                 image_file.check_room(path, needed)
             with damage_met.noted(job, owner) as found:
-                content = pieces.export(view, found) if raw else whole_grains(view, ranges, cluster, found)
+                content = whole_grains(view, ranges, cluster, found) if is_qcow2 else pieces.export(view, found)
                 if not request.damaged:
                     content = _undamaged(content, found, owner, snapshot, job)
                 if fifo:
@@ -226,7 +237,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                     overwrite=request.overwrite,
                     progress=job.progress,
                     cancelled=job.cancelled,
-                    image=None if raw else qcow2_writer,
+                    image=None if raw else writer,
                     identity=shown,
                     check=lambda: image_file.check_place(path, service.inventory, overwrite=request.overwrite),
                 )
@@ -325,8 +336,8 @@ def _backing(path: Path, request: messages.Export, older: interface.Snapshot, si
     below = Path(request.backing)
     if not below.is_absolute():
         raise problems.file_failed(below, "the path is not absolute")
-    if request.backing_format not in (None, *FORMATS):
-        raise problems.bad_request("backing_format", f"{request.backing_format!r} is none of {', '.join(FORMATS)}")
+    if request.backing_format not in (None, *BASES):
+        raise problems.bad_request("backing_format", f"{request.backing_format!r} is none of {', '.join(BASES)}")
     size = older.view.size
     sure = False
     try:

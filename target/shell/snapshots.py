@@ -70,10 +70,10 @@ class Snapshots(Node):
             console.say(f"deleted {self.volume}@{name}")
 
     def ui_command_export(self, name: str, file: str, force: str = "false", damaged: str = "false") -> None:
-        """Write the content of a snapshot to a file, as a raw sparse image.  Writes to the volume continue meanwhile.
+        """Write the content of a snapshot to an image file.  Writes to the volume continue meanwhile.
 
         name     the snapshot
-        file     the file to write
+        file     the file to write; its ending says the format: .qcow2, .vhd, .vhdx, .vmdk; .img and none: raw
         force    true: overwrite the file if it exists
         damaged  true: export damaged blocks as they are, and unreadable ones as zeroes
         """
@@ -87,7 +87,21 @@ class Snapshots(Node):
         if self.only_checks(f"exported {self.volume}@{name} to {file}"):
             return
         path = Path(os.path.abspath(file))  # noqa: PTH100 - resolving links would write through one that stands there
-        job = self.asked.export(self.volume, name, path, overwrite=flag(force, "force"), damaged=accepted, held=True)
+        kind = "raw" if path.is_fifo() else messages.image_format(path)
+        if kind is None:
+            raise console.Refused(
+                f"the name does not say the format ({path.suffix})",
+                "end it in .img, .qcow2, .vhd, .vhdx or .vmdk",
+            )
+        job = self.asked.export(
+            self.volume,
+            name,
+            path,
+            overwrite=flag(force, "force"),
+            image_format=kind,
+            damaged=accepted,
+            held=True,
+        )
         self.follow(job, "exporting", held=True)
         console.say(f"{self.volume}@{name} is in {file}")
 

@@ -262,7 +262,7 @@ def test_request_that_cannot_be_done_begins_no_job(service: Service) -> None:
         backups.diff(service, "vol0", "a", messages.FindChanges("nothing"))
     assert caught.value.code == "no-such-snapshot"
     with pytest.raises(problems.Problem) as caught:
-        backups.export(service, "vol0", "a", messages.Export("/x", format="vmdk"))
+        backups.export(service, "vol0", "a", messages.Export("/x", format="vdi"))
     assert caught.value.code == "bad-request"
 
 
