@@ -133,11 +133,11 @@ def test_chain_of_exports_shows_the_right_content(
         info = json.loads(qemu_img("info", "--output=json", image))
         assert info["backing-filename"] == (a.name if older == "a" else f"{older}.qcow2")
         assert info["backing-filename-format"] == (first if older == "a" else "qcow2")
-        full = tmp_path / f"{newer}.full"
+        full = tmp_path / f"{newer}.full.img"
         served.run("snapshot", "export", f"{name}@{newer}", str(full))
         qemu_img("compare", "-f", "qcow2", "-F", "raw", image, full)
     assert (tmp_path / "c.qcow2").stat().st_size <= 6 * CHUNK
-    images = {a.name, "b.qcow2", "c.qcow2", "b.full", "c.full"}
+    images = {a.name, "b.qcow2", "c.qcow2", "b.full.img", "c.full.img"}
     beside = {f"{image}.wolun" for image in images if not image.endswith(".qcow2")}
     assert {path.name for path in tmp_path.iterdir()} == images | beside
 
