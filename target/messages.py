@@ -168,6 +168,25 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareVolume:
+    """Request: take part in a shared volume, as a node.
+
+    `primary`, `log` and `pool` are written as in the configuration.  A field that is None takes the default of the
+    configuration; with `lun` None initiators of this node do not see the volume.
+    """
+
+    name: str
+    primary: str
+    lun: int | None = None
+    node: str | None = None
+    log: str | None = None
+    pool: tuple[str, ...] = ()
+    chunk_size: str | None = None
+    on_error: str | None = None
+    max_snapshots: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A volume that was accepted as it is.
 

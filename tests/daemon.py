@@ -30,7 +30,7 @@ class Daemon:
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
-        self._config = directory / "wolun.yaml"
+        self.configuration = directory / "wolun.yaml"
         self.volumes, self._extra, self._access = volumes, extra, access
         self.program: Sequence[str | Path] = (PROGRAM,)
         self.process: subprocess.Popen[bytes] | None = None
@@ -38,7 +38,7 @@ class Daemon:
 
     def start(self, *, text: str | None = None) -> Self:
         """Start and wait for `ready`; a restart keeps the port of the first start.  `text` is a whole configuration."""
-        self._config.write_text(
+        self.configuration.write_text(
             text
             or f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self._extra}volumes:\n{self.volumes}"
         )
@@ -46,7 +46,7 @@ class Daemon:
         out.write_bytes(b"")
         with out.open("wb") as stdout, log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*self.program, "serve", "--config", self._config, "--state-dir", self.state],
+                [*self.program, "serve", "--config", self.configuration, "--state-dir", self.state],
                 stdout=stdout,
                 stderr=stderr,
             )

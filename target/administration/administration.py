@@ -26,6 +26,7 @@ from target.administration.configuration_file import ConfigurationFile
 from target.administration.in_force import InForce
 from target.administration.portals import Portals
 from target.administration.reservations import ReservationChanges
+from target.administration.shared import SharedChanges
 from target.administration.volumes import VolumeChanges
 from target.configuration import settings, writer
 from target.fabrics import access
@@ -48,6 +49,7 @@ class Administration:
         self._portals = Portals(fabric, self._in_force)
         self._access = AccessChanges(service.inventory, fabric, self._in_force)
         self._volumes = VolumeChanges(service, self._in_force, self._access)
+        self._shared = SharedChanges(service, self._in_force)
         self._reservations = ReservationChanges(service.inventory)
         self._file = ConfigurationFile(
             config, service.inventory, self._in_force, self._portals, self._access, self._volumes
@@ -121,6 +123,16 @@ class Administration:
         """Stop serving a volume; with `data`, delete its files in the state directory."""
         with self._lock:
             self._volumes.remove(name, force=force, dry_run=dry_run, data=data, knowingly=True)
+
+    def share_volume(self, request: messages.ShareVolume, *, dry_run: bool) -> None:
+        """Take part in a shared volume."""
+        with self._lock:
+            self._shared.share(request, dry_run=dry_run)
+
+    def unshare_volume(self, name: str, *, force: bool, dry_run: bool) -> None:
+        """Take part in a shared volume no longer.  The volume and the other nodes stay as they are."""
+        with self._lock:
+            self._shared.unshare(name, force=force, dry_run=dry_run)
 
     # -- portals -----------------------------------------------------------------------------------------------------
 

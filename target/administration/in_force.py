@@ -76,6 +76,24 @@ class InForce:
                 return volume
         raise problems.no_such_volume(name, [volume.name for volume in self.settings.all_volumes])
 
+    def shared(self, name: str) -> configuration.SharedVolume:
+        """Return the shared volume of that name, of which this host is a node.  Raise Problem."""
+        for volume in self.settings.shared:
+            if volume.name == name and not volume.is_static:
+                return volume
+        if any(volume.name == name for volume in self.settings.volumes):
+            raise problems.not_shared(name)
+        raise problems.no_such_volume(name, [volume.name for volume in self.settings.all_volumes])
+
+    def with_shared(self, shared: configuration.SharedVolume) -> configuration.Settings:
+        """Return the settings with one more shared volume.  Raise Problem."""
+        return checked(self.settings.model_copy(update={"shared": (*self.settings.shared, shared)}))
+
+    def without_shared(self, name: str) -> configuration.Settings:
+        """Return the settings without a shared volume of which this host is a node."""
+        left = tuple(shared for shared in self.settings.shared if shared.name != name or shared.is_static)
+        return self.settings.model_copy(update={"shared": left})
+
     def with_volume(self, volume: configuration.Volume) -> configuration.Settings:
         """Return the settings with one more volume.  Raise Problem."""
         return checked(self.settings.model_copy(update={"volumes": (*self.settings.volumes, volume)}))
@@ -157,6 +175,8 @@ def checked(changed: configuration.Settings) -> configuration.Settings:
         match where:
             case ("volumes", int(index), *rest):
                 subject = f"volume {changed.volumes[index].name}"
+            case ("shared", int(index), *rest):
+                subject = f"volume {changed.shared[index].name}"
             case ("access", "initiators", int(index), *rest):
                 subject = f"initiator {(changed.access.initiators or ())[index].name}"
             case _:

@@ -31,7 +31,53 @@ def _node_names(
 
 @click.group()
 def node() -> None:
-    """Show and expel the nodes that share a volume."""
+    """Take part in shared volumes, and show and expel their nodes."""
+
+
+@node.command("join")
+@click.argument("volume")
+@click.argument("primary")
+@click.option("--lun", type=int, help="The LUN of the volume on this node. Default: initiators do not see it.")
+@click.option("--node", "own", metavar="NAME", help="The name of this node. Default: the name of the host.")
+@click.option("--log", metavar="DEVICE", help="The LUN of the volume's log. Default: it is found.")
+@click.option(
+    "--pool", metavar="DEVICE", multiple=True, help="A blank write-once LUN; repeatable. Default: they are found."
+)
+@common.verb
+def node_join(
+    context: common.Context,
+    volume: str,
+    primary: str,
+    lun: int | None,
+    own: str | None,
+    log: str | None,
+    pool: tuple[str, ...],
+) -> None:
+    """Take part in the shared volume VOLUME, whose primary is PRIMARY.
+
+    PRIMARY is iscsi://HOST:PORT/TARGET/LUN or a block device.  The log and the write-once LUNs of the volume say what they
+    are, so they are found beside it.  `saveconfig` in the shell writes this into the configuration file.
+    """
+    from target import messages
+
+    asked = context.client()
+    asked.share_volume(messages.ShareVolume(volume, primary, lun, own, log, pool))
+    answer = asked.volume(volume)
+    context.answer(answer, lambda: f"this host joins {volume}; `wolun status` shows when it takes part")
+
+
+@node.command("leave")
+@click.argument("volume", shell_complete=_shared_names)
+@click.option("--force", is_flag=True, help="Leave even if initiators use the volume here.")
+@common.verb
+def node_leave(context: common.Context, volume: str, force: bool) -> None:
+    """Take part in VOLUME no longer.
+
+    The volume, its snapshots and the other nodes stay as they are, and this host can join again.
+    """
+    asked = context.client()
+    asked.unshare_volume(volume, force=force)
+    context.answer(asked.volumes(), lambda: f"this host has left {volume}")
 
 
 @node.command("list")

@@ -52,7 +52,7 @@ def application(service: Service, admin: administration.Administration) -> fasta
 
     for router in (
         routes_snapshots.routes(service),
-        routes_nodes.routes(service),
+        routes_nodes.routes(service, admin),
         routes_jobs.routes(service.jobs),
         routes_administration.routes(admin),
         routes_access.routes(admin),

@@ -170,6 +170,14 @@ class Client:
         request = messages.ResizeVolume(size)
         return codec.decode(messages.Volume, self._ask("POST", f"{_volume(name)}/resize", request))
 
+    def share_volume(self, request: messages.ShareVolume) -> None:
+        """Take part in a shared volume."""
+        self._change("POST", "/v1/shared", request)
+
+    def unshare_volume(self, name: str, *, force: bool) -> None:
+        """Take part in a shared volume no longer."""
+        self._change("DELETE", f"/v1/shared/{_part(name)}", force=force)
+
     def nodes(self, volume: str) -> list[messages.Node]:
         """Return the nodes of a shared volume."""
         return [codec.decode(messages.Node, item) for item in self._ask("GET", f"{_volume(volume)}/nodes")]

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests for the nodes of shared volumes: list, expel."""
+"""The requests for shared volumes and their nodes: take part, leave, list, expel."""
 
 from __future__ import annotations
 
 import fastapi
 
 from target import messages
-from target.control.options import Force
+from target.administration.administration import Administration
+from target.control.options import DryRun, Force
 from target.service.service import Service
 
 
-def routes(service: Service) -> fastapi.APIRouter:
+def routes(service: Service, admin: Administration) -> fastapi.APIRouter:
     """Return the requests."""
     router = fastapi.APIRouter(prefix="/v1")
+
+    @router.post("/shared", status_code=204)
+    def share(request: messages.ShareVolume, dry_run: DryRun = False) -> None:
+        """Take part in a shared volume. Its devices are opened in the background; the status and the alerts tell how that goes."""
+        admin.share_volume(request, dry_run=dry_run)
+
+    @router.delete("/shared/{volume}", status_code=204)
+    def unshare(volume: str, force: Force = False, dry_run: DryRun = False) -> None:
+        """Take part in a shared volume no longer. The volume, its snapshots and the other nodes stay as they are."""
+        admin.unshare_volume(volume, force=force, dry_run=dry_run)
 
     @router.get("/volumes/{volume}/nodes")
     def nodes(volume: str) -> list[messages.Node]:

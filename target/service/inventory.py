@@ -261,6 +261,28 @@ class Inventory:
                 self._volumes = {**self._volumes, configured.name: owner}
             self._unmark_failed(configured.name)
 
+    def reserve(self, lun: int | None) -> None:
+        """Keep a number for a volume.  Raise Problem if a snapshot has it."""
+        if lun is not None:
+            self._numbers.reserve(lun)
+
+    def remove_shared(self, configured: configuration.SharedVolume) -> None:
+        """Serve a shared volume no longer, and close it.  Return when no command runs on it.  Raise Problem."""
+        with self.changing([configured.name]):
+            with self._lock:
+                owner = self._volumes.get(configured.name)
+                self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
+            self._unmark_failed(configured.name)
+            if owner is not None:
+                if configured.lun is not None:
+                    self._remove_lun(configured.lun)
+                for snapshot in owner.snapshots:
+                    self.withdraw(snapshot)
+                with problems.translated(f"volume {configured.name} did not close cleanly"):
+                    owner.close()
+            if configured.lun is not None:
+                self._numbers.release(configured.lun)
+
     def follow(self, owner: Volume) -> None:
         """Serve the snapshots that other nodes took of a shared volume, and no longer those that they deleted.  Raise Problem."""
         with self.changing([owner.name]), problems.translated(f"the snapshots of {owner.name} are not all served"):

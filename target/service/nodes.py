@@ -20,7 +20,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lun_backends import block_device
@@ -51,7 +51,8 @@ class Nodes:
 
     def __init__(self, inventory: Inventory, configured: settings.Settings, opener: Opener) -> None:
         self._inventory = inventory
-        self._keepers = {
+        self._opener = opener
+        self._keepers: Mapping[str, _Keeper] = {  # replaced as a whole
             shared.name: _Keeper(inventory, shared, opener) for shared in configured.shared if not shared.is_static
         }
 
@@ -69,6 +70,18 @@ class Nodes:
         """End the threads.  The volumes stay open until the inventory closes them."""
         for keeper in self._keepers.values():
             keeper.stop()
+
+    def add(self, configured: settings.SharedVolume) -> None:
+        """Begin to open one more volume."""
+        keeper = _Keeper(self._inventory, configured, self._opener)
+        self._keepers = {**self._keepers, configured.name: keeper}
+        keeper.start()
+
+    def remove(self, name: str) -> None:
+        """End the thread of a volume.  If the volume is open, it stays so until the inventory closes it."""
+        keeper = self._keepers[name]
+        self._keepers = {other: kept for other, kept in self._keepers.items() if other != name}
+        keeper.stop()
 
     def look(self, volume: str) -> None:
         """Let the thread of a volume look at its log now."""

@@ -46,6 +46,14 @@ class Nodes(Node):
         if not self.only_checks(f"expelled {name} from {self.volume}"):
             console.say(show.nodes(self.asked.expel_node(self.volume, name, force=flag(force, "force"))))
 
+    def ui_command_leave(self, force: str = "false") -> None:
+        """Take part in the volume no longer.  The volume, its snapshots and the other nodes stay as they are.
+
+        force  true: leave even if initiators use the volume here
+        """
+        self.asked.unshare_volume(self.volume, force=flag(force, "force"))
+        self.done(f"this host has left {self.volume}")
+
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         return [node.name for node in self.of_volume() if node.name] if parameter == "name" else None

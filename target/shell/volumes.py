@@ -133,6 +133,17 @@ class Volumes(Node):
         self.asked.delete_volume(name, force=flag(force, "force"), data=flag(data, "data"))
         self.done(f"deleted volume {name}{' and its data' if flag(data, 'data') else '; its data is kept'}")
 
+    def ui_command_join(self, name: str, primary: str, lun: str | None = None, node: str | None = None) -> None:
+        """Take part in a volume that several nodes share.  Its log and its write-once LUNs are found beside the primary.
+
+        name     the volume's name on the storage host
+        primary  iscsi://HOST:PORT/TARGET/LUN, or a block device
+        lun      the LUN of the volume on this node; default: initiators do not see it
+        node     the name of this node; default: the name of the host
+        """
+        self.asked.share_volume(messages.ShareVolume(name, primary, number(lun, "lun"), node))
+        self.done(f"this host joins {name}")
+
     def ui_command_accept(self, name: str) -> None:
         """Accept the doubtful snapshots of a volume as true, or ignore a volume that the configuration does not name.
 
@@ -284,29 +295,31 @@ class Volume(Node):
     def ui_command_info(self) -> None:
         """Show all details of the volume."""
         volume = self.message()
-        console.say(
-            table(
-                [
-                    ("volume", volume.name),
-                    ("state", volume.state + (f": {volume.trouble}" if volume.trouble else "")),
-                    *([("doubtful", volume.doubtful)] if volume.doubtful else []),
-                    ("LUN", NO_LUN if volume.lun is None else volume.lun),
-                    ("size", units.human_size(volume.size)),
-                    ("used on disk", units.human_size(volume.primary_used_bytes)),
-                    ("block size", f"{volume.block_size} bytes"),
-                    ("chunk size", units.exact_size(volume.chunk_size)),
-                    ("store", volume.store),
-                    ("durability", volume.durability),
-                    ("primary", volume.primary),
-                    ("snapshots", f"{volume.snapshots}, {units.human_size(volume.snapshot_bytes)} used"),
-                    ("limit", self.ui_getgroup_attribute("limit")),
-                    ("on error", volume.on_error),
-                    ("verify reads", self.ui_getgroup_attribute("verify_reads")),
-                    ("write cache", self.ui_getgroup_attribute("write_cache")),
-                    ("write-once", volume.map_write_once),
-                ]
-            )
-        )
+        rows = [
+            ("volume", volume.name),
+            ("state", volume.state + (f": {volume.trouble}" if volume.trouble else "")),
+            *([("doubtful", volume.doubtful)] if volume.doubtful else []),
+            ("LUN", NO_LUN if volume.lun is None else str(volume.lun)),
+            ("size", units.human_size(volume.size)),
+            ("block size", f"{volume.block_size} bytes"),
+            ("chunk size", units.exact_size(volume.chunk_size)),
+            ("primary", volume.primary),
+            ("snapshots", f"{volume.snapshots}, {units.human_size(volume.snapshot_bytes)} used"),
+            ("on error", volume.on_error),
+            *(self._own_rows(volume) if volume.sharing is None else _shared_rows(volume.sharing)),
+        ]
+        console.say(table(rows))
+
+    def _own_rows(self, volume: messages.Volume) -> list[tuple[str, str]]:
+        return [
+            ("used on disk", units.human_size(volume.primary_used_bytes)),
+            ("store", volume.store),
+            ("durability", volume.durability),
+            ("limit", self.ui_getgroup_attribute("limit")),
+            ("verify reads", self.ui_getgroup_attribute("verify_reads")),
+            ("write cache", self.ui_getgroup_attribute("write_cache")),
+            ("write-once", volume.map_write_once),
+        ]
 
     def ui_command_resize(self, size: str) -> None:
         """Make the volume larger while it is in use.  Its snapshots keep their size.
@@ -342,3 +355,15 @@ class Volume(Node):
         if parameter == "size":
             return [units.exact_size(2 * self.message().size)]
         return files(given.get("file", "")) if parameter == "file" else None
+
+
+def _shared_rows(sharing: messages.Sharing) -> list[tuple[str, str]]:
+    """Return the part of this host in a shared volume."""
+    pending = sharing.fence_pending_seconds
+    return [
+        ("node", f"{sharing.node}, {sharing.state}"),
+        ("epoch", "-" if sharing.epoch is None else str(sharing.epoch)),
+        ("fence pending", "no" if pending is None else f"for {units.human_seconds(pending)}"),
+        ("blank LUNs", "-" if sharing.pool is None else str(sharing.pool)),
+        ("futile copies", f"{sharing.futile_copies} of {sharing.copies + sharing.futile_copies}"),
+    ]

@@ -65,11 +65,19 @@ class Cluster:
         extra = f"write_once:\n  - {{volume: {VOLUME}, size: {SIZE}, pool: {POOL}}}\n"
         self._start(STORAGE, volumes, extra, "  networks: [10.99.0.0/24]\n", f"{self.network.address(STORAGE)}:3260")
 
+    @property
+    def primary(self) -> str:
+        """The address of the primary."""
+        return f"iscsi://{self.network.address(STORAGE)}:3260/{daemon.IQN}/0"
+
     def start(self, name: str) -> None:
         """Start a node, the first time or again."""
-        primary = f"iscsi://{self.network.address(STORAGE)}:3260/{daemon.IQN}/0"
-        extra = f"shared:\n  - {{name: {VOLUME}, node: {name}, primary: '{primary}', lun: 0}}\n"
+        extra = f"shared:\n  - {{name: {VOLUME}, node: {name}, primary: '{self.primary}', lun: 0}}\n"
         self._start(name, "", extra, "  networks: [127.0.0.0/8]\n", "127.0.0.1:3260")
+
+    def start_alone(self, name: str) -> None:
+        """Start a host that is no node yet."""
+        self._start(name, "", "", "  networks: [127.0.0.0/8]\n", "127.0.0.1:3260")
 
     def _start(self, name: str, volumes: str, extra: str, access: str, portal: str) -> None:
         if name not in self.hosts:

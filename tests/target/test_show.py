@@ -84,3 +84,54 @@ def test_pool_lists_its_luns_and_what_they_are() -> None:
         "  3  taken  nightly   aaaa      64 KiB",
         "300  blank  -         bbbb      12 KiB",
     ]
+
+
+def test_nodes_are_listed_with_what_is_known_of_them() -> None:
+    nodes = (
+        messages.Node("archive", "alpha", True, False, True, 12, None, "iqn.x:alpha"),
+        messages.Node("archive", "beta", False, True, False, 3, SNAPSHOT.taken),
+        messages.Node("archive", "", False, False, None, None, None, "iqn.x:\x1b[2J"),
+    )
+    text = show.nodes(nodes).splitlines()
+    assert [line.split()[0] for line in text[:3]] == ["NODE", "alpha", "beta"]
+    assert "alpha (this)  registered     12  -" in text[1]
+    assert " expelled " in text[2]
+    assert text[3].endswith("iqn.x:\\x1b[2J")
+
+
+def test_status_shows_the_part_of_this_host_in_shared_volumes() -> None:
+    sharing = messages.Sharing("alpha", "out", "no route to host", 4, 75.0, 0, 90, 10, "none")
+    shown = messages.Volume(
+        "archive", 0, "online", "", None, 1, 512, 65536, "", "p", 0, 0, 0, 0, None, "", 0.0, 0.0, 0.0, sharing=sharing
+    )
+    (head, row) = show._sharing([shown]).splitlines()
+    assert head.split() == [
+        "SHARED",
+        "NODE",
+        "STATE",
+        "EPOCH",
+        "FENCE",
+        "PENDING",
+        "POOL",
+        "FUTILE",
+        "COPIES",
+        "EXCHANGE",
+    ]
+    assert row.split() == [
+        "archive",
+        "alpha",
+        "out:",
+        "no",
+        "route",
+        "to",
+        "host",
+        "4",
+        "for",
+        "75",
+        "s",
+        "0",
+        "10",
+        "of",
+        "100",
+        "none",
+    ]
