@@ -19,13 +19,14 @@ import resource
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends.initiator import libiscsi
 from target import descriptors, places
 from target.configuration import fabric_kind
+from target.control import client
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 CONFIGFS = Path("/sys/kernel/config")
@@ -65,7 +66,9 @@ class Report:
 
 def examine(state_dir: Path, listen: Iterable[str]) -> Report:
     """Check this machine; `listen` are the addresses of the portal, HOST:PORT each."""
-    return Report((_state(state_dir), _open_files(), _libiscsi(), *map(_port, listen), *_kernel()))
+    own = _own_portals(state_dir)
+    ports = (_port(address, served=address in own) for address in listen)
+    return Report((_state(state_dir), _open_files(), _libiscsi(), *ports, *_kernel()))
 
 
 def show(report: Report) -> str:
@@ -111,19 +114,27 @@ def _libiscsi() -> Finding:
     return Finding(None, "libiscsi", good, found, remedy, optional=True)
 
 
-def _port(listen: str) -> Finding:
+def _own_portals(state_dir: Path) -> Collection[str]:
+    """Return the addresses on which the daemon of this state directory listens; none if none runs."""
+    try:
+        return client.Client(state_dir, timeout=2).status().portals
+    except client.Failed:
+        return ()
+
+
+def _port(listen: str, *, served: bool) -> Finding:
     host, port = fabric_kind.host_and_port(listen)
     fabric = fabric_kind.Fabric.PORTAL
     what = f"listening on {listen}"
+    if served:
+        return Finding(fabric, what, True, "the daemon of this state directory does that")
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
     except OSError as error:
-        remedy = (
-            "stop the program that uses it (unless it is wolun itself), or listen at another address: portal.listen"
-        )
+        remedy = "stop the program that uses it, or listen at another address: portal.listen"
         return Finding(fabric, what, False, error.strerror or str(error), remedy)
     return Finding(fabric, what, True, "free")
 

@@ -417,7 +417,8 @@ class CreateVolume:
     """Request: serve a volume.
 
     With `lun` None it gets the lowest free LUN; with `hidden` it gets none.  Sizes are written as in the configuration.
-    A field that is None takes the default of the configuration.
+    A field that is None takes the default of the configuration.  `existing` says what becomes of data that an earlier volume of
+    that name left: `adopt` serves it, `new` removes it, and None refuses.
     """
 
     name: str
@@ -434,6 +435,7 @@ class CreateVolume:
     verify_reads: bool | None = None
     map_write_once: str | None = None
     write_cache: bool | None = None
+    existing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,6 +302,57 @@ def _mark(fraction: float, marks: str) -> str:
 
 
 @_printable
+def volumes(answer: Sequence[messages.Volume]) -> str:
+    """Return the table of volumes; empty if there are none."""
+    return _volumes(answer) if answer else ""
+
+
+@_printable
+def volume(answer: messages.Volume) -> str:
+    """Return the details of a volume, one per line."""
+    lines = [
+        ("volume", answer.name),
+        ("state", answer.state + (f": {answer.trouble}" if answer.trouble else "")),
+        *([("doubtful", answer.doubtful)] if answer.doubtful else []),
+        *([("restoring", answer.restoring)] if answer.restoring else []),
+        ("LUN", _lun(answer.lun)),
+        ("size", units.human_size(answer.size)),
+        ("used on disk", units.human_size(answer.primary_used_bytes)),
+        ("block size", f"{answer.block_size} bytes"),
+        ("chunk size", units.exact_size(answer.chunk_size)),
+        ("store", answer.store),
+        ("durability", answer.durability),
+        ("primary", answer.primary),
+        ("snapshots", f"{answer.snapshots}, {units.human_size(answer.snapshot_bytes)} used"),
+        ("on error", answer.on_error),
+        ("write-once", answer.map_write_once),
+    ]
+    return "\n".join(f"{name:13} {value}" for name, value in lines)
+
+
+def _volumes(answer: Sequence[messages.Volume]) -> str:
+    return table(
+        ("VOLUME", "LUN", "STATE", "SIZE", "USED", "SNAPSHOTS", "THEY USE", "READ/S", "WRITTEN/S", "COMMANDS/S"),
+        [
+            (
+                volume.name,
+                _lun(volume.lun),
+                f"{volume.state}, doubtful" if volume.doubtful else volume.state,
+                units.human_size(volume.size),
+                units.human_size(volume.primary_used_bytes),
+                str(volume.snapshots),
+                units.human_size(volume.snapshot_bytes),
+                units.human_size(volume.read_bytes_per_second),
+                units.human_size(volume.written_bytes_per_second),
+                f"{volume.commands_per_second:.0f}",
+            )
+            for volume in answer
+        ],
+        right={1, 3, 4, 5, 6, 7, 8, 9},
+    )
+
+
+@_printable
 def status(answer: messages.Status) -> str:
     """Return the state of the daemon: volumes, sessions, jobs and alerts."""
     parts = [
@@ -309,25 +360,7 @@ def status(answer: messages.Status) -> str:
         f"target {answer.target} on {', '.join(answer.portals) or answer.portal} ({answer.fabric})\n"
         f"state in {answer.state_dir}: {units.human_size(answer.space_free_bytes)} of "
         f"{units.human_size(answer.space_total_bytes)} free",
-        table(
-            ("VOLUME", "LUN", "STATE", "SIZE", "USED", "SNAPSHOTS", "THEY USE", "READ/S", "WRITTEN/S", "COMMANDS/S"),
-            [
-                (
-                    volume.name,
-                    _lun(volume.lun),
-                    f"{volume.state}, doubtful" if volume.doubtful else volume.state,
-                    units.human_size(volume.size),
-                    units.human_size(volume.primary_used_bytes),
-                    str(volume.snapshots),
-                    units.human_size(volume.snapshot_bytes),
-                    units.human_size(volume.read_bytes_per_second),
-                    units.human_size(volume.written_bytes_per_second),
-                    f"{volume.commands_per_second:.0f}",
-                )
-                for volume in answer.volumes
-            ],
-            right={1, 3, 4, 5, 6, 7, 8, 9},
-        ),
+        _volumes(answer.volumes),
     ]
     if shared := _sharing(answer.volumes):
         parts.append(shared)

@@ -7,6 +7,7 @@ other session sees the LUNs of its new rule from its next command on.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from target import codec, messages
@@ -18,6 +19,8 @@ from target.fabrics.fabric import CannotStart, Fabric
 from target.scsi.nexus import sees_nothing
 from target.service import problems
 from target.service.inventory import Inventory
+
+log = logging.getLogger(__name__)
 
 
 class AccessChanges:
@@ -137,6 +140,7 @@ class AccessChanges:
             return
         self.apply(rules)
         self._in_force.put(changed)
+        log.info("access changed: %s", _told(wanted))
 
     def _refuse_if_missed(self, rules: access.Rules) -> None:
         """Raise Problem if a session would end, or lose a LUN."""
@@ -170,3 +174,12 @@ class AccessChanges:
             rule = rules.find(nexus.initiator)
             view = sees_nothing if rule is None or rule.broken else rule.view
             self._inventory.scsi.change_view(nexus, view)
+
+
+def _told(wanted: settings.Access) -> str:
+    """Return who may log in, as a phrase for the log."""
+    networks = ", ".join(map(str, wanted.networks)) or "any network"
+    if wanted.initiators is None:
+        return f"all initiators from {networks} may log in" if wanted.networks else "nobody may log in"
+    names = ", ".join(initiator.name for initiator in wanted.initiators)
+    return f"{names} may log in, from {networks}" if names else "nobody may log in"

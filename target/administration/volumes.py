@@ -14,9 +14,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from lun_backends import names
-from target import codec, messages
+from lun_backends.volumes import manifest
+from target import codec, messages, units
 from target.administration.access import AccessChanges
 from target.administration.in_force import InForce, volume_of
 from target.configuration import settings, values
@@ -26,6 +28,9 @@ from target.service import left_behind, problems, volumes
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
+
+EXISTING = ("adopt", "new")
+"""The two ways to deal with data that an earlier volume of the name left."""
 
 _WHILE_IN_USE = frozenset(
     {
@@ -55,6 +60,10 @@ class VolumeChanges:
     def create(self, request: messages.CreateVolume, *, force: bool = False, dry_run: bool) -> None:
         """Create a volume, or open it if its data exists, and serve it."""
         fields = {key: value for key, value in codec.encode(request).items() if value is not None}
+        existing = fields.pop("existing", None)
+        left = volumes.volume_directory(request.name, self._inventory.state_dir)
+        if existing == "adopt" and manifest.exists(left):
+            fields = _made_with(left) | fields
         if fields.pop("hidden"):
             fields["lun"] = values.NO_LUN
         elif request.lun is None:
@@ -63,11 +72,27 @@ class VolumeChanges:
         changed = self._in_force.with_volume(volume)
         if not force:
             self._inventory.check_number(volume)
+        if existing not in (None, *EXISTING):
+            raise problems.invalid(f"volume {volume.name}", f"existing is {existing!r}: write {' or '.join(EXISTING)}")
+        if manifest.exists(left) and existing is None:
+            raise problems.data_exists(volume.name, left, _shown(left))
         if dry_run:
             return
+        if existing == "new":
+            self._forget(volume.name, left)
         self._inventory.add_volume(volume, force=force)
         self._in_force.put(changed)
         log.info("volume %s is served as LUN %s", volume.name, values.NO_LUN if volume.lun is None else volume.lun)
+
+    def _forget(self, name: str, directory: Path) -> None:
+        """Remove the data that an earlier volume of that name left in the state directory.  Raise Problem."""
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise problems.write_failed(directory, error) from error
+        log.warning("the data that an earlier volume %s had left is removed", name)
 
     def change(self, name: str, request: messages.ChangeVolume, *, force: bool, dry_run: bool) -> None:
         """Change the keys of a volume that the request sets."""
@@ -280,3 +305,24 @@ class VolumeChanges:
         if owner is not None and owner.snapshots:
             names = [f"snapshot {snapshot.name}" for snapshot in owner.snapshots]
             raise problems.in_use(f"the data of {volume.name}", names, "delete them first, or use force=true")
+
+
+def _made_with(directory: Path) -> dict[str, object]:
+    """Return what a volume keeps from its first day on.  Raise Problem."""
+    with problems.translated(f"the data in {directory} cannot be adopted"):
+        record = manifest.load(directory)
+    return {
+        "block_size": record.block_size,
+        "chunk_size": units.exact_size(record.chunk_size),
+        "store": record.store.value,
+    }
+
+
+def _shown(directory: Path) -> str:
+    """Return what a volume's directory has, as a phrase."""
+    try:
+        record = manifest.load(directory)
+    except manifest.ManifestError as error:
+        return f"its manifest cannot be read: {error.reason}"
+    count = len(record.snapshots)
+    return f"{units.human_size(record.size)}, {count} snapshot{'' if count == 1 else 's'}"

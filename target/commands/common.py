@@ -229,6 +229,15 @@ def warn_of_damage(job: messages.Job) -> None:
         say(f"wolun: {show.damage(job)}", err=True)
 
 
+def confirm(context: Context, question: str, *, yes: bool) -> None:
+    """Ask on a terminal before data is replaced, and end if the answer is no.  A script and `--yes` are not asked."""
+    if yes or context.json or not sys.stdin.isatty():
+        return
+    if not click.confirm(question, err=True):
+        say("wolun: nothing was changed", err=True)
+        sys.exit(1)
+
+
 def _hold_interrupts(held: bool) -> None:
     """Block SIGINT (Ctrl-C), or unblock it."""
     signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, {signal.SIGINT})

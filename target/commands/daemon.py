@@ -136,4 +136,6 @@ def completion(context: click.Context, shell: str) -> None:
     kind = shell_completion.get_completion_class(shell)
     if kind is None:
         raise click.UsageError(f"there is no completion for {shell}")
+    if shell == "bash":  # VOLUME@SNAPSHOT is one word
+        click.echo("COMP_WORDBREAKS=${COMP_WORDBREAKS//@/}")
     click.echo(kind(context.find_root().command, {}, "wolun", "_WOLUN_COMPLETE").source())

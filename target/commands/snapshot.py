@@ -431,9 +431,10 @@ def snapshot_delete(
     "--damaged", is_flag=True, help="Let the volume have damaged blocks as they are, and unreadable ones as zeroes."
 )
 @click.option("--outside", is_flag=True, help="Roll back even if initiators wrote to the snapshot's write-once LUN.")
+@click.option("--yes", is_flag=True, help="Do not ask before the content is replaced.")
 @common.verb
 def snapshot_restore(
-    context: common.Context, which: tuple[str, str], force: bool, damaged: bool, outside: bool
+    context: common.Context, which: tuple[str, str], force: bool, damaged: bool, outside: bool, yes: bool
 ) -> None:
     """Roll the volume back to the moment of a snapshot.
 
@@ -442,12 +443,16 @@ def snapshot_restore(
     The current content of the volume is lost unless a snapshot has it, so take a snapshot first if you may want it
     back.
 
+    On a terminal, the command asks first, unless --yes is given.
+
     Unmount the volume first.  The command refuses to run while initiators can access it, unless --force is given.
 
     wolun reads the snapshot before the volume changes.  If some of it is damaged, the command names the blocks and the
     volume stays as it is, unless --damaged is given.  In the same way it names data that initiators wrote to a
     write-once LUN of the snapshot, because the volume may never have held it, unless --outside is given.
     """
+    question = f"The content of {which[0]} is replaced by that of {'@'.join(which)}.  Roll back?"
+    common.confirm(context, question, yes=yes)
     asked = context.client()
     begin = functools.partial(asked.restore_snapshot, *which, force=force, damaged=damaged, outside=outside)
     job = common.follow(context, asked, begin, "restoring", goes_on=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wolun volume`: change volumes."""
+"""`wolun volume`: create, show, change and delete volumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,105 @@ from target.commands import common
 
 @click.group()
 def volume() -> None:
-    """Change volumes."""
+    """Create, show, change and delete volumes."""
+
+
+@volume.command("list")
+@common.verb
+def volume_list(context: common.Context) -> None:
+    """List the volumes."""
+    answer = context.client().volumes()
+    context.answer(answer, lambda: show.volumes(answer) or "no volumes")
+
+
+@volume.command("show")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@common.verb
+def volume_show(context: common.Context, name: str) -> None:
+    """Show VOLUME in detail."""
+    answer = context.client().volume(name)
+    context.answer(answer, lambda: show.volume(answer))
+
+
+@volume.command("create")
+@click.argument("name", metavar="VOLUME")
+@click.argument("size", required=False)
+@click.option("--lun", type=click.IntRange(0, 16383), help="The LUN.  Default: the lowest free one.")
+@click.option("--hidden", is_flag=True, help="Give it no LUN: initiators do not see it.")
+@click.option("--primary", type=click.Path(path_type=Path), metavar="PATH", help="The file or device with its data.")
+@click.option("--block-size", type=click.Choice(["512", "4096"]), help="Bytes per logical block.")
+@click.option("--chunk-size", metavar="SIZE", help="The unit of allocation of old data, 4KiB to 1MiB.")
+@click.option("--durability", type=click.Choice(["power-loss", "process-crash"]), help="When old data counts as kept.")
+@click.option("--limit", metavar="SIZE", help="How much old data all its snapshots may keep.")
+@click.option("--on-error", type=click.Choice(["fail-writes", "drop-snapshot"]), help="If old data cannot be kept.")
+@click.option("--adopt", is_flag=True, help="Serve the data that a deleted volume of this name left.")
+@click.option("--new", is_flag=True, help="Remove the data that a deleted volume of this name left, for good.")
+@click.option("--force", is_flag=True, help="Give it a LUN that initiators who are logged in know as another unit.")
+@common.verb
+def volume_create(
+    context: common.Context,
+    name: str,
+    size: str | None,
+    lun: int | None,
+    hidden: bool,
+    primary: Path | None,
+    block_size: str | None,
+    chunk_size: str | None,
+    durability: str | None,
+    limit: str | None,
+    on_error: str | None,
+    adopt: bool,
+    new: bool,
+    force: bool,
+) -> None:
+    """Create VOLUME of SIZE, like 10GiB, and serve it at once.
+
+    A primary that exists needs no SIZE.  `wolun shell saveconfig` writes the volume into the configuration file.
+    """
+    from target import messages
+
+    if adopt and new:
+        raise click.UsageError("--adopt keeps the old data, and --new removes it: choose one of them")
+    if hidden and lun is not None:
+        raise click.UsageError("--hidden gives it no LUN: leave --lun out")
+    asked = context.client()
+    request = messages.CreateVolume(
+        name,
+        size,
+        lun,
+        hidden,
+        None if primary is None else str(common.absolute(primary)),
+        None if block_size is None else int(block_size),
+        chunk_size,
+        durability=durability,
+        limit=limit,
+        on_error=on_error,
+        existing="adopt" if adopt else "new" if new else None,
+    )
+    asked.create_volume(request, force=force)
+    answer = asked.volume(name)
+    served = "is created" if answer.lun is None else f"is created, as LUN {answer.lun}"
+    context.answer(answer, lambda: f"{name} {served}; `wolun shell saveconfig` keeps it in the configuration file")
+
+
+@volume.command("delete")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@click.option(
+    "--data", is_flag=True, help="Also remove its files in the state directory, with its snapshots, for good."
+)
+@click.option("--force", is_flag=True, help="Do it even if initiators use it.")
+@click.option("--yes", is_flag=True, help="Do not ask before data is removed.")
+@common.verb
+def volume_delete(context: common.Context, name: str, data: bool, force: bool, yes: bool) -> None:
+    """Stop serving VOLUME.  Its data stays, unless --data is given.
+
+    On a terminal, --data asks before it removes anything, unless --yes is given.
+    """
+    if data:
+        common.confirm(context, f"The data of {name} and of its snapshots is lost for good.  Remove it?", yes=yes)
+    context.client().delete_volume(name, force=force, data=data)
+    kept = "with its data" if data else "; its data is kept"
+    context.answer({"volume": name, "data_removed": data}, lambda: f"{name} is deleted{' ' if data else ''}{kept}")
 
 
 @volume.command("accept")

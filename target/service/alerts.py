@@ -93,8 +93,12 @@ def current(
             "low-space", str(inventory.state_dir), text, "delete snapshots, or enlarge the file system"
         )
     yield from _portal(inventory)
-    if not inventory.settings.access.networks and not inventory.settings.access.initiators:
-        text = "no initiator may log in: the configuration's access names neither networks nor initiators"
+    access = inventory.settings.access
+    if access.initiators == () or not (access.networks or access.initiators):
+        names = (
+            "has an empty list of initiators" if access.initiators == () else "names neither networks nor initiators"
+        )
+        text = f"no initiator may log in: the configuration's access {names}"
         yield messages.Alert("nobody-may-log-in", inventory.settings.target, text, "add an initiator or a network")
 
 

@@ -189,6 +189,15 @@ def in_use(what: str, users: Iterable[str], remedy: str) -> Problem:
     return Problem("in-use", f"{what} is in use by {', '.join(users)}", remedy)
 
 
+def data_exists(name: str, directory: Path, what: str) -> Problem:
+    """Refuse a new volume in the place of data that an earlier one left."""
+    return Problem(
+        "data-exists",
+        f"an earlier volume {name} left its data in {directory}: {what}",
+        "serve that data with --adopt (in the shell: existing=adopt), or remove it for good with --new (existing=new)",
+    )
+
+
 def held(what: str, reason: str, remedy: str) -> Problem:
     """Refuse to delete a snapshot that is held."""
     return Problem("held", f"{what} is held: {reason}", remedy)

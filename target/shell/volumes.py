@@ -82,9 +82,10 @@ class Volumes(Node):
         verify_reads: str | None = None,
         map_write_once: str | None = None,
         write_cache: str | None = None,
+        existing: str | None = None,
         force: str = "false",
     ) -> None:
-        """Create a volume and serve it at once.  If its data exists from a deleted volume of this name, use it again.
+        """Create a volume and serve it at once.
 
         name        the volume's name; its snapshots are stored under this name
         size        its size, like 10GiB; an existing file, device or volume keeps its size
@@ -102,6 +103,8 @@ class Volumes(Node):
         map_write_once  whether initiators see the write-once LUNs of its snapshots: none (default), read-only or
                     read-write
         write_cache  true (default): a write may end before it is on stable storage; false: none does
+        existing    if a deleted volume of this name left its data: adopt serves that data, new removes it for good;
+                    default: the command refuses
         force       true: give it a LUN that initiators who are logged in know as another unit
         """
         request = messages.CreateVolume(
@@ -119,6 +122,7 @@ class Volumes(Node):
             verify_reads=None if verify_reads is None else flag(verify_reads, "verify_reads"),
             map_write_once=map_write_once,
             write_cache=None if write_cache is None else flag(write_cache, "write_cache"),
+            existing=existing,
         )
         self.asked.create_volume(request, force=flag(force, "force"))
         self.done(f"created volume {name}")

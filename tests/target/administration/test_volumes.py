@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -133,8 +134,21 @@ def test_deleted_volume_comes_back_with_its_data(admin: Administration, service:
     delete(admin, "vol0")
     with pytest.raises(problems.Problem, match="there is no volume vol0"):
         service.inventory.volume("vol0")
-    admin.create_volume(messages.CreateVolume("vol0", lun=0, size="1MiB"), dry_run=False)
+    again = messages.CreateVolume("vol0", lun=0, size="1MiB")
+    with pytest.raises(problems.Problem, match=r"an earlier volume vol0 left its data in .*: 1 MiB, 1 snapshot"):
+        admin.create_volume(again, dry_run=False)
+    admin.create_volume(dataclasses.replace(again, existing="adopt"), dry_run=False)
     assert [snapshot.name for snapshot in service.snapshots.list_snapshots("vol0")] == ["s"]
+
+
+def test_data_of_a_deleted_volume_is_removed_when_that_is_said(admin: Administration, service: Service) -> None:
+    service.snapshots.create_snapshot("vol0", "s")
+    delete(admin, "vol0")
+    with pytest.raises(problems.Problem, match="existing is 'maybe': write adopt or new"):
+        admin.create_volume(messages.CreateVolume("vol0", "1MiB", existing="maybe"), dry_run=False)
+    admin.create_volume(messages.CreateVolume("vol0", "2MiB", existing="new"), dry_run=False)
+    assert list(service.snapshots.list_snapshots("vol0")) == []
+    assert service.inventory.volume("vol0").device.size == 2 << 20
 
 
 @pytest.mark.parametrize("change", [messages.ChangeVolume(lun=9), messages.ChangeVolume(durability="process-crash")])

@@ -272,7 +272,7 @@ class TestInUse:
             session.command(0, bytes.fromhex("2a000000000000000100"), out=b"data" * 128)
         directory = served.state / "volumes" / "vol0"
         good(served, "/volumes delete vol0")
-        good(served, "/volumes create vol0 lun=0")
+        good(served, "/volumes create vol0 lun=0 existing=adopt")
         with served.session() as session:
             session.settle(0)
             assert session.command(0, bytes.fromhex("28000000000000000100"), read=512).data == b"data" * 128
