@@ -147,6 +147,12 @@ class CopyOnWrite(block_device.BlockDevice):
         """The device that copies go to; None without a snapshot."""
         return None if self._side is None else self._side.device
 
+    @property
+    def armed(self) -> tuple[WriteOnceSide, tracking.Tracker] | None:
+        """The device that copies go to and its tracker, which belong together; None without a snapshot."""
+        side = self._side
+        return None if side is None else (side.device, side.tracker)
+
     def hold(self) -> contextlib.AbstractContextManager[None]:
         """Return the barrier of rule 7: no write is running while the context is open; `arm` and `disarm` belong inside."""
         return self.gate.hold()

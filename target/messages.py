@@ -98,7 +98,8 @@ class Sharing:
     taken.  `fence_pending_seconds` is how long the newest request for a fence has had no answer, None if none is due.
     `pool` are the write-once LUNs that are ready for further snapshots, None if that is unknown.  `copies` are the
     chunks that this node preserved, `futile_copies` those that another one had preserved already.  `exchange` names the
-    ways by which nodes tell each other what they preserved.
+    way by which nodes tell each other what they preserved, and why it does not work if it does not.  The other fields of
+    the exchange count the nodes that take part, this one among them, and the messages about what was preserved.
     """
 
     node: str
@@ -110,6 +111,11 @@ class Sharing:
     copies: int
     futile_copies: int
     exchange: str = "none"
+    exchange_members: int = 0
+    exchange_messages_sent: int = 0
+    exchange_messages_taken: int = 0
+    exchange_bytes_sent: int = 0
+    exchange_bytes_taken: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lun_backends import block_device, copy_on_write, names, preserving, tracking
-from lun_backends.cluster import history
+from lun_backends.cluster import history, trackers
 from lun_backends.cluster import node as cluster_node
 from lun_backends.cluster.history import Epoch, History, Standing
 from lun_backends.cluster.records import Record, Type
+from lun_backends.corosync import messenger
 from lun_backends.initiator import reservation
 from lun_backends.shared import devices as shared_devices
 from lun_backends.shared import jobs, snapshot, view
@@ -44,6 +45,7 @@ class Settings:
     chunk_size: int = 65536  # bytes; the same on all nodes saves copies, but need not be
     patience: float = 30.0  # seconds that commands of initiators wait while the node is not ARMED
     writes: bool = True  # False: this node only reads
+    exchange: bool = False  # over corosync, of what nodes preserved
     takeover: float = 60.0  # seconds after which this node does a deletion that another one began
     rules: policy.Policy = field(default_factory=policy.Policy)  # on_error, copy_timeout, max_snapshots
 
@@ -111,12 +113,18 @@ class SharedVolume:
         self._closed = False
         self._driver.start()
         self._jobs.start()
+        self._messenger: messenger.Messenger | None = None
+        if settings.exchange:
+            exchange = trackers.Exchange(identity, node, tracking.GRAIN, self._known)
+            self._messenger = messenger.Messenger(identity, exchange)
 
     def close(self) -> None:
         """End the node in order: what it wrote is on stable storage, and it stays registered.  Closing twice is allowed."""
         if self._closed:
             return
         self._closed = True
+        if self._messenger is not None:
+            self._messenger.close()
         self.device.close()
         with contextlib.suppress(block_device.BlockDeviceError):
             if self._driver.admission.open and self.settings.writes:
@@ -216,11 +224,22 @@ class SharedVolume:
     @property
     def tracker(self) -> tuple[Epoch, tracking.Tracker] | None:
         """The epoch in which this node is ARMED, and the chunks that it knows to be preserved; None if there are none."""
-        side = self._below.write_once_side
-        tracker = self._below.tracker
-        if not self._driver.admission.open or not isinstance(side, EpochSide) or tracker is None:
+        armed = self._below.armed
+        if armed is None or not self._driver.admission.open:
             return None
-        return side.epoch, tracker
+        side, tracker = armed
+        return (side.epoch, tracker) if isinstance(side, EpochSide) else None
+
+    @property
+    def exchange(self) -> messenger.Status | None:
+        """The state of the tracker exchange over corosync; None if it is off."""
+        return None if self._messenger is None else self._messenger.status
+
+    def _known(self) -> trackers.Known | None:
+        found = self.tracker
+        if found is None or found[0].lun is None:
+            return None
+        return trackers.Known(found[0].lun, found[1].known, found[1].grains)
 
     def nodes(self) -> tuple[NodeSeen, ...]:
         """Return the nodes that are registered, or that wrote a record, or are expelled.  Raise BlockDeviceError.

@@ -280,6 +280,13 @@ class WriteOnceLun(values.Group):
         return problems
 
 
+class Exchange(enum.Enum):
+    """The way by which nodes tell each other what they preserved."""
+
+    NONE = "none"
+    COROSYNC = "corosync"
+
+
 class NodeChap(values.Group):
     """CHAP by which this node proves itself to the storage host. With the two `target_` keys that proves itself, too."""
 
@@ -345,6 +352,10 @@ class SharedVolume(values.Group):
     map_views: MapViews = MapViews.BY_HAND
     """Which snapshots' views initiators of this node see, as for volumes."""
 
+    exchange: Exchange = Exchange.NONE
+    """How nodes tell each other what they preserved, which saves copies. `corosync` needs Debian's corosync on the nodes, with
+    encryption. Without it nothing is wrong."""
+
     snapshot: values.Name | None = None
     """The name of its only snapshot; needs `write_once`."""
 
@@ -381,7 +392,18 @@ class SharedVolume(values.Group):
                 return {(): f"{key} is missing: write both snapshot and write_once, or none of them"}
         if self.primary.startswith("iscsi:"):
             return {("primary",): "with write_once, it must be a block device"}
-        for key in ("node", "log", "pool", "chap", "on_error", "max_snapshots", "schedule", "keep", "map_views"):
+        for key in (
+            "node",
+            "log",
+            "pool",
+            "chap",
+            "on_error",
+            "max_snapshots",
+            "schedule",
+            "keep",
+            "map_views",
+            "exchange",
+        ):
             if key in given:
                 return {(key,): "it does nothing for a volume whose only snapshot the configuration names"}
         if self.lun is None and self.view_lun is None:

@@ -124,15 +124,26 @@ class Collector(registry.Collector):
         epoch = gauge("wolun_node_epoch", "The snapshots that were ever taken of the volume.", labels=labels)
         pending = gauge("wolun_node_fence_pending_seconds", "How long a fence has been pending.", labels=labels)
         pool = gauge("wolun_node_pool_luns", "Blank write-once LUNs for further snapshots.", labels=labels)
+        members = gauge("wolun_node_exchange_members", "Nodes that tell each other what they preserved.", labels=labels)
+        sent = {
+            unit: core.CounterMetricFamily(
+                f"wolun_node_exchange_{unit}", f"{unit.capitalize()} about what was preserved.", labels=[*labels, "way"]
+            )
+            for unit in ("messages", "bytes")
+        }
         for name, sharing in self._shared():
             key = [printable.line(name), sharing.node]
+            members.add_metric(key, sharing.exchange_members)
+            for unit, family in sent.items():
+                for way in ("sent", "taken"):
+                    family.add_metric([*key, way], getattr(sharing, f"exchange_{unit}_{way}"))
             armed.add_metric(key, int(sharing.state == "armed"))
             pending.add_metric(key, sharing.fence_pending_seconds or 0.0)
             if sharing.epoch is not None:
                 epoch.add_metric(key, sharing.epoch)
             if sharing.pool is not None:
                 pool.add_metric(key, sharing.pool)
-        yield from (armed, epoch, pending, pool)
+        yield from (armed, epoch, pending, pool, members, *sent.values())
 
     def _shared(self) -> Iterator[tuple[str, messages.Sharing]]:
         for shared in self._inventory.settings.shared:

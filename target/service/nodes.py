@@ -16,6 +16,7 @@ second.  A snapshot that another node took gets its LUNs then, and one that anot
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import socket
 import threading
@@ -181,7 +182,7 @@ class _Keeper:
             return messages.Sharing(self.node, "out", reason, None, None, None, 0, 0)
         status = owner.shared.status
         pending = self._since.get("fence-pending")
-        return messages.Sharing(
+        sharing = messages.Sharing(
             node=self.node,
             state=status.state,
             problem=status.problem,
@@ -190,6 +191,19 @@ class _Keeper:
             pool=self._pool,
             copies=status.copies - status.futile_copies,
             futile_copies=status.futile_copies,
+        )
+        exchange = owner.shared.exchange
+        if exchange is None:
+            return sharing
+        counted = exchange.trackers
+        return dataclasses.replace(
+            sharing,
+            exchange=f"corosync: {exchange.problem}" if exchange.problem else f"corosync, {exchange.members} nodes",
+            exchange_members=exchange.members,
+            exchange_messages_sent=counted.sent_messages,
+            exchange_messages_taken=counted.taken_messages,
+            exchange_bytes_sent=counted.sent_bytes,
+            exchange_bytes_taken=counted.taken_bytes,
         )
 
     def alerts(self) -> Iterator[messages.Alert]:

@@ -30,7 +30,7 @@ from lun_backends.initiator.part import Role
 from lun_backends.initiator.unit import Unit
 from lun_backends.shared import devices, fence, volume
 from lun_backends.volumes import errors, policy
-from target.configuration import settings
+from target.configuration import settings, volumes
 from target.fabrics import access
 from target.service.shared_volume import SharedOwner
 
@@ -94,6 +94,7 @@ class Opener:
                 settings=volume.Settings(
                     chunk_size=configured.chunk_size,
                     writes=configured.lun is not None,
+                    exchange=configured.exchange is volumes.Exchange.COROSYNC,
                     rules=policy.Policy(on_error=configured.on_error, max_snapshots=configured.max_snapshots),
                 ),
                 listener=listener,
