@@ -294,14 +294,10 @@ def moved_checksum_is_not_ahead() -> Iterator[None]:
 MOVES: tuple[Mutant, ...] = (move_computes_the_checksum_anew, moved_checksum_is_not_ahead)
 """Those that need a rotten chunk, see `rotten_move`."""
 
-STALE: tuple[Mutant, ...] = (stale_words_kept, stale_words_cleaned_unsynced)
-"""Those that need a map with the words of an interrupted commit, see `stale_words`."""
-
 ALL: tuple[Mutant, ...] = (
     write_before_commit,
     publish_before_data,
     confirmed_before_synced,
-    zeroes_replaced_unsynced,
     map_never_synced,
     manifest_renamed_unsynced,
     manifest_name_unsynced,

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes to a store whose map has words of an interrupted commit, and cuts the power at any moment.
+"""Writes to stores whose maps have special words, and cuts the power at any moment.
 
-The promise: such words never come to life.  No block is written that nobody wrote, and no checksum that was left accuses data
-that came later.
+The words of an interrupted commit never come to life: no block is written that nobody wrote, and no checksum that was left
+accuses data that came later.  Chunks of zeroes stay zeroes, and what is written beside the zeroes is blank or whole.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lun_backends import block_device
@@ -63,22 +65,73 @@ def check(root: Path) -> None:
         lun.close()
 
 
-def cut_everywhere(states: int, seed: int) -> int:
-    """Try at least `states` states that cuts may leave; return how many.  Raises Violation."""
+LARGE = 16384
+
+
+def prepare_zeroes(root: Path) -> None:
+    """Make a store of two chunks under `root`; the first grain of each is zeroes."""
+    lun = store_factory.create(root, size=2 * LARGE, chunk_size=LARGE)
+    lun.put_many([(chunk * LARGE, [memoryview(bytes(CHUNK))]) for chunk in range(2)])
+    lun.close()
+
+
+def write_beside_zeroes(root: Path, io: storage_io.StorageIO) -> None:
+    """Write other data to the second grain of each chunk."""
+    lun = store_factory.reopen(root, io=io)
+    for chunk in range(2):
+        lun.writev(chunk * LARGE + CHUNK, data(chunk + 1, PER_CHUNK))
+    lun.close()
+
+
+def check_zeroes(root: Path) -> None:
+    """Raise Violation if a grain has other data than it was given."""
+    lun = store_factory.reopen(root)
+    try:
+        for chunk in range(2):
+            lba = chunk * LARGE // BLOCK
+            try:
+                if store_factory.read(lun, lba, PER_CHUNK) != bytes(CHUNK):
+                    raise Violation(f"the zeroes of chunk {chunk} are gone")
+                if store_factory.read(lun, lba + PER_CHUNK, PER_CHUNK) != b"".join(data(chunk + 1, PER_CHUNK)):
+                    raise Violation(f"the data of chunk {chunk} is wrong")
+            except block_device.BlankBlock as blank:
+                if blank.lba < lba + PER_CHUNK:
+                    raise Violation(f"the zeroes of chunk {chunk} are blank") from blank
+            except block_device.MediumError as error:
+                raise Violation(f"chunk {chunk}: {error}") from error
+    finally:
+        lun.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A store that is made, written to, and checked in every state that a cut leaves."""
+
+    prepare: Callable[[Path], None]
+    write: Callable[[Path, storage_io.StorageIO], None]
+    check: Callable[[Path], None]
+
+
+STALE = Case(prepare, write, check)
+ZEROES = Case(prepare_zeroes, write_beside_zeroes, check_zeroes)
+
+
+def cut_everywhere(case: Case, states: int, seed: int) -> int:
+    """Try about `states` states that cuts may leave; return how many.  Raises Violation."""
     rng = random.Random(seed)
     tried = 0
     with replay.scratch() as directory:
         root = directory / "root"
         root.mkdir()
-        prepare(root)
+        case.prepare(root)
         io = recorder.RecordingIO(root)
-        write(root, io)
-        check(root)
+        case.write(root, io)
+        case.check(root)
         model = disk.Disk(io.start)
         for event in io.log:
             if model.apply(event):
                 for choice in model.choices(rng, -(-states // len(io.log)), replay.EXHAUSTIVE):
                     model.lay_out(root, choice)
-                    check(root)
+                    case.check(root)
                     tried += 1
     return tried
