@@ -18,7 +18,7 @@ from tests import peers
 CHUNK = 65536
 CHUNKS = 64
 SIZE_KIB = 1536
-BEFORE = b"".join(bytes([chunk]) * CHUNK for chunk in range(CHUNKS))
+BEFORE = b"".join(bytes([chunk + 1]) * CHUNK for chunk in range(CHUNKS))
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def read(device: block_device.BlockDevice) -> bytes:
 
 
 def overwrite(opened: volume.Volume, chunks: range) -> int:
-    """Write to the beginning of each chunk; return the number of writes before the first that was refused for lack of space."""
+    """Write each chunk; return the number of writes before the first that was refused for lack of space."""
     for done, chunk in enumerate(chunks):
         try:
-            opened.device.writev(chunk * CHUNK, [memoryview(bytes([255]) * 512)])
+            opened.device.writev(chunk * CHUNK, [memoryview(bytes([255]) * CHUNK)])
         except block_device.PreserveFailed as refused:
             assert isinstance(refused.cause, block_device.SpaceExhausted)
             return done
