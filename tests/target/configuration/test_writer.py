@@ -71,7 +71,7 @@ def volume(name: str, lun: int, **more: object) -> settings.Volume:
 
 def test_a_file_with_the_same_settings_is_not_changed() -> None:
     assert writer.render(parsed(), OLD, FILE) == OLD
-    for name in ("quickstart.yaml", "full.yaml"):
+    for name in ("quickstart.yaml", "full.yaml", "storage-host.yaml", "node.yaml"):
         text = (ROOT / "config" / name).read_text()
         assert writer.render(parsed(text), text, FILE) == text
 
