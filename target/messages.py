@@ -97,7 +97,7 @@ class Sharing:
     `state` is `armed`, `arming` or `out`; `problem` says why it is not armed.  `epoch` counts the snapshots that were ever
     taken.  `fence_pending_seconds` is how long the newest request for a fence has had no answer, None if none is due.
     `pool` are the write-once LUNs that are ready for further snapshots, None if that is unknown.  `copies` are the
-    chunks that this node preserved, `futile_copies` those that another one had preserved already.  `exchange` names the
+    grains of 4 KiB that this node preserved, `futile_copies` those that another one had preserved already.  `exchange` names the
     way by which nodes tell each other what they preserved, and why it does not work if it does not.  The other fields of
     the exchange count the nodes that take part, this one among them, and the messages about what was preserved.
     """

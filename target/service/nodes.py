@@ -189,7 +189,7 @@ class _Keeper:
             epoch=status.epoch,
             fence_pending_seconds=time.monotonic() - pending if status.pending and pending is not None else None,
             pool=self._pool,
-            copies=status.copies - status.futile_copies,
+            copies=status.copies,
             futile_copies=status.futile_copies,
         )
         exchange = owner.shared.exchange

@@ -282,17 +282,17 @@ class SharedOwner:
 
     def changed_map(self, name: str, buckets: int) -> list[float]:
         """Divide the volume into `buckets` equal parts, and return the fraction of each that changed since the snapshot."""
-        chunks = -(-self.device.size // self.chunk_size)
-        changed = self._changed(self.snapshot(name))
+        grains = tracking.count(self.device.size)
+        changed = self._changed(self.snapshot(name), tracking.GRAIN)
         fractions = []
         for bucket in range(buckets):
-            first = bucket * chunks // buckets
-            end = max(first + 1, (bucket + 1) * chunks // buckets)
+            first = bucket * grains // buckets
+            end = max(first + 1, (bucket + 1) * grains // buckets)
             fractions.append(changed.range_cardinality(first, end) / (end - first))
         return fractions
 
-    def _changed(self, since: SharedSnapshot) -> pyroaring.BitMap:
-        """Return the chunks that the write-once LUNs of a snapshot and of all newer ones have."""
+    def _changed(self, since: SharedSnapshot, unit: int) -> pyroaring.BitMap:
+        """Return the pieces of `unit` bytes that the write-once LUNs of a snapshot and of all newer ones have."""
         changed = pyroaring.BitMap()
         snapshots = self.snapshots
         for snapshot in snapshots[snapshots.index(since) :]:
@@ -300,7 +300,7 @@ class SharedOwner:
             for extent in device.extents(0, device.size):
                 if extent.kind is not ExtentKind.BLANK:
                     end = extent.offset + extent.length
-                    changed.add_range(extent.offset // self.chunk_size, -(-end // self.chunk_size))
+                    changed.add_range(extent.offset // unit, -(-end // unit))
         return changed
 
     # -- changing ----------------------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ class SharedOwner:
             )
         found = damage.Found()
         view, buffer = snapshot.view, memoryview(bytearray(self.chunk_size))
-        for chunk in self._changed(snapshot):
+        for chunk in self._changed(snapshot, self.chunk_size):
             if cancelled is not None and cancelled():
                 raise errors.RollbackStopped(self.name, "it was cancelled", "begin again")
             offset = chunk * self.chunk_size

@@ -116,6 +116,8 @@ def test_snapshot_of_one_node_has_its_view_on_every_node(start: Start) -> None:
         assert image[CHUNK : 2 * CHUNK] == b"\x11" * CHUNK
         assert not any(image[2 * CHUNK :])
     assert sharing(beta).epoch == 1
+    write(beta, 1, 0x44)  # alpha has preserved it
+    assert [(sharing(node).copies, sharing(node).futile_copies) for node in (alpha, beta)] == [(1, 0), (1, 1)]
 
 
 def test_deletion_on_one_node_takes_the_view_from_every_node(start: Start) -> None:
