@@ -165,6 +165,18 @@ def huge_map(settings: Settings) -> Iterator[measure.Row]:
     )
 
 
+def view_reads(settings: Settings) -> Iterator[measure.Row]:
+    """Measure what the comparison of checksums costs a read of a view, in a process of its own."""
+    directory = settings.directory / "view-reads"
+    directory.mkdir()
+    done = servers.run([sys.executable, "-m", "tests.bench.view_reads", str(directory)])
+    figures = [float(word) for word in done.split()]
+    for length, ours, without in (("4 KiB", figures[0], figures[1]), ("64 KiB", figures[2], figures[3])):
+        result = f"{ours - without:+.1f} us"
+        work = f"{length} read of a view, compared: processor time"
+        yield measure.Row(work, f"{ours:.1f} us", f"verify_reads: false {without:.1f} us", result, "report", None)
+
+
 @contextlib.contextmanager
 def _writing(url: str, span: int) -> Iterator[None]:
     """Write 4 KiB at a time all over `span` bytes until the context ends."""
@@ -265,6 +277,7 @@ PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
     "first-writes": first_writes,
     "syncs": syncs,
     "huge-map": huge_map,
+    "view-reads": view_reads,
     "held-writes": held_writes,
     "many-snapshots": many_snapshots,
 }
