@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.lun_backends.stores import kinds
 
-ROUNDS = int(os.environ.get("WOLUN_RACE_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("WOLUN_RACE_ROUNDS", "64"))
 _TOGETHER = 16
 CHILD = """
 import sys, uuid

@@ -80,12 +80,12 @@ def test_a_put_that_times_out_is_not_known_and_may_land_later(
 
 
 def test_a_killed_osd_loses_no_put_that_returned(stores: engine_store.EngineStores) -> None:
-    store = kinds.create(stores, kinds.geometry(KIND, 1200))
+    store = kinds.create(stores, kinds.geometry(KIND, 800))
     done: list[int] = []
     enough = threading.Event()
 
     def write() -> None:
-        for first in range(0, 1200, 16):
+        for first in range(0, 800, 16):
             try:
                 put_many(store, [(chunk * CHUNK, data(chunk, CHUNK)) for chunk in range(first, first + 16)])
             except block_device.MediumError:
@@ -98,6 +98,7 @@ def test_a_killed_osd_loses_no_put_that_returned(stores: engine_store.EngineStor
     thread.start()
     assert enough.wait(60)
     ceph.cluster().kill("ceph-osd")
+    ceph.cluster().ceph("osd", "down", "0")  # so that the monitor does not wait until it misses it
     ceph.cluster().start_osd()
     thread.join(120)
     for chunk in done:

@@ -421,6 +421,6 @@ TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadlin
 TestSparseHistory = SparseHistory.TestCase
 TestSparseHistory.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
 TestObjectsHistory = ObjectsHistory.TestCase
-TestObjectsHistory.settings = settings(max_examples=6, stateful_step_count=30, deadline=None)
+TestObjectsHistory.settings = settings(max_examples=4, stateful_step_count=30, deadline=None)
 TestRadosHistory = RadosHistory.TestCase
-TestRadosHistory.settings = settings(max_examples=3, stateful_step_count=20, deadline=None)
+TestRadosHistory.settings = settings(max_examples=2, stateful_step_count=20, deadline=None)
