@@ -333,6 +333,10 @@ class Stores(Protocol):
         """Delete the stores that are not `named`.  A store that cannot be deleted now only costs space."""
         ...
 
+    def clear(self) -> None:
+        """Delete all stores, which are closed, and what says that the place is the volume's.  Raises StoreUnavailable."""
+        ...
+
     def close(self) -> None:
         """Release what the place itself holds; all stores are closed."""
         ...

@@ -93,8 +93,8 @@ class Engine(Protocol):
         """Delete all chunks of a snapshot, and look a second time for those that came late.  Raises EngineError."""
         ...
 
-    def forget(self, snapshot: uuid.UUID) -> None:
-        """Delete the marks of a snapshot, and whatever else is left of it.  Raises EngineError."""
+    def forget(self, snapshot: uuid.UUID | None) -> None:
+        """Delete the marks of a snapshot (None: of the volume), and whatever else is left of it.  Raises EngineError."""
         ...
 
     def close(self) -> None:

@@ -543,6 +543,14 @@ class EngineStores:
                     self.engine.sweep(snapshot)
                     self.engine.forget(snapshot)
 
+    def clear(self) -> None:
+        with self._reached():
+            for _ in range(2):  # an engine may keep a deleted snapshot in mind, to sweep it once more
+                for snapshot in self.engine.snapshots():
+                    self.engine.sweep(snapshot)
+                    self.engine.forget(snapshot)
+            self.engine.forget(None)
+
     def close(self) -> None:
         self.engine.close()
 

@@ -138,7 +138,11 @@ class ObjectStorage:
             for call in calls:
                 call.result()
 
-    def forget(self, snapshot: uuid.UUID) -> None:
+    def forget(self, snapshot: uuid.UUID | None) -> None:
+        if snapshot is None:
+            with contextlib.suppress(FileNotFoundError), _reached():
+                obstore.delete(self._store, self._mark(None, "volume"))
+            return
         created = self._mark(snapshot, "created")
         with _reached():
             keys = [

@@ -186,7 +186,10 @@ class RadosEngine:
         for _ in range(2):
             self._remove(snapshot, self._keys(snapshot))
 
-    def forget(self, snapshot: uuid.UUID) -> None:
+    def forget(self, snapshot: uuid.UUID | None) -> None:
+        if snapshot is None:
+            self._remove(None, ["volume", _SNAPSHOTS])
+            return
         self._remove(None, [_mark(snapshot, name) for name in ("invalid", "created")])
         if self._listed().get(str(snapshot)) == _KEPT:
             self._list(snapshot, _DELETED)

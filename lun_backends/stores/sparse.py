@@ -552,6 +552,9 @@ class SparseStores:
                 with contextlib.suppress(OSError):
                     self._io.unlink(path)
 
+    def clear(self) -> None:
+        self.remove_leftovers(())
+
     def close(self) -> None:
         """Do nothing: every file belongs to a store."""
 

@@ -707,6 +707,9 @@ class ThinStores:
                 with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
                     self._io.unlink(path)
 
+    def clear(self) -> None:
+        self.remove_leftovers(())
+
     def close(self) -> None:
         """Do nothing: every file belongs to a store."""
 

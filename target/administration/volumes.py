@@ -267,6 +267,7 @@ class VolumeChanges:
         self._in_force.put(changed)
         if data:
             with problems.translated(f"the data of {name} was not deleted completely"):
+                volumes.clear(volume, self._inventory.state_dir)
                 shutil.rmtree(volumes.volume_directory(name, self._inventory.state_dir))
         if left is not None and left.uuid is not None and (data or knowingly):
             with problems.translated(f"{name} is no longer served, but that could not be noted"):

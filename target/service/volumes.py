@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 from lun_backends.files import facts, os_error, small_file
+from lun_backends.stores import opening
 from lun_backends.stores import settings as store_settings
 from lun_backends.volumes import identity, manifest, policy, volume
 from target import units
@@ -59,6 +60,19 @@ def stores(configured: settings.Volume, state_dir: Path) -> store_settings.Setti
         conf = state_dir / pool.conf
         rados = store_settings.Rados(pool.pool, pool.namespace, pool.client, conf, pool.timeout)
     return store_settings.Settings(configured.store, objects, rados)
+
+
+def clear(configured: settings.Volume, state_dir: Path) -> None:
+    """Delete all snapshots of a volume that is not open, wherever they are.  Raise Refused, BlockDeviceError."""
+    directory = volume_directory(configured.name, state_dir)
+    if not manifest.exists(directory):
+        return
+    record = manifest.load(directory)
+    place = opening.stores(directory / "snapshots", record.uuid, stores(configured, state_dir))
+    try:
+        place.clear()
+    finally:
+        place.close()
 
 
 def open_volume(

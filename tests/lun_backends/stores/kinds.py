@@ -32,6 +32,7 @@ class Kind:
     chunk_size: int = 8192
     checksums: bool = True
     marks: bool = True
+    local: bool = True
     whole: bool = True  # nothing is stored of a put that is refused
     address: Callable[[], str] = str  # of the service, for other processes
     connect: Callable[[Path, str], contract.Stores] = _nowhere
@@ -68,10 +69,11 @@ def in_pool(
 
 KINDS: Mapping[str, Kind] = {
     "map": Kind(lambda path: opening.stores(path, uuid.UUID(int=2))),
-    "objects": Kind(objects, marks=False, whole=False),
+    "objects": Kind(objects, marks=False, local=False, whole=False),
     "gateway": Kind(
         lambda path: at_gateway(path, ceph.gateway()),
         marks=False,
+        local=False,
         whole=False,
         address=ceph.gateway,
         connect=at_gateway,
@@ -79,6 +81,7 @@ KINDS: Mapping[str, Kind] = {
     "rados": Kind(
         lambda path: in_pool(path, str(ceph.cluster().conf)),
         marks=False,
+        local=False,
         whole=False,
         address=lambda: str(ceph.cluster().conf),
         connect=in_pool,

@@ -320,3 +320,17 @@ def test_stores_are_listed_and_removed(kind: kinds.Kind, stores: contract.Stores
     again.close()
     stores.remove(kept.snapshot)
     stores.sync(uuid.uuid4())
+
+
+def test_all_stores_of_a_volume_go_together(kind: kinds.Kind, stores: contract.Stores) -> None:
+    made = [kinds.create(stores, kinds.geometry(kind)) for _ in range(2)]
+    for store in made:
+        put(store, 0, data(1, 2 * store.chunk_size))
+        store.close()
+    stores.clear()
+    for store in made:
+        with pytest.raises(contract.StoreError):
+            kinds.reopen(stores, store.snapshot)
+    if not kind.local:
+        with pytest.raises(contract.StoreUnfit, match="nothing of the volume"):
+            stores.check(new=False)
