@@ -124,7 +124,7 @@ class Volume(values.Group):
     file system that holds the primary. Initiators learn it and align to it. Left out: the disk's own value."""
 
     chunk_size: values.ChunkSize = 64 << 10
-    """The unit of copy-on-write: a power of two from 4KiB to 1MiB. A volume keeps the size it was made with."""
+    """The unit of allocation, and the most that a first write copies: a power of two from 4KiB to 1MiB. A volume keeps the size it was made with."""
 
     store: Kind = Kind.MAP
     """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `sparse`:
@@ -333,7 +333,7 @@ class SharedVolume(values.Group):
     """CHAP for addresses with iscsi://. Left out: the node logs in without proof."""
 
     chunk_size: values.ChunkSize = 64 << 10
-    """The unit of copy-on-write: a power of two from 4KiB to 1MiB."""
+    """The most that a first write copies: a power of two from 4KiB to 1MiB."""
 
     on_error: policy.OnError = policy.DEFAULT.on_error
     """The reaction when old data cannot be kept. `fail-writes` refuses the writes that would overwrite it. `drop-snapshot`

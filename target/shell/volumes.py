@@ -92,7 +92,7 @@ class Volumes(Node):
         lun         the LUN under which initiators see it; default: the lowest free one; none: they do not see it
         primary     the file or block device that holds the live data; default: a sparse file in the state directory
         block_size  bytes per logical block, 512 or 4096; default: 512
-        chunk_size  the unit of copy-on-write, a power of two from 4KiB to 1MiB; default: 64KiB
+        chunk_size  the unit of allocation, a power of two from 4KiB to 1MiB; default: 64KiB
         store       the store that keeps old data: map (default) or sparse; the configuration file has more kinds
         durability  power-loss (default): snapshots are correct after any crash; process-crash: faster, but snapshots
                     may be invalid after a power cut
@@ -214,7 +214,7 @@ class Volume(Node):
             ("map_write_once", True, "Whether initiators see its write-once LUNs: none, read-only or read-write."),
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
-            ("chunk_size", False, "The unit of copy-on-write."),
+            ("chunk_size", False, "The unit of allocation."),
             ("store", False, "The store that keeps old data: map or sparse."),
             ("primary", False, "The file or device that holds the live data."),
         ):

@@ -52,7 +52,7 @@ class TestHelp:
         assert len(self.COMMANDS) > 20
 
     def test_help_is_printed(self, shared: daemon.Daemon) -> None:
-        assert "chunk_size  the unit of copy-on-write" in good(shared, "/volumes help create")
+        assert "chunk_size  the unit of allocation" in good(shared, "/volumes help create")
         assert "saveconfig" in good(shared, "help")
 
 
