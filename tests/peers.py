@@ -47,6 +47,7 @@ PEERS: Mapping[str, str] = {
     "qemu-io": "qemu-utils",
     "qemu-storage-daemon": "qemu-system-x86",
     "qemu-system-x86_64": "qemu-system-x86",
+    "promtool": "prometheus",
     "sg_inq": "sg3-utils",
     "radosgw": "radosgw",
     "shellcheck": "shellcheck",

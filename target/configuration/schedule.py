@@ -31,6 +31,14 @@ class Every(enum.Enum):
     WEEKLY = "weekly"
     MONTHLY = "monthly"
 
+    @property
+    def longest(self) -> datetime.timedelta:
+        """The length of the longest period."""
+        return datetime.timedelta(hours=1) if self is Every.HOURLY else datetime.timedelta(days=_DAYS[self])
+
+
+_DAYS = {Every.DAILY: 1, Every.WEEKLY: 7, Every.MONTHLY: 31}
+
 
 def period(moment: datetime.datetime, every: Every) -> datetime.datetime:
     """Return the start of the period that `moment` is in."""

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 from prometheus_client import core, registry
 
 import target
 from lun_backends import write_once
+from lun_backends.volumes import manifest
 from target import descriptors, messages, printable
 from target.service.pool import State
 from target.service.service import Service
@@ -23,6 +25,7 @@ class Collector(registry.Collector):
         self._scheduler = service.scheduler
         self._sharing = service.nodes
         self._shared_pools = service.pools
+        self._status = service.status
 
     def collect(self) -> Iterator[core.Metric]:
         """Yield one family of metrics after the other."""
@@ -40,13 +43,31 @@ class Collector(registry.Collector):
         for status, number in self._inventory.fabric.failed_logins().items():
             failed.add_metric([status.name.lower()], number)
         yield failed
+        yield from self._state_space()
+        yield self._alerts()
         yield from self._load()
         yield from self._units()
         yield from self._volumes()
+        yield self._rollbacks()
         yield from self._nodes()
         yield from self._pools()
-        yield self._schedules()
+        yield from self._schedules()
+        yield self._scheduled_age()
         yield from self._snapshots()
+
+    def _state_space(self) -> Iterator[core.Metric]:
+        space, gauge = shutil.disk_usage(self._inventory.state_dir), core.GaugeMetricFamily
+        yield gauge("wolun_state_free_bytes", "Free bytes of the file system that holds the state.", space.free)
+        yield gauge("wolun_state_size_bytes", "Bytes of the file system that holds the state.", space.total)
+
+    def _alerts(self) -> core.Metric:
+        alert = core.GaugeMetricFamily(
+            "wolun_alert", "1 for each alert, for as long as it lasts.", labels=["code", "subject"]
+        )
+        # Prometheus refuses a series that comes twice.
+        for key in dict.fromkeys((alert.code, printable.line(alert.subject)) for alert in self._status.alerts()):
+            alert.add_metric(key, 1)
+        return alert
 
     def _load(self) -> Iterator[core.Metric]:
         load = self._inventory.fabric.load()
@@ -116,6 +137,16 @@ class Collector(registry.Collector):
         yield from (up, kept, limit, low)
         yield from counters.values()
 
+    def _rollbacks(self) -> core.Metric:
+        unfinished = core.GaugeMetricFamily(
+            "wolun_volume_rollback_unfinished",
+            "1 if a rollback of the volume has begun and has not ended: it runs, or it has stopped.",
+            labels=["volume"],
+        )
+        for name, volume in self._inventory.open_volumes.items():
+            unfinished.add_metric([printable.line(name)], 0 if volume.rolling_back_to is None else 1)
+        return unfinished
+
     def _nodes(self) -> Iterator[core.Metric]:
         """Yield the part of this host in shared volumes."""
         labels = ["volume", "node"]
@@ -166,15 +197,38 @@ class Collector(registry.Collector):
             records.add_metric([pool.volume], pool.records)
         yield from (luns, wanted, records)
 
-    def _schedules(self) -> core.Metric:
+    def _schedules(self) -> Iterator[core.Metric]:
         kept = core.GaugeMetricFamily(
             "wolun_volume_schedule_kept", "1 if the volume's schedule is kept, 0 if it is not.", labels=["volume"]
+        )
+        period = core.GaugeMetricFamily(
+            "wolun_volume_schedule_period_seconds",
+            "The longest period in which the volume's schedule takes one snapshot.",
+            labels=["volume"],
         )
         unkept = self._scheduler.unkept()
         for configured in self._inventory.settings.all_volumes:
             if configured.schedule is not None:
                 kept.add_metric([configured.name], 0 if configured.name in unkept else 1)
-        return kept
+                period.add_metric([configured.name], configured.schedule.longest.total_seconds())
+        yield from (kept, period)
+
+    def _scheduled_age(self) -> core.Metric:
+        age = core.GaugeMetricFamily(
+            "wolun_volume_scheduled_age_seconds",
+            "Time since the newest valid snapshot that the volume's schedule took.",
+            labels=["volume"],
+        )
+        now = manifest.now()
+        for name, volume in self._inventory.open_volumes.items():
+            taken = [
+                snapshot.taken_at
+                for snapshot in volume.snapshots
+                if snapshot.scheduled and not snapshot.deleting and not snapshot.is_invalid
+            ]
+            if taken:
+                age.add_metric([printable.line(name)], (now - taken[-1]).total_seconds())
+        return age
 
     def _snapshots(self) -> Iterator[core.Metric]:
         labels = ["volume", "snapshot"]

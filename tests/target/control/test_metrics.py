@@ -37,6 +37,8 @@ def test_prometheus_reads_the_metrics(running: daemon.Daemon) -> None:
     assert samples["wolun_volume_up", ""] == 1
     assert (samples["wolun_sessions_limit", ""], samples["wolun_refused_sessions_total", ""]) == (256, 0)
     assert samples["wolun_data_memory_limit_bytes", ""] == 256 << 20
+    assert 0 < samples["wolun_state_free_bytes", ""] <= samples["wolun_state_size_bytes", ""]
+    assert samples["wolun_volume_rollback_unfinished", ""] == 0
 
 
 def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
@@ -49,6 +51,8 @@ def test_schedule_that_is_not_kept_is_zero(tmp_path: Path) -> None:
     families = {family.name: family for family in metrics.Collector(service).collect()}
     samples = families["wolun_volume_schedule_kept"].samples
     assert {sample.labels["volume"]: sample.value for sample in samples} == {"kept": 1, "unkept": 0}
+    periods = families["wolun_volume_schedule_period_seconds"].samples
+    assert {sample.labels["volume"]: sample.value for sample in periods} == {"kept": 3600, "unkept": 3600}
     service.stop()
     service.close()
 
@@ -67,7 +71,7 @@ def test_pool_has_its_luns_by_state(tmp_path: Path) -> None:
 
 def test_names_in_metrics_are_printable() -> None:
     inventory = types.SimpleNamespace(failed={"v\x1b[2J": "gone"}, open_volumes={})
-    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None, pools=None)
+    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None, pools=None, status=None)
     (up,) = (
         family for family in metrics.Collector(cast(Service, service))._volumes() if family.name == "wolun_volume_up"
     )
