@@ -60,8 +60,9 @@ def test_other_size_in_the_configuration_has_an_alert(serve: Serve) -> None:
 def test_space_near_and_at_the_limit_has_alerts(serve: Serve, chunks: int, code: str | None) -> None:
     """The limit is reached when not one more chunk of 64 KiB fits, 8 KiB before its last byte."""
     service = serve("  - {name: vol0, lun: 0, size: 1MiB, limit: 520KiB, warn_at: 50}\n")
-    service.snapshots.create_snapshot("vol0", "s")
     device = service.inventory.volume("vol0").device
+    device.writev(0, [memoryview(bytes([6]) * (1 << 20))])
+    service.snapshots.create_snapshot("vol0", "s")
     for chunk in range(chunks):
         device.writev(chunk * (64 << 10), [memoryview(bytes([7]) * 512)])
     assert set(current(service)) == ({code} if code else set())

@@ -23,11 +23,15 @@ Served = Callable[..., daemon.Daemon]
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    """Return a function that starts a daemon with one volume that has these keys, too."""
+    """Return a function that starts a daemon with one volume that has these keys, too; no chunk of it is zeroes."""
     running: list[daemon.Daemon] = []
 
     def start(keys: str) -> daemon.Daemon:
         running.append(daemon.Daemon(tmp_path, f"  - {{name: vol0, lun: 0, size: 4MiB, {keys}}}\n").start())
+        with running[0].session() as session:
+            session.settle(0)
+            for chunk in range(64):
+                assert write(session, chunk, 6).status == 0
         return running[0]
 
     yield start
@@ -36,10 +40,10 @@ def served(tmp_path: Path) -> Iterator[Served]:
             daemon_.stop()
 
 
-def write(session: libiscsi.Session, chunk: int) -> libiscsi.Answer:
+def write(session: libiscsi.Session, chunk: int, fill: int = 7) -> libiscsi.Answer:
     """Write one block at the beginning of a chunk."""
     lba = chunk * CHUNK // 512
-    return session.command(0, bytes([0x2A, 0]) + lba.to_bytes(4, "big") + b"\0\0\1\0", out=bytes([7]) * 512)
+    return session.command(0, bytes([0x2A, 0]) + lba.to_bytes(4, "big") + b"\0\0\1\0", out=bytes([fill]) * 512)
 
 
 def read(session: libiscsi.Session, lun: int) -> libiscsi.Answer:
@@ -81,7 +85,7 @@ def test_fail_writes_refuses_writes_at_the_limit(served: Served) -> None:
         assert (refused.key, refused.asc, refused.information) == (0x07, (0x27, 0x07), 8 * CHUNK // 512)
         assert write(session, 0).status == 0
         session.settle(view)
-        assert read(session, view).data == bytes(512)
+        assert read(session, view).data == bytes([6]) * 512
         assert set(codes(running)) == {"snapshot-space-full", "copies-failed"}
         assert metric(running, "wolun_volume_preserved_bytes") == 8 * CHUNK
         assert metric(running, "wolun_volume_preserved_limit_bytes") == 8 * CHUNK

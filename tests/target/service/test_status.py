@@ -11,8 +11,9 @@ from tests.target.service.conftest import VOLUMES, Serve
 
 
 def test_volume_is_shown_as_it_is(service: Service) -> None:
-    service.snapshots.create_snapshot("vol0", "a")
     owner = service.inventory.volume("vol0")
+    owner.device.writev(0, [memoryview(bytes([6]) * 512)])
+    service.snapshots.create_snapshot("vol0", "a")
     owner.device.writev(0, [memoryview(bytes([7]) * 512)])
     first, second = service.status.status().volumes
     assert (first.name, first.lun, first.state, first.size, first.snapshots) == ("vol0", 0, "online", 1 << 20, 1)
