@@ -55,6 +55,7 @@ def test_old_snapshots_are_deleted_even_if_no_new_one_can_be_taken(serve: Serve,
     """The snapshots have reached their limit.  The administrator keeps fewer, and that is enough."""
     service = serve_one(serve, "limit: 192KiB, keep: {hourly: 4}")
     scheduler, device = scheduler_of(service, clock), service.inventory.volume("vol0").device
+    device.writev(0, [memoryview(bytes([1]) * 3 * CHUNK)])  # zeroes would take no space
     for chunk in range(3):
         look(scheduler)
         device.writev(chunk * CHUNK, [memoryview(bytes([7]) * 512)])

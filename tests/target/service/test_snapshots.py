@@ -100,7 +100,7 @@ def test_changes_are_counted_in_cells(service: Service) -> None:
     write(service, 0)
     write(service, 15 * CHUNK)
     changes = service.snapshots.changes("vol0", "a", 4)
-    assert (changes.changed_bytes, changes.cells) == (2 * CHUNK, (0.25, 0.0, 0.0, 0.25))
+    assert (changes.changed_bytes, changes.cells) == (2 * 4096, (0.0156, 0.0, 0.0, 0.0156))  # of 64 grains each
     assert len(service.snapshots.changes("vol0", "a", 1000).cells) == 256  # no cell is smaller than a grain
 
 
