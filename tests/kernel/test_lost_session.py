@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two machines: open-iscsi loses its session while the target's disk is slow, and the portal's barriers wait for the disk.
+"""Two machines: open-iscsi loses its session while the target's disk is slow, and the barriers of the target wait for the disk.
 
 The primary is a device of dm-delay, so a write is on the medium seconds after the portal gave it to a worker.  The host
 loses the session in these seconds.  The portal must not complete a new login of the same initiator port, or a reset by
 another initiator, before the lost session's write has ended (RFC 7143 6.3.5, SAM-5 6.3.3).
+
+The kernel's target (LIO) does one LOGICAL UNIT RESET after the other, and each waits for the write.  The fence of a cluster
+rests on that (lun_backends/cluster/README.md).
 """
 
 from __future__ import annotations
@@ -39,6 +42,24 @@ volumes:
     primary: /dev/dm-0
     size: 16MiB
 """
+LIO_PORT = 3260
+LIO = f"""
+set -e
+modprobe -a target_core_mod target_core_iblock iscsi_target_mod
+mkdir -p /etc/target/pr /var/target/pr
+cd /sys/kernel/config/target
+mkdir -p core/iblock_0/slow
+echo udev_path=/dev/mapper/slow > core/iblock_0/slow/control
+echo 5f1e0000-aaaa-4000-8000-000000000002 > core/iblock_0/slow/wwn/vpd_unit_serial
+echo 1 > core/iblock_0/slow/enable
+group=$PWD/iscsi/iqn.2026-11.test:lio/tpgt_1
+mkdir -p $group/np/0.0.0.0:{LIO_PORT} $group/lun/lun_0
+ln -s $PWD/core/iblock_0/slow $group/lun/lun_0/slow
+for attribute in generate_node_acls=1 cache_dynamic_acls=1 demo_mode_write_protect=0 authentication=0; do
+    echo ${{attribute#*=}} > $group/attrib/${{attribute%=*}}
+done
+echo 1 > $group/enable
+"""
 STATE = "cat /sys/class/iscsi_session/session{}/state"
 
 
@@ -68,12 +89,12 @@ class Session:
     disk: str
 
     @classmethod
-    def open(cls, node: Machine, name: str) -> Session:
+    def open(cls, node: Machine, name: str, port: int = PORT) -> Session:
         interface = name.rpartition(":")[2]
         node.run(
             f"iscsiadm -m iface -I {interface} -o new\n"
             f"iscsiadm -m iface -I {interface} -o update -n iface.initiatorname -v {name}\n"
-            f"iscsiadm -m discovery -t sendtargets -p target:{PORT} -I {interface}\n"
+            f"iscsiadm -m discovery -t sendtargets -p target:{port} -I {interface}\n"
             f"for timeout in interval timeout; do iscsiadm -m node -I {interface} -o update "
             "-n node.conn[0].timeo.noop_out_$timeout -v 1; done\n"
             f"iscsiadm -m node -I {interface} --login"
@@ -179,3 +200,38 @@ def test_a_reset_by_another_host_waits_for_the_write_of_a_lost_session(
     storage.delay(0)
     assert lost.result().code == 0
     other.close()
+
+
+def test_two_fences_at_once_wait_for_the_write_on_the_kernels_target(lab: Lab) -> None:
+    """PREEMPT and LOGICAL UNIT RESET of two initiators, while the write of a third one is on its way to a slow disk."""
+    target, node = lab["target"], lab["node"]
+    target.run(f"dd if=/dev/zero of=/dev/mapper/slow bs=4096 count=1 oflag=direct\n{LIO}")
+    storage = Storage(target, GuestDaemon(target, SERVED, name="unused"))
+    writer, first, second = (
+        Session.open(node, f"iqn.2026-11.test.lab:{name}", LIO_PORT) for name in ("writer", "fencer", "helper")
+    )
+
+    def reserve(session: Session, *words: str) -> None:
+        command = f"sg_persist --no-inquiry --out {' '.join(words)} --prout-type=8 {session.disk}"
+        node.run(f"{command} || {command}")  # the first command may meet a unit attention
+
+    for session in (writer, first, second):
+        reserve(session, "--register-ignore", "--param-sark=a")
+    reserve(first, "--reserve", "--param-rk=a")
+    storage.delay(DELAY)
+    slow = writer.write("o")
+    node.wait_until(f"read -a done < /sys/block/{writer.disk[5:]}/stat; [ ${{done[8]}} -gt 0 ]")  # it is in flight
+    resets = []
+    for session in (first, second):
+        reserve(session, "--register-ignore", "--param-sark=a")
+        reserve(session, "--preempt", "--param-rk=a", "--param-sark=0")
+        resets.append(node.submit(f"sg_reset --no-esc --device {session.disk}"))
+    assert storage.on_medium() == "-", "the delay was too short for this test"
+    for reset in resets:
+        ended = reset.result()
+        assert ended.code == 0, ended.output
+        assert storage.on_medium() == "o"
+    storage.delay(0)
+    assert slow.result().code != 0, "a write that was fenced out succeeds"
+    for session in (writer, first, second):
+        session.close()
