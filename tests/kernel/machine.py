@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import json
 import shlex
+import signal as signals
 import socket
 import subprocess
 import threading
@@ -176,6 +177,14 @@ class Machine:
     def end(self, pid_file: str, *, signal: str = "TERM") -> None:
         """Send a signal to a process and wait for its end.  Raise CommandFailed if the process had already ended."""
         self.run(f"pid=$(< {pid_file}) && kill -{signal} $pid && tail --pid=$pid -s 0.1 -f /dev/null")
+
+    def pause(self) -> None:
+        """Stop the machine in the midst of whatever it does, as a hypervisor does."""
+        self._qemu.send_signal(signals.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the machine go on, after `pause`."""
+        self._qemu.send_signal(signals.SIGCONT)
 
     def power_off(self) -> None:
         """Pull the plug: nothing is flushed, and no connection is closed.  A second call does nothing."""

@@ -153,3 +153,20 @@ def test_snapshots_of_both_writers_show_one_moment(cluster: Cluster, load: None)
     cluster.check("one", (READER, "node1"))
     cluster.check("by-node1")
     cluster.check("by-node2")
+
+
+def test_a_node_that_stood_still_writes_only_behind_the_fence(cluster: Cluster, load: None) -> None:
+    """One node's machine is stopped in the midst of its writes; another takes a snapshot; the first one goes on."""
+    before = cluster.nodes["node2"].writes()[1]
+    cluster.lab["node2"].pause()
+    try:
+        least = cluster.nodes["node1"].writes()[1]
+        cluster.nodes["node1"].daemon.snapshot("vol0", "stopped")
+        most = cluster.nodes["node1"].writes()[0]
+        cluster.nodes["node1"].wait_for_writes()
+    finally:
+        cluster.lab["node2"].resume()
+    # The node had begun no more writes than it had when it went on, and ended no fewer than before it stood still.
+    cluster.nodes["node2"].wait_for_writes()
+    cluster.bounds["stopped"] = [(least, most), (before, cluster.nodes["node2"].writes()[0])]
+    cluster.check("stopped", (READER, "node2"))
