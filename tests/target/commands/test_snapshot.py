@@ -35,6 +35,7 @@ def test_create_prints_the_new_luns(served: daemon.Daemon) -> None:
 
 def test_list_shows_space_state_and_luns(served: daemon.Daemon) -> None:
     assert served.run("snapshot", "list").stdout == "no snapshots\n"
+    commanding.fill(served, 0, 9, 0, 4 * commanding.MIB)  # old data that takes space
     served.run("snapshot", "create", "vol0", "old")
     commanding.fill(served, 0, 1, 0, 4 * commanding.MIB)
     served.run("snapshot", "create", "vol0", "new")
