@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from lun_backends.copy_on_write import CopyOnWrite
+from lun_backends.tracking import GRAIN
 from target.iscsi.limits import Limits
 from target.iscsi.pdu import NO_TAG, Opcode
 from target.iscsi.task_set import AHEAD
@@ -97,12 +98,13 @@ def test_first_writes_are_prepared_together_and_answered_before_the_next_ones(de
         initiator.command(write10(n * chunk // 512, 1), write=512, data=b"b" * 512, itt=n) for n in range(AHEAD + 4)
     )
     assert [reply.itt for reply in initiator.feed(stream)] == list(range(AHEAD))
-    assert side.commits == [[0]]
+    assert side.commits == [[n * chunk for n in range(AHEAD)]]
     assert initiator.connection.stalled, "to be called again when these are sent"
     assert [reply.itt for reply in initiator.feed(b"")] == list(range(AHEAD, AHEAD + 4))
-    assert side.commits == [[0], [AHEAD * chunk]]
+    assert side.commits[1:] == [[n * chunk for n in range(AHEAD, AHEAD + 4)]]
     assert not initiator.connection.stalled
-    assert side.data[: 16 * chunk] == PATTERN
+    for place in range(0, 16 * chunk, chunk):
+        assert side.data[place : place + GRAIN] == PATTERN[place : place + GRAIN]
     assert device.data[: 16 * chunk] == b"".join(
         b"b" * 512 + PATTERN[n * chunk + 512 : (n + 1) * chunk] for n in range(16)
     )

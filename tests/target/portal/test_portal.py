@@ -23,6 +23,7 @@ from target.iscsi.pdu import NO_TAG, AsyncEvent, Opcode
 from target.portal.portal import Portal
 from target.portal.room import DISCOVERY_SESSIONS, LOGIN_CONNECTIONS
 from target.scsi.scsi_target import ScsiTarget
+from target.scsi.task import Status
 from tests.memory_device import MemoryDevice
 from tests.target.iscsi.initiator import (
     INITIATOR,
@@ -355,7 +356,7 @@ def test_an_address_from_which_nobody_may_log_in_is_refused_at_once(
 
     portal = serve(policy=Elsewhere())
     assert Client(portal, log_in=False, source="127.0.0.9").hung_up()
-    assert "127.0.0.9 : login refused: no initiator may log in from this address" in caplog.text
+    wait_for(lambda: "127.0.0.9 : login refused: no initiator may log in from this address" in caplog.text)
     Client(portal).settle()
 
 
@@ -434,7 +435,10 @@ def test_task_management_waits_for_commands_of_other_sessions(serve: Serve, devi
         one.reply()
     one.sock.settimeout(20)
     release.set()
-    assert (one.reply().opcode, two.ask(two.make.request(Opcode.NOP_OUT, itt=3)).opcode) == (0x22, Opcode.NOP_IN)
+    assert one.reply().opcode == Opcode.TASK_MANAGEMENT_RESPONSE
+    ended = two.reply()
+    assert (ended.opcode, ended.itt, ended.status) == (Opcode.SCSI_RESPONSE, 1, Status.TASK_ABORTED)
+    assert two.ask(two.make.request(Opcode.NOP_OUT, itt=3)).opcode == Opcode.NOP_IN
 
 
 def test_a_session_gets_events_and_can_be_ended(serve: Serve) -> None:

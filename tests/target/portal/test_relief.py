@@ -18,6 +18,7 @@ from lun_backends.files import backing_file
 from lun_backends.flat import Flat
 from target.iscsi.pdu import Opcode
 from target.portal.portal import Portal
+from target.scsi.task import Status
 from tests.lun_backends.memory_side import MemorySide
 from tests.memory_device import MIB, MemoryDevice
 from tests.target.iscsi.initiator import TARGET, make_target, read10, write10
@@ -189,7 +190,8 @@ def test_reset_by_another_session_waits_for_the_write(lab: Lab) -> None:
     other.sock.settimeout(20)
     lab.disks[0].answer.set()
     assert other.reply().opcode == Opcode.TASK_MANAGEMENT_RESPONSE
-    assert client.ask(read(client, 2, 0)).status == 0  # the write was aborted, and gets no answer
+    assert client.reply().status == Status.TASK_ABORTED  # that is the write
+    assert client.ask(read(client, 2, 0)).status == 0
 
 
 def test_copy_in_place_that_waits_holds_up_no_other_unit(lab: Lab) -> None:
