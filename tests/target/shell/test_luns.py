@@ -79,8 +79,11 @@ class TestWhileInUse:
 
     def test_a_limit_can_be_raised_after_it_was_reached(self, served: daemon.Daemon) -> None:
         good(served, "/volumes/vol0 set attribute limit=64KiB")
-        good(served, "/volumes/vol0/snapshots create s")
         with served.session() as session:
+            session.settle(0)
+            for chunk in range(3):  # old data that takes space
+                assert session.command(0, write(chunk), out=b"\1" * 512).status == 0
+            good(served, "/volumes/vol0/snapshots create s")
 
             def overwrite(chunk: int) -> tuple[int, tuple[int, int]]:
                 session.settle(0)  # it is notified of snapshots, and of low space

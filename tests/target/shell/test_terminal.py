@@ -114,7 +114,7 @@ def portable(text: str, served: daemon.Daemon) -> str:
 
 def normal(text: str) -> str:
     """Return the transcript without the parts that differ from run to run."""
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\d{8}T\d{6}\.\d{6}Z", "TIME", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( [A-Z]{2,5}| [+-]\d\d)?|\d{8}T\d{6}\.\d{6}Z", "TIME", text)
     text = re.sub(r"[\d.]+ (us|ms|s)\b", "SECONDS", text)
     text = re.sub(r"[\d.]+ [KMGT]?i?B (free|used|read|written)\b", r"SIZE \1", text)
     return re.sub(r" \.{2,} | +(?=\[)", " .. ", text)  # as long as the line leaves room
