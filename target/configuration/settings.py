@@ -43,6 +43,8 @@ from target.configuration.values import Problems, Where
 from target.configuration.volumes import MapViews as MapViews
 from target.configuration.volumes import MapWriteOnce as MapWriteOnce
 from target.configuration.volumes import NodeChap as NodeChap
+from target.configuration.volumes import OnFailure as OnFailure
+from target.configuration.volumes import Quiesce as Quiesce
 from target.configuration.volumes import SharedVolume as SharedVolume
 from target.configuration.volumes import Volume as Volume
 from target.configuration.volumes import WriteOnceLun as WriteOnceLun

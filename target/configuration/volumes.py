@@ -100,6 +100,40 @@ OBJECT_MINIMUM = 256 << 10
 """The smallest chunk in object storage, in bytes: a request costs more than its data."""
 
 
+class OnFailure(enum.Enum):
+    """The fate of a snapshot whose quiet failed."""
+
+    REFUSE = "refuse"
+    GO_ON = "go-on"
+
+
+class Quiesce(values.Group):
+    """Quiet while a snapshot of the volume is taken, by hand, by a schedule or in a group."""
+
+    before: tuple[str, ...] = ()
+    """The command that runs before each snapshot, as a list of words, like [systemctl, stop, app]. The variables WOLUN_VOLUME,
+    WOLUN_SNAPSHOT and WOLUN_PHASE (before or after) tell it what for."""
+
+    after: tuple[str, ...] = ()
+    """The command that runs after each snapshot, whatever happened, as a list of words."""
+
+    freeze: values.FilePath | None = None
+    """The mount point of a file system of this host that is frozen meanwhile (fsfreeze; needs root)."""
+
+    timeout: values.Seconds = 30
+    """Seconds that a command may take, and that a file system stays frozen at most."""
+
+    on_failure: OnFailure = OnFailure.REFUSE
+    """The reaction when a command or the freeze fails: `refuse` takes no snapshot, `go-on` takes one that is consistent as after
+    a crash."""
+
+    def problems(self) -> Problems:
+        """Return the problems of values beside their neighbours."""
+        if not self.before and not self.after and self.freeze is None:
+            return {(): "it does nothing: write before, after or freeze"}
+        return {}
+
+
 class Volume(values.Group):
     """A primary and its snapshots."""
 
@@ -187,12 +221,18 @@ class Volume(values.Group):
     """Which of the snapshots that the schedule takes are kept; the daemon deletes the others. It never deletes a
     snapshot that was taken by hand."""
 
+    quiesce: Quiesce | None = None
+    """The commands before and after each snapshot, and the file system that is frozen meanwhile. Left out: writes are only held, and
+    the snapshot is consistent as after a crash."""
+
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
         problems: dict[Where, str] = {}
         if self.size is not None and (self.size == 0 or self.size % self.block_size):
             size = units.exact_size(self.size)
             problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"
+        if self.quiesce is not None:
+            problems.update(values.below(("quiesce",), self.quiesce.problems()))
         if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
             problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
         problems.update(schedule_problems(self.schedule, self.keep, self.max_snapshots, len(self.snapshots)))

@@ -6,6 +6,8 @@ A request names a volume and a snapshot.  Its answer is one of `messages`, or a 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +16,7 @@ from lun_backends.volumes import group, interface, keeping, manifest
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.volume import Volume
 from target import codec, messages
-from target.service import damage_met, moments, problems
+from target.service import damage_met, moments, problems, quiescing, volumes
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
 from target.service.pools import Pools
@@ -47,7 +49,11 @@ class Snapshots:
         notes = _notes(hold, expires)
         owner = self._inventory.volume(volume_name)
         with self._inventory.changing([volume_name]):
-            with problems.translated(f"{volume_name}@{name} was not taken"):
+            with (
+                self._quiet([volume_name], name) as consistency,
+                problems.translated(f"{volume_name}@{name} was not taken"),
+            ):
+                notes = dataclasses.replace(notes, consistency=consistency)
                 snapshot = owner.create_snapshot(name, labels, scheduled=scheduled, notes=notes)
             self._publish([(owner, snapshot)])
         if mapped is not None and mapped != (self._inventory.view_lun(snapshot) is not None):
@@ -67,10 +73,30 @@ class Snapshots:
         notes = _notes(hold, expires)
         owners = [self._inventory.own_volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
-            with problems.translated(f"the group {name} was not taken", several=volume_names):
+            with (
+                self._quiet(volume_names, name) as consistency,
+                problems.translated(f"the group {name} was not taken", several=volume_names),
+            ):
+                notes = dataclasses.replace(notes, consistency=consistency)
                 taken = list(zip(owners, group.create(owners, name, labels, notes=notes), strict=True))
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
+
+    @contextlib.contextmanager
+    def _quiet(self, volume_names: Sequence[str], name: str) -> Iterator[manifest.Consistency]:
+        """Be quiet on all these volumes, and yield how consistent a snapshot of them is.  Raise Problem."""
+        state_dir = self._inventory.state_dir
+        reached = [manifest.Consistency.CRASH]
+        with contextlib.ExitStack() as quiet:
+            configured = [volume for volume in self._inventory.settings.volumes if volume.name in volume_names]
+            if configured and len(configured) == len(volume_names):
+                reached = [
+                    quiet.enter_context(
+                        quiescing.quiet(volume, name, [state_dir, volumes.primary_path(volume, state_dir)])
+                    )
+                    for volume in configured
+                ]
+            yield min(reached, key=list(manifest.Consistency).index)
 
     def _publish(self, taken: Sequence[tuple[interface.Volume, interface.Snapshot]]) -> None:
         """Serve new snapshots; if one cannot be served, delete them all.  Raise Problem."""

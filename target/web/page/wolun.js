@@ -176,7 +176,8 @@ function volumes(state, snapshots) {
   if (!state.volumes.length) return [element("p", { class: "none" }, "There are no volumes.")];
   return state.volumes.map((volume) => {
     const own = snapshots.filter((snapshot) => snapshot.volume === volume.name);
-    const part = Math.min(100, 100 * volume.preserved_bytes / volume.size);
+    const keeps = own.reduce((sum, snapshot) => sum + snapshot.preserved_bytes, 0);
+    const part = Math.min(100, 100 * keeps / volume.size);
     const lun = volume.lun === null ? "" : `LUN ${volume.lun}, `;
     const head = ["Snapshot", "Taken", "Keeps", "On disk", "State", "LUN", "Actions"];
     const table = own.length && element("div", { class: "wide" }, element("table", { class: "stack" },
@@ -193,7 +194,7 @@ function volumes(state, snapshots) {
         } } }, "Take a snapshot")),
       volume.trouble ? element("p", { class: "bad" }, volume.trouble) : null,
       volume.restoring ? element("p", { class: "warn" }, `It is being rolled back to ${volume.restoring}.`) : null,
-      element("div", { class: "soft" }, `${own.length} snapshots keep ${size(volume.preserved_bytes)}, ${size(volume.snapshot_bytes)} on disk`),
+      element("div", { class: "soft" }, `${own.length} snapshots keep ${size(keeps)}, ${size(volume.snapshot_bytes)} on disk`),
       element("div", { class: "bar", role: "img", "aria-label": `Snapshots keep ${part.toFixed(1)} % of the volume` }, bar(part)),
       own.length ? timeline(own) : null, table || null);
   });
