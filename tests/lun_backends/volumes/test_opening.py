@@ -87,7 +87,7 @@ def test_create_refuses_impossible_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "field", "reason"),
     [
-        ({"format": 3}, "format", "newer wolun"),
+        ({"format": manifest.FORMAT + 1}, "format", "newer wolun"),
         ({"size": -5}, "size", "greater"),
         ({"size": 1000}, "", "multiple"),
         ({"block_size": 100}, "block_size", "512 or 4096"),
