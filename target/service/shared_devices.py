@@ -187,9 +187,12 @@ class Pool:
         return None
 
     def blank(self) -> Sequence[uuid.UUID]:
-        """Return the LUNs that say that they are blank, in order of their numbers."""
+        """Return the LUNs that say that they are blank, in order of their numbers.
+
+        The storage host replaces each LUN that a snapshot took, and disks of the kernel show that only after a rescan.
+        """
         found = []
-        for lun in sorted(self._look().values(), key=lambda lun: (lun.target, lun.number, lun.address)):
+        for lun in sorted(self._rescan().values(), key=lambda lun: (lun.target, lun.number, lun.address)):
             if (device := self._open(lun)) is not None:
                 with contextlib.closing(device):
                     if all(extent.kind is ExtentKind.BLANK for extent in device.extents(0, device.size)):
