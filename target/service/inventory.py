@@ -236,18 +236,22 @@ class Inventory:
     def remove_volume(self, configured: configuration.Volume) -> None:
         """Stop serving a volume; its data stays.  Return when no command runs on it.  Raise Problem."""
         with self.changing([configured.name]):
-            with self._lock:
-                owner = self._volumes.get(configured.name)
-                self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
-            self._unmark_failed(configured.name)
-            if owner is not None:
-                if configured.lun is not None:
-                    self._remove_lun(configured.lun)
-                for snapshot in owner.snapshots:
-                    self.withdraw(snapshot)
-                with problems.translated(f"volume {configured.name} did not close cleanly"):
-                    owner.close()
+            self._close(configured)
             self._release(configured.lun)
+
+    def _close(self, configured: configuration.Volume | configuration.SharedVolume) -> None:
+        """Withdraw a volume and its snapshots, and close it.  Raise Problem."""
+        with self._lock:
+            owner = self._volumes.get(configured.name)
+            self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
+        self._unmark_failed(configured.name)
+        if owner is not None:
+            if configured.lun is not None:
+                self._remove_lun(configured.lun)
+            for snapshot in owner.snapshots:
+                self.withdraw(snapshot)
+            with problems.translated(f"volume {configured.name} did not close cleanly"):
+                owner.close()
 
     def add_shared(self, configured: configuration.SharedVolume, owner: Volume) -> None:
         """Serve an open shared volume, and its snapshots.  Raise Problem."""
@@ -269,17 +273,7 @@ class Inventory:
     def remove_shared(self, configured: configuration.SharedVolume) -> None:
         """Serve a shared volume no longer, and close it.  Return when no command runs on it.  Raise Problem."""
         with self.changing([configured.name]):
-            with self._lock:
-                owner = self._volumes.get(configured.name)
-                self._volumes = {name: other for name, other in self._volumes.items() if name != configured.name}
-            self._unmark_failed(configured.name)
-            if owner is not None:
-                if configured.lun is not None:
-                    self._remove_lun(configured.lun)
-                for snapshot in owner.snapshots:
-                    self.withdraw(snapshot)
-                with problems.translated(f"volume {configured.name} did not close cleanly"):
-                    owner.close()
+            self._close(configured)
             if configured.lun is not None:
                 self._numbers.release(configured.lun)
 
@@ -372,7 +366,8 @@ class Inventory:
         self._numbers.rename([snapshot.uuid for snapshot in owner.snapshots], owner.name)
         journal = self._unit_state.journal(owner)
         for snapshot in owner.snapshots:
-            self.publish(owner, snapshot)
+            if not snapshot.deleting:
+                self._publish(owner, snapshot)
         for name in configured.snapshots:
             if all(name != snapshot.name for snapshot in owner.snapshots):
                 self.publish(owner, owner.create_snapshot(name))
@@ -427,27 +422,36 @@ class Inventory:
         """
         if snapshot.deleting:
             return
+        self._publish(owner, snapshot)
+        self._settle_newest(owner)
+
+    def _publish(self, owner: Volume, snapshot: Snapshot) -> None:
         self._numbers.allot(snapshot.uuid, owner.name)
-        self._publish_views(owner)
+        self._publish_view(owner, snapshot)
         self._publish_write_once(owner, snapshot)
 
-    def _publish_views(self, owner: Volume) -> None:
-        """Serve the views that initiators are to see, and no longer the others.  One that is read stays while it is read."""
-        snapshots = owner.snapshots
-        for snapshot in snapshots:
-            numbers = self.numbers_of(snapshot)
-            if numbers is None or snapshot.unreadable:
-                continue
-            title, there = f"{owner.name}@{snapshot.name}", numbers.view in self.scsi.luns
-            wanted = mapping.shows_view(self._map_views(owner.name), snapshots, snapshot, numbers)
-            if wanted or mapping.is_named(self._settings.access, title):
-                if not there:
-                    view = logical_unit.UnitKind.SNAPSHOT_VIEW
-                    unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
-                    unit.doubt(bool(snapshot.doubt))
-                    self._add_lun(numbers.view, unit)
-            elif there and (numbers.map_view is False or not self.readers_of(snapshot)):
-                self._remove_lun(numbers.view)
+    def _settle_newest(self, owner: Volume) -> None:
+        """If initiators see the newest view alone, serve that one, and no longer the others, unless they are read."""
+        if self._map_views(owner.name) is configuration.MapViews.NEWEST:
+            for snapshot in owner.snapshots:
+                if not snapshot.unreadable:
+                    self._publish_view(owner, snapshot)
+
+    def _publish_view(self, owner: Volume, snapshot: Snapshot) -> None:
+        """Serve the view of a snapshot if initiators are to see it, and else no longer; one that is read stays meanwhile."""
+        numbers = self.numbers_of(snapshot)
+        if numbers is None:
+            return
+        title, there = f"{owner.name}@{snapshot.name}", numbers.view in self.scsi.luns
+        wanted = mapping.shows_view(self._map_views(owner.name), owner.snapshots, snapshot, numbers)
+        if wanted or mapping.is_named(self._settings.access, title):
+            if not there:
+                view = logical_unit.UnitKind.SNAPSHOT_VIEW
+                unit = self._unit_state.unit(owner, snapshot.view, view_uuid(snapshot.uuid), view, title)
+                unit.doubt(bool(snapshot.doubt))
+                self._add_lun(numbers.view, unit)
+        elif there and (numbers.map_view is False or not self.readers_of(snapshot)):
+            self._remove_lun(numbers.view)
 
     def _map_views(self, name: str) -> configuration.MapViews:
         wanted = (volume.map_views for volume in self._settings.all_volumes if volume.name == name)
@@ -473,7 +477,7 @@ class Inventory:
                 raise problems.refused(f"{title} was not unmapped", "`access` maps it", "delete that mapping")
             with problems.translated(f"{title} was not mapped"):
                 self._numbers.order(snapshot.uuid, view=view, write_once=write_once)
-                self._publish_views(owner)
+                self._publish_view(owner, snapshot)
                 self._publish_write_once(owner, snapshot)
 
     def _publish_write_once(self, owner: Volume, snapshot: Snapshot) -> None:
@@ -569,7 +573,7 @@ class Inventory:
             self._numbers.free({snapshot.uuid})
             self._unit_state.forget(owner, (snapshot.uuid, view_uuid(snapshot.uuid)))
             log.info("deleted %s@%s", owner.name, snapshot.name)
-            self._publish_views(owner)
+            self._settle_newest(owner)
         elif not snapshot.deleting:
             numbers = self._numbers.of(snapshot.uuid)
             if numbers is None or numbers.view not in self.scsi.luns:
