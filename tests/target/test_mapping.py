@@ -70,3 +70,21 @@ def test_rule_of_the_volume_decides_about_the_others(
         assert seen(served) == luns
         served.run("snapshot", "delete", "vol0@c")
         assert seen(served) == after
+
+
+def test_view_of_an_invalid_snapshot_keeps_its_lun_over_a_restart(tmp_path: Path) -> None:
+    volumes = "  - {name: vol0, lun: 0, size: 1MiB, limit: 64KiB, on_error: drop-snapshot}\n"
+    with daemon.Daemon(tmp_path, volumes) as served:
+        with served.session() as session:
+            session.settle(0)
+            for fill in (b"\1", b"\2"):  # twice, so that the second turn has old data to preserve
+                for chunk in range(3):
+                    write = b"\x2a\0" + (chunk * 128).to_bytes(4) + b"\0\0\1\0"
+                    session.settle(0)
+                    assert session.command(0, write, out=fill * 512).status == 0
+                if fill == b"\1":
+                    lun = served.json("snapshot", "create", "vol0", "a")["view_lun"]
+        served.kill()
+        served.start()
+        (shown,) = served.json("snapshot", "list")
+        assert (shown["state"], shown["view_lun"]) == ("invalid", lun)
