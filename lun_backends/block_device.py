@@ -29,7 +29,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -228,6 +228,21 @@ class Extent:
 def total_length(buffers: Buffers) -> int:
     """Return the number of bytes in a scatter list."""
     return sum(map(len, buffers))
+
+
+def write_each(device: BlockDevice, requests: Iterable[tuple[int, Buffers]]) -> Sequence[BlockWritten | None]:
+    """Write each (offset, buffers) to a write-once device, one after the other; return the BlockWritten that refused each."""
+    results: list[BlockWritten | None] = []
+    for offset, buffers in requests:
+        try:
+            device.writev(offset, buffers)
+        except BlockWritten as written:
+            # Append a new exception.  The raised one refers to its traceback and frames, and these refer to the
+            # results. This circle would keep all buffers, up to the initiator's, until the garbage collector runs.
+            results.append(BlockWritten(written.lba))
+        else:
+            results.append(None)
+    return results
 
 
 def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]:

@@ -100,17 +100,7 @@ class Disk(block_device.BlockDevice):
 
     def put_many(self, requests: Iterable[tuple[int, Buffers]]) -> Sequence[block_device.BlockWritten | None]:
         """Write as `WriteOnce.put_many`, one command after another: each is committed when it returns."""
-        results: list[block_device.BlockWritten | None] = []
-        for offset, buffers in requests:
-            try:
-                self.writev(offset, buffers)
-            except block_device.BlockWritten as written:
-                # Append a new exception.  The raised one refers to its traceback and frames, and these refer to the
-                # results. This circle would keep all buffers, up to the initiator's, until the garbage collector runs.
-                results.append(block_device.BlockWritten(written.lba))
-            else:
-                results.append(None)
-        return results
+        return block_device.write_each(self, requests)
 
     def write_zeroes(self, offset: int, length: int, *, discard: bool, fua: bool = False) -> None:
         self._check_writable()
