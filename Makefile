@@ -37,7 +37,7 @@ peers: setup
 	@$(BIN)/python -m tests.peers
 
 test: peers
-	$(BIN)/pytest $(ARGS)
+	$(if $(ARGS),$(BIN)/pytest $(ARGS),$(BIN)/python -m tests)
 
 bench: peers
 	$(BIN)/python -m tests.bench $(ARGS)
