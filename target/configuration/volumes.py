@@ -15,7 +15,7 @@ from lun_backends.stores.settings import Kind
 from lun_backends.volumes import policy
 from target import units
 from target.configuration import values
-from target.configuration.schedule import Every
+from target.configuration.schedule import Every, Timing
 from target.configuration.values import Problems, Where
 
 
@@ -213,9 +213,9 @@ class Volume(values.Group):
     damage fails with MEDIUM ERROR. `false` is a little faster and returns damaged data unnoticed; exports and rollbacks
     compare all the same."""
 
-    schedule: Every | None = None
-    """How often the daemon takes a snapshot by itself: at the beginning of each hour, day, week or month (UTC). If it
-    did not run then, it catches up once. The names are like auto-2026-11-22T2300Z. Left out: never."""
+    schedule: Timing | None = None
+    """When the daemon takes a snapshot by itself: `hourly`, `daily`, `weekly` or `monthly` (in UTC), or a group with `every`, `at` or
+    `calendar`. If it did not run then, it catches up once. The names are like auto-2026-11-22T2300Z. Left out: never."""
 
     keep: Keep | None = None
     """Which of the snapshots that the schedule takes are kept; the daemon deletes the others. It never deletes a
@@ -382,9 +382,9 @@ class SharedVolume(values.Group):
     max_snapshots: Annotated[int, pydantic.Field(ge=1)] | None = None
     """How many snapshots this node lets the volume have. Left out: any number."""
 
-    schedule: Every | None = None
-    """How often a node takes a snapshot by itself, as for volumes. If several nodes have a schedule, only one of them takes
-    the snapshot of an hour, a day, a week or a month."""
+    schedule: Timing | None = None
+    """When a node takes a snapshot by itself, as for volumes. If several nodes have the same schedule, only one of them takes
+    each snapshot."""
 
     keep: Keep | None = None
     """Which of the snapshots that a schedule takes are kept; the daemon deletes the others."""
@@ -451,19 +451,22 @@ class SharedVolume(values.Group):
         return {}
 
 
-def schedule_problems(every: Every | None, keep: Keep | None, most: int | None, listed: int) -> Problems:
+def schedule_problems(timing: Timing | None, keep: Keep | None, most: int | None, listed: int) -> Problems:
     """Return the problems of a schedule beside `keep`, `max_snapshots` and the number of `snapshots` in the configuration."""
-    if every is None:
+    if timing is None:
         return {} if keep is None else {("keep",): "it does nothing without a schedule"}
+    wrong = values.below(("schedule",), timing.problems())
+    if wrong:
+        return wrong
     counts = {} if keep is None else keep.counts
     total = sum(counts.values())
     if not total:
         return {("schedule",): "write which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
     kinds = list(Every)
     problems: dict[Where, str] = {
-        ("keep", kind.value): f"it does nothing: the schedule is {every.value}"
-        for kind in kinds[: kinds.index(every)]
-        if counts[kind]
+        ("keep", kind.value): f"it does nothing: the schedule is {timing.kind.value}"
+        for kind in (kinds[: kinds.index(timing.kind)] if timing.kind else ())
+        if timing.kind and counts[kind]
     }
     if most is not None and most <= total + listed:
         also = f", {listed} are listed" if listed else ""

@@ -206,11 +206,13 @@ class Collector(registry.Collector):
             "The longest period in which the volume's schedule takes one snapshot.",
             labels=["volume"],
         )
-        unkept = self._scheduler.unkept()
+        unkept, now = self._scheduler.unkept(), manifest.now()
         for configured in self._inventory.settings.all_volumes:
             if configured.schedule is not None:
                 kept.add_metric([configured.name], 0 if configured.name in unkept else 1)
-                period.add_metric([configured.name], configured.schedule.longest.total_seconds())
+                longest = configured.schedule.longest(now)
+                if longest is not None:
+                    period.add_metric([configured.name], longest.total_seconds())
         yield from (kept, period)
 
     def _scheduled_age(self) -> core.Metric:

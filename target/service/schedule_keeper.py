@@ -152,7 +152,9 @@ class ScheduleKeeper:
     def _take_for_all(self, configured: settings.SharedVolume, now: datetime.datetime) -> None:
         """Take the snapshot of this period, unless another node was first: the log takes its name once.  Raise Problem."""
         assert configured.schedule is not None
-        name = schedule.name(schedule.period(now, configured.schedule))
+        start = configured.schedule.latest(now)
+        assert start is not None
+        name = schedule.name(start)
         try:
             self._snapshots.create_snapshot(configured.name, name, scheduled=True)
         except problems.Problem:
@@ -202,8 +204,9 @@ class ScheduleKeeper:
         counts, snapshots = configured.keep.counts, list(_scheduled(self.owner))
         sound = [snapshot for snapshot in snapshots if not snapshot.is_invalid]
         new = [] if coming is None else [coming]
-        kept = schedule.kept([snapshot.taken_at for snapshot in sound] + new, counts)
-        shown = schedule.kept([snapshot.taken_at for snapshot in snapshots] + new, counts)
+        zone = schedule.UTC if configured.schedule is None else configured.schedule.zone_name
+        kept = schedule.kept([snapshot.taken_at for snapshot in sound] + new, counts, zone)
+        shown = schedule.kept([snapshot.taken_at for snapshot in snapshots] + new, counts, zone)
         keep = {snapshot.uuid for position, snapshot in enumerate(sound) if position in kept}
         keep |= {snapshot.uuid for position, snapshot in enumerate(snapshots) if position in shown}
         return [snapshot for snapshot in snapshots if snapshot.uuid not in keep]
