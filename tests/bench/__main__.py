@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import measure, rows
+from tests.bench import common, measure, rows
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +25,7 @@ from tests.bench import measure, rows
 @click.option("--seconds", default=4, show_default=True, help="Length of a timed load.")
 @click.option("--writes", default=100_000, show_default=True, help="4 KiB writes in a counted load.")
 @click.option(
-    "--directory", type=click.Path(file_okay=False, path_type=Path), help="The directory for images (needs 5 GiB)."
+    "--directory", type=click.Path(file_okay=False, path_type=Path), help="The directory for images (needs 8 GiB)."
 )
 @click.option(
     "--json", "as_json", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file, too."
@@ -41,7 +41,7 @@ def main(
     for part in parts or rows.PARTS:
         base = Path(tempfile.mkdtemp(prefix="wolun-bench-", dir=directory))
         try:
-            for row in rows.PARTS[part](rows.Settings(base, rounds, seconds, writes)):
+            for row in rows.PARTS[part](common.Settings(base, rounds, seconds, writes)):
                 console.print(f"{row.work}: {row.result} (bar {row.bar})", highlight=False)
                 measured.append(row)
         finally:

@@ -3,15 +3,25 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
+from collections.abc import Sequence
 
 from tests.bench import servers
 
+_patterns = itertools.cycle(range(1, 256))
 
-def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: bool) -> float:
-    """Return the average of iscsi-perf: reads per second, each of `blocks` 512-byte blocks."""
+
+def iscsi_perf(
+    url: str, *, blocks: int, in_flight: int, seconds: int, random: bool, prefix: Sequence[str] = ()
+) -> float:
+    """Return the average of iscsi-perf: reads per second, each of `blocks` 512-byte blocks.
+
+    `prefix` precedes the command, for example taskset.
+    """
     command = [
+        *prefix,
         "iscsi-perf",
         "-m",
         str(in_flight),
@@ -29,10 +39,13 @@ def iscsi_perf(url: str, *, blocks: int, in_flight: int, seconds: int, random: b
 
 
 def qemu_writes(url: str, *, count: int, step: int, offset: int = 0, in_flight: int = 32) -> float:
-    """Return the rate of qemu-img bench: 4 KiB writes per second, `step` bytes apart, without the time to connect."""
+    """Return the rate of qemu-img bench: 4 KiB writes per second, `step` bytes apart, without the time to connect.
+
+    Each call writes another byte than the one before, and never zero: a store keeps no copy of zeroes.
+    """
     # fmt: off
     command = ["qemu-img", "bench", "-w", "-t", "none", "-f", "raw", "-d", str(in_flight), "-s", "4096", "-S", str(step),
-               "-c", str(count), "-o", str(offset), url]
+               "-c", str(count), "-o", str(offset), "--pattern", str(next(_patterns)), url]
     # fmt: on
     found = re.search(r"Run completed in ([0-9.]+) seconds", servers.run(command))
     if found is None:

@@ -12,43 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import loads, measure, servers
-
-GIB = 1 << 30
-CHUNK = 65536
+from tests.bench import common, exports, loads, measure, processor, servers, space, upkeep
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The length of a measurement: rounds of each side, seconds of a timed load, 4 KiB writes of a counted load."""
-
-    directory: Path
-    rounds: int
-    seconds: int
-    writes: int
-
-
-def _filled(path: Path, size: int = GIB) -> Path:
-    """Write a file of random bytes (no holes, in the page cache) and return its path."""
-    block = os.urandom(1 << 20)
-    with path.open("wb") as file:
-        for _ in range(size >> 20):
-            file.write(block)
-    return path
-
-
-def _volume(name: str, lun: int, primary: Path, *, durability: str = "process-crash", size: str = "1GiB") -> str:
-    return f"  - {{name: {name}, lun: {lun}, primary: {primary}, size: {size}, durability: {durability}}}\n"
-
-
-def reads(settings: Settings) -> Iterator[measure.Row]:
+def reads(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure random and sequential reads against tgtd, each on its own page-cached file."""
-    ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
+    ours_file, peer_file = (
+        common.filled(settings.directory / "ours.img"),
+        common.filled(settings.directory / "peer.img"),
+    )
     with (
-        servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours,
+        servers.wolun(settings.directory, common.volume("vol0", 0, ours_file)) as ours,
         servers.tgtd(settings.directory, peer_file) as peer,
     ):
         for work, blocks, in_flight, random, bar in (
@@ -64,15 +40,15 @@ def reads(settings: Settings) -> Iterator[measure.Row]:
                     url, blocks=blocks, in_flight=in_flight, seconds=settings.seconds, random=random
                 )
 
-            pair = measure.alternate(side(ours.url(0)), side(peer), settings.rounds)
+            pair = measure.alternate(side(ours.url(0)), side(peer.url), settings.rounds)
             yield pair.row(work, unit="/s", at_least=bar, peer="tgtd")
 
 
-def writes(settings: Settings) -> Iterator[measure.Row]:
+def writes(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure plain writes against tgtd, and writes to preserved chunks against writes without a snapshot."""
-    files = [_filled(settings.directory / f"{name}.img") for name in ("vol0", "vol1", "peer")]
+    files = [common.filled(settings.directory / f"{name}.img") for name in ("vol0", "vol1", "peer")]
     step = 4096
-    count = min(settings.writes, GIB // step)
+    count = min(settings.writes, common.GIB // step)
 
     def load(url: str) -> Callable[[], float]:
         def once() -> float:
@@ -81,46 +57,49 @@ def writes(settings: Settings) -> Iterator[measure.Row]:
 
         return once
 
-    volumes = _volume("vol0", 0, files[0]) + _volume("vol1", 1, files[1])
+    volumes = common.volume("vol0", 0, files[0]) + common.volume("vol1", 1, files[1])
     with servers.wolun(settings.directory, volumes) as ours, servers.tgtd(settings.directory, files[2]) as peer:
-        pair = measure.alternate(load(ours.url(0)), load(peer), settings.rounds)
+        pair = measure.alternate(load(ours.url(0)), load(peer.url), settings.rounds)
         yield pair.row("4 KiB write, 32 in flight, no snapshot", unit="/s", at_least=1.5, peer="tgtd")
         ours.command("snapshot", "create", "vol1", "bench")
-        loads.qemu_writes(ours.url(1), count=GIB // CHUNK, step=CHUNK)
+        loads.qemu_writes(ours.url(1), count=common.GIB // common.CHUNK, step=common.CHUNK)
         # A ratio this close to 1 needs longer loads: every block is written, whatever `--writes` says.
-        count = GIB // step
+        count = common.GIB // step
         pair = measure.alternate(load(ours.url(1)), load(ours.url(0)), settings.rounds + 2)
         yield pair.row("4 KiB write, all of it preserved", unit="/s", at_least=0.97, peer="no snapshot")
 
 
-def first_writes(settings: Settings) -> Iterator[measure.Row]:
+def first_writes(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure first writes, page cache to page cache, against qemu's copy-before-write filter."""
-    ours_file, peer_file = _filled(settings.directory / "ours.img"), _filled(settings.directory / "peer.img")
-    with servers.wolun(settings.directory, _volume("vol0", 0, ours_file)) as ours:
+    ours_file, peer_file = (
+        common.filled(settings.directory / "ours.img"),
+        common.filled(settings.directory / "peer.img"),
+    )
+    with servers.wolun(settings.directory, common.volume("vol0", 0, ours_file)) as ours:
         for work, step, bar in (
-            ("4 KiB first write per 64 KiB, process-crash", CHUNK, 4.0),
+            ("4 KiB first write per 64 KiB, process-crash", common.CHUNK, 4.0),
             ("4 KiB first write, sequential, process-crash", 4096, 1.5),
         ):
 
             def our_side(step: int = step) -> float:
                 ours.command("snapshot", "create", "vol0", "bench")
                 loads.settle()
-                rate = loads.qemu_writes(ours.url(0), count=GIB // step, step=step)
+                rate = loads.qemu_writes(ours.url(0), count=common.GIB // step, step=step)
                 ours.command("snapshot", "delete", "vol0@bench")
                 return rate
 
             def peer_side(step: int = step) -> float:
                 with servers.copy_before_write(settings.directory, peer_file) as url:
                     loads.settle()
-                    return loads.qemu_writes(url, count=GIB // step, step=step)
+                    return loads.qemu_writes(url, count=common.GIB // step, step=step)
 
             pair = measure.alternate(our_side, peer_side, settings.rounds)
             yield pair.row(work, unit="/s", at_least=bar, peer="qsd copy-before-write")
 
 
-def syncs(settings: Settings) -> Iterator[measure.Row]:
+def syncs(settings: common.Settings) -> Iterator[measure.Row]:
     """Count the syncing system calls per first write, with strace, 32 writes in flight and durability power-loss."""
-    primary, trace = _filled(settings.directory / "ours.img"), settings.directory / "strace.txt"
+    primary, trace = common.filled(settings.directory / "ours.img"), settings.directory / "strace.txt"
     count = min(4096, settings.writes)
     strace = [
         "strace",
@@ -133,11 +112,11 @@ def syncs(settings: Settings) -> Iterator[measure.Row]:
         "-o",
         str(trace),
     ]
-    volume = _volume("vol0", 0, primary, durability="power-loss")
+    volume = common.volume("vol0", 0, primary, durability="power-loss")
     with servers.wolun(settings.directory, volume, prefix=strace) as ours:
         ours.command("snapshot", "create", "vol0", "bench")
         before = trace.read_text()
-        rate = loads.qemu_writes(ours.url(0), count=count, step=CHUNK)
+        rate = loads.qemu_writes(ours.url(0), count=count, step=common.CHUNK)
         during = trace.read_text()[len(before) :]
     calls = {name: len(re.findall(rf"\b{name}\(", during)) for name in ("fdatasync", "fsync", "msync")}
     per_write = (calls["fdatasync"] + calls["fsync"]) / count
@@ -151,7 +130,7 @@ def syncs(settings: Settings) -> Iterator[measure.Row]:
     )
 
 
-def huge_map(settings: Settings) -> Iterator[measure.Row]:
+def huge_map(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure the creation and opening of a write-once LUN of 64 TiB, in a process of its own."""
     done = servers.run([sys.executable, "-m", "tests.bench.huge_map", str(settings.directory)])
     seconds, resident, disk = (float(word) for word in done.split())
@@ -165,7 +144,7 @@ def huge_map(settings: Settings) -> Iterator[measure.Row]:
     )
 
 
-def view_reads(settings: Settings) -> Iterator[measure.Row]:
+def view_reads(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure what the comparison of checksums costs a read of a view, in a process of its own."""
     directory = settings.directory / "view-reads"
     directory.mkdir()
@@ -203,11 +182,11 @@ def _writing(url: str, span: int) -> Iterator[None]:
         raise servers.BenchError(failures[0])
 
 
-def held_writes(settings: Settings) -> Iterator[measure.Row]:
+def held_writes(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure how long `snapshot create` holds writes, idle and under load, on a sparse volume of 1 TiB."""
     primary = settings.directory / "sparse.img"
     primary.unlink(missing_ok=True)
-    volume = _volume("vol0", 0, primary, size="1TiB", durability="power-loss")
+    volume = common.volume("vol0", 0, primary, size="1TiB", durability="power-loss")
     with servers.wolun(settings.directory, volume) as ours:
 
         def take(number: int) -> float:
@@ -229,19 +208,24 @@ def held_writes(settings: Settings) -> Iterator[measure.Row]:
         )
 
 
-def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
+def many_snapshots(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure first writes with ten snapshots instead of one (rule 8, lun_backends/README.md), and reads of a chain of ten."""
-    size, chain = GIB // 2, 10
+    size, chain = common.GIB // 2, 10
     volumes = ""
     for lun, name in enumerate(("many", "one")):
-        primary = _filled(settings.directory / f"{name}.img", size)
-        volumes += _volume(name, lun, primary, size="512MiB")
+        primary = common.filled(settings.directory / f"{name}.img", size)
+        volumes += common.volume(name, lun, primary, size="512MiB")
     with servers.wolun(settings.directory, volumes) as ours:
         # Each snapshot of the chain gets a share of the chunks, spread over the volume; the rest is in the primary.
         for number in range(chain):
             ours.command("snapshot", "create", "many", f"s{number}")
             shares = 2 * chain
-            loads.qemu_writes(ours.url(0), count=size // CHUNK // shares, step=CHUNK * shares, offset=number * CHUNK)
+            loads.qemu_writes(
+                ours.url(0),
+                count=size // common.CHUNK // shares,
+                step=common.CHUNK * shares,
+                offset=number * common.CHUNK,
+            )
         listed = ours.command("snapshot", "list", "many")
         if not isinstance(listed, list):
             raise servers.BenchError("snapshot list printed no list")
@@ -260,7 +244,7 @@ def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
             def once() -> float:
                 ours.command("snapshot", "create", name, "bench")
                 loads.settle()
-                rate = loads.qemu_writes(ours.url(lun), count=size // CHUNK, step=CHUNK)
+                rate = loads.qemu_writes(ours.url(lun), count=size // common.CHUNK, step=common.CHUNK)
                 ours.command("snapshot", "delete", f"{name}@bench")
                 return rate
 
@@ -271,7 +255,7 @@ def many_snapshots(settings: Settings) -> Iterator[measure.Row]:
         yield pair.row("4 KiB first write, ten snapshots", unit="/s", at_least=0.95, peer="one snapshot")
 
 
-PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
+PARTS: dict[str, Callable[[common.Settings], Iterator[measure.Row]]] = {
     "reads": reads,
     "writes": writes,
     "first-writes": first_writes,
@@ -280,6 +264,11 @@ PARTS: dict[str, Callable[[Settings], Iterator[measure.Row]]] = {
     "view-reads": view_reads,
     "held-writes": held_writes,
     "many-snapshots": many_snapshots,
+    "space": space.first_writes,
+    "processor": processor.commands,
+    "pinned": processor.pinned,
+    "upkeep": upkeep.scattered,
+    "exports": exports.half_written,
 }
 
 

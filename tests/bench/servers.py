@@ -113,19 +113,27 @@ def wolun(directory: Path, volumes: str, *, prefix: Sequence[str] = ()) -> Itera
         yield Wolun(port, state, process)
 
 
+@dataclass(frozen=True, slots=True)
+class Tgtd:
+    """A running tgtd, and the libiscsi URL of its LUN."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @contextlib.contextmanager
-def tgtd(directory: Path, backing: Path) -> Iterator[str]:
-    """Serve `backing` with tgtd and yield the libiscsi URL."""
+def tgtd(directory: Path, backing: Path, *, prefix: Sequence[str] = ()) -> Iterator[Tgtd]:
+    """Serve `backing` with tgtd; `prefix` precedes the command."""
     port = free_port()
     control = os.getpid() % 30000 + 1  # the number of its control socket, 32767 at most
     log = directory / "tgtd.log"
     admin = ["tgtadm", "-C", str(control), "--lld", "iscsi", "--mode"]
-    with _process(["tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{port}", "-C", str(control)], log) as process:
+    with _process([*prefix, "tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{port}", "-C", str(control)], log) as process:
         _until((_answers([*admin, "target", "--op", "show"]) for _ in iter(int, 1)), "tgtd", process, log)
         run([*admin, "target", "--op", "new", "--tid", "1", "-T", IQN])
         run([*admin, "logicalunit", "--op", "new", "--tid", "1", "--lun", "1", "-b", str(backing)])
         run([*admin, "target", "--op", "bind", "--tid", "1", "-I", "ALL"])
-        yield f"iscsi://127.0.0.1:{port}/{IQN}/1"
+        yield Tgtd(f"iscsi://127.0.0.1:{port}/{IQN}/1", process)
 
 
 def _answers(command: Sequence[str]) -> bool:

@@ -41,8 +41,8 @@ def main() -> int:
         backing = Path(directory) / "tgtd.img"
         with backing.open("wb") as file:
             file.truncate(SIZE)
-        with servers.tgtd(Path(directory), backing) as url:
-            theirs = {result.name: result for result in _all(url)}
+        with servers.tgtd(Path(directory), backing) as peer:
+            theirs = {result.name: result for result in _all(peer.url)}
     table = Table("test", "wolun", "tgtd", "reason")
     for result in ours:
         other = theirs.pop(result.name, suite.Result(result.name, suite.Outcome.FAILED, "did not run"))
