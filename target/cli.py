@@ -17,7 +17,7 @@ import click
 
 import target
 from target import places
-from target.commands import common, config, daemon, node, reservations, snapshot, volume
+from target.commands import common, config, daemon, node, reservations, snapshot, stream, volume
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,6 +36,8 @@ def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> N
     context.obj = common.Context(Path(os.path.abspath(state_dir or places.default_state_dir())), json_wanted)  # noqa: PTH100 - links stay as given
 
 
+snapshot.snapshot.add_command(stream.send)
+
 for command in (
     daemon.serve,
     daemon.status,
@@ -43,6 +45,7 @@ for command in (
     daemon.version,
     daemon.doctor,
     snapshot.snapshot,
+    stream.send,
     volume.volume,
     node.node,
     reservations.reservations,

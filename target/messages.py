@@ -143,7 +143,7 @@ class Volume:
     `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is
     not served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back
     to, until all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
-    `sharing` is None unless several nodes share the volume.
+    `sharing` is None unless several nodes share the volume, and `replica` unless it received a stream.
     """
 
     name: str
@@ -171,6 +171,7 @@ class Volume:
     map_write_once: str = "none"
     write_cache: bool = True
     sharing: Sharing | None = None
+    replica: Replica | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -600,6 +601,91 @@ class Stream:
     """Request: answer with a snapshot's content, as a raw image; `damaged` is that of `Export`."""
 
     damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Request: answer with a framed stream of a snapshot, or of the changes since the snapshot `since`.
+
+    With `compress` its data is compressed with zstd.  `limit` is the most bytes of data a second.  `damaged` is that of `Export`.
+    """
+
+    since: str | None = None
+    compress: bool = False
+    limit: int | None = None
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Request: answer with the rest of a stream that was interrupted; the receiver told the `token`.  The others are those of `Send`."""
+
+    token: str
+    compress: bool = False
+    limit: int | None = None
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBase:
+    """The snapshot on which a stream stands: its name at the sender, and its identity."""
+
+    name: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Request: begin to receive a stream, which the fields describe as its own beginning does.
+
+    The volume is made if there is none, under `lun`; with None initiators do not see it.  `force` takes back what was changed
+    since the stream's base, or replaces the content of a volume that has no part in a stream.  After the stream, the
+    oldest received snapshots go until `keep` are left.
+    """
+
+    volume: str
+    volume_uuid: str
+    snapshot: str
+    identity: str
+    taken: str
+    size: int
+    block_size: int
+    chunk_size: int
+    consistency: str = "crash"
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    since: StreamBase | None = None
+    start: int = 0
+    total: int = 0
+    lun: int | None = None
+    force: bool = False
+    keep: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """A snapshot and its identity: its UUID where it was first taken, which all its replicas know it by."""
+
+    name: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """The state of a volume as the sender of a stream wants to know it.
+
+    `exists`: the volume is there.  `replica`: it takes no writes here.  `source` and `source_uuid` say whose replica it is or was.
+    `snapshots` are the bases that it has, oldest first.  `resume` is the token of an interrupted stream, which `receiving`
+    names; both are empty if there is none.
+    """
+
+    volume: str
+    exists: bool
+    replica: bool
+    source: str
+    source_uuid: str
+    snapshots: tuple[Identified, ...]
+    resume: str = ""
+    receiving: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,8 +326,20 @@ def volume(answer: messages.Volume) -> str:
         ("snapshots", f"{answer.snapshots}, {units.human_size(answer.snapshot_bytes)} used"),
         ("on error", answer.on_error),
         ("write-once", answer.map_write_once),
+        *([] if answer.replica is None else _replica(answer.replica)),
     ]
     return "\n".join(f"{name:13} {value}" for name, value in lines)
+
+
+def _replica(replica: messages.Replica) -> list[tuple[str, str]]:
+    """Return the lines about a volume that received a stream."""
+    lines = [("replica", f"of {replica.source}" if replica.replica else f"no longer, it was one of {replica.source}")]
+    if replica.resume:
+        lines += [
+            ("receiving", f"{replica.receiving}, interrupted"),
+            ("go on with", f"wolun send --resume {replica.resume}"),
+        ]
+    return lines
 
 
 def _volumes(answer: Sequence[messages.Volume]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import time
 import uuid
 from collections.abc import Mapping
@@ -35,17 +36,26 @@ class Taking:
     record: manifest.SnapshotRecord
     device: write_once.WriteOnce
     notes: manifest.Notes
+    taken_at: datetime.datetime | None = None  # another moment than now, for a snapshot of another host
     after: manifest.Manifest | None = None  # the manifest with the snapshot in it, from `prepare` on
     recorded: bool = False  # its manifest may be on the disk
     abandoned: bool = False
 
 
 def take(
-    state: State, name: str, labels: Mapping[str, str] | None, *, scheduled: bool, notes: manifest.Notes
+    state: State,
+    name: str,
+    labels: Mapping[str, str] | None,
+    *,
+    scheduled: bool,
+    notes: manifest.Notes,
+    identity: uuid.UUID | None = None,
+    taken_at: datetime.datetime | None = None,
 ) -> Snapshot:
     """Take a snapshot of one volume.  See `Volume.create_snapshot`."""
     with state.changing:
-        taking = begin(state, name, labels, scheduled=scheduled, notes=notes)
+        taking = begin(state, name, labels, scheduled=scheduled, notes=notes, identity=identity)
+        taking.taken_at = taken_at
         try:
             prepare(state, taking)
             began = time.perf_counter()
@@ -72,12 +82,13 @@ def begin(
     scheduled: bool = False,
     group: uuid.UUID | None = None,
     notes: manifest.Notes = manifest.NOTHING,
+    identity: uuid.UUID | None = None,
 ) -> Taking:
     """Check the request and make the files.  Raise the errors of `Volume.create_snapshot`."""
     _check(state, name, labels or {})
     record = manifest.SnapshotRecord(
         name=name,
-        uuid=uuid.uuid4(),
+        uuid=identity or uuid.uuid4(),
         taken_at=manifest.now(),
         labels=dict(labels or {}),
         scheduled=scheduled,
@@ -95,7 +106,7 @@ def begin(
 
 def prepare(state: State, taking: Taking) -> None:
     """Do all that can be done before the barrier.  Raises OSError, MediumError."""
-    taking.record = dataclasses.replace(taking.record, taken_at=manifest.now())
+    taking.record = dataclasses.replace(taking.record, taken_at=taking.taken_at or manifest.now())
     taking.after = _with(state, taking)
     manifest.prepare(state.directory, taking.after, state.io)
     if state.synced:

@@ -216,15 +216,20 @@ class Volume:
         *,
         scheduled: bool = False,
         notes: manifest.Notes = manifest.NOTHING,
+        identity: uuid.UUID | None = None,
+        taken_at: datetime.datetime | None = None,
     ) -> Snapshot:
         """Take a snapshot (rule 7, lun_backends/README.md).
 
         `scheduled` records that a schedule took it, and may delete it.  `notes` has a hold, a date of expiry, and who was
-        quiet.
+        quiet.  A snapshot that came from another host has the moment `taken_at` from there, and an `identity` that the caller
+        chose.
 
         Raises BadName, BadLabel, SnapshotExists, TooManySnapshots, NoSpaceLeft, RollbackUnderWay, SnapshotFailed.
         """
-        return taking.take(self.state, name, labels, scheduled=scheduled, notes=notes)
+        return taking.take(
+            self.state, name, labels, scheduled=scheduled, notes=notes, identity=identity, taken_at=taken_at
+        )
 
     def label_snapshot(self, name: str, changes: Mapping[str, str | None]) -> Snapshot:
         """Set labels of a snapshot, and remove those whose value is None.  Raises NoSuchSnapshot, BadLabel, VolumeError."""

@@ -25,12 +25,14 @@ from target.administration.access import AccessChanges
 from target.administration.configuration_file import ConfigurationFile
 from target.administration.in_force import InForce
 from target.administration.portals import Portals
+from target.administration.replicas import Replicas
 from target.administration.reservations import ReservationChanges
 from target.administration.shared import SharedChanges
 from target.administration.volumes import VolumeChanges
 from target.configuration import settings, writer
 from target.fabrics import access
 from target.fabrics.fabric import Fabric
+from target.service.jobs import Job
 from target.service.service import Service
 
 
@@ -50,6 +52,7 @@ class Administration:
         self._access = AccessChanges(service.inventory, fabric, self._in_force)
         self._volumes = VolumeChanges(service, self._in_force, self._access)
         self._shared = SharedChanges(service, self._in_force)
+        self._replicas = Replicas(service, self._in_force, self._volumes)
         self._reservations = ReservationChanges(service.inventory)
         self._file = ConfigurationFile(
             config, service.inventory, self._in_force, self._portals, self._access, self._volumes
@@ -133,6 +136,22 @@ class Administration:
         """Take part in a shared volume no longer.  The volume and the other nodes stay as they are."""
         with self._lock:
             self._shared.unshare(name, force=force, dry_run=dry_run)
+
+    # -- replicas ----------------------------------------------------------------------------------------------------
+
+    def replica(self, name: str) -> messages.Replica:
+        """Return what a volume, which need not exist, has for streams.  Raise Problem."""
+        return self._replicas.shown(name)
+
+    def receive(self, name: str, request: messages.Receive) -> Job:
+        """Begin a job that receives a stream into a volume, and make the volume if there is none."""
+        with self._lock:
+            return self._replicas.receive(name, request)
+
+    def promote_volume(self, name: str) -> Job:
+        """Begin a job that lets a replica take writes."""
+        with self._lock:
+            return self._replicas.promote(name)
 
     # -- portals -----------------------------------------------------------------------------------------------------
 

@@ -109,10 +109,10 @@ class VolumeChanges:
         if after != before:
             self.become(before, after, force=force, dry_run=dry_run)
 
-    def resize(self, name: str, size: int) -> None:
-        """Enlarge a volume to `size` bytes while it is used."""
+    def resize(self, name: str, size: int, *, received: bool = False) -> None:
+        """Enlarge a volume to `size` bytes while it is used; a replica only if a stream that it receives is larger."""
         before = self._in_force.volume(name)
-        self._service.reshaping.resize(name, size)
+        self._service.reshaping.resize(name, size, received=received)
         if before.size is not None:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
 

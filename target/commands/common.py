@@ -163,10 +163,26 @@ class _Size(click.ParamType[int]):
             self.fail(str(error), parameter, context)
 
 
+class _Rate(click.ParamType[int]):
+    """Bytes a second, like 50MiB/s."""
+
+    name = "RATE"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        try:
+            rate = units.parse_size(str(value).removesuffix("/s"))
+        except ValueError as error:
+            self.fail(f"{error}, or 50MiB/s", parameter, context)
+        if not rate:
+            self.fail("at least one byte a second must pass: write a rate like 50MiB/s", parameter, context)
+        return rate
+
+
 SNAPSHOT = _SnapshotName()
 SNAPSHOTS = _SnapshotPattern(whole=False)
 VOLUME_OR_SNAPSHOTS = _SnapshotPattern(whole=True)
 SIZE = _Size()
+RATE = _Rate()
 
 
 class _Label(click.ParamType[tuple[str, str]]):
@@ -280,27 +296,32 @@ def follow(
         if last.state == "cancelled":
             say(f"wolun: {doing} {job.subject} was cancelled", err=True)
             sys.exit(130)
-    return _done(last, doing)
+    return done(last, doing)
 
 
-def to_standard_output(context: Context, which: tuple[str, str], *, damaged: bool) -> messages.Job:
-    """Write the content of a snapshot to standard output, with its progress if standard error is a terminal.
+def to_standard_output(
+    context: Context,
+    doing: str,
+    subject: str,
+    begin: Callable[[Callable[[bytes], object], Callable[[int, int], None]], messages.Job],
+) -> messages.Job:
+    """Write what `begin` hands on to standard output, with its progress if standard error is a terminal.
 
-    Return the job as it ended.  Ctrl-C and the end of this process cancel it.  Raises Failed.
+    `begin` takes the functions for the content and for the progress.  Return the job as it ended.  Ctrl-C and the end of this
+    process cancel it.  Raises Failed.
     """
-    subject = "@".join(which)
     output = sys.stdout.buffer
     try:
-        with show.progress(f"exporting {subject}", enabled=not context.json) as update:
-            job = context.client().stream(*which, output.write, damaged=damaged, progress=update)
+        with show.progress(f"{doing} {subject}", enabled=not context.json) as update:
+            job = begin(output.write, update)
         output.flush()
     except KeyboardInterrupt:
-        say(f"wolun: exporting {subject} was cancelled", err=True)
+        say(f"wolun: {doing} {subject} was cancelled", err=True)
         sys.exit(130)
-    return _done(job, "exporting")
+    return done(job, doing)
 
 
-def _done(job: messages.Job, doing: str) -> messages.Job:
+def done(job: messages.Job, doing: str) -> messages.Job:
     """Return the job that has ended.  Raises Failed if it failed or was cancelled."""
     from target import refusals
     from target.control import client

@@ -298,7 +298,13 @@ def snapshot_export(
             raise click.UsageError(f"standard output takes raw images only: {kind} is not written from front to back")
         if sys.stdout.isatty():
             raise click.UsageError("standard output is a terminal: redirect it, or name a file")
-        job = common.to_standard_output(context, which, damaged=damaged)
+        asked = context.client()
+        job = common.to_standard_output(
+            context,
+            "exporting",
+            "@".join(which),
+            lambda write, progress: asked.stream(*which, write, damaged=damaged, progress=progress),
+        )
         common.warn_of_damage(job)
         return
     path = common.absolute(file)

@@ -160,3 +160,41 @@ def volume_resize(context: common.Context, name: str, size: int) -> None:
     """Make VOLUME larger, to SIZE (like 2GiB), while it is in use.  Its snapshots keep their size."""
     answer = context.client().resize_volume(name, size)
     context.answer(answer, lambda: show.resized(answer))
+
+
+@volume.command("receive")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@click.option(
+    "--lun", type=click.IntRange(0, 16383), help="The LUN of a new volume.  Default: initiators do not see it."
+)
+@click.option("--keep", type=click.IntRange(1), metavar="N", help="Afterwards, keep the newest N snapshots received.")
+@click.option(
+    "--force", is_flag=True, help="Take back what was changed here since the stream's base, or replace the content."
+)
+@common.verb
+def volume_receive(context: common.Context, name: str, lun: int | None, keep: int | None, force: bool) -> None:
+    """Receive a stream of `wolun send` from standard input into VOLUME, and take the snapshot that it ends with.
+
+    A full stream makes VOLUME.  A stream of changes needs a VOLUME that has the snapshot on which it stands, which is compared
+    by identity.
+
+    VOLUME is a replica: it takes no writes here until `wolun volume promote`.
+
+    If the stream is interrupted, what has come stays, and the command tells the TOKEN for `wolun send --resume`.
+    """
+    from target.commands import receiving
+
+    receiving.receive(context, name, lun=lun, keep=keep, force=force)
+
+
+@volume.command("promote")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@common.verb
+def volume_promote(context: common.Context, name: str) -> None:
+    """Make the replica VOLUME an ordinary volume, which takes writes.
+
+    If it has a part of a stream, it first gets the content of its newest received snapshot again.
+    """
+    asked = context.client()
+    job = common.follow(context, asked, lambda: asked.promote_volume(name), "promoting")
+    context.answer(job, lambda: f"{name} takes writes now, and is no replica any longer")

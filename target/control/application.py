@@ -26,8 +26,10 @@ from target.control import (
     routes_configuration,
     routes_jobs,
     routes_nodes,
+    routes_replicas,
     routes_snapshots,
 )
+from target.control.client import STREAM
 from target.service import problems
 from target.service.service import Service
 
@@ -53,6 +55,7 @@ def application(service: Service, admin: administration.Administration) -> fasta
     for router in (
         routes_snapshots.routes(service),
         routes_nodes.routes(service, admin),
+        routes_replicas.routes(service, admin),
         routes_jobs.routes(service.jobs),
         routes_administration.routes(admin),
         routes_access.routes(admin),
@@ -73,7 +76,12 @@ def application(service: Service, admin: administration.Administration) -> fasta
 
 
 async def _refuse_odd_text(request: fastapi.Request) -> None:
-    """Refuse a request that has text which is no name of anything, and which no answer could repeat.  Raise Problem."""
+    """Refuse a request that has text which is no name of anything, and which no answer could repeat.  Raise Problem.
+
+    The content of a stream is no text, and is never in memory as a whole.
+    """
+    if request.headers.get("content-type") == STREAM:
+        return
     with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON is refused elsewhere
         for where, text in _texts(json.loads(await request.body() or b"null")):
             try:

@@ -24,6 +24,8 @@ JOB_HEADER = "Wolun-Job"
 WAY = "Wolun-Way"
 USER = "Wolun-User"
 """Headers for the audit log: `cli` or `shell`, and the user who asks."""
+STREAM = "application/vnd.wolun.stream"
+"""The type of the content that a request sends to a job."""
 _PIECE = 1 << 20
 
 
@@ -36,7 +38,7 @@ class Failed(Exception):
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, state_dir: Path, timeout: float) -> None:
+    def __init__(self, state_dir: Path, timeout: float | None) -> None:
         super().__init__("wolun", timeout=timeout)
         self._state_dir = state_dir
 
@@ -232,11 +234,40 @@ class Client:
     ) -> messages.Job:
         """Hand the content of a snapshot to `write`, piece by piece.  Return the job that read it, as it ended."""
         path = f"{_snapshot(volume, name)}/stream"
-        sent = json.dumps(codec.encode(messages.Stream(damaged)))
-        response = self._response("POST", path, sent)
+        return self._streamed(path, messages.Stream(damaged), "export", f"{volume}@{name}", write, progress)
+
+    def send(
+        self,
+        volume: str,
+        name: str,
+        request: messages.Send,
+        write: Callable[[bytes], object],
+        *,
+        progress: Callable[[int, int], None],
+    ) -> messages.Job:
+        """Hand the framed stream of a snapshot to `write`, piece by piece.  Return the job, as it ended."""
+        return self._streamed(f"{_snapshot(volume, name)}/send", request, "send", f"{volume}@{name}", write, progress)
+
+    def resume(
+        self, request: messages.Resume, write: Callable[[bytes], object], *, progress: Callable[[int, int], None]
+    ) -> messages.Job:
+        """Hand the rest of an interrupted stream to `write`, piece by piece.  Return the job, as it ended."""
+        return self._streamed("/v1/resume", request, "send", "the rest", write, progress)
+
+    def _streamed(
+        self,
+        path: str,
+        request: Any,
+        kind: str,
+        subject: str,
+        write: Callable[[bytes], object],
+        progress: Callable[[int, int], None],
+    ) -> messages.Job:
+        response = self._response("POST", path, json.dumps(codec.encode(request)))
         if response.status >= 400:
             raise Failed(codec.decode(messages.Refusal, json.loads(response.read())))
-        number, size, done = int(response.headers[JOB_HEADER]), int(response.headers["Content-Length"]), 0
+        number, done = int(response.headers[JOB_HEADER]), 0
+        size = int(response.headers.get("Content-Length", 0))
         try:
             with self.holding(number):
                 while data := self._piece(response):
@@ -245,11 +276,37 @@ class Client:
                     progress(done, size)
         finally:
             self.close()  # before the end of the content, this tells the daemon to stop
-        job = messages.Job(number, "export", f"{volume}@{name}", "running", done, size, None)
+        job = messages.Job(number, kind, subject, "running", done, size, None)
         *_, job = self.watch(job)
         if job.state == "done" and done < size:
             raise Failed(_gone(http.client.IncompleteRead(b"", size - done)))
         return job
+
+    def replica(self, volume: str) -> messages.Replica:
+        """Return what a volume, which need not exist, has for streams."""
+        return codec.decode(messages.Replica, self._ask("GET", f"{_volume(volume)}/replica"))
+
+    def receive(self, volume: str, request: messages.Receive) -> messages.Job:
+        """Begin to receive a stream into a volume; `fill` sends it."""
+        return codec.decode(messages.Job, self._ask("POST", f"{_volume(volume)}/receive", request))
+
+    def fill(self, job: messages.Job, content: Iterator[bytes]) -> messages.Job:
+        """Send its content to a job that waits for it.  Return the job, as it ended."""
+        connection = _Connection(self._state_dir, None)
+        headers = {"Content-Type": STREAM, "Transfer-Encoding": "chunked", WAY: self.way, USER: _user()}
+        try:
+            # The job may end before all is sent; then the answer is lost, and the job itself says why it ended.
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection.request("POST", f"/v1/jobs/{job.id}/content", content, headers, encode_chunked=True)
+                connection.getresponse().read()
+        finally:
+            connection.close()
+        *_, job = self.watch(job)
+        return job
+
+    def promote_volume(self, name: str) -> messages.Job:
+        """Begin to let a replica take writes."""
+        return codec.decode(messages.Job, self._ask("POST", f"{_volume(name)}/promote"))
 
     def cancel(self, job: messages.Job) -> None:
         """Ask a job to stop."""

@@ -226,7 +226,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
             with damage_met.noted(job, owner) as found:
                 content = whole_grains(view, ranges, cluster, found) if is_qcow2 else pieces.export(view, found)
                 if not request.damaged:
-                    content = _undamaged(content, found, owner, snapshot, job)
+                    content = undamaged(content, found, owner, snapshot, job)
                 if fifo:
                     stream.to_fifo(content, view.size, path, progress=job.progress, cancelled=job.cancelled)
                     return
@@ -254,7 +254,7 @@ def open_stream(
 
     The job ends when the caller closes the end to read.  Raises Problem.
     """
-    owner, snapshot = _readable(service, volume_name, name, None)
+    owner, snapshot = readable(service, volume_name, name, None)
     what, view = f"{volume_name}@{name}", snapshot.view
     ends = os.pipe()
     reading, writing = io.FileIO(ends[0], "rb"), io.FileIO(ends[1], "wb")
@@ -267,7 +267,7 @@ def open_stream(
         ):
             content = pieces.export(view, found)
             if not request.damaged:
-                content = _undamaged(content, found, owner, snapshot, job)
+                content = undamaged(content, found, owner, snapshot, job)
             place = Path("standard output")
             try:
                 stream.to_pipe(
@@ -285,7 +285,7 @@ def open_stream(
         raise
 
 
-def _readable(
+def readable(
     service: Service, volume_name: str, name: str, since: str | None
 ) -> tuple[interface.Volume, interface.Snapshot]:
     """Return the volume and the snapshot if the snapshot, and the one `since`, can be relied on.  Raises Problem."""
@@ -300,7 +300,7 @@ def _readable(
     return owner, snapshot
 
 
-def _undamaged(
+def undamaged(
     content: Iterable[pieces.ExportPiece],
     found: damage.Found,
     owner: interface.Volume,
@@ -324,7 +324,7 @@ def _exportable(
     service: Service, volume_name: str, name: str, request: messages.Export
 ) -> tuple[interface.Volume, interface.Snapshot]:
     """Return the volume and the snapshot if the snapshot can be written to the requested path.  Raises Problem."""
-    owner, snapshot = _readable(service, volume_name, name, request.since)
+    owner, snapshot = readable(service, volume_name, name, request.since)
     image_file.check_place(Path(request.path), service.inventory, overwrite=request.overwrite)
     return owner, snapshot
 

@@ -87,15 +87,13 @@ def to_pipe(
 
     Raises jobs.Cancelled, Problem, BrokenPipeError (the reader has gone), and the errors of reading the pieces.
     """
-    os.set_blocking(fd, False)
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
+    prepare(fd)
     try:
         done = 0
         for piece in pieces:
             if piece.data is not None:
                 _fill(fd, piece.offset - done, cancelled)
-                _send(fd, piece.data, cancelled)
+                send(fd, piece.data, cancelled)
                 done = piece.offset + piece.length
             elif cancelled():
                 raise jobs.Cancelled
@@ -107,13 +105,21 @@ def to_pipe(
         raise problems.write_failed(name, error) from error
 
 
+def prepare(fd: int) -> None:
+    """Let `send` write to the pipe `fd`."""
+    os.set_blocking(fd, False)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
+
+
 def _fill(fd: int, length: int, cancelled: Callable[[], bool]) -> None:
     while length > 0:
-        _send(fd, _ZEROES[:length], cancelled)
+        send(fd, _ZEROES[:length], cancelled)
         length -= len(_ZEROES)
 
 
-def _send(fd: int, data: memoryview, cancelled: Callable[[], bool]) -> None:
+def send(fd: int, data: memoryview, cancelled: Callable[[], bool]) -> None:
+    """Write all data to a pipe that does not block.  Raises jobs.Cancelled, BrokenPipeError, OSError."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     while len(data):

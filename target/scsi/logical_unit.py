@@ -175,7 +175,6 @@ class ItlNexus:
         self.unit = unit
         self.nexus = nexus
         self.read_only = read_only  # for this initiator port, even if others may write
-        self.write_protected = read_only or unit.write_protected
         self.choose_commands()
         self.attentions: list[int] = []  # ASC and ASCQ as one number, oldest first; under unit.lock
         self.copy_statuses: dict[int, CopyStatus] = {}  # by list identifier, oldest first
@@ -186,6 +185,7 @@ class ItlNexus:
 
     def choose_commands(self) -> None:
         """Choose the commands that fit the rights of the initiator port and the state of the unit."""
+        self.write_protected = self.read_only or self.unit.write_protected
         self.commands = self.unit.commands_for(write_protected=self.write_protected, read_only=self.read_only)
         self.handlers = self.commands.handlers
         self.plain_writes = self.commands.plain_writes
@@ -385,6 +385,22 @@ class LogicalUnit:
         if not on:
             self.drain([other for other in list(self.running) if other is not task and not _changes_modes(other)])
             self.device.flush()
+
+    def protect(self, on: bool) -> None:
+        """Take no writes from now on, or take them again, and tell each I_T nexus (2Ah/01h).
+
+        When it returns, no write runs if the unit takes none.  Never call it on an event loop.
+        """
+        with self.lock:
+            if on == self.write_protected:
+                return
+            self.write_protected = on
+            self.commands = self.commands_for(write_protected=on)
+            for itl in self.itls:
+                itl.choose_commands()
+            self.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256))
+        if on:
+            self.drain()
 
     @property
     def age_hours(self) -> int:

@@ -44,6 +44,7 @@ from target.service import (
     problems,
     rates,
     readers,
+    replica_file,
     resting,
     snapshot_events,
     unit_state,
@@ -374,7 +375,16 @@ class Inventory:
                 log.info("took %s@%s, as the configuration asks", configured.name, name)
         kind = logical_unit.UnitKind.PRIMARY
         physical = configured.physical_block_size
-        unit = self._unit_state.unit(owner, owner.device, owner.uuid, kind, configured.name, journal, physical)
+        unit = self._unit_state.unit(
+            owner,
+            owner.device,
+            owner.uuid,
+            kind,
+            configured.name,
+            journal,
+            physical,
+            write_protected=replica_file.is_replica(owner.directory),
+        )
         if configured.lun is not None:
             unit.set_write_cache(configured.write_cache)
             self._add_lun(configured.lun, unit, fixed=True)
@@ -525,6 +535,19 @@ class Inventory:
             with problems.translated(f"the write cache of {configured.name} was not flushed"):
                 unit.set_write_cache(configured.write_cache)
             unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256))
+
+    def protect(self, owner: Volume, on: bool) -> None:
+        """Let a volume take no writes of initiators, because it is a replica, or take them again."""
+        for unit in self._units_of(owner):
+            unit.protect(on)
+
+    def content_changed(self, owner: Volume) -> None:
+        """Tell initiators that the content of a volume is another (28h/00h)."""
+        for unit in self._units_of(owner):
+            unit.attention(*divmod(Asc.MEDIUM_MAY_HAVE_CHANGED, 256))
+
+    def _units_of(self, owner: Volume) -> list[logical_unit.LogicalUnit]:
+        return [unit for unit in self.scsi.luns.values() if unit.device is owner.device]
 
     def show_doubt(self, owner: Volume) -> None:
         """Let initiators see which snapshots of a volume may not be true."""

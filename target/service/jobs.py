@@ -13,6 +13,7 @@ An ended job is kept until `KEPT` newer ones have ended.  Its outcome is kept, a
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import threading
@@ -51,6 +52,8 @@ class Job:
         """The damage that the work met, see `messages.Job`; the work sets it before it ends."""
         self.result: object = None
         """The result, if the job has one; the work sets it before it ends."""
+        self.input: io.FileIO | None = None
+        """The pipe into which a request writes what the job reads, if it reads something."""
         self._thread = threading.Thread(target=self._run, name=f"job-{number}", daemon=True)
 
     @property

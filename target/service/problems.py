@@ -25,6 +25,9 @@ T = TypeVar("T", bound=pydantic.BaseModel)
 
 STOPPING = "stopping"
 TOO_MANY = "too-many-snapshots"
+RECEIVED = "received-already"
+WRONG_BASE = "wrong-base"
+INTERRUPTED = "stream-interrupted"
 LOG_OUT = "log those initiators out first, or use force=true"
 STOP_USING = "stop using it first, or use force=true"
 
@@ -198,6 +201,14 @@ def data_exists(name: str, directory: Path, what: str) -> Problem:
     )
 
 
+def is_replica(what: str, name: str) -> Problem:
+    """Refuse to change a replica here."""
+    reason = f"{name} is a replica, which follows its source"
+    return Problem(
+        "replica", f"{what}: {reason}", f"run `wolun volume promote {name}` first; then it follows no longer"
+    )
+
+
 def held(what: str, reason: str, remedy: str) -> Problem:
     """Refuse to delete a snapshot that is held."""
     return Problem("held", f"{what} is held: {reason}", remedy)
@@ -286,6 +297,11 @@ def write_failed(path: Path, error: OSError) -> Problem:
 def no_result(number: int) -> Problem:
     """Refuse a request for the result of a job that has none, or none yet."""
     return Problem("no-result", f"job {number} has no result", "wait until it is done", 404)
+
+
+def no_input(number: int) -> Problem:
+    """Refuse content for a job that waits for none."""
+    return Problem("no-input", f"job {number} waits for no content", "begin with a request to receive", 404)
 
 
 def no_room(path: Path, needed: int, free: int) -> Problem:

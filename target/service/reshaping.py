@@ -18,7 +18,7 @@ from lun_backends.volumes import errors, interface
 from target import units
 from target.scsi.logical_unit import LogicalUnit
 from target.scsi.sense import Asc
-from target.service import damage_met, interrupted, problems
+from target.service import damage_met, interrupted, problems, replica_file
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
 
@@ -40,6 +40,8 @@ class Reshaping:
         Raise Problem.
         """
         owner, snapshot = self._inventory.find(volume_name, name)
+        if replica_file.is_replica(owner.directory):
+            raise problems.is_replica(f"{volume_name} was not rolled back", volume_name)
         users = self._inventory.users(lambda unit: unit.device is owner.device)
         if users and not force and owner.rolling_back_to is None:
             remedy = (
@@ -74,9 +76,11 @@ class Reshaping:
 
         return self._jobs.start("restore", f"{volume_name}@{name}", work)
 
-    def resize(self, volume_name: str, size: int) -> None:
-        """Enlarge a volume to `size` bytes.  Raise Problem."""
+    def resize(self, volume_name: str, size: int, *, received: bool = False) -> None:
+        """Enlarge a volume to `size` bytes; a replica only if a stream that it receives is larger.  Raise Problem."""
         owner = self._inventory.volume(volume_name)
+        if not received and replica_file.is_replica(owner.directory):
+            raise problems.is_replica(f"{volume_name} was not resized", volume_name)
         with problems.translated(f"{volume_name} was not resized"):
             owner.resize(size)
         for unit in self._units(owner):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
 from lun_backends import tracking
@@ -59,6 +61,23 @@ class Snapshots:
         if mapped is not None and mapped != (self._inventory.view_lun(snapshot) is not None):
             self._inventory.order_mapping(owner, snapshot, view=mapped, write_once=None, force=True)
         return self._taken(owner, snapshot)
+
+    def keep_received(
+        self,
+        owner: Volume,
+        name: str,
+        labels: Mapping[str, str],
+        *,
+        identity: uuid.UUID,
+        taken_at: datetime.datetime,
+        consistency: manifest.Consistency,
+    ) -> None:
+        """Take the snapshot that a stream from another host ends with, and serve it.  Raise Problem."""
+        with self._inventory.changing([owner.name]):
+            with problems.translated(f"{owner.name}@{name} was not taken"):
+                notes = manifest.Notes(consistency=consistency)
+                snapshot = owner.create_snapshot(name, labels, notes=notes, identity=identity, taken_at=taken_at)
+            self._publish([(owner, snapshot)])
 
     def create_group(
         self,

@@ -4,23 +4,26 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import target
-from lun_backends.volumes import manifest
+from lun_backends.volumes import interface, manifest
 from target import messages
 from target.configuration import settings
 from target.iscsi.session_info import SessionInfo
-from target.service import alerts, moments, volumes
+from target.service import alerts, moments, problems, replica_file, volumes
 from target.service.inventory import Inventory
 from target.service.jobs import Jobs
 from target.service.nodes import Nodes
 from target.service.pools import Pools
 from target.service.rates import Rates
 from target.service.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
 
 
 class Status:
@@ -111,6 +114,32 @@ class Status:
             store=configured.store.value,
             map_write_once=configured.map_write_once.value,
             write_cache=configured.write_cache,
+            replica=self._replica(owner) if owner else None,
+        )
+
+    def _replica(self, owner: interface.Volume) -> messages.Replica | None:
+        try:
+            return self.replica(owner) if replica_file.load(owner.directory) is not None else None
+        except problems.Problem as problem:
+            log.error("%s", problem)
+            return None
+
+    def replica(self, owner: interface.Volume) -> messages.Replica:
+        """Return what an open volume has for streams.  Raise Problem."""
+        replica = replica_file.load(owner.directory)
+        known = replica_file.identities(owner, replica)
+        partial = None if replica is None or replica.partial is None else replica.partial
+        if partial is not None and partial.identity in known:
+            partial = None  # a crash came after its snapshot
+        return messages.Replica(
+            owner.name,
+            True,
+            replica is not None and replica.replica,
+            "" if replica is None else replica.source,
+            "" if replica is None else replica.source_uuid,
+            tuple(messages.Identified(snapshot.name, str(identity)) for identity, snapshot in known.items()),
+            "" if partial is None else partial.token,
+            "" if partial is None else partial.name,
         )
 
     def _shared(self, configured: settings.SharedVolume) -> messages.Volume:

@@ -175,9 +175,20 @@ class Volumes(Node):
             self.facts.forget()
             console.say(show.relocated(answer, in_shell=True))
 
+    def ui_command_promote(self, name: str) -> None:
+        """Make a replica an ordinary volume, which takes writes.  It follows its source no longer.
+
+        name  the replica; if it has a part of a stream, it first gets its newest whole content again
+        """
+        if not self.only_checks(f"promoted {name}"):
+            self.follow(self.asked.promote_volume(name), "promoting")
+            self.facts.forget()
+            console.say(f"{name} takes writes now, and is no replica any longer")
+
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         return {
+            ("promote", "name"): lambda: [volume.name for volume in self.volumes()],
             ("delete", "name"): lambda: [volume.name for volume in self.volumes()],
             ("accept", "name"): lambda: [volume.name for volume in self.volumes()],
             ("relocate", "name"): lambda: [volume.name for volume in self.volumes()],
@@ -244,7 +255,8 @@ class Volume(Node):
             text = f"{lun}, {units.human_size(volume.size)}, shared, {sharing.node} is {sharing.state}"
             return text, sharing.state == "armed"
         used = volume.primary_used_bytes
-        return f"{lun}, {units.human_size(volume.size)}, {units.human_size(used)} used", True
+        replica = f", replica of {volume.replica.source}" if volume.replica and volume.replica.replica else ""
+        return f"{lun}, {units.human_size(volume.size)}, {units.human_size(used)} used{replica}", True
 
     def ui_getgroup_attribute(self, attribute: str) -> str:
         """Return a value for `get attribute`."""
