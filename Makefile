@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make serve   serve config/quickstart.yaml, and show how to log in
+# make serve   serve a copy of config/quickstart.yaml in var/, and show how to log in; installs only what that needs
 # make test    install what the tests need, then run them
 # make bench   measure against other targets
 # make conformance  libiscsi's suite against wolun and tgtd, side by side; FABRIC=lio goes through the kernel's target
@@ -14,8 +14,8 @@
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
 # make man     write the manual pages from --help into build/man
-# make setup   make .venv with .venv/bin/wolun, from .ci/requirements.txt; all of the above begin with it
-# make lock    move .ci/requirements.txt to the newest releases that setup.cfg allows
+# make setup   make .venv with .venv/bin/wolun, from .ci/requirements.txt; all of the above but `make serve` begin with it
+# make lock    move the locks in .ci/ to the newest releases that setup.cfg allows
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -30,8 +30,9 @@ help:
 setup:
 	@.ci/setup
 
-serve: setup
-	@exec $(BIN)/wolun serve --config config/quickstart.yaml --state-dir var
+serve:
+	@.ci/setup serve
+	@exec $(BIN)/wolun serve --state-dir var
 
 peers: setup
 	@$(BIN)/python -m tests.peers

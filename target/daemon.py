@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import target
-from lun_backends.files import os_error
+from lun_backends.files import os_error, small_file
 from target import descriptors, ending, liveness, places, printable, systemd
 from target.configuration import reader, settings
 from target.fabrics import choice
@@ -77,7 +77,7 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
     descriptors.raise_limit()
     stop_signals = ending.StopSignals()
     os.umask(0o077)  # only the daemon's user may read the content of volumes
-    config = config or places.default_configuration()
+    config = config or _default_configuration(state_dir)
     on_file = _configuration(config)
     configured = _listening(on_file, listen)
     with _owned(state_dir):
@@ -98,6 +98,19 @@ def serve(config: Path | None, state_dir: Path, listen: str | None) -> None:
             service.stop()
             service.close()
     log.info("stopped")
+
+
+def _default_configuration(state_dir: Path) -> Path:
+    """Return the file to serve without `--config`; a checkout gets its copy of the quickstart if it has none."""
+    path = places.default_configuration(state_dir)
+    if places.CHECKOUT and not path.exists():
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            small_file.replace(path, places.quickstart().encode())
+        except OSError as error:
+            raise CannotServe(f"{path} cannot be written ({error.strerror}): {places.UNUSABLE_REMEDY}") from error
+        log.info("made %s, a copy of the quickstart; `saveconfig` writes into it", path)
+    return path
 
 
 def _configuration(path: Path) -> settings.Settings:

@@ -7,7 +7,7 @@ The check only reads: it loads, mounts and changes nothing.  It needs no daemon 
 | -------- | ------------------------------------------------------------------------------------------------ |
 | both     | the state directory, how many files may be open, libiscsi for shared volumes at iscsi:// addresses |
 | `portal` | whether the portal can listen at its addresses                                                   |
-| `lio`    | rights, kernel modules, configfs, the kernel target's database directory, the D-Bus system bus   |
+| `lio`    | rights, Python packages, kernel modules, configfs, the kernel target's database directory, D-Bus |
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lun_backends.initiator import libiscsi
 from target import descriptors, places
 from target.configuration import fabric_kind
 from target.control import client
+from target.fabrics import packages
 
 MODULES = ("target_core_user", "iscsi_target_mod", "tcm_loop")
 CONFIGFS = Path("/sys/kernel/config")
@@ -146,6 +147,9 @@ def _kernel() -> Iterator[Finding]:
     yield Finding(
         lio, "rights", privileged, who, "run as root; a container must be privileged, with the host's /sys and /dev"
     )
+    lacking = packages.missing()
+    found = f"not installed: {', '.join(lacking)}" if lacking else "installed"
+    yield Finding(lio, "Python packages", not lacking, found, packages.REMEDY)
     for module in MODULES:
         good, found = _module(module)
         remedy = (

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paths of the checkout, the default state directory, the default configuration and the control socket.
 
-| wolun runs from       | state directory  | configuration             |
-| --------------------- | ---------------- | ------------------------- |
-| a checkout            | its `var/`       | `config/quickstart.yaml`  |
-| anywhere else         | `/var/lib/wolun` | `/etc/wolun/wolun.yaml`   |
+| wolun runs from       | state directory  | configuration                                                            |
+| --------------------- | ---------------- | ------------------------------------------------------------------------ |
+| a checkout            | its `var/`       | `wolun.yaml` in the state directory, at first a copy of `config/quickstart.yaml` |
+| anywhere else         | `/var/lib/wolun` | `/etc/wolun/wolun.yaml`                                                   |
 
 The current directory makes no difference.  The commands use this module, so it imports almost nothing.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOCKET = "control.sock"
+CONFIGURATION = "wolun.yaml"
 LOCK = "lock"
 UNUSABLE_REMEDY = "make it writable, or choose another with --state-dir"
 """The remedy for a state directory that cannot be used."""
@@ -31,9 +32,19 @@ def default_state_dir() -> Path:
     return CHECKOUT / "var" if CHECKOUT else Path("/var/lib/wolun")
 
 
-def default_configuration() -> Path:
-    """Return the configuration file to use without `--config`."""
-    return CHECKOUT / "config" / "quickstart.yaml" if CHECKOUT else Path("/etc/wolun/wolun.yaml")
+def default_configuration(state_dir: Path) -> Path:
+    """Return the configuration file to use without `--config`.  In a checkout it may not exist yet: see `quickstart`."""
+    return (state_dir if CHECKOUT else Path("/etc/wolun")) / CONFIGURATION
+
+
+def quickstart() -> str:
+    """Return the text with which a checkout's configuration begins.
+
+    The daemon serves a copy, because `saveconfig` writes into the file that it serves, and git watches the original.
+    """
+    assert CHECKOUT is not None
+    directory = CHECKOUT / "config"
+    return (directory / "quickstart.yaml").read_text().replace("$schema=", f"$schema={directory}/")
 
 
 @contextlib.contextmanager

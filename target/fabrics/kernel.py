@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from target import liveness
 from target.configuration import settings
-from target.fabrics import access
+from target.fabrics import access, packages
 from target.fabrics.fabric import RETRY_SECONDS, CannotListen, CannotStart, cannot_listen
 from target.iscsi import chap, errors
 from target.iscsi.load import Load
@@ -29,9 +29,12 @@ log = logging.getLogger(__name__)
 
 
 class KernelFabric:
-    """The kernel's target."""
+    """The kernel's target.  The constructor raises CannotStart if the packages of the extra `lio` are not installed."""
 
     def __init__(self, configured: settings.Settings, served: scsi_target.ScsiTarget, policy: access.Access) -> None:
+        if lacking := packages.missing():
+            reason = f"`fabric: lio` needs Python packages that are not installed ({', '.join(lacking)})"
+            raise CannotStart(reason, packages.REMEDY)
         from target.tcmu import configfs, fabric
 
         self._listen = configured.lio.listen

@@ -110,10 +110,10 @@ def _wheels(directory: Path) -> None:
     """Collect wheels of all requirements for Debian 12's Python, which may differ from the one that runs here."""
     pip = (CHECKOUT / ".venv/bin/python", "-m", "pip", "-q", "--disable-pip-version-check")
     with tempfile.TemporaryDirectory() as built:
-        _run(*pip, "wheel", "-w", built, CHECKOUT)  # some packages have no wheel
+        _run(*pip, "wheel", "-w", built, f"{CHECKOUT}[lio]")  # some packages have no wheel
         _run(
             *(*pip, "download", "-d", directory, "--find-links", built),
-            *("--python-version", PYTHON, "--only-binary=:all:", "wolun", "setuptools"),
+            *("--python-version", PYTHON, "--only-binary=:all:", "wolun[lio]", "setuptools"),
         )
 
 

@@ -11,17 +11,19 @@ import pytest
 from target import places
 
 
-def test_a_checkout_has_its_own_state_and_configuration() -> None:
+def test_a_checkout_has_its_own_state_and_configuration(tmp_path: Path) -> None:
     checkout = Path(__file__).resolve().parents[2]
     assert checkout == places.CHECKOUT
     assert places.default_state_dir() == checkout / "var"
-    assert places.default_configuration() == checkout / "config" / "quickstart.yaml"
+    assert places.default_configuration(tmp_path) == tmp_path / "wolun.yaml"
+    assert "name: vol0" in places.quickstart()
+    assert f"$schema={checkout}/config/schema.json" in places.quickstart()
 
 
-def test_an_installed_program_uses_the_systems_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_program_uses_the_systems_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "CHECKOUT", None)
     assert places.default_state_dir() == Path("/var/lib/wolun")
-    assert places.default_configuration() == Path("/etc/wolun/wolun.yaml")
+    assert places.default_configuration(tmp_path) == Path("/etc/wolun/wolun.yaml")
 
 
 def test_a_socket_in_a_long_directory_is_reached(tmp_path: Path) -> None:

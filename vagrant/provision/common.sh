@@ -26,7 +26,7 @@ fi
 
 if [[ ! -x /opt/wolun/.venv/bin/wolun ]]; then
     python3 -m venv /opt/wolun/.venv
-    /opt/wolun/.venv/bin/pip install -q --disable-pip-version-check --editable /opt/wolun
+    /opt/wolun/.venv/bin/pip install -q --disable-pip-version-check --editable '/opt/wolun[lio]'
 fi
 ln -sf /opt/wolun/.venv/bin/wolun /usr/local/bin/wolun
 
