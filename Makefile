@@ -13,16 +13,20 @@
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
 # make lint    check style, types, the direction of imports, and the form of comments
-# make man     write the manual pages from --help into build/man
+# make man     write the manual pages and the completion of shells from --help into build/
+# make wheel   build the Python package (source archive and wheel) in build/dist
+# make deb     build the Debian packages in build/deb, with Debian 12's tools
+# make image   build the container image wolun, with podman or buildah, from what `make deb` builds
 # make setup   make .venv with .venv/bin/wolun, from .ci/requirements.txt; all of the above but `make serve` begin with it
 # make lock    move the locks in .ci/ to the newest releases that setup.cfg allows
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races lab lint man peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races lab lint man wheel deb image peers lock
 
 BIN := .venv/bin
+BUILDER ?= $(firstword $(notdir $(shell command -v podman buildah)) podman)
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -84,7 +88,31 @@ lab: setup
 	@$(BIN)/python -m tests.lab
 
 man: setup
+	rm -rf build/man build/completion
 	$(BIN)/click-man --target build/man wolun
+	mkdir -p build/completion/bash build/completion/zsh
+	$(BIN)/wolun completion bash >build/completion/bash/wolun
+	$(BIN)/wolun completion zsh >build/completion/zsh/_wolun
+
+wheel: man
+	rm -rf build/python build/dist
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("build/dist")'
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w build/dist build/dist/wolun-*.tar.gz
+
+deb: wheel
+	rm -rf build/deb
+	mkdir -p build/deb/wolun/wheels
+	cp -r config/debian build/deb/wolun/debian
+	cp .ci/package.txt build/deb/wolun/requirements.txt
+	cp build/dist/wolun-*.whl build/deb/wolun/wheels
+	cd build/deb/wolun && dpkg-buildpackage -b -us -uc
+
+image: deb
+	rm -rf build/image
+	mkdir -p build/image
+	cp build/deb/wolun_*.deb build/image/wolun.deb
+	cp config/Containerfile build/image
+	cd build/image && $(BUILDER) build --format docker -t wolun -f Containerfile .
 
 lint: setup
 	$(BIN)/ruff check
