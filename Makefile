@@ -103,8 +103,11 @@ deb: wheel
 	rm -rf build/deb
 	mkdir -p build/deb/wolun/wheels
 	cp -r config/debian build/deb/wolun/debian
-	cp .ci/package.txt build/deb/wolun/requirements.txt
 	cp build/dist/wolun-*.whl build/deb/wolun/wheels
+	# oncalendar has no wheel, so it is built here, with the setuptools of the lock.
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --require-hashes --no-binary oncalendar --no-build-isolation \
+		-w build/deb/wolun/wheels -r <(sed -n '/^oncalendar==/,/[^\\]$$/p' .ci/package.txt)
+	sed '/^oncalendar==/,/[^\\]$$/d' .ci/package.txt >build/deb/wolun/requirements.txt
 	cd build/deb/wolun && dpkg-buildpackage -b -us -uc
 
 image: deb
