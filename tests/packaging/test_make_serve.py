@@ -107,7 +107,14 @@ def test_serving_installs_only_its_own_packages_and_says_so(checkout: Path) -> N
 def test_without_the_extra_the_kernels_target_names_what_to_install(checkout: Path, tmp_path: Path) -> None:
     config = tmp_path / "lio.yaml"
     config.write_text("target: iqn.2026-11.io.wolun:lio\nfabric: lio\nvolumes: []\n")
-    command = [checkout / ".venv/bin/wolun", "serve", "--config", config, "--state-dir", tmp_path / "state"]
+    command: list[str | Path] = [
+        checkout / ".venv/bin/wolun",
+        "serve",
+        "--config",
+        config,
+        "--state-dir",
+        tmp_path / "state",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "needs Python packages that are not installed (dbus-fast, pyroute2, rtslib-fb)" in done.stderr
