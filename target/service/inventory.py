@@ -296,6 +296,8 @@ class Inventory:
                 allotted = self._numbers.of(snapshot.uuid)
                 if allotted is None or allotted.view not in self.scsi.luns:
                     self.publish(owner, snapshot)
+                else:
+                    self.renamed(owner, snapshot)  # another node may have given it another name
 
     def relocate_volume(self, configured: configuration.Volume, old: str | None, *, force: bool) -> None:
         """Take up the data of the volume `old`, or a primary in another place, and serve the volume.  Raise Problem."""
