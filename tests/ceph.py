@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ceph cluster of one monitor and one OSD on the loopback address, and its S3 gateway, without systemd and cephx."""
+"""A Ceph cluster of one monitor and one OSD, and its S3 gateway, without systemd and cephx.
+
+It is on the loopback address, or in a network namespace.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests import peers
@@ -27,12 +31,12 @@ _CRC = ["--ms_mon_client_mode=crc", "--ms_client_mode=crc"]
 _CONFIG = """
 [global]
 fsid = {fsid}
-mon_host = v2:127.0.0.1:{ports[0]},v1:127.0.0.1:{ports[1]}
+mon_host = {mon}
 auth_cluster_required = none
 auth_service_required = none
 auth_client_required = none
-public_addr = 127.0.0.1
-cluster_addr = 127.0.0.1
+public_addr = {address}
+cluster_addr = {address}
 ms_bind_port_min = {low}
 ms_bind_port_max = {high}
 osd_pool_default_size = 1
@@ -63,24 +67,32 @@ class Cluster:
 
     POOL = "wolun"
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1",
+        command: Sequence[str] = (),
+        on_host: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        """Start it; on another host than this one, `command` begins command lines there, and sockets open in `on_host`."""
         for program in ("ceph-mon", "ceph-osd", "ceph-mgr", "ceph", "radosgw"):
             peers.require(program)
         peers.need_root("a Ceph cluster")
         self.place = Path(tempfile.mkdtemp(prefix="wolun-ceph-"))
+        self.address = address
+        self._command, self._on_host = command, on_host
         self.conf = self.place / "ceph.conf"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.port = free_port()
         ports = [free_port(), free_port()]
         low = free_port()
         fsid, osd = str(uuid.uuid4()), str(uuid.uuid4())
-        config = _CONFIG.format(fsid=fsid, ports=ports, place=self.place, low=low, high=low + 200)
+        mon = f"v2:{address}:{ports[0]},v1:{address}:{ports[1]}"
+        config = _CONFIG.format(fsid=fsid, mon=mon, address=address, place=self.place, low=low, high=low + 200)
         self.conf.write_text(config, encoding="ascii")
         for name in ("mon", "osd"):
             (self.place / name).mkdir()
-        address = f"[v2:127.0.0.1:{ports[0]},v1:127.0.0.1:{ports[1]}]"
         monmap = str(self.place / "monmap")
-        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, monmap)
+        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[{mon}]", monmap)
         self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap)
         self._start("ceph-mon", "-i", "a")
         self.ceph("osd", "new", osd)
@@ -103,24 +115,25 @@ class Cluster:
 
     def start_gateway(self) -> str:
         """Start the S3 gateway with a user and a bucket; return its URL."""
-        url = f"http://127.0.0.1:{self.port}"
+        url = f"http://{self.address}:{self.port}"
         if not self.bucket:
             user = ["user", "create", "--uid=t", "--display-name=t", f"--access-key={KEY}", f"--secret={SECRET}"]
             self._run("radosgw-admin", *_CRC, *user)
-        frontend = f"--rgw_frontends=beast endpoint=127.0.0.1:{self.port}"
+        frontend = f"--rgw_frontends=beast endpoint={self.address}:{self.port}"
         self._start("radosgw", "-n", "client.rgw", *_CRC, frontend)
         until = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", self.port)):
-            assert time.monotonic() < until, "radosgw does not start"
-            time.sleep(0.1)
-        if not self.bucket:
-            self._make_bucket("bucket")
-            self.bucket = "bucket"
+        with self._on_host():
+            while socket.socket().connect_ex((self.address, self.port)):
+                assert time.monotonic() < until, "radosgw does not start"
+                time.sleep(0.1)
+            if not self.bucket:
+                self._make_bucket("bucket")
+                self.bucket = "bucket"
         return url
 
     def _make_bucket(self, name: str) -> None:
         """Send a signed PUT (AWS Signature Version 4): obstore makes no buckets, and curl does not sign for radosgw."""
-        host, nothing = f"127.0.0.1:{self.port}", hashlib.sha256(b"").hexdigest()
+        host, nothing = f"{self.address}:{self.port}", hashlib.sha256(b"").hexdigest()
         moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         signed = {"host": host, "x-amz-content-sha256": nothing, "x-amz-date": moment}
         listed, scope = ";".join(signed), f"{moment[:8]}/us-east-1/s3/aws4_request"
@@ -156,11 +169,16 @@ class Cluster:
     def _start(self, program: str, *arguments: str) -> None:
         with (self.place / f"{program}.out").open("ab") as output:
             self._running[program] = subprocess.Popen(
-                [peers.require(program), *arguments, "-f"], env=self._environment, stdout=output, stderr=output
+                [*self._command, peers.require(program), *arguments, "-f"],
+                env=self._environment,
+                stdout=output,
+                stderr=output,
             )
 
     def _run(self, *command: str) -> str:
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*self._command, *command], env=self._environment, capture_output=True, text=True, check=False
+        )
         assert not done.returncode, (command, done.stderr)
         return done.stdout
 

@@ -31,7 +31,7 @@ class Daemon:
         self.directory = directory
         self.state = directory / "state"
         self.configuration = directory / "wolun.yaml"
-        self.volumes, self._extra, self._access = volumes, extra, access
+        self.volumes, self.extra, self._access = volumes, extra, access
         self.program: Sequence[str | Path] = (PROGRAM,)
         self.process: subprocess.Popen[bytes] | None = None
         self.portal = "127.0.0.1:0"
@@ -40,7 +40,7 @@ class Daemon:
         """Start and wait for `ready`; a restart keeps the port of the first start.  `text` is a whole configuration."""
         self.configuration.write_text(
             text
-            or f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self._extra}volumes:\n{self.volumes}"
+            or f"target: {IQN}\nportal:\n  listen: {self.portal}\naccess:\n{self._access}{self.extra}volumes:\n{self.volumes}"
         )
         out, log = self.directory / "stdout", self.directory / "stderr"
         out.write_bytes(b"")

@@ -73,7 +73,7 @@ class Log(Protocol):
 
     @property
     def blocks(self) -> int:
-        """How many records the log can hold."""
+        """How many records the log can hold; 0: any number."""
         ...
 
     def read(self, position: int) -> tuple[bytes, ...]:
@@ -100,12 +100,20 @@ class WriteOnceLun:
 class Pool(Protocol):
     """The write-once LUNs of the volume that this node can see."""
 
+    @property
+    def on_demand(self) -> bool:
+        """Whether a LUN is made when a snapshot is about to take it, so that there is always one."""
+        ...
+
     def find(self, lun: uuid.UUID) -> WriteOnceLun | None:
         """Open a write-once LUN, after a rescan if it is necessary.  Return None if this node does not see it."""
         ...
 
-    def blank(self) -> Sequence[uuid.UUID]:
-        """Return the LUNs that are blank, which each of them has to say itself (GET LBA STATUS), best candidate first."""
+    def blank(self, epoch: int) -> Sequence[uuid.UUID]:
+        """Return the LUNs that are blank, best candidate first; `epoch` is the number of the epoch that takes one.
+
+        Each LUN has to say itself that it is blank (GET LBA STATUS), unless the pool has just made it.
+        """
         ...
 
     def look(self) -> None:

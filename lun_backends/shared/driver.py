@@ -312,7 +312,7 @@ class Driver:
 
     def _blank(self) -> tuple[uuid.UUID, ...]:
         """Return the first LUN of the pool that is blank, that no record names, and that is large enough, opened."""
-        for identity in self._devices.pool.blank():
+        for identity in self._devices.pool.blank(self.node.epoch.number + 1):
             if self.node.history.names_lun(identity):
                 continue
             lun = self.lun(identity)

@@ -70,7 +70,7 @@ class Status:
     exclusive: bool  # the reservation is 8h, else 7h
     rolling_back: str  # the node that rolls the volume back; empty: none
     log_used: int  # records
-    log_size: int  # records
+    log_size: int  # records; 0: it has no limit
     running: int  # commands of this node at the primary
     joined: int  # how often the node became ARMED
     held_seconds: float  # how long its writes were held last time

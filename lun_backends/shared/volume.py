@@ -215,9 +215,16 @@ class SharedVolume:
             raise block_device.NotReady(f"write-once LUN {identity} is not visible")
         return found.device
 
-    def pool_left(self) -> int:
-        """Return how many blank write-once LUNs this node sees that no snapshot has taken.  Raise BlockDeviceError."""
-        blank = self._devices.pool.blank()
+    def pool_left(self) -> int | None:
+        """Return how many blank write-once LUNs this node sees that no snapshot has taken; None if they are made on demand.
+
+        Raise BlockDeviceError.
+        """
+        if self._devices.pool.on_demand:
+            return None
+        with self._driver.changed:
+            newest = self._node.history.newest
+        blank = self._devices.pool.blank(0 if newest is None else newest.number + 1)
         with self._driver.changed:
             return sum(not self._node.history.names_lun(identity) for identity in blank)
 

@@ -18,6 +18,9 @@ from typing import Protocol, TypeVar
 IN_FLIGHT = 32
 """The calls of one operation that are under way at once."""
 
+COUNTED = 60.0
+"""Seconds for which a count of all objects serves, so that all snapshots are opened with one."""
+
 ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
@@ -85,8 +88,8 @@ class Engine(Protocol):
         """Yield the numbers of the chunks of [first, end), in order.  Raises EngineError."""
         ...
 
-    def count(self, snapshot: uuid.UUID) -> int:
-        """Return how many chunks a snapshot has, or had a moment ago.  Raises EngineError."""
+    def count(self, snapshot: uuid.UUID, within: float = COUNTED) -> int:
+        """Return how many chunks a snapshot has, or had some time ago: at most `within` seconds.  Raises EngineError."""
         ...
 
     def sweep(self, snapshot: uuid.UUID) -> None:

@@ -88,9 +88,9 @@ class EngineStore:
         durability: Durability,
         space: Space,
         *,
-        new: bool,
+        count: bool,
     ) -> None:
-        """Open the store; count what it has.  Raises EngineError."""
+        """Open the store; with `count`, count what it has.  Raises EngineError."""
         self.snapshot, self.volume = geometry.snapshot, geometry.volume
         self.size, self.block_size, self.chunk_size = geometry.size, geometry.block_size, geometry.chunk_size
         self.grain = self.unit = geometry.chunk_size
@@ -106,7 +106,7 @@ class EngineStore:
         self._reason = None if invalid is None else invalid.decode(errors="replace") or "it was invalidated"
         self._last = False  # whether the last chunk, which may be short, is counted
         self._count = 0
-        if self._reason is None and not new:
+        if self._reason is None and count:
             self._count = of.count(self.snapshot)
             self._last = self._count > 0 and of.has(self.snapshot, self.chunks - 1).result()
         space.add(self.allocated_bytes)
@@ -486,8 +486,10 @@ class Reader:
 class EngineStores:
     """The stores of a volume in an engine; see `contract.Stores`."""
 
-    def __init__(self, volume: uuid.UUID, of: engine.Engine) -> None:
+    def __init__(self, volume: uuid.UUID, of: engine.Engine, *, counts: bool = True) -> None:
+        """With `counts` False nothing is counted: other hosts put chunks, too, and no limit is kept."""
         self.volume = volume
+        self._counts = counts
         self.engine = of
         self._cache = Cache()
 
@@ -501,15 +503,20 @@ class EngineStores:
                 raise contract.StoreUnfit(self.engine.name, reason, "correct the settings of `store`")
 
     def create(self, geometry: contract.Geometry, *, durability: Durability, space: Space) -> EngineStore:
+        if not self.make(geometry):
+            raise contract.StoreUnavailable(self._place(geometry.snapshot), "it exists already")
+        with self._reached():
+            return EngineStore(geometry, self.engine, self._cache, durability, space, count=False)
+
+    def make(self, geometry: contract.Geometry) -> bool:
+        """Make an empty store, and open it not; return False if it exists.  Raises StoreUnavailable, SpaceExhausted."""
         fields = {
             "snapshot": str(geometry.snapshot),
             "volume": str(geometry.volume),
             **{key: getattr(geometry, key) for key in ("size", "block_size", "chunk_size")},
         }
         with self._reached():
-            if not self.engine.set_mark(geometry.snapshot, _CREATED, json.dumps(fields).encode()):
-                raise contract.StoreUnavailable(self._place(geometry.snapshot), "it exists already")
-            return EngineStore(geometry, self.engine, self._cache, durability, space, new=True)
+            return self.engine.set_mark(geometry.snapshot, _CREATED, json.dumps(fields).encode())
 
     def open(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> EngineStore:
         place = self._place(snapshot)
@@ -529,7 +536,7 @@ class EngineStores:
             if geometry.snapshot != snapshot:
                 fault = f"it is of snapshot {geometry.snapshot}"
                 raise contract.StoreDamaged(place, "geometry", fault, _REMEDY)
-            return EngineStore(geometry, self.engine, self._cache, durability, space, new=False)
+            return EngineStore(geometry, self.engine, self._cache, durability, space, count=self._counts)
 
     def remove(self, snapshot: uuid.UUID) -> None:
         with self._reached():

@@ -129,7 +129,7 @@ class ObjectStorage:
     def chunks(self, snapshot: uuid.UUID, first: int, end: int) -> Iterator[int]:
         return heapq.merge(*[self._listed(snapshot, shard, first, end) for shard in range(SHARDS)])
 
-    def count(self, snapshot: uuid.UUID) -> int:
+    def count(self, snapshot: uuid.UUID, within: float = engine.COUNTED) -> int:
         return sum(1 for _ in self.chunks(snapshot, 0, sys.maxsize))
 
     def sweep(self, snapshot: uuid.UUID) -> None:

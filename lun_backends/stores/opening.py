@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import contract, engine_store, rados, sparse, thin
+from lun_backends.stores import contract, engine, engine_store, rados, sparse, thin
 from lun_backends.stores.settings import DEFAULT, Kind, Settings
 
 NOBODY = uuid.UUID(int=0)
@@ -30,6 +30,13 @@ def stores(
             return thin.ThinStores(directory, io)
         case Kind.SPARSE:
             return sparse.SparseStores(directory, io)
+        case Kind.OBJECTS | Kind.RADOS:
+            return engine_store.EngineStores(volume, engine_of(settings, volume))
+
+
+def engine_of(settings: Settings, volume: uuid.UUID) -> engine.Engine:
+    """Return the engine of a volume; it has not connected yet.  Raises StoreUnfit."""
+    match settings.kind:
         case Kind.OBJECTS:
             if settings.objects is None:
                 raise contract.StoreUnfit("objects", "the URL is missing", "open the volume with its configuration")
@@ -38,11 +45,13 @@ def stores(
             except ImportError as error:
                 needs = "the Python package obstore is missing"
                 raise contract.StoreUnfit(settings.objects.url, needs, "pip install 'wolun[objects]'") from error
-            return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(settings.objects, volume))
+            return object_storage.ObjectStorage.open(settings.objects, volume)
         case Kind.RADOS:
             if settings.rados is None:
                 raise contract.StoreUnfit("rados", "the pool is missing", "open the volume with its configuration")
-            return engine_store.EngineStores(volume, rados.RadosEngine(settings.rados, volume))
+            return rados.RadosEngine(settings.rados, volume)
+        case _:
+            raise ValueError(f"{settings.kind.value} is no engine")
 
 
 def left_in(directory: Path) -> bool:

@@ -39,7 +39,6 @@ from lun_backends.stores.settings import Rados
 DEBIAN = Path("/usr/lib/python3/dist-packages")
 """Where Debian has the binding.  Only that one file is loaded, and nothing else of the directory."""
 _LONGEST = 1 << 20  # bytes of a chunk
-_COUNTED = 60.0  # seconds for which a count of all objects serves, so that all snapshots are opened with one
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _SNAPSHOTS = "snapshots"
 _KEPT, _DELETED = b"kept", b"deleted"
@@ -166,9 +165,9 @@ class RadosEngine:
         numbers = (int(key, 16) for key in self._keys(snapshot))
         yield from sorted(number for number in numbers if first <= number < end)
 
-    def count(self, snapshot: uuid.UUID) -> int:
+    def count(self, snapshot: uuid.UUID, within: float = engine.COUNTED) -> int:
         with self._lock:
-            fresh = time.monotonic() - self._counted < _COUNTED
+            fresh = time.monotonic() - self._counted < within
         if not fresh:
             counts: collections.Counter[str] = collections.Counter()
             with self._asking():

@@ -244,22 +244,13 @@ class Volume(values.Group):
 
     def _store_problems(self) -> Problems:
         """Return the problems of the store beside its neighbours."""
-        problems: dict[Where, str] = {}
-        for kind, place, example in (
-            (Kind.OBJECTS, self.objects, "objects: {url: s3://bucket/prefix}"),
-            (Kind.RADOS, self.rados, "rados: {pool: wolun}"),
-        ):
-            if self.store is not kind and place is not None:
-                problems[kind.value,] = f"it does nothing: the store is {self.store.value}"
-            elif self.store is kind and place is None:
-                problems["store",] = f"write where the objects are, like {example}"
-            if self.store is kind and self.map_write_once is MapWriteOnce.READ_WRITE:
-                problems["map_write_once",] = f"initiators cannot write to {kind.value}: write read-only or none"
+        problems = place_problems(self.store, self.objects, self.rados, "")
+        if self.store in (Kind.OBJECTS, Kind.RADOS) and self.map_write_once is MapWriteOnce.READ_WRITE:
+            problems["map_write_once",] = f"initiators cannot write to {self.store.value}: write read-only or none"
         if self.store is not Kind.OBJECTS:
             return problems
         if self.chunk_size < OBJECT_MINIMUM:
-            size = units.exact_size(self.chunk_size)
-            problems["chunk_size",] = f"{size} is too small for objects: write 256KiB, 512KiB or 1MiB"
+            problems["chunk_size",] = _too_small(self.chunk_size)
         if self.copy_timeout is None:
             problems["copy_timeout",] = "objects need one, like copy_timeout: 60, because a service may never answer"
         return problems
@@ -344,9 +335,17 @@ class NodeChap(values.Group):
     """The file that holds the storage host's secret, for mutual CHAP."""
 
 
-class SharedVolume(values.Group):
-    """A volume on storage that several nodes share. The primary and the write-once LUNs belong to another host.
+class SharedStore(enum.Enum):
+    """The stores that the nodes of a shared volume reach by themselves."""
 
+    OBJECTS = "objects"
+    RADOS = "rados"
+
+
+class SharedVolume(values.Group):
+    """A volume on storage that several nodes share.
+
+    The primary and the write-once LUNs belong to another host; or a service that all nodes reach has the old data (`store`).
     With `snapshot` and `write_once` it has that one snapshot. Without them, nodes take snapshots while all of them write.
     """
 
@@ -362,6 +361,16 @@ class SharedVolume(values.Group):
 
     node: values.Name | None = None
     """The name of this node in the volume's log. No other node may have it. Left out: the name of the host."""
+
+    store: SharedStore | None = None
+    """The service that has the volume's log and the old data of its snapshots, without a storage host of wolun's: `rados` or
+    `objects`, the same place on all nodes. Left out: write-once LUNs beside the primary have them."""
+
+    objects: Objects | None = None
+    """The place of `store: objects`, which needs a `chunk_size` of 256KiB or more."""
+
+    rados: Rados | None = None
+    """The place of `store: rados`."""
 
     log: values.Device | None = None
     """The write-once LUN that has the volume's log. Left out: the daemon finds it among the LUNs that it sees."""
@@ -421,6 +430,8 @@ class SharedVolume(values.Group):
                 return {("view_lun",): "it needs snapshot and write_once: otherwise views get free LUNs by themselves"}
             if "block_size" in given:
                 return {("block_size",): "it needs snapshot and write_once: otherwise the primary says it"}
+            if problems := self._store_problems():
+                return problems
             if self.chap is not None:
                 if (self.chap.target_name is None) is not (self.chap.target_secret_file is None):
                     return {("chap",): "target_name and target_secret_file belong together: write both or neither"}
@@ -434,6 +445,9 @@ class SharedVolume(values.Group):
             return {("primary",): "with write_once, it must be a block device"}
         for key in (
             "node",
+            "store",
+            "objects",
+            "rados",
             "log",
             "pool",
             "chap",
@@ -449,6 +463,37 @@ class SharedVolume(values.Group):
         if self.lun is None and self.view_lun is None:
             return {(): "it would not be served: write lun, view_lun, or both"}
         return {}
+
+    def _store_problems(self) -> Problems:
+        """Return the problems of the store beside its neighbours."""
+        kind = None if self.store is None else Kind(self.store.value)
+        problems = place_problems(kind, self.objects, self.rados, "write-once LUNs beside the primary")
+        if self.store is None:
+            return problems
+        for key in ("log", "pool"):
+            if key in self.model_fields_set:
+                problems[key,] = f"it does nothing: the {key} is in {self.store.value}"
+        if kind is Kind.OBJECTS and self.chunk_size < OBJECT_MINIMUM:
+            problems["chunk_size",] = _too_small(self.chunk_size)
+        return problems
+
+
+def place_problems(store: Kind | None, objects: Objects | None, rados: Rados | None, other: str) -> dict[Where, str]:
+    """Return the problems of the places of a store; `other` describes the store that `store: None` stands for."""
+    problems: dict[Where, str] = {}
+    for kind, place, example in (
+        (Kind.OBJECTS, objects, "objects: {url: s3://bucket/prefix}"),
+        (Kind.RADOS, rados, "rados: {pool: wolun}"),
+    ):
+        if store is not kind and place is not None:
+            problems[kind.value,] = f"it does nothing: the store is {other if store is None else store.value}"
+        elif store is kind and place is None:
+            problems["store",] = f"write where the objects are, like {example}"
+    return problems
+
+
+def _too_small(chunk_size: int) -> str:
+    return f"{units.exact_size(chunk_size)} is too small for objects: write 256KiB, 512KiB or 1MiB"
 
 
 def schedule_problems(timing: Timing | None, keep: Keep | None, most: int | None, listed: int) -> Problems:

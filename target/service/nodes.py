@@ -234,7 +234,7 @@ class _Keeper:
             remedy = "raise `pool` of the volume on the storage host, or delete snapshots there"
             yield messages.Alert("pool-empty", name, text, remedy)
         left = status.log_size - status.log_used
-        if left < LOG_LOW:
+        if status.log_size and left < LOG_LOW:
             text = f"the log of volume {name} has room for {left} further records"
             yield messages.Alert("log-full", name, text, "make a larger volume, and copy the data to it")
 

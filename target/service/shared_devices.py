@@ -10,6 +10,8 @@ A node is told the primary.  The log and the pool are write-once LUNs that say w
 | a block device  | all SCSI disks of this host, after a rescan if one is missing                    |
 
 The configuration can name them instead.  Even then each has to say that it is what the configuration says.
+
+With `store` the log and the write-once LUNs are in Ceph or in object storage (`lun_backends.shared.engine_devices`).
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from lun_backends.initiator import discovery, disk, inquiry, kernel_paths, libis
 from lun_backends.initiator.discovery import Discovery, Lun
 from lun_backends.initiator.part import Role
 from lun_backends.initiator.unit import Unit
-from lun_backends.shared import devices, fence, volume
+from lun_backends.shared import devices, engine_devices, fence, volume
+from lun_backends.stores import engine, opening
 from lun_backends.volumes import errors, policy
 from target.configuration import settings, volumes
 from target.fabrics import access
 from target.service.shared_volume import SharedOwner
+from target.service.volumes import stores
 
 PATIENCE = 20.0
 """Seconds in which a command to a write-once LUN is sent again if it gets no answer: the storage host may restart."""
 
 _ISCSI = "iscsi://"
+_NAME_TYPES = (3, 2, 8, 1)  # NAA, EUI-64, SCSI name string, T10 vendor ID: the best first
 _NAMES = "iqn.2026-11.io.wolun.node:"
 
 
@@ -47,6 +52,15 @@ class _Login:
 
     name: str
     chap: settings.NodeChap | None
+
+
+@dataclass(frozen=True)
+class _WriteOncePart:
+    """The identity of a volume, its log, and its write-once LUNs."""
+
+    identity: uuid.UUID
+    log: devices.Log
+    pool: Pool | engine_devices.EnginePool
 
 
 class Opener:
@@ -63,32 +77,26 @@ class Opener:
     ) -> SharedOwner:
         """Open a volume on the node of that name.  Raise VolumeError, DiscoveryFailed, BlockDeviceError, CannotOpen."""
         login = _Login(initiator_name(node), configured.chap)
-        sight = self._sight(configured.primary, login)
         with contextlib.ExitStack() as undo:
-            if configured.log is None:
-                found = sight.find(configured.name)
-                log, primary = found.log, found.primary
-                if primary is not None and not _is_at(primary, configured.primary):
-                    reason = f"{configured.primary} is not its primary, which is {primary.address}"
-                    raise errors.VolumeError(configured.name, reason, "correct `primary` in the configuration")
-            else:
-                log = self._named_log(configured, login)
+            if configured.store is None:
+                part = self._beside_the_primary(configured, login, undo)
             unit = self._unit(configured.primary, login)
             undo.callback(unit.close)
-            opened_log = devices.DeviceLog(
-                disk.Disk(self._unit(log.address, login), write_once=True, patience=PATIENCE)
-            )
-            undo.callback(opened_log.close)
-            named = [self._named(configured, address, login) for address in configured.pool]
-            pool = Pool(sight, log.part.volume, named)
             paths = None
             if not configured.primary.startswith(_ISCSI):
                 paths = kernel_paths.KernelPaths(Path(configured.primary))
                 undo.callback(paths.close)
+            primary = disk.Disk(unit)
             own = fence.UnitFence(unit, paths.units if paths else None)
+            if configured.store is not None:
+                part = self._in_engine(configured, primary, own, undo)
+            closing = contextlib.ExitStack()
+            closing.callback(part.pool.close)
+            if paths is not None:
+                closing.callback(paths.close)
             shared = volume.SharedVolume(
-                devices.Devices(disk.Disk(unit), own, opened_log, pool, paths.close if paths else _nothing),
-                identity=log.part.volume,
+                devices.Devices(primary, own, part.log, part.pool, closing.close),
+                identity=part.identity,
                 name=configured.name,
                 node=node,
                 settings=volume.Settings(
@@ -101,6 +109,45 @@ class Opener:
             )
             undo.pop_all()
         return SharedOwner(shared, directory)
+
+    def _beside_the_primary(
+        self, configured: settings.SharedVolume, login: _Login, undo: contextlib.ExitStack
+    ) -> _WriteOncePart:
+        """Return the log and the pool that a storage host has where the primary is.  `undo` gets what closes them."""
+        sight = self._sight(configured.primary, login)
+        if configured.log is None:
+            found = sight.find(configured.name)
+            log, primary = found.log, found.primary
+            if primary is not None and not _is_at(primary, configured.primary):
+                reason = f"{configured.primary} is not its primary, which is {primary.address}"
+                raise errors.VolumeError(configured.name, reason, "correct `primary` in the configuration")
+        else:
+            log = self._named_log(configured, login)
+        opened = devices.DeviceLog(disk.Disk(self._unit(log.address, login), write_once=True, patience=PATIENCE))
+        undo.callback(opened.close)
+        named = [self._named(configured, address, login) for address in configured.pool]
+        return _WriteOncePart(log.part.volume, opened, Pool(sight, log.part.volume, named))
+
+    def _in_engine(
+        self,
+        configured: settings.SharedVolume,
+        primary: disk.Disk,
+        own: fence.UnitFence,
+        undo: contextlib.ExitStack,
+    ) -> _WriteOncePart:
+        """Return the log and the pool that an engine has.  `undo` gets what closes them."""
+        kept = stores(configured, self._state_dir)
+
+        def engines(identity: uuid.UUID) -> engine.Engine:
+            return opening.engine_of(kept, identity)
+
+        plate = engine_devices.find_plate(
+            engines, configured.name, unit_name(primary.unit), lambda: bool(own.registrations())
+        )
+        of = engines(plate.identity)
+        pool = engine_devices.EnginePool(of, plate.identity, primary.size, primary.block_size, configured.chunk_size)
+        undo.callback(pool.close)
+        return _WriteOncePart(plate.identity, engine_devices.EngineLog(of), pool)
 
     def close(self) -> None:
         """Log out everywhere.  The volumes must be closed."""
@@ -165,12 +212,10 @@ class Opener:
         return named
 
 
-def _nothing() -> None:
-    """Do nothing: there are no further paths to close."""
-
-
 class Pool:
     """The write-once LUNs of a volume; if some are `named`, only these count."""
+
+    on_demand = False
 
     def __init__(self, sight: Discovery, identity: uuid.UUID, named: Sequence[Lun] = ()) -> None:
         self._sight = sight
@@ -186,7 +231,7 @@ class Pool:
                 return devices.WriteOnceLun(device, device)
         return None
 
-    def blank(self) -> Sequence[uuid.UUID]:
+    def blank(self, _epoch: int) -> Sequence[uuid.UUID]:
         """Return the LUNs that say that they are blank, in order of their numbers.
 
         The storage host replaces each LUN that a snapshot took, and disks of the kernel show that only after a rescan.
@@ -206,6 +251,9 @@ class Pool:
     def forget(self, lun: uuid.UUID) -> None:
         """Give up what this host keeps of a LUN that will not come back."""
         self._sight.forget(lun)
+
+    def close(self) -> None:
+        """Do nothing: the opener logs out."""
 
     def _known(self) -> Mapping[uuid.UUID, Lun]:
         return self._seen
@@ -238,6 +286,15 @@ def _is_at(primary: Lun, address: str) -> bool:
         return True
     at = libiscsi.Address.parse(address)
     return (at.target, at.lun) == (primary.target, primary.number)
+
+
+def unit_name(unit: Unit) -> str:
+    """Return the name that a unit gives itself, the same over all paths to it; empty if it gives none."""
+    own = [name for name in inquiry.designators(unit) if name.association == 0 and name.type in _NAME_TYPES]
+    if not own:
+        return inquiry.serial_number(unit)
+    best = min(own, key=lambda name: _NAME_TYPES.index(name.type))
+    return best.name.hex() if best.code_set == 1 else best.name.rstrip(b"\0").decode(errors="replace")
 
 
 def node_of(initiator: str) -> str:

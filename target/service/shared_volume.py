@@ -25,6 +25,7 @@ from lun_backends.shared import snapshot as log_snapshot
 from lun_backends.shared import volume
 from lun_backends.stores import contract
 from lun_backends.volumes import errors, keeping, manifest, outside, policy
+from lun_backends.write_once import WriteOnce
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +169,11 @@ class SharedSnapshot:
         """Count the preserved bytes, unless that was done for this `version` of the log.  Raise BlockDeviceError, VolumeError."""
         if again or self._version != version:
             device = self.write_once
-            kinds = device.extents(0, device.size)
-            self._preserved = sum(extent.length for extent in kinds if extent.kind is not ExtentKind.BLANK)
+            if isinstance(device, WriteOnce):
+                self._preserved = device.written_bytes()
+            else:
+                kinds = device.extents(0, device.size)
+                self._preserved = sum(extent.length for extent in kinds if extent.kind is not ExtentKind.BLANK)
             self._version = version
 
     def verify(self, passed_over: pyroaring.BitMap) -> Iterator[contract.ChunkReport]:
@@ -189,7 +193,7 @@ class SharedSnapshot:
     @staticmethod
     def _report(device: BlockDevice, offset: int, piece: memoryview) -> contract.ChunkReport:
         try:
-            device.readv(offset, [piece])
+            device.read_checked(offset, [piece])
         except block_device.MediumError as error:
             return contract.ChunkReport(offset, len(piece), contract.Verdict.DAMAGED, error.reason)
         return contract.ChunkReport(offset, len(piece), contract.Verdict.GOOD)

@@ -168,6 +168,7 @@ class Status:
             read_bytes_per_second=read,
             written_bytes_per_second=written,
             commands_per_second=commands,
+            store="luns" if configured.store is None else configured.store.value,
             sharing=sharing,
         )
 

@@ -49,8 +49,8 @@ def rules(configured: settings.Volume) -> policy.Policy:
     )
 
 
-def stores(configured: settings.Volume, state_dir: Path) -> store_settings.Settings:
-    """Return what keeps the volume's snapshots."""
+def stores(configured: settings.Volume | settings.SharedVolume, state_dir: Path) -> store_settings.Settings:
+    """Return what keeps the volume's snapshots; a shared volume must name it."""
     objects: store_settings.Objects | None = None
     rados: store_settings.Rados | None = None
     if (bucket := configured.objects) is not None:
@@ -59,7 +59,8 @@ def stores(configured: settings.Volume, state_dir: Path) -> store_settings.Setti
     if (pool := configured.rados) is not None:
         conf = state_dir / pool.conf
         rados = store_settings.Rados(pool.pool, pool.namespace, pool.client, conf, pool.timeout)
-    return store_settings.Settings(configured.store, objects, rados)
+    assert configured.store is not None
+    return store_settings.Settings(store_settings.Kind(configured.store.value), objects, rados)
 
 
 def clear(configured: settings.Volume, state_dir: Path) -> None:

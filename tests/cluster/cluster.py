@@ -33,12 +33,14 @@ SECONDS = 60.0  # in which a state must be reached that the cluster reaches by i
 
 
 class Cluster:
-    """The hosts, from `with Cluster(directory) as cluster` to its end; the nodes `NODES` run from the start."""
+    """The hosts, from `with Cluster(directory) as cluster` to its end; the nodes run from the start."""
+
+    nodes: Sequence[str] = NODES
 
     def __init__(self, directory: Path) -> None:
         self._closing = contextlib.ExitStack()
         self._directory = directory
-        self.network = Network([STORAGE, *NODES, LATE])
+        self.network = Network([STORAGE, *self.nodes, LATE])
         self._closing.callback(self.network.close)
         self.hosts: dict[str, daemon.Daemon] = {}
 
@@ -46,10 +48,10 @@ class Cluster:
         try:
             # All at once, because most of their time goes into imports.  Nodes wait for their storage.
             with concurrent.futures.ThreadPoolExecutor() as pool:
-                starting = [pool.submit(self.start_storage), *(pool.submit(self.start, name) for name in NODES)]
+                starting = [pool.submit(self.start_storage), *(pool.submit(self.start, name) for name in self.nodes)]
                 for one in starting:
                     one.result()
-            for name in NODES:
+            for name in self.nodes:
                 self.wait_for_state(name, "armed")
         except BaseException:
             self._closing.close()
@@ -82,12 +84,13 @@ class Cluster:
     def _start(self, name: str, volumes: str, extra: str, access: str, portal: str) -> None:
         if name not in self.hosts:
             directory = self._directory / name
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             host = daemon.Daemon(directory, volumes or "  []\n", extra=extra, access=access)
             host.program = [*self.network.command(name), daemon.PROGRAM]
             host.portal = portal
             self.hosts[name] = host
             self._closing.callback(_end, host)
+        self.hosts[name].extra = extra
         self.hosts[name].start()
 
     def session(self, name: str) -> libiscsi.Session:
@@ -123,8 +126,8 @@ class Cluster:
 
     def wait_for_epoch(self) -> None:
         """Return when all nodes take part in the newest epoch."""
-        newest = max(self.sharing(node).epoch or 0 for node in NODES)
-        for node in NODES:
+        newest = max(self.sharing(node).epoch or 0 for node in self.nodes)
+        for node in self.nodes:
             armed = messages.Sharing(node, "armed", "", newest, None, None, 0, 0)
             wait(
                 lambda node=node, armed=armed: (  # type: ignore[misc]
@@ -133,9 +136,9 @@ class Cluster:
                 f"{node} is not in epoch {newest}",
             )
 
-    def wait_for_names(self, names: Sequence[str], hosts: Sequence[str] = NODES) -> None:
-        """Return when each host lists these snapshots."""
-        for host in hosts:
+    def wait_for_names(self, names: Sequence[str], hosts: Sequence[str] = ()) -> None:
+        """Return when each host lists these snapshots; without `hosts`, each node."""
+        for host in hosts or self.nodes:
             wait(lambda host=host: self.names(host) == list(names), f"{host} does not list {names}")  # type: ignore[misc]
 
     def view(self, node: str, name: str) -> bytes:

@@ -47,6 +47,7 @@ class Writer:
     seed: int
     lun: int = 0
     pause: float = 0.0  # seconds between two writes
+    mortal: bool = False  # whether it ends in peace when the node is gone
     begun: int = 0
     ended: int = 0
     cells: list[int] = field(default_factory=lambda: [-1])  # the cell of each write; write 0 is none
@@ -89,6 +90,8 @@ class Writer:
                 self.ended = number
                 if self.pause:
                     time.sleep(self.pause)
+        except libiscsi.LibiscsiError as error:
+            self.error = None if self.mortal else error
         except BaseException as error:  # noqa: BLE001 - raised by the thread that stops or waits
             self.error = error
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import hashlib
-import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,70 +21,15 @@ from target.control import client
 from tests.cluster import cluster as hosts
 from tests.cluster import load
 from tests.cluster.cluster import LATE, NODES, SIZE, STORAGE, VOLUME, Cluster
-from tests.cluster.load import Writer
+from tests.cluster.under_load import Taken, mine, regions, some, writing
 
-REGION = 96
-"""The cells of a writer: few, so that most of them are written again before and after each snapshot."""
 _CONFLICT = 0x18
-_SOME = 15  # writes after which a node surely writes again
-
-_regions = itertools.count(0, REGION)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
-
-
-@contextlib.contextmanager
-def writing(cluster: Cluster, *through: Sequence[str]) -> Iterator[list[Writer]]:
-    """Yield writers that write while the context is open; each goes through the nodes of one item, in turn."""
-    with contextlib.ExitStack() as closing:
-        writers = []
-        for nodes in through:
-            sessions = [closing.enter_context(cluster.session(node)) for node in nodes]
-            first = next(_regions)
-            writers.append(Writer(sessions, first, REGION, first, pause=0.002))
-        for writer in writers:
-            writer.start()
-            closing.callback(writer.stop)
-        some(writers)
-        yield writers
-
-
-def some(writers: Sequence[Writer]) -> None:
-    """Return when each of them has written some more."""
-    for writer in writers:
-        writer.wait_for(_SOME)
-
-
-class Taken:
-    """Snapshots that were taken under load: what each of them must show."""
-
-    def __init__(self, cluster: Cluster, writers: Sequence[Writer]) -> None:
-        self._cluster, self._writers = cluster, writers
-        self._lock = threading.Lock()
-        self.bounds: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-
-    def take(self, node: str, name: str) -> None:
-        """Take a snapshot on a node."""
-        least = load.ended(self._writers)
-        self._cluster.take(node, name)
-        with self._lock:
-            self.bounds[name] = least, load.begun(self._writers)
-
-    def check(self, nodes: Sequence[str], *names: str) -> None:
-        """Check what each snapshot shows, and that every one of the nodes shows the same."""
-        for name in names or tuple(self.bounds):
-            images = [self._cluster.view(node, name) for node in nodes]
-            load.check(images[0], self._writers, *self.bounds[name])
-            assert len({hashlib.sha256(image).digest() for image in images}) == 1, name
-
-
-def mine(names: Sequence[str], taken: Taken) -> list[str]:
-    """Return the snapshots of this test among those that a host lists."""
-    return [name for name in names if name in taken.bounds]
 
 
 def test_snapshots_under_load_show_one_moment_on_every_node(cluster: Cluster, tmp_path: Path) -> None:
@@ -128,7 +71,7 @@ def test_preserved_write_costs_the_device_what_it_costs_on_one_host(cluster: Clu
     cluster.wait_for_epoch()
     with cluster.session("alpha") as session:
         session.settle(0)
-        write = bytes([0x8A, 0]) + (next(_regions) * 8).to_bytes(8) + (8).to_bytes(4) + bytes(2)
+        write = bytes([0x8A, 0]) + (next(regions) * 8).to_bytes(8) + (8).to_bytes(4) + bytes(2)
         assert session.command(0, write, out=bytes(load.CELL)).status == 0  # this one is preserved first
         traffic, costs = cluster.network.traffic(), []
         for _ in range(5):

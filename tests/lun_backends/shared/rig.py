@@ -163,6 +163,8 @@ class Array:
 class Pool:
     """The pool as a node sees it."""
 
+    on_demand = False
+
     def __init__(self, array: AsSeen, initiator: libiscsi.Initiator, node: str, through: str) -> None:
         self._array, self._initiator, self._node, self._through = array, initiator, node, through
         self.opened: dict[uuid.UUID, PausableDisk] = {}
@@ -183,7 +185,7 @@ class Pool:
     def forget(self, lun: uuid.UUID) -> None:
         self.forgotten.append(lun)
 
-    def blank(self) -> list[uuid.UUID]:
+    def blank(self, _epoch: int) -> list[uuid.UUID]:
         found = []
         for lun in self._array.luns:
             disk = self._disk(lun)

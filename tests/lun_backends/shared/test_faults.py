@@ -151,7 +151,7 @@ def test_a_link_is_lost_and_healed_under_load(array: Array) -> None:
                 far.create_snapshot(f"healed{number}", timeout=PATIENCE)
                 if number == 0:
                     settle(array, near, far)
-                if near.pool_left() < 4:
+                if (near.pool_left() or 0) < 4:
                     break
             for writer in writers:
                 writer.finish()
