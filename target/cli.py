@@ -17,7 +17,7 @@ import click
 
 import target
 from target import places
-from target.commands import common, config, daemon, node, reservations, snapshot, stream, volume
+from target.commands import common, config, daemon, node, reservations, schedules, snapshot, stream, volume
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,6 +49,7 @@ for command in (
     volume.volume,
     node.node,
     reservations.reservations,
+    schedules.schedule,
     daemon.shell,
     daemon.completion,
     config.config,

@@ -86,6 +86,12 @@ The volume's `schedule` is not kept: a snapshot that is due was not taken, or an
 several times a minute, and the alert ends when it succeeds.  Until then the snapshot of this hour (or day) is missing, or there
 are more snapshots than `keep` allows.  The reasons are independent of each other: old snapshots are deleted even if no new one
 can be taken.  The metric `wolun_volume_schedule_kept` is 0 for as long as the alert lasts.""",
+    "verify-failed": """\
+A check that the volume's `verify` schedules has found old data that does not fit its checksums, or could not be made.  The
+snapshots that the alert names keep the damaged data, and older ones may need it, too.  All other data is right, and so is the
+volume itself.  `wolun snapshot verify` with such a snapshot names the blocks; reads of them fail with MEDIUM ERROR.  Look for
+the blocks in a backup, check the disk, and delete the snapshots when you no longer need them.  The alert ends with the next
+check that finds nothing; `wolun schedule list` shows when that is.""",
     "clock-differs": """\
 A snapshot of the volume is dated in the future.  Either the clock is wrong now, or it was wrong when the snapshot was taken.  The
 content of the snapshot is right; only its date is not.  Schedules go by the order in which snapshots were taken, so a wrong date

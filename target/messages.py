@@ -286,6 +286,7 @@ class Status:
     alerts: tuple[Alert, ...]
     portals_unbound: tuple[str, ...] = ()
     pools: tuple[Pool, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +316,26 @@ class Alert:
     subject: str
     message: str
     remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Something that happens by itself.
+
+    `kind` is `snapshots` of the volume `subject`, `group` of volumes, or `verify`.  `when` is the schedule in words, in the time
+    zone `zone`.  `next` is when it is due, in UTC, and `next_there` the same in that zone; None if it is never due again.
+    `period_seconds` is the longest time from one to the next.  `trouble` says why it is not kept; it is empty if it is.
+    """
+
+    kind: str
+    subject: str
+    when: str
+    zone: str
+    last: str | None
+    next: str | None
+    next_there: str | None
+    period_seconds: float | None
+    trouble: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,6 +377,8 @@ def status(answer: messages.Status) -> str:
     if shared := _sharing(answer.volumes):
         parts.append(shared)
     parts += map(_pool, answer.pools)
+    if answer.schedules:
+        parts.append(_schedules(answer.schedules))
     if answer.sessions:
         parts.append(
             table(
@@ -402,6 +404,31 @@ def status(answer: messages.Status) -> str:
     ]
     parts.append("\n".join(map(alert, answer.alerts)) if answer.alerts else "no trouble")
     return "\n\n".join(parts)
+
+
+@_printable
+def schedules(answer: Sequence[messages.Schedule]) -> str:
+    """Return the table of what happens by itself."""
+    return _schedules(answer) if answer else "no schedules"
+
+
+def _schedules(answer: Sequence[messages.Schedule]) -> str:
+    rows = [
+        (
+            f"{schedule.kind} of {schedule.subject}" if schedule.kind != "group" else f"group {schedule.subject}",
+            schedule.when,
+            "-" if schedule.last is None else moment(schedule.last),
+            "never" if schedule.next_there is None else _there(schedule.next_there, schedule.zone),
+            "TROUBLE" if schedule.trouble else "ok",
+        )
+        for schedule in answer
+    ]
+    return table(("SCHEDULE", "WHEN", "LAST", "NEXT", "STATE"), rows, right=set())
+
+
+def _there(stamp: str, zone: str) -> str:
+    """Return a moment in the time zone of its schedule."""
+    return f"{datetime.datetime.fromisoformat(stamp):%Y-%m-%d %H:%M:%S} {zone}"
 
 
 def _pool(pool: messages.Pool) -> str:

@@ -105,7 +105,7 @@ class ConfigurationFile:
 
     def nothing(self) -> settings.Settings:
         """Return the settings in force without volumes, and without initiators that may log in."""
-        return self._in_force.running().model_copy(update={"volumes": (), "access": settings.Access()})
+        return self._in_force.running().model_copy(update={"volumes": (), "groups": (), "access": settings.Access()})
 
     def become(
         self, wanted: settings.Settings, *, force: bool, dry_run: bool, knowingly: bool = False
@@ -120,7 +120,14 @@ class ConfigurationFile:
         if wanted.access != now.access:
             attempts.make("access", "change", self._access.become, wanted.access, force=force, dry_run=dry_run)
         self._become_portals(attempts, now, wanted, force=force, dry_run=dry_run)
+        if not dry_run:  # a volume leaves its group before it is removed
+            known = {volume.name for volume in self._in_force.settings.volumes}
+            self._in_force.put_groups(
+                tuple(group for group in wanted.groups if known.issuperset(group.volumes)), dry_run=False
+            )
         self._become_volumes(attempts, now, wanted, force=force, dry_run=dry_run, knowingly=knowingly)
+        if wanted.groups != now.groups:
+            attempts.make("groups", "change", self._in_force.put_groups, wanted.groups, dry_run=dry_run)
         if not dry_run:
             for rule in self._inventory.access.rules.broken():
                 broken = problems.initiator_broken(rule.broken)

@@ -111,14 +111,25 @@ class InForce:
         return self.settings.model_copy(update={"volumes": volumes})
 
     def without_volume(self, name: str, *, mappings: bool) -> configuration.Settings:
-        """Return the settings without a volume; with `mappings`, also without the mappings of its units."""
+        """Return the settings without a volume; with `mappings`, also without the mappings of its units, and without it in groups."""
         now = self.settings
         return now.model_copy(
             update={
                 "volumes": tuple(volume for volume in now.volumes if volume.name != name),
+                "groups": tuple(_without_member(group, name) for group in now.groups if group.volumes != (name,))
+                if mappings
+                else now.groups,
                 "access": _without_unit(now.access, name) if mappings else now.access,
             }
         )
+
+    # -- groups ------------------------------------------------------------------------------------------------------
+
+    def put_groups(self, groups: tuple[configuration.SnapshotGroup, ...], *, dry_run: bool) -> None:
+        """Enter other groups of volumes.  Raise Problem."""
+        changed = self.settings.model_copy(update={"groups": groups})
+        if not dry_run:
+            self.put(checked(changed))
 
     # -- access ------------------------------------------------------------------------------------------------------
 
@@ -156,6 +167,11 @@ def volume_of(unit: str) -> str:
     return unit.partition("@")[0]
 
 
+def _without_member(group: configuration.SnapshotGroup, name: str) -> configuration.SnapshotGroup:
+    """Return the same group without a volume."""
+    return group.model_copy(update={"volumes": tuple(volume for volume in group.volumes if volume != name)})
+
+
 def _without_unit(before: configuration.Access, name: str) -> configuration.Access:
     """Return the same access without mappings of volume `name` and of its snapshots."""
     initiators = before.initiators and tuple(
@@ -175,6 +191,8 @@ def checked(changed: configuration.Settings) -> configuration.Settings:
         match where:
             case ("volumes", int(index), *rest):
                 subject = f"volume {changed.volumes[index].name}"
+            case ("groups", int(index), *rest):
+                subject = f"group {changed.groups[index].name}"
             case ("shared", int(index), *rest):
                 subject = f"volume {changed.shared[index].name}"
             case ("access", "initiators", int(index), *rest):

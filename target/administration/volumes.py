@@ -42,6 +42,8 @@ _WHILE_IN_USE = frozenset(
         "verify_reads",
         "schedule",
         "keep",
+        "verify",
+        "quiesce",
         "map_write_once",
         "write_cache",
     }
@@ -252,7 +254,7 @@ class VolumeChanges:
         """
         volume = self._in_force.volume(name)
         if not force:
-            self._refuse_if_used(volume)
+            self._refuse_if_used(volume, for_good=mappings)
         self._refuse_if_jobs_run(volume)
         if data and not force:
             self._refuse_if_it_has_snapshots(volume)
@@ -274,8 +276,12 @@ class VolumeChanges:
                 self._inventory.left.forget(left.uuid) if data else self._inventory.set_aside(left)
         log.info("volume %s is no longer served%s", name, "; its data is deleted" if data else "")
 
-    def _refuse_if_used(self, volume: settings.Volume) -> None:
+    def _refuse_if_used(self, volume: settings.Volume, *, for_good: bool) -> None:
         users = list(self._users(volume))
+        if for_good:
+            users += [
+                f"the group {group.name}" for group in self._in_force.settings.groups if volume.name in group.volumes
+            ]
         if users:
             raise problems.in_use(f"volume {volume.name}", users, problems.STOP_USING)
 

@@ -158,9 +158,8 @@ class Timing(values.Group):
         cls, core: Any, handler: pydantic.GetJsonSchemaHandler
     ) -> pydantic.json_schema.JsonSchemaValue:
         group = handler.resolve_ref_schema(handler(core))
-        description = group.pop("description")
         return {
-            "description": description,
+            "description": group["description"],
             "anyOf": [{"enum": [every.value for every in Every]}, group],
         }
 
@@ -275,11 +274,11 @@ def kept(taken: Sequence[datetime.datetime], keep: Mapping[Every, int], zone: st
     return chosen
 
 
-def name(moment: datetime.datetime, others: Container[str] = ()) -> str:
+def name(moment: datetime.datetime, others: Container[str] = (), prefix: str = "auto") -> str:
     """Return the name of a snapshot that the schedule takes at this moment, like `auto-2026-11-22T2300Z`.
 
     `others` are names in use, because the same minute comes again after a clock was set back.
     """
-    plain = f"auto-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"
+    plain = f"{prefix}-{moment.astimezone(datetime.UTC):%Y-%m-%dT%H%MZ}"
     numbered = (f"{plain}-{number}" for number in itertools.count(2))
     return plain if plain not in others else next(other for other in numbered if other not in others)

@@ -15,6 +15,7 @@ this version lacks has no key yet.  `reader` reads files into these types and ex
 | `notices`    | where alerts are sent: a webhook, mail                                                          |
 | `status`     | the status page: addresses, tokens, certificates                                                |
 | `volumes`    | the volumes on this host's own storage                                                          |
+| `groups`     | volumes that a schedule takes snapshots of at one moment                                         |
 | `write_once` | write-once LUNs for nodes that share a volume: pools, and single LUNs                           |
 | `shared`     | volumes on storage that several nodes share                                                     |
 
@@ -37,6 +38,8 @@ from target.configuration.access import Initiator as Initiator
 from target.configuration.access import MappedLun as MappedLun
 from target.configuration.fabric_kind import DEFAULT_LISTEN
 from target.configuration.fabric_kind import Fabric as Fabric
+from target.configuration.scheduling import SnapshotGroup as SnapshotGroup
+from target.configuration.scheduling import Verify as Verify
 from target.configuration.telling import Notices as Notices
 from target.configuration.telling import StatusPage as StatusPage
 from target.configuration.values import Problems, Where
@@ -121,6 +124,9 @@ class Settings(values.Group):
     volumes: tuple[Volume, ...]
     """The volumes on this host's own storage."""
 
+    groups: tuple[SnapshotGroup, ...] = ()
+    """Groups of volumes of which a schedule takes snapshots at one moment."""
+
     write_once: tuple[WriteOnceLun, ...] = ()
     """Write-once LUNs for nodes that share a volume: pools, and single LUNs."""
 
@@ -138,6 +144,8 @@ class Settings(values.Group):
             **self._repeated_pools(),
             **values.below(("status",), self.status.problems()),
             **_of_each("volumes", self.volumes),
+            **_of_each("groups", self.groups),
+            **self._group_problems(),
             **_of_each("write_once", self.write_once),
             **_of_each("shared", self.shared),
         }
@@ -212,6 +220,17 @@ class Settings(values.Group):
             first.setdefault(single.volume, index)
         return problems
 
+    def _group_problems(self) -> Problems:
+        problems: dict[Where, str] = {}
+        known = [volume.name for volume in self.volumes]
+        for index, group in enumerate(self.groups):
+            if any(group.name == other.name for other in self.groups[:index]):
+                problems["groups", index, "name"] = f"another group is called {group.name} already"
+            for position, name in enumerate(group.volumes):
+                if name not in known:
+                    problems["groups", index, "volumes", position] = f"there is no volume {name} in volumes"
+        return problems
+
     def _volume_luns(self) -> Iterator[tuple[Where, int, str]]:
         """Yield the path, the LUN and the name of each volume that has a LUN."""
         for index, volume in enumerate(self.volumes):
@@ -231,7 +250,7 @@ class Settings(values.Group):
                 yield ("shared", index, "view_lun"), shared.view_lun, f"{shared.name}@{shared.snapshot}"
 
 
-def _of_each(key: str, groups: Sequence[Volume | WriteOnceLun | SharedVolume]) -> Problems:
+def _of_each(key: str, groups: Sequence[Volume | SnapshotGroup | WriteOnceLun | SharedVolume]) -> Problems:
     """Return the problems that each group of the list at `key` finds in itself."""
     return {
         where: what

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,29 +14,9 @@ from lun_backends.stores.settings import Kind
 from lun_backends.volumes import policy
 from target import units
 from target.configuration import values
-from target.configuration.schedule import Every, Timing
+from target.configuration.schedule import Timing
+from target.configuration.scheduling import Keep, Verify, schedule_problems
 from target.configuration.values import Problems, Where
-
-
-class Keep(values.Group):
-    """The snapshots of a schedule that are kept: the last one of each of the newest hours, days, weeks and months."""
-
-    hourly: values.Kept = 0
-    """For how many hours that have a snapshot."""
-
-    daily: values.Kept = 0
-    """For how many days that have a snapshot."""
-
-    weekly: values.Kept = 0
-    """For how many weeks that have a snapshot. Weeks begin on Monday."""
-
-    monthly: values.Kept = 0
-    """For how many months that have a snapshot."""
-
-    @property
-    def counts(self) -> Mapping[Every, int]:
-        """The same numbers by kind of period."""
-        return {every: getattr(self, every.value) for every in Every}
 
 
 class MapWriteOnce(enum.Enum):
@@ -221,6 +200,9 @@ class Volume(values.Group):
     """Which of the snapshots that the schedule takes are kept; the daemon deletes the others. It never deletes a
     snapshot that was taken by hand."""
 
+    verify: Verify | None = None
+    """When the daemon compares all old data of the snapshots with its checksums by itself. Left out: never."""
+
     quiesce: Quiesce | None = None
     """The commands before and after each snapshot, and the file system that is frozen meanwhile. Left out: writes are only held, and
     the snapshot is consistent as after a crash."""
@@ -236,6 +218,8 @@ class Volume(values.Group):
         if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
             problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
         problems.update(schedule_problems(self.schedule, self.keep, self.max_snapshots, len(self.snapshots)))
+        if self.verify is not None:
+            problems.update(values.below(("verify", "schedule"), self.verify.schedule.problems()))
         problems.update(self._store_problems())
         for position, name in enumerate(self.snapshots):
             if name in self.snapshots[:position]:
@@ -494,28 +478,3 @@ def place_problems(store: Kind | None, objects: Objects | None, rados: Rados | N
 
 def _too_small(chunk_size: int) -> str:
     return f"{units.exact_size(chunk_size)} is too small for objects: write 256KiB, 512KiB or 1MiB"
-
-
-def schedule_problems(timing: Timing | None, keep: Keep | None, most: int | None, listed: int) -> Problems:
-    """Return the problems of a schedule beside `keep`, `max_snapshots` and the number of `snapshots` in the configuration."""
-    if timing is None:
-        return {} if keep is None else {("keep",): "it does nothing without a schedule"}
-    wrong = values.below(("schedule",), timing.problems())
-    if wrong:
-        return wrong
-    counts = {} if keep is None else keep.counts
-    total = sum(counts.values())
-    if not total:
-        return {("schedule",): "write which of its snapshots to keep, like keep: {hourly: 24, daily: 7}"}
-    kinds = list(Every)
-    problems: dict[Where, str] = {
-        ("keep", kind.value): f"it does nothing: the schedule is {timing.kind.value}"
-        for kind in (kinds[: kinds.index(timing.kind)] if timing.kind else ())
-        if timing.kind and counts[kind]
-    }
-    if most is not None and most <= total + listed:
-        also = f", {listed} are listed" if listed else ""
-        problems["max_snapshots",] = (
-            f"the schedule keeps {total}{also}, and takes one before it deletes one: write at least {total + listed + 1}"
-        )
-    return problems

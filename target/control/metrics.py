@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from collections.abc import Iterator
 
@@ -53,6 +54,8 @@ class Collector(registry.Collector):
         yield from self._pools()
         yield from self._schedules()
         yield self._scheduled_age()
+        yield from self._all_schedules()
+        yield from self._checks()
         yield from self._snapshots()
 
     def _state_space(self) -> Iterator[core.Metric]:
@@ -214,6 +217,42 @@ class Collector(registry.Collector):
                 if longest is not None:
                     period.add_metric([configured.name], longest.total_seconds())
         yield from (kept, period)
+
+    def _all_schedules(self) -> Iterator[core.Metric]:
+        labels = ["kind", "subject"]
+        kept = core.GaugeMetricFamily(
+            "wolun_schedule_kept", "1 if the schedule is kept, 0 if it is not.", labels=labels
+        )
+        last = core.GaugeMetricFamily(
+            "wolun_schedule_last_timestamp_seconds", "When the schedule last did its work, in Unix time.", labels=labels
+        )
+        following = core.GaugeMetricFamily(
+            "wolun_schedule_next_timestamp_seconds", "When the schedule is due next, in Unix time.", labels=labels
+        )
+        period = core.GaugeMetricFamily(
+            "wolun_schedule_period_seconds", "The longest time from one to the next.", labels=labels
+        )
+        for schedule in self._scheduler.schedules():
+            key = [schedule.kind, schedule.subject]
+            kept.add_metric(key, 0 if schedule.trouble else 1)
+            for family, moment in ((last, schedule.last), (following, schedule.next)):
+                if moment is not None:
+                    family.add_metric(key, datetime.datetime.fromisoformat(moment).timestamp())
+            if schedule.period_seconds is not None:
+                period.add_metric(key, schedule.period_seconds)
+        yield from (kept, last, following, period)
+
+    def _checks(self) -> Iterator[core.Metric]:
+        damaged = core.GaugeMetricFamily(
+            "wolun_volume_check_damaged_bytes",
+            "Bytes of old data that the volume's last scheduled check found damaged.",
+            labels=["volume"],
+        )
+        for volume in self._inventory.settings.volumes:
+            found = self._scheduler.checks.found(volume.name)
+            if volume.verify is not None and found is not None:
+                damaged.add_metric([volume.name], sum(found.damaged.values()))
+        yield damaged
 
     def _scheduled_age(self) -> core.Metric:
         age = core.GaugeMetricFamily(

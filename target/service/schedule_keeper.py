@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper of one volume's schedule: it takes the snapshots that are due, and deletes those that are no longer kept.
+"""The keeper of one schedule, of a volume or of a group of volumes: it takes the snapshots that are due, and deletes those that are no longer kept.
 
 Both run on threads of their own.  Taking and deleting do not wait for each other, and neither waits for another volume.
 
@@ -11,6 +11,9 @@ Both run on threads of their own.  Taking and deleting do not wait for each othe
 | the clock was set back, or is wrong         | only the order in which snapshots were taken counts, see `schedule`       |
 | another node of a shared volume was first   | nothing: the snapshot of a period has one name, and the log takes it once |
 
+The snapshots of a group bear the label `group`: that tells them from those that a volume's own schedule took.  Each volume of the
+group keeps and deletes its snapshots by itself.
+
 An invalid snapshot displaces no good one, and stays visible for as long as a good one would.  A snapshot that is held is
 never deleted.  One that has expired is deleted, whoever took it.
 """
@@ -21,9 +24,10 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from lun_backends.volumes import interface
+from target import messages
 from target.audit import Audit
 from target.configuration import schedule, settings
 from target.service import problems
@@ -34,23 +38,32 @@ log = logging.getLogger(__name__)
 GRACE = 60.0
 """Seconds after which a snapshot that is due and not taken is trouble, even if nothing failed."""
 
-_Configured = settings.Volume | settings.SharedVolume
+GROUP = "group"
+"""The label with the name of the group whose schedule took the snapshot."""
+
+_Configured = settings.Volume | settings.SharedVolume | settings.SnapshotGroup
 _TAKE = "take"
 _EXPIRE = "expire"
 
 
 class ScheduleKeeper:
-    """The keeper for one open volume.  `look` is called by one thread, everything else by any."""
+    """The keeper for one open volume, or for a group of them.  `look` is called by one thread, everything else by any.
+
+    `name` is that of the volume or the group, and `subject` what people read.
+    """
 
     def __init__(
         self,
-        owner: interface.Volume,
+        name: str,
+        owners: Sequence[interface.Volume],
         snapshots: Snapshots,
         audit: Audit,
         clock: Callable[[], datetime.datetime],
         stopping: threading.Event,
     ) -> None:
-        self.owner = owner
+        self.name = name
+        self.owners = tuple(owners)
+        self.subject = name
         self._snapshots = snapshots
         self._audit = audit
         self._clock = clock
@@ -97,7 +110,7 @@ class ScheduleKeeper:
         thread = self._threads.get(what)
         if thread is not None and thread.is_alive():
             return
-        name = f"schedule-{what}-{self.owner.name}"
+        name = f"schedule-{what}-{self.name}"
         self._threads[what] = thread = threading.Thread(
             target=self._run, args=(what, configured, work), name=name, daemon=True
         )
@@ -110,27 +123,34 @@ class ScheduleKeeper:
             if not self._stopping.is_set() and problem.code != problems.STOPPING:
                 self._failed(what, problem.message)
         except Exception as error:  # a bug; the schedule must not end silently because of it
-            log.exception("the schedule of %s is not kept", self.owner.name)
+            log.exception("the schedule of %s is not kept", self.subject)
             self._failures[what] = str(problems.internal(error))
         else:
             self._failures.pop(what, None)
 
     def _failed(self, what: str, reason: str) -> None:
         if self._failures.get(what) != reason:
-            log.error("the schedule of %s is not kept: %s", self.owner.name, reason)
+            log.error("the schedule of %s is not kept: %s", self.subject, reason)
         self._failures[what] = reason
 
     def _record(self, what: str) -> None:
-        self._audit.record("schedule", f"the schedule of {self.owner.name}", what)
+        self._audit.record("schedule", f"the schedule of {self.subject}", what)
+
+    def last(self, configured: _Configured) -> datetime.datetime | None:
+        """Return when the schedule took its last snapshot; None if it has none, or a volume of the group has none."""
+        newest = [
+            max((snapshot.taken_at for snapshot in self._scheduled(owner)[-1:]), default=None) for owner in self.owners
+        ]
+        found = [moment for moment in newest if moment is not None]
+        last = self._last or (min(found) if len(found) == len(self.owners) else None)
+        if found and last is not None and isinstance(configured, settings.SharedVolume):
+            last = max(last, *found)  # another node may have taken one
+        return last
 
     def _due(self, configured: _Configured) -> bool:
-        if configured.schedule is None:
-            return False
-        moments = [snapshot.taken_at for snapshot in self.owner.snapshots if snapshot.scheduled]
-        last = self._last or (moments[-1] if moments else None)
-        if moments and last is not None and isinstance(configured, settings.SharedVolume):
-            last = max(last, moments[-1])  # another node may have taken one
-        return schedule.due(self._clock(), configured.schedule, last)
+        return configured.schedule is not None and schedule.due(
+            self._clock(), configured.schedule, self.last(configured)
+        )
 
     def _take(self, configured: _Configured) -> None:
         """Take a snapshot.  Raise Problem."""
@@ -138,16 +158,33 @@ class ScheduleKeeper:
         if isinstance(configured, settings.SharedVolume):
             self._take_for_all(configured, now)
             return
-        name = schedule.name(now, {snapshot.name for snapshot in self.owner.snapshots})
+        used = {snapshot.name for owner in self.owners for snapshot in owner.snapshots}
+        name = schedule.name(now, used, self._prefix)
         try:
-            taken = self._snapshots.create_snapshot(configured.name, name, scheduled=True)
+            taken = self._create(name)
         except problems.Problem as problem:
             if problem.code != problems.TOO_MANY or not self._expired(configured, now):
                 raise
             self._expire(configured, now)
-            taken = self._snapshots.create_snapshot(configured.name, name, scheduled=True)
+            taken = self._create(name)
         self._last = datetime.datetime.fromisoformat(taken.taken)
-        self._record(f"take {configured.name}@{name}")
+        self._record(f"take {', '.join(f'{owner.name}@{name}' for owner in self.owners)}")
+
+    _prefix = "auto"
+
+    def _create(self, name: str) -> messages.Taken:
+        return self._snapshots.create_snapshot(self.name, name, scheduled=True)
+
+    def _scheduled(self, owner: interface.Volume) -> list[interface.Snapshot]:
+        """Return the snapshots that the schedule took of a volume, in the order in which it took them."""
+        return [
+            snapshot
+            for snapshot in owner.snapshots
+            if snapshot.scheduled and not snapshot.deleting and self._owns(snapshot)
+        ]
+
+    def _owns(self, snapshot: interface.Snapshot) -> bool:
+        return GROUP not in snapshot.labels
 
     def _take_for_all(self, configured: settings.SharedVolume, now: datetime.datetime) -> None:
         """Take the snapshot of this period, unless another node was first: the log takes its name once.  Raise Problem."""
@@ -158,7 +195,7 @@ class ScheduleKeeper:
         try:
             self._snapshots.create_snapshot(configured.name, name, scheduled=True)
         except problems.Problem:
-            if all(name != snapshot.name for snapshot in self.owner.snapshots):
+            if all(name != snapshot.name for snapshot in self.owners[0].snapshots):
                 raise
         else:
             self._record(f"take {configured.name}@{name}")
@@ -171,37 +208,44 @@ class ScheduleKeeper:
         """
         failed: list[problems.Problem] = []
         with self._deleting:
-            for snapshot in self._expired(configured, coming):
+            for owner, snapshot in self._expired(configured, coming):
                 if self._stopping.is_set():
                     return
                 try:
-                    job = self._snapshots.delete_snapshot(configured.name, snapshot.name)
+                    job = self._snapshots.delete_snapshot(owner.name, snapshot.name)
                     job.wait()
                     job.check()
-                    self._record(f"delete {configured.name}@{snapshot.name}")
+                    self._record(f"delete {owner.name}@{snapshot.name}")
                 except problems.Problem as problem:
-                    if snapshot in self.owner.snapshots:  # else it was deleted by hand meanwhile
+                    if snapshot in owner.snapshots:  # else it was deleted by hand meanwhile
                         failed.append(problem)
         if failed:
             raise failed[0]
 
-    def _expired(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
-        """Return the snapshots that are no longer kept, oldest first.  Those that are held stay."""
-        displaced = {snapshot.uuid for snapshot in self._displaced(configured, coming)}
-        now = self._clock()
+    def _expired(
+        self, configured: _Configured, coming: datetime.datetime | None = None
+    ) -> list[tuple[interface.Volume, interface.Snapshot]]:
+        """Return the snapshots that are no longer kept, with their volumes, oldest first.  Those that are held stay."""
         return [
-            snapshot
-            for snapshot in self.owner.snapshots
+            (owner, snapshot)
+            for owner in self.owners
+            for displaced in [{snapshot.uuid for snapshot in self._displaced(configured, owner, coming)}]
+            for snapshot in owner.snapshots
             if not snapshot.hold
             and not snapshot.deleting
-            and (snapshot.uuid in displaced or (snapshot.expires is not None and snapshot.expires <= now))
+            and (snapshot.uuid in displaced or self._out_of_date(snapshot))
         ]
 
-    def _displaced(self, configured: _Configured, coming: datetime.datetime | None = None) -> list[interface.Snapshot]:
-        """Return the snapshots that the schedule took and the rule `keep` no longer covers."""
+    def _out_of_date(self, snapshot: interface.Snapshot) -> bool:
+        return snapshot.expires is not None and snapshot.expires <= self._clock()
+
+    def _displaced(
+        self, configured: _Configured, owner: interface.Volume, coming: datetime.datetime | None = None
+    ) -> list[interface.Snapshot]:
+        """Return the snapshots of a volume that the schedule took and the rule `keep` no longer covers."""
         if configured.keep is None:
             return []
-        counts, snapshots = configured.keep.counts, list(_scheduled(self.owner))
+        counts, snapshots = configured.keep.counts, self._scheduled(owner)
         sound = [snapshot for snapshot in snapshots if not snapshot.is_invalid]
         new = [] if coming is None else [coming]
         zone = schedule.UTC if configured.schedule is None else configured.schedule.zone_name
@@ -212,6 +256,28 @@ class ScheduleKeeper:
         return [snapshot for snapshot in snapshots if snapshot.uuid not in keep]
 
 
-def _scheduled(owner: interface.Volume) -> Iterator[interface.Snapshot]:
-    """Yield the snapshots that the schedule took, in the order in which it took them."""
-    return (snapshot for snapshot in owner.snapshots if snapshot.scheduled and not snapshot.deleting)
+class GroupKeeper(ScheduleKeeper):
+    """The keeper for a group of open volumes.  Snapshots that expire by their own date are left to the volumes' keepers."""
+
+    def __init__(
+        self,
+        name: str,
+        owners: Sequence[interface.Volume],
+        snapshots: Snapshots,
+        audit: Audit,
+        clock: Callable[[], datetime.datetime],
+        stopping: threading.Event,
+    ) -> None:
+        super().__init__(name, owners, snapshots, audit, clock, stopping)
+        self.subject = f"group {name}"
+        self._prefix = f"auto-{name}"
+
+    def _create(self, name: str) -> messages.Taken:
+        volumes = [owner.name for owner in self.owners]
+        return self._snapshots.create_group(name, volumes, {GROUP: self.name}, scheduled=True)[0]
+
+    def _owns(self, snapshot: interface.Snapshot) -> bool:
+        return snapshot.labels.get(GROUP) == self.name
+
+    def _out_of_date(self, snapshot: interface.Snapshot) -> bool:
+        return False

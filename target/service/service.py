@@ -57,7 +57,7 @@ class Service:
         self.pools = pools.Pools(configured, state_dir, self.inventory)
         self.snapshots = snapshots.Snapshots(self.inventory, self.jobs, self.pools)
         self.reshaping = reshaping.Reshaping(self.inventory, self.jobs)
-        self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots, self.audit)
+        self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots, self.jobs, self.audit)
         self.rates = rates.Rates(self.inventory.counters, self.inventory.look)
         self.inventory.open_configured()
         self.pools.open()

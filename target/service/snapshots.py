@@ -85,6 +85,7 @@ class Snapshots:
         volume_names: Sequence[str],
         labels: Mapping[str, str] | None = None,
         *,
+        scheduled: bool = False,
         hold: str = "",
         expires: str | None = None,
     ) -> list[messages.Taken]:
@@ -97,7 +98,9 @@ class Snapshots:
                 problems.translated(f"the group {name} was not taken", several=volume_names),
             ):
                 notes = dataclasses.replace(notes, consistency=consistency)
-                taken = list(zip(owners, group.create(owners, name, labels, notes=notes), strict=True))
+                taken = list(
+                    zip(owners, group.create(owners, name, labels, scheduled=scheduled, notes=notes), strict=True)
+                )
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
 

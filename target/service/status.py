@@ -65,6 +65,7 @@ class Status:
             trouble=tuple(alert.message for alert in troubles),
             alerts=troubles,
             pools=tuple(self._pools.shown()),
+            schedules=tuple(self._scheduler.schedules()),
         )
 
     def alerts(self) -> list[messages.Alert]:
@@ -74,6 +75,10 @@ class Status:
 
     def _alerts(self, free: int, total: int) -> Iterator[messages.Alert]:
         yield from alerts.current(self._inventory, self._scheduler.unkept(), free, total, manifest.now())
+        for volume in self._inventory.settings.volumes:
+            if volume.verify is not None and (trouble := self._scheduler.checks.trouble(volume.name)):
+                remedy = f"`wolun snapshot verify {volume.name}@...` names the blocks; look for them in a backup"
+                yield messages.Alert("verify-failed", volume.name, trouble, remedy)
         yield from self._nodes.alerts()
         yield from alerts.of_pools(self._pools.shown(), self._pools.left)
         if trouble := self.noticing():

@@ -128,3 +128,33 @@ def test_cleared_daemon_serves_nothing_and_keeps_all_data(
     assert service.inventory.open_volumes == {}
     assert fabric.logged_in == []
     assert {path.name for path in (tmp_path / "state" / "volumes").iterdir()} >= {"vol0", "vol1"}
+
+
+def test_groups_of_volumes_change_with_the_file(admin: Administration, file: Path, service: Service) -> None:
+    plain = file.read_text()
+    group = "{name: g, volumes: [vol0, vol1], schedule: daily, keep: {daily: 1}}"
+    file.write_text(f"{plain}groups: [{group}]\n")
+    assert restore(admin) == {"change groups": ""}
+    assert [found.volumes for found in service.inventory.settings.groups] == [("vol0", "vol1")]
+    with pytest.raises(problems.Problem, match="in use by the group g"):
+        admin.delete_volume("vol1", force=False, data=False, dry_run=False)
+    changed = plain.replace("lun: 1, size: 1MiB", "lun: 7, size: 1MiB")
+    file.write_text(f"{changed}groups: [{group}]\n")
+    assert restore(admin) == {"change volume vol1": ""}  # it goes for a moment, and stays in its group
+    assert [found.volumes for found in service.inventory.settings.groups] == [("vol0", "vol1")]
+    one = "".join(line for line in plain.splitlines(keepends=True) if "vol1" not in line)
+    file.write_text(one)
+    assert restore(admin) == {"remove volume vol1": "", "change groups": ""}
+    assert service.inventory.settings.groups == ()
+
+
+def test_volume_that_is_deleted_by_force_leaves_its_group(admin: Administration, file: Path, service: Service) -> None:
+    group = "{name: g, volumes: [vol0, vol1], schedule: daily, keep: {daily: 1}}"
+    file.write_text(f"{file.read_text()}groups: [{group}]\n")
+    restore(admin)
+    admin.delete_volume("vol1", force=True, data=False, dry_run=False)
+    assert [found.volumes for found in service.inventory.settings.groups] == [("vol0",)]
+    admin.save(FILE, dry_run=False)
+    assert [found.volumes for found in reader.load(file).groups] == [("vol0",)]
+    admin.delete_volume("vol0", force=True, data=False, dry_run=False)
+    assert service.inventory.settings.groups == ()

@@ -95,3 +95,34 @@ def test_keep_counts_by_kind_of_period() -> None:
     (volume,) = reader.parse(VOLUME + "    schedule: daily\n    keep: {daily: 7, monthly: 2}\n", "f.yaml").volumes
     assert volume.keep is not None
     assert volume.keep.counts == {Every.HOURLY: 0, Every.DAILY: 7, Every.WEEKLY: 0, Every.MONTHLY: 2}
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ("name: g, volumes: [vol0, vol0]", "groups[0].volumes[1]: vol0 is listed already"),
+        ("name: g, volumes: [vol0, vol1]", "groups[0].volumes[1]: there is no volume vol1 in volumes"),
+        ("name: g, volumes: []", "this list must not be empty"),
+        (f"name: {'g' * 37}, volumes: [vol0]", "groups[0].name: it is too long for names of snapshots"),
+    ],
+)
+def test_group_that_does_not_fit_is_explained(group: str, problem: str) -> None:
+    volumes = "volumes: [{name: vol0, lun: 0, size: 1MiB}]\n"
+    assert problem in only(f"{HEAD}{volumes}groups: [{{{group}, schedule: daily, keep: {{daily: 1}}}}]\n")
+
+
+def test_groups_have_names_of_their_own_and_schedules_that_fit() -> None:
+    group = "{name: g, volumes: [vol0], schedule: daily, keep: {daily: 1}}"
+    volumes = "volumes: [{name: vol0, lun: 0, size: 1MiB}]\n"
+    assert "groups[1].name: another group is called g already" in only(f"{HEAD}{volumes}groups: [{group}, {group}]\n")
+    hourly = group.replace("daily: 1", "hourly: 1")
+    assert "groups[0].keep.hourly: it does nothing: the schedule is daily" in only(
+        f"{HEAD}{volumes}groups: [{hourly}]\n"
+    )
+
+
+def test_speed_of_checks_is_a_size() -> None:
+    (volume,) = reader.parse(VOLUME + "    verify: {schedule: weekly, speed: 50MiB}\n", "f.yaml").volumes
+    assert volume.verify is not None
+    assert volume.verify.speed == 50 << 20
+    assert "write one of every, at and calendar" in only(VOLUME + "    verify: {schedule: {}}\n")

@@ -26,7 +26,7 @@ class Clock:
 
 def scheduler_of(service: Service, clock: Clock) -> Scheduler:
     """Return a scheduler of the service's volumes that has not started."""
-    return Scheduler(service.inventory, service.snapshots, service.audit, clock)
+    return Scheduler(service.inventory, service.snapshots, service.jobs, service.audit, clock)
 
 
 def look(scheduler: Scheduler) -> None:
