@@ -171,6 +171,7 @@ def _run(service: Service, config: Path, on_file: settings.Settings, stop_signal
         # These modules import slowly.  Initiators that wait for a restarted daemon are served first.
         from target.administration import administration
         from target.control import control_socket
+        from target.exports import replicator
 
         admin = administration.Administration(service, fabric, config, on_file)
         control = control_socket.ControlSocket(service, admin, inventory.state_dir)
@@ -181,17 +182,26 @@ def _run(service: Service, config: Path, on_file: settings.Settings, stop_signal
                 f"the control socket in {inventory.state_dir} cannot be opened ({os_error.reason(error)}): "
                 f"{os_error.remedy(error, places.UNUSABLE_REMEDY)}"
             ) from error
-        page = None
+        page, replications = None, replicator.Replicator(service)
+        service.status.replications = replications.shown
         try:
+            replications.start()
             page = _status_page(service, admin)
             _announce(inventory)
-            pulses = (*fabric.pulses(), *service.pulses(), control.pulse, *([page.pulse] if page else []))
+            pulses = (
+                *fabric.pulses(),
+                *service.pulses(),
+                replications.pulse,
+                control.pulse,
+                *([page.pulse] if page else []),
+            )
             watchdog = liveness.Watchdog(pulses, systemd.watchdog_seconds())
             watchdog.start()
             stop_signals.wait()
             watchdog.stopping()
             systemd.notify(systemd.STOPPING)
             service.stop()
+            replications.close()
         finally:
             if page is not None:
                 page.close()

@@ -92,6 +92,16 @@ snapshots that the alert names keep the damaged data, and older ones may need it
 volume itself.  `wolun snapshot verify` with such a snapshot names the blocks; reads of them fail with MEDIUM ERROR.  Look for
 the blocks in a backup, check the disk, and delete the snapshots when you no longer need them.  The alert ends with the next
 check that finds nothing; `wolun schedule list` shows when that is.""",
+    "replication-failed": """\
+A snapshot could not be sent to the receiver of a replication (`replicate` of the volume).  The alert has the last words of the
+command that receives.  The snapshot stays here, and so does the one that the receiver has.  wolun tries again once a minute,
+and goes on where the stream was interrupted.  Try the command by hand as the daemon's user, for example `ssh backup wolun
+volume list`: it must need no password and ask no question.  If the receiver has snapshots and none of them is here, or if it
+was promoted, an administrator decides: `wolun volume receive --force` there takes it back to a snapshot that both have.""",
+    "replication-late": """\
+The newest snapshot that the receiver of a replication has is older than it may be: older than `alert_after`, or than two periods
+of its schedule.  Either sending fails, which is an alert of its own, or it takes longer than a period: then send less often,
+raise `limit`, or use `compress`.  The metric `wolun_replication_lag_seconds` shows the course.""",
     "clock-differs": """\
 A snapshot of the volume is dated in the future.  Either the clock is wrong now, or it was wrong when the snapshot was taken.  The
 content of the snapshot is right; only its date is not.  Schedules go by the order in which snapshots were taken, so a wrong date

@@ -262,6 +262,29 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Replication:
+    """A replication of a volume to another host, by the configuration.
+
+    `state` is `waiting`, `sending` or `failing`; `trouble` says why it fails.  `arrived` is the newest snapshot that the receiver
+    has, and `arrived_taken` its moment; `lag_seconds` is how long ago that is.  It is `late` if that is longer than it may
+    be.  `pending` is the snapshot that is on its way, and `job` the number of the job that sends it.
+    """
+
+    volume: str
+    name: str
+    to: str
+    schedule: str
+    state: str
+    trouble: str
+    lag_seconds: float
+    late: bool
+    arrived: str
+    arrived_taken: str | None
+    pending: str
+    job: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the daemon.
 
@@ -287,6 +310,7 @@ class Status:
     portals_unbound: tuple[str, ...] = ()
     pools: tuple[Pool, ...] = ()
     schedules: tuple[Schedule, ...] = ()
+    replications: tuple[Replication, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

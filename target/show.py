@@ -379,6 +379,7 @@ def status(answer: messages.Status) -> str:
     parts += map(_pool, answer.pools)
     if answer.schedules:
         parts.append(_schedules(answer.schedules))
+    parts += map(_replication, answer.replications)
     if answer.sessions:
         parts.append(
             table(
@@ -429,6 +430,14 @@ def _schedules(answer: Sequence[messages.Schedule]) -> str:
 def _there(stamp: str, zone: str) -> str:
     """Return a moment in the time zone of its schedule."""
     return f"{datetime.datetime.fromisoformat(stamp):%Y-%m-%d %H:%M:%S} {zone}"
+
+
+def _replication(one: messages.Replication) -> str:
+    """Return one line about a replication."""
+    has = f"has {one.arrived}, {units.human_seconds(one.lag_seconds)} old" if one.arrived else "has no snapshot yet"
+    coming = f"; {one.pending} is on its way" if one.pending else ""
+    trouble = f"; {one.trouble}" if one.trouble else ""
+    return f"replication of {one.volume} to {one.name}, {one.schedule}: {one.state}; it {has}{coming}{trouble}"
 
 
 def _pool(pool: messages.Pool) -> str:

@@ -44,6 +44,7 @@ _WHILE_IN_USE = frozenset(
         "keep",
         "verify",
         "quiesce",
+        "replicate",
         "map_write_once",
         "write_cache",
     }

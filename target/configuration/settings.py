@@ -48,6 +48,7 @@ from target.configuration.volumes import MapWriteOnce as MapWriteOnce
 from target.configuration.volumes import NodeChap as NodeChap
 from target.configuration.volumes import OnFailure as OnFailure
 from target.configuration.volumes import Quiesce as Quiesce
+from target.configuration.volumes import Replication as Replication
 from target.configuration.volumes import SharedVolume as SharedVolume
 from target.configuration.volumes import Volume as Volume
 from target.configuration.volumes import WriteOnceLun as WriteOnceLun

@@ -86,6 +86,35 @@ class OnFailure(enum.Enum):
     GO_ON = "go-on"
 
 
+class Replication(values.Group):
+    """A replication: snapshots of the volume go to another host by themselves."""
+
+    name: values.Name
+    """The name of the replication, for messages and for its snapshots."""
+
+    to: Annotated[tuple[Annotated[str, pydantic.Field(min_length=1)], ...], pydantic.Field(min_length=1)]
+    """The command that receives, as a list of words, like [ssh, backup, wolun, volume, receive, vol0]. No shell runs it."""
+
+    schedule: Timing
+    """When a snapshot is taken and sent, in the words of the volume's `schedule`."""
+
+    compress: bool = False
+    """Whether the data is compressed with zstd."""
+
+    limit: values.Size | None = None
+    """The most data that is sent in a second, like 50MiB. Left out: as much as can be."""
+
+    alert_after: Annotated[float, pydantic.Field(gt=0)] | None = None
+    """Seconds after which a receiver that has no newer snapshot is an alert. Left out: two periods of the schedule."""
+
+    def problems(self) -> Problems:
+        """Return the problems of values beside their neighbours."""
+        wrong: dict[Where, str] = dict(values.below(("schedule",), self.schedule.problems()))
+        if self.limit == 0:
+            wrong["limit",] = "at least one byte a second must pass"
+        return wrong
+
+
 class Quiesce(values.Group):
     """Quiet while a snapshot of the volume is taken, by hand, by a schedule or in a group."""
 
@@ -207,9 +236,16 @@ class Volume(values.Group):
     """The commands before and after each snapshot, and the file system that is frozen meanwhile. Left out: writes are only held, and
     the snapshot is consistent as after a crash."""
 
+    replicate: tuple[Replication, ...] = ()
+    """The replications: other hosts that get snapshots of the volume by themselves."""
+
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
         problems: dict[Where, str] = {}
+        for position, replication in enumerate(self.replicate):
+            problems.update(values.below(("replicate", position), replication.problems()))
+            if replication.name in [other.name for other in self.replicate[:position]]:
+                problems["replicate", position, "name"] = f"{replication.name} is listed already"
         if self.size is not None and (self.size == 0 or self.size % self.block_size):
             size = units.exact_size(self.size)
             problems["size",] = f"{size} is not a whole number of blocks of {self.block_size} bytes"

@@ -56,6 +56,7 @@ class Collector(registry.Collector):
         yield self._scheduled_age()
         yield from self._all_schedules()
         yield from self._checks()
+        yield from self._replications()
         yield from self._snapshots()
 
     def _state_space(self) -> Iterator[core.Metric]:
@@ -270,6 +271,17 @@ class Collector(registry.Collector):
             if taken:
                 age.add_metric([printable.line(name)], (now - taken[-1]).total_seconds())
         return age
+
+    def _replications(self) -> Iterator[core.Metric]:
+        labels = ["volume", "replication"]
+        lag = core.GaugeMetricFamily(
+            "wolun_replication_lag_seconds", "The age of the newest snapshot that the receiver has.", labels=labels
+        )
+        failing = core.GaugeMetricFamily("wolun_replication_failing", "1 if the last try failed.", labels=labels)
+        for one in self._status.replications():
+            lag.add_metric([one.volume, one.name], one.lag_seconds)
+            failing.add_metric([one.volume, one.name], int(bool(one.trouble)))
+        yield from (lag, failing)
 
     def _snapshots(self) -> Iterator[core.Metric]:
         labels = ["volume", "snapshot"]

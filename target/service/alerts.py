@@ -121,6 +121,23 @@ def of_pools(pools: Iterable[messages.Pool], left: Iterable[str]) -> Iterator[me
             yield messages.Alert("pool-damaged", pool.volume, text, "`wolun explain pool-damaged` says what is left")
 
 
+def of_replications(replications: Iterable[messages.Replication]) -> Iterator[messages.Alert]:
+    """Yield the alerts of the replications."""
+    for one in replications:
+        subject = f"{one.volume} to {one.name}"
+        if one.trouble:
+            text = f"the replication of {subject} fails: {one.trouble}"
+            yield messages.Alert("replication-failed", subject, text, "remove the cause; wolun tries again by itself")
+        if one.late:
+            lag = units.human_seconds(one.lag_seconds)
+            has = (
+                f"its newest snapshot, {one.arrived}, is from {lag} ago" if one.arrived else f"it has none after {lag}"
+            )
+            text = f"the replication of {subject} lags: {has}"
+            remedy = "see why it fails or is slow; raise `alert_after` if it may take that long"
+            yield messages.Alert("replication-late", subject, text, remedy)
+
+
 def _doubtful(owner: interface.Volume) -> Iterator[messages.Alert]:
     names = [snapshot.name for snapshot in owner.snapshots if snapshot.doubt]
     if names:

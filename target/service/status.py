@@ -7,7 +7,7 @@ import datetime
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import target
@@ -40,6 +40,8 @@ class Status:
         self._pools = pools
         self.noticing: Callable[[], str] = str
         """Returns why notices cannot be sent; an empty text if they can."""
+        self.replications: Callable[[], Sequence[messages.Replication]] = tuple
+        """Returns the state of the replications."""
         self._started = datetime.datetime.now(datetime.UTC)
 
     def status(self) -> messages.Status:
@@ -66,6 +68,7 @@ class Status:
             alerts=troubles,
             pools=tuple(self._pools.shown()),
             schedules=tuple(self._scheduler.schedules()),
+            replications=tuple(self.replications()),
         )
 
     def alerts(self) -> list[messages.Alert]:
@@ -81,6 +84,7 @@ class Status:
                 yield messages.Alert("verify-failed", volume.name, trouble, remedy)
         yield from self._nodes.alerts()
         yield from alerts.of_pools(self._pools.shown(), self._pools.left)
+        yield from alerts.of_replications(self.replications())
         if trouble := self.noticing():
             text = f"notices of alerts cannot be sent: {trouble}"
             yield messages.Alert(

@@ -216,6 +216,14 @@ function jobs(state) {
   });
 }
 
+function replications(state) {
+  return state.replications.map((one) => {
+    const age = one.lag_seconds < 120 ? `${Math.round(one.lag_seconds)} s` : one.lag_seconds < 7200 ? `${Math.round(one.lag_seconds / 60)} min` : `${Math.round(one.lag_seconds / 3600)} h`;
+    return element("div", { class: "card" }, element("div", { class: "row" }, element("strong", {}, `${one.volume} to ${one.name}`), one.state,
+      element("span", { class: "soft" }, one.arrived ? `has ${one.arrived}, ${age} old` : "has no snapshot yet")), one.trouble);
+  });
+}
+
 function sessions(state, passed) {
   if (!state.sessions.length) return [element("p", { class: "none" }, "No initiator is logged in.")];
   const known = new Map((before ? before.sessions : []).map((session) => [`${session.initiator} ${session.address}`, session]));
@@ -255,6 +263,8 @@ async function look() {
     document.title = state.alerts.length ? `(${state.alerts.length}) wolun` : "wolun";
     place("alerts", alerts(state));
     place("volumes", volumes(state, snapshots));
+    $("replications-section").hidden = !state.replications.length;
+    place("replications", replications(state));
     place("jobs", jobs(state));
     place("sessions", sessions(state, passed));
     before = state;
