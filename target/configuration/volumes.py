@@ -128,6 +128,9 @@ class Quiesce(values.Group):
     freeze: values.FilePath | None = None
     """The mount point of a file system of this host that is frozen meanwhile (fsfreeze; needs root)."""
 
+    guest_agent: values.FilePath | None = None
+    """The Unix socket of the QEMU guest agent in a virtual machine that uses the volume. Its file systems are frozen meanwhile."""
+
     timeout: values.Seconds = 30
     """Seconds that a command may take, and that a file system stays frozen at most."""
 
@@ -137,8 +140,8 @@ class Quiesce(values.Group):
 
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
-        if not self.before and not self.after and self.freeze is None:
-            return {(): "it does nothing: write before, after or freeze"}
+        if not self.before and not self.after and self.freeze is None and self.guest_agent is None:
+            return {(): "it does nothing: write before, after, freeze or guest_agent"}
         return {}
 
 

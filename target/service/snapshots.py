@@ -52,11 +52,12 @@ class Snapshots:
         owner = self._inventory.volume(volume_name)
         with self._inventory.changing([volume_name]):
             with (
-                self._quiet([volume_name], name) as consistency,
+                self._quiet([volume_name], name) as quiet,
                 problems.translated(f"{volume_name}@{name} was not taken"),
             ):
-                notes = dataclasses.replace(notes, consistency=consistency)
+                notes = dataclasses.replace(notes, consistency=_least(quiet))
                 snapshot = owner.create_snapshot(name, labels, scheduled=scheduled, notes=notes)
+                _check(quiet, [owner], name)
             self._publish([(owner, snapshot)])
         if mapped is not None and mapped != (self._inventory.view_lun(snapshot) is not None):
             self._inventory.order_mapping(owner, snapshot, view=mapped, write_once=None, force=True)
@@ -94,21 +95,22 @@ class Snapshots:
         owners = [self._inventory.own_volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
             with (
-                self._quiet(volume_names, name) as consistency,
+                self._quiet(volume_names, name) as quiet,
                 problems.translated(f"the group {name} was not taken", several=volume_names),
             ):
-                notes = dataclasses.replace(notes, consistency=consistency)
+                notes = dataclasses.replace(notes, consistency=_least(quiet))
                 taken = list(
                     zip(owners, group.create(owners, name, labels, scheduled=scheduled, notes=notes), strict=True)
                 )
+                _check(quiet, owners, name)
             self._publish(taken)
         return [self._taken(owner, snapshot) for owner, snapshot in taken]
 
     @contextlib.contextmanager
-    def _quiet(self, volume_names: Sequence[str], name: str) -> Iterator[manifest.Consistency]:
-        """Be quiet on all these volumes, and yield how consistent a snapshot of them is.  Raise Problem."""
+    def _quiet(self, volume_names: Sequence[str], name: str) -> Iterator[list[quiescing.Quiet]]:
+        """Be quiet on all these volumes, and yield the quiet of each.  Raise Problem."""
         state_dir = self._inventory.state_dir
-        reached = [manifest.Consistency.CRASH]
+        reached = [quiescing.Quiet(manifest.Consistency.CRASH)]
         with contextlib.ExitStack() as quiet:
             configured = [volume for volume in self._inventory.settings.volumes if volume.name in volume_names]
             if configured and len(configured) == len(volume_names):
@@ -118,7 +120,7 @@ class Snapshots:
                     )
                     for volume in configured
                 ]
-            yield min(reached, key=list(manifest.Consistency).index)
+            yield reached
 
     def _publish(self, taken: Sequence[tuple[interface.Volume, interface.Snapshot]]) -> None:
         """Serve new snapshots; if one cannot be served, delete them all.  Raise Problem."""
@@ -279,6 +281,22 @@ class Snapshots:
             expires=None if snapshot.expires is None else moments.utc(snapshot.expires),
             consistency=snapshot.consistency.value,
         )
+
+
+def _least(quiet: Sequence[quiescing.Quiet]) -> manifest.Consistency:
+    """Return how consistent a snapshot is: as the volume that is so least."""
+    return min((each.reached for each in quiet), key=list(manifest.Consistency).index)
+
+
+def _check(quiet: Sequence[quiescing.Quiet], owners: Sequence[interface.Volume], name: str) -> None:
+    """Delete a snapshot that was just taken, and raise Problem, if a freeze ended before it was taken."""
+    try:
+        for each in quiet:
+            each.check()
+    except problems.Problem:
+        for owner in owners:
+            owner.delete_snapshot(name)
+        raise
 
 
 def _notes(hold: str, expires: str | None) -> manifest.Notes:

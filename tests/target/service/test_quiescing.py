@@ -60,8 +60,8 @@ def thawed(mount: Path) -> bool:
 
 
 def test_file_system_is_frozen_while_the_snapshot_is_taken(disk: Path, tmp_path: Path) -> None:
-    with quiescing.quiet(volume(freeze=disk), "a", [tmp_path]) as consistency:
-        assert consistency is Consistency.FILE_SYSTEM
+    with quiescing.quiet(volume(freeze=disk), "a", [tmp_path]) as quiet:
+        assert quiet.reached is Consistency.FILE_SYSTEM
         assert is_frozen(disk)
     assert thawed(disk)
     with pytest.raises(RuntimeError, match="in between"), quiescing.quiet(volume(freeze=disk), "a", [tmp_path]):
@@ -70,9 +70,13 @@ def test_file_system_is_frozen_while_the_snapshot_is_taken(disk: Path, tmp_path:
 
 
 def test_freeze_ends_when_it_lasts_too_long(disk: Path, tmp_path: Path) -> None:
-    with quiescing.quiet(volume(freeze=disk, timeout=2), "a", [tmp_path]):
+    """Then the snapshot is not what it seems, and is refused."""
+    with quiescing.quiet(volume(freeze=disk, timeout=2), "a", [tmp_path]) as quiet:
+        quiet.check()
         assert is_frozen(disk)
         assert thawed(disk)
+        with pytest.raises(problems.Problem, match="did not stay frozen long enough"):
+            quiet.check()
 
 
 def test_freeze_ends_when_the_daemon_is_killed(disk: Path, tmp_path: Path) -> None:
@@ -106,8 +110,8 @@ def test_file_system_that_holds_the_snapshot_is_not_frozen(disk: Path) -> None:
 def test_commands_know_what_for_and_the_second_runs_whatever_happened(tmp_path: Path) -> None:
     log = tmp_path / "log"
     note = ("sh", "-c", f"echo $WOLUN_PHASE $WOLUN_VOLUME@$WOLUN_SNAPSHOT >> {log}")
-    with quiescing.quiet(volume(before=note, after=note), "a", []) as consistency:
-        assert consistency is Consistency.APPLICATION
+    with quiescing.quiet(volume(before=note, after=note), "a", []) as quiet:
+        assert quiet.reached is Consistency.APPLICATION
         assert log.read_text() == "before vol0@a\n"
     with pytest.raises(RuntimeError), quiescing.quiet(volume(before=note, after=note), "b", []):
         raise RuntimeError
@@ -122,8 +126,8 @@ def test_failing_command_refuses_the_snapshot_or_is_passed_over(tmp_path: Path) 
     with refused, quiescing.quiet(volume(before=fails, after=after), "a", []):
         pass
     assert log.read_text() == "after\n"
-    with quiescing.quiet(volume(before=fails, on_failure="go-on"), "a", []) as consistency:
-        assert consistency is Consistency.CRASH
+    with quiescing.quiet(volume(before=fails, on_failure="go-on"), "a", []) as quiet:
+        assert quiet.reached is Consistency.CRASH
     slow = pytest.raises(problems.Problem, match=r"took longer than 0\.2 s")
     with slow, quiescing.quiet(volume(before=("sleep", "30"), timeout=0.2), "a", []):
         pass
