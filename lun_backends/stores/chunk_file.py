@@ -22,6 +22,7 @@ import os
 import struct
 import uuid
 from pathlib import Path
+from typing import Self
 
 import crc32c
 
@@ -58,7 +59,7 @@ class ChunkFile:
         self._room = self.slots * chunk_size  # the byte up to which space is set aside already
 
     @classmethod
-    def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
+    def create(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> Self:
         """Make a file that has only a header, durable except for its name.  Raises StoreUnavailable, SpaceExhausted."""
         with store_file.opened(io, path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             try:
@@ -74,7 +75,7 @@ class ChunkFile:
             return cls(path, fd, superblock.chunk_size, superblock.block_size, io)
 
     @classmethod
-    def open(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> ChunkFile:
+    def open(cls, path: Path, superblock: Superblock, io: storage_io.StorageIO) -> Self:
         """Open the chunk file of the map with `superblock`.  Raises StoreMissing, StoreUnavailable, StoreDamaged."""
         with store_file.opened(io, path, os.O_RDWR) as fd:
             try:

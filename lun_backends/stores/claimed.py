@@ -42,6 +42,8 @@ class Checksums:
         per_grain, block_size, grain_size = self._map.blocks_per_grain, self._block_size, self._map.grain
         claims: list[Claim] = []
         done = 0
+        grains = self._map.blocks_per_chunk // per_grain
+        begin = pieces[0][0] * grains + pieces[0][1] // per_grain
         for chunk, start, blocks in pieces:
             end = start + blocks
             first = start // per_grain
@@ -73,7 +75,7 @@ class Checksums:
                     checksum = chunk_file.checksum(part)
                     zeroes = zeroes and checksum == chunk_file.checksum_of_zeroes(length) and _are_zeroes(part)
                 if origin is not None:
-                    checksum = self._from(origin, chunk, grain, grain - first, checksum)
+                    checksum = self._from(origin, chunk, grain, chunk * grains + grain - begin, checksum)
                 checksums.append(checksum)
                 done += length
             claims.append(Claim(chunk, ((1 << blocks) - 1) << start, first, checksums, zeroes))
@@ -112,6 +114,10 @@ class Checksums:
             ])
             for chunk, slot, mask, first, sums in claims
         ]  # fmt: skip
+
+    def is_unverified(self, chunk: int, grain: int) -> bool:
+        """Return whether a grain has blocks that came without a checksum."""
+        return (chunk, grain) in self._unverified
 
     def _checksum_of(self, chunk: int, slot: int, grain: int, written: int) -> int:
         """Return the checksum of a grain that is whole if the blocks of a mask are written, else 0."""

@@ -9,6 +9,7 @@ meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import pyroaring
 
@@ -18,6 +19,12 @@ from lun_backends.stores.contract import NOTHING, ChunkReport, Verdict
 
 CHECKED_AT_OPEN = 2048
 """The pages of slots that opening a store checks, in 0.1 s.  Larger maps are left to `verify`."""
+
+
+class Chunks(Protocol):
+    """A set of chunk numbers."""
+
+    def __contains__(self, chunk: int, /) -> bool: ...
 
 
 def extents(chunk_map: ChunkMap, first: int, count: int) -> Iterator[tuple[int, int, bool]]:
@@ -77,9 +84,7 @@ def chunks_written(chunk_map: ChunkMap, first: int, end: int) -> Iterator[tuple[
                 yield chunk, bits
 
 
-def verify(
-    chunk_map: ChunkMap, file: chunk_file.ChunkFile, passed_over: pyroaring.BitMap = NOTHING
-) -> Iterator[ChunkReport]:
+def verify(chunk_map: ChunkMap, file: chunk_file.ChunkFile, passed_over: Chunks = NOTHING) -> Iterator[ChunkReport]:
     """Read every chunk that has data, except those `passed_over`, and compare.
 
     Yield a report for each run of blocks of a chunk with the same verdict, in order of address.

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import array_map, chunk_map, record_map, store_file
-from lun_backends.stores.superblock import ARRAYS, COPIES, PAGE, RECORDS, Superblock, geometry_problem, read_both
+from lun_backends.stores import array_map, chunk_map, log_map, record_map, store_file
+from lun_backends.stores.superblock import ARRAYS, COPIES, LOG, PAGE, RECORDS, Superblock, geometry_problem, read_both
 
 _KINDS: dict[int, type[array_map.ArrayMap | record_map.RecordMap]] = {
     ARRAYS: array_map.ArrayMap,
     RECORDS: record_map.RecordMap,
+    LOG: log_map.LogMap,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import contract, engine, engine_store, rados, sparse, thin
+from lun_backends.stores import contract, engine, engine_store, local, rados, sparse, thin
 from lun_backends.stores.settings import DEFAULT, Kind, Settings
 
 NOBODY = uuid.UUID(int=0)
@@ -26,8 +26,8 @@ def stores(
     Raises StoreUnfit.
     """
     match settings.kind:
-        case Kind.MAP:
-            return thin.ThinStores(directory, io)
+        case Kind.MAP | Kind.LOG:
+            return local.LocalStores(directory, settings.kind, io)
         case Kind.SPARSE:
             return sparse.SparseStores(directory, io)
         case Kind.OBJECTS | Kind.RADOS:
@@ -65,5 +65,5 @@ def lone(path: Path, geometry: Callable[[], contract.Geometry], durability: Dura
     Raises StoreError, SpaceExhausted, ValueError (geometry).
     """
     if thin.files(path)[0].exists():
-        return thin.ThinStore.open(path, durability=durability)
-    return thin.ThinStore.create(path, thin.superblock(geometry()), durability=durability)
+        return local.open_existing(path, durability=durability)
+    return local.create(DEFAULT.kind, path, geometry(), durability=durability)

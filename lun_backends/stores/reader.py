@@ -63,7 +63,8 @@ def pieces(first: int, count: int, per_chunk: int) -> Iterator[Piece]:
 class Reader:
     """The reader of a thin store.  Thread-safe.  Ranges are in blocks, and lie within the store."""
 
-    def __init__(self, chunk_map: ChunkMap, file: chunk_file.ChunkFile) -> None:
+    def __init__(self, chunk_map: ChunkMap, file: chunk_file.ChunkFile, chunk_size: int | None = None) -> None:
+        """Read from the file what the map says; `chunk_size` is the volume's, if that of the map is smaller."""
         superblock = chunk_map.superblock
         self.verify = True
         """Whether `read` compares grains with their checksums."""
@@ -76,11 +77,13 @@ class Reader:
         self._per_chunk = superblock.chunk_size // superblock.block_size
         self._per_grain = chunk_map.blocks_per_grain
         self._grains = superblock.chunk_size // chunk_map.grain
+        self._reported = chunk_size or superblock.chunk_size  # the chunks of `damaged` and `found`, in bytes
 
     @property
     def damaged(self) -> pyroaring.BitMap64:
         """The chunks that any kind of read has found damaged since the store was opened."""
-        return pyroaring.BitMap64({grain // self._grains for grain in self._damaged})
+        grains = self._reported // self._map.grain
+        return pyroaring.BitMap64({grain // grains for grain in self._damaged})
 
     def read(self, first: int, count: int, buffers: Buffers, *, now: bool = False) -> bool:
         """Fill `buffers` with `count` blocks from block `first` on; with `now` return False if that would wait.
@@ -133,7 +136,6 @@ class Reader:
         accept_loss: bool,
     ) -> Origin:
         """Fill `buffers` with blocks of one chunk that go to another store; see `contract.Reader`."""
-        chunk, start = divmod(first, self._per_chunk)
         found: list[Damage] = []
         unread: list[Damage] = []
         self._read_all(first, count, buffers, found.append, unread.append if accept_loss else None)
@@ -145,27 +147,29 @@ class Reader:
                 lba = damage.offset // self._block_size
                 raise block_device.DamagedBlocks(lba, False, f"{self._file.path}: {damage.reason}", damage)
         found += unread
-        low, high = start // self._per_grain, -(-(start + count) // self._per_grain)
-        checksums = [
-            self._to_go_along(chunk, number, start, count, recorded)
-            for number, recorded in enumerate(self._map.checksums(chunk, low, high), low)
-        ]
+        low = first // self._per_grain
+        numbers = range(low, -(-(first + count) // self._per_grain))
+        checksums = [self._to_go_along(number, first, count) for number in numbers]
         for damage in found:
             on_damage(damage)
-            at = damage.offset // self._block_size - chunk * self._per_chunk
+            at = damage.offset // self._block_size
             for number in range(at // self._per_grain, -(-(at + damage.length // self._block_size) // self._per_grain)):
                 if checksums[number - low] <= 0:  # it gets one that neither zeroes nor its data fit
-                    recorded = self._map.checksums(chunk, number, number + 1)[0]
-                    length = self._map.grain_length(chunk, number)
+                    chunk, grain_of = divmod(number, self._grains)
+                    recorded = self._map.checksums(chunk, grain_of, grain_of + 1)[0]
+                    length = self._map.grain_length(chunk, grain_of)
                     checksums[number - low] = recorded or chunk_file.checksum_of_zeroes(length) ^ 1 or 2
         return Origin(self._map.grain, tuple(checksums), bool(found))
 
-    def _to_go_along(self, chunk: int, grain: int, start: int, count: int, recorded: int) -> int:
-        """Return the checksum of a grain that goes along with blocks of its chunk, COMPUTE or UNVERIFIED."""
-        whole = self._map.grain_mask(chunk, grain)
-        if not recorded or self._map.missing(chunk, contents.lowest(whole), whole.bit_count()):
+    def _to_go_along(self, number: int, first: int, count: int) -> int:
+        """Return the checksum of a grain, by its number, that goes along with blocks; or COMPUTE or UNVERIFIED."""
+        chunk, grain = divmod(number, self._grains)
+        (recorded,) = self._map.checksums(chunk, grain, grain + 1)
+        whole = self._map.grain_mask(chunk, grain).bit_count()
+        if not recorded or self._map.missing(chunk, grain * self._per_grain, whole):
             return UNVERIFIED
-        return recorded if whole & ~(((1 << count) - 1) << start) == 0 else COMPUTE
+        begin = number * self._per_grain
+        return recorded if first <= begin and begin + whole <= first + count else COMPUTE
 
     def _fills(self, first: int, count: int, damage: Damage, grain: int, size: int) -> bool:
         """Return whether the blocks fill the grains, of `grain` bytes, that have the damage, up to byte `size`."""
@@ -175,7 +179,7 @@ class Reader:
 
     def found(self, chunk: int, *, damaged: bool) -> None:
         """Note the result of a comparison elsewhere."""
-        self.note(chunk * self._chunk_size, 1 if damaged else self._chunk_size, damaged=damaged)
+        self.note(chunk * self._reported, 1 if damaged else self._reported, damaged=damaged)
 
     def note(self, offset: int, length: int, *, damaged: bool) -> None:
         """Note the result of a comparison of bytes of the LUN."""
@@ -323,7 +327,8 @@ class Reader:
         grain = (check.chunk * self._per_chunk) + number * self._per_grain
         length = self._map.grain_length(check.chunk, number)
         if check.place >= 0:
-            place = check.place + number * self._map.grain
+            slot = self._map.slot(check.chunk)  # a log may have moved the grain, when the rest of it was written
+            place = slot * self._chunk_size + number * self._map.grain
             self._file.forget(place, length)
             self._file.read(place, buffers, length, max(first, grain), False)
         actual, expected = chunk_file.checksum(buffers), check.expected[number - check.grain]

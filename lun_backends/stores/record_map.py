@@ -66,7 +66,7 @@ class RecordMap(chunk_map.ChunkMap):
         self._slot_at = self._mask_at - 8
         self._mask_words = struct.Struct(f"<{self._masks}Q")
         self._full_masks = self._mask_words.pack(
-            *(_word(self._low >> 32 * word & _HALF) for word in range(self._masks))
+            *(word(self._low >> 32 * index & _HALF) for index in range(self._masks))
         )
         self._blank = bytes(size)
         self._quads = self._view[WORDS:confirmed].cast("Q")
@@ -195,7 +195,7 @@ class RecordMap(chunk_map.ChunkMap):
             words = list(self._mask_words.unpack_from(record, self._mask_at))
             for index in range(((mask & -mask).bit_length() - 1) >> 5, -(-mask.bit_length() // 32)):
                 if more := mask >> 32 * index & _HALF:
-                    words[index] = _word(words[index] & _HALF | more)
+                    words[index] = word(words[index] & _HALF | more)
             self._mask_words.pack_into(record, self._mask_at, *words)
         self._store_records(records)
 
@@ -204,11 +204,11 @@ class RecordMap(chunk_map.ChunkMap):
         for chunk, mask in blocks:
             record = records[chunk] if chunk in records else bytearray(self._record(chunk))
             words = list(self._mask_words.unpack_from(record, self._mask_at))
-            kept = [word & _HALF & ~(mask >> 32 * index) for index, word in enumerate(words)]
-            if kept == [word & _HALF for word in words]:
+            kept = [old & _HALF & ~(mask >> 32 * index) for index, old in enumerate(words)]
+            if kept == [old & _HALF for old in words]:
                 continue  # where they were not stored there may be no room to store anything
             records[chunk] = record
-            after = [_word(left) if left != word & _HALF else word for left, word in zip(kept, words, strict=True)]
+            after = [word(left) if left != old & _HALF else old for left, old in zip(kept, words, strict=True)]
             self._mask_words.pack_into(record, self._mask_at, *after)
             first, end = self.grains_of(mask)
             record[first * 4 : end * 4] = bytes((end - first) * 4)  # none of them is written as a whole any longer
@@ -275,6 +275,6 @@ def _put_checksums(record: bytearray, first: int, checksums: Sequence[int]) -> N
             record[at * 4 : at * 4 + 4] = checksum.to_bytes(4, "little")
 
 
-def _word(bits: int) -> int:
+def word(bits: int) -> int:
     """Return the mask word of 32 bits; 0 if none is set."""
     return bits | (bits ^ _HALF) << 32 if bits else 0

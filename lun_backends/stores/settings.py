@@ -12,6 +12,7 @@ class Kind(enum.Enum):
     """The kind of the stores of a volume's snapshots."""
 
     MAP = "map"
+    LOG = "log"
     SPARSE = "sparse"
     OBJECTS = "objects"
     RADOS = "rados"

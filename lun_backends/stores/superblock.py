@@ -24,8 +24,8 @@ REASON_MAX = 1024
 """The bytes of UTF-8 that are kept of the reason for a state."""
 
 _MAGIC = b"WOLUNMAP"
-ARRAYS, RECORDS = 2, 3
-"""The formats of a map: `array_map` and `record_map`."""
+ARRAYS, RECORDS, LOG = 2, 3, 4
+"""The formats of a map: `array_map`, `record_map` and `log_map`."""
 # magic, version, state, generation, snapshot, volume, virtual size, block size, chunk size, length of reason, reason
 _BODY = struct.Struct(f"<8sIIQ16s16sQIII{REASON_MAX}s")
 _CRC = struct.Struct("<I")
@@ -123,11 +123,11 @@ def read_copy(io: storage_io.StorageIO, fd: int, path: Path, offset: int) -> Sup
         raise StoreDamaged(path, "magic", f"{magic!r} is not {_MAGIC!r}: not a chunk map", RESTORE)
     (crc,) = _CRC.unpack_from(page, _BODY.size)
     fits = crc == crc32c.crc32c(memoryview(page)[: _BODY.size])
-    if version > RECORDS and fits:
-        raise StoreNewer(path, version, RECORDS)
-    if version not in (ARRAYS, RECORDS):
+    if version > LOG and fits:
+        raise StoreNewer(path, version, LOG)
+    if version not in (ARRAYS, RECORDS, LOG):
         upgrade = "use the version of wolun that wrote it"
-        fault = f"{version} is not supported, only {ARRAYS} and {RECORDS} are"
+        fault = f"{version} is not supported, only {ARRAYS} to {LOG} are"
         raise StoreDamaged(path, "format version", fault, upgrade)
     if not fits:
         raise StoreDamaged(path, "superblock CRC", f"{crc:#010x} does not fit the content", RESTORE)

@@ -37,11 +37,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import re
 import threading
-import uuid
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyroaring
@@ -49,7 +46,7 @@ import pyroaring
 from lun_backends import block_device
 from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
-from lun_backends.stores import chunk_file, claimed, contents, contract, group_commit, maps, outside, reader, store_file
+from lun_backends.stores import chunk_file, claimed, contents, contract, group_commit, maps, outside, reader
 from lun_backends.stores.chunk_map import ZEROES, ChunkMap, CutShort, Entry
 from lun_backends.stores.space import Space
 from lun_backends.stores.superblock import State, Superblock
@@ -176,33 +173,30 @@ class ThinStore:
         space: Space | None = None,
     ) -> ThinStore:
         """Open an existing store.  Raises StoreMissing, StoreUnavailable, StoreLocked, StoreDamaged."""
-        map_path, chunks_path = files(path)
-        chunk_map = maps.open_existing(map_path, io)
+        chunk_map = maps.open_existing(files(path)[0], io)
         try:
-            file = chunk_file.ChunkFile.open(chunks_path, chunk_map.superblock, io)
-            try:
-                if chunk_map.superblock.state is not State.INVALID:  # after `discard` the slots are gone
-                    contents.check_slots(chunk_map, file.slots)
-                marks = outside.Marks(marks_file(path), io)
-            except BaseException:
-                file.close()
-                raise
+            return cls.open_with(chunk_map, path, durability=durability, io=io, space=space)
         except BaseException:
             chunk_map.close()
             raise
-        return cls(chunk_map, file, marks, durability, space)
 
-    @staticmethod
-    def remove(path: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        """Delete the files of a closed store that exist, durably.  Raises StoreUnavailable."""
-        for file in (*files(path), marks_file(path)):
-            try:
-                io.unlink(file)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise store_file.typed(file, error) from error
-        io.fsync_directory(path.parent)
+    @classmethod
+    def open_with(
+        cls, chunk_map: ChunkMap, path: Path, *, durability: Durability, io: storage_io.StorageIO, space: Space | None
+    ) -> ThinStore:
+        """Open the existing store `path`, whose map is open, and stays open if this raises an error.
+
+        Raises StoreMissing, StoreUnavailable, StoreDamaged.
+        """
+        file = chunk_file.ChunkFile.open(files(path)[1], chunk_map.superblock, io)
+        try:
+            if chunk_map.superblock.state is not State.INVALID:  # after `discard` the slots are gone
+                contents.check_slots(chunk_map, file.slots)
+            marks = outside.Marks(marks_file(path), io)
+        except BaseException:
+            file.close()
+            raise
+        return cls(chunk_map, file, marks, durability, space)
 
     # -- state
 
@@ -675,52 +669,3 @@ def files(path: Path) -> tuple[Path, Path]:
 def marks_file(path: Path) -> Path:
     """Return the path of the marks of the store `path`; the file exists once an initiator has written to the store."""
     return path.with_name(path.name + ".outside")
-
-
-_FILES = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(?:map|chunks|outside)")
-
-
-class ThinStores:
-    """The thin stores of a volume, in files of one directory; see `contract.Stores`."""
-
-    def __init__(self, directory: Path, io: storage_io.StorageIO = storage_io.SYSTEM) -> None:
-        self.directory = directory
-        self._io = io
-
-    def check(self, *, new: bool) -> None:
-        """Return: a chunk map is right on every file system."""
-
-    def create(self, geometry: contract.Geometry, *, durability: Durability, space: Space) -> ThinStore:
-        path = self._path(geometry.snapshot)
-        return ThinStore.create(path, superblock(geometry), durability=durability, io=self._io, space=space)
-
-    def open(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> ThinStore:
-        return ThinStore.open(self._path(snapshot), durability=durability, io=self._io, space=space)
-
-    def remove(self, snapshot: uuid.UUID) -> None:
-        ThinStore.remove(self._path(snapshot), self._io)
-
-    def remove_leftovers(self, named: Container[uuid.UUID]) -> None:
-        for path in sorted(self.directory.glob("*")):
-            match = _FILES.fullmatch(path.name)
-            if match is not None and uuid.UUID(match[1]) not in named:
-                with contextlib.suppress(OSError):  # the file only costs space, and the next open tries again
-                    self._io.unlink(path)
-
-    def clear(self) -> None:
-        self.remove_leftovers(())
-
-    def close(self) -> None:
-        """Do nothing: every file belongs to a store."""
-
-    def sync(self, snapshot: uuid.UUID) -> None:
-        for path in files(self._path(snapshot)):
-            with contextlib.suppress(FileNotFoundError):
-                fd = self._io.open(path, os.O_RDWR)
-                try:
-                    self._io.fdatasync(fd)
-                finally:
-                    self._io.close(fd)
-
-    def _path(self, snapshot: uuid.UUID) -> Path:
-        return self.directory / str(snapshot)

@@ -38,13 +38,14 @@ _FILE = "volume.json"
 _SPARE = "volume.json.spare"
 _SPARE_BYTES = 16384  # forty snapshots
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """The format that is written.  Raise it with every new field: older versions refuse fields that they do not know.
 
 | format | has in addition                               |
 | ------ | --------------------------------------------- |
 | 2      | `restoring_damaged`, `identity`, `doubtful`   |
 | 3      | `notes`, `store`                              |
+| 4      | `store: log`                                  |
 
 New fields belong into `Manifest` itself.  There, an older version finds the format first, and can say that it is newer.
 """
@@ -199,7 +200,7 @@ class Manifest:
     )  # why snapshots may not be true, see `identity`
     notes: dict[_Uuid, Notes] = dataclasses.field(default_factory=dict)  # of the snapshots that have any
     store: Kind = Kind.MAP  # of the snapshots
-    format: Literal[1, 2, 3] = FORMAT
+    format: Literal[1, 2, 3, 4] = FORMAT
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Manifest:

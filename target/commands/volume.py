@@ -41,6 +41,9 @@ def volume_show(context: common.Context, name: str) -> None:
 @click.option("--primary", type=click.Path(path_type=Path), metavar="PATH", help="The file or device with its data.")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), help="Bytes per logical block.")
 @click.option("--chunk-size", metavar="SIZE", help="The unit of allocation of old data, 4KiB to 1MiB.")
+@click.option(
+    "--store", type=click.Choice(["map", "log", "sparse"]), help="The store that keeps old data.  Default: map."
+)
 @click.option("--durability", type=click.Choice(["power-loss", "process-crash"]), help="When old data counts as kept.")
 @click.option("--limit", metavar="SIZE", help="How much old data all its snapshots may keep.")
 @click.option("--on-error", type=click.Choice(["fail-writes", "drop-snapshot"]), help="If old data cannot be kept.")
@@ -57,6 +60,7 @@ def volume_create(
     primary: Path | None,
     block_size: str | None,
     chunk_size: str | None,
+    store: str | None,
     durability: str | None,
     limit: str | None,
     on_error: str | None,
@@ -83,6 +87,7 @@ def volume_create(
         None if primary is None else str(common.absolute(primary)),
         None if block_size is None else int(block_size),
         chunk_size,
+        store=store,
         durability=durability,
         limit=limit,
         on_error=on_error,

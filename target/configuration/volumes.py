@@ -172,10 +172,11 @@ class Volume(values.Group):
     """The unit of allocation, and the most that a first write copies: a power of two from 4KiB to 1MiB. A volume keeps the size it was made with."""
 
     store: Kind = Kind.MAP
-    """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `sparse`:
-    one sparse file for each snapshot, without checksums, on ext4 with a journal, XFS or btrfs. `objects`: one object
-    for each chunk in object storage. `rados`: one object for each chunk in a Ceph cluster. A volume keeps the kind it
-    was made with."""
+    """The store that keeps the old data of snapshots. `map`: files of wolun's own in the state directory, with checksums. `log`:
+    likewise, but a first write costs one write to the disk instead of two. `sparse`: one sparse file for each
+    snapshot, without checksums, on ext4 with a journal, XFS or btrfs. `objects`: one object for each chunk in object
+    storage. `rados`: one object for each chunk in a Ceph cluster. A change between `map` and `log` is for later
+    snapshots, and those that exist stay as they are. Otherwise a volume keeps the kind it was made with."""
 
     objects: Objects | None = None
     """The place of `store: objects`, which needs `copy_timeout` and a `chunk_size` of 256KiB or more."""

@@ -111,10 +111,12 @@ def open_volume(
 def _reconcile(configured: settings.Volume, directory: Path, primary: Path) -> None:
     """Bring the manifest in line with the configuration where that is safe.  Raise Problem where it is not."""
     record = manifest.load(directory)
+    local = (store_settings.Kind.MAP, store_settings.Kind.LOG)  # snapshots of both kinds may be side by side
+    store = configured.store if record.store in local and configured.store in local else record.store
     for key, is_, says in (
         ("block_size", str(record.block_size), str(configured.block_size)),
         ("chunk_size", units.exact_size(record.chunk_size), units.exact_size(configured.chunk_size)),
-        ("store", record.store.value, configured.store.value),
+        ("store", store.value, configured.store.value),
     ):
         if is_ != says:
             raise problems.differs(configured.name, key, is_, says)
@@ -127,6 +129,7 @@ def _reconcile(configured: settings.Volume, directory: Path, primary: Path) -> N
         name=configured.name,
         primary=dataclasses.replace(record.primary, path=primary),
         durability=configured.durability,
+        store=store,
     )
     if changed != record:
         manifest.store(directory, changed)

@@ -15,7 +15,7 @@ from target.shell.snapshots import Snapshots
 
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
-STORES = ("map", "sparse")
+STORES = ("map", "log", "sparse")
 NO_LUN = "none"
 MAP_WRITE_ONCE = ("none", "read-only", "read-write")
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
@@ -93,7 +93,7 @@ class Volumes(Node):
         primary     the file or block device that holds the live data; default: a sparse file in the state directory
         block_size  bytes per logical block, 512 or 4096; default: 512
         chunk_size  the unit of allocation, a power of two from 4KiB to 1MiB; default: 64KiB
-        store       the store that keeps old data: map (default) or sparse; the configuration file has more kinds
+        store       the store that keeps old data: map (default), log or sparse; the configuration file has more kinds
         durability  power-loss (default): snapshots are correct after any crash; process-crash: faster, but snapshots
                     may be invalid after a power cut
         limit       how much old data all snapshots together may keep; default: as much as there is space for
@@ -226,7 +226,7 @@ class Volume(Node):
             ("size", False, "Its size; `resize` makes it larger."),
             ("block_size", False, "Bytes per logical block."),
             ("chunk_size", False, "The unit of allocation."),
-            ("store", False, "The store that keeps old data: map or sparse."),
+            ("store", False, "The store that keeps old data: map, log or sparse."),
             ("primary", False, "The file or device that holds the live data."),
         ):
             self.define_config_group_param("attribute", attribute, "string", what, writable)

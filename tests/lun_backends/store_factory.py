@@ -151,7 +151,7 @@ def poke(
             places = [(at + made._slot_at, slot, 8)]
             places += [(at + unit * 4, checksum, 4) for unit in range(made._sums)]
             for word in range(made._masks):
-                half = None if bits is None else record_map._word(bits >> 32 * word & 0xFFFFFFFF)
+                half = None if bits is None else record_map.word(bits >> 32 * word & 0xFFFFFFFF)
                 places.append((at + made._mask_at + word * 8, half, 8))
         for offset, value, width in places:
             if value is not None:

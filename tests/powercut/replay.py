@@ -69,6 +69,15 @@ def same_file() -> Iterator[None]:
         yield
 
 
+def small_log() -> contextlib.AbstractContextManager[object]:
+    """Let logs be written into their index after a few grains, and few zeroes be written ahead."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch("lun_backends.stores.log.RECENT", 6))
+    stack.enter_context(mock.patch("lun_backends.stores.log_file.STEP", 8192))
+    stack.enter_context(mock.patch("lun_backends.stores.log_file.LEAST_AHEAD", 8192))
+    return stack
+
+
 def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorder.RecordingIO, promises.Promises]:
     versions = workload.create(root, scenario)
     io = recorder.RecordingIO(root)
@@ -102,7 +111,7 @@ def _record(root: Path, scenario: workload.Scenario, seed: int) -> tuple[recorde
 
 def run_case(scenario: workload.Scenario, seed: int, states: int, *, most_failures: int = 3) -> Outcome:
     """Record one workload and try about `states` states that cuts of it could leave."""
-    with scratch() as directory:
+    with scratch() as directory, small_log():
         root = directory / "root"
         root.mkdir()
         io, promised = record(root, scenario, seed)

@@ -16,6 +16,7 @@ from pathlib import Path
 from lun_backends import block_device, tracking, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
+from lun_backends.stores import settings
 from lun_backends.volumes import errors, manifest, volume
 from lun_backends.volumes.snapshot import Snapshot
 from tests.powercut import promises
@@ -40,6 +41,7 @@ class Scenario:
     writers: int = 0  # threads that write while snapshots come and go; 0: one thread does everything
     durability: Durability = Durability.POWER_LOSS
     several: bool = False  # several deletions may be under way at once
+    store: settings.Kind = settings.Kind.MAP
 
 
 SCENARIOS = (
@@ -54,6 +56,18 @@ SCENARIOS = (
     Scenario("grains-and-writers", 65536, 512, 2 * 65536, steps=24, writers=3),
     Scenario("writers", 4096, 512, 16 * 4096, steps=24, writers=3),
     Scenario("writers-large", 65536, 4096, 3 * 65536 + 4096, steps=24, writers=3),
+    Scenario("log", 65536, 512, 2 * 65536 + 4608, steps=40, several=True, store=settings.Kind.LOG),
+    Scenario("log-small", 4096, 4096, 40 * 4096, steps=40, several=True, store=settings.Kind.LOG),
+    Scenario("log-writers", 65536, 512, 2 * 65536, steps=24, writers=3, store=settings.Kind.LOG),
+    Scenario(
+        "log-process-crash",
+        16384,
+        512,
+        3 * 16384 + 5632,
+        steps=40,
+        durability=Durability.PROCESS_CRASH,
+        store=settings.Kind.LOG,
+    ),
 )
 
 
@@ -71,6 +85,7 @@ def create(root: Path, scenario: Scenario) -> list[int]:
         block_size=scenario.block_size,
         chunk_size=scenario.chunk_size,
         durability=scenario.durability,
+        store=settings.Settings(scenario.store),
     ).close()
     return versions
 

@@ -69,6 +69,7 @@ def in_pool(
 
 KINDS: Mapping[str, Kind] = {
     "map": Kind(lambda path: opening.stores(path, uuid.UUID(int=2))),
+    "log": Kind(lambda path: opening.stores(path, VOLUME, settings.Settings(settings.Kind.LOG))),
     "objects": Kind(objects, marks=False, local=False, whole=False),
     "gateway": Kind(
         lambda path: at_gateway(path, ceph.gateway()),

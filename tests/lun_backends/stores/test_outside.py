@@ -10,7 +10,7 @@ import pytest
 
 from lun_backends import block_device, write_once
 from lun_backends.files import storage_io
-from lun_backends.stores import outside, store_file, thin
+from lun_backends.stores import local, outside, store_file
 from tests.faults.storage import FaultyIO
 from tests.lun_backends import store_factory
 from tests.lun_backends.store_factory import BLOCK, CHUNK
@@ -111,5 +111,5 @@ def test_marks_that_cannot_be_read_keep_the_store_closed(tmp_path: Path) -> None
     with pytest.raises(store_file.StoreUnavailable, match="outside"):
         store_factory.reopen(tmp_path, io=io)
     store_factory.reopen(tmp_path).close()  # the failed open left no lock
-    thin.ThinStore.remove(tmp_path / "s")
+    local.remove(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []

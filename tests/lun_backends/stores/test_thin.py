@@ -20,7 +20,7 @@ import pytest
 from lun_backends import block_device, write_once
 from lun_backends.durability import Durability
 from lun_backends.files import storage_io
-from lun_backends.stores import chunk_file, contract, maps, store_file, thin
+from lun_backends.stores import chunk_file, contract, local, maps, store_file, thin
 from lun_backends.stores.superblock import ARRAYS, PAGE, RECORDS, Superblock
 from tests import peers
 from tests.lun_backends import store_factory
@@ -436,9 +436,9 @@ def test_missing_files_are_named_and_remove_runs_twice(tmp_path: Path) -> None:
     thin.files(tmp_path / "s")[1].unlink()
     with pytest.raises(store_file.StoreMissing):
         store_factory.reopen(tmp_path)
-    thin.ThinStore.remove(tmp_path / "s")
+    local.remove(tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
-    thin.ThinStore.remove(tmp_path / "s")  # a second time, as after a crash
+    local.remove(tmp_path / "s")  # a second time, as after a crash
 
 
 def test_a_failed_creation_leaves_no_file(tmp_path: Path) -> None:

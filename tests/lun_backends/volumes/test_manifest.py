@@ -93,8 +93,8 @@ def test_missing_manifest_says_that_there_is_no_volume(tmp_path: Path) -> None:
     [
         (
             "format",
-            4,
-            "format: it was made by a newer wolun.*: it has format 4.*formats up to 3; start the newer version",
+            5,
+            "format: it was made by a newer wolun.*: it has format 5.*formats up to 4; start the newer version",
         ),
         ("colour", "red", "colour"),
         ("chunk_size", 65537, "power of two"),

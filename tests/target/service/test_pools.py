@@ -15,7 +15,7 @@ from lun_backends.cluster import records
 from lun_backends.cluster.records import Record, Type
 from lun_backends.files import small_file
 from lun_backends.initiator.part import Role
-from lun_backends.stores import thin
+from lun_backends.stores import local
 from target.fabrics import access
 from target.scsi.logical_unit import LogicalUnit, UnitKind
 from target.service import lun_numbers, pool, pool_file, problems
@@ -281,7 +281,7 @@ def test_kill_after_a_lun_is_noted_and_before_it_is_served(serve: Serve, monkeyp
         """Do nothing, because the process is dead."""
 
     monkeypatch.setattr(small_file, "replace", killed)
-    monkeypatch.setattr(thin.ThinStores, "remove", nothing)
+    monkeypatch.setattr(local.LocalStores, "remove", nothing)
     with pytest.raises(Killed):
         take(service, next(iter(first)))
     monkeypatch.undo()
