@@ -26,6 +26,7 @@ from pathlib import Path
 
 from lun_backends import block_device
 from lun_backends.block_device import ExtentKind
+from lun_backends.files import backing_file
 from lun_backends.initiator import discovery, disk, inquiry, kernel_paths, libiscsi, sg_io
 from lun_backends.initiator.discovery import Discovery, Lun
 from lun_backends.initiator.part import Role
@@ -227,8 +228,9 @@ class Pool:
         """Open a write-once LUN, after a rescan if it is necessary; None if this node does not see it."""
         for look in (self._known, self._look, self._rescan):
             seen = look().get(lun)
-            if seen is not None and (device := self._open(seen)) is not None:
-                return devices.WriteOnceLun(device, device)
+            with contextlib.suppress(backing_file.CannotOpen):  # a disk that went, and may be back under another name
+                if seen is not None and (device := self._open(seen)) is not None:
+                    return devices.WriteOnceLun(device, device)
         return None
 
     def blank(self, _epoch: int) -> Sequence[uuid.UUID]:

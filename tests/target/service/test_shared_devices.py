@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lun_backends import block_device
-from lun_backends.initiator.discovery import VolumeNotFound
+from lun_backends.files import backing_file
+from lun_backends.initiator import libiscsi
+from lun_backends.initiator.discovery import Discovery, Lun, Portals, VolumeNotFound
+from lun_backends.initiator.unit import Unit
 from lun_backends.volumes import errors
 from target.configuration import settings
 from target.service import shared_devices
@@ -114,3 +118,33 @@ def test_log_and_pool_that_the_configuration_names_have_to_say_what_they_are(
         assert str(taken.listed.lun) == blank["identity"]
     finally:
         owner.close()
+
+
+class Renamed(Portals):
+    """The LUNs of a portal as disks of the kernel, which get other names when the host logs in anew."""
+
+    login = "first"
+
+    def luns(self) -> Iterator[Lun]:
+        return (replace(lun, address=f"{self.login} {lun.address}") for lun in super().luns())
+
+    def open(self, address: str) -> Unit | None:
+        login, _, address = address.partition(" ")
+        if login != self.login:
+            raise backing_file.CannotOpen(Path(address), "it does not exist", "correct the path")
+        return super().open(address)
+
+
+def test_write_once_lun_is_found_under_its_new_name(storage: Daemon) -> None:
+    initiator = libiscsi.Initiator(shared_devices.initiator_name("plain"))
+    try:
+        disks = Renamed(initiator, [(storage.portal, IQN)])
+        found = Discovery([disks]).find("archive")
+        pool = shared_devices.Pool(Discovery([disks]), found.volume)
+        pool.look()
+        disks.login = "second"
+        lun = pool.find(next(iter(found.pool)))
+        assert lun is not None
+        lun.device.close()
+    finally:
+        initiator.close()
