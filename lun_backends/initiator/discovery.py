@@ -130,7 +130,10 @@ class Portals:
 
 
 class KernelDisks:
-    """The SCSI disks of the kernel, whichever transport they have.
+    """The SCSI disks of the kernel, whichever transport they have, except for tcm_loop.
+
+    The disks of tcm_loop are those that wolun serves to this host.  A command to one of them waits for the daemon, and the
+    daemon would wait for it: for good, if it was killed and starts again.
 
     `open_disk` opens a device node.  `sysfs` and `devices` are the kernel's own trees.
     """
@@ -158,11 +161,12 @@ class KernelDisks:
 
     def rescan(self) -> None:
         """Have the hosts that have disks of wolun look for new LUNs; all hosts, as long as there is no such disk."""
-        hosts = {(disk / "device").resolve().name.partition(":")[0] for disk in self._disks()}
+        hosts = {_host(disk) for disk in self._disks()}
         for host in sorted((self._sysfs / "class/scsi_host").glob("host*")):
-            if not hosts or host.name.removeprefix("host") in hosts:
+            if not hosts or host.name in hosts:
                 with contextlib.suppress(OSError):  # the host may be gone, or only root may do that
-                    (host / "scan").write_text("- - -\n")
+                    if not _is_loopback(host):
+                        (host / "scan").write_text("- - -\n")
 
     def forget(self, lun: uuid.UUID) -> None:
         """Remove the disks of a LUN that is retired from the kernel, because it keeps them for ever."""
@@ -174,11 +178,12 @@ class KernelDisks:
         return None if address.startswith("iscsi://") else self._open_disk(Path(address))
 
     def _disks(self) -> list[Path]:
-        """Return the directories of sysfs of wolun's disks."""
+        """Return the directories of sysfs of wolun's disks, without those of tcm_loop."""
         found = []
         for disk in sorted((self._sysfs / "block").glob("*"), key=lambda path: (len(path.name), path.name)):
             with contextlib.suppress(OSError):
-                if (disk / "device/vendor").read_text().strip() == _VENDOR:
+                ours = (disk / "device/vendor").read_text().strip() == _VENDOR
+                if ours and not _is_loopback(self._sysfs / "class/scsi_host" / _host(disk)):
                     found.append(disk)
         return found
 
@@ -264,6 +269,16 @@ class Discovery:
         if unreached and len(unreached) == len(self._sources):
             raise unreached[0]
         return list(found.values())
+
+
+def _host(disk: Path) -> str:
+    """Return the name of the SCSI host of a disk, like `host2`."""
+    return "host" + (disk / "device").resolve().name.partition(":")[0]
+
+
+def _is_loopback(host: Path) -> bool:
+    """Return whether a SCSI host is tcm_loop.  Raise OSError if it is gone."""
+    return (host / "proc_name").read_text().strip() == "tcm_loopback"
 
 
 def _twice(one: Lun, other: Lun, claim: str) -> IdentityClaimedTwice:

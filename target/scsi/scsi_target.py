@@ -29,11 +29,30 @@ class ScsiTarget:
         self._luns: dict[int, LogicalUnit] = {}
         self._nexuses: list[Nexus] = []
         self._listeners: list[Callable[[], None]] = []
+        self._expected: frozenset[str] = frozenset()
 
     @property
     def luns(self) -> Mapping[int, LogicalUnit]:
         """The units by LUN at this moment; this mapping never changes, and a later one may differ."""
         return MappingProxyType(self._luns)
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """The volumes whose units come later, because they are still being opened."""
+        return self._expected
+
+    def expect(self, volume: str) -> None:
+        """Let a fabric keep what a predecessor that was killed served of a volume: its units come later."""
+        with self._lock:
+            self._expected |= {volume}
+
+    def arrived(self, volume: str) -> None:
+        """Say that all units of a volume have come that there are.  Call the listeners if it was expected."""
+        with self._lock:
+            if volume not in self._expected:
+                return
+            self._expected -= {volume}
+        self._changed(())
 
     @property
     def nexuses(self) -> Sequence[Nexus]:

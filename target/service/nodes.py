@@ -56,6 +56,8 @@ class Nodes:
         self._keepers: Mapping[str, _Keeper] = {  # replaced as a whole
             shared.name: _Keeper(inventory, shared, opener) for shared in configured.shared if not shared.is_static
         }
+        for name in self._keepers:
+            inventory.scsi.expect(name)
 
     @property
     def any(self) -> bool:
@@ -83,6 +85,7 @@ class Nodes:
         keeper = self._keepers[name]
         self._keepers = {other: kept for other, kept in self._keepers.items() if other != name}
         keeper.stop()
+        self._inventory.scsi.arrived(name)
 
     def look(self, volume: str) -> None:
         """Let the thread of a volume look at its log now."""
@@ -288,6 +291,7 @@ class _Keeper:
                 self._pool_looked = time.monotonic()
                 self._pool = owner.shared.pool_left()
                 self._inventory.follow(owner)
+                self._inventory.scsi.arrived(owner.name)
                 owner.count()
                 self._followed = now
         except (block_device.BlockDeviceError, Refused, problems.Problem) as error:

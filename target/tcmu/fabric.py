@@ -14,6 +14,7 @@ changes or removes it.  It leaves the devices of another wolun daemon alone.
 * *Crash.* All objects stay in the kernel, and commands wait there for at most 130 s.  The next start takes each device
   over: it blocks the device, resets its ring, serves it, and unblocks it.  Commands in flight are answered BUSY, and
   come again.
+  Devices of a volume that is still being opened (`ScsiTarget.expected`) stay, and are taken over when their units come.
 * *Start.* A new device gets the persistent reservations that the kernel has kept for its unit.
 * *Stop.* First the targets are removed while the rings are still served, so the kernel can wait for the commands in
   flight.  Then the devices are removed.  Devices that an administrator made are blocked, drained and left for the next
@@ -86,6 +87,7 @@ class LioFabric:
         self._changing = threading.Lock()  # guards configfs: LUNs come and go one after another
         self._devices: dict[str, _Device] = {}  # by UIO node
         self._luns: dict[int, tuple[LogicalUnit, str]] = {}  # LUN -> its unit and the node of our device
+        self._kept: set[str] = set()  # the names of a predecessor's devices whose units come later
         self._server = Server()
         self._listener: netlink.Listener | None = None
         self._announcer = dbus.Announcer(DESCRIPTIONS, self._check)
@@ -206,8 +208,12 @@ class LioFabric:
             left = self._kernel.luns()  # after a crash: the LUNs that a predecessor exported
             names = {lun: self._configuration.device_name(config_of(unit)) for lun, unit in wanted.items()}
             for lun, name in left.items():
-                if names.get(lun) != name or (lun in self._luns and self._luns[lun][0] is not wanted[lun]):
+                if lun not in names and self._is_expected(name):
+                    self._kept.add(name)
+                elif names.get(lun) != name or (lun in self._luns and self._luns[lun][0] is not wanted[lun]):
                     self._remove(lun)
+                elif name in self._kept:
+                    self._take_over(name)
             self._delete_stale({names[lun]: unit for lun, unit in wanted.items()})
             for lun, unit in wanted.items():
                 if lun not in self._luns:
@@ -251,11 +257,30 @@ class LioFabric:
         served = {(device.uio.hba, device.uio.name): device for device in self._devices.values()}
         for hba, name in configfs.our_devices(self._configuration.device_prefix):
             stale = served.get((hba, name))
+            if stale is None and name not in wanted and self._is_expected(name):
+                continue
             if stale is not None:
                 if wanted.get(name) is stale.unit:
                     continue
                 self._release(stale)
             configfs.delete_device(hba, name)
+
+    def _is_expected(self, name: str) -> bool:
+        """Return whether a device belongs to a volume that is still being opened."""
+        return any(
+            name == self._configuration.device_name(f"{handler}/{volume}")
+            or name.startswith(self._configuration.device_name(f"{handler}/{volume}@"))
+            for volume in self._scsi_target.expected
+            for handler in HANDLERS.values()
+        )
+
+    def _take_over(self, name: str) -> None:
+        """Serve a device that waited for its unit."""
+        self._kept.discard(name)
+        with self._lock:
+            for device in uio.devices(besides=self._devices):
+                if device.name == name:
+                    self._adopt(device, fresh=False)
 
     def _unit(self, config: str) -> LogicalUnit | None:
         return next((unit for unit in self._scsi_target.luns.values() if config_of(unit) == config), None)

@@ -135,7 +135,16 @@ class Kernel:
         self._numbers: dict[str, int] = {}
         self.disks = KernelDisks(sysfs=root, devices=root / "dev", open_disk=self._open)
 
-    def disk(self, name: str, number: int, *, host: int = 2, vendor: str = "WOLUN", multipath: str = "") -> None:
+    def disk(
+        self,
+        name: str,
+        number: int,
+        *,
+        host: int = 2,
+        vendor: str = "WOLUN",
+        multipath: str = "",
+        driver: str = "iscsi_tcp",
+    ) -> None:
         device = self.root / f"devices/host{host}/{host}:0:0:{number}"
         device.mkdir(parents=True, exist_ok=True)
         (device / "vendor").write_text(f"{vendor:8}\n")
@@ -146,7 +155,9 @@ class Kernel:
         scan = self.root / f"class/scsi_host/host{host}/scan"
         scan.parent.mkdir(parents=True, exist_ok=True)
         scan.write_text("")
-        self._numbers[name] = number
+        (scan.parent / "proc_name").write_text(f"{driver}\n")
+        if driver != "tcm_loopback":  # a command to such a disk could wait for the daemon itself
+            self._numbers[name] = number
         if multipath:
             dm = self.root / "block/dm-0/dm"
             dm.mkdir(parents=True, exist_ok=True)
@@ -172,6 +183,7 @@ def test_disks_of_the_kernel(served: Served, tmp_path: Path) -> None:
     kernel.disk("sdaa", 300)
     kernel.disk("sdab", 300, host=3)
     kernel.disk("sdac", 44)  # the kernel keeps disks whose LUN is gone
+    kernel.disk("sdad", 3, host=9, driver="tcm_loopback")
     luns = found.find("archive")
     assert (luns.log.part.lun, luns.log.address) == (log, str(tmp_path / "dev/sdb"))
     assert luns.pool[pool].address == str(tmp_path / "dev/sdaa")
@@ -179,6 +191,7 @@ def test_disks_of_the_kernel(served: Served, tmp_path: Path) -> None:
     assert not kernel.scanned(2)
     found.rescan()
     assert kernel.scanned(2)
+    assert not kernel.scanned(9)
     found.forget(pool)
     deleted = [path.parent.name for path in tmp_path.glob("devices/*/*/delete") if path.read_text()]
     assert sorted(deleted) == ["2:0:0:300", "3:0:0:300"]

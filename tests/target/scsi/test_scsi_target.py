@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from target.scsi.scsi_target import MAX_LUN
+from target.scsi.scsi_target import MAX_LUN, ScsiTarget
 from target.scsi.task import Task
 from tests.memory_device import MemoryDevice
 from tests.target.scsi.harness import (
@@ -148,3 +148,15 @@ def test_a_removed_unit_is_freed_at_once(primary: Bench) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_listeners_hear_once_that_an_expected_volume_has_arrived() -> None:
+    target = ScsiTarget("iqn.2026-11.io.wolun:t")
+    heard: list[frozenset[str]] = []
+    target.on_change(lambda: heard.append(target.expected))
+    target.expect("archive")
+    assert target.expected == {"archive"}
+    target.arrived("other")
+    target.arrived("archive")
+    target.arrived("archive")
+    assert heard == [frozenset()]

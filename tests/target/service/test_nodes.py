@@ -43,14 +43,15 @@ def start(array: rig.Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         rules = policy.Policy(on_error=configured.on_error, max_snapshots=configured.max_snapshots)
         return SharedOwner(rig.open_node(array, node, rules=rules), directory)
 
-    def begin(name: str, extra: str = "", *, armed: bool = True) -> Service:
+    def begin(name: str, extra: str = "", *, armed: bool = True, following: bool = True) -> Service:
         primary = "iscsi://192.0.2.1/iqn.2026-11.io.wolun:storage/0"
         shared = f"shared:\n  - {{name: archive, node: {name}, primary: '{primary}', lun: 0{extra}}}\n"
         text = f"target: {IQN}\naccess: {{networks: [127.0.0.0/8]}}\n{shared}volumes:\n  - {{name: own, lun: 1, size: 1MiB}}\n"
         service = Service(reader.parse(text, "f.yaml"), tmp_path / name)
         running.append(service)
-        service.nodes.start()
-        if armed:
+        if following:
+            service.nodes.start()
+        if armed and following:
             rig.wait(lambda: sharing(service).state == "armed")
         return service
 
@@ -332,3 +333,19 @@ def test_status_asks_no_device_and_shows_what_was_counted_last(start: Start, arr
     shown = next(volume for volume in alpha.status.status().volumes if volume.name == "archive")
     assert (shown.snapshots, shown.preserved_bytes) == (1, CHUNK)
     assert {lun: dict(device.commands) for lun, device in array.luns.items()} == before
+
+
+def test_a_fabric_keeps_what_a_killed_node_served_until_the_snapshots_are_known(start: Start) -> None:
+    alpha = start("alpha")
+    alpha.snapshots.create_snapshot("archive", "first")
+    beta = start("beta", following=False)
+    seen: list[set[int]] = []
+    beta.inventory.scsi.on_change(
+        lambda: seen.append(set() if beta.inventory.scsi.expected else set(beta.inventory.scsi.luns))
+    )
+    assert beta.inventory.scsi.expected == {"archive"}
+    beta.nodes.start()
+    rig.wait(lambda: not beta.inventory.scsi.expected)
+    assert view_of(beta, "first")
+    known = next(luns for luns in seen if luns)
+    assert known == set(beta.inventory.scsi.luns)
