@@ -54,6 +54,29 @@ def test_durability_may_change(tmp_path: Path) -> None:
     opened.close()
 
 
+def test_a_change_between_map_and_log_is_for_later_snapshots(tmp_path: Path) -> None:
+    make(tmp_path)
+    for number, kind in enumerate(("map", "log", "log", "map"), 1):
+        opened = volumes.open_volume(configured(store=kind), tmp_path)
+        opened.create_snapshot(kind + str(number))
+        for offset in range(0, SIZE, 65536):
+            opened.device.writev(offset, [memoryview(bytes([number]) * 4096)])
+        opened.close()
+    opened = volumes.open_volume(configured(store="map"), tmp_path)
+    kept = opened.directory / "snapshots"
+    assert sorted(path.suffix for path in kept.iterdir()) == [".chunks"] * 2 + [".log"] * 2 + [".map"] * 4
+    for name in ("log2", "map1", "map4"):
+        opened.delete_snapshot(name)
+    (snapshot,) = opened.snapshots
+    data = bytearray(4096)
+    for offset in range(0, SIZE, 65536):
+        snapshot.view.readv(offset, [memoryview(data)])
+        assert data == bytes([2]) * 4096
+    opened.close()
+    with pytest.raises(problems.Problem, match="vol0 was made with store map"):
+        volumes.open_volume(configured(store="sparse"), tmp_path)
+
+
 def test_default_primary_moves_with_the_state_directory(tmp_path: Path) -> None:
     make(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
