@@ -5,7 +5,7 @@
 # make conformance  libiscsi's suite against wolun and tgtd, side by side; FABRIC=lio goes through the kernel's target
 # make fuzz    search for input that breaks wolun, for ten minutes; SECONDS=30 for less
 # make powercuts  check a million states that power cuts could leave; STATES=20000 for less, SEED=7 for others
-# make model   search all states of the cluster protocol for a wrong snapshot, about an hour; ARGS='--nodes 2' for less
+# make model   search all states of the cluster protocol and of its jobs for a wrong snapshot, about an hour; ARGS='--nodes 2' for less
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make walk    take ten thousand random steps with a daemon, and compare every byte after each; STEPS=500 for less, SEED=7 for others
 # make races   two processes race for the chunks of a store in Ceph, 10,000 times; ROUNDS=100 for less

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The jobs of lun_backends/cluster/README.md: deletions with two movers, and rollbacks that another node takes over.
+ * The jobs of lun_backends/cluster/README.md: deletions with two movers, and rollbacks that another node takes over; and the
+ * records INVALID and EXPEL.
  *
  * The fence is one step here: `cluster.pml` shows that it may be.  An append to the log is one step with the look at all
  * records before it, because a lost race is decided again.  There is one block, and its contents are numbers.
  *
  * WORK 0: snapshots 1, 2 and 3 exist, with and without a copy of the block.  A node writes, a fourth snapshot is taken,
  * and any are deleted while two movers work.  The views of all others must stay what they were.
- * WORK 1: the block differs from snapshot 1.  Two nodes write, roll back, sleep, die, and take each other's rollback over.
+ * WORK 1: the block differs from snapshot 1.  Two nodes write, roll back, sleep, die, and take each other's rollback over.  An
+ * administrator and a full LUN want to end snapshot 1 meanwhile.
+ * WORK 2: snapshots 1 and 2 exist, and LUN(2) gets full.  Two nodes write, and give snapshot 2 up; a third one reads both views.
+ * The reservation is 8h or 7h (KIND).  Reads, looks at the log and puts are steps of their own.
+ * WORK 3: a fence is due.  Three nodes fence, join and write, and node 1 is expelled.  The steps of the fence are apart here.
  */
 
 #define NONE 0
@@ -17,8 +22,16 @@
 #define RESTORE_BLINDLY 4       /* a write of a rollback that was refused is tried again without a look at the log */
 #define LATE_ROLLED_BACK 5      /* ROLLED-BACK does not name its ROLLBACK */
 #define OPEN_FOR_ROLLBACK 6     /* the node that rolls back serves other writes meanwhile */
+#define NO_LOSS_FENCE 7         /* a write goes on without its copy when INVALID is in the log, before its fence */
+#define OLDER_STAY 8            /* INVALID ends the views of its own snapshot only, and not those of older ones */
+#define NO_LOSS_LOOK 9          /* 7h: the look at the log behind a read of the primary does not heed INVALID */
+#define SOURCE_LOST 10          /* the log takes DELETE or INVALID of the snapshot of a rollback under way */
+#define ANSWERS_LATER 11        /* FENCED answers the demand that is the newest after F1, not the one that was before */
+#define EXPELLED_JOINS 12       /* an expelled node that reads its EXPEL joins all the same */
+#define EXPELLED_NO_J3 13       /* J3 does not look for EXPEL */
 
 byte mutant;
+byte kind;
 byte cur = 1;             /* what the primary holds */
 byte next = 2;            /* the content of the next write */
 byte lun[6];              /* 0: blank */
@@ -27,7 +40,9 @@ byte newest;              /* EPOCH(newest) is the newest of its kind */
 byte fenced;              /* FENCED(fenced), too */
 bit hid[6];
 bit gone[6];
-bit registered[2];
+bit registered[3];
+bit invalid;              /* INVALID is in the log; WORK 2: of snapshot 2 */
+bit expelled;             /* EXPEL(node 1) is in the log */
 byte rollback;            /* the number of the ROLLBACK record under way; 0: none */
 byte rollbacks;           /* how many there were */
 byte answered;            /* the newest ROLLBACK that is fenced */
@@ -133,7 +148,7 @@ proctype Node_(byte i) {
        cur = next; next++; check() }
 
   /* the rollback: each try of its write looks at the log that the node read when it joined */
-  :: d_step { !rollback && rollbacks < 3 && registered[i] -> rollbacks++; rollback = rollbacks; owner = i; mine = 0 }
+  :: d_step { !rollback && !invalid && rollbacks < 3 && registered[i] -> rollbacks++; rollback = rollbacks; owner = i; mine = 0 }
   :: d_step { rollback && rollbacks < 3 && owner != i -> rollbacks++; rollback = rollbacks; owner = i; mine = 0 }
   :: atomic { mine && registered[i] -> skip };
      do
@@ -155,20 +170,133 @@ proctype Node_(byte i) {
      :: skip    /* it dies, or goes on later */
      fi
 
+  /* an administrator deletes snapshot 1, or its LUN is full: both end it */
+  :: d_step { !invalid && (!rollback || mutant == SOURCE_LOST) -> invalid = 1; assert(!rollback) }
+
   /* it polls the log, or dies and starts again */
   :: d_step { mine && mine != rollback -> mine = 0 }
   :: d_step { registered[i] -> mine = (owner == i && rollback == answered -> rollback : 0) }
   od
 }
 
+/* ---- losses ---- */
+
+#define LOSS_IS_FENCED (answered || mutant == NO_LOSS_FENCE)
+#define LOOKS (kind == 7 && mutant != NO_LOSS_LOOK)
+
+proctype Loser(byte i) {
+  byte copy;
+  bit knows;      /* this node read INVALID, and its FENCED */
+again:
+  skip;
+  do
+  :: atomic { !registered[i] && (!invalid || LOSS_IS_FENCED) -> registered[i] = 1; knows = invalid }    /* J1 to J4 */
+  :: atomic { invalid && !knows -> registered[i] = 0; if :: LOSS_IS_FENCED -> registered[i] = 1; knows = 1 :: else fi }    /* it polls */
+  :: registered[i] && next < 6 ->
+     if
+     :: knows
+     :: !knows ->
+        if
+        :: atomic { registered[i] || kind == 7 -> copy = cur }
+        :: atomic { !registered[i] && kind == 8 -> goto again }
+        fi;
+        if :: atomic { LOOKS && invalid -> copy = 0; goto again } :: atomic { !LOOKS || !invalid } fi;
+        if
+        :: d_step { lun[2] == 0 -> lun[2] = copy; copy = 0 }
+        :: d_step { lun[2] != 0 -> copy = 0 }
+        :: atomic { lun[2] == 0 -> copy = 0; invalid = 1; goto again }    /* the LUN is full */
+        fi
+     fi;
+     d_step { if :: registered[i] && next < 6 -> cur = next; next++ :: else fi }
+  od
+}
+
+proctype Reader(byte i) {
+  byte which, seen_;
+  bit knows;
+again:
+  skip;
+  do
+  :: atomic { !registered[i] && (!invalid || LOSS_IS_FENCED) -> registered[i] = 1; knows = invalid }
+  :: registered[i] ->
+     atomic { seen_ = 0; if :: which = 1 :: which = 2 fi };
+     if
+     :: atomic { knows && (which == 2 || mutant != OLDER_STAY) -> which = 0; goto again }
+     :: !knows || which == 1 && mutant == OLDER_STAY
+     fi;
+     d_step { if :: which == 1 -> seen_ = lun[1] :: else fi };
+     d_step { if :: !seen_ -> seen_ = lun[2] :: else fi };
+     if
+     :: seen_
+     :: !seen_ ->
+        if
+        :: atomic { registered[i] || kind == 7 -> seen_ = cur }
+        :: atomic { !registered[i] && kind == 8 -> which = 0; goto again }
+        fi;
+        if :: atomic { LOOKS && invalid && !knows -> which = 0; seen_ = 0; goto again } :: atomic { !LOOKS || !invalid || knows } fi;
+        d_step { if :: lun[2] -> seen_ = lun[2] :: else fi }
+     fi;
+     d_step { assert(seen_ == moment[which]); which = 0; seen_ = 0 }
+  :: atomic { invalid && !knows && LOSS_IS_FENCED -> registered[i] = 1; knows = 1 }
+  od
+}
+
+proctype Fencer() {    /* any node: which one makes no difference here */
+  do
+  :: atomic { invalid && !answered && mutant != NO_LOSS_FENCE -> registered[0] = 0; registered[1] = 0; registered[2] = 0 };
+     answered = 1
+  od
+}
+
+/* ---- expulsions ---- */
+
+#define DEMAND (expelled -> 2 : 1)
+#define STAYS_OUT (expelled && i == 1 && mutant != EXPELLED_JOINS)
+
+proctype Member(byte i) {
+  byte demand;
+J1:
+  demand = DEMAND;
+  if :: STAYS_OUT -> goto out :: else fi;
+  if
+  :: answered < demand ->
+F0:  registered[i] = 1;
+     d_step { if :: registered[i] -> registered[0] = (i == 0); registered[1] = (i == 1); registered[2] = (i == 2) :: else -> demand = 0 fi };
+     if :: demand == 0 || !registered[i] -> goto J1 :: else fi;    /* F2: conflict */
+     d_step {
+       if :: mutant == ANSWERS_LATER -> demand = DEMAND :: else fi;
+       answered = (answered > demand -> answered : demand) }
+  :: else -> registered[i] = 1
+  fi;
+  if :: atomic { (answered < DEMAND || STAYS_OUT) && mutant != EXPELLED_NO_J3 -> goto J1 } :: else fi;
+  do
+  :: atomic { registered[i] -> assert(i != 1 || answered < 2) }    /* a write is admitted */
+  :: !registered[i] || answered < DEMAND || expelled -> goto J1    /* EBADE, or it polls the log */
+  od;
+out:
+  skip
+}
+
 init {
   atomic {
 #ifdef MUTANT
     mutant = MUTANT;
+    kind = KIND;
 #else
-    c_code { now.mutant = atoi(getenv("MUTANT")); };
+    c_code { now.mutant = atoi(getenv("MUTANT")); }; c_code { now.kind = atoi(getenv("KIND")); };
 #endif
-#if WORK == 0
+#if WORK == 2
+    moment[1] = cur;
+    if :: lun[1] = cur; cur = next; next++ :: skip fi;
+    moment[2] = cur;
+    run Loser(0); run Loser(1); run Reader(2); run Fencer()
+#elif WORK == 3
+    run Member(0); run Member(1); run Member(2);
+    expelled = 0
+  };
+  expelled = 1;
+  atomic {
+#elif WORK == 0
     k = 1;
     do
     :: k <= 3 -> moment[k] = cur; if :: k < 3 -> lun[k] = cur; cur = next; next++ :: skip fi; k++
@@ -180,5 +308,6 @@ init {
     moment[1] = 1; newest = 1; fenced = 1; lun[1] = 1; cur = 2; next = 3;
     run Node_(0); run Node_(1)
 #endif
+    skip
   }
 }
