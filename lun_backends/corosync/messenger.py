@@ -14,6 +14,7 @@ import select
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lun_backends.cluster.trackers import Counters, Exchange
@@ -36,8 +37,17 @@ class Status:
 class Messenger:
     """The messages of one volume on this node."""
 
-    def __init__(self, volume: uuid.UUID, exchange: Exchange, every: float = 0.1) -> None:
-        """Begin to look for corosync.  From now on only the thread of the messenger uses `exchange`."""
+    def __init__(
+        self,
+        volume: uuid.UUID,
+        exchange: Exchange,
+        every: float = 0.1,
+        listener: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to look for corosync.  From now on only the thread of the messenger uses `exchange`.
+
+        The thread calls `listener` when a lock may have another holder.
+        """
         self._group = f"wolun-{volume}"
         self._exchange = exchange
         self._every = every
@@ -47,7 +57,9 @@ class Messenger:
         self._own: cpg.Member | None = None
         self._members: frozenset[cpg.Member] = frozenset()
         self._problem = "it has not joined yet"
+        self._listener = listener
         self._stopping = False
+        self._stops = threading.Lock()
         self._woken, self._wake = os.pipe()
         self._thread = threading.Thread(target=self._run, name=self._group, daemon=True)
         self._thread.start()
@@ -66,13 +78,20 @@ class Messenger:
         return own is None or self._locks.holder(lock) == own
 
     @property
+    def joined(self) -> bool:
+        """Whether there is a corosync that says who holds a lock."""
+        return self._own is not None
+
+    @property
     def status(self) -> Status:
         """The state of the exchange now."""
         return Status(self._problem, len(self._members), self._exchange.counters)
 
     def close(self) -> None:
         """Leave the group and end the thread.  Closing twice is allowed."""
-        if not self._stopping:
+        with self._stops:
+            if self._stopping:
+                return
             self._stopping = True
             os.write(self._wake, b".")
             self._thread.join()
@@ -80,8 +99,10 @@ class Messenger:
             os.close(self._woken)
 
     def _ask(self, *, wants: bool, lock: str) -> None:
-        self._asked.put((wants, lock))
-        os.write(self._wake, b".")
+        with self._stops:
+            if not self._stopping:
+                self._asked.put((wants, lock))
+                os.write(self._wake, b".")
 
     # The thread -----------------------------------------------------------------------------------------------------
 
@@ -106,6 +127,7 @@ class Messenger:
                 self._unsent.clear()
                 self._problem = ended
                 group.close()
+                self._listener()
 
     def _sleep(self, seconds: float) -> None:
         select.select([self._woken], [], [], seconds)
@@ -152,6 +174,7 @@ class Messenger:
             self._members = event.now
             for kind, lock in self._locks.members(self._own, event.left, event.joined):
                 self._say(kind, lock)
+            self._listener()
             return
         try:
             kind, lock, rider = locks.unframe(event.data)
@@ -160,5 +183,6 @@ class Messenger:
             return
         if kind is not locks.Kind.TRACKER:
             self._locks.take(event.sender, kind, lock)
+            self._listener()
         if rider and event.sender != self._own:
             self._exchange.absorb(rider)

@@ -3,8 +3,11 @@
 
 The log says which jobs are open, and any number of nodes may do the same one: a move is a put-if-absent of data that
 never changes, and the log takes the DELETED record of the one that moved to the right LUN.  A thread does the jobs that
-nobody waits for: deletions that became possible, those that this node began before it stopped, and, after a while,
-those of other nodes.
+nobody waits for: deletions that became possible, those that this node began before it stopped, and those of other nodes.
+
+Who should do a deletion is a hint.  With corosync it is the node that holds the deletion's lock; when that node stops or dies, the
+next one that wants the lock does it at once.  Without corosync it is the node that asked for the deletion.  In both
+cases another node does it after a while.
 """
 
 from __future__ import annotations
@@ -62,6 +65,27 @@ class Owner(Protocol):
         ...
 
 
+class Locks(Protocol):
+    """Says which node should do a job: `corosync.messenger.Messenger`."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is somebody to say so."""
+        ...
+
+    def want(self, lock: str) -> None:
+        """Want the lock of a job."""
+        ...
+
+    def release(self, lock: str) -> None:
+        """Want it no longer."""
+        ...
+
+    def may_do(self, lock: str) -> bool:
+        """Return whether this node should do that job."""
+        ...
+
+
 class Jobs:
     """The jobs of one volume on this node."""
 
@@ -75,13 +99,17 @@ class Jobs:
         self._seen: dict[jobs.Job, float] = {}  # since when it could be done
         self._forgotten: set[uuid.UUID] = set()  # LUNs of deleted snapshots
         self._looked_at = -1  # the end of the log at the last look at the pool
+        self._locks: Locks | None = None
+        self._wanted: set[uuid.UUID] = set()  # deletions whose locks the thread wants
+        self._failed: dict[jobs.Job, float] = {}  # when
         self._working = threading.Lock()
         self._woken = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"jobs of {owner.name}", daemon=True)
 
-    def start(self) -> None:
-        """Begin to look for jobs."""
+    def start(self, locks: Locks | None = None) -> None:
+        """Begin to look for jobs, with `locks` that say which node should do one."""
+        self._locks = locks
         self._thread.start()
 
     def wake(self) -> None:
@@ -102,6 +130,18 @@ class Jobs:
             yield
         finally:
             self._claimed.discard(identity)
+
+    @contextlib.contextmanager
+    def claim_deletion(self, identity: uuid.UUID) -> Iterator[None]:
+        """Keep all nodes' threads off a deletion that the caller does itself."""
+        if self._locks is not None:
+            self._locks.want(_lock(identity))
+        try:
+            with self.claim(identity):
+                yield
+        finally:
+            if self._locks is not None:
+                self._locks.release(_lock(identity))
 
     # Deleting -------------------------------------------------------------------------------------------------------
 
@@ -237,6 +277,8 @@ class Jobs:
                 except (block_device.BlockDeviceError, Refused) as error:
                     if not self._stopping:
                         logger.warning("%s: a job failed and is tried again: %s", self._owner.name, error)
+                        self._failed[job] = time.monotonic()
+                        self._let_others(job)
 
     def _tend(self) -> None:
         """Give up the LUNs of deleted snapshots, and learn which ones the pool got in their place."""
@@ -273,15 +315,51 @@ class Jobs:
             deleter = {record.snapshot: record.node for record in node.history.records if record.type is Type.DELETE}
             rollback = node.history.rollback
         self._seen = {job: self._seen.get(job, now) for job in due}
+        self._failed = {job: at for job, at in self._failed.items() if job in due and now - at < _RETRY}
         found: list[jobs.Job] = []
         for job in due:
+            if job in self._failed:
+                continue
             snapshot = rollback.snapshot if rollback is not None else None
             mine = isinstance(job, jobs.RollBack)
             if isinstance(job, jobs.Move):
-                snapshot, mine = job.snapshot, deleter.get(job.snapshot) == node.name
+                snapshot = job.snapshot
+                mine = self._holds(snapshot) if self._has_locks else deleter.get(snapshot) == node.name
             if snapshot not in self._claimed and (mine or now - self._seen[job] >= self._takeover):
                 found.append(job)
+        self._release(self._wanted - {job.snapshot for job in due if isinstance(job, jobs.Move)})
         return found
+
+    # Who should do it -----------------------------------------------------------------------------------------------
+
+    @property
+    def _has_locks(self) -> bool:
+        return self._locks is not None and self._locks.joined
+
+    def _holds(self, snapshot: uuid.UUID) -> bool:
+        """Want the lock of a deletion.  Return whether this node holds it already."""
+        assert self._locks is not None
+        if snapshot in self._claimed:
+            return False  # `claim_deletion` wants and releases it
+        if snapshot not in self._wanted:
+            self._wanted.add(snapshot)
+            self._locks.want(_lock(snapshot))
+        return self._locks.may_do(_lock(snapshot))
+
+    def _let_others(self, job: jobs.Job) -> None:
+        """Give the lock of a job up that this node cannot do now."""
+        if isinstance(job, jobs.Move):
+            self._release({job.snapshot} & self._wanted)
+
+    def _release(self, snapshots: set[uuid.UUID]) -> None:
+        for snapshot in snapshots:
+            self._wanted.discard(snapshot)
+            if self._locks is not None and snapshot not in self._claimed:
+                self._locks.release(_lock(snapshot))
+
+
+def _lock(snapshot: uuid.UUID) -> str:
+    return f"delete {snapshot}"
 
 
 def _written(device: BlockDevice, size: int) -> Iterator[tuple[int, int]]:

@@ -45,8 +45,8 @@ class Settings:
     chunk_size: int = 65536  # bytes; the same on all nodes saves copies, but need not be
     patience: float = 30.0  # seconds that commands of initiators wait while the node is not ARMED
     writes: bool = True  # False: this node only reads
-    exchange: bool = False  # over corosync, of what nodes preserved
-    takeover: float = 60.0  # seconds after which this node does a deletion that another one began
+    exchange: bool = False  # over corosync, of what nodes preserved, and of who does a job
+    takeover: float = 60.0  # seconds after which this node does a deletion that is left to another one
     rules: policy.Policy = field(default_factory=policy.Policy)  # on_error, copy_timeout, max_snapshots
 
 
@@ -112,11 +112,11 @@ class SharedVolume:
         self._barred = False
         self._closed = False
         self._driver.start()
-        self._jobs.start()
         self._messenger: messenger.Messenger | None = None
         if settings.exchange:
             exchange = trackers.Exchange(identity, node, tracking.GRAIN, self._known)
-            self._messenger = messenger.Messenger(identity, exchange)
+            self._messenger = messenger.Messenger(identity, exchange, listener=self._jobs.wake)
+        self._jobs.start(self._messenger)
 
     def close(self) -> None:
         """End the node in order: what it wrote is on stable storage, and it stays registered.  Closing twice is allowed."""
@@ -342,7 +342,7 @@ class SharedVolume:
         assert identity is not None
         with self._driver.changed:
             standing = self._node.history.standing(identity)
-        with self._jobs.claim(identity):
+        with self._jobs.claim_deletion(identity):
             if standing is not Standing.HIDDEN:
                 self.request(Type.DELETE, identity, timeout)
             self._end_copies(timeout)

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 
 import pytest
 
-from lun_backends.corosync import cpg
+from lun_backends.corosync import cpg, locks, messenger
 from lun_backends.corosync.cpg import Event, Members, Message
 from tests.lun_backends.memory_side import block
-from tests.lun_backends.shared.rig import Array, check_views, nodes, settle, wait
+from tests.lun_backends.shared.rig import Array, check_views, nodes, open_node, settle, wait
 
 GRAIN = 4096
 
@@ -103,6 +104,51 @@ def test_new_snapshot_begins_with_nothing_known(array: Array, network: Network) 
         wait(lambda: knows(one, 0))
         one.device.writev(0, block(0x33, GRAIN))
         assert check_views(array, one, two) == 4
+
+
+def test_deletion_of_a_node_that_left_is_done_at_once_by_one_that_holds_its_lock(
+    array: Array, network: Network
+) -> None:
+    with nodes(array, "one", "two", exchange=True, takeover=3600.0) as (one, two):
+        leaving = open_node(array, "leaving", exchange=True)
+        wait(lambda: leaving.status.state == "armed")
+        leaving.create_snapshot("old")
+        leaving.device.writev(0, block(0x11, GRAIN))
+        leaving.create_snapshot("new")
+        settle(array, one, two, leaving)
+        assert not leaving.delete_snapshot("new")
+        leaving.close()
+        one.create_snapshot("newest")
+        wait(lambda: [snapshot.name for snapshot in two.snapshots] == ["old", "newest"])
+        assert check_views(array, one, two) == 4
+
+
+def test_deletion_is_left_to_the_holder_of_its_lock(array: Array, network: Network) -> None:
+    with nodes(array, "one", "two", exchange=True, takeover=3600.0) as (one, two):
+        one.create_snapshot("old")
+        two.create_snapshot("new")
+        settle(array, one, two)
+        snapshot = one.snapshot("new")
+        other = Wire("a member that does nothing")
+        other.send(locks.frame(locks.Kind.WANT, f"delete {snapshot.uuid}", b""))
+        assert not one.delete_snapshot("new")
+        two.create_snapshot("newest")
+        settle(array, one, two)
+        assert [found.state.value for found in one.snapshots] == ["active", "deleting", "active"]
+        other.close()
+        wait(lambda: [found.name for found in two.snapshots] == ["old", "newest"])
+
+
+def test_trackers_ride_on_the_locks_of_jobs(array: Array, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messenger, "Messenger", functools.partial(messenger.Messenger, every=3600.0))
+    with nodes(array, "one", "two", exchange=True) as (one, two):
+        one.create_snapshot("old")
+        one.create_snapshot("new")
+        settle(array, one, two)
+        one.device.writev(0, block(0x11, GRAIN))
+        assert not knows(two, 0)
+        one.delete_snapshot("old")
+        wait(lambda: knows(two, 0))
 
 
 def test_without_corosync_copies_are_futile_and_nothing_else(array: Array, monkeypatch: pytest.MonkeyPatch) -> None:
