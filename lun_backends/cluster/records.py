@@ -53,6 +53,8 @@ class Type(enum.IntEnum):
     NOTE = 9  # the snapshot has this name and these labels from now on
 
 
+_TYPES = frozenset(Type)
+
 HOLD = "_hold"
 """The label of a snapshot that must not be deleted; its value is the reason.  No label of an administrator has that key."""
 
@@ -133,7 +135,7 @@ def decode(block: bytes, position: int, volume: uuid.UUID) -> Record:
     end = _HEAD.size + length
     if end + _CRC.size > len(block) or _CRC.unpack_from(block, end)[0] != crc32c.crc32c(block[:end]):
         raise RecordTorn(position, "has a wrong checksum")
-    if version != _VERSION or kind not in set(Type):
+    if version != _VERSION or kind not in _TYPES:
         raise RecordUnknown(
             position, f"has version {version} and type {kind}: a newer wolun wrote it, update this node"
         )

@@ -25,9 +25,11 @@ _ON_PRIMARY = (
     actions.OwnKey, actions.Register, actions.ReadReservation, actions.Reserve, actions.Preempt, actions.PreemptAndAbort,
     actions.ResetLogicalUnit, actions.Flush, actions.ReadPrimary, actions.WritePrimary,
 )  # fmt: skip
+_Pause = actions.Wait | actions.Drain | actions.WaitForGate | actions.WaitUntil
+_PAUSES = (actions.Wait, actions.Drain, actions.WaitForGate, actions.WaitUntil)
 _OF_THE_FENCE = (
-    actions.Register | actions.Reserve | actions.Preempt | actions.PreemptAndAbort | actions.ResetLogicalUnit
-)
+    actions.Register, actions.Reserve, actions.Preempt, actions.PreemptAndAbort, actions.ResetLogicalUnit,
+)  # fmt: skip
 
 
 class Wrong(Exception):
@@ -42,7 +44,7 @@ class Task:
     done: Callable[[Any], None]
     awaited: bool = True  # the run ends only when it has ended
     rollback_at: int | None = None  # it writes for that rollback
-    waits_for: object = None
+    waits_for: _Pause | None = None
 
 
 @dataclass(eq=False)
@@ -106,6 +108,7 @@ class Wires:
         self.pool_order: list[uuid.UUID] = []
         self.slow = 0.0  # the share of commands that take long at the primary
         self.dozy = 0.0  # the share of fences whose node sleeps behind PREEMPT AND ABORT
+        self.naps: dict[tuple[str, type], float] = {}  # how long a node sleeps behind its next command of that type
 
     # ---- time
 
@@ -182,14 +185,16 @@ class Wires:
 
     def poke(self, host: Host) -> None:
         """Wake the tasks whose wait is over."""
-        for task in list(host.tasks):
-            action = task.waits_for
-            over = (
-                (isinstance(action, actions.Wait) and host.node.awake)
-                or (isinstance(action, actions.Drain) and host.node.running == 0)
-                or (isinstance(action, actions.WaitForGate) and host.node.gate_open)
-                or (isinstance(action, actions.WaitUntil) and action.holds())
-            )
+        for task in [task for task in host.tasks if task.waits_for is not None]:
+            match task.waits_for:
+                case actions.Wait():
+                    over = host.node.awake
+                case actions.Drain():
+                    over = host.node.running == 0
+                case actions.WaitForGate():
+                    over = host.node.gate_open
+                case actions.WaitUntil(holds):
+                    over = holds()
             if over:
                 self._answer(host, task, None)
 
@@ -201,17 +206,17 @@ class Wires:
         task.waits_for = None
 
     def _do(self, host: Host, task: Task, action: object) -> None:
-        if isinstance(action, actions.Wait | actions.Drain | actions.WaitForGate | actions.WaitUntil):
-            task.waits_for = action
-            if isinstance(action, actions.Wait):
-
-                def over() -> None:
-                    if task.waits_for is action:
-                        self._answer(host, task, None)
-
-                self.at(action.seconds, over)
-        else:
+        if not isinstance(action, _PAUSES):
             self._send(host, task, action, tries=0)
+            return
+        task.waits_for = action
+        if isinstance(action, actions.Wait):
+
+            def over() -> None:
+                if task.waits_for is action:
+                    self._answer(host, task, None)
+
+            self.at(action.seconds, over)
 
     # ---- commands
 
@@ -266,6 +271,8 @@ class Wires:
     def _arrive(self, sending: Sending, nexus: Hashable) -> None:
         """Carry a command out at its device."""
         action = sending.action
+        if self.naps and (seconds := self.naps.pop((sending.host.name, type(action)), None)) is not None:
+            sending.host.asleep_until = max(sending.host.asleep_until, self.now + seconds)
         if isinstance(action, actions.ReadPrimary | actions.WritePrimary):
             started_again = sending.life != sending.host.life and sending.host.tasks
             if not sending.answered and not started_again:  # else its connection is closed, and it never arrives

@@ -79,8 +79,17 @@ class World(Wires):
             self._plan(host)
             if self.works:
                 self._look_for_jobs(host)
-        storms = (self._storm_of_deletions, self._storm_of_a_hidden_newest, self._storm_of_rollbacks)
-        aimed = self.random.choice(storms) if self.works else self._storm_of_fences
+        storms = (
+            (
+                self._storm_of_deletions,
+                self._storm_of_slow_movers,
+                self._storm_of_a_hidden_newest,
+                self._storm_of_rollbacks,
+            )
+            if self.works
+            else (self._storm_of_fences, self._storm_of_two_fencers, self._storm_of_a_late_helper)
+        )
+        aimed = self.random.choice(storms)
         if self.aims:
             for begin in (0.5, 6.5):
                 self.at(begin + self.random.random(), aimed)
@@ -318,6 +327,69 @@ class World(Wires):
             self.at(at, lambda: self._take(self._some_host()))
         self._writes(12, 0.0, 3.0)
         self.at(3.0, lambda: setattr(self, "dozy", before))
+
+    def _storm_of_two_fencers(self) -> None:
+        """Let a node start again whose write is slow, and fence while the taker sleeps in the middle of its own fence."""
+        taker, writer = self.random.sample(self.hosts, 2)
+        before, self.slow = self.slow, 1.0
+        for _ in range(6):
+            self.at(self.random.random() * 0.15, lambda: self.write(writer))
+        self.at(1.0, lambda: setattr(self, "slow", before))
+
+        def take() -> None:
+            self.naps[taker.name, actions.ReadReservation] = 0.5 + self.random.random() * 1.5
+            self.crash(writer)
+            self._take(taker)
+
+        self.at(0.15 + self.random.random() * 0.1, take)
+
+    def _storm_of_a_late_helper(self) -> None:
+        """Let a helper sleep before its fence until two more epochs are fenced, so that the key of a dead one becomes the holder's.
+
+        A slow write then bears that key, and another snapshot is taken when the helper has joined.
+        """
+        if len(self.hosts) < 3:
+            self._storm_of_two_fencers()
+            return
+        taker, helper, writer = self.random.sample(self.hosts, 3)
+        self.naps[helper.name, actions.OwnKey] = 1.4 + self.random.random() * 0.6
+        self.naps[helper.name, actions.PreemptAndAbort] = 0.1 + self.random.random() * 0.3
+
+        def take_and_sleep() -> None:
+            self.naps[taker.name, actions.Append] = 1.0
+            self._take(taker)
+
+        for host in self.hosts:
+            if host is not taker:
+                host.asleep_until = self.now + (0.3 if host is helper else 1.7)
+        self._take(taker)
+        self.at(0.2, take_and_sleep)
+        self.at(0.3, lambda: self.write(helper))
+        self.at(1.6, lambda: self._take(taker))
+        before = self.slow
+        self.at(1.8, lambda: setattr(self, "slow", 1.0))
+        for _ in range(30):
+            self.at(1.8 + self.random.random() * 1.6, lambda: self.write(writer))
+        self.at(2.4 + self.random.random(), lambda: self._take(taker))
+        self.at(4.0, lambda: setattr(self, "slow", before))
+
+    def _storm_of_slow_movers(self) -> None:
+        """Delete a snapshot, and then the next older one, while movers sleep behind their look at what there is to move."""
+        for number in range(4):
+            self.at(number * 0.7, lambda: self._take(self._some_host()))
+        self._writes(6, 2 * 0.7 + 0.3, 0.4)  # in the last but one
+
+        def delete(which: int) -> None:
+            log = self._some_host().node.history
+            known = [epoch.snapshot for epoch in log.epochs if epoch.snapshot is not None]
+            for host in self.hosts:
+                self.naps[host.name, actions.Written] = self.random.random() * 1.5
+            for snapshot in known[which : which + 1 or None]:
+                draft = Record(Type.DELETE, self.volume, snapshot=snapshot)
+                self.ask(self._some_host(), node.Request(draft))
+
+        self.at(3.0, lambda: delete(-2))
+        self.at(3.0 + self.random.random(), lambda: delete(-3))
 
     def _storm_of_deletions(self) -> None:
         """Delete neighbours at once, so that one mover looks through the LUN that another one fills."""
