@@ -13,7 +13,7 @@ from unittest import mock
 from lun_backends import block_device, copy_on_write, flat, preserving, tracking, write_once
 from lun_backends.block_device import ExtentKind
 from lun_backends.files import facts, small_file, storage_io
-from lun_backends.stores import chunk_map, contract, record_map, thin
+from lun_backends.stores import chunk_map, contract, log_file, log_map, record_map, thin
 from lun_backends.volumes import deleting, identity, manifest, opening, rollback, rollback_overlay, state, taking
 from lun_backends.volumes.snapshot import Snapshot
 
@@ -290,6 +290,32 @@ def moved_checksum_is_not_ahead() -> Iterator[None]:
     with mock.patch.object(thin.ThinStore, "_commit_synced", hasty):
         yield
 
+
+def log_never_synced() -> contextlib.AbstractContextManager[object]:
+    """End a commit of a log before the batch is durable."""
+    return mock.patch.object(log_file.LogFile, "sync", lambda _self: None)
+
+
+@contextlib.contextmanager
+def checkpoint_before_index() -> Iterator[None]:
+    """Write the checkpoint of a log's index before the index is durable."""
+    write_back = log_map.LogMap.write_back
+
+    def hasty(self: log_map.LogMap, *arguments: Any) -> None:
+        with mock.patch.object(self, "sync", lambda: None):
+            write_back(self, *arguments)
+
+    with mock.patch.object(log_map.LogMap, "write_back", hasty):
+        yield
+
+
+def torn_batch_counts() -> contextlib.AbstractContextManager[object]:
+    """Take a batch for whole whose header has arrived, whatever its grains are."""
+    return mock.patch.object(log_file.LogFile, "_has_all", lambda _self, _header: True)
+
+
+LOGS: tuple[Mutant, ...] = (log_never_synced, checkpoint_before_index, torn_batch_counts)
+"""Those that need a log."""
 
 MOVES: tuple[Mutant, ...] = (move_computes_the_checksum_anew, moved_checksum_is_not_ahead)
 """Those that need a rotten chunk, see `rotten_move`."""

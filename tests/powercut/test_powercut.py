@@ -18,6 +18,7 @@ MUTANT_CASES = 8
 SCENARIOS: dict[mutants.Mutant, tuple[str, ...]] = {
     mutants.second_deletion_forgets_the_first: ("deletions",),
     mutants.grains_of_partly_written_chunks_forgotten: ("grains",),
+    **dict.fromkeys(mutants.LOGS, ("log-small",)),
 }
 """The scenarios in which a mutant shows, where these are special ones."""
 
@@ -34,7 +35,7 @@ def test_no_power_cut_breaks_a_promise() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mutant", mutants.ALL, ids=lambda mutant: str(mutant.__name__))
+@pytest.mark.parametrize("mutant", (*mutants.ALL, *mutants.LOGS), ids=lambda mutant: str(mutant.__name__))
 def test_a_broken_rule_is_found(mutant: mutants.Mutant) -> None:
     with mutant():
         for seed in range(MUTANT_CASES):
