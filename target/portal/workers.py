@@ -44,13 +44,14 @@ the interpreter's lock from the worker."""
 class Lane:
     """The jobs of one session: those that wait, and (by their last command) those that are with the workers."""
 
-    __slots__ = ("jobs", "long", "pending", "tasks")
+    __slots__ = ("jobs", "long", "pending", "stuck", "tasks")
 
     def __init__(self, tasks: TaskSet) -> None:
         self.tasks = tasks
         self.pending: deque[Job] = deque()
         self.long: deque[Job] = deque()  # those whose command takes long, which must not hold up the others
         self.jobs: dict[Command, Job] = {}
+        self.stuck = 0  # those of `jobs` whose workers are replaced
 
     @property
     def owner(self) -> object:
@@ -130,13 +131,14 @@ class Workers(Generic[L]):
 
     A disk that does not answer holds its workers, but not the commands to other disks: `replace_stuck` starts a thread
     for each worker that waits too long while others need one.  The pool shrinks again when the disk answers.
+    A replaced worker counts in no share, so a session that waits for one LUN still gets workers for its others.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.results: deque[Result[L]] = deque()
         self._active = 0  # jobs with the threads, except those that are stuck
-        self._since: dict[Command, float] = {}  # when each of them began, by its last command, oldest first
+        self._since: dict[Command, tuple[float, L]] = {}  # when each of them began, by its last command, oldest first
         self._stuck: set[Command] = set()  # the last commands of the jobs whose workers are replaced
         self._long = 0  # those of them that take long
         self._shares: Counter[object] = Counter()  # jobs with the threads, by the owner of their lane
@@ -195,7 +197,7 @@ class Workers(Generic[L]):
             short = bool(lane.pending)
             free = self.count - self._active
             if (
-                len(lane.jobs) >= free
+                len(lane.jobs) - lane.stuck >= free
                 or self._shares[owner] >= 2 * free
                 or (not short and self._long_shares[owner] >= max(1, self.count // 2) - self._long)
             ):
@@ -206,7 +208,7 @@ class Workers(Generic[L]):
             last = job.commands[-1]
             lane.jobs[last] = job
             self._active += 1
-            self._since[last] = time.monotonic()
+            self._since[last] = time.monotonic(), lane
             self._shares[owner] += 1
             if job.long:
                 self._long += 1
@@ -222,11 +224,13 @@ class Workers(Generic[L]):
         """Replace the workers that have waited too long at `now` (time.monotonic), if a session waits for a worker."""
         if not self._queued:
             return
-        for last, since in list(self._since.items()):
+        for last, (since, lane) in list(self._since.items()):
             if now - since < STUCK_SECONDS or len(self._stuck) >= REPLACEMENTS:
                 break
             del self._since[last]
             self._stuck.add(last)
+            lane.stuck += 1
+            self._give_share_back(lane.owner)
             self._active -= 1
             self._hire()
         self._start_queued()
@@ -236,21 +240,26 @@ class Workers(Generic[L]):
         job = lane.jobs.pop(last)
         if last in self._stuck:
             self._stuck.discard(last)
+            lane.stuck -= 1
             self._jobs.put(None)  # one thread ends: there is one too many now
             self._threads = [thread for thread in self._threads if thread.is_alive()]
-        elif not job.relieved:
-            del self._since[last]
-            self._active -= 1
-        owner = lane.owner
-        self._shares[owner] -= 1
+        else:
+            self._give_share_back(lane.owner)
+            if not job.relieved:
+                del self._since[last]
+                self._active -= 1
         if job.long:
             self._long -= 1
-            self._long_shares[owner] -= 1
-        for shares in (self._shares, self._long_shares):
-            if not shares[owner]:
-                del shares[owner]
+            self._long_shares[lane.owner] -= 1
+            if not self._long_shares[lane.owner]:
+                del self._long_shares[lane.owner]
         self._start_queued()
         self.start(lane)
+
+    def _give_share_back(self, owner: object) -> None:
+        self._shares[owner] -= 1
+        if not self._shares[owner]:
+            del self._shares[owner]
 
     def _start_queued(self) -> None:
         queued, self._queued = self._queued, deque()

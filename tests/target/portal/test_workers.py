@@ -208,6 +208,26 @@ def test_workers_that_wait_for_a_disk_are_replaced_while_others_need_one(held: t
     assert not workers._shares
 
 
+def test_session_that_waits_for_one_lun_gets_workers_for_its_others(held: tuple[Workers[_Owned], _Held]) -> None:
+    workers, executor = held
+    lane = _Owned("host")
+    for _ in range(32):
+        workers.enqueue(lane, executor, commands(1))
+    quick = _Held()
+    quick.release.set()
+    workers.enqueue(lane, quick, commands(1))
+    quick_job = lane.pending[-1]
+    for _ in range(32):
+        workers.replace_stuck(time.monotonic() + STUCK_SECONDS)
+    assert not lane.pending, "32 commands of the LUN hold threads, and none of the session's share"
+    while quick_job in lane.jobs.values():
+        finish(workers)
+    executor.release.set()
+    while workers.busy:
+        finish(workers)
+    assert (lane.active, lane.stuck, dict(workers._shares)) == (0, 0, {})
+
+
 def test_number_of_replacements_is_bounded(held: tuple[Workers[_Owned], _Held]) -> None:
     workers, executor = held
     for number in range(40):
