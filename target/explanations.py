@@ -159,8 +159,10 @@ host: its disk may have lost data, or something else wrote to the LUN.  A record
 then update this node.""",
     "log-full": """\
 Each snapshot, deletion, expulsion and rollback of a shared volume takes one or two blocks of its log, which are never used again.
-The log is nearly full.  When it is full, no snapshot can be taken or deleted, and no node can be fenced; the volume itself can
-still be read and written.  Make a new volume with a larger log on the storage host, and copy the data.""",
+A snapshot that is taken and deleted takes four, a new name or label one more.  The log of a storage host has 1,048,576 blocks:
+enough for a snapshot each hour for 29 years, or one each minute for half a year.  More than four fifths of it are used.  When
+it is full, no snapshot can be taken or deleted, and no node can be expelled; the volume itself can still be read and written.
+Take snapshots less often, or make a new volume on the storage host, and copy the data.""",
     "pool-failed": """\
 The log of a pool of write-once LUNs (`write_once` with `pool`) cannot be opened, so none of the pool's LUNs is served.  The nodes
 of the cluster cannot write to the volume until it is.  No data is lost.  Usually a disk is failing or a permission is missing.

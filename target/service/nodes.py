@@ -39,9 +39,16 @@ PATIENCE = 10.0
 """Seconds for which a state that passes by itself is no alert."""
 LOOK = 1.0
 RETRY = 5.0
+COUNT = 15.0
+"""Seconds between looks at what the newest snapshot preserves."""
 POOL_LOOK = 15.0
-LOG_LOW = 64
-"""Records: a full log ends everything that is written into it, so there is an alert before that."""
+"""Seconds between looks at the pool while it may change: after a record of the log, or while it is empty."""
+POOL_REST = 300.0
+"""Seconds between looks otherwise.  Each look asks every LUN of the pool."""
+LOG_HIGH = 0.8
+"""The share of the log above which there is an alert: a full log ends everything that is written into it."""
+RECORDS_OF_SNAPSHOT = 4
+"""EPOCH, FENCED, DELETE and DELETED."""
 
 Opener = Callable[[settings.SharedVolume, str, Path, policy.Listener], SharedOwner]
 """Opens a volume on the node of that name.  Raise VolumeError, Refused, BlockDeviceError, OSError."""
@@ -158,7 +165,8 @@ class _Keeper:
         self.owner: SharedOwner | None = None
         self._since: dict[str, float] = {}  # since when a condition has been true, by the monotonic clock
         self._pool: int | None = None
-        self._pool_looked = float("-inf")
+        self._counted = float("-inf")  # the last look at what the newest snapshot preserves
+        self._pool_due = float("-inf")  # when to look at the pool again
         self._followed: object = None
         self._stopping = False
         self._woken = threading.Event()
@@ -237,8 +245,12 @@ class _Keeper:
             remedy = "raise `pool` of the volume on the storage host, or delete snapshots there"
             yield messages.Alert("pool-empty", name, text, remedy)
         left = status.log_size - status.log_used
-        if status.log_size and left < LOG_LOW:
-            text = f"the log of volume {name} has room for {left} further records"
+        if status.log_size and status.log_used > LOG_HIGH * status.log_size:
+            share = 100 * status.log_used // status.log_size
+            text = (
+                f"the log of volume {name} is {share} % full: it has room for {left} further records,"
+                f" about {left // RECORDS_OF_SNAPSHOT} snapshots that are taken and deleted"
+            )
             yield messages.Alert("log-full", name, text, "make a larger volume, and copy the data to it")
 
     def _lasts(self, condition: str) -> bool:
@@ -287,9 +299,12 @@ class _Keeper:
         self._note("fence-pending", bool(status.pending))
         now = (status.log_used, status.epoch, status.state)
         try:
-            if status.state == "armed" and (now != self._followed or time.monotonic() - self._pool_looked > POOL_LOOK):
-                self._pool_looked = time.monotonic()
-                self._pool = owner.shared.pool_left()
+            grown = now != self._followed
+            if status.state == "armed" and (grown or time.monotonic() - self._counted > COUNT):
+                self._counted = time.monotonic()
+                if grown or self._counted > self._pool_due:
+                    self._pool = owner.shared.pool_left()
+                    self._pool_due = self._counted + (POOL_LOOK if grown or self._pool == 0 else POOL_REST)
                 self._inventory.follow(owner)
                 self._inventory.scsi.arrived(owner.name)
                 owner.count()

@@ -66,7 +66,17 @@ def shared(name: str) -> Problem:
     return Problem(
         "shared",
         f"{name} is a shared volume: its primary and its snapshots are on other hosts",
-        "do it on the storage host; snapshots of several volumes at one moment need volumes of one host",
+        "do it on the storage host",
+    )
+
+
+def shared_in_group(name: str) -> Problem:
+    """Refuse a snapshot of a shared volume together with others: each has a fence of its own, and no instant belongs to both."""
+    return Problem(
+        "shared",
+        f"{name} is a shared volume, and is fenced by itself: between its fence and that of another volume nodes would have to hold"
+        " all writes, and a node that dies meanwhile would stop them all",
+        "take a snapshot of each volume; what must be of one moment belongs on one volume, for example as logical volumes of LVM",
     )
 
 

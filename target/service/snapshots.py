@@ -92,6 +92,9 @@ class Snapshots:
     ) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment and serve them.  Raise Problem; then none was taken."""
         notes = _notes(hold, expires)
+        for volume_name in volume_names:
+            if not isinstance(self._inventory.volume(volume_name), Volume):
+                raise problems.shared_in_group(volume_name)
         owners = [self._inventory.own_volume(volume_name) for volume_name in volume_names]
         with self._inventory.changing(volume_names):
             with (

@@ -191,7 +191,7 @@ def test_requests_that_a_shared_volume_cannot_carry_out_are_refused_with_the_rea
     alpha.snapshots.create_snapshot("archive", "s")
     refused: list[tuple[Callable[[], object], str]] = [
         (lambda: alpha.snapshots.label_snapshot("archive", "s", {"_hold": "b"}), "no key for a label"),
-        (lambda: alpha.snapshots.create_group("g", ["archive", "own"]), "shared volume"),
+        (lambda: alpha.snapshots.create_group("g", ["archive", "own"]), "fenced by itself"),
         (lambda: alpha.reshaping.resize("archive", 2 << 20), "size of its primary"),
         (lambda: alpha.snapshots.create_snapshot("archive", "s"), "there is a snapshot"),
         (lambda: alpha.snapshots.create_snapshot("archive", "n", {"_schedule": "1"}), "no key for a label"),
@@ -274,6 +274,37 @@ def test_empty_pool_is_an_alert_before_it_refuses_a_snapshot(
     rig.wait(lambda: "pool-empty" in codes(alpha))
     with pytest.raises(problems.Problem, match="no blank write-once LUN"):
         alpha.snapshots.create_snapshot("archive", "more")
+
+
+def test_pool_is_asked_only_when_it_may_have_changed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "COUNT", 0.0)
+    monkeypatch.setattr(nodes, "POOL_LOOK", 0.0)
+    monkeypatch.setattr(nodes, "LOOK", 0.01)
+    alpha = start("alpha")
+    rig.wait(lambda: sharing(alpha).pool == rig.POOL)
+    shared = alpha.nodes._owner("archive").shared
+    looks: list[int] = []
+    counts: list[int] = []
+
+    def look() -> int:
+        looks.append(0)
+        return rig.POOL - 1
+
+    monkeypatch.setattr(shared, "pool_left", look)
+    monkeypatch.setattr(alpha.nodes._owner("archive"), "count", lambda: counts.append(0))
+    rig.wait(lambda: len(counts) > 20)
+    assert len(looks) <= 1
+    alpha.snapshots.create_snapshot("archive", "s")
+    rig.wait(lambda: sharing(alpha).pool == rig.POOL - 1)
+
+
+def test_log_that_gets_full_is_an_alert(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    alpha = start("alpha")
+    status = alpha.nodes._owner("archive").shared.status
+    monkeypatch.setattr(nodes, "LOG_HIGH", (status.log_used + 1) / status.log_size)
+    assert "log-full" not in codes(alpha)
+    alpha.snapshots.create_snapshot("archive", "s")
+    rig.wait(lambda: "log-full" in codes(alpha))
 
 
 def test_damaged_log_is_an_alert(start: Start, array: rig.Array) -> None:
