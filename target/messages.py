@@ -611,12 +611,20 @@ class ResizeVolume:
 
 IMAGE_FORMATS = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
 """The formats of an export."""
-_SUFFIXES = {"": "raw", ".img": "raw", ".raw": "raw", **{f".{kind}": kind for kind in IMAGE_FORMATS[1:]}}
+COMPRESSIBLE = ("raw", "qcow2")
+"""The formats of an export that can be compressed."""
+COMPRESSED = ".zst"
+"""The ending of the name of a compressed raw image."""
+_SUFFIXES = {".img": "raw", ".raw": "raw", **{f".{kind}": kind for kind in IMAGE_FORMATS[1:]}}
 
 
 def image_format(path: pathlib.PurePath) -> str | None:
     """Return the format that the name of an image stands for; None if the name says another one, or none."""
-    return _SUFFIXES.get(path.suffix.lower())
+    suffix = path.suffix.lower()
+    if suffix == COMPRESSED:
+        inner = _SUFFIXES.get(pathlib.PurePath(path.stem).suffix.lower())
+        return inner if inner == "raw" else None
+    return _SUFFIXES.get(suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -627,7 +635,8 @@ class Export:
     since then, on top of that snapshot's image at `backing` (absolute).  The daemon detects the format of `backing` if
     the file exists, and refuses a file that does not identify itself as that snapshot, unless `any_base` is set.  The
     daemon refuses if there is too little space for all data, unless `anyway` is set.  Damaged blocks stop the export,
-    unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.
+    unless `damaged` is set; then they are exported as they are, and unreadable ones as zeroes.  With `compress`, a raw
+    image is compressed with zstd as a whole, and a qcow2 image has compressed clusters.  `limit` is the most bytes of data a second.
     """
 
     path: str
@@ -639,13 +648,16 @@ class Export:
     anyway: bool = False
     damaged: bool = False
     any_base: bool = False
+    compress: bool = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Request: answer with a snapshot's content, as a raw image; `damaged` is that of `Export`."""
+    """Request: answer with a snapshot's content, as a raw image; `damaged` and `limit` are those of `Export`."""
 
     damaged: bool = False
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -243,9 +244,13 @@ def snapshot_show(context: common.Context, which: tuple[str, str], with_map: boo
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["raw", "qcow2", "vhd", "vhdx", "vmdk"]),
-    help="The format of FILE. Default: what its name ends in; raw for .img, and for a name without an ending.",
+    type=click.Choice(["raw", "qcow2", "vhd", "vhdx", "vmdk", "stream"]),
+    help="The format of FILE. Default: what its name ends in; .img means raw. `stream` is that of `wolun send`, for -.",
 )
+@click.option(
+    "--compress", is_flag=True, help="Compress: raw with zstd (FILE.zst), qcow2 in itself, a stream with zstd."
+)
+@click.option("--limit", type=common.RATE, metavar="RATE", help="The most data a second, like 50MiB/s.")
 @click.option(
     "--since",
     type=common.SNAPSHOT,
@@ -272,6 +277,8 @@ def snapshot_export(
     file: Path,
     force: bool,
     format_: str | None,
+    compress: bool,
+    limit: int | None,
     since: tuple[str, str] | None,
     backing: Path | None,
     backing_format: str | None,
@@ -288,25 +295,16 @@ def snapshot_export(
     With --since, the older image must show the older snapshot: wolun writes the identity of the snapshot into each
     image.  Another image, or one of unknown content, is refused unless --force is given.
 
-    With - for FILE, or a FIFO, the command writes a raw image to standard output or to the FIFO.
+    With - for FILE, the command writes a raw image to standard output; with --since or --format stream, it writes a stream for
+    `wolun volume receive`.  A FIFO gets a raw image.
     """
     from target import messages
 
     if str(file) == "-":
-        if format_ not in (None, "raw") or since is not None:
-            kind = format_ or "qcow2"
-            raise click.UsageError(f"standard output takes raw images only: {kind} is not written from front to back")
-        if sys.stdout.isatty():
-            raise click.UsageError("standard output is a terminal: redirect it, or name a file")
-        asked = context.client()
-        job = common.to_standard_output(
-            context,
-            "exporting",
-            "@".join(which),
-            lambda write, progress: asked.stream(*which, write, damaged=damaged, progress=progress),
-        )
-        common.warn_of_damage(job)
+        _to_standard_output(context, which, format_, since, compress=compress, limit=limit, damaged=damaged)
         return
+    if format_ == "stream":
+        raise click.UsageError(f"a stream goes to standard output: write `wolun send {'@'.join(which)} > {file}`")
     path = common.absolute(file)
     if since is None and (backing or backing_format):
         raise click.UsageError("--backing and --backing-format need --since")
@@ -321,7 +319,13 @@ def snapshot_export(
     if format_ is None:
         format_ = "qcow2" if since is not None else "raw" if path.is_fifo() else messages.image_format(path)
     if format_ is None:
-        raise click.UsageError(f"the name does not say the format ({path.suffix}): give it with --format")
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise click.UsageError(
+            f"the name does not say the format: it {ending}; give it with --format, or write {path.name}.img"
+        )
+    if compress and format_ not in messages.COMPRESSIBLE:
+        raise click.UsageError(f"a {format_} image is not compressed: choose raw or qcow2")
+    compress = compress or path.suffix == messages.COMPRESSED
     asked = context.client()
     begin = functools.partial(
         asked.export,
@@ -335,6 +339,8 @@ def snapshot_export(
         anyway=anyway,
         damaged=damaged,
         any_base=force,
+        compress=compress,
+        limit=limit,
         held=True,
     )
     job = common.follow(context, asked, begin, "exporting", held=True)
@@ -464,6 +470,52 @@ def snapshot_restore(
     job = common.follow(context, asked, begin, "restoring", goes_on=True)
     common.warn_of_damage(job)
     context.answer(job, lambda: f"{which[0]} is rolled back to {'@'.join(which)}")
+
+
+def _to_standard_output(
+    context: common.Context,
+    which: tuple[str, str],
+    format_: str | None,
+    since: tuple[str, str] | None,
+    *,
+    compress: bool,
+    limit: int | None,
+    damaged: bool,
+) -> None:
+    """Write a raw image, or a stream, to standard output."""
+    from target import messages
+
+    kind = format_ or ("raw" if since is None else "stream")
+    if kind not in ("raw", "stream") or (kind == "raw" and since is not None):
+        what = "changes" if kind == "raw" else kind
+        raise click.UsageError(
+            f"standard output takes raw images and streams only: {what} cannot be written from front to back as an image"
+        )
+    if since is not None:
+        _same_volume(since, which)
+    if sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal: redirect it, or name a file")
+    asked, subject = context.client(), "@".join(which)
+    if format_ is None:
+        common.say(f"wolun: {subject} is written {'as a raw image' if kind == 'raw' else 'as a stream'}", err=True)
+
+    def begin(write: Callable[[bytes], object], progress: Callable[[int, int], None]) -> messages.Job:
+        if kind == "stream":
+            request = messages.Send(None if since is None else since[1], compress, limit, damaged)
+            return asked.send(*which, request, write, progress=progress)
+        if not compress:
+            return asked.stream(*which, write, damaged=damaged, limit=limit, progress=progress)
+        import zstandard
+
+        packer = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+        job = asked.stream(
+            *which, lambda data: write(packer.compress(data)), damaged=damaged, limit=limit, progress=progress
+        )
+        if job.state == "done":  # otherwise the reader must not take it for whole
+            write(packer.flush())
+        return job
+
+    common.warn_of_damage(common.to_standard_output(context, "exporting", subject, begin))
 
 
 def _same_volume(since: tuple[str, str], to: tuple[str, str]) -> None:

@@ -117,12 +117,24 @@ class Client:
         anyway: bool = False,
         damaged: bool = False,
         any_base: bool = False,
+        compress: bool = False,
+        limit: int | None = None,
         held: bool = False,
     ) -> messages.Job:
         """Begin to export a snapshot.  A job that is `held` ends unless the caller uses `holding`, here and below."""
         below = None if backing is None else str(backing)
         request = messages.Export(
-            str(path), overwrite, image_format, since, below, backing_format, anyway, damaged, any_base
+            str(path),
+            overwrite,
+            image_format,
+            since,
+            below,
+            backing_format,
+            anyway,
+            damaged,
+            any_base,
+            compress,
+            limit,
         )
         return codec.decode(messages.Job, self._ask("POST", f"{_snapshot(volume, name)}/export?held={held}", request))
 
@@ -230,11 +242,12 @@ class Client:
         write: Callable[[bytes], object],
         *,
         damaged: bool,
+        limit: int | None = None,
         progress: Callable[[int, int], None],
     ) -> messages.Job:
         """Hand the content of a snapshot to `write`, piece by piece.  Return the job that read it, as it ended."""
         path = f"{_snapshot(volume, name)}/stream"
-        return self._streamed(path, messages.Stream(damaged), "export", f"{volume}@{name}", write, progress)
+        return self._streamed(path, messages.Stream(damaged, limit), "export", f"{volume}@{name}", write, progress)
 
     def send(
         self,

@@ -24,7 +24,7 @@ from lun_backends.files import os_error
 from lun_backends.stores import contract
 from lun_backends.volumes import interface
 from target import messages
-from target.exports import foreign, identity, image_file, qcow2, stream
+from target.exports import compressed, foreign, identity, image_file, qcow2, stream, throttle
 from target.service import damage_met, jobs, problems
 from target.service.service import Service
 
@@ -185,12 +185,18 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
         since_uuid = str(older.uuid) if sure else ""
         if request.format not in BASES:
             raise problems.bad_request("format", f"an image of changes is qcow2, not {request.format}")
+    if request.compress and request.format not in messages.COMPRESSIBLE:
+        raise problems.bad_request("compress", f"a {request.format} image is not compressed: choose raw or qcow2")
     raw = request.format == "raw" and backing is None
     is_qcow2 = request.format == "qcow2" or backing is not None
     fifo = stream.is_fifo(path)
     if fifo and not raw:
         kind = "qcow2" if is_qcow2 else request.format
         raise problems.file_failed(path, f"it is a FIFO, and a {kind} image is not written from front to back", RAW)
+    if fifo and request.compress:
+        raise problems.file_failed(
+            path, "it is a FIFO, which gets a raw image as it is", "compress what comes out of it"
+        )
     foreign.check(path, request.format, view.size)
     cluster = qcow2.cluster_size(view.size, owner.chunk_size)
 
@@ -208,7 +214,10 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
 
         def writer(fd: int, length: int) -> image_file.Image:
             if is_qcow2:
-                return qcow2.Writer(fd, length, cluster, backing, lambda: shown().encoded())
+                note = lambda: shown().encoded()  # noqa: E731 - it is asked at the end
+                return qcow2.Writer(fd, length, cluster, backing, note, compress=request.compress)
+            if raw:
+                return compressed.Zstd(fd, length)
             if request.format == "vhd":
                 return foreign.Vhd(fd, length)
             return foreign.Converted(fd, length, path, request.format, job.cancelled, undo)
@@ -227,6 +236,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                 content = whole_grains(view, ranges, cluster, found) if is_qcow2 else pieces.export(view, found)
                 if not request.damaged:
                     content = undamaged(content, found, owner, snapshot, job)
+                content = throttle.slowed(content, throttle.Throttle(request.limit, job.cancelled))
                 if fifo:
                     stream.to_fifo(content, view.size, path, progress=job.progress, cancelled=job.cancelled)
                     return
@@ -237,7 +247,7 @@ def export(service: Service, volume_name: str, name: str, request: messages.Expo
                     overwrite=request.overwrite,
                     progress=job.progress,
                     cancelled=job.cancelled,
-                    image=None if raw else writer,
+                    image=None if raw and not request.compress else writer,
                     identity=shown,
                     check=lambda: image_file.check_place(path, service.inventory, overwrite=request.overwrite),
                 )
@@ -268,6 +278,7 @@ def open_stream(
             content = pieces.export(view, found)
             if not request.damaged:
                 content = undamaged(content, found, owner, snapshot, job)
+            content = throttle.slowed(content, throttle.Throttle(request.limit, job.cancelled))
             place = Path("standard output")
             try:
                 stream.to_pipe(

@@ -6,8 +6,9 @@
 | 0              | the header, its extensions, and the name of the backing file; written last, so that an      |
 |                | unfinished file is not an image                                                            |
 | then           | the L1 table: the places of the L2 tables                                                  |
-| then, mixed    | data in order of address, and each L2 table after its data                                 |
-| then           | refcount blocks; all counts are 1                                                          |
+| then, mixed    | data in order of address, and each L2 table after its data.  Compressed data lies side by  |
+|                | side, so a cluster of the file has the data of several clusters                            |
+| then           | refcount blocks; a count is how many clusters have data there                              |
 | then           | the refcount table                                                                         |
 
 A cluster that is not written shows the backing file, or zeroes if there is none.  A cluster of zeroes takes no data:
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ _UNCHANGED = 1 << 57
 NAME_MAX = 1023
 """The bytes that the name of a backing file may have."""
 _COPIED = 1 << 63
+_COMPRESSED = 1 << 62
+_SECTOR = 512
 _ZERO = 1
 _REFCOUNT_ORDER = 4  # counts of 16 bits
 _L1_MAX = 128 << 10  # bytes; QEMU accepts 32 MiB
@@ -140,10 +144,13 @@ class Writer:
         cluster: int,
         backing: Backing | None = None,
         note: Callable[[], bytes] = bytes,
+        *,
+        compress: bool = False,
     ) -> None:
         """Begin an image that shows `size` bytes, a multiple of 512.
 
-        `finish` asks for the `note`, at most 2048 bytes.  Raises ValueError if the backing file's name is too long.
+        `finish` asks for the `note`, at most 2048 bytes.  With `compress`, data is compressed with zlib, which each QEMU
+        reads.  Raises ValueError if the backing file's name is too long.
         """
         if backing is not None and len(os.fsencode(backing.name)) > NAME_MAX:
             raise ValueError(f"the name of the backing file is longer than {NAME_MAX} bytes")
@@ -157,6 +164,9 @@ class Writer:
         self._next = 1 + self._clusters(len(self._l1) * 8)  # the cluster that is written next
         self._table = 0  # the L2 table being filled
         self._entries: dict[int, int] = {}
+        self._compress = compress
+        self._packed = 0  # the byte behind the last compressed data
+        self._shared: dict[int, int] = {}  # the counts of clusters of compressed data
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write the data that the image shows from `offset` on; clusters of zeroes take no room.
@@ -169,8 +179,28 @@ class Writer:
                 self.zero(offset + start, len(piece))
                 continue
             place = self._place((offset + start) // self._cluster)
+            packed = _deflated(piece) if self._compress else piece
+            if len(packed) < len(piece) == self._cluster:
+                self._entries[place] = self._pack(packed)
+                continue
             self._entries[place] = self._next * self._cluster | _COPIED
             self._append(piece)
+
+    def _pack(self, packed: bytes) -> int:
+        """Write compressed data behind the last one, and return its entry.  It goes on in the next cluster if that is free."""
+        left = -self._packed % self._cluster
+        end = self._packed // self._cluster + 1 if left else 0  # the cluster behind the one that has room
+        if not left or (len(packed) > left and end != self._next):
+            self._packed, left = self._next * self._cluster, 0
+        if len(packed) > left:
+            self._next = -(-(self._packed + len(packed)) // self._cluster)
+        offset, self._packed = self._packed, self._packed + len(packed)
+        self._write_at(offset, packed)
+        sectors = (offset % _SECTOR + len(packed) - 1) // _SECTOR
+        last = (offset // _SECTOR + sectors) * _SECTOR // self._cluster
+        for cluster in range(offset // self._cluster, last + 1):
+            self._shared[cluster] = self._shared.get(cluster, 0) + 1
+        return _COMPRESSED | sectors << 62 - (self._bits - 8) | offset
 
     def zero(self, offset: int, length: int) -> None:
         """Show zeroes in that range, which begins and ends as in `write`."""
@@ -193,7 +223,11 @@ class Writer:
         first = used
         for block in range(blocks):
             counted = max(0, min(per_block, total - block * per_block))
-            self._append(b"\x00\x01" * counted)
+            begin = block * per_block
+            counts = (self._shared.get(cluster, 1) for cluster in range(begin, begin + counted))
+            self._append(
+                b"".join(count.to_bytes(2, "big") for count in counts) if self._shared else b"\x00\x01" * counted
+            )
         self._write(self._next, b"".join((first + block << self._bits).to_bytes(8, "big") for block in range(blocks)))
         os.ftruncate(self._fd, total * self._cluster)
         self._write(1, b"".join(entry.to_bytes(8, "big") for entry in self._l1))
@@ -244,9 +278,17 @@ class Writer:
         self._next += 1
 
     def _write(self, cluster: int, data: bytes) -> None:
-        offset = cluster * self._cluster
+        self._write_at(cluster * self._cluster, data)
+
+    def _write_at(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
         while len(view):
             done = os.pwrite(self._fd, view, offset)
             offset += done
             view = view[done:]
+
+
+def _deflated(piece: bytes) -> bytes:
+    """Return the cluster as QEMU's `zlib` compression has it: raw deflate with a window of 4 KiB."""
+    packer = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -12)
+    return packer.compress(piece) + packer.flush()

@@ -19,7 +19,7 @@ from typing import IO, Self
 
 from lun_backends.backups import frames
 from target import codec, messages
-from target.exports import sending, stream
+from target.exports import compressed, stream
 from target.service import jobs, problems
 
 ANSWER_SECONDS = 120.0
@@ -57,7 +57,7 @@ class ReceiverProcess:
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         stream.prepare(self._stdin.fileno())
-        self.writer = frames.Writer(self._write, sending.COMPRESSION if compress else None)
+        self.writer = frames.Writer(self._write, compressed.LEVEL if compress else None)
 
     def __enter__(self) -> Self:
         return self

@@ -21,15 +21,13 @@ from lun_backends.backups import differences, frames
 from lun_backends.backups.pieces import ExportPiece
 from lun_backends.volumes import interface
 from target import messages
+from target.exports import compressed, stream, throttle
 from target.exports import jobs as exports
-from target.exports import stream, throttle
 from target.service import damage_met, jobs, moments, problems, replica_file
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
 
-COMPRESSION = 3
-"""The level of zstd for streams: about as quick as a disk."""
 _GRAIN = 64 << 10
 _ZEROES = bytes(_GRAIN)
 
@@ -115,7 +113,7 @@ def open_stream(service: Service, sending: Sending) -> tuple[jobs.Job, io.FileIO
                 stream.send(fd, memoryview(data), job.cancelled)
 
             try:
-                send(sending, frames.Writer(write, COMPRESSION if sending.compress else None), job)
+                send(sending, frames.Writer(write, compressed.LEVEL if sending.compress else None), job)
             except BrokenPipeError:
                 raise jobs.Cancelled from None
 

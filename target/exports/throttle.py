@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
+from lun_backends.backups.pieces import ExportPiece
 from target.service import jobs
 
 _BURST = 0.1  # seconds of the limit that may pass at once
@@ -38,3 +39,11 @@ class Throttle:
             if self._cancelled():
                 raise jobs.Cancelled
             self._sleep(min(wait, _LONGEST_SLEEP))
+
+
+def slowed(content: Iterable[ExportPiece], throttle: Throttle) -> Iterator[ExportPiece]:
+    """Yield the content, its data no quicker than the throttle lets it pass."""
+    for piece in content:
+        if piece.data is not None:
+            throttle.spend(piece.length)
+        yield piece

@@ -73,7 +73,7 @@ class Snapshots(Node):
         """Write the content of a snapshot to an image file.  Writes to the volume continue meanwhile.
 
         name     the snapshot
-        file     the file to write; its ending says the format: .qcow2, .vhd, .vhdx, .vmdk; .img and none: raw
+        file     the file to write; its ending says the format: .img (raw), .img.zst, .qcow2, .vhd, .vhdx, .vmdk
         force    true: overwrite the file if it exists
         damaged  true: export damaged blocks as they are, and unreadable ones as zeroes
         """
@@ -90,8 +90,8 @@ class Snapshots(Node):
         kind = "raw" if path.is_fifo() else messages.image_format(path)
         if kind is None:
             raise console.Refused(
-                f"the name does not say the format ({path.suffix})",
-                "end it in .img, .qcow2, .vhd, .vhdx or .vmdk",
+                f"the name {path.name} does not say the format",
+                "end it in .img, .img.zst, .qcow2, .vhd, .vhdx or .vmdk",
             )
         job = self.asked.export(
             self.volume,
@@ -100,6 +100,7 @@ class Snapshots(Node):
             overwrite=flag(force, "force"),
             image_format=kind,
             damaged=accepted,
+            compress=path.suffix == messages.COMPRESSED,
             held=True,
         )
         self.follow(job, "exporting", held=True)

@@ -71,7 +71,7 @@ def test_initiators_see_which_view_is_doubtful(served: daemon.Daemon) -> None:
 
 
 def test_nothing_leaves_a_doubtful_snapshot(served: daemon.Daemon, tmp_path: Path) -> None:
-    image = str(tmp_path / "image")
+    image = str(tmp_path / "image.img")
     for words in (
         ("export", "vol0@before", image),
         ("export", "vol0@after", image, "--since", "vol0@before"),

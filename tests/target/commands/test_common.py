@@ -31,7 +31,7 @@ def test_json_is_accepted_before_and_after_the_verb(served: daemon.Daemon) -> No
         ("snapshot create vol0 a/b", "vol0@a/b was not taken: 'a/b' is no name for a snapshot", "A name is 1 to 64 "),
         ("snapshot show vol0@s", "vol0 has no snapshot s", "Take one with `wolun snapshot create vol0 s`."),
         ("snapshot delete vol0@s", "vol0 has no snapshot s", "Take one with `wolun snapshot create vol0 s`."),
-        ("snapshot export vol0@s x", "vol0 has no snapshot s", "Take one with `wolun snapshot create vol0 s`."),
+        ("snapshot export vol0@s x.img", "vol0 has no snapshot s", "Take one with `wolun snapshot create vol0 s`."),
         ("snapshot list nothing", "there is no volume nothing", "The volumes are: vol0, big."),
     ],
 )

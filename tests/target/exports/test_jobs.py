@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from lun_backends import block_device, write_once
 from lun_backends.backups import differences, verification
@@ -192,7 +194,7 @@ def test_adjacent_damage_is_one_extent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def export(service: Service, name: str, path: Path, **options: Any) -> jobs.Job:
-    request = messages.Export(path=str(path), overwrite=True, format="qcow2", **options)
+    request = messages.Export(**{"path": str(path), "overwrite": True, "format": "qcow2", **options})
     return backups.export(service, "vol0", name, request)
 
 
@@ -273,3 +275,27 @@ def test_grains_are_whole_and_none_comes_twice() -> None:
     assert [(piece.offset, piece.length) for piece in grains] == [
         (0, 4096), (4096, 4096), (4 * 4096, 8192), (10 * 4096, 512),
     ]  # fmt: skip
+
+
+def test_compressed_exports_have_the_same_content(service: Service, tmp_path: Path) -> None:
+    plain, packed, image = tmp_path / "a.img", tmp_path / "a.img.zst", tmp_path / "a.qcow2"
+    assert ended(export(service, "a", plain, format="raw")).state == "done"
+    assert ended(export(service, "a", packed, format="raw", compress=True)).state == "done"
+    assert ended(export(service, "a", image, format="qcow2", compress=True)).state == "done"
+    assert zstandard.ZstdDecompressor().decompress(packed.read_bytes()) == plain.read_bytes()
+    assert packed.stat().st_size < CHUNK
+    assert image.stat().st_size < 5 * CHUNK + 5 * CHUNK
+    compared = ["qemu-img", "compare", "-f", "qcow2", "-F", "raw", str(image), str(plain)]
+    assert subprocess.run(compared, capture_output=True, timeout=60).returncode == 0
+    for kind in ("vhd", "vhdx", "vmdk"):
+        with pytest.raises(problems.Problem, match="is not compressed"):
+            export(service, "a", tmp_path / f"x.{kind}", format=kind, compress=True)
+
+
+def test_limited_export_is_slow_and_can_be_cancelled(service: Service, tmp_path: Path) -> None:
+    """At 64 bytes a second its first piece would take hours."""
+    job = export(service, "a", tmp_path / "a.img", format="raw", limit=64)
+    assert not job.wait(0.3)
+    job.cancel()
+    assert ended(job).state == "cancelled"
+    assert not (tmp_path / "a.img").exists()

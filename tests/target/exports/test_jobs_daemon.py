@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from lun_backends.stores import thin
 from tests import daemon
@@ -222,3 +223,20 @@ def test_incremental_export_is_refused_if_it_would_be_wrong(served: daemon.Daemo
     done = served.run("snapshot", "export", "vol0@b", out, "--since", "vol0@a", *far, check=False)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
     served.run("snapshot", "export", "vol0@b", out, "--since", "vol0@a", *far, "--force")
+
+
+def test_name_says_the_format(served: daemon.Daemon, tmp_path: Path) -> None:
+    """A name that says none is refused; nothing is silently raw."""
+    served.run("snapshot", "create", "vol0", "named")
+    for words, reason in (
+        (("out",), "it has no ending"),
+        (("out.txt",), "it ends in .txt"),
+        (("out.qcow2.zst",), "it ends in .zst"),
+        (("out.vmdk", "--compress"), "a vmdk image is not compressed"),
+        (("out.img", "--format", "stream"), "a stream goes to standard output"),
+    ):
+        refused = served.run("snapshot", "export", "vol0@named", str(tmp_path / words[0]), *words[1:], check=False)
+        assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr
+    served.run("snapshot", "export", "vol0@named", str(tmp_path / "out.img.zst"), "--limit", "500MiB/s")
+    with (tmp_path / "out.img.zst").open("rb") as packed:
+        assert len(zstandard.ZstdDecompressor().stream_reader(packed).read()) == SIZE

@@ -115,3 +115,27 @@ def test_cluster_size_follows_the_chunk_size() -> None:
 def test_backing_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file, pytest.raises(ValueError, match="longer than 1023"):
         qcow2.Writer(file.fileno(), MIB, 4096, qcow2.Backing("x" * 1024, "raw"))
+
+
+@pytest.mark.parametrize("cluster", qcow2.CLUSTER_SIZES)
+def test_compressed_clusters_lie_side_by_side(tmp_path: Path, cluster: int) -> None:
+    """Data of all kinds: it compresses to any length, or not at all, and is mixed with tables."""
+    chance = random.Random(cluster)
+    size, path = cluster * (cluster // 8 + 300) + 512, tmp_path / "image.qcow2"
+    plain = tmp_path / "plain.img"
+    with path.open("w+b") as file, plain.open("w+b") as expected:
+        expected.truncate(size)
+        writer = qcow2.Writer(file.fileno(), size, cluster, compress=True)
+        for offset in (*range(0, 300 * cluster, cluster), *range(size - 100 * cluster - 512, size, cluster)):
+            length = min(cluster, size - offset)
+            random_part = chance.randrange(length + 1) if chance.random() < 0.6 else chance.choice((0, length))
+            data = (chance.randbytes(random_part) + bytes([chance.randrange(256)]) * length)[:length]
+            writer.write(offset, memoryview(data))
+            expected.seek(offset)
+            expected.write(data)
+        writer.finish()
+    check = subprocess.run(["qemu-img", "check", path], capture_output=True, text=True, timeout=60)
+    assert (check.returncode, "No errors were found" in check.stdout) == (0, True), check.stdout + check.stderr
+    assert "compressed clusters" in check.stdout
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", path, plain)
+    assert path.stat().st_size < 0.8 * 400 * cluster

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from lun_backends.backups import frames
 from lun_backends.stores import thin
 from target.control import client
 from tests import daemon
@@ -62,15 +65,25 @@ def test_dash_is_standard_output(served: daemon.Daemon, image: bytes, tmp_path: 
         wolun(served, "snapshot", "export", "vol0@a", "-"), capture_output=True, cwd=tmp_path, timeout=60, check=True
     )
     assert done.stdout == image
-    assert done.stderr == b""
+    assert done.stderr == b"wolun: vol0@a is written as a raw image\n"
     assert not list(tmp_path.iterdir())
 
 
+def test_standard_output_compressed_and_as_a_stream(served: daemon.Daemon, image: bytes) -> None:
+    words = wolun(served, "snapshot", "export", "vol0@a", "-")
+    packed = subprocess.run([*words, "--format", "raw", "--compress"], capture_output=True, timeout=60, check=True)
+    assert packed.stderr == b""
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(packed.stdout) == image
+    stream = subprocess.run([*words, "--format", "stream"], capture_output=True, timeout=60, check=True).stdout
+    *_, last = frames.Reader(io.BytesIO(stream).read).frames()
+    assert last.kind is frames.Kind.END
+
+
 def test_standard_output_takes_no_qcow2(served: daemon.Daemon) -> None:
-    for words in (("--format", "qcow2"), ("--since", "vol0@b")):
+    for words in (("--format", "qcow2"), ("--format", "raw", "--since", "vol0@b")):
         done = served.run("snapshot", "export", "vol0@a", "-", *words, check=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "qcow2 is not written from front to back" in done.stderr
+        assert "standard output takes raw images and streams only" in done.stderr
     refused = served.run("shell", "/volumes/vol0/snapshots/a export -", check=False)
     assert "wolun snapshot export vol0@a - > FILE" in refused.stderr
 
@@ -139,7 +152,8 @@ def test_socket_and_directory_are_not_replaced(served: daemon.Daemon, tmp_path: 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         for place in (path, tmp_path):
-            refused = served.run("snapshot", "export", "vol0@a", str(place), "--force", check=False)
+            words = ("--force", "--format", "raw")
+            refused = served.run("snapshot", "export", "vol0@a", str(place), *words, check=False)
             assert "it is no file" in refused.stderr
     assert path.is_socket()
 
