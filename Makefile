@@ -9,6 +9,7 @@
 # make simulate  run a million simulated clusters; SEEDS=2000 for less, SEED=7 for others
 # make walk    take ten thousand random steps with a daemon, and compare every byte after each; STEPS=500 for less, SEED=7 for others
 # make races   two processes race for the chunks of a store in Ceph, 10,000 times; ROUNDS=100 for less
+# make stores  let the suite of the stores pass on moto and Azurite, too
 # make figures  simulate the figures of lun_backends/cluster/README.md, and draw its plot
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
@@ -23,7 +24,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races lab lint man wheel deb image peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races stores lab lint man wheel deb image peers lock
 
 BIN := .venv/bin
 BUILDER ?= $(firstword $(notdir $(shell command -v podman buildah)) podman)
@@ -83,6 +84,9 @@ soak: peers
 races: ROUNDS = 10000
 races: peers
 	WOLUN_RACE_ROUNDS=$(ROUNDS) $(BIN)/pytest -q -o timeout=0 -k two_processes tests/lun_backends/stores
+
+stores: peers
+	WOLUN_STORES="moto azurite" $(BIN)/pytest -q -k "moto or azurite" tests/lun_backends/stores/test_contract.py
 
 lab: setup
 	@$(BIN)/python -m tests.lab

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import itertools
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +18,7 @@ import obstore.store
 
 from lun_backends.durability import Durability
 from lun_backends.stores import contract, engine_store, object_storage, opening, rados, settings, space, sparse
-from tests import ceph
+from tests import ceph, object_servers
 from tests.lun_backends.stores import disk
 
 BLOCK = 512
@@ -59,6 +64,38 @@ def at_gateway(
     return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(place, volume))
 
 
+@functools.cache
+def server(name: str) -> object_servers.Server:
+    """Return a server of this test run, `moto` or `azurite`; it ends with the run."""
+    directory = tempfile.mkdtemp(prefix=f"wolun-{name}-")
+    closing = contextlib.ExitStack()
+    closing.callback(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(closing.close)
+    run = {"moto": object_servers.moto, "azurite": object_servers.azurite}[name]
+    return closing.enter_context(run(Path(directory)))
+
+
+def at_server(path: Path, address: str, volume: uuid.UUID = VOLUME) -> engine_store.EngineStores:
+    """Return stores in a server; its address is the URL and the endpoint, and each path has a prefix of its own."""
+    url, _, endpoint = address.partition(" ")
+    credentials = path / "credentials"
+    prefix = path.as_posix().strip("/").replace("/", "-")
+    region = "us-east-1" if url.startswith("s3:") else ""  # Azure has none
+    place = settings.Objects(f"{url}/{prefix}", endpoint, region, credentials)
+    return engine_store.EngineStores(volume, object_storage.ObjectStorage.open(place, volume))
+
+
+def _served(name: str) -> Kind:
+    def address() -> str:
+        return f"{server(name).url} {server(name).endpoint}"
+
+    def stores(path: Path) -> engine_store.EngineStores:
+        (path / "credentials").write_text(server(name).credentials, encoding="ascii")
+        return at_server(path, address())
+
+    return Kind(stores, marks=False, local=False, whole=False, address=address, connect=at_server)
+
+
 def in_pool(
     path: Path, conf: str, volume: uuid.UUID = VOLUME, timeout: float = 30.0, pool: str = ceph.Cluster.POOL
 ) -> engine_store.EngineStores:
@@ -89,6 +126,11 @@ KINDS: Mapping[str, Kind] = {
     ),
     "sparse": Kind(lambda path: sparse.SparseStores(disk.with_journal(path)), checksums=False),
 }
+
+SERVED: Mapping[str, Kind] = {"moto": _served("moto"), "azurite": _served("azurite")}
+"""Kinds whose servers take minutes for a whole suite: `make stores` lets them pass it."""
+
+ALL: Mapping[str, Kind] = {**KINDS, **SERVED}
 
 
 def geometry(kind: Kind, chunks: int = 8, *, cut: int = 0, block_size: int = BLOCK) -> contract.Geometry:

@@ -26,7 +26,7 @@ race.child(*sys.argv[1:])
 
 def run(kind: str, place: Path, rounds: int) -> None:
     """Let two processes race for `rounds` chunks of a new store.  The kind must be one that processes can share."""
-    of = kinds.KINDS[kind]
+    of = kinds.ALL[kind]
     stores = of.stores(place)
     stores.check(new=True)
     store = kinds.create(stores, kinds.geometry(of, rounds))
@@ -64,7 +64,7 @@ def run(kind: str, place: Path, rounds: int) -> None:
 
 def child(kind: str, place: str, address: str, snapshot: str, rounds: str, own: str) -> None:
     """Put the chunks whose numbers come in, and say which of them were stored."""
-    of = kinds.KINDS[kind]
+    of = kinds.ALL[kind]
     stores = of.connect(Path(place), address)
     store = kinds.reopen(stores, uuid.UUID(snapshot))
     for line in sys.stdin:

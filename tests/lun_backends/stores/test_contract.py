@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from tests.lun_backends.stores import kinds
 from tests.lun_backends.stores.kinds import data, put, put_many, read, written
 
 
-@pytest.fixture(params=kinds.KINDS)
+@pytest.fixture(params=[*kinds.KINDS, *os.environ.get("WOLUN_STORES", "").split()])
 def kind(request: pytest.FixtureRequest) -> kinds.Kind:
-    return kinds.KINDS[request.param]
+    return kinds.ALL[request.param]
 
 
 @pytest.fixture

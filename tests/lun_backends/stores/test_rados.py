@@ -147,6 +147,35 @@ def test_a_chunk_that_lands_after_the_deletion_is_swept_by_the_next_start(
     again.close()
 
 
+def test_a_chunk_that_lands_during_the_deletion_goes_too(
+    stores: engine_store.EngineStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = kinds.create(stores, kinds.geometry(KIND))
+    put(store, 0, data(1, CHUNK))
+    store.close()
+    keys, late = rados.RadosEngine._keys, iter([5])
+
+    def listed(self: rados.RadosEngine, snapshot: uuid.UUID) -> list[str]:
+        found = keys(self, snapshot)
+        for chunk in late:
+            assert self.put(snapshot, chunk, data(1, CHUNK), 1).result()
+        return found
+
+    monkeypatch.setattr(rados.RadosEngine, "_keys", listed)
+    stores.remove(store.snapshot)
+    assert list(stores.engine.chunks(store.snapshot, 0, 8)) == []
+
+
+def test_a_pool_that_creates_what_exists_is_refused(
+    stores: engine_store.EngineStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = rados.binding()
+    monkeypatch.setattr(module, "LIBRADOS_CREATE_EXCLUSIVE", module.LIBRADOS_CREATE_IDEMPOTENT)
+    for new in (True, False):
+        with pytest.raises(contract.StoreUnfit, match="it creates what exists"):
+            stores.check(new=new)
+
+
 def test_a_missing_binding_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rados, "DEBIAN", tmp_path)
     monkeypatch.setitem(sys.modules, "rados", None)
