@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.bench import common, exports, loads, measure, processor, servers, space, upkeep
+from tests.bench import common, exports, loads, measure, processor, rados, servers, space, upkeep
 
 
 def reads(settings: common.Settings) -> Iterator[measure.Row]:
@@ -269,6 +269,7 @@ PARTS: dict[str, Callable[[common.Settings], Iterator[measure.Row]]] = {
     "pinned": processor.pinned,
     "upkeep": upkeep.scattered,
     "exports": exports.half_written,
+    "rados": rados.first_writes,
 }
 
 
