@@ -179,7 +179,8 @@ class ShareVolume:
     """Request: take part in a shared volume, as a node.
 
     `primary`, `log` and `pool` are written as in the configuration.  A field that is None takes the default of the
-    configuration; with `lun` None initiators of this node do not see the volume.
+    configuration; with `lun` None initiators of this node do not see the volume.  With `store`, `rados` or `objects` has
+    the keys of that group.
     """
 
     name: str
@@ -191,6 +192,9 @@ class ShareVolume:
     chunk_size: str | None = None
     on_error: str | None = None
     max_snapshots: int | None = None
+    store: str | None = None
+    objects: dict[str, str] | None = None
+    rados: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,19 @@ class _Label(click.ParamType[tuple[str, str]]):
 LABEL = _Label()
 
 
+class _Setting(_Label):
+    """A key of a group of the configuration, with its value."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, str]:
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail(f"{value!r} is no setting: write KEY=VALUE, like pool=wolun", parameter, context)
+        return key, text
+
+
+SETTING = _Setting()
+
+
 class _Moment(click.ParamType[str]):
     """A moment, as ISO 8601 in UTC; empty for `never`."""
 

@@ -43,6 +43,17 @@ def node() -> None:
 @click.option(
     "--pool", metavar="DEVICE", multiple=True, help="A blank write-once LUN; repeatable. Default: they are found."
 )
+@click.option(
+    "--store", type=click.Choice(["rados", "objects"]), help="Keep log and old data there.  Default: in LUNs."
+)
+@click.option(
+    "--place",
+    type=common.SETTING,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Where the store is, as in the configuration, like pool=wolun or url=s3://bucket/prefix; repeatable.",
+)
+@click.option("--chunk-size", metavar="SIZE", help="The most that a first write copies.  Default: 64KiB.")
 @common.verb
 def node_join(
     context: common.Context,
@@ -52,16 +63,26 @@ def node_join(
     own: str | None,
     log: str | None,
     pool: tuple[str, ...],
+    store: str | None,
+    place: tuple[tuple[str, str], ...],
+    chunk_size: str | None,
 ) -> None:
     """Take part in the shared volume VOLUME, whose primary is PRIMARY.
 
     PRIMARY is iscsi://HOST:PORT/TARGET/LUN or a block device.  The log and the write-once LUNs of the volume say what they
-    are, so they are found beside it.  `saveconfig` in the shell writes this into the configuration file.
+    are, so they are found beside it.  With --store they are in Ceph or in object storage instead.  `saveconfig` in the shell writes this into the configuration file.
     """
     from target import messages
 
     asked = context.client()
-    asked.share_volume(messages.ShareVolume(volume, primary, lun, own, log, pool))
+    if place and store is None:
+        raise click.UsageError("--place does nothing without --store")
+    rados, objects = (dict(place) if store == kind else None for kind in ("rados", "objects"))
+    asked.share_volume(
+        messages.ShareVolume(
+            volume, primary, lun, own, log, pool, chunk_size, store=store, objects=objects, rados=rados
+        )
+    )
     answer = asked.volume(volume)
     context.answer(answer, lambda: f"this host joins {volume}; `wolun status` shows when it takes part")
 

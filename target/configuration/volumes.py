@@ -494,8 +494,8 @@ class SharedVolume(values.Group):
         problems = place_problems(kind, self.objects, self.rados, "write-once LUNs beside the primary")
         if self.store is None:
             return problems
-        for key in ("log", "pool"):
-            if key in self.model_fields_set:
+        for key, value in (("log", self.log), ("pool", self.pool)):
+            if value:
                 problems[key,] = f"it does nothing: the {key} is in {self.store.value}"
         if kind is Kind.OBJECTS and self.chunk_size < OBJECT_MINIMUM:
             problems["chunk_size",] = _too_small(self.chunk_size)

@@ -52,6 +52,11 @@ class EngineCluster(Cluster):
         """The address of another LUN beside the primary."""
         return f"{self.primary[:-1]}1"
 
+    @property
+    def place(self) -> dict[str, str]:
+        """The place in RADOS, as the configuration says it."""
+        return {"pool": ceph.Cluster.POOL, "conf": str(self.ceph.conf), "timeout": str(TIMEOUT)}
+
     def text(self, node: str, *, primary: str = "", namespace: str = "wolun") -> str:
         """Return the configuration's `shared` for a node."""
         if self._gateway:
@@ -61,7 +66,11 @@ class EngineCluster(Cluster):
             )
             rest = f"store: objects, chunk_size: 256KiB, objects: {place}"
         else:
-            place = f"{{pool: {ceph.Cluster.POOL}, namespace: {namespace}, conf: {self.ceph.conf}, timeout: {TIMEOUT}}}"
+            place = (
+                "{"
+                + ", ".join(f"{key}: {value}" for key, value in {**self.place, "namespace": namespace}.items())
+                + "}"
+            )
             rest = f"store: rados, rados: {place}"
         return f"shared:\n  - {{name: {VOLUME}, node: {node}, primary: '{primary or self.primary}', lun: 0, {rest}}}\n"
 

@@ -128,6 +128,12 @@ def test_nothing_is_lost_when_a_node_is_killed(cluster: EngineCluster) -> None:
         cluster.wait_for_state(beta, "armed")
         taken.take(beta, "by-the-dead")
         some(steady)
+        cluster.run(beta, "node", "leave", VOLUME)
+        place = [word for pair in cluster.place.items() for word in ("--place", "=".join(pair))]
+        cluster.run(
+            beta, "node", "join", VOLUME, cluster.primary, "--lun", "0", "--node", beta, "--store", "rados", *place
+        )
+        cluster.wait_for_state(beta, "armed")
     taken.check(cluster.nodes)
     with cluster.session(beta) as session:
         load.check(hosts.read(session, 0, SIZE), writers, load.ended(writers), load.begun(writers))

@@ -36,6 +36,15 @@ def test_host_takes_part_and_leaves(admin: Administration, service: Service) -> 
         admin.volume("archive")
 
 
+def test_host_takes_part_in_a_volume_whose_store_is_ceph(admin: Administration) -> None:
+    place = {"pool": "p", "timeout": "5", "conf": "/etc/other.conf"}
+    admin.share_volume(messages.ShareVolume("archive", PRIMARY, store="rados", rados=place), dry_run=False)
+    (taken,) = admin.running().shared
+    assert taken.rados is not None
+    assert (taken.rados.pool, taken.rados.namespace, taken.rados.timeout) == ("p", "wolun", 5.0)
+    assert admin.volume("archive").store == "rados"
+
+
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
@@ -43,6 +52,17 @@ def test_host_takes_part_and_leaves(admin: Administration, service: Service) -> 
         (messages.ShareVolume("archive", PRIMARY, lun=1), "LUN 1 is vol1 already"),
         (messages.ShareVolume("archive", "iscsi://nowhere"), "is no device"),
         (messages.ShareVolume("archive", PRIMARY, chunk_size="5KiB"), "is not a chunk size"),
+        (messages.ShareVolume("archive", PRIMARY, store="rados"), "write where the objects are"),
+        (messages.ShareVolume("archive", PRIMARY, rados={"pool": "p"}), "the store is write-once LUNs"),
+        (messages.ShareVolume("archive", PRIMARY, store="rados", rados={"pol": "p"}), "rados.pool: Field required"),
+        (
+            messages.ShareVolume("archive", PRIMARY, log=PRIMARY, store="rados", rados={"pool": "p"}),
+            "the log is in rados",
+        ),
+        (
+            messages.ShareVolume("archive", PRIMARY, store="objects", objects={"url": "s3://b/x"}),
+            "too small for objects",
+        ),
     ],
 )
 def test_share_that_a_file_could_not_have_is_refused(
