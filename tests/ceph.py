@@ -45,6 +45,7 @@ osd_pool_default_pg_num = 8
 osd_pool_default_pgp_num = 8
 osd_pool_default_pg_autoscale_mode = off
 osd_crush_chooseleaf_type = 0
+osd_crush_update_on_start = false
 mon_allow_pool_size_one = true
 mon_warn_on_pool_no_redundancy = false
 paxos_propose_interval = 0.05
