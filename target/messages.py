@@ -137,12 +137,22 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """A limit: commands and bytes per second, None for any number, and the seconds of them that may come at once."""
+
+    iops: int | None = None
+    bandwidth: int | None = None
+    burst: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """A volume as it is served.
 
     `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is
     not served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back
     to, until all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
+    `rate` limits its commands; `limited_commands` had to wait for that since it was set, `limited_seconds` in all.
     `sharing` is None unless several nodes share the volume, and `replica` unless it received a stream.
     """
 
@@ -172,6 +182,9 @@ class Volume:
     write_cache: bool = True
     sharing: Sharing | None = None
     replica: Replica | None = None
+    rate: Rate | None = None
+    limited_commands: int = 0
+    limited_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +447,7 @@ class Initiator:
     chap: Chap | None = None
     read_only: bool = False
     luns: tuple[MappedLun, ...] | None = None
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,7 +522,7 @@ NO_LIMIT = "none"
 class ChangeVolume:
     """Request: change the fields that are not None.
 
-    `limit` may be NO_LIMIT.  With `hidden` the volume loses its LUN, and with `any_lun` it gets the lowest free one.
+    `limit` may be NO_LIMIT.  `rate` replaces the whole limit of commands, and with `unlimited` there is none.  With `hidden` the volume loses its LUN, and with `any_lun` it gets the lowest free one.
     """
 
     lun: int | None = None
@@ -520,6 +534,8 @@ class ChangeVolume:
     map_write_once: str | None = None
     write_cache: bool | None = None
     any_lun: bool = False
+    rate: Rate | None = None
+    unlimited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

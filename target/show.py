@@ -326,6 +326,7 @@ def volume(answer: messages.Volume) -> str:
         ("snapshots", f"{answer.snapshots}, {units.human_size(answer.snapshot_bytes)} used"),
         ("on error", answer.on_error),
         ("write-once", answer.map_write_once),
+        *([("rate", _rate(answer))] if answer.rate else []),
         *([] if answer.replica is None else _replica(answer.replica)),
     ]
     return "\n".join(f"{name:13} {value}" for name, value in lines)
@@ -340,6 +341,16 @@ def _replica(replica: messages.Replica) -> list[tuple[str, str]]:
             ("go on with", f"wolun send --resume {replica.resume}"),
         ]
     return lines
+
+
+def _rate(answer: messages.Volume) -> str:
+    """Return the limit of a volume, and how much it held up."""
+    rate = answer.rate
+    assert rate is not None
+    parts = [f"{rate.iops} commands/s"] if rate.iops else []
+    parts += [f"{units.human_size(rate.bandwidth)}/s"] if rate.bandwidth else []
+    waited = f"{answer.limited_commands} commands waited {units.human_seconds(answer.limited_seconds)}"
+    return f"{', '.join(parts)}, bursts of {rate.burst:g} s; {waited}"
 
 
 def _volumes(answer: Sequence[messages.Volume]) -> str:

@@ -174,6 +174,9 @@ class AccessChanges:
             rule = rules.find(nexus.initiator)
             view = sees_nothing if rule is None or rule.broken else rule.view
             self._inventory.scsi.change_view(nexus, view)
+            bucket = self._inventory.access.limit(nexus.initiator)
+            if bucket is not nexus.bucket:
+                nexus.limit(bucket)
 
 
 def _told(wanted: settings.Access) -> str:

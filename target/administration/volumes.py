@@ -45,6 +45,7 @@ _WHILE_IN_USE = frozenset(
         "verify",
         "quiesce",
         "replicate",
+        "rate",
         "map_write_once",
         "write_cache",
     }
@@ -105,6 +106,8 @@ class VolumeChanges:
             fields["lun"] = values.NO_LUN
         if fields.pop("any_lun"):
             fields["lun"] = self._inventory.lowest_free_lun(name)
+        if fields.pop("unlimited"):
+            fields["rate"] = None
         if fields.get("limit") == messages.NO_LIMIT:
             fields["limit"] = None
         after = problems.validated(settings.Volume, {**before.model_dump(), **fields}, f"volume {name}")
@@ -218,6 +221,8 @@ class VolumeChanges:
         owner.keep_by(volumes.rules(after))
         self._inventory.map_write_once(after.name, after.map_write_once)
         self._inventory.set_write_cache(after)
+        if after.rate != self._in_force.volume(after.name).rate:
+            self._inventory.set_rate(after)
         for name in after.snapshots:
             if name not in names:
                 self._service.snapshots.create_snapshot(after.name, name)

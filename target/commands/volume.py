@@ -157,6 +157,34 @@ def volume_relocate(context: common.Context, name: str, old: str | None, primary
     context.answer(answer, lambda: show.relocated(answer))
 
 
+@volume.command("limit")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@click.option("--iops", type=click.IntRange(1), help="Commands per second that read or change blocks.")
+@click.option("--bandwidth", type=common.SIZE, help="Bytes per second, read and written together, like 100MiB.")
+@click.option(
+    "--burst", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Seconds of that at once."
+)
+@click.option("--none", "unlimited", is_flag=True, help="No limit.")
+@common.verb
+def volume_limit(
+    context: common.Context, name: str, iops: int | None, bandwidth: int | None, burst: float, unlimited: bool
+) -> None:
+    """Limit how many commands and bytes per second the initiators of VOLUME may have together.
+
+    It acts at once.  Commands beyond the limit wait, and sessions take turns.  `wolun volume show` and the metrics tell how much it
+    holds up.
+    """
+    from target import messages
+
+    if unlimited is (iops is not None or bandwidth is not None):
+        raise click.UsageError("give --iops, --bandwidth or both; or --none")
+    rate = None if unlimited else messages.Rate(iops, bandwidth, burst)
+    asked = context.client()
+    asked.change_volume(name, messages.ChangeVolume(rate=rate, unlimited=unlimited), force=False)
+    answer = asked.volume(name)
+    context.answer(answer, lambda: show.volume(answer))
+
+
 @volume.command("resize")
 @click.argument("name", metavar="VOLUME")
 @click.argument("size", type=common.SIZE)

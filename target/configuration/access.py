@@ -10,6 +10,7 @@ from typing import Annotated
 import pydantic
 
 from target.configuration import values
+from target.configuration.rate import NO_RATE, Rate
 from target.configuration.values import ChapAlgorithm, Problems, Where
 
 
@@ -68,9 +69,15 @@ class Initiator(values.Group):
     luns: tuple[MappedLun, ...] | None = None
     """The units that they see, and under which numbers. Left out: every LUN, under its own number."""
 
+    rate: Rate | None = None
+    """How many commands and bytes per second each of these initiators may have, in all its sessions; needs `fabric: portal`. Left out:
+    any number."""
+
     def problems(self) -> Problems:
         """Return the problems of values beside their neighbours."""
         problems: dict[Where, str] = {}
+        if self.rate is not None:
+            problems.update(values.below(("rate",), self.rate.problems()))
         if self.chap is not None:
             if (self.chap.target_name is None) is not (self.chap.target_secret_file is None):
                 problems["chap",] = "target_name and target_secret_file belong together: write both or neither"
@@ -129,6 +136,8 @@ class Access(values.Group):
         for index, initiator in enumerate(self.initiators or ()):
             if values.is_pattern(initiator.name):
                 problems["initiators", index, "name"] = "the kernel's target takes whole names only, no patterns"
+            if initiator.rate is not None:
+                problems["initiators", index, "rate"] = NO_RATE
             if initiator.networks:
                 problems["initiators", index, "networks"] = "the kernel's target cannot distinguish networks"
         return problems

@@ -38,6 +38,8 @@ from target.configuration.access import Initiator as Initiator
 from target.configuration.access import MappedLun as MappedLun
 from target.configuration.fabric_kind import DEFAULT_LISTEN
 from target.configuration.fabric_kind import Fabric as Fabric
+from target.configuration.rate import NO_RATE
+from target.configuration.rate import Rate as Rate
 from target.configuration.scheduling import SnapshotGroup as SnapshotGroup
 from target.configuration.scheduling import Verify as Verify
 from target.configuration.telling import Notices as Notices
@@ -168,6 +170,11 @@ class Settings(values.Group):
         return {
             **values.below(("lio",), self.lio.problems()),
             **values.below(("access",), self.access.kernel_problems()),
+            **{
+                ("volumes", index, "rate"): NO_RATE
+                for index, volume in enumerate(self.volumes)
+                if volume.rate is not None
+            },
         }
 
     def _repeated_names(self) -> Problems:

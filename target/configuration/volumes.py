@@ -14,6 +14,7 @@ from lun_backends.stores.settings import Kind
 from lun_backends.volumes import policy
 from target import units
 from target.configuration import values
+from target.configuration.rate import Rate
 from target.configuration.schedule import Timing
 from target.configuration.scheduling import Keep, Verify, schedule_problems
 from target.configuration.values import Problems, Where
@@ -233,6 +234,9 @@ class Volume(values.Group):
     """Which of the snapshots that the schedule takes are kept; the daemon deletes the others. It never deletes a
     snapshot that was taken by hand."""
 
+    rate: Rate | None = None
+    """How many commands and bytes per second its initiators may have together; needs `fabric: portal`. Left out: any number."""
+
     verify: Verify | None = None
     """When the daemon compares all old data of the snapshots with its checksums by itself. Left out: never."""
 
@@ -258,6 +262,8 @@ class Volume(values.Group):
         if self.max_snapshots is not None and self.max_snapshots < len(self.snapshots):
             problems["max_snapshots",] = f"{len(self.snapshots)} snapshots are listed: write at least that many"
         problems.update(schedule_problems(self.schedule, self.keep, self.max_snapshots, len(self.snapshots)))
+        if self.rate is not None:
+            problems.update(values.below(("rate",), self.rate.problems()))
         if self.verify is not None:
             problems.update(values.below(("verify", "schedule"), self.verify.schedule.problems()))
         problems.update(self._store_problems())

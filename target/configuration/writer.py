@@ -30,7 +30,7 @@ from target.configuration import reader, settings
 BACKUPS = 10
 HEADER = "# The configuration of this wolun, written by `saveconfig`.  Later saves keep comments and order.\n"
 
-_SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit", "memory", "speed"})
+_SIZES = frozenset({"size", "chunk_size", "physical_block_size", "limit", "memory", "speed", "bandwidth"})
 _IDENTITIES: Mapping[str, str] = {"volumes": "name", "initiators": "name", "luns": "lun"}
 """Lists of groups of keys, and the key that distinguishes the groups."""
 _LAID_OUT = re.compile(r"^( *)[^\s#-][^\n]*:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*(?:#[^\n]*)?\n)*( *)- ", re.MULTILINE)

@@ -48,6 +48,8 @@ class Collector(registry.Collector):
         yield self._alerts()
         yield from self._load()
         yield from self._units()
+        yield from self._latencies()
+        yield from self._limited()
         yield from self._volumes()
         yield self._rollbacks()
         yield from self._nodes()
@@ -97,6 +99,38 @@ class Collector(registry.Collector):
             read.add_metric(key, unit.counters.bytes_read)
             written.add_metric(key, unit.counters.bytes_written)
         yield from (commands, errors, read, written)
+
+    def _limited(self) -> Iterator[core.Metric]:
+        labels = ["kind", "subject"]
+        commands = core.CounterMetricFamily(
+            "wolun_limited_commands", "Commands that waited for a limit.", labels=labels
+        )
+        seconds = core.CounterMetricFamily(
+            "wolun_limited_seconds", "How long commands waited for a limit.", labels=labels
+        )
+        buckets = [
+            ("volume", unit.name, unit.bucket) for unit in self._inventory.scsi.luns.values() if unit.bucket is not None
+        ]
+        buckets += [("initiator", name, bucket) for name, bucket in self._inventory.access.limited().items()]
+        for kind, subject, bucket in buckets:
+            commands.add_metric([kind, printable.line(subject)], bucket.limited)
+            seconds.add_metric([kind, printable.line(subject)], bucket.seconds)
+        yield from (commands, seconds)
+
+    def _latencies(self) -> Iterator[core.Metric]:
+        duration = core.HistogramMetricFamily(
+            "wolun_command_duration_seconds",
+            "How long SCSI commands took, with their wait for a worker, a disk or a limit.",
+            labels=["lun", "unit", "command"],
+        )
+        for lun, unit in self._inventory.scsi.luns.items():
+            for kind, row in unit.latencies.by_kind.items():
+                buckets = [("+Inf" if bound is None else repr(bound), count) for bound, count in row.buckets()]
+                if buckets[-1][1]:
+                    duration.add_metric(
+                        [str(lun), printable.line(unit.name), kind], buckets, row.microseconds / 1_000_000
+                    )
+        yield duration
 
     def _volumes(self) -> Iterator[core.Metric]:
         up = core.GaugeMetricFamily("wolun_volume_up", "1 if the volume is served.", labels=["volume"])

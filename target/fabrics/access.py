@@ -22,6 +22,7 @@ import fnmatch
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from target.configuration.access import within
 from target.iscsi import login
 from target.iscsi.chap import Algorithm, ChapAuthenticator, Credentials, Secret, SecretRefused
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.scsi import logical_unit, nexus
+from target.scsi import limits, logical_unit, nexus
 
 _ALGORITHMS = {values.ChapAlgorithm.SHA256: Algorithm.SHA_256, values.ChapAlgorithm.MD5: Algorithm.MD5}
 _SECRET_FILE_MAXIMUM = 4096
@@ -135,6 +136,8 @@ class Rule:
     luns: Mapping[str, tuple[nexus.Reach, ...]] | None = None
     """By the name of the unit; None: all units under their own LUNs."""
     broken: str = ""
+    rate: limits.Rate | None = None
+    """The limit of each of the initiators."""
 
     def admits(self, address: str) -> bool:
         """Return whether the initiators of this rule may log in from an address."""
@@ -250,7 +253,9 @@ def _rule(wanted: settings.Initiator, state_dir: Path) -> Rule:
         for mapped in wanted.luns:
             reach = nexus.Reach(mapped.lun, wanted.read_only or mapped.read_only)
             luns[mapped.unit] = (*luns.get(mapped.unit, ()), reach)
-    return Rule(wanted.name, wanted.networks, proof, wanted.read_only, luns, broken)
+    limit = wanted.rate
+    rate = None if limit is None else limits.Rate(limit.iops, limit.bandwidth, limit.burst)
+    return Rule(wanted.name, wanted.networks, proof, wanted.read_only, luns, broken, rate)
 
 
 class Access:
@@ -258,6 +263,8 @@ class Access:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        self._limiting = threading.Lock()
+        self._buckets: dict[str, limits.Bucket] = {}  # by the initiator's name in small letters
 
     def allows(self, initiator: str, address: str, target: str) -> bool:
         """Return whether the initiator may log in."""
@@ -283,6 +290,24 @@ class Access:
         if rule.credentials is None:
             return login.NoAuthentication()
         return ChapAuthenticator(rule.credentials, optional=target is None and not rules.wanted.discovery_chap)
+
+    def limit(self, initiator: str) -> limits.Bucket | None:
+        """Return the tokens that all sessions of an initiator share; None if nothing limits it."""
+        rule = self.rules.find(initiator)
+        name = initiator.lower()
+        with self._limiting:
+            if rule is None or rule.rate is None:
+                self._buckets.pop(name, None)
+                return None
+            bucket = self._buckets.get(name)
+            if bucket is None or bucket.rate != rule.rate:
+                bucket = self._buckets[name] = limits.Bucket(rule.rate)
+            return bucket
+
+    def limited(self) -> Mapping[str, limits.Bucket]:
+        """Return the tokens of each initiator that is limited, and has logged in."""
+        with self._limiting:
+            return dict(self._buckets)
 
     def view(self, initiator: str, address: str, target: str) -> nexus.View:
         """Return the view of the LUNs that the initiator reaches."""

@@ -24,7 +24,7 @@ from typing import Protocol
 from target import iscsi_name
 from target.iscsi import errors, keys, pdu
 from target.iscsi.errors import LoginRefused, LoginStatus
-from target.scsi import nexus
+from target.scsi import limits, nexus
 
 MAX_TEXT_LENGTH = 16384
 MAX_PAIRS = 64
@@ -90,6 +90,9 @@ class AccessPolicy(Protocol):
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         """Return the authenticator of `initiator` for `target`, which is None in a discovery session."""
 
+    def limit(self, initiator: str) -> limits.Bucket | None:
+        """Return the tokens that all sessions of an initiator share; None if nothing limits it."""
+
     def view(self, initiator: str, address: str, target: str) -> nexus.View:
         """Return the view of the LUNs in `target` that `initiator`, logged in from `address`, reaches."""
 
@@ -108,6 +111,9 @@ class OpenAccess:
 
     def authenticator(self, initiator: str, target: str | None) -> Authenticator:
         return NoAuthentication()
+
+    def limit(self, initiator: str) -> limits.Bucket | None:
+        return None
 
     def view(self, initiator: str, address: str, target: str) -> nexus.View:
         return nexus.sees_all

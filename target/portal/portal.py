@@ -47,6 +47,7 @@ from target.iscsi.task_set import Relieved
 from target.portal.channel import Channel, ReceiveBuffer
 from target.portal.listeners import Listeners, spell
 from target.portal.room import Room
+from target.portal.turns import Turns
 from target.portal.workers import Job, Result, Workers
 from target.scsi.nexus import Nexus
 from target.scsi.scsi_target import ScsiTarget
@@ -138,6 +139,7 @@ class Portal:
         self._current: Channel | None = None  # whose requests are handled
         self._relieved: dict[Shift, Left | None] = {}  # the relieved threads, and what they still execute
         self._stalled: set[Channel] = set()  # they have requests in their buffers, and room for answers again
+        self._turns: Turns[Channel] = Turns()  # commands that wait for a limit
         self._calls: deque[Callable[[], None]] = deque()
         self._next_tsih = 1
         self._life = threading.Lock()  # held to change _running, and _stopping before anything runs
@@ -307,6 +309,8 @@ class Portal:
                 raise LoginRefused(LoginStatus.TARGET_REMOVED, f"target {mine.target} is gone")
             view = self.policy.view(mine.initiator, connection.address, mine.target)
             nexus = server.open_nexus(mine.initiator, tag=mine.isid.hex(), view=view)
+            if (bucket := self.policy.limit(mine.initiator)) is not None:
+                nexus.limit(bucket)
             nexus.begins()
         used = {channel.connection.tsih for channel in self._channels.values()}
         while self._next_tsih in used or not self._next_tsih:
@@ -367,7 +371,7 @@ class Portal:
                 else:
                     turns = TURNS
                     events = poll(0, EVENTS)
-                    if not events and not workers.results and not self._stalled:
+                    if not events and not workers.results and not self._stalled and not self._turns:
                         if now > spin_until or workers.busy:
                             self._spinning = False
                             self._cool()
@@ -376,7 +380,10 @@ class Portal:
                 workers.sleeping = True
                 busy = workers.results or self._calls or self._stalled
                 before = monotonic()
-                events = poll(0 if busy else max(0.0, next_tick - before), EVENTS)
+                idle = 0.0 if busy else max(0.0, next_tick - before)
+                if self._turns:
+                    idle = min(idle, self._turns.next())
+                events = poll(idle, EVENTS)
                 workers.sleeping = False
                 now = monotonic()
                 self._spinning = may_spin and now - before < SPIN_SECONDS and not workers.busy
@@ -404,6 +411,8 @@ class Portal:
                     call()
                 except Exception:
                     log.exception("a request of the daemon to its portal failed")
+            if self._turns:
+                self._take_turns()
             if self.memory.released:
                 self._admit_waiting()
             if self._stalled:  # each gets one turn, behind all others
@@ -603,7 +612,7 @@ class Portal:
             return
         connection = channel.connection
         connection.close()
-        unstarted = [*connection.tasks.blocked, *channel.drop()]
+        unstarted = [*connection.tasks.blocked, *self._turns.drop(channel), *channel.drop()]
         connection.tasks.blocked = []
         del self._channels[fd], self._by_connection[connection]
         self._dirty.discard(channel)
@@ -757,7 +766,15 @@ class Portal:
             if command.borrows:
                 command.lease = buffer
                 buffer.holders += 1
-        self._workers.enqueue(channel, nexus, blocked)
+        self._workers.enqueue(channel, nexus, self._turns.park(channel, nexus, blocked))
+
+    def _take_turns(self) -> None:
+        """Give the commands whose turn has come to the workers."""
+        ready: dict[Channel, tuple[Nexus, list[Command]]] = {}
+        for channel, nexus, command in self._turns.ready():
+            ready.setdefault(channel, (nexus, []))[1].append(command)
+        for channel, (nexus, commands) in ready.items():
+            self._workers.enqueue(channel, nexus, commands)
 
     def _finish_results(self) -> None:
         results = self._workers.results

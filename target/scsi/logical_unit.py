@@ -32,7 +32,7 @@ from uuid import UUID
 
 from lun_backends import atomic_journal, block_device
 from lun_backends.initiator.part import Part
-from target.scsi import sense, transfer
+from target.scsi import latency, limits, sense, transfer
 from target.scsi.reservations import reservations
 from target.scsi.reservations.persistent_reservation import InitiatorPort, Permission
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
@@ -130,6 +130,8 @@ class Nexus(Protocol):
     @property
     def port(self) -> InitiatorPort: ...
     @property
+    def bucket(self) -> limits.Bucket | None: ...
+    @property
     def target_name(self) -> str: ...
     @property
     def luns(self) -> Sequence[int]: ...
@@ -152,6 +154,25 @@ class CopyStatus:
     failed: bool
 
 
+def _limited(handler: Handler, gate: limits.Gate) -> Handler:
+    """Return a handler behind a gate."""
+
+    def run(itl: ItlNexus, task: Task, nowait: bool) -> None:
+        if task.admitted:
+            task.admitted = False
+        elif not nowait:
+            gate.charge(task, gate.clock())
+        elif not gate.passes(task):
+            raise block_device.WouldBlock
+        try:
+            handler(itl, task, nowait)
+        except block_device.WouldBlock:
+            task.admitted = True
+            raise
+
+    return run
+
+
 class ItlNexus:
     """One initiator port's relation to one logical unit: its rights there, and its pending unit attentions."""
 
@@ -159,6 +180,7 @@ class ItlNexus:
         "attentions",
         "commands",
         "copy_statuses",
+        "gate",
         "handlers",
         "nexus",
         "noticed",
@@ -189,6 +211,13 @@ class ItlNexus:
         self.commands = self.unit.commands_for(write_protected=self.write_protected, read_only=self.read_only)
         self.handlers = self.commands.handlers
         self.plain_writes = self.commands.plain_writes
+        buckets = [bucket for bucket in (self.unit.bucket, self.nexus.bucket) if bucket is not None]
+        self.gate = limits.Gate(buckets) if buckets else None
+        if self.gate is not None:
+            self.handlers = [
+                _limited(handler, self.gate) if opcode in limits.CHARGED else handler
+                for opcode, handler in enumerate(self.handlers)
+            ]
 
     def admit(self, task: Task) -> None:
         """Raise CheckCondition or ReservationConflict if the task must not run.
@@ -337,6 +366,7 @@ class LogicalUnit:
         self.write_protected = write_protected or kind is UnitKind.SNAPSHOT_VIEW or device.read_only
         self.descriptor_sense = self.blocks > 1 << 32  # D_SENSE; see sense.py for why
         self.counters = Counters()
+        self.latencies = latency.Latencies()
         self.running: dict[Task, ItlNexus] = {}
         self.draining = 0
         self._ended = threading.Condition()
@@ -354,6 +384,8 @@ class LogicalUnit:
         """Whether the unit shows a snapshot that may not be true; `doubt` changes it."""
         self.write_cache = True
         """WCE: whether a write may end before it is on stable storage; `set_write_cache` changes it."""
+        self.bucket: limits.Bucket | None = None
+        """The limit of all initiators together; `limit` changes it."""
         self._made = time.monotonic()
         self._self_tests: deque[SelfTest] = deque(maxlen=SELF_TESTS_KEPT)
         self._commands_of = commands
@@ -368,6 +400,13 @@ class LogicalUnit:
             read_only=read_only,
             write_through=not self.write_cache,
         )
+
+    def limit(self, bucket: limits.Bucket | None) -> None:
+        """Limit the commands of all initiators together, from their next command on; None: no longer."""
+        with self.lock:
+            self.bucket = bucket
+            for itl in self.itls:
+                itl.choose_commands()
 
     def set_write_cache(self, on: bool, *, task: Task | None = None) -> None:
         """Let writes end when they are in the cache, or only when they are on stable storage.

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from uuid import UUID
 
 from lun_backends.block_device import WouldBlock
-from target.scsi import sense, transfer
+from target.scsi import limits, sense, transfer
 from target.scsi.commands import inquiry, primary
+from target.scsi.latency import SAMPLE
 from target.scsi.logical_unit import ItlNexus, LogicalUnit
 from target.scsi.reservations.persistent_reservation import InitiatorPort
 from target.scsi.sense import Asc, CheckCondition, Sense, SenseKey
@@ -22,6 +24,8 @@ from target.scsi.task import Status, Task, cdb_length
 
 log = logging.getLogger(__name__)
 
+SAMPLED = SAMPLE - 1
+"""The bits of the count of commands that are zero for a command whose duration is measured."""
 
 LONG_TIMEOUT = 300
 """Seconds: a command for which the target asks so much patience may take long by its nature."""
@@ -74,6 +78,8 @@ class Nexus:
         self._luns: dict[int, ItlNexus] = {}
         self._itls: dict[int, ItlNexus] = {}  # by the raw LUN field, in every addressing method
         self._begun = False
+        self.bucket: limits.Bucket | None = None
+        """The limit of this initiator; `limit` changes it."""
         self._known: dict[int, UUID] = {}  # by LUN: units that are gone, and got commands from here
 
     def __repr__(self) -> str:
@@ -139,6 +145,20 @@ class Nexus:
             self._attach(lun, unit.attach(self, read_only=read_only))
         return gone, [self._luns[lun] for lun in seen]
 
+    def limit(self, bucket: limits.Bucket | None) -> None:
+        """Limit the commands of this nexus, and of all others that get the same bucket; None: no longer."""
+        self.bucket = bucket
+        for itl in list(self._luns.values()):
+            with itl.unit.lock:
+                itl.choose_commands()
+
+    def gate_of(self, task: Task) -> limits.Gate | None:
+        """Return the gate that a task must pass before it runs; None if no limit concerns it, or it has passed."""
+        itl = self._itls.get(task.lun)
+        if itl is None or itl.gate is None or task.admitted or task.cdb[0] not in limits.CHARGED:
+            return None
+        return itl.gate
+
     def luns_changed(self, *, excluding: Collection[int] = ()) -> None:
         """Raise 3Fh/0Eh on every unit whose `id` is not in `excluding`.  Only the target calls this."""
         for itl in list(self._luns.values()):
@@ -182,12 +202,24 @@ class Nexus:
         try:
             if itl.unusual:
                 itl.admit(task)
-            itl.handlers[task.cdb[0]](itl, task, nowait)
+            measured = task.began
+            if not unit.counters.commands & SAMPLED and not measured:
+                began = perf_counter()
+                itl.handlers[task.cdb[0]](itl, task, nowait)
+                unit.latencies.by_opcode[task.cdb[0]].add(perf_counter() - began, SAMPLE)
+            else:
+                itl.handlers[task.cdb[0]](itl, task, nowait)
+                if measured:
+                    task.began = 0.0
+                    unit.latencies.by_opcode[task.cdb[0]].add(perf_counter() - measured, 1)
             unit.counters.commands += 1
         except WouldBlock:
+            if not task.began:
+                task.began = perf_counter()
             raise
         except Exception as error:  # noqa: BLE001 - the initiator gets an answer to every error; `fail` logs an unforeseen one
             unit.counters.commands += 1
+            task.began = 0.0
             unit.fail(task, error)
         finally:
             del running[task]
@@ -233,6 +265,8 @@ class Nexus:
             cdb = task.cdb
             if itl is None or itl.unusual or len(cdb) < cdb_length(cdb):
                 continue
+            if itl.gate is not None and not task.admitted:
+                continue  # its turn has not come
             range_of = itl.commands.ranges.get(cdb[0])
             if range_of is None:
                 continue

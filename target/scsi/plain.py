@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from time import perf_counter
 
+from target.scsi.latency import SAMPLE
 from target.scsi.logical_unit import ItlNexus
 from target.scsi.task import Task
 
 _TEN = struct.Struct(">BBIxHB").unpack_from  # opcode, flags, LBA, (group number), count, control
 _SIXTEEN = struct.Struct(">BBQIxB").unpack_from
 
+SAMPLED = SAMPLE - 1
 READ_10, READ_16, WRITE_10, WRITE_16 = 0x28, 0x88, 0x2A, 0x8A
 
 
@@ -61,6 +64,7 @@ class Plain:
         try:
             if itl.unusual:
                 return False
+            began = 0.0 if unit.counters.commands & SAMPLED else perf_counter()
             if opcode in (READ_10, READ_16):
                 if not unit.device.read_now(lba << shift, length, buffers):
                     return False
@@ -70,6 +74,8 @@ class Plain:
                     return False
                 unit.counters.bytes_written += length
             unit.counters.commands += 1
+            if began:
+                unit.latencies.by_opcode[opcode].add(perf_counter() - began, SAMPLE)
         except Exception:  # noqa: BLE001 - `execute` runs the command again, meets any lasting error again, and reports it
             return False
         finally:

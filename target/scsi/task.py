@@ -60,7 +60,9 @@ class Task:
 
     __slots__ = (
         "aborted",
+        "admitted",
         "allocate",
+        "began",
         "cdb",
         "cleared",
         "data_in",
@@ -80,6 +82,8 @@ class Task:
         self.residual_out: int = 0
         self.allocate: Allocate = allocate
         self.aborted: bool = False  # set by task management; a long command looks at it between its steps
+        self.began: float = 0.0  # set by the device server while the task waits: when it was tried first
+        self.admitted: bool = False  # it is within the limits of its initiator and its unit
         self.cleared: bool = False  # set and taken back by the device server: another initiator's PREEMPT AND ABORT
         self.status: int = Status.GOOD
         self.sense: bytes = b""

@@ -33,7 +33,7 @@ from target import own_address
 from target.audit import Audit
 from target.configuration import settings as configuration
 from target.fabrics import access
-from target.scsi import logical_unit, scsi_target
+from target.scsi import limits, logical_unit, scsi_target
 from target.scsi.sense import Asc
 from target.service import (
     interrupted,
@@ -389,6 +389,7 @@ class Inventory:
         )
         if configured.lun is not None:
             unit.set_write_cache(configured.write_cache)
+            unit.limit(_bucket(configured))
             self._add_lun(configured.lun, unit, fixed=True)
 
     def resume(self, owner: Volume) -> None:
@@ -537,6 +538,12 @@ class Inventory:
             with problems.translated(f"the write cache of {configured.name} was not flushed"):
                 unit.set_write_cache(configured.write_cache)
             unit.attention(*divmod(Asc.MODE_PARAMETERS_CHANGED, 256))
+
+    def set_rate(self, configured: configuration.Volume) -> None:
+        """Limit the commands to a volume as the configuration says, from the next one on."""
+        unit = self.unit_of(configured)
+        if unit is not None:
+            unit.limit(_bucket(configured))
 
     def protect(self, owner: Volume, on: bool) -> None:
         """Let a volume take no writes of initiators, because it is a replica, or take them again."""
@@ -799,3 +806,8 @@ class Inventory:
                 owner.close()
             except (block_device.BlockDeviceError, OSError) as error:
                 log.error("volume %s did not close cleanly: %s", name, error)
+
+
+def _bucket(configured: configuration.Volume) -> limits.Bucket | None:
+    rate = configured.rate
+    return None if rate is None else limits.Bucket(limits.Rate(rate.iops, rate.bandwidth, rate.burst))

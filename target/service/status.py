@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import target
 from lun_backends.volumes import interface, manifest
@@ -123,6 +124,7 @@ class Status:
             store=configured.store.value,
             map_write_once=configured.map_write_once.value,
             write_cache=configured.write_cache,
+            **self._limit(configured),
             replica=self._replica(owner) if owner else None,
         )
 
@@ -150,6 +152,14 @@ class Status:
             "" if partial is None else partial.token,
             "" if partial is None else partial.name,
         )
+
+    def _limit(self, configured: settings.Volume) -> dict[str, Any]:
+        """Return the fields about a volume's limit."""
+        unit = self._inventory.unit_of(configured)
+        if unit is None or (bucket := unit.bucket) is None:
+            return {}
+        rate = messages.Rate(bucket.rate.iops, bucket.rate.bandwidth, bucket.rate.burst)
+        return {"rate": rate, "limited_commands": bucket.limited, "limited_seconds": bucket.seconds}
 
     def _shared(self, configured: settings.SharedVolume) -> messages.Volume:
         owner = self._inventory.open_volumes.get(configured.name)

@@ -9,7 +9,7 @@ import pytest
 
 from target import messages
 from target.administration.administration import Administration
-from target.configuration import reader
+from target.configuration import reader, settings
 from target.service import problems
 from target.service.service import Service
 from tests.target.administration.conftest import IQN, TEXT
@@ -158,3 +158,31 @@ def test_volume_that_is_deleted_by_force_leaves_its_group(admin: Administration,
     assert [found.volumes for found in reader.load(file).groups] == [("vol0",)]
     admin.delete_volume("vol0", force=True, data=False, dry_run=False)
     assert service.inventory.settings.groups == ()
+
+
+def test_limits_change_while_initiators_use_the_volume(admin: Administration, file: Path, service: Service) -> None:
+    plain = file.read_text()
+    nexus = service.inventory.scsi.open_nexus(ANN)
+    unit = service.inventory.scsi.luns[0]
+    limited = plain.replace("lun: 0, size: 1MiB", "lun: 0, size: 1MiB, rate: {iops: 5}")
+    file.write_text(
+        limited.replace("access:", f"access:\n  initiators: [{{name: '{ANN}', rate: {{bandwidth: 1MiB}}}}]")
+    )
+    assert restore(admin) == {"change access": "", "change volume vol0": ""}
+    assert unit.bucket is not None
+    assert nexus.bucket is not None
+    assert unit.bucket.rate.iops == 5
+    assert nexus.bucket.rate.bandwidth == 1 << 20
+    kept = unit.bucket
+    admin.change_volume("vol0", messages.ChangeVolume(write_cache=False), force=False, dry_run=False)
+    assert unit.bucket is kept  # it is not filled again
+    admin.change_volume("vol0", messages.ChangeVolume(rate=messages.Rate(7, None, 2.0)), force=False, dry_run=False)
+    assert (unit.bucket.rate.iops, unit.bucket.rate.burst) == (7, 2.0)
+    assert admin.volume("vol0").rate == messages.Rate(7, None, 2.0)
+    admin.save(FILE, dry_run=False)
+    assert reader.load(file).volumes[0].rate == settings.Rate(iops=7, burst=2)
+    admin.change_volume("vol0", messages.ChangeVolume(unlimited=True), force=False, dry_run=False)
+    assert unit.bucket is None
+    file.write_text(plain)
+    assert restore(admin) == {"change access": "", "change volume vol0": ""}
+    assert nexus.bucket is None

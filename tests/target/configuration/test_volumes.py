@@ -126,3 +126,31 @@ def test_speed_of_checks_is_a_size() -> None:
     assert volume.verify is not None
     assert volume.verify.speed == 50 << 20
     assert "write one of every, at and calendar" in only(VOLUME + "    verify: {schedule: {}}\n")
+
+
+@pytest.mark.parametrize(
+    ("rate", "problem"),
+    [
+        ("{}", "volumes[0].rate: it limits nothing: write iops, bandwidth, or both"),
+        ("{iops: 0}", "volumes[0].rate.iops: 0 is too small: at least 1"),
+        ("{bandwidth: 5 bytes}", "volumes[0].rate.bandwidth: 'bytes' is not a unit of size"),
+        ("{iops: 5, burst: 0}", "volumes[0].rate.burst"),
+    ],
+)
+def test_limit_that_limits_nothing_is_explained(rate: str, problem: str) -> None:
+    assert problem in only(f"{HEAD}volumes: [{{name: vol0, lun: 0, size: 1MiB, rate: {rate}}}]\n")
+
+
+@pytest.mark.parametrize(
+    ("extra", "where"),
+    [
+        ("volumes: [{name: vol0, lun: 0, size: 1MiB, rate: {iops: 5}}]", "volumes[0].rate"),
+        (
+            "volumes: [{name: vol0, lun: 0, size: 1MiB}]\n"
+            "access: {initiators: [{name: 'iqn.2026-11.org.example:ann', rate: {iops: 5}}]}",
+            "access.initiators[0].rate",
+        ),
+    ],
+)
+def test_kernel_target_has_no_limits(extra: str, where: str) -> None:
+    assert only(f"{HEAD}fabric: lio\n{extra}\n").partition(": ")[2].startswith(f"{where}: the kernel's target sends")

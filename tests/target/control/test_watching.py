@@ -74,11 +74,14 @@ def known(running: daemon.Daemon, tmp_path: Path) -> Mapping[str, set[str]]:
     assert set(labels) <= set(given)
     for name, family in given.items():
         labels.setdefault(name, set()).update(*(sample.labels for sample in family.samples))
+    for name in labels:
+        if name.endswith("_bucket"):
+            labels[name].add("le")
     return {**labels, "up": set()}
 
 
 def _series(family: Metric) -> str:
-    return family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+    return family.name + {"counter": "_total", "info": "_info", "histogram": "_bucket"}.get(family.type, "")
 
 
 def strangers(known: Mapping[str, set[str]], expression: str, text: str = "") -> set[str]:
@@ -206,6 +209,14 @@ CASES: Mapping[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "20m",
         {"unit": "v", "job": "wolun", "instance": "h"},
     ),
+    "WolunCommandsSlow": (
+        {
+            f"wolun_command_duration_seconds_bucket{{lun='0', unit='v', command='read', le='{bound}'}}": f"0+{count}x30"
+            for bound, count in (("0.016384", 50), ("4.194304", 60), ("+Inf", 60))
+        },
+        "25m",
+        {"unit": "v", "command": "read"},
+    ),
     "WolunLoginsRefused": (
         {"wolun_failed_logins_total{status='authentication_failure', job='wolun', instance='h'}": "0+2x30"},
         "20m",
@@ -225,6 +236,8 @@ CALM: Mapping[str, str] = {
     "wolun_volume_schedule_period_seconds{volume='v'}": "3600x420",
     "wolun_volume_rollback_unfinished{volume='v'}": "1x50 0x370",
     "wolun_command_errors_total{lun='0', unit='v'}": "0+30x420",
+    "wolun_command_duration_seconds_bucket{lun='0', unit='v', command='read', le='0.016384'}": "0+50x420",
+    "wolun_command_duration_seconds_bucket{lun='0', unit='v', command='read', le='+Inf'}": "0+50x420",
     "wolun_failed_logins_total{status='authentication_failure'}": "0x419 1",
     "wolun_task_set_full_total": "0+30x420",
 }
