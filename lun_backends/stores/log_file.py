@@ -48,6 +48,7 @@ class LogFile(chunk_file.ChunkFile):
         self._zeroed = 0  # the byte up to which zeroes are written ahead
         self._zeroing = threading.Condition(threading.Lock())
         self._busy = 0  # the byte from which on zeroes are being written; 0: none are
+        self._again = 0  # the byte that the tail has to reach before zeroes are written ahead again
         self._settled = False  # whether the tail is known
 
     @classmethod
@@ -92,18 +93,21 @@ class LogFile(chunk_file.ChunkFile):
 
     def wants_zeroes(self) -> bool:
         """Return whether fewer zeroes are written ahead than half of what should be."""
-        return self._zeroed - self.tail * PAGE < self._ahead() // 2
+        end = self.tail * PAGE
+        return end >= self._again and self._zeroed - end < self._ahead() // 2
 
     def _ahead(self) -> int:
         return min(AHEAD, max(LEAST_AHEAD, self.tail * PAGE // STEP * STEP))
 
     def zero_ahead(self) -> None:
         """Write zeroes ahead, durably, if there is plenty of space.  Raises OSError."""
+        self._again = self.tail * PAGE + STEP  # if this fails or finds no room
         while True:
             with self._zeroing:
                 begin = max(self._zeroed, self.tail * PAGE)
                 length = min(STEP, self.tail * PAGE + self._ahead() - begin)
                 if length <= 0 or self._busy:
+                    self._again = 0
                     return
                 self._busy = begin
             try:

@@ -429,6 +429,26 @@ def test_zeroes_ahead_never_meet_a_commit(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "s.log").stat().st_size == headers(tmp_path / "s.log")[-1].end * PAGE
 
 
+def test_a_disk_without_plenty_is_not_asked_for_zeroes_with_every_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_file, "PLENTY", 1 << 62)
+    tried: list[int] = []
+    zero_ahead = log_file.LogFile.zero_ahead
+
+    def counted(self: log_file.LogFile) -> None:
+        tried.append(self.tail)
+        zero_ahead(self)
+
+    monkeypatch.setattr(log_file.LogFile, "zero_ahead", counted)
+    store = create(tmp_path)
+    for at in range(8):
+        assert put(store, at * CHUNK, data(at, 4096))
+        settle(store)
+    assert len(tried) == 1
+    store.close()
+
+
 def test_disk_taken_by_random_grains(tmp_path: Path) -> None:
     geometry = contract.Geometry(uuid.UUID(int=8), kinds.VOLUME, 64 << 20, 512, 65536)
     store = local.create(Kind.LOG, tmp_path / "s", geometry, durability=Durability.POWER_LOSS)
