@@ -31,7 +31,7 @@ import contextlib
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from lun_backends.damage import Damage, OnDamage
 
@@ -263,6 +263,13 @@ def slice_buffers(buffers: Buffers, start: int, length: int) -> list[memoryview]
     return taken
 
 
+class Watcher(Protocol):
+    """A user of a write-once device who knows what the device has; see `BlockDevice.watch`."""
+
+    def ask(self, link: BlockDevice) -> None:
+        """Ask the device itself from now on."""
+
+
 class BlockDevice(abc.ABC):
     """One layer of a LUN; the module's docstring says what every method promises."""
 
@@ -278,6 +285,8 @@ class BlockDevice(abc.ABC):
     """Whether a write-once device commits without waiting for a disk (`durability: process-crash`)."""
     grain: int = 0
     """The bytes that a write-once device checksums together, a power of two; 0 if it does not matter how much is put."""
+    lookup: int = 1 << 20
+    """The bytes about which a write-once device is asked at once, a power of two of at least 4 KiB (`view_index`)."""
     read_only: ClassVar[bool] = False
     write_once: ClassVar[bool] = False
 
@@ -319,6 +328,18 @@ class BlockDevice(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Flush and release the device; later calls raise DeviceClosed.  Closing twice is allowed."""
+
+    def lacks(self, offset: int, length: int) -> bool:
+        """Return whether all blocks of the range are blank.  Raise the errors of `extents`."""
+        return all(extent.kind is ExtentKind.BLANK for extent in self.extents(offset, length))
+
+    def watch(self, watcher: Watcher) -> bool:
+        """Call `watcher.ask` before this write-once device changes in another way than by copies of its snapshot.
+
+        That is before an initiator writes to it, and before `invalidate` returns.  The device does not keep the watcher
+        alive.  Return False if the device has changed in such a way already, so that it has to be asked each time.
+        """
+        return True
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """Read without waiting.  Return True if done, False if that would wait.

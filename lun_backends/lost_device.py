@@ -45,6 +45,9 @@ class LostDevice(block_device.BlockDevice):
     def _refuse(self) -> NoReturn:
         raise block_device.SnapshotInvalid(self.reason)
 
+    def watch(self, watcher: block_device.Watcher) -> bool:
+        return False
+
     def readv(self, offset: int, buffers: Buffers) -> None:
         self._refuse()
 

@@ -5,13 +5,17 @@ Snapshot *k* reads a block from the first of the write-once devices k, k+1, ... 
 block did not change since, and comes from the primary (rule 8, lun_backends/README.md).  The guarantee: every read
 returns the bytes of the snapshot's moment, whatever is written, snapshotted or deleted meanwhile.
 
-    k  ->  k+1  ->  ...  ->  newest  ->  primary        a block is blank: ask the next one | k  ->  k+1  ->  ...  ->
-    newest  <------+           look again, from k on: a copy made meanwhile wins, the oldest of all
+    look up  ->  primary, once for the range  ->  look again  ->  devices that have a part of it
 
-Reading the primary races with a write that preserves the block and then changes it.  So after the read, the block is
-looked up again in the chain as it is *then*, and a copy found there wins (rule 3).  (A snapshot taken meanwhile made
-the chain longer.)  This is enough, because a copy is committed before the first byte of the new data reaches the
-primary (rule 1): a read that saw new data finds the copy.
+1. The chain's index tells in one lookup which settled device has a grain; the armed device is asked (`view_chain`).
+2. The blocks that no device has come from the primary, with one read from the first of them to the last.
+3. Reading the primary races with a write that preserves a block and then changes it.  So after the read, the armed
+   device is asked again, and a copy found there wins (rule 3).  If the chain changed meanwhile, all starts again.  This
+   is enough, because a copy is committed before the first byte of the new data reaches the primary (rule 1): a read that
+   saw new data finds the copy.
+4. The blocks that devices have are read from them, over what the primary had.
+
+A grain that a device has only in part, or no longer, is looked for in one device after the other (`_walk`).
 
 A snapshot leaves the chain while reads may still use it.  `Chain.replace` publishes the new chain, and returns when
 every read that began with an older one has ended.  Only then may the caller close the device that left.
@@ -19,49 +23,26 @@ every read that began with an older one has ended.  Only then may the caller clo
 
 from __future__ import annotations
 
-import collections
-import time
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import pyroaring
 
-from lun_backends import block_device
+from lun_backends import block_device, tracking, view_index
 from lun_backends.block_device import BlockDevice, Buffers, Extent, ExtentKind
 from lun_backends.damage import OnDamage
+from lun_backends.view_chain import Chain, Table
 
 _WINDOW = 64 << 20  # bytes whose extents are found at a time: a slow caller must not keep a snapshot from being deleted
-_LINKS_NOW = 100  # links that an event loop asks; each takes 6 us, twice
-_POLL = 0.0005  # seconds; deleting is rare, so readers do not pay for a wake-up
+_LINKS_NOW = 100  # devices that an event loop asks; each takes 6 us
+_PRIMARY = 1 << 62
+"""In the place of a device's number: the primary, which comes after all devices."""
 
+_Place = tuple[int, int, int]
+"""(offset, length, number of the device or _PRIMARY)."""
 _Read = Callable[[BlockDevice, int, int, Buffers], bool]
 """Reads (offset, length, buffers) of a device; returns False if that would wait and must not."""
-
-
-class Chain:
-    """The write-once devices of a volume, oldest first, as an immutable tuple that is replaced as a whole.
-
-    A reader puts a mark into `reading` before it looks at `links`.  `replace` sets `links`, then a fresh `reading`,
-    then waits until the old one is empty.  A reader that marks the old `reading` after that sees the new links;
-    `replace` waits for all others.
-    """
-
-    __slots__ = ("links", "reading")
-
-    def __init__(self, links: Sequence[BlockDevice] = ()) -> None:
-        self.links: tuple[BlockDevice, ...] = tuple(links)
-        self.reading: collections.deque[None] = collections.deque()
-
-    def append(self, link: BlockDevice) -> None:
-        """Add the device of a newer snapshot.  This waits for no read."""
-        self.links = (*self.links, link)
-
-    def replace(self, links: Sequence[BlockDevice]) -> None:
-        """Set the chain, and wait until all reads that began before have ended."""
-        self.links = tuple(links)
-        before, self.reading = self.reading, collections.deque()
-        while before:
-            time.sleep(_POLL)
 
 
 class SnapshotView(BlockDevice):
@@ -106,12 +87,9 @@ class SnapshotView(BlockDevice):
         reading = self._chain.reading
         reading.append(None)
         try:
-            links = self._chain.links
             if not self._own.local:
                 return False
-            if len(links) > _LINKS_NOW and self._own not in links[-_LINKS_NOW:]:
-                return False  # asking them all takes as long as a disk does
-            return self._read(offset, length, buffers, _now)
+            return self._read(offset, length, buffers, _now, now=True)
         finally:
             reading.pop()
 
@@ -158,8 +136,121 @@ class SnapshotView(BlockDevice):
             raise block_device.DeviceClosed
         return links[links.index(self._own) :]
 
-    def _read(self, offset: int, length: int, buffers: Buffers, read: _Read) -> bool:
-        """Read with `read`, and return False as soon as `read` returns False."""
+    def _read(self, offset: int, length: int, buffers: Buffers, read: _Read, *, now: bool = False) -> bool:
+        """Read with `read`, and return False as soon as `read` returns False.
+
+        With `now`, return False also if more devices would have to be asked than a loop has time for.
+        """
+        while True:
+            table = self._chain.table
+            own = table.numbers.get(self._own, -1)
+            if own < 0 or self._closed:
+                raise block_device.DeviceClosed
+            asked = table.asked
+            if len(asked) == 1 and (offset ^ offset + length - 1) < tracking.GRAIN and length:
+                # Within one grain: the most frequent read.
+                armed, place = asked[0], _PRIMARY
+                if own < table.cover:
+                    index = table.index
+                    entry = index.entries.get(offset >> index.shift)
+                    if entry is None or entry.upto < table.cover:
+                        place = view_index.PART  # the general way makes an entry
+                    elif entry.grains is not None:
+                        bits = entry.grains[(offset & index.span - 1) >> tracking.SHIFT] >> own
+                        if bits:
+                            place = own + (bits & -bits).bit_length() - 1 if bits > 0 else view_index.PART
+                device = table.devices[armed]
+                if place == _PRIMARY and (armed < own or device.lacks(offset, length)):
+                    if not read(self._primary, offset, length, buffers):
+                        return False
+                    if self._chain.table is table and (armed < own or device.lacks(offset, length)):  # rule 3
+                        return True
+                    continue
+                if 0 <= place < armed:
+                    try:
+                        return read(table.devices[place], offset, length, buffers)
+                    except block_device.BlankBlock:  # a commit was taken back
+                        return self._walk(offset, length, buffers, read)
+            if asked and asked[0] < own:
+                asked = tuple(number for number in asked if number >= own)
+            places = self._places(table, own, offset, length, now=now)
+            if places is None or (now and len(asked) > _LINKS_NOW):
+                return False
+            if places and places[0][2] == view_index.PART:
+                return (not now or len(table.links) <= _LINKS_NOW) and self._walk(offset, length, buffers, read)
+            for number in asked:
+                places = _ask(table.devices[number], number, places)
+            blank = [place for place in places if place[2] == _PRIMARY]
+            if blank:
+                if not self._read_primary(blank, offset, length, buffers, read):
+                    return False
+                # Look again: copies that were made while the primary was read (rule 3).
+                if self._chain.table is not table:
+                    continue
+                for number in asked:
+                    blank = _ask(table.devices[number], number, blank)
+                if len(places) == 1 == len(blank) and blank[0][2] == _PRIMARY:
+                    return True
+                places = [place for place in (*places, *blank) if place[2] != _PRIMARY]
+            try:
+                for start, count, number in places:
+                    if not read(table.devices[number], start, count, _piece(buffers, offset, length, start, count)):
+                        return False
+            except block_device.BlankBlock:  # a commit was taken back, or the device has moved on
+                return self._walk(offset, length, buffers, read)
+            return True
+
+    def _places(self, table: Table, own: int, offset: int, length: int, *, now: bool) -> list[_Place] | None:
+        """Return the parts of a range by the settled device that has them, in order.
+
+        The first place has number PART if every device has to be asked.  Return None if that would wait, with `now`.
+        """
+        if own >= table.cover:
+            return [(offset, length, _PRIMARY)]
+        index = table.index
+        shift, entries = index.shift, index.entries
+        region, at, end = offset >> shift, offset, offset + length
+        places: list[_Place] = []
+        begin, last = offset, -3
+        while at < end:
+            entry = entries.get(region)
+            if entry is None or entry.upto < table.cover:
+                if now and index.missing(table, region) > _LINKS_NOW:
+                    return None
+                entry = index.extend(table, region)
+            grains, stop = entry.grains, (region + 1) << shift
+            while at < stop and at < end:
+                if grains is None:
+                    number, upto = _PRIMARY, stop
+                else:
+                    bits = grains[(at & index.span - 1) >> tracking.SHIFT] >> own
+                    if bits < 0:
+                        return [(offset, length, view_index.PART)]
+                    number = own + (bits & -bits).bit_length() - 1 if bits else _PRIMARY
+                    upto = (at | tracking.GRAIN - 1) + 1
+                if number != last:
+                    if at > begin:
+                        places.append((begin, at - begin, last))
+                    begin, last = at, number
+                at = upto
+            region += 1
+        places.append((begin, end - begin, last))
+        return places
+
+    def _read_primary(self, blank: Sequence[_Place], offset: int, length: int, buffers: Buffers, read: _Read) -> bool:
+        """Read the blank places, and what is between them, from the primary, with one read if that is possible."""
+        if len(blank) > 1:
+            start = blank[0][0]
+            count = blank[-1][0] + blank[-1][1] - start
+            with contextlib.suppress(block_device.MediumError):  # it may be between them, where nobody needs it
+                return read(self._primary, start, count, _piece(buffers, offset, length, start, count))
+        return all(
+            read(self._primary, start, count, _piece(buffers, offset, length, start, count))
+            for start, count, _ in blank
+        )
+
+    def _walk(self, offset: int, length: int, buffers: Buffers, read: _Read) -> bool:
+        """Read as `_read` does, but ask one device after the other."""
         blank = self._read_links([(offset, length)], offset, length, buffers, read)
         if not blank:
             return blank is not None
@@ -214,6 +305,21 @@ class SnapshotView(BlockDevice):
             return list(_overlay(extents, data))
         finally:
             reading.pop()
+
+
+def _ask(device: BlockDevice, number: int, places: Sequence[_Place]) -> list[_Place]:
+    """Ask a device for the parts of `places` that no older device has, and return all places."""
+    after: list[_Place] = []
+    for place in places:
+        if place[2] <= number:
+            after.append(place)
+            continue
+        if device.lacks(place[0], place[1]):
+            after.append(place)
+            continue
+        for extent in device.extents(place[0], place[1]):
+            after.append((extent.offset, extent.length, place[2] if extent.kind is ExtentKind.BLANK else number))
+    return after
 
 
 def _wait(device: BlockDevice, offset: int, _length: int, buffers: Buffers) -> bool:

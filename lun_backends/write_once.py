@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, NoReturn
 
@@ -41,11 +42,13 @@ class WriteOnce(block_device.BlockDevice):
         self.store = store
         self._marks = marks
         self._reader = store.reader
+        self._quick = store.lacks if isinstance(store, contract.Quick) else None
         self.uuid = store.snapshot
         self.size = store.size
         self.block_size = store.block_size
         self.chunk_size = store.chunk_size
         self.local = store.local
+        self.lookup = block_device.BlockDevice.lookup if store.local else store.chunk_size
         self.commits_in_memory = store.local and store.durability is Durability.PROCESS_CRASH
         self._shift = store.block_size.bit_length() - 1
         self._blocks = store.size >> self._shift
@@ -58,8 +61,13 @@ class WriteOnce(block_device.BlockDevice):
         self.recorded = self._invalid is not None
         """Whether the disk says that the snapshot is invalid.  The owner may record that if `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
+        self._watchers: weakref.WeakSet[block_device.Watcher] = weakref.WeakSet()  # each is called once
 
     # -- the contract
+
+    def watch(self, watcher: block_device.Watcher) -> bool:
+        self._watchers.add(watcher)
+        return self._invalid is None
 
     def readv(self, offset: int, buffers: block_device.Buffers) -> None:
         first = offset >> self._shift
@@ -185,6 +193,19 @@ class WriteOnce(block_device.BlockDevice):
                 self._running.pop()
             yield from extents
 
+    def lacks(self, offset: int, length: int) -> bool:
+        if self._quick is None:
+            return super().lacks(offset, length)
+        self._running.append(None)
+        try:
+            if self._stopped:
+                self._refuse()
+            if offset + length > self.size:
+                raise block_device.OutOfRange(max(offset >> self._shift, self._blocks))
+            return self._quick(offset >> self._shift, length >> self._shift)
+        finally:
+            self._running.pop()
+
     def close(self) -> None:
         if self._closed:
             return
@@ -244,6 +265,7 @@ class WriteOnce(block_device.BlockDevice):
             if self._invalid is None:
                 self._invalid = reason
                 self._stopped = True
+                self._tell()
             self.store.invalidate(self._invalid)
             self.recorded = True
 
@@ -331,6 +353,7 @@ class WriteOnce(block_device.BlockDevice):
                 self._refuse()
             first, count = self._range(offset, length)
             if count:
+                self._tell()
                 (refused,) = self.store.put_many([contract.Put(first, count, buffers, None, self._marks)])
                 if refused is not None:
                     raise refused
@@ -338,6 +361,12 @@ class WriteOnce(block_device.BlockDevice):
                 self.store.flush()
         finally:
             self._running.pop()
+
+    def _tell(self) -> None:
+        """Tell those who watch that they have to ask this device each time from now on."""
+        if self._watchers:
+            for watcher in list(self._watchers):
+                watcher.ask(self)
 
     def _puts(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> Iterator[contract.Put]:
         for offset, buffers in requests:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import ClassVar, TypeVar
 
-from lun_backends import block_device, snapshot_view
+from lun_backends import block_device, snapshot_view, view_chain
 from lun_backends.block_device import BlockDevice, Buffers, Extent
 from lun_backends.cluster import history
 from lun_backends.cluster.history import Standing
@@ -109,10 +109,10 @@ class SharedView(BlockDevice):
         with driver.changed:
             version = self._version()
             epoch = driver.node.epoch
-            chain = self._chain()
-        links = [self._link(identity) for identity in chain]
+            identities = self._chain()
+        links = [self._link(identity) for identity in identities]
         view = snapshot_view.SnapshotView(
-            ViewedPrimary(driver, self._primary, epoch), snapshot_view.Chain(links), links[0]
+            ViewedPrimary(driver, self._primary, epoch), view_chain.Chain(links), links[0]
         )
         self._built = version, view
         return view

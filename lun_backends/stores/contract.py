@@ -40,7 +40,7 @@ import enum
 import uuid
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyroaring
 
@@ -297,6 +297,15 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Flush and close.  No call may be running or follow.  The store is closed even if this raises MediumError."""
+        ...
+
+
+@runtime_checkable
+class Quick(Protocol):
+    """A store that says faster than with `Store.extents` whether it has anything of a range."""
+
+    def lacks(self, first: int, count: int) -> bool:
+        """Return whether no block of the range is written."""
         ...
 
 

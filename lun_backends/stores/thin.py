@@ -598,6 +598,13 @@ class ThinStore:
         """Yield (first block, blocks, written?) over the range, neighbours merged; untouched regions cost nothing."""
         return contents.extents(self._map, first, count)
 
+    def lacks(self, first: int, count: int) -> bool:
+        """Return whether no block of the range is written."""
+        chunk, start = divmod(first, self.blocks_per_chunk)
+        if start + count <= self.blocks_per_chunk:
+            return not self._map.written(chunk) >> start & (1 << count) - 1
+        return not any(written for _, _, written in contents.extents(self._map, first, count))
+
     def chunks_written(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (chunk, mask of its written blocks) for the chunks of [first, end) that have any, in order."""
         return contents.chunks_written(self._map, first, end)

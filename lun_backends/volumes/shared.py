@@ -17,7 +17,7 @@ import contextlib
 from pathlib import Path
 from typing import Self
 
-from lun_backends import block_device, copy_on_write, flat, remote, snapshot_view
+from lun_backends import block_device, copy_on_write, flat, remote, snapshot_view, view_chain
 from lun_backends.block_device import Buffers
 
 
@@ -45,7 +45,7 @@ class Shared:
             self.volume = copy_on_write.CopyOnWrite(primary, chunk_size)
             self._closing.callback(self.volume.close)
             self.volume.arm(write_once)
-        self.view = RemoteView(primary, snapshot_view.Chain([write_once]), write_once)
+        self.view = RemoteView(primary, view_chain.Chain([write_once]), write_once)
         self._closing.callback(self.view.close)
 
     @classmethod

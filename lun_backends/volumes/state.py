@@ -23,6 +23,7 @@ from lun_backends import (
     preserving,
     snapshot_view,
     tracking,
+    view_chain,
     write_once,
 )
 from lun_backends.durability import Durability
@@ -83,7 +84,7 @@ class State:
         self.device = copy_on_write.CopyOnWrite(self.primary, record.chunk_size, self._copy_failed, rules.copy_timeout)
         self.manifest = record
         self.io = io
-        self.chain = snapshot_view.Chain()
+        self.chain = view_chain.Chain()
         self.overlay: rollback_overlay.RollbackOverlay | None = None  # of the rollback under way
         self.rollback_stopped: errors.RollbackStalled | None = None  # why the rollback under way makes no progress
         self.reshaping = threading.Lock()
@@ -195,6 +196,8 @@ class State:
     def arm(self, tracker: tracking.Tracker) -> None:
         """Point copy-on-write at the newest active snapshot.  Call it only while no write runs."""
         newest = self.newest_active()
+        if newest is not None:
+            self.chain.arm(newest.write_once)
         if newest is None:
             self.device.disarm()
         elif newest.is_invalid:

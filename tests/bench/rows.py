@@ -208,6 +208,31 @@ def held_writes(settings: common.Settings) -> Iterator[measure.Row]:
         )
 
 
+def _oldest_and_newest(settings: common.Settings, ours: servers.Wolun, chain: int, bar: float) -> measure.Row:
+    """Measure reads of the oldest view of the volume `many` against those of the newest, whose chain is one."""
+    listed = ours.command("snapshot", "list", "many")
+    if not isinstance(listed, list):
+        raise servers.BenchError("snapshot list printed no list")
+
+    def reading(lun: int) -> Callable[[], float]:
+        return lambda: loads.iscsi_perf(ours.url(lun), blocks=8, in_flight=32, seconds=settings.seconds, random=True)
+
+    pair = measure.alternate(reading(listed[0]["view_lun"]), reading(listed[-1]["view_lun"]), settings.rounds)
+    return pair.row(f"4 KiB random read of the oldest of {chain} views", unit="/s", at_least=bar, peer="newest")
+
+
+def thousand_views(settings: common.Settings) -> Iterator[measure.Row]:
+    """Measure reads through a chain of 1,000 snapshots, each of which has eight chunks."""
+    size, chain, per_snapshot = common.GIB // 2, 1000, 8
+    primary = common.filled(settings.directory / "many.img", size)
+    with servers.wolun(settings.directory, common.volume("many", 0, primary, size="512MiB")) as ours:
+        for number in range(chain):
+            ours.command("snapshot", "create", "many", f"s{number}")
+            step, offset = size // per_snapshot, number * common.CHUNK
+            loads.qemu_writes(ours.url(0), count=per_snapshot, step=step, offset=offset)
+        yield _oldest_and_newest(settings, ours, chain, 0.7)
+
+
 def many_snapshots(settings: common.Settings) -> Iterator[measure.Row]:
     """Measure first writes with ten snapshots instead of one (rule 8, lun_backends/README.md), and reads of a chain of ten."""
     size, chain = common.GIB // 2, 10
@@ -226,18 +251,7 @@ def many_snapshots(settings: common.Settings) -> Iterator[measure.Row]:
                 step=common.CHUNK * shares,
                 offset=number * common.CHUNK,
             )
-        listed = ours.command("snapshot", "list", "many")
-        if not isinstance(listed, list):
-            raise servers.BenchError("snapshot list printed no list")
-        oldest, newest = listed[0]["view_lun"], listed[-1]["view_lun"]
-
-        def reading(lun: int) -> Callable[[], float]:
-            return lambda: loads.iscsi_perf(
-                ours.url(lun), blocks=8, in_flight=32, seconds=settings.seconds, random=True
-            )
-
-        pair = measure.alternate(reading(oldest), reading(newest), settings.rounds)
-        yield pair.row("4 KiB random read of a view, chain of ten", unit="/s", at_least=None, peer="chain of one")
+        yield _oldest_and_newest(settings, ours, chain, 0.85)
         ours.command("snapshot", "delete", f"many@s{chain - 1}")
 
         def first_writes_to(lun: int, name: str) -> Callable[[], float]:
@@ -264,6 +278,7 @@ PARTS: dict[str, Callable[[common.Settings], Iterator[measure.Row]]] = {
     "view-reads": view_reads,
     "held-writes": held_writes,
     "many-snapshots": many_snapshots,
+    "thousand-views": thousand_views,
     "space": space.first_writes,
     "processor": processor.commands,
     "pinned": processor.pinned,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, copy_on_write, snapshot_view, write_once
+from lun_backends import block_device, copy_on_write, snapshot_view, view_chain, write_once
 from lun_backends.stores import thin
 from lun_backends.stores.superblock import Superblock
 from tests.faults.device import FaultyDevice
@@ -57,7 +57,7 @@ def test_a_write_that_fails_after_its_copy_leaves_the_view_exact(
 ) -> None:
     device = copy_on_write.CopyOnWrite(primary, CHUNK)
     device.arm(side)
-    view = snapshot_view.SnapshotView(primary, snapshot_view.Chain([side]), side)
+    view = snapshot_view.SnapshotView(primary, view_chain.Chain([side]), side)
     primary.fail("writev", block_device.MediumError(8, True, "rot"), times=1)
     with pytest.raises(block_device.MediumError):
         device.writev(CHUNK, data(200))
@@ -68,7 +68,7 @@ def test_a_write_that_fails_after_its_copy_leaves_the_view_exact(
 
 
 def test_a_view_reports_the_error_of_its_primary(primary: FaultyDevice, side: write_once.WriteOnce) -> None:
-    view = snapshot_view.SnapshotView(primary, snapshot_view.Chain([side]), side)
+    view = snapshot_view.SnapshotView(primary, view_chain.Chain([side]), side)
     primary.fail("readv", block_device.MediumError(40, False, "rot"), offset=40 * 512, length=512)
     with pytest.raises(block_device.MediumError, match="40"):
         view.readv(5 * CHUNK, data(0, CHUNK))

@@ -6,14 +6,16 @@ from __future__ import annotations
 import random
 import threading
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
 from lun_backends import block_device
-from lun_backends.block_device import Buffers, ExtentKind
+from lun_backends.block_device import Buffers, Extent, ExtentKind
 from lun_backends.damage import Damage, OnDamage
-from lun_backends.snapshot_view import Chain, SnapshotView
-from tests.lun_backends.memory_side import SIZE, MemorySide, block, read
+from lun_backends.snapshot_view import SnapshotView
+from lun_backends.view_chain import Chain
+from tests.lun_backends.memory_side import CHUNK, SIZE, MemorySide, block, read
 from tests.memory_device import MemoryDevice
 
 
@@ -218,12 +220,62 @@ def test_replace_waits_for_reads_that_began_before(
 
 
 def test_an_event_loop_does_not_ask_a_long_chain(primary: MemoryDevice) -> None:
-    chain = Chain([MemorySide(SIZE) for _ in range(101)])
+    """It asks no more than 100 settled devices; what a worker asked is looked up from then on."""
+    chain = Chain([MemorySide(SIZE) for _ in range(102)])
     oldest, second = views(primary, chain)[:2]
     data = bytearray(512)
     assert not oldest.read_now(0, 512, [memoryview(data)])
-    assert second.read_now(0, 512, [memoryview(data)])
+    assert not second.read_now(0, 512, [memoryview(data)])
+    read(oldest, 0, 512)
+    asked = [link.asked for link in chain.links if isinstance(link, Asked)]
+    assert oldest.read_now(0, 512, [memoryview(data)])
     assert data == primary.data[:512]
+    assert asked == [link.asked for link in chain.links if isinstance(link, Asked)]
+
+
+class Asked(MemorySide):
+    """A device that counts the questions about its extents."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE)
+        self.asked = 0
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        self.asked += 1
+        return super().extents(offset, length)
+
+
+def test_only_the_armed_device_is_asked_at_every_read(primary: MemoryDevice) -> None:
+    links = [Asked() for _ in range(5)]
+    links[2].fill(b"\x22" * CHUNK, CHUNK)
+    chain = Chain(links)
+    oldest = views(primary, chain)[0]
+    for _ in range(3):
+        assert (
+            read(oldest, 0, 3 * CHUNK) == primary.data[:CHUNK] + b"\x22" * CHUNK + primary.data[2 * CHUNK : 3 * CHUNK]
+        )
+    assert [link.asked for link in links[:4]] == [1] * 4
+    assert links[4].asked >= 6
+    assert primary.calls["readv"] == 3, "the primary is read once for a range"
+
+
+def test_an_unreadable_block_of_the_primary_that_was_preserved_does_no_harm(primary: MemoryDevice) -> None:
+    links = [MemorySide(SIZE) for _ in range(2)]
+    links[0].fill(b"\x22" * CHUNK, CHUNK)
+    view = views(primary, Chain(links))[0]
+    primary.inject("readv", block_device.MediumError(8, False, "bad"))
+    assert read(view, 0, 3 * CHUNK) == primary.data[:CHUNK] + b"\x22" * CHUNK + primary.data[2 * CHUNK : 3 * CHUNK]
+
+
+def test_many_snapshots_taken_and_deleted_leave_no_numbers_behind(primary: MemoryDevice) -> None:
+    chain = Chain([MemorySide(SIZE) for _ in range(3)])
+    for turn in range(300):
+        newest = MemorySide(SIZE)
+        newest.fill(bytes([turn % 251]) * CHUNK, 0)
+        chain.append(newest)
+        chain.replace(chain.links[1:])
+        assert read(views(primary, chain)[0], 0, CHUNK)[0] == max(0, turn - 2 if turn > 2 else 0) % 251
+        assert len(chain.table.devices) < 100
 
 
 def test_extents_of_scattered_blocks_in_many_links(primary: MemoryDevice) -> None:

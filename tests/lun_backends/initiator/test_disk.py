@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lun_backends import block_device, copy_on_write, snapshot_view
+from lun_backends import block_device, copy_on_write, snapshot_view, view_chain
 from lun_backends.block_device import ExtentKind
 from lun_backends.initiator.disk import Disk
 from target.scsi.logical_unit import UnitKind
@@ -105,7 +105,7 @@ def test_copy_on_write_over_two_remote_luns(served: Served, device: MemoryDevice
     volume = copy_on_write.CopyOnWrite(disk, 65536)
     with volume.hold():
         volume.arm(side)
-    view = snapshot_view.SnapshotView(disk, snapshot_view.Chain([side]), side)
+    view = snapshot_view.SnapshotView(disk, view_chain.Chain([side]), side)
     dice = random.Random(6)
 
     def write(seed: int) -> None:

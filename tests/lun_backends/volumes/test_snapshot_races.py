@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lun_backends import block_device, snapshot_view
+from lun_backends import block_device, snapshot_view, view_chain
 from lun_backends.durability import Durability
 from lun_backends.volumes import volume
 from lun_backends.volumes.snapshot import Snapshot
@@ -172,7 +172,7 @@ def test_a_snapshot_is_removed_only_when_earlier_reads_have_ended() -> None:
         MemoryDevice(CHUNK, write_once=True),
     )
     newer.fill(b"\x77" * CHUNK)
-    chain = snapshot_view.Chain([own, newer])
+    chain = view_chain.Chain([own, newer])
     view = snapshot_view.SnapshotView(primary, chain, own)
     reading, go_on, replaced = threading.Event(), threading.Event(), threading.Event()
 
