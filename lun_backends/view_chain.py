@@ -138,13 +138,15 @@ class Chain:
                 devices, index = list(links), Index(index.span)
                 numbers = {link: number for number, link in enumerate(links)}
             else:
+                # The numbers up to that of the next device mean the same device: those that left meant it already.
                 older = links[0] if links else None
-                for number, device in enumerate(devices):
-                    if device in kept:
-                        older = device
-                    elif older is not None:
-                        devices[number] = older
-                        numbers.pop(device, None)
+                for at in [at for at, link in enumerate(table.links) if link not in kept]:
+                    if at and table.links[at - 1] in kept:
+                        older = table.links[at - 1]
+                    begin = numbers.pop(table.links[at])
+                    end = table.numbers[table.links[at + 1]] if at + 1 < len(table.links) else len(devices)
+                    if older is not None:
+                        devices[begin:end] = [older] * (end - begin)
                 if not links:
                     devices, numbers, index = [], {}, Index(index.span)
             armed = self._armed if self._armed in kept else links[-1] if links else None

@@ -39,7 +39,7 @@ PART = -1
 
 
 class Entry:
-    """What the devices below number `upto` have of a region; `grains` is None if they have nothing."""
+    """The knowledge of a region: that of the devices below number `upto`; `grains` is None if they have nothing."""
 
     __slots__ = ("bytes", "grains", "upto")
 

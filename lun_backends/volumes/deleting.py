@@ -18,7 +18,7 @@ from collections.abc import Callable
 from lun_backends import block_device, lost_device, tracking, write_once
 from lun_backends.damage import OnDamage
 from lun_backends.files import os_error
-from lun_backends.volumes import errors, invalidation, keeping, move_down
+from lun_backends.volumes import clones, errors, invalidation, keeping, move_down
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -59,6 +59,7 @@ def delete(
                 reason = f"deleting {snapshot.name!r} was stopped"
                 raise errors.DeletionStopped(state.name, reason, "delete it again to go on")
         with state.changing:
+            clones.check_deletable(state, snapshot)
             forget(state, snapshot)
     except OSError as error:
         reason = f"cannot delete {snapshot.name!r}: {os_error.reason(error)}"
@@ -159,7 +160,8 @@ def known_below(state: State, snapshot: Snapshot) -> tracking.Tracker:
 
 
 def _begin_deleting(state: State, snapshot: Snapshot) -> None:
-    """Record that `snapshot` is in deletion.  Raises OSError; then nothing has changed."""
+    """Record that `snapshot` is in deletion.  Raises OSError, SnapshotCloned; then nothing has changed."""
+    clones.check_deletable(state, snapshot)  # one may have been made since the deletion was asked for
     state.store_or_not(state.with_record(dataclasses.replace(state.record_of(snapshot), state=SnapshotState.DELETING)))
     snapshot.deleting = True
     snapshot.view.close()  # while writes are held, because later changes are not preserved for the view

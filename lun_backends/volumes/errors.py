@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lun_backends import block_device, damage, refused
@@ -51,6 +52,28 @@ class NoSpaceLeft(VolumeError):
 
 class SnapshotHeld(VolumeError):
     """The snapshot is held, so nobody may delete it."""
+
+
+class SnapshotCloned(VolumeError):
+    """The snapshot has a clone, so nobody may delete it."""
+
+
+def cloned(volume: str, snapshot: str, clones: Sequence[str]) -> SnapshotCloned:
+    """Return the refusal that names the clones of a snapshot."""
+    remedy = " and ".join(f"`wolun clone delete {name}`" for name in clones)
+    return SnapshotCloned(volume, f"{snapshot!r} has the clone {', '.join(clones)}", f"delete it first: {remedy}")
+
+
+class CloneExists(VolumeError):
+    """A clone of that name exists already."""
+
+
+class NoSuchClone(VolumeError):
+    """There is no clone of that name."""
+
+
+class CloneRefused(VolumeError):
+    """The clone was not made."""
 
 
 class DeletionStopped(VolumeError):

@@ -12,7 +12,7 @@ import datetime
 
 from lun_backends import names
 from lun_backends.files import os_error
-from lun_backends.volumes import errors, manifest
+from lun_backends.volumes import clones, errors, manifest
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -63,7 +63,8 @@ def rename(state: State, name: str, new: str) -> Snapshot:
 
 
 def check_deletable(state: State, snapshot: Snapshot) -> None:
-    """Raise SnapshotHeld if nobody may delete the snapshot."""
+    """Raise SnapshotHeld or SnapshotCloned if nobody may delete the snapshot."""
+    clones.check_deletable(state, snapshot)
     if snapshot.hold:
         reason = f"{snapshot.name!r} is held: {snapshot.hold}"
         raise errors.SnapshotHeld(

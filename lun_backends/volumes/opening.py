@@ -14,7 +14,7 @@ from lun_backends.durability import Durability
 from lun_backends.files import backing_file, facts, os_error, storage_io
 from lun_backends.stores import contract, settings
 from lun_backends.stores import opening as store_opening
-from lun_backends.volumes import boot, errors, identity, invalidation, manifest, policy, rollback
+from lun_backends.volumes import boot, clones, errors, identity, invalidation, manifest, policy, rollback
 from lun_backends.volumes.manifest import SnapshotState
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -125,6 +125,7 @@ def open_state(
     try:
         _recognise(state)
         _open_snapshots(state)
+        clones.open_all(state)
         _note_boot(state)
         state.opened = True
     except BaseException:
@@ -162,6 +163,7 @@ def close(state: State) -> None:
         with contextlib.suppress(OSError):  # writes have ended, so the next open may read either manifest
             state.doubt.resolve()
         primary, sound = state.primary.descriptor, False
+        clones.close_all(state)
         try:
             state.device.close()
             state.chain.replace(())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of the grains that a rollback still has to settle.  Once a manifest relies on it, grains only leave it.
 
+A clone has such a file of its own grains, which only grows (`owned_grains`).
+
 The file has one bit per grain, in sectors of 512 bytes.  The last four bytes of a sector are the CRC32C of the rest; a
 sector without grains is all zeroes, so the file is sparse.  Sectors are written whole, and a disk writes a sector whole
 or not at all.  So after a power cut, each sector has its old or its new content.  Both are right, because a grain is
@@ -25,6 +27,7 @@ from lun_backends import block_device, tracking
 from lun_backends.files import os_error, storage_io
 
 _SECTOR = 512
+_PAGE = 4096
 _BITS = 508 * 8  # grains in a sector
 _CRC = struct.Struct("<I")
 _READ = 4096 * _SECTOR  # bytes read at a time
@@ -44,8 +47,10 @@ class PendingDamaged(block_device.BlockDeviceError):
 class PendingGrains:
     """The open file at `path`; `grains` are its grains.  One thread at a time may call `remove`."""
 
-    def __init__(self, path: Path, fd: int, grains: tracking.BitMap, io: storage_io.StorageIO) -> None:
+    def __init__(self, path: Path, fd: int, grains: tracking.BitMap, total: int, io: storage_io.StorageIO) -> None:
         """Wrap an open file.  Callers use `create` or `open`."""
+        self._total = total
+        self._reserved: set[int] = set()
         self.path = path
         self.grains = grains
         self._fd = fd
@@ -55,7 +60,7 @@ class PendingGrains:
     def create(cls, path: Path, grains: tracking.BitMap, total: int, io: storage_io.StorageIO) -> PendingGrains:
         """Make a file for some of a volume's `total` grains, durable except for its name.  Raises OSError."""
         fd = io.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
-        made = cls(path, fd, grains, io)
+        made = cls(path, fd, grains, total, io)
         try:
             io.ftruncate(fd, -(-total // _BITS) * _SECTOR)
             made._write(grains, grains)
@@ -72,7 +77,7 @@ class PendingGrains:
             fd = io.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise PendingDamaged(path, os_error.reason(error)) from error
-        opened = cls(path, fd, tracking.BitMap(), io)
+        opened = cls(path, fd, tracking.BitMap(), total, io)
         try:
             opened._read(total)
         except OSError as error:
@@ -90,6 +95,14 @@ class PendingGrains:
             self.grains |= more
             self._write(more, self.grains)
             self._io.fdatasync(self._fd)
+
+    def reserve(self, first: int, end: int) -> None:
+        """Give the sectors of the grains [first, end) their space on disk.  Raises OSError."""
+        for page in range(first // _BITS * _SECTOR // _PAGE, (end - 1) // _BITS * _SECTOR // _PAGE + 1):
+            if page not in self._reserved:
+                length = min(_PAGE, -(-self._total // _BITS) * _SECTOR - page * _PAGE)
+                self._io.reserve(self._fd, page * _PAGE, length)
+                self._reserved.add(page)
 
     def remove(self, grains: Iterable[int]) -> None:
         """Take grains out, durably.  Raises OSError."""
@@ -169,6 +182,9 @@ def _sectors(grains: tracking.BitMap) -> Iterator[int]:
 def _encode(grains: tracking.BitMap, sector: int) -> bytes:
     first = sector * _BITS
     bits = bytearray(_SECTOR - _CRC.size)
+    if grains.contains_range(first, first + _BITS):
+        full = b"\xff" * len(bits)
+        return full + _CRC.pack(crc32c.crc32c(full))
     for grain in grains.iter_equal_or_larger(first):
         if grain >= first + _BITS:
             break

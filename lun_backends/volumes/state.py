@@ -30,6 +30,7 @@ from lun_backends.durability import Durability
 from lun_backends.files import os_error, storage_io
 from lun_backends.stores import contract, space
 from lun_backends.volumes import doubt, errors, invalidation, manifest, pending_grains, policy, rollback_overlay
+from lun_backends.volumes.clone import Clone
 from lun_backends.volumes.snapshot import Snapshot
 
 _FLUSHES_AHEAD = 16
@@ -75,6 +76,7 @@ class State:
             record.primary.path, block_size=record.block_size, direct=record.primary.direct, size=record.size, io=io
         )
         self.snapshots: tuple[Snapshot, ...] = ()
+        self.clones: tuple[Clone, ...] = ()
         self.rules = rules
         self.space = space.Space(
             rules.limit, rules.warn_percent, lambda used, limit: listener(policy.SpaceLow(used, limit))

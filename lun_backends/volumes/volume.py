@@ -45,7 +45,8 @@ from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
 from lun_backends.stores import settings
-from lun_backends.volumes import deleting, errors, keeping, manifest, opening, outside, policy, rollback, taking
+from lun_backends.volumes import clones, deleting, errors, keeping, manifest, opening, outside, policy, rollback, taking
+from lun_backends.volumes.clone import Clone
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
 
@@ -303,6 +304,27 @@ class Volume:
             for snapshot in reversed(state.snapshots):
                 if snapshot.deleting:
                     deleting.delete(state, snapshot, progress, cancelled, on_damage, accept_loss=False)
+
+    # Clones ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def clones(self) -> tuple[Clone, ...]:
+        """Return the clones of its snapshots, oldest first."""
+        return self.state.clones
+
+    def create_clone(self, snapshot: str, name: str, limit: int | None = None) -> Clone:
+        """Make a writable clone of a snapshot, with at most `limit` bytes of its own.
+
+        Raises NoSuchSnapshot, BadName, CloneExists, CloneRefused, SnapshotDoubtful, VolumeError.
+        """
+        return clones.create(self.state, snapshot, name, limit)
+
+    def delete_clone(self, name: str, identity: uuid.UUID | None = None) -> None:
+        """Delete a clone with its data.  With `identity`, a later clone of the same name does not count.
+
+        Raises NoSuchClone, VolumeError.
+        """
+        clones.delete(self.state, name, identity)
 
     @property
     def doubt(self) -> str:

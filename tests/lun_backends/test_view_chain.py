@@ -254,7 +254,11 @@ MUTANTS = {
         "if any(table.devices[number] not in kept for number in table.asked):",
         "if False:",
     ),
-    "the number of a device that left means nothing": (view_chain, "devices[number] = older", "pass"),
+    "the number of a device that left means nothing": (
+        view_chain,
+        "devices[begin:end] = [older] * (end - begin)",
+        "pass",
+    ),
     "a part of a grain counts as the grain": (view_index, "PART = -1", "PART = 0"),
     "an entry is not extended": (
         view_index,
