@@ -17,7 +17,7 @@ import click
 
 import target
 from target import places
-from target.commands import common, config, daemon, node, reservations, schedules, snapshot, stream, volume
+from target.commands import clone, common, config, daemon, node, reservations, schedules, snapshot, stream, volume
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,6 +37,7 @@ def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> N
 
 
 snapshot.snapshot.add_command(stream.send)
+snapshot.snapshot.add_command(clone.snapshot_clone)
 
 for command in (
     daemon.serve,
@@ -47,6 +48,7 @@ for command in (
     snapshot.snapshot,
     stream.send,
     volume.volume,
+    clone.clone,
     node.node,
     reservations.reservations,
     schedules.schedule,

@@ -31,7 +31,7 @@ class Snapshot:
     `used_bytes` is its space on disk.  `preserved_bytes` is the part of the volume that it preserves, and
     `preserved_percent` relates that to the volume's size.  `view_lun` and `write_once_lun` are None if initiators
     do not see that LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
-    covers it.  `hold` says why nobody may delete the snapshot; it is empty if it is not held.  From `expires` on the daemon
+    covers it.  `hold` says why nobody may delete the snapshot; it is empty if it is not held.  `clones` are the names of its writable clones.  From `expires` on the daemon
     deletes it.  `consistency` is `crash`, `file-system` or `application`: who was quiet when it was taken.
     """
 
@@ -52,6 +52,7 @@ class Snapshot:
     hold: str = dataclasses.field(default="", kw_only=True)
     expires: str | None = dataclasses.field(default=None, kw_only=True)
     consistency: str = dataclasses.field(default="crash", kw_only=True)
+    clones: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,36 @@ class Taken(Snapshot):
     writes_held_seconds: float
     view_url: str
     write_once_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A writable clone of a snapshot.
+
+    `state` is `online` or `failed`; `trouble` says why it is not served, or cannot be used as it should be.  `used_bytes` are
+    the grains of 4 KiB that it has itself, `limit` is the most of them.  `lun` is None if it is not served.
+    """
+
+    name: str
+    volume: str
+    snapshot: str
+    uuid: str
+    made: str
+    state: str
+    trouble: str
+    size: int
+    used_bytes: int
+    limit: int | None
+    lun: int | None
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateClone:
+    """Request: make a writable clone of a snapshot, with at most `limit` bytes of its own."""
+
+    name: str
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +359,7 @@ class Status:
     pools: tuple[Pool, ...] = ()
     schedules: tuple[Schedule, ...] = ()
     replications: tuple[Replication, ...] = ()
+    clones: tuple[Clone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
         return "no snapshots"
     labelled = any(snapshot.labels for snapshot in answer)
     kept = any(snapshot.hold or snapshot.expires for snapshot in answer)
+    cloned = any(snapshot.clones for snapshot in answer)
     return table(
         (
             "NAME",
@@ -129,6 +130,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
             "STATE",
             "VIEW LUN",
             "WRITE-ONCE LUN",
+            *(["CLONES"] if cloned else []),
             *(["KEPT"] if kept else []),
             *(["LABELS"] if labelled else []),
         ),
@@ -141,12 +143,42 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
                 snapshot.state,
                 _lun(snapshot.view_lun),
                 _lun(snapshot.write_once_lun),
+                *([",".join(snapshot.clones)] if cloned else []),
                 *([_kept(snapshot)] if kept else []),
                 *([labels(snapshot.labels)] if labelled else []),
             )
             for snapshot in answer
         ],
         right={2, 3, 5, 6},
+    )
+
+
+@_printable
+def clones(answer: Sequence[messages.Clone]) -> str:
+    """Return the table of clones."""
+    if not answer:
+        return "no clones"
+    rows = [
+        (
+            clone.name,
+            f"{clone.volume}@{clone.snapshot}",
+            moment(clone.made),
+            units.human_size(clone.size),
+            units.human_size(clone.used_bytes),
+            "-" if clone.limit is None else units.human_size(clone.limit),
+            _lun(clone.lun),
+            clone.state + (f": {clone.trouble}" if clone.trouble else ""),
+        )
+        for clone in answer
+    ]
+    return table(("NAME", "OF", "MADE", "SIZE", "USED", "LIMIT", "LUN", "STATE"), rows, right={3, 4, 5, 6})
+
+
+@_printable
+def cloned(answer: messages.Clone) -> str:
+    """Return the text about a clone that was just made."""
+    return (
+        f"{answer.name} is a writable clone of {answer.volume}@{answer.snapshot}: LUN {_lun(answer.lun)}\n{answer.url}"
     )
 
 
@@ -167,6 +199,7 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("consistency", answer.consistency),
         *([("held", answer.hold)] if answer.hold else []),
         *([("expires", moment(answer.expires))] if answer.expires else []),
+        *([("clones", ", ".join(answer.clones))] if answer.clones else []),
         ("view", f"LUN {_lun(answer.view_lun)}  {answer.view_url}".rstrip()),
         ("write-once", f"LUN {_lun(answer.write_once_lun)}  {answer.write_once_url}".rstrip()),
     ]
@@ -388,6 +421,8 @@ def status(answer: messages.Status) -> str:
     if shared := _sharing(answer.volumes):
         parts.append(shared)
     parts += map(_pool, answer.pools)
+    if answer.clones:
+        parts.append(clones(answer.clones))
     if answer.schedules:
         parts.append(_schedules(answer.schedules))
     parts += map(_replication, answer.replications)

@@ -24,7 +24,7 @@ from target.administration.in_force import InForce, volume_of
 from target.configuration import settings, values
 from target.fabrics import access
 from target.scsi.unit_kind import UnitKind
-from target.service import left_behind, problems, volumes
+from target.service import cloned, left_behind, problems, volumes
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -297,11 +297,13 @@ class VolumeChanges:
             raise problems.in_use(f"the write-once LUN of a snapshot of {name}", users, problems.STOP_USING)
 
     def _users(self, volume: settings.Volume) -> Iterator[str]:
-        """Yield the sessions that reach the volume or its snapshots, and the mappings of them."""
-        yield from self._inventory.users(lambda unit: volume_of(unit.name) == volume.name)
+        """Yield the sessions that reach the volume, its snapshots or their clones, and the mappings of them."""
+        owner = self._inventory.open_volumes.get(volume.name)
+        names = {volume.name, *(clone.name for clone in (() if owner is None else cloned.of(owner)))}
+        yield from self._inventory.users(lambda unit: volume_of(unit.name) in names)
         for initiator in self._in_force.settings.access.initiators or ():
             for mapped in initiator.luns or ():
-                if volume_of(mapped.unit) == volume.name:
+                if volume_of(mapped.unit) in names:
                     yield f"the mapping of {mapped.unit} to {initiator.name} as LUN {mapped.lun}"
 
     def _refuse_if_jobs_run(self, volume: settings.Volume) -> None:

@@ -103,6 +103,22 @@ class Client:
             messages.Job, self._ask("DELETE", f"{_snapshot(volume, name)}?damaged={damaged}&force={force}")
         )
 
+    def create_clone(self, volume: str, name: str, request: messages.CreateClone) -> messages.Clone:
+        """Make a writable clone of a snapshot."""
+        return codec.decode(messages.Clone, self._ask("POST", f"{_snapshot(volume, name)}/clones", request))
+
+    def clones(self) -> list[messages.Clone]:
+        """Return the clones of all snapshots."""
+        return [codec.decode(messages.Clone, item) for item in self._ask("GET", "/v1/clones")]
+
+    def clone(self, name: str) -> messages.Clone:
+        """Return one clone."""
+        return codec.decode(messages.Clone, self._ask("GET", f"/v1/clones/{_part(name)}"))
+
+    def delete_clone(self, name: str, *, force: bool = False) -> None:
+        """Delete a clone with its data; with `force`, initiators may be using it."""
+        self._ask("DELETE", f"/v1/clones/{_part(name)}?force={force}")
+
     def export(
         self,
         volume: str,

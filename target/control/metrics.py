@@ -23,6 +23,7 @@ class Collector(registry.Collector):
     def __init__(self, service: Service) -> None:
         self._inventory = service.inventory
         self._jobs = service.jobs
+        self._own_clones = service.clones
         self._scheduler = service.scheduler
         self._sharing = service.nodes
         self._shared_pools = service.pools
@@ -60,6 +61,7 @@ class Collector(registry.Collector):
         yield from self._checks()
         yield from self._replications()
         yield from self._snapshots()
+        yield from self._clones()
 
     def _state_space(self) -> Iterator[core.Metric]:
         space, gauge = shutil.disk_usage(self._inventory.state_dir), core.GaugeMetricFamily
@@ -288,6 +290,19 @@ class Collector(registry.Collector):
             if volume.verify is not None and found is not None:
                 damaged.add_metric([volume.name], sum(found.damaged.values()))
         yield damaged
+
+    def _clones(self) -> Iterator[core.Metric]:
+        labels = ["clone", "volume", "snapshot"]
+        used = core.GaugeMetricFamily("wolun_clone_used_bytes", "Bytes that the clone has itself.", labels=labels)
+        limit = core.GaugeMetricFamily("wolun_clone_limit_bytes", "The most of them.", labels=labels)
+        online = core.GaugeMetricFamily("wolun_clone_online", "1 if the clone can be used.", labels=labels)
+        for clone in self._own_clones.list_clones():
+            key = [clone.name, clone.volume, clone.snapshot]
+            used.add_metric(key, clone.used_bytes)
+            online.add_metric(key, clone.state == "online")
+            if clone.limit is not None:
+                limit.add_metric(key, clone.limit)
+        yield from (used, limit, online)
 
     def _scheduled_age(self) -> core.Metric:
         age = core.GaugeMetricFamily(

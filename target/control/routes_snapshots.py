@@ -81,6 +81,26 @@ def routes(service: Service) -> fastapi.APIRouter:
         job.wait(0.2)
         return job.message()
 
+    @router.post("/volumes/{volume}/snapshots/{name}/clones", status_code=201)
+    def clone(volume: str, name: str, request: messages.CreateClone) -> messages.Clone:
+        """Make a writable clone of the snapshot. Its LUN is there when the answer comes."""
+        return service.clones.create(volume, name, request)
+
+    @router.get("/clones")
+    def clones() -> list[messages.Clone]:
+        """List the clones of all snapshots."""
+        return service.clones.list_clones()
+
+    @router.get("/clones/{name}")
+    def show_clone(name: str) -> messages.Clone:
+        """Show one clone."""
+        return service.clones.show(name)
+
+    @router.delete("/clones/{name}", status_code=204)
+    def delete_clone(name: str, force: bool = False) -> None:
+        """Delete a clone with its data. The request is refused while an initiator uses it, unless `force` is set."""
+        service.clones.delete(name, force=force)
+
     @router.post("/groups", status_code=201)
     def create_group(request: messages.CreateGroup) -> list[messages.Taken]:
         """Take snapshots of several volumes at one moment: all of them, or none."""

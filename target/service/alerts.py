@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from lun_backends.volumes import errors, interface
 from target import descriptors, explanations, messages, units
 from target.configuration import settings, values
-from target.service import moments
+from target.service import cloned, moments
 from target.service.inventory import Inventory
 
 _CLOCK_TOLERANCE = datetime.timedelta(minutes=1)
@@ -43,6 +43,11 @@ def current(
         )
         yield messages.Alert("volume-left-behind", left.name, text, remedy)
     for owner in list(inventory.open_volumes.values()):
+        for clone in cloned.of(owner):
+            if clone.trouble:
+                text = f"clone {clone.name} of {owner.name}@{clone.snapshot.name} cannot be used: {clone.trouble}"
+                remedy = f"repair the cause and start the daemon again, or delete {clone.name}"
+                yield messages.Alert("clone-failed", clone.name, text, remedy)
         for snapshot in owner.snapshots:
             if snapshot.is_invalid:
                 subject = f"{owner.name}@{snapshot.name}"

@@ -28,6 +28,7 @@ from lun_backends.initiator.part import Role
 from lun_backends.refused import Refused
 from lun_backends.volumes import group, manifest
 from lun_backends.volumes import volume as own
+from lun_backends.volumes.clone import Clone
 from lun_backends.volumes.interface import Snapshot, Volume
 from target import own_address
 from target.audit import Audit
@@ -36,6 +37,7 @@ from target.fabrics import access
 from target.scsi import limits, logical_unit, scsi_target
 from target.scsi.sense import Asc
 from target.service import (
+    cloned,
     interrupted,
     left_behind,
     lun_numbers,
@@ -131,7 +133,7 @@ class Inventory:
                 self.mark_failed(configured.name, str(error), undecided=problems.undecided(error))
                 log.error("volume %s is not served: %s", configured.name, error)
         # A crash may have come between the end of a deletion and the release of the numbers.
-        known = {name: {snapshot.uuid for snapshot in owner.snapshots} for name, owner in self._volumes.items()}
+        known = {name: cloned.identities(owner) for name, owner in self._volumes.items()}
         deleted = {
             identity
             for identity, numbers in self._numbers.all().items()
@@ -251,6 +253,8 @@ class Inventory:
                 self._remove_lun(configured.lun)
             for snapshot in owner.snapshots:
                 self.withdraw(snapshot)
+            for clone in cloned.of(owner):
+                self.withdraw_clone(clone)
             with problems.translated(f"volume {configured.name} did not close cleanly"):
                 owner.close()
 
@@ -355,6 +359,8 @@ class Inventory:
         except BaseException:
             for snapshot in owner.snapshots:
                 self.withdraw(snapshot)
+            for clone in cloned.of(owner):
+                self.withdraw_clone(clone)
             owner.close()
             raise
         try:
@@ -366,7 +372,7 @@ class Inventory:
         self.resume(owner)
 
     def _add_luns(self, owner: Volume, configured: configuration.Volume) -> None:
-        self._numbers.rename([snapshot.uuid for snapshot in owner.snapshots], owner.name)
+        self._numbers.rename(cloned.identities(owner), owner.name)
         journal = self._unit_state.journal(owner)
         for snapshot in owner.snapshots:
             if not snapshot.deleting:
@@ -375,6 +381,8 @@ class Inventory:
             if all(name != snapshot.name for snapshot in owner.snapshots):
                 self.publish(owner, owner.create_snapshot(name))
                 log.info("took %s@%s, as the configuration asks", configured.name, name)
+        for clone in cloned.of(owner):
+            self.publish_clone(owner, clone)
         kind = logical_unit.UnitKind.PRIMARY
         physical = configured.physical_block_size
         unit = self._unit_state.unit(
@@ -591,6 +599,39 @@ class Inventory:
         for number, suffix in ((numbers.view, ""), (numbers.write_once, "/write-once")):
             if (unit := self.scsi.luns.get(number)) is not None:
                 unit.name = f"{owner.name}@{snapshot.name}{suffix}"
+
+    def publish_clone(self, owner: Volume, clone: Clone) -> None:
+        """Serve a clone under its LUN, the same as before if it had one; not one whose name a volume has.
+
+        Raise Problem, OSError.
+        """
+        number = self._numbers.allot(clone.uuid, owner.name).view
+        if clone.device is None or any(volume.name == clone.name for volume in self._settings.all_volumes):
+            log.warning("clone %s is not served: %s", clone.name, clone.reason or "a volume has its name")
+            return
+        kind, role = logical_unit.UnitKind.PRIMARY, Role.VIEW
+        unit = self._unit_state.unit(owner, clone.device, clone.uuid, kind, clone.name, role=role)
+        self._add_lun(number, unit)
+
+    def withdraw_clone(self, clone: Clone) -> None:
+        """Remove a clone's LUN from the target.  Return when no command runs on it."""
+        if (number := self.clone_lun(clone)) is not None:
+            self._remove_lun(number)
+
+    def forget_clone(self, owner: Volume, clone: Clone) -> None:
+        """Free the LUN number of a deleted clone, and delete its reservations.  Raise OSError."""
+        self._numbers.free({clone.uuid})
+        self._unit_state.forget(owner, (clone.uuid,))
+
+    def clone_lun(self, clone: Clone) -> int | None:
+        """Return the LUN of a clone; None if it is not served."""
+        numbers = self._numbers.of(clone.uuid)
+        unit = None if numbers is None else self.scsi.luns.get(numbers.view)
+        return numbers.view if numbers is not None and unit is not None and unit.uuid == clone.uuid else None
+
+    def users_of_clone(self, clone: Clone) -> list[str]:
+        """Return the initiators that are logged in and used a clone, each with its address if that is known."""
+        return self.users(lambda unit: unit.uuid == clone.uuid, used=True)
 
     def withdraw(self, snapshot: Snapshot) -> None:
         """Remove a snapshot's LUNs from the target.  Return when no command runs on them."""

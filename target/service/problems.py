@@ -119,6 +119,17 @@ def no_such_snapshot(volume: str, name: str, names: Iterable[str]) -> Problem:
     return Problem("no-such-snapshot", f"{volume} has no snapshot {name}", remedy, 404)
 
 
+def no_such_clone(name: str, names: Iterable[str]) -> Problem:
+    """Refuse a name that no clone has."""
+    remedy = _known(names, name, "the clones", "make it with `wolun snapshot clone`")
+    return Problem("no-such-clone", f"there is no clone {name}", remedy, 404)
+
+
+def clone_exists(what: str, name: str) -> Problem:
+    """Refuse a name that a clone has."""
+    return Problem("clone-exists", f"{what}: there is a clone {name} already", "use another name, or delete it")
+
+
 def volume_failed(name: str, why: str) -> Problem:
     """Refuse a request for a volume that could not be opened."""
     return Problem(
@@ -393,6 +404,10 @@ _CODES = {
     differences.WrongOrder: "wrong-order",
     errors.SnapshotFailed: "snapshot-failed",
     errors.SnapshotHeld: "held",
+    errors.SnapshotCloned: "cloned",
+    errors.CloneExists: "clone-exists",
+    errors.CloneRefused: "clone-refused",
+    errors.NoSuchClone: "no-such-clone",
     errors.TooManySnapshots: TOO_MANY,
     errors.NoSpaceLeft: "no-space-left",
     errors.DamageFound: "damaged",

@@ -30,7 +30,7 @@ from lun_backends.volumes import interface
 from target import messages
 from target.audit import Audit
 from target.configuration import schedule, settings
-from target.service import problems
+from target.service import cloned, problems
 from target.service.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
@@ -225,13 +225,14 @@ class ScheduleKeeper:
     def _expired(
         self, configured: _Configured, coming: datetime.datetime | None = None
     ) -> list[tuple[interface.Volume, interface.Snapshot]]:
-        """Return the snapshots that are no longer kept, with their volumes, oldest first.  Those that are held stay."""
+        """Return the snapshots that are no longer kept, with their volumes, oldest first.  Those that are held, or have clones, stay."""
         return [
             (owner, snapshot)
             for owner in self.owners
             for displaced in [{snapshot.uuid for snapshot in self._displaced(configured, owner, coming)}]
             for snapshot in owner.snapshots
             if not snapshot.hold
+            and not cloned.names(owner, snapshot)
             and not snapshot.deleting
             and (snapshot.uuid in displaced or self._out_of_date(snapshot))
         ]

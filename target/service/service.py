@@ -6,6 +6,7 @@
 | `inventory` | the volumes, their LUNs, the settings in force                                         |
 | `jobs`      | the work that takes long                                                               |
 | `snapshots` | the requests for snapshots                                                             |
+| `clones`    | the requests for writable clones of snapshots                                          |
 | `reshaping` | the requests that change a volume's content or size: roll back, resize                 |
 | `scheduler` | a thread that takes and deletes snapshots by schedule                                  |
 | `rates`     | a thread that measures throughput                                                      |
@@ -27,6 +28,7 @@ from pathlib import Path
 from target import audit, liveness
 from target.configuration import settings
 from target.service import (
+    clones,
     inventory,
     jobs,
     nodes,
@@ -55,6 +57,7 @@ class Service:
         self.jobs = jobs.Jobs()
         self.inventory = inventory.Inventory(configured, state_dir, self.jobs, self.audit)
         self.pools = pools.Pools(configured, state_dir, self.inventory)
+        self.clones = clones.Clones(self.inventory)
         self.snapshots = snapshots.Snapshots(self.inventory, self.jobs, self.pools)
         self.reshaping = reshaping.Reshaping(self.inventory, self.jobs)
         self.scheduler = scheduler.Scheduler(self.inventory, self.snapshots, self.jobs, self.audit)

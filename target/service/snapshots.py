@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
 from lun_backends import tracking
-from lun_backends.volumes import group, interface, keeping, manifest
+from lun_backends.volumes import errors, group, interface, keeping, manifest
 from lun_backends.volumes.errors import DeletionStopped
 from lun_backends.volumes.volume import Volume
 from target import codec, messages
-from target.service import damage_met, moments, problems, quiescing, volumes
+from target.service import cloned, damage_met, moments, problems, quiescing, volumes
 from target.service.inventory import Inventory
 from target.service.jobs import Cancelled, Job, Jobs
 from target.service.pools import Pools
@@ -238,6 +238,9 @@ class Snapshots:
         if snapshot.hold:
             remedy = f"run `wolun snapshot release {volume_name}@{name}` first"
             raise problems.held(f"{volume_name}@{name}", snapshot.hold, remedy)
+        if standing := cloned.names(owner, snapshot):
+            with problems.translated(f"{volume_name}@{name} was not deleted"):
+                raise errors.cloned(volume_name, name, standing)
         if not force and (users := self._inventory.readers_of(snapshot)):
             raise problems.in_use(f"{volume_name}@{name}", users, "wait until they no longer read it, or use --force")
 
@@ -283,6 +286,7 @@ class Snapshots:
             hold=snapshot.hold,
             expires=None if snapshot.expires is None else moments.utc(snapshot.expires),
             consistency=snapshot.consistency.value,
+            clones=cloned.names(owner, snapshot),
         )
 
 

@@ -17,6 +17,7 @@ from target import messages
 from target.configuration import settings
 from target.iscsi.session_info import SessionInfo
 from target.service import alerts, moments, problems, replica_file, volumes
+from target.service.clones import Clones
 from target.service.inventory import Inventory
 from target.service.jobs import Jobs
 from target.service.nodes import Nodes
@@ -34,6 +35,7 @@ class Status:
         self, inventory: Inventory, jobs: Jobs, rates: Rates, scheduler: Scheduler, nodes: Nodes, pools: Pools
     ) -> None:
         self._inventory = inventory
+        self._clones = Clones(inventory)
         self._jobs = jobs
         self._rates = rates
         self._scheduler = scheduler
@@ -70,6 +72,7 @@ class Status:
             pools=tuple(self._pools.shown()),
             schedules=tuple(self._scheduler.schedules()),
             replications=tuple(self.replications()),
+            clones=tuple(self._clones.list_clones()),
         )
 
     def alerts(self) -> list[messages.Alert]:

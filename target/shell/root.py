@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from target import explanations, messages, printable, refusals, show, units
 from target.shell import console
+from target.shell.clones import Clones
 from target.shell.iscsi import Iscsi
 from target.shell.node import Leaf, Node, files, flag, number, plural
 from target.shell.volumes import Volumes
@@ -22,6 +23,7 @@ class Root(Node):
     def list_children(self) -> None:
         Volumes(self)
         Iscsi(self)
+        Clones(self)
         Jobs(self)
         Alerts(self)
 
