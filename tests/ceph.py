@@ -93,6 +93,14 @@ class Cluster:
         for name in ("mon", "osd"):
             (self.place / name).mkdir()
         monmap = str(self.place / "monmap")
+        self.bucket = ""
+        try:
+            self._make(fsid, osd, mon, monmap)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make(self, fsid: str, osd: str, mon: str, monmap: str) -> None:
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[{mon}]", monmap)
         self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap)
         self._start("ceph-mon", "-i", "a")
@@ -101,7 +109,6 @@ class Cluster:
         self.start_osd()
         self.ceph("osd", "crush", "add", "osd.0", "1.0", "root=default")
         self.ceph("osd", "pool", "create", self.POOL, "8")
-        self.bucket = ""
 
     def ceph(self, *arguments: str) -> str:
         """Run a command of `ceph`."""

@@ -29,7 +29,11 @@ class EngineCluster(Cluster):
         self._credentials = directory / "s3.env"
         self._credentials.write_text(f"AWS_ACCESS_KEY_ID={ceph.KEY}\nAWS_SECRET_ACCESS_KEY={ceph.SECRET}\n")
         on_host = functools.partial(self.network.on, LATE)
-        self.ceph = ceph.Cluster(self.network.address(LATE), self.network.command(LATE), on_host)
+        try:
+            self.ceph = ceph.Cluster(self.network.address(LATE), self.network.command(LATE), on_host)
+        except BaseException:
+            self._closing.close()
+            raise
         self._closing.callback(self.ceph.close)
 
     def start_storage(self) -> None:
