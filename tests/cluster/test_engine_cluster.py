@@ -53,7 +53,7 @@ def test_all_that_a_snapshot_can_do_works_on_each_node(cluster: EngineCluster, t
         cluster.wait_for_names([name for name in listed if name != "s1"])
         del taken.bounds["s1"]
         taken.check(cluster.nodes)
-        image = tmp_path / "image"
+        image = tmp_path / "image.img"
         cluster.run(beta, "snapshot", "export", f"{VOLUME}@s2", str(image))
         load.check(image.read_bytes(), writers, *taken.bounds["s2"])
         changed = cluster.run(alpha, "snapshot", "diff", f"{VOLUME}@s0", f"{VOLUME}@s2")
