@@ -2,7 +2,7 @@
 """Histograms of how long the commands of a unit take, by kind of command, cheap enough for the hot path.
 
 A bucket's bound is a power of two in microseconds, so that the bucket of a duration is the number of its bits.  Every
-eighth command that runs at once is measured, and counts for eight.  Each command that has to wait is measured: from the first try
+32nd command that runs at once is measured, and counts for 32.  Each command that has to wait is measured: from the first try
 on, with its wait for a worker, for a disk or for a limit.  Counts may be a little low, like those of `logical_unit.Counters`.
 """
 
@@ -16,7 +16,7 @@ SHIFT: Final = 4
 """The first bucket is for durations below 16 microseconds, which is faster than a command can be."""
 BUCKETS: Final = 22
 """Then come 32, 64 and so on, up to 33 seconds; the last bucket has no bound."""
-SAMPLE: Final = 8
+SAMPLE: Final = 32
 """One of so many commands that run at once is measured.  A power of two."""
 
 KINDS: Final = {

@@ -202,17 +202,16 @@ class Nexus:
         try:
             if itl.unusual:
                 itl.admit(task)
-            measured = task.began
-            if not unit.counters.commands & SAMPLED and not measured:
+            counters = unit.counters
+            if counters.commands & SAMPLED and not task.began:
+                itl.handlers[task.cdb[0]](itl, task, nowait)
+            else:
                 began = perf_counter()
                 itl.handlers[task.cdb[0]](itl, task, nowait)
-                unit.latencies.by_opcode[task.cdb[0]].add(perf_counter() - began, SAMPLE)
-            else:
-                itl.handlers[task.cdb[0]](itl, task, nowait)
-                if measured:
-                    task.began = 0.0
-                    unit.latencies.by_opcode[task.cdb[0]].add(perf_counter() - measured, 1)
-            unit.counters.commands += 1
+                waited, task.began = task.began, 0.0
+                row = unit.latencies.by_opcode[task.cdb[0]]
+                row.add(perf_counter() - (waited or began), 1 if waited else SAMPLE)
+            counters.commands += 1
         except WouldBlock:
             if not task.began:
                 task.began = perf_counter()

@@ -52,12 +52,14 @@ def test_long_durations_are_in_the_last_bucket() -> None:
     assert [total for _, total in row.buckets()] == [0] * (latency.BUCKETS - 1) + [1]
 
 
-def test_every_eighth_command_counts_for_eight(primary: Bench, clock: Clock) -> None:
+def test_one_of_many_commands_counts_for_all_of_them(primary: Bench, clock: Clock) -> None:
     for number in range(4 * latency.SAMPLE):
         opcode = 0x28 if number // latency.SAMPLE % 2 == 0 else 0x2A
         assert primary.run(cdb10(opcode, 0, 1), bytes(512) if opcode == 0x2A else b"").status == GOOD
     assert counts(primary, "read") == counts(primary, "write") == [2 * latency.SAMPLE]
-    assert primary.unit.latencies.by_kind["read"].microseconds == pytest.approx(2 * latency.SAMPLE * 1000, abs=20)
+    assert primary.unit.latencies.by_kind["read"].microseconds == pytest.approx(
+        2 * latency.SAMPLE * 1000, abs=2 * latency.SAMPLE
+    )
 
 
 def test_each_command_that_waits_is_measured_from_its_first_try(
