@@ -71,6 +71,7 @@ class History:
         self.demand = -1  # the position of the newest record that demands a fence
         self.answered = -1  # the newest demand that a fence answered
         self._marks: dict[uuid.UUID, Standing] = {}
+        self._hidden: set[uuid.UUID] = set()  # those that are marked so
         self._notes: dict[uuid.UUID, tuple[int, Record]] = {}  # the newest of each snapshot, and its position
         self._luns: set[uuid.UUID] = set()
         self._by_snapshot: dict[uuid.UUID, Epoch] = {}
@@ -156,8 +157,10 @@ class History:
                 self._lost, self._lost_at = number, position
         elif kind is Type.DELETE and old is None:
             self._marks[snapshot] = Standing.HIDDEN
+            self._hidden.add(snapshot)
         elif kind is Type.DELETED and old is Standing.HIDDEN:
             self._marks[snapshot] = Standing.DELETED
+            self._hidden.discard(snapshot)
 
     def _ends_rollback(self, record: Record) -> bool:
         named = record.answers == self.rollback_at or not self._guards.rolled_back_names_its_rollback
@@ -222,7 +225,7 @@ class History:
         hidden itself: its own chunks may be moving, and those that come behind the mover would be lost.
         """
         epoch = self.find(snapshot)
-        later = self.epochs[epoch.number + 1 :]
+        later = self.epochs[epoch.number + 1 : epoch.number + 2]
         older = self._older(epoch.number)
         if older is not None and self.standing_of(older) is Standing.HIDDEN and self._guards.hidden_takes_no_chunks:
             return False
@@ -231,7 +234,8 @@ class History:
 
     def movable(self) -> list[uuid.UUID]:
         """Return the hidden snapshots whose chunks may move, oldest first."""
-        return [epoch.snapshot for epoch in self.epochs if epoch.snapshot is not None and self.may_move(epoch.snapshot)]
+        hidden = sorted(self._hidden, key=lambda snapshot: self.find(snapshot).number)
+        return [snapshot for snapshot in hidden if self.may_move(snapshot)]
 
     def older_lun(self, number: int) -> uuid.UUID | None:
         """Return the write-once LUN that takes the chunks of epoch `number` when its snapshot is deleted; None if none needs them."""

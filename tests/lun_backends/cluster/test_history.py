@@ -248,3 +248,23 @@ def test_held_snapshot_is_neither_deleted_nor_lost() -> None:
     noted(log, A, "kept")
     mark(log, Type.INVALID, A)
     assert log.standing(A) is Standing.INVALID
+
+
+def test_look_for_jobs_costs_nothing_for_snapshots_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = [uuid.UUID(int=number) for number in range(1, 1001)]
+    log = with_snapshots(*snapshots)
+    for snapshot in snapshots[1:-2]:
+        mark(log, Type.DELETE, snapshot)
+        mark(log, Type.DELETED, snapshot)
+    mark(log, Type.DELETE, snapshots[-2])
+    looked = 0
+    standing_of = History.standing_of
+
+    def count(self: History, epoch: history.Epoch) -> Standing:
+        nonlocal looked
+        looked += 1
+        return standing_of(self, epoch)
+
+    monkeypatch.setattr(History, "standing_of", count)
+    assert log.movable() == [snapshots[-2]]
+    assert looked < 10
