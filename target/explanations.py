@@ -32,10 +32,10 @@ rollbacks are refused, unless --damaged is given.  All other blocks are correct.
 disk.  The alert ends when the snapshot is deleted.  A deletion moves damaged blocks to the next older snapshot as damaged, and
 the alert goes along.  The daemon counts what was read since it started.""",
     "clone-failed": """\
-A writable clone cannot be used as it should be: its files cannot be opened, a flush of it failed, its snapshot is invalid, or a volume
-of the configuration has its name.  The volume and the snapshot are not affected.  After a failed flush the clone takes no
-writes until the daemon starts again, and then it has what was flushed before.  Repair what the alert names and start the daemon
-again, or delete the clone with `wolun clone delete`.""",
+A writable clone cannot be used as it should be: its files cannot be opened, a flush of it failed, its snapshot is invalid, or
+a volume of the configuration has its name.  The volume and the snapshot are not affected.  After a failed flush the clone
+takes no writes until the daemon starts again, and then it has what was flushed before.  Repair what the alert names and start
+the daemon again, or delete the clone with `wolun clone delete`.""",
     "volume-left-behind": """\
 The state directory has the data of a volume that the configuration does not name.  Usually the volume was renamed in the
 configuration, or removed from it.  Its data and its snapshots are unchanged and not served.  wolun makes no new, empty volume
