@@ -119,7 +119,7 @@ image: deb
 	mkdir -p build/image
 	cp build/deb/wolun_*.deb build/image/wolun.deb
 	cp config/Containerfile build/image
-	cd build/image && $(BUILDER) build --format docker -t wolun -f Containerfile .
+	cd build/image && $(BUILDER) build --format docker --layers=false -t wolun -f Containerfile .
 
 lint: setup
 	$(BIN)/ruff check

@@ -250,7 +250,7 @@ def _announce(inventory: Inventory) -> None:
     if names:
         lines += ["take a snapshot from another terminal:", f"  {command}snapshot create {names[0]} NAME"]
     else:
-        lines += ["create a volume from another terminal:", f"  {command}shell '/volumes create NAME SIZE'"]
+        lines += ["create a volume from another terminal:", f"  {command}volume create NAME SIZE"]
     sys.stderr.write(printable.lines("\n".join(lines)) + "\n")
     sys.stderr.flush()
     sys.stdout.write(f"ready: {name} on {address}\n")

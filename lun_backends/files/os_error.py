@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
 from typing import Final
 
 NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE))
@@ -14,6 +15,8 @@ NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE))
 
 def reason(error: OSError) -> str:
     """Return the system's words for the error's number, without path or number: "No space left on device"."""
+    if isinstance(error, socket.gaierror):  # it has numbers of its own, and the resolver's words
+        return error.strerror or "the name cannot be resolved"
     words = os.strerror(error.errno or 0)
     if error.errno == errno.EMFILE:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -138,9 +138,13 @@ class AccessChanges:
             self._refuse_if_missed(rules)
         if dry_run:
             return
+        before = self._in_force.settings.access
         self.apply(rules)
         self._in_force.put(changed)
         log.info("access changed: %s", _told(wanted))
+        if before.initiators is None and before.networks and wanted.initiators is not None:
+            networks = ", ".join(map(str, before.networks))
+            log.warning("all other initiators from %s are locked out: until now each of them could log in", networks)
 
     def _refuse_if_missed(self, rules: access.Rules) -> None:
         """Raise Problem if a session would end, or lose a LUN."""

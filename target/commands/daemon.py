@@ -15,7 +15,11 @@ from target.commands import common
 
 
 @click.command()
-@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file.")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The configuration file; default: /etc/wolun/wolun.yaml, or in a checkout wolun.yaml in the state directory.",
+)
 @click.option(
     "--state-dir", type=click.Path(file_okay=False, path_type=Path), help="The directory that holds the state."
 )

@@ -169,23 +169,17 @@ class _Reader:
     def explain(self, details: Any) -> Iterator[Problem]:
         """Yield a sentence for one of pydantic's errors, or none if other errors explain it."""
         where = self._strip(tuple(details["loc"]))
-        kind, context, given = details["type"], details.get("ctx", {}), details["input"]
+        kind, given = details["type"], details["input"]
         if kind == "extra_forbidden":
             allowed = list(_model_at(where[:-1]).model_fields)
             yield self.problem(where, f"unknown key;{_meant(str(where[-1]), allowed)} allowed: {', '.join(allowed)}")
-            return
-        if kind == "enum":
-            allowed = re.findall(r"'([^']*)'", context["expected"])
-            yield self.problem(
-                where, f"{given!r} is unknown;{_meant(str(given), allowed)} allowed: {', '.join(allowed)}"
-            )
             return
         if kind == "missing":
             yield self.problem(where, "this key is missing")
             return
         if kind == "too_short" and given:
             return  # its items are wrong, and are reported one by one
-        yield self.problem(where, self._sentence(kind, context, given, details["msg"]))
+        yield self.problem(where, sentence(details))
 
     def _strip(self, loc: Where) -> Where:
         """Remove the names of union members, which pydantic puts at the end of a path and the file does not have."""
@@ -193,32 +187,37 @@ class _Reader:
             loc = loc[:-1]
         return loc
 
-    @staticmethod
-    def _sentence(kind: str, context: dict[str, Any], given: object, message: str) -> str:
-        expected = {
-            "string_type": "a string (in quotes, if it looks like a number)",
-            "int_type": "a whole number",
-            "int_parsing": "a whole number",
-            "int_from_float": "a whole number",
-            "path_type": "a path",
-            "tuple_type": "a list",
-            "model_type": "a group of keys",
-            "ip_v4_network": "a network, like 127.0.0.0/8",
-            "ip_v6_network": "a network, like 127.0.0.0/8",
-        }.get(kind)
-        if expected is not None:
-            return f"{_shown(given)} is not {expected}"
-        if kind == "value_error":
-            return str(context["error"])
-        if kind == "greater_than_equal":
-            return f"{_shown(given)} is too small: at least {context['ge']}"
-        if kind == "less_than_equal":
-            return f"{_shown(given)} is too large: at most {context['le']}"
-        if kind == "too_short":
-            return "this list must not be empty"
-        if kind == "string_too_long":
-            return f"this is too long: at most {context['max_length']} characters"
-        return message
+
+def sentence(details: Any) -> str:
+    """Return what is wrong with a value, from one of pydantic's errors about it."""
+    kind, context, given, message = details["type"], details.get("ctx", {}), details["input"], str(details["msg"])
+    if kind == "enum":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        return f"{given!r} is unknown;{_meant(str(given), allowed)} allowed: {', '.join(allowed)}"
+    expected = {
+        "string_type": "a string (in quotes, if it looks like a number)",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "path_type": "a path",
+        "tuple_type": "a list",
+        "model_type": "a group of keys",
+        "ip_v4_network": "a network, like 127.0.0.0/8",
+        "ip_v6_network": "a network, like 127.0.0.0/8",
+    }.get(kind)
+    if expected is not None:
+        return f"{_shown(given)} is not {expected}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "greater_than_equal":
+        return f"{_shown(given)} is too small: at least {context['ge']}"
+    if kind == "less_than_equal":
+        return f"{_shown(given)} is too large: at most {context['le']}"
+    if kind == "too_short":
+        return "this list must not be empty"
+    if kind == "string_too_long":
+        return f"this is too long: at most {context['max_length']} characters"
+    return message
 
 
 def _shown(value: object) -> str:

@@ -86,12 +86,16 @@ def _network(value: object) -> object:
 
 def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
+    wrong = ValueError(f"{value!r} is not an address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260")
     if not re.fullmatch(LISTEN_PATTERN, value) or int(port) > 65535:
-        raise ValueError(
-            f"{value!r} is not an address to listen on: write HOST:PORT, like 127.0.0.1:3260 or [::1]:3260"
-        )
-    if host.startswith("["):
-        ipaddress.IPv6Address(host[1:-1])
+        raise wrong
+    try:
+        if host.startswith("["):
+            ipaddress.IPv6Address(host[1:-1])
+        else:
+            host.encode("idna")  # as a socket does
+    except ValueError:
+        raise wrong from None
     return value
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -170,6 +171,8 @@ def _explained(address: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "choose another with --portal HOST:PORT, or in the configuration file"
+        if isinstance(error, socket.gaierror):
+            remedy = f"write an address of this machine instead of a name; `ip address` lists them; {remedy}"
         if error.errno == errno.EADDRINUSE:
             remedy = f"stop the program that uses it (`ss -tlnp` lists it), or {remedy}"
         elif error.errno == errno.EADDRNOTAVAIL:

@@ -20,6 +20,7 @@ from lun_backends.files import os_error
 from lun_backends.refused import Refused
 from lun_backends.volumes import errors
 from target import units
+from target.configuration import reader
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 
@@ -469,4 +470,4 @@ def validated(model: type[T], fields: Mapping[str, Any], what: str) -> T:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise invalid(f"{what}, {where}" if where else what, first["msg"].removeprefix("Value error, ")) from None
+        raise invalid(f"{what}, {where}" if where else what, reader.sentence(first)) from None

@@ -38,13 +38,18 @@ class Acls(Node):
         )
         return text, None
 
-    def ui_command_create(self, wwn: str, read_only: str = "false", force: str = "false") -> None:
+    def ui_command_create(self, wwn: str, read_only: str = "false", force: str = "false", yes: str = "false") -> None:
         """Allow an initiator to log in.  Once there is an entry, only initiators with an entry may log in.
+
+        The first entry locks all other initiators out, so the shell asks; in a script it refuses.
 
         wwn        the initiator's iSCSI name, or a pattern of names: * matches any text, ? any one character
         read_only  true: refuse all its writes
         force      true: create the entry even if initiators without an entry are logged in, and end their sessions
+        yes        true: do not ask whether the first entry may lock all others out; force=true does not ask either
         """
+        if not (flag(force, "force") or self.asked.dry_run):
+            confirm_lock_out(self.parent.access(), f"only {wwn} may log in then", sure=flag(yes, "yes"))
         new = messages.Initiator(wwn, read_only=flag(read_only, "read_only"))
         self.asked.create_initiator(new, force=flag(force, "force"))
         self.done(f"{wwn} may log in{' and read' if new.read_only else ''}")
@@ -66,6 +71,20 @@ class Acls(Node):
         if command == "delete":
             return known
         return sorted({session.initiator for session in self.status().sessions} - set(known))
+
+
+def confirm_lock_out(access: messages.Access, then: str, *, sure: bool) -> None:
+    """Ask before a change that keeps out initiators of which any may log in now; in a script, refuse.  Raises Refused.
+
+    `then` says who may log in after the change.
+    """
+    if sure or access.initiators is not None or not access.networks:
+        return
+    locked_out = f"{then}; until now any initiator from {', '.join(access.networks)} may"
+    if not sys.stdin.isatty():
+        raise console.Refused(f"this locks others out: {locked_out}", "use yes=true if that is what you want")
+    if input(f"{printable.line(locked_out)}. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise console.Refused("nothing was changed")
 
 
 class Acl(Node):

@@ -168,6 +168,8 @@ class Shell(configshell_fb.ConfigShell):
 
     def _execute_command(self, path: str, command: str, pparams: list[str], kparams: dict[str, str]) -> None:
         if not path.endswith("*") or path == "*" or path.endswith("/*"):
+            if command == "set" and kparams and not pparams and "group" not in kparams:
+                self._refuse_without_group(path, kparams)
             try:
                 super()._execute_command(path, command, pparams, kparams)
             except Refused:
@@ -184,6 +186,24 @@ class Shell(configshell_fb.ConfigShell):
         result = target.execute_command(command or "cd", pparams if command else ["."], kparams)
         if isinstance(result, node.ConfigNode):
             self._current_node = result
+
+    def _refuse_without_group(self, path: str, given: dict[str, str]) -> None:
+        """Raise Refused for a `set` that names no group, with the line that was probably meant."""
+        try:
+            here = self._current_node.get_node(path or ".")
+        except ValueError:
+            return  # configshell refuses the path
+        groups = {group: here.list_group_params(group, writable=True) for group in here.list_config_groups()}
+        for group, names in groups.items():
+            meant = [next(iter(difflib.get_close_matches(name, names, 1)), None) for name in given]
+            if all(meant):
+                pairs = " ".join(f"{name}={value}" for name, value in zip(meant, given.values(), strict=True))
+                raise Refused(
+                    "`set` needs the name of a group", f"did you mean `set {group} {pairs}`? `set` lists the groups"
+                )
+        raise Refused(
+            f"no group here has {' and '.join(given)}", f"the groups are: {', '.join(sorted(groups))}; `set` lists them"
+        )
 
     def _remedy(self, path: str, command: str, pparams: list[str], kparams: dict[str, str]) -> str:
         """Return the remedy for a command that configshell itself refused."""
@@ -203,7 +223,10 @@ class Shell(configshell_fb.ConfigShell):
             group = kparams.get("group") or next(iter(pparams), "")
             groups = here.list_config_groups()
             what = f"`{command} {group}`" if group in groups else f"`{command}`"
-            return f"{what} lists the possible values"
+            known_names = here.list_group_params(group, writable=True) if group in groups else groups
+            asked = [name for name in kparams if name not in known_names] if group in groups else [group]
+            close = [word for name in asked for word in difflib.get_close_matches(name, known_names, 1)]
+            return f"{f'did you mean {close[0]}? ' if close else ''}{what} lists the possible values"
         names = list(inspect.signature(here.get_command_method(command)).parameters)
         close = [known for name in kparams if name not in names for known in difflib.get_close_matches(name, names, 1)]
         syntax = here.get_command_syntax(command)[0].strip()

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from target import messages, show, units
 from target.shell import console
-from target.shell.acls import Acls
+from target.shell.acls import Acls, confirm_lock_out
 from target.shell.node import Leaf, Node, flag, number, plural, table
 
 ISCSI_PORT = "3260"
@@ -97,13 +98,18 @@ class PortalGroup(Node):
 
         group      access, with networks, anybody, discovery_chap.  All given parameters change together, or none does.
                    The command refuses while an initiator is logged in that no longer may, unless `force=true` is given.
+                   With anybody=false the shell asks, because only the entries in acls count then, unless `yes=true`
+                   is given.
         parameter  NAME=VALUE, any number of them
         """
-        if self.explained("access", group, parameter):
+        if self.explained("access", group, parameter, ("force", "yes")):
             return
         force = flag(parameter.pop("force", "false"), "force")
+        sure = flag(parameter.pop("yes", "false"), "yes") or force or self.asked.dry_run
         networks = parameter.get("networks")
         flags = {name: flag(value, name) for name, value in parameter.items() if name != "networks"}
+        if flags.get("anybody") is False:
+            confirm_lock_out(self.access(), "only the entries in acls may log in then", sure=sure)
         request = messages.ChangeAccess(
             networks=None if networks is None else tuple(network for network in networks.split(",") if network),
             anybody=flags.get("anybody"),
@@ -264,7 +270,7 @@ class Portals(Node):
     def ui_command_create(self, ip_address: str, ip_port: str = ISCSI_PORT) -> None:
         """Let initiators connect at one more address of this machine.
 
-        ip_address  the IP address; 0.0.0.0 or :: for all addresses
+        ip_address  the IP address; 0.0.0.0 or :: for all addresses; or ADDRESS:PORT, as `ls` shows it
         ip_port     the TCP port; default: 3260
         """
         address = _address(ip_address, ip_port)
@@ -276,7 +282,7 @@ class Portals(Node):
 
         The command refuses while initiators are logged in there, unless force is true.  The last portal cannot be deleted.
 
-        ip_address  the IP address
+        ip_address  the IP address; or ADDRESS:PORT, as `ls` shows it
         ip_port     the TCP port; default: 3260
         force       true: delete it even if initiators are logged in there, and end their sessions
         """
@@ -288,10 +294,9 @@ class Portals(Node):
         """Return the possible values for completion."""
         there = [portal.rpartition(":") for portal in self.status().portals]
         if parameter == "ip_address":
-            hosts = (
-                [host.strip("[]") for host, _, _ in there] if command == "delete" else ["0.0.0.0", "127.0.0.1", "::"]
-            )
-            return sorted(set(hosts))
+            if command == "delete":
+                return sorted(self.status().portals)
+            return ["0.0.0.0", "127.0.0.1", "::"]
         if parameter == "ip_port":
             ports = [port for host, _, port in there if host.strip("[]") == given.get("ip_address", "").strip("[]")]
             return ports if command == "delete" else [ISCSI_PORT]
@@ -326,5 +331,7 @@ class Sessions(Node):
 
 
 def _address(host: str, port: str) -> str:
-    """Return HOST:PORT as the configuration writes it."""
+    """Return HOST:PORT as the configuration writes it.  `host` may have the port already, as `ls` shows portals."""
+    if re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", host):
+        return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

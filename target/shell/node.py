@@ -108,15 +108,17 @@ class Node(node.ConfigNode):
         """Print what was done, or with `--dry-run` what was checked."""
         console.say(f"checked, not done: {text}" if self.asked.dry_run else text)
 
-    def explained(self, mine: str, group: str | None, parameter: dict[str, str]) -> bool:
+    def explained(
+        self, mine: str, group: str | None, parameter: dict[str, str], options: Sequence[str] = ("force",)
+    ) -> bool:
         """Pass `set` to configshell, unless it sets only existing parameters of the group `mine`.
 
-        `force` does not count as a parameter.  If some parameters of `mine` do not exist, configshell gets only those, and
+        The `options` do not count as parameters.  If some parameters of `mine` do not exist, configshell gets only those, and
         refuses them.  Return True if configshell handled the command.
         """
         names = self.list_group_params(mine, writable=True)
-        unknown = {name: value for name, value in parameter.items() if name not in (*names, "force")}
-        if group == mine and not unknown and set(parameter) - {"force"}:
+        unknown = {name: value for name, value in parameter.items() if name not in (*names, *options)}
+        if group == mine and not unknown and set(parameter) - set(options):
             return False
         super().ui_command_set(group, **(unknown if group == mine and unknown else parameter))
         return True

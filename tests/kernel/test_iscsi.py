@@ -275,7 +275,7 @@ def test_access_to_the_kernels_target_changes_during_use(initiator: Initiator) -
     initiator.discover()
     initiator.log_in()
     entry = f"{known}/acls create iqn.2026-11.test.lab:somebody-else"
-    refused = served.machine.run(f"{served.command} shell '{entry}' 2>&1", check=False)
+    refused = served.machine.run(f"{served.command} shell '{entry} yes=true' 2>&1", check=False)
     assert f"the right to log in is in use by {INITIATOR}" in refused.output
     served.wolun("shell", f"{entry} force=true")
     initiator.await_end()

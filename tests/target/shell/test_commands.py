@@ -155,7 +155,7 @@ class TestScripts:
         assert [volume.name for volume in running(served).volumes] == ["vol0", "a"]
 
     def test_an_error_does_not_repeat_a_secret(self, served: daemon.Daemon) -> None:
-        good(served, f"{TPG}/acls create {ANN}")
+        good(served, f"{TPG}/acls create {ANN} --yes")
         done = program(served, script=f"{TPG}/acls/{ANN} set auth userid=ann password=too-short\n")
         assert done.returncode == 1
         assert "12 to 255 bytes" in done.stderr
@@ -222,7 +222,7 @@ class TestDryRun:
 class TestInUse:
     """Objects in use are not removed, and the refusal names their users."""
 
-    @pytest.mark.parametrize("change", ["acls create iqn.2026-11.org.example:other", " set access networks=10.0.0.0/8"])
+    @pytest.mark.parametrize("change", ["acls create iqn.2026-11.org.example:other yes=true", " set access networks=10.0.0.0/8"])
     def test_access_of_a_logged_in_initiator_is_not_revoked(self, served: daemon.Daemon, change: str) -> None:
         line = f"{TPG}/{change}".replace("/ ", " ")
         with served.session(initiator=ANN) as session:
@@ -233,6 +233,29 @@ class TestInUse:
                 pass
             with pytest.raises(libiscsi.LibiscsiError):
                 session.command(0, bytes(6))
+
+    def test_first_entry_says_whom_it_locks_out(self, served: daemon.Daemon) -> None:
+        before = running(served)
+        for line in (f"{TPG}/acls create {ANN}", f"{TPG} set access anybody=false"):
+            said = refused(served, line)
+            assert "this locks others out" in said
+            assert "until now any initiator from 127.0.0.0/8 may" in said
+            assert "Use yes=true" in said
+            assert running(served) == before
+        good(served, f"{TPG}/acls create {ANN} --yes")
+        log = (served.directory / "stderr").read_text()
+        assert f"access changed: {ANN} may log in" in log
+        assert "all other initiators from 127.0.0.0/8 are locked out" in log
+        good(served, f"{TPG}/acls create {ANN}-2")  # it locks nobody out
+
+    def test_set_guesses_what_was_meant(self, served: daemon.Daemon) -> None:
+        assert "Did you mean `set attribute limit=10MiB`?" in refused(served, "/volumes/vol0 set limit=10MiB")
+        assert "Did you mean `set attribute limit=10MiB`?" in refused(served, "/volumes/vol0 set limt=10MiB")
+        assert "Did you mean limit?" in refused(served, "/volumes/vol0 set attribute limt=10MiB")
+        assert "Did you mean attribute?" in refused(served, "/volumes/vol0 set atribute limit=10MiB")
+        assert "The groups are: attribute, global" in refused(served, "/volumes/vol0 set zzz=1")
+        said = refused(served, "/volumes/vol0 set attribute durability=power-lost")
+        assert "'power-lost' is unknown; did you mean power-loss?" in said
 
     def test_all_parameters_of_access_change_or_none(self, served: daemon.Daemon) -> None:
         before = running(served)
@@ -260,7 +283,7 @@ class TestInUse:
         assert "0 volumes" in good(served, "ls /volumes")
 
     def test_a_mapped_volume_is_not_deleted(self, served: daemon.Daemon) -> None:
-        good(served, f"{TPG}/acls create {ANN}")
+        good(served, f"{TPG}/acls create {ANN} --yes")
         good(served, f"{TPG}/acls/{ANN} create 3 vol0")
         assert f"the mapping of vol0 to {ANN} as LUN 3" in refused(served, "/volumes delete vol0")
         good(served, f"{TPG}/acls/{ANN} delete 3")
@@ -292,7 +315,7 @@ class TestConfiguration:
             /volumes create a 1MiB chunk_size=4KiB durability=process-crash
             /volumes create b 2MiB lun=17 block_size=4096
             {TPG} set access networks=127.0.0.0/8,::1/128 discovery_chap=true
-            {TPG}/acls create {ANN}
+            {TPG}/acls create {ANN} yes=true
             {TPG}/acls/{ANN} create 0 a read_only=true
             {TPG}/acls/{ANN} set auth userid=ann password=ann-secret-0 mutual_userid=w mutual_password=wolun-secret
             {TPG}/acls create iqn.*:guest-? read_only=true
@@ -391,7 +414,7 @@ class TestAttributes:
 
     def test_parameters_of_an_initiator_are_changed(self, served: daemon.Daemon) -> None:
         acl = f"{TPG}/acls/{ANN}"
-        good(served, f"{TPG}/acls create {ANN}")
+        good(served, f"{TPG}/acls create {ANN} --yes")
         answer = good(served, f"{acl} set attribute read_only=true networks=127.0.0.1/32")
         assert "read_only is now 'true'" in answer
         assert "networks is now '127.0.0.1/32'" in answer

@@ -60,7 +60,7 @@ class TestLuns:
 
     def test_luns_are_saved_and_restored(self, served: daemon.Daemon) -> None:
         good(served, f"{LUNS} delete 0")
-        good(served, f"/iscsi/{daemon.IQN}/tpg1/acls create {ANN}")
+        good(served, f"/iscsi/{daemon.IQN}/tpg1/acls create {ANN} yes=true")
         good(served, "/volumes create other 1MiB lun=4")
         good(served, f"/iscsi/{daemon.IQN}/tpg1/acls/{ANN} create 3 other")
         assert f"{ANN} as LUN 3" in good(served, f"{LUNS}/lun4 info")

@@ -61,12 +61,26 @@ def test_portals_are_added_and_removed_while_initiators_are_logged_in(served: da
         pass
 
 
+def test_a_portal_is_deleted_by_the_name_that_ls_shows(served: daemon.Daemon, port: int) -> None:
+    good(served, f"{PORTALS} create 127.0.0.2:{port}")
+    assert f"o- 127.0.0.2:{port} " in good(served, f"ls {PORTALS}")
+    good(served, f"{PORTALS} delete 127.0.0.2:{port}")
+    assert "1 portal" in good(served, f"ls {PORTALS}")
+    good(served, f"{PORTALS} create ::1 {port}")
+    good(served, f"{PORTALS} delete [::1]:{port}")
+    assert served.json("status")["portals"] == [served.portal]
+
+
 def test_refusals_of_portals_are_explained(served: daemon.Daemon, port: int) -> None:
     host, _, own = served.portal.rpartition(":")
     assert "initiators connect there already" in refused(served, f"{PORTALS} create {host} {own}")
     assert "it is the only one" in refused(served, f"{PORTALS} delete {host} {own}")
     assert f"there is no portal 127.0.0.2:{port}" in refused(served, f"{PORTALS} delete 127.0.0.2 {port}")
-    assert "is not an address to listen on" in refused(served, f"{PORTALS} create 127.0.0.1 99999")
+    for wrong in ("127.0.0.1 99999", "a..b", "[127.0.0.1] 3260", "[::1]:1:2", "127.0.0.1 abc"):
+        assert "is not an address to listen on" in refused(served, f"{PORTALS} create {wrong}")
+    said = refused(served, f"{PORTALS} create nowhere.invalid")
+    assert "Unknown error" not in said
+    assert "Write an address of this machine instead of a name" in said
     with socket.create_server(("127.0.0.2", port)):
         said = refused(served, f"{PORTALS} create 127.0.0.2 {port}")
         assert f"cannot listen for initiators on 127.0.0.2:{port} (Address already in use)" in said
