@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing: `make serve`, the wheel, the Debian package and the container image, each installed and used."""
+"""Installing: `make serve`, the locks, and the numbers of the pages about installing."""
