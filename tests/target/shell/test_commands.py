@@ -222,7 +222,9 @@ class TestDryRun:
 class TestInUse:
     """Objects in use are not removed, and the refusal names their users."""
 
-    @pytest.mark.parametrize("change", ["acls create iqn.2026-11.org.example:other yes=true", " set access networks=10.0.0.0/8"])
+    @pytest.mark.parametrize(
+        "change", ["acls create iqn.2026-11.org.example:other yes=true", " set access networks=10.0.0.0/8"]
+    )
     def test_access_of_a_logged_in_initiator_is_not_revoked(self, served: daemon.Daemon, change: str) -> None:
         line = f"{TPG}/{change}".replace("/ ", " ")
         with served.session(initiator=ANN) as session:
