@@ -17,6 +17,7 @@
 # make man     write the manual pages and the completion of shells from --help into build/
 # make wheel   build the Python package (source archive and wheel) in build/dist
 # make deb     build the Debian packages in build/deb, with Debian 12's tools
+# make installs  build the packages and the image, install and use each, and run config/first-day.md, in fresh roots; as root
 # make image   build the container image wolun, with podman or buildah, from what `make deb` builds
 # make setup   make .venv with .venv/bin/wolun, from .ci/requirements.txt; all of the above but `make serve` begin with it
 # make lock    move the locks in .ci/ to the newest releases that setup.cfg allows
@@ -24,7 +25,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races stores lab lint man wheel deb image peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races stores lab lint man wheel deb image installs peers lock
 
 BIN := .venv/bin
 BUILDER ?= $(firstword $(notdir $(shell command -v podman buildah)) podman)
@@ -68,6 +69,9 @@ simulate: SEEDS = 1000000
 simulate: SEED = 0
 simulate: setup
 	$(BIN)/python -m tests.simulate --seeds $(SEEDS) --seed $(SEED) $(ARGS)
+
+installs: peers
+	$(BIN)/pytest -o timeout=1800 $(ARGS) tests/packaging/check_*.py
 
 walk: STEPS = 10000
 walk: SEED = 1

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing: `make serve`, the locks, and the numbers of the pages about installing."""
+"""Installing: `make serve`, the locks, the numbers of the pages; and by `make installs` all packages, installed and used."""
