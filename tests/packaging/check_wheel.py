@@ -31,7 +31,7 @@ def test_wheel_installs_with_unit_examples_manual_and_completion(debs: Path, tmp
     made = tmp_path / "venv"
     venv.create(made)  # without pip: the one that runs these tests installs
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", str(made)]
-    # What wolun needs comes from here: the registry was asked for it when these tests were installed.
+    # The packages that wolun needs come from this environment: the registry was asked for them when it was made.
     subprocess.run([*pip, "install", "--no-index", "--no-deps", str(wheel)], check=True)
     assert {name for name in DATA if not (made / name).is_file()} == set()
     (site,) = made.glob("lib/*/site-packages")

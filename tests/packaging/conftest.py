@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of installing share: packages built once, a root of Debian made once, one cache of Debian's packages."""
+"""The parts that the tests of installing share: packages built once, a root of Debian made once, one cache of Debian's packages."""
 
 from __future__ import annotations
 
