@@ -13,6 +13,7 @@
 # make figures  simulate the figures of lun_backends/cluster/README.md, and draw its plot
 # make soak    open and close sessions for an hour and watch the memory; SECONDS=60 for less
 # make lab     make a box, bring vagrant/ up with it, walk through, take it down; as root, many minutes
+# make cluster-lab  shared volumes on real kernels under every disturbance, with figures, an hour; ARGS='-k held' for one
 # make lint    check style, types, the direction of imports, and the form of comments
 # make man     write the manual pages and the completion of shells from --help into build/
 # make wheel   build the Python package (source archive and wheel) in build/dist
@@ -25,7 +26,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races stores lab lint man wheel deb image installs peers lock
+.PHONY: help setup serve test bench conformance fuzz powercuts model simulate figures walk soak races stores lab cluster-lab lint man wheel deb image installs peers lock
 
 BIN := .venv/bin
 BUILDER ?= $(firstword $(notdir $(shell command -v podman buildah)) podman)
@@ -94,6 +95,9 @@ stores: peers
 
 lab: setup
 	@$(BIN)/python -m tests.lab
+
+cluster-lab: peers
+	$(BIN)/pytest -s -v tests/kernel/cluster_short.py tests/kernel/cluster_lab.py $(ARGS)
 
 man: setup
 	rm -rf build/man build/completion

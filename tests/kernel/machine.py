@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import json
 import shlex
-import signal as signals
 import socket
 import subprocess
 import threading
@@ -74,11 +73,11 @@ class Machine:
         self.console = directory / f"{name}.console"
         self._errors = directory / f"{name}.qemu"
         self._control = directory / f"{name}.control"
+        self._monitor = directory / f"{name}.monitor"
         self._replies: dict[int, tuple[str, concurrent.futures.Future[Completed]]] = {}
         self._lock = threading.Lock()
         self._number = 0
         self._ready = threading.Event()
-        self._channel = socket.socket(socket.AF_UNIX)
         parameters = {
             "start": START,
             "modules": boot.modules,
@@ -92,7 +91,7 @@ class Machine:
             "console=ttyS0 panic=-1 quiet mitigations=off no_timer_check net.ifnames=0 random.trust_cpu=on nokaslr audit=0",
             *(f"lab.{key}={value}" for key, value in parameters.items()),
         ]
-        command = [
+        self._command = [
             *("setpriv", "--pdeathsig", "KILL", "--"),
             # Guests of type microvm hung now and then.  Most work is slower on two vCPUs.  Without tb-size, QEMU takes
             # 1.5 GB for translated code.
@@ -108,15 +107,22 @@ class Machine:
             *("-device", f"virtio-net-pci,netdev=net,mac=52:54:00:09:00:{number:02x}"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={self._control},server=on,wait=off"),
             *("-device", "virtserialport,chardev=agent,name=lab.agent"),
+            *("-qmp", f"unix:{self._monitor},server=on,wait=off"),
             *("-object", "rng-random,filename=/dev/urandom,id=random", "-device", "virtio-rng-pci,rng=random"),
         ]
-        with self._errors.open("wb") as errors:
+        self.power_on()
+
+    def power_on(self) -> None:
+        """Boot the machine, after `power_off`; what was in its memory is gone, and so are its files."""
+        self._ready.clear()
+        self._channel = socket.socket(socket.AF_UNIX)
+        with self._errors.open("ab") as errors:
             self._qemu = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+                self._command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
             )
         # Connect before the guest's agent says that it is ready: a message to a port without a listener is lost.
         self._connect()
-        self._reader = threading.Thread(target=self._read, name=f"{name} channel", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"{self.name} channel", daemon=True)
         self._reader.start()
 
     @property
@@ -179,12 +185,24 @@ class Machine:
         self.run(f"pid=$(< {pid_file}) && kill -{signal} $pid && tail --pid=$pid -s 0.1 -f /dev/null")
 
     def pause(self) -> None:
-        """Stop the machine in the midst of whatever it does, as a hypervisor does."""
-        self._qemu.send_signal(signals.SIGSTOP)
+        """Stop the machine's processors in the midst of whatever they do (QMP `stop`)."""
+        self._ask_hypervisor("stop")
 
     def resume(self) -> None:
-        """Let the machine go on, after `pause`."""
-        self._qemu.send_signal(signals.SIGCONT)
+        """Let the machine go on, after `pause` (QMP `cont`)."""
+        self._ask_hypervisor("cont")
+
+    def _ask_hypervisor(self, command: str) -> None:
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(GRACE)
+            monitor.connect(str(self._monitor))
+            with monitor.makefile("rw", encoding="utf-8") as words:
+                words.readline()  # its greeting
+                for name in ("qmp_capabilities", command):
+                    words.write(json.dumps({"execute": name}))
+                    words.flush()
+                    while "return" not in (answer := json.loads(words.readline())):
+                        assert "event" in answer, answer
 
     def power_off(self) -> None:
         """Pull the plug: nothing is flushed, and no connection is closed.  A second call does nothing."""
@@ -193,6 +211,7 @@ class Machine:
         self._reader.join()
         self._channel.close()
         self._control.unlink(missing_ok=True)
+        self._monitor.unlink(missing_ok=True)
 
     def console_tail(self, lines: int = 60) -> str:
         """Return the last lines of the guest's console and of QEMU's errors."""

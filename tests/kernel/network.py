@@ -13,11 +13,12 @@ import os
 import selectors
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FRAME = 1 << 17  # larger than any frame with segmentation offload
 MULTICAST = 1
+IPV4 = b"\x08\x00"  # the type of an Ethernet frame
 
 
 class Switch:
@@ -27,7 +28,7 @@ class Switch:
         self._directory = directory
         self._ports: dict[str, socket.socket] = {}
         self._where: dict[bytes, str] = {}  # MAC address -> machine
-        self._cut: frozenset[frozenset[str]] = frozenset()
+        self._cut: frozenset[tuple[frozenset[str], bytes]] = frozenset()  # two machines, and an IPv4 address if not all
         self._wake, self._woken = os.pipe()[::-1]
         for name in names:
             port = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -46,13 +47,22 @@ class Switch:
         """Return the path of the socket from which machine `name` receives its frames."""
         return self._directory / f"{name}.machine"
 
-    def cut(self, one: str, other: str) -> None:
-        """Drop every frame between two machines from now on."""
-        self._cut |= {frozenset((one, other))}
+    def cut(self, one: str, other: str, address: str = "") -> None:
+        """Drop every frame between two machines from now on; with an IPv4 `address` of one of them, those from and to it."""
+        self._cut |= {_link(one, other, address)}
 
-    def heal(self, one: str, other: str) -> None:
-        """Forward frames between two machines again, after `cut`."""
-        self._cut -= {frozenset((one, other))}
+    def heal(self, one: str, other: str, address: str = "") -> None:
+        """Forward frames between two machines again, after `cut` with the same words."""
+        self._cut -= {_link(one, other, address)}
+
+    @contextlib.contextmanager
+    def without(self, one: str, other: str, address: str = "") -> Iterator[None]:
+        """Cut a link as `cut` says, for a while."""
+        self.cut(one, other, address)
+        try:
+            yield
+        finally:
+            self.heal(one, other, address)
 
     def close(self) -> None:
         """Stop the thread and remove the sockets."""
@@ -85,6 +95,14 @@ class Switch:
         known = self._where.get(destination)
         targets = [known] if known and not destination[0] & MULTICAST else list(self._ports)
         for target in targets:
-            if target != source and frozenset((source, target)) not in self._cut:
+            if target != source and not (self._cut and self._drops(source, target, frame)):
                 with contextlib.suppress(OSError):  # the machine is off, not up yet, or too slow: drop the frame
                     self._ports[target].sendto(frame, str(self.machine_path(target)))
+
+    def _drops(self, source: str, target: str, frame: bytes) -> bool:
+        addresses = {b"", frame[26:30], frame[30:34]} if frame[12:14] == IPV4 else {b""}
+        return any((frozenset((source, target)), address) in self._cut for address in addresses)
+
+
+def _link(one: str, other: str, address: str) -> tuple[frozenset[str], bytes]:
+    return frozenset((one, other)), socket.inet_aton(address) if address else b""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 
 # package -> a command that only this package has.  The guests use the host's commands, over 9p.
 PACKAGES = {
@@ -13,6 +14,7 @@ PACKAGES = {
     "busybox-static": "busybox",
     "kmod": "depmod",
     "cpio": "cpio",
+    "curl": "curl",
     "iproute2": "ip",
     "open-iscsi": "iscsiadm",
     "sg3-utils": "sg_raw",
@@ -37,9 +39,9 @@ def which(command: str) -> str | None:
     return shutil.which(command, path=SEARCH)
 
 
-def missing() -> list[str]:
+def missing(packages: Mapping[str, str] = PACKAGES) -> list[str]:
     """Return the packages that are missing."""
-    return [package for package, command in PACKAGES.items() if not _there(package, command)]
+    return [package for package, command in packages.items() if not _there(package, command)]
 
 
 def _there(package: str, command: str) -> bool:
@@ -52,9 +54,9 @@ def _static(program: str) -> bool:
     return subprocess.run(["ldd", program], capture_output=True, check=False).returncode != 0
 
 
-def ensure() -> None:
+def ensure(packages: Mapping[str, str] = PACKAGES) -> None:
     """Install the missing packages.  Raise LabUnavailable if that fails, or if this is not root on Debian."""
-    absent = missing()
+    absent = missing(packages)
     if not absent:
         return
     if os.geteuid() != 0 or which("apt-get") is None:
@@ -63,6 +65,6 @@ def ensure() -> None:
     install = ["apt-get", "install", "-qq", "--no-install-recommends", *absent]
     for command in (install, ["apt-get", "update", "-qq"], install):
         subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-        if not missing():
+        if not missing(packages):
             return
-    raise LabUnavailable(f"apt-get could not install {' '.join(missing())}")
+    raise LabUnavailable(f"apt-get could not install {' '.join(missing(packages))}")
