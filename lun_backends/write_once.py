@@ -9,6 +9,8 @@
 * A reader never sees a block as written before its data can be read.
 * Once `invalidate` returned, reads and writes raise SnapshotInvalid, now and after every restart.
 
+`exchange` puts another store with the same content in place, while the device is used.
+
 `put_many` makes one commit for many ranges.  Every method may be called from any thread, and `close` waits for the
 running calls.
 """
@@ -16,10 +18,11 @@ running calls.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import pyroaring
 
@@ -62,6 +65,9 @@ class WriteOnce(block_device.BlockDevice):
         """Whether the disk says that the snapshot is invalid.  The owner may record that if `invalidate` could not."""
         self._stopped = self._invalid is not None  # closed or invalid: one test per call
         self._watchers: weakref.WeakSet[block_device.Watcher] = weakref.WeakSet()  # each is called once
+        self._holding: threading.Event | None = None  # calls wait for it; then `_stopped` is set, too
+        self._unsettled: str | None = None  # why no write is taken: it might be in the store that is not found again
+        self._noted: list[tuple[int, int]] | None = None  # (first block, blocks) of the writes since `note_writes`
 
     # -- the contract
 
@@ -89,6 +95,8 @@ class WriteOnce(block_device.BlockDevice):
         self._running.append(None)
         try:
             if self._stopped:
+                if self._holding is not None:
+                    return False
                 self._refuse()
             if first + count > self._blocks:
                 raise block_device.OutOfRange(max(first, self._blocks))
@@ -316,20 +324,79 @@ class WriteOnce(block_device.BlockDevice):
 
         Yield reports in order of address, at least one for each chunk.  Raise SnapshotInvalid or DeviceClosed between two reports.
         """
-        reports = self.store.verify(passed_over)
+        store = self.store
+        reports = store.verify(passed_over)
         while True:
             with self._call():
                 if self._stopped:
                     self._refuse()
+                if store is not self.store:  # it was exchanged, and the new one has the same content
+                    store = self.store
+                    reports = store.verify(passed_over)
                 report = next(reports, None)
             if report is None:
                 return
+            passed_over = passed_over | pyroaring.BitMap(
+                range(report.offset // self.chunk_size, -(-(report.offset + report.length) // self.chunk_size))
+            )
             yield report
 
     def check_headers(self) -> list[str]:
         """Return the faults of superblocks and header on the disk, a phrase each.  Raises DeviceClosed."""
         with self._call():
             return self.store.check_headers()
+
+    # -- beyond the contract: for the conversion of a snapshot
+
+    def note_writes(self) -> None:
+        """Note the ranges of all writes that begin or end from now on, for `exchange`."""
+        with self._held():
+            self._noted = []
+
+    def forget_writes(self) -> None:
+        """Note no more writes."""
+        self._noted = None
+
+    def exchange(self, replaced: Callable[[Sequence[tuple[int, int]]], contract.Store]) -> contract.Store:
+        """Put the store that `replaced` returns in place of the present one, which is returned, and which the caller closes.
+
+        Calls that have begun end first, and new ones wait until `replaced` has returned.  It gets the (offset, length),
+        in bytes, of all writes since `note_writes`, and must return a store with the same content.  If it raises an error,
+        the present store stays; after Unsettled it takes no more writes.  Raises DeviceClosed, SnapshotInvalid.
+        """
+        with self._held():
+            self._refuse_if_over()
+            before = self.store
+            ranges = [(first << self._shift, count << self._shift) for first, count in self._noted or ()]
+            try:
+                store = replaced(ranges)
+            except contract.Unsettled as error:
+                self._unsettled = str(error)
+                raise
+            store.reader.verify = self._reader.verify
+            self._noted = None
+            self.store = store
+            self._reader = store.reader
+            self._quick = store.lacks if isinstance(store, contract.Quick) else None
+            self.grain = store.grain
+            for chunk in before.reader.damaged:
+                self._reader.found(chunk, damaged=True)
+        return before
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Let calls that have begun end, and new ones wait.  One caller at a time."""
+        released = threading.Event()
+        self._holding = released
+        self._stopped = True
+        try:
+            while self._running:
+                time.sleep(0.0005)
+            yield
+        finally:
+            self._holding = None
+            self._stopped = self._closed or self._invalid is not None
+            released.set()
 
     # -- inside
 
@@ -341,6 +408,8 @@ class WriteOnce(block_device.BlockDevice):
         """
         self._running.append(None)
         try:
+            if self._holding is not None:
+                self._wait()
             self._refuse_if_closed()
             yield
         finally:
@@ -351,7 +420,7 @@ class WriteOnce(block_device.BlockDevice):
         try:
             if self._stopped:
                 self._refuse()
-            first, count = self._range(offset, length)
+            first, count = self._range_to_write(offset, length)
             if count:
                 self._tell()
                 (refused,) = self.store.put_many([contract.Put(first, count, buffers, None, self._marks)])
@@ -371,8 +440,8 @@ class WriteOnce(block_device.BlockDevice):
     def _puts(self, requests: Iterable[tuple[int, block_device.Buffers]]) -> Iterator[contract.Put]:
         for offset, buffers in requests:
             if self._stopped:
-                self._refuse()
-            first, count = self._range(offset, block_device.total_length(buffers))
+                self._refuse_if_over()
+            first, count = self._range_to_write(offset, block_device.total_length(buffers))
             yield contract.Put(first, count, buffers)
 
     def _moved_puts(
@@ -380,8 +449,8 @@ class WriteOnce(block_device.BlockDevice):
     ) -> Iterator[contract.Put]:
         for offset, buffers, origin, marked in requests:
             if self._stopped:
-                self._refuse()
-            first, count = self._range(offset, block_device.total_length(buffers))
+                self._refuse_if_over()
+            first, count = self._range_to_write(offset, block_device.total_length(buffers))
             yield contract.Put(first, count, buffers, origin, marked)
 
     def _range(self, offset: int, length: int) -> tuple[int, int]:
@@ -391,9 +460,34 @@ class WriteOnce(block_device.BlockDevice):
             raise block_device.OutOfRange(max(first, self._blocks))
         return first, count
 
-    def _refuse(self) -> NoReturn:
+    def _range_to_write(self, offset: int, length: int) -> tuple[int, int]:
+        """Return `_range`, and note it if writes are noted.  Raises OutOfRange, MediumError."""
+        found = self._range(offset, length)
+        if self._unsettled is not None:
+            raise block_device.MediumError(found[0], True, self._unsettled)
+        if self._noted is not None:
+            self._noted.append(found)
+        return found
+
+    def _refuse(self) -> None:
+        """Wait while calls are held; then raise DeviceClosed or SnapshotInvalid, if it is closed or invalid.
+
+        The caller has one entry in `_running`, and has done nothing else yet.
+        """
+        self._wait()
+        self._refuse_if_over()
+
+    def _wait(self) -> None:
+        """Wait while calls are held, without the caller's entry in `_running`, for which the holder waits."""
+        while (released := self._holding) is not None:
+            self._running.pop()
+            released.wait()
+            self._running.append(None)  # and look again: another holder may not have seen this entry
+
+    def _refuse_if_over(self) -> None:
         self._refuse_if_closed()
-        raise block_device.SnapshotInvalid(self._invalid or "")
+        if self._invalid is not None:
+            raise block_device.SnapshotInvalid(self._invalid)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -32,7 +32,8 @@ class Snapshot:
     `preserved_percent` relates that to the volume's size.  `view_lun` and `write_once_lun` are None if initiators
     do not see that LUN.  The volume's schedule took a `scheduled` snapshot, and deletes it when the `keep` rule no longer
     covers it.  `hold` says why nobody may delete the snapshot; it is empty if it is not held.  `clones` are the names of its writable clones.  From `expires` on the daemon
-    deletes it.  `consistency` is `crash`, `file-system` or `application`: who was quiet when it was taken.
+    deletes it.  `consistency` is `crash`, `file-system` or `application`: who was quiet when it was taken.  `store` is the
+    kind of its store, as in the configuration; it is empty if another host keeps it.
     """
 
     volume: str
@@ -53,6 +54,7 @@ class Snapshot:
     expires: str | None = dataclasses.field(default=None, kw_only=True)
     consistency: str = dataclasses.field(default="crash", kw_only=True)
     clones: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    store: str = dataclasses.field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -861,6 +863,32 @@ class FindChanges:
     to: str | None = None
     exact: bool = False
     damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeStore:
+    """Request: later snapshots get a store of kind `store`, `map` or `log`; with `convert` existing ones get it, too."""
+
+    store: str
+    convert: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedStore:
+    """The outcome for one snapshot: its store is of kind `store` now; `reason` says why it was left, if it was."""
+
+    snapshot: str
+    store: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """The result of a change of a volume's store to kind `store`."""
+
+    volume: str
+    store: str
+    snapshots: tuple[ConvertedStore, ...]
 
 
 @dataclass(frozen=True, slots=True)

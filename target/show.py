@@ -121,6 +121,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
     labelled = any(snapshot.labels for snapshot in answer)
     kept = any(snapshot.hold or snapshot.expires for snapshot in answer)
     cloned = any(snapshot.clones for snapshot in answer)
+    mixed = len({(snapshot.volume, snapshot.store) for snapshot in answer}) > len({one.volume for one in answer})
     return table(
         (
             "NAME",
@@ -130,6 +131,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
             "STATE",
             "VIEW LUN",
             "WRITE-ONCE LUN",
+            *(["STORE"] if mixed else []),
             *(["CLONES"] if cloned else []),
             *(["KEPT"] if kept else []),
             *(["LABELS"] if labelled else []),
@@ -143,6 +145,7 @@ def snapshots(answer: Sequence[messages.Snapshot]) -> str:
                 snapshot.state,
                 _lun(snapshot.view_lun),
                 _lun(snapshot.write_once_lun),
+                *([snapshot.store or "-"] if mixed else []),
                 *([",".join(snapshot.clones)] if cloned else []),
                 *([_kept(snapshot)] if kept else []),
                 *([labels(snapshot.labels)] if labelled else []),
@@ -194,6 +197,7 @@ def snapshot(answer: messages.SnapshotDetails) -> str:
         ("preserved", f"{units.human_size(answer.preserved_bytes)} ({preserved} of the volume)"),
         ("used on disk", units.human_size(answer.used_bytes)),
         ("chunk size", units.exact_size(answer.chunk_size)),
+        *([("store", answer.store)] if answer.store else []),
         ("UUID", answer.uuid),
         ("labels", labels(answer.labels) or "-"),
         ("consistency", answer.consistency),
@@ -272,6 +276,16 @@ def damage(answer: messages.Job) -> str:
     more = ", and more" if sum(extent.length for extent in answer.damage) < answer.damaged_bytes else ""
     size = units.human_size(answer.damaged_bytes)
     return f"{size} of {answer.subject} are damaged: blocks {', '.join(named[:8])}{', and more' if named[8:] else more}"
+
+
+@_printable
+def conversion(answer: messages.Conversion) -> str:
+    """Return what a change of a volume's store did, one snapshot per line."""
+    lines = [f"later snapshots of {answer.volume} have a store of kind {answer.store}"]
+    for one in answer.snapshots:
+        left = f", and is left: {one.reason}" if one.reason else ""
+        lines.append(f"{answer.volume}@{one.snapshot} has a store of kind {one.store}{left}")
+    return "\n".join(lines)
 
 
 @_printable

@@ -48,6 +48,7 @@ from lun_backends import block_device
 from lun_backends.block_device import Buffers
 from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
+from lun_backends.stores.settings import Kind
 from lun_backends.stores.space import Space
 from lun_backends.stores.store_file import StoreDamaged as StoreDamaged
 from lun_backends.stores.store_file import StoreError as StoreError
@@ -56,6 +57,7 @@ from lun_backends.stores.store_file import StoreMissing as StoreMissing
 from lun_backends.stores.store_file import StoreNewer as StoreNewer
 from lun_backends.stores.store_file import StoreUnavailable as StoreUnavailable
 from lun_backends.stores.store_file import StoreUnfit as StoreUnfit
+from lun_backends.stores.store_file import Unsettled as Unsettled
 
 GRAIN = 4096
 """The grain of a store on local files, in bytes."""
@@ -297,6 +299,43 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Flush and close.  No call may be running or follow.  The store is closed even if this raises MediumError."""
+        ...
+
+
+@runtime_checkable
+class Convertible(Protocol):
+    """Stores of which one can take the place of another of the same snapshot."""
+
+    kind: Kind
+    """The kind of new stores."""
+
+    def kind_of(self, store: Store) -> Kind:
+        """Return the kind of an open store."""
+        ...
+
+    def draft(self, geometry: Geometry) -> Store:
+        """Make an empty store that `put_in_place` can put in place of the snapshot's; the next open removes it before.
+
+        It is durable whatever the volume is.  Raises StoreUnavailable, SpaceExhausted.
+        """
+        ...
+
+    def put_in_place(self, snapshot: uuid.UUID, *, durability: Durability, space: Space) -> Store:
+        """Put the closed draft in place of the snapshot's store, durably, and open it.
+
+        A crash leaves the one or the other.  The store that is replaced is still open, and the caller closes it.
+
+        Raises StoreUnavailable; then the store stays.  Raises Unsettled if it is not known which of the two the next open
+        finds.
+        """
+        ...
+
+    def discard_draft(self, snapshot: uuid.UUID) -> None:
+        """Delete a closed draft.  Raises StoreUnavailable."""
+        ...
+
+    def discard_replaced(self, snapshot: uuid.UUID, by: Kind) -> None:
+        """Delete what is left of the closed store that one of kind `by` replaced.  If that fails, the next open does it."""
         ...
 
 

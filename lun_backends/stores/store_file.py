@@ -90,6 +90,17 @@ class StoreUnfit(StoreError):
         return f"{self.place}: {self.reason}; {self.remedy}"
 
 
+@dataclass(eq=False)
+class Unsettled(StoreError):
+    """It is not known which of two stores of the same content is at `path` after a power cut; `reason` says why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; restart the daemon: then the snapshot takes blocks of newer ones again"
+
+
 @contextlib.contextmanager
 def opened(io: storage_io.StorageIO, path: Path, flags: int) -> Iterator[int]:
     """Open a store's file, and close it again if the body raises.  Raises StoreMissing, StoreUnavailable."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from lun_backends import block_device
@@ -42,8 +43,11 @@ def move_down(
     on_damage: OnDamage | None = None,
     *,
     accept_loss: bool = False,
+    ranges: Iterable[tuple[int, int]] | None = None,
 ) -> bool:
     """Put all blocks that `source` has and `target` lacks into `target`.  Return False if `cancelled` stopped it.
+
+    With `ranges`, (offset, length) in bytes, put only blocks of those.
 
     Blocks beyond the end of `target` are left out: the volume was smaller when `target` was taken.
 
@@ -54,7 +58,7 @@ def move_down(
     total = source.written_bytes()
     done = 0
     mover = _Mover(source, target, chunk_size, on_damage, accept_loss=accept_loss)
-    for batch in _batches(_pieces(source, target.size, chunk_size)):
+    for batch in _batches(_pieces(source, target.size, chunk_size, ranges)):
         if cancelled is not None and cancelled():
             return False
         left = batch
@@ -73,9 +77,12 @@ def move_down(
     return True
 
 
-def _pieces(source: block_device.BlockDevice, size: int, chunk_size: int) -> Iterator[tuple[int, int]]:
+def _pieces(
+    source: block_device.BlockDevice, size: int, chunk_size: int, ranges: Iterable[tuple[int, int]] | None
+) -> Iterator[tuple[int, int]]:
     """Yield (offset, length) of all that is written below `size`; no piece crosses the end of a chunk."""
-    for extent in source.extents(0, min(size, source.size)):
+    whole = [(0, min(size, source.size))]
+    for extent in itertools.chain.from_iterable(source.extents(*one) for one in (whole if ranges is None else ranges)):
         if extent.kind is not ExtentKind.BLANK:
             offset, end = extent.offset, extent.offset + extent.length
             while offset < end:

@@ -45,7 +45,19 @@ from lun_backends.damage import OnDamage
 from lun_backends.durability import Durability
 from lun_backends.files import backing_file, os_error, storage_io
 from lun_backends.stores import settings
-from lun_backends.volumes import clones, deleting, errors, keeping, manifest, opening, outside, policy, rollback, taking
+from lun_backends.volumes import (
+    clones,
+    converting,
+    deleting,
+    errors,
+    keeping,
+    manifest,
+    opening,
+    outside,
+    policy,
+    rollback,
+    taking,
+)
 from lun_backends.volumes.clone import Clone
 from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.state import State
@@ -373,6 +385,29 @@ class Volume:
             for snapshot in state.snapshots:
                 if isinstance(snapshot.write_once, write_once.WriteOnce):
                     snapshot.write_once.verify_reads = rules.verify_reads
+
+    # Stores ---------------------------------------------------------------------------------------------------------
+
+    def store_of(self, name: str) -> settings.Kind:
+        """Return the kind of the store of a snapshot.  Raises NoSuchSnapshot."""
+        return converting.kind_of(self.state, self.snapshot(name))
+
+    def set_store(self, kind: settings.Kind) -> None:
+        """Let later snapshots have a store of that kind, MAP or LOG.  Raises StoreRefused, VolumeError."""
+        converting.set_kind(self.state, kind)
+
+    def convert_stores(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        on_damage: OnDamage | None = None,
+    ) -> list[converting.Result]:
+        """Convert the stores of existing snapshots to the kind that later ones get, see `converting`.
+
+        Return the outcome for each snapshot.  Raises StoreRefused, RollbackUnderWay, VolumeError.
+        """
+        return converting.convert(self.state, progress, cancelled, on_damage)
 
     # Rollback and size ----------------------------------------------------------------------------------------------
 

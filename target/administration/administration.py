@@ -111,6 +111,11 @@ class Administration:
             self._volumes.resize(name, size)
             return self.volume(name)
 
+    def set_store(self, name: str, request: messages.ChangeStore) -> Job:
+        """Let later snapshots of a volume have another store, and begin a job that converts existing ones."""
+        with self._lock:
+            return self._volumes.set_store(name, request)
+
     def accept_volume(self, name: str, *, dry_run: bool) -> messages.Accepted:
         """Accept the doubtful snapshots of a volume as true, or ignore a volume that is not configured."""
         with self._lock:

@@ -6,6 +6,7 @@
 | the keys in `_WHILE_IN_USE`      | on the open volume, while initiators use it                                 |
 | `map_write_once`                 | on the open volume; no session may see the LUNs, unless forced              |
 | the size                         | on the open volume, upwards only                                            |
+| the store (`set_store`)          | on the open volume, from `map` to `log` and back                            |
 | all other keys (LUN, durability) | the volume is removed and added again; it must not be in use, unless forced |
 """
 
@@ -24,7 +25,7 @@ from target.administration.in_force import InForce, volume_of
 from target.configuration import settings, values
 from target.fabrics import access
 from target.scsi.unit_kind import UnitKind
-from target.service import cloned, left_behind, problems, volumes
+from target.service import cloned, jobs, left_behind, problems, volumes
 from target.service.service import Service
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,17 @@ class VolumeChanges:
         self._service.reshaping.resize(name, size, received=received)
         if before.size is not None:
             self._in_force.put_volume(before.model_copy(update={"size": size}))
+
+    def set_store(self, name: str, request: messages.ChangeStore) -> jobs.Job:
+        """Let later snapshots of a volume have another store, and begin to convert existing ones."""
+        before = self._in_force.volume(name)
+        after = problems.validated(settings.Volume, {**before.model_dump(), "store": request.store}, f"volume {name}")
+        changed = self._in_force.with_volume_changed(after)
+        owner = self._inventory.own_volume(name)
+        kind = volumes.stores(after, self._inventory.state_dir).kind
+        job = self._service.reshaping.convert(owner, kind, existing=request.convert)
+        self._in_force.put(changed)
+        return job
 
     def accept(self, name: str, *, dry_run: bool) -> messages.Accepted:
         """Accept the doubtful snapshots of a volume as true, or ignore a volume that is not configured."""

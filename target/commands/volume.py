@@ -185,6 +185,30 @@ def volume_limit(
     context.answer(answer, lambda: show.volume(answer))
 
 
+@volume.command("store")
+@click.argument("name", metavar="VOLUME", shell_complete=common.volume_names)
+@click.argument("kind", type=click.Choice(["map", "log"]))
+@click.option("--later", is_flag=True, help="Only for later snapshots: existing ones keep their store.")
+@common.verb
+def volume_store(context: common.Context, name: str, kind: str, later: bool) -> None:
+    """Change the store that keeps the old data of VOLUME, and convert its snapshots, while they are in use.
+
+    `log` makes first writes faster with durability power-loss, and `map` with process-crash.  A conversion copies one
+    snapshot after the other, and needs as much free space as the largest of them for a while.  If it is stopped or
+    killed, each snapshot has the old store or the new one: run the command again to go on.
+
+    The newest snapshot is left as it is, because writers need it.  Convert it once there is a newer one.
+    `wolun shell saveconfig` keeps the change in the configuration file.
+    """
+    from target import messages
+
+    asked = context.client()
+    request = messages.ChangeStore(kind, not later)
+    job = common.follow(context, asked, lambda: asked.set_store(name, request), "converting")
+    answer = asked.result(messages.Conversion, job)
+    context.answer(answer, lambda: show.conversion(answer))
+
+
 @volume.command("resize")
 @click.argument("name", metavar="VOLUME")
 @click.argument("size", type=common.SIZE)

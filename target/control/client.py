@@ -337,6 +337,10 @@ class Client:
         """Begin to let a replica take writes."""
         return codec.decode(messages.Job, self._ask("POST", f"{_volume(name)}/promote"))
 
+    def set_store(self, name: str, request: messages.ChangeStore) -> messages.Job:
+        """Change the store of later snapshots, and begin to convert existing ones; the job's `result` is a Conversion."""
+        return codec.decode(messages.Job, self._ask("POST", f"{_volume(name)}/store", request))
+
     def cancel(self, job: messages.Job) -> None:
         """Ask a job to stop."""
         self._ask("DELETE", f"/v1/jobs/{job.id}")

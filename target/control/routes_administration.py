@@ -45,6 +45,16 @@ def routes(admin: Administration) -> fastapi.APIRouter:
         """
         return admin.accept_volume(name, dry_run=dry_run)
 
+    @router.post("/volumes/{name}/store", status_code=202)
+    def set_store(name: str, request: messages.ChangeStore) -> messages.Job:
+        """Let later snapshots have another store, and begin a job that converts existing ones.
+
+        The result of the job is a Conversion.
+        """
+        job = admin.set_store(name, request)
+        job.wait(0.2)
+        return job.message()
+
     @router.post("/volumes/{name}/relocate")
     def relocate_volume(
         name: str, request: messages.Relocate, force: Force = False, dry_run: DryRun = False

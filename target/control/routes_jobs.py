@@ -51,10 +51,10 @@ def routes(running: jobs.Jobs) -> fastapi.APIRouter:
         return job.message()
 
     @router.get("/jobs/{number}/result")
-    def result(number: int) -> messages.Verification | messages.Difference:
+    def result(number: int) -> messages.Verification | messages.Difference | messages.Conversion:
         """Show the result of a job."""
         found = running.job(number).result
-        if not isinstance(found, messages.Verification | messages.Difference):
+        if not isinstance(found, messages.Verification | messages.Difference | messages.Conversion):
             raise problems.no_result(number)
         return found
 

@@ -287,7 +287,16 @@ class Snapshots:
             expires=None if snapshot.expires is None else moments.utc(snapshot.expires),
             consistency=snapshot.consistency.value,
             clones=cloned.names(owner, snapshot),
+            store=_store_of(owner, snapshot),
         )
+
+
+def _store_of(owner: interface.Volume, snapshot: interface.Snapshot) -> str:
+    """Return the kind of a snapshot's store; an empty text if another host keeps it."""
+    if isinstance(owner, Volume):
+        with contextlib.suppress(errors.NoSuchSnapshot):  # it was deleted at this moment
+            return owner.store_of(snapshot.name).value
+    return ""
 
 
 def _least(quiet: Sequence[quiescing.Quiet]) -> manifest.Consistency:

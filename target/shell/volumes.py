@@ -16,6 +16,7 @@ from target.shell.snapshots import Snapshots
 DURABILITIES = ("power-loss", "process-crash")
 POLICIES = ("fail-writes", "drop-snapshot")
 STORES = ("map", "log", "sparse")
+CONVERTIBLE = ("map", "log")
 NO_LUN = "none"
 MAP_WRITE_ONCE = ("none", "read-only", "read-write")
 SIZES = ("1GiB", "10GiB", "100GiB", "1TiB")
@@ -185,11 +186,30 @@ class Volumes(Node):
             self.facts.forget()
             console.say(f"{name} takes writes now, and is no replica any longer")
 
+    def ui_command_store(self, name: str, kind: str, later: str = "false") -> None:
+        """Change the store that keeps the old data of a volume, and convert its snapshots, while they are in use.
+
+        The newest snapshot is left as it is, because writers need it.
+
+        name   the volume
+        kind   map or log
+        later  true: only for later snapshots; existing ones keep their store
+        """
+        request = messages.ChangeStore(kind, not flag(later, "later"))
+        if not self.only_checks(f"the store of {name} would be {kind}"):
+            job = self.asked.set_store(name, request)
+            self.follow(job, "converting")
+            self.facts.forget()
+            console.say(show.conversion(self.asked.result(messages.Conversion, job)))
+
     def choices(self, command: str, parameter: str, given: dict[str, str]) -> Iterable[str] | None:
         """Return the possible values for completion."""
         return {
             ("promote", "name"): lambda: [volume.name for volume in self.volumes()],
             ("delete", "name"): lambda: [volume.name for volume in self.volumes()],
+            ("store", "name"): lambda: [volume.name for volume in self.volumes()],
+            ("store", "kind"): lambda: CONVERTIBLE,
+            ("store", "later"): lambda: BOOLEANS,
             ("accept", "name"): lambda: [volume.name for volume in self.volumes()],
             ("relocate", "name"): lambda: [volume.name for volume in self.volumes()],
             ("relocate", "primary"): lambda: files(given.get("primary", "")),

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from target import audit
 from tests import ceph, daemon, peers
 from tests.lun_backends.stores import disk
+from tests.target.shell import shelling
 
 SIZE = 4 << 20
 CHUNK = 256 << 10
@@ -110,3 +112,43 @@ def test_every_operation_works_on_every_store(kind: str, tmp_path: Path) -> None
         assert ("vol0" in json.dumps(served.json("status")["alerts"])) is (kind != "log")
         served.run("snapshot", "delete", "vol0@a")
         assert [write(served, now, offset, 5) for offset in range(0, SIZE, CHUNK)] == [0] * (SIZE // CHUNK)
+
+
+def test_conversion_of_a_served_volume(tmp_path: Path) -> None:
+    """`wolun volume store` changes later snapshots, converts existing ones, and `saveconfig` and a restart keep that."""
+    served = daemon.Daemon(tmp_path, volume("map", tmp_path))
+    with served:
+        now = bytearray(SIZE)
+        content = {}
+        for fill, name in enumerate(("a", "b", "c"), start=1):
+            content[name] = bytes(now)
+            served.run("snapshot", "create", "vol0", name)
+            write(served, now, fill * CHUNK, fill)
+        later = served.json("volume", "store", "vol0", "log", "--later")
+        assert later == {"volume": "vol0", "store": "log", "snapshots": []}
+        listed = {each["name"]: each["store"] for each in served.json("snapshot", "list")}
+        assert listed == {"a": "map", "b": "map", "c": "map"}
+        converted = served.json("volume", "store", "vol0", "log")
+        outcomes = {each["snapshot"]: each["store"] for each in converted["snapshots"]}
+        assert outcomes == {"a": "log", "b": "log", "c": "map"}
+        assert "newest" in converted["snapshots"][2]["reason"]
+        assert served.json("volume", "show", "vol0")["store"] == "log"
+        assert served.json("snapshot", "show", "vol0@a")["store"] == "log"
+        shelling.good(served, "saveconfig")
+        saved = served.configuration.read_text()
+        served.kill()
+    assert "store: log" in saved
+    served.volumes = served.volumes.replace("store: map", "store: log")
+    with served:
+        assert served.json("volume", "show", "vol0")["store"] == "log"
+        listed_now = {each["name"]: each for each in served.json("snapshot", "list")}
+        assert {name: each["store"] for name, each in listed_now.items()} == outcomes
+        for name, each in listed_now.items():
+            assert shown(served, each["view_lun"]) == content[name]
+            served.run("snapshot", "verify", f"vol0@{name}")
+        served.run("snapshot", "create", "vol0", "d")
+        assert served.json("snapshot", "show", "vol0@d")["store"] == "log"
+        shelling.good(served, "/volumes", "store", "vol0", "map")
+        assert {each["name"]: each["store"] for each in served.json("snapshot", "list")}["a"] == "map"
+        log = (served.state / audit.FILE).read_text()
+        assert "POST /v1/volumes/vol0/store" in log
