@@ -35,6 +35,7 @@ PER_GRAIN = GRAIN // BLOCK
 BLOCKS = 5 * PER_GRAIN + 3  # the last grain is short
 MOST_BLOCKS = 8 * PER_GRAIN + 1
 OTHER_BLOCKS = 2 * PER_GRAIN
+LOCAL = (store_settings.Kind.MAP, store_settings.Kind.LOG)
 PLACES = st.integers(0, MOST_BLOCKS - 1)
 
 
@@ -328,6 +329,17 @@ class History(RuleBasedStateMachine):
         except block_device.BlockWritten:
             return
 
+    @precondition(lambda self: self.store.kind in LOCAL and not self.busy)
+    @rule(kind=st.sampled_from(LOCAL), existing=st.booleans())
+    def convert(self, kind: store_settings.Kind, existing: bool) -> None:
+        """Change the store of later snapshots, and of those that exist."""
+        self.store = store_settings.Settings(kind)
+        self.volume.set_store(kind)
+        self.other.set_store(kind)
+        if existing:
+            for result in self.volume.convert_stores():
+                assert result.reason or result.store is kind
+
     @rule()
     def reopen(self) -> None:
         self.volume.close()
@@ -379,6 +391,12 @@ def content(fills: list[int]) -> bytes:
     return b"".join(bytes([fill]) * BLOCK for fill in fills)
 
 
+class LogHistory(History):
+    """The same, and the first snapshots have log-structured stores."""
+
+    store = store_settings.Settings(store_settings.Kind.LOG)
+
+
 class SparseHistory(History):
     """The same with sparse stores."""
 
@@ -418,6 +436,8 @@ class RadosHistory(History):
 
 TestHistory = History.TestCase
 TestHistory.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLogHistory = LogHistory.TestCase
+TestLogHistory.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
 TestSparseHistory = SparseHistory.TestCase
 TestSparseHistory.settings = settings(max_examples=5, stateful_step_count=30, deadline=None)
 TestObjectsHistory = ObjectsHistory.TestCase
