@@ -185,6 +185,7 @@ class Volume:
     `lun` is None if initiators do not see it.  `state` is `online` or `failed`.  `trouble` says why a failed volume is
     not served, or why an online volume refuses writes.  `restoring` names the snapshot that the volume was rolled back
     to, until all of its data is in the primary.  `doubtful` says why some of its snapshots may not be true.
+    `store` is the kind of later snapshots; `stores` counts the existing ones by their kind, if this host keeps them.
     `rate` limits its commands; `limited_commands` had to wait for that since it was set, `limited_seconds` in all.
     `sharing` is None unless several nodes share the volume, and `replica` unless it received a stream.
     """
@@ -211,6 +212,7 @@ class Volume:
     doubtful: str = ""
     verify_reads: bool = True
     store: str = "map"
+    stores: dict[str, int] = dataclasses.field(default_factory=dict)
     map_write_once: str = "none"
     write_cache: bool = True
     sharing: Sharing | None = None

@@ -354,6 +354,12 @@ def volumes(answer: Sequence[messages.Volume]) -> str:
     return _volumes(answer) if answer else ""
 
 
+def _store(answer: messages.Volume) -> str:
+    """Return the store of later snapshots, and how many existing ones have another one."""
+    others = [f"{count} of {kind}" for kind, count in sorted(answer.stores.items()) if kind != answer.store]
+    return f"{answer.store}; snapshots with another one: {', '.join(others)}" if others else answer.store
+
+
 @_printable
 def volume(answer: messages.Volume) -> str:
     """Return the details of a volume, one per line."""
@@ -367,7 +373,7 @@ def volume(answer: messages.Volume) -> str:
         ("used on disk", units.human_size(answer.primary_used_bytes)),
         ("block size", f"{answer.block_size} bytes"),
         ("chunk size", units.exact_size(answer.chunk_size)),
-        ("store", answer.store),
+        ("store", _store(answer)),
         ("durability", answer.durability),
         ("primary", answer.primary),
         ("snapshots", f"{answer.snapshots}, {units.human_size(answer.snapshot_bytes)} used"),

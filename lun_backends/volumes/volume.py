@@ -388,9 +388,9 @@ class Volume:
 
     # Stores ---------------------------------------------------------------------------------------------------------
 
-    def store_of(self, name: str) -> settings.Kind:
-        """Return the kind of the store of a snapshot.  Raises NoSuchSnapshot."""
-        return converting.kind_of(self.state, self.snapshot(name))
+    def store_of(self, snapshot: Snapshot) -> settings.Kind:
+        """Return the kind of the store of a snapshot."""
+        return converting.kind_of(self.state, snapshot)
 
     def set_store(self, kind: settings.Kind) -> None:
         """Let later snapshots have a store of that kind, MAP or LOG.  Raises StoreRefused, VolumeError."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lun_backends import tracking
 from lun_backends.volumes import errors, group, interface, keeping, manifest
 from lun_backends.volumes.errors import DeletionStopped
+from lun_backends.volumes.snapshot import Snapshot
 from lun_backends.volumes.volume import Volume
 from target import codec, messages
 from target.service import cloned, damage_met, moments, problems, quiescing, volumes
@@ -293,9 +294,8 @@ class Snapshots:
 
 def _store_of(owner: interface.Volume, snapshot: interface.Snapshot) -> str:
     """Return the kind of a snapshot's store; an empty text if another host keeps it."""
-    if isinstance(owner, Volume):
-        with contextlib.suppress(errors.NoSuchSnapshot):  # it was deleted at this moment
-            return owner.store_of(snapshot.name).value
+    if isinstance(owner, Volume) and isinstance(snapshot, Snapshot):
+        return owner.store_of(snapshot).value
     return ""
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import target
 from lun_backends.volumes import interface, manifest
+from lun_backends.volumes import volume as own
 from target import messages
 from target.configuration import settings
 from target.iscsi.session_info import SessionInfo
@@ -125,6 +127,7 @@ class Status:
             commands_per_second=commands,
             doubtful=owner.doubt if owner else "",
             store=configured.store.value,
+            stores=_stores(owner),
             map_write_once=configured.map_write_once.value,
             write_cache=configured.write_cache,
             **self._limit(configured),
@@ -213,3 +216,11 @@ def _used(path: Path) -> int:
         return path.stat().st_blocks * 512
     except OSError:
         return 0
+
+
+def _stores(owner: interface.Volume | None) -> dict[str, int]:
+    """Return the number of snapshots for each kind of store; empty if another host keeps them."""
+    counted: collections.Counter[str] = collections.Counter()
+    if isinstance(owner, own.Volume):
+        counted.update(owner.store_of(snapshot).value for snapshot in owner.snapshots)
+    return dict(counted)

@@ -133,6 +133,8 @@ def test_conversion_of_a_served_volume(tmp_path: Path) -> None:
         assert outcomes == {"a": "log", "b": "log", "c": "map"}
         assert "newest" in converted["snapshots"][2]["reason"]
         assert served.json("volume", "show", "vol0")["store"] == "log"
+        assert served.json("status")["volumes"][0]["stores"] == {"log": 2, "map": 1}
+        assert "log; snapshots with another one: 1 of map" in served.run("volume", "show", "vol0").stdout
         assert served.json("snapshot", "show", "vol0@a")["store"] == "log"
         shelling.good(served, "saveconfig")
         saved = served.configuration.read_text()

@@ -54,7 +54,7 @@ def _views(opened: volume.Volume) -> dict[str, bytes]:
 
 
 def _kinds(opened: volume.Volume) -> list[Kind]:
-    return [opened.store_of(snapshot.name) for snapshot in opened.snapshots]
+    return [opened.store_of(snapshot) for snapshot in opened.snapshots]
 
 
 def _device(opened: volume.Volume, name: str) -> write_once.WriteOnce:
@@ -65,7 +65,7 @@ def _device(opened: volume.Volume, name: str) -> write_once.WriteOnce:
 
 def _check_files(opened: volume.Volume) -> None:
     """Check that every snapshot has the files of its kind, and that there are no others."""
-    expected = {f"{one.uuid}{suffix}" for one in opened.snapshots for suffix in _SUFFIXES[opened.store_of(one.name)]}
+    expected = {f"{one.uuid}{suffix}" for one in opened.snapshots for suffix in _SUFFIXES[opened.store_of(one)]}
     found = {path.name for path in (opened.directory / "snapshots").iterdir() if path.suffix != ".outside"}
     assert found == expected
 
@@ -117,7 +117,7 @@ def test_write_after_its_range_was_copied_is_caught_up(tmp_path: Path) -> None:
             device.writev(blank, block(0xEE))
 
     opened.convert_stores(progress=write)
-    assert opened.store_of("b") is Kind.LOG
+    assert opened.store_of(opened.snapshot("b")) is Kind.LOG
     assert read(device, blank, 512) == bytes([0xEE]) * 512
     with pytest.raises(block_device.BlockWritten):
         device.writev(blank, block(0xDD))
