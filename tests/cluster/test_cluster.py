@@ -53,7 +53,7 @@ def test_snapshots_under_load_show_one_moment_on_every_node(cluster: Cluster, tm
         cluster.wait_for_names([name for name in listed if name != "s1"], (*NODES, STORAGE))
         del taken.bounds["s1"]
         taken.check(["gamma"])
-        image = tmp_path / "image"
+        image = tmp_path / "image.img"
         cluster.run("beta", "snapshot", "export", f"{VOLUME}@s2", str(image))
         load.check(image.read_bytes(), writers, *taken.bounds["s2"])
         changed = cluster.run("gamma", "snapshot", "diff", f"{VOLUME}@s0", f"{VOLUME}@s2")

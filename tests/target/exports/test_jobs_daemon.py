@@ -175,7 +175,7 @@ def test_incremental_export_stands_only_on_the_image_of_its_older_snapshot(
     served.run(*words, "--force")
     served.run("snapshot", "export", "vol0@base", str(base), "--format", kind, "--force")
     served.run(*words, "--force")
-    full = tmp_path / "full"
+    full = tmp_path / "full.img"
     served.run("snapshot", "export", "vol0@next", str(full))
     qemu_img("compare", "-f", "qcow2", "-F", "raw", new, full)
 

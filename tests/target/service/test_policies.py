@@ -125,7 +125,7 @@ def test_drop_snapshot_invalidates_the_oldest_at_the_limit(served: Served) -> No
     assert "invalidated to make room" in dropped["reason"]
     assert "snapshot-invalid" in codes(running)
     assert "invalidated to make room" in running.run("status").stdout
-    refusal = running.run("--json", "snapshot", "export", "vol0@a", str(running.directory / "out"), check=False)
+    refusal = running.run("--json", "snapshot", "export", "vol0@a", str(running.directory / "out.img"), check=False)
     assert json.loads(refusal.stderr)["error"] == "refused"
     running.kill()
     running.start()
