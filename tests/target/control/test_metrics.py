@@ -71,7 +71,9 @@ def test_pool_has_its_luns_by_state(tmp_path: Path) -> None:
 
 def test_names_in_metrics_are_printable() -> None:
     inventory = types.SimpleNamespace(failed={"v\x1b[2J": "gone"}, open_volumes={})
-    service = types.SimpleNamespace(inventory=inventory, jobs=None, scheduler=None, nodes=None, pools=None, status=None)
+    service = types.SimpleNamespace(
+        inventory=inventory, jobs=None, clones=None, scheduler=None, nodes=None, pools=None, status=None
+    )
     (up,) = (
         family for family in metrics.Collector(cast(Service, service))._volumes() if family.name == "wolun_volume_up"
     )
