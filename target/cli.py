@@ -17,7 +17,19 @@ import click
 
 import target
 from target import places
-from target.commands import clone, common, config, daemon, node, reservations, schedules, snapshot, stream, volume
+from target.commands import (
+    clone,
+    common,
+    config,
+    daemon,
+    mount,
+    node,
+    reservations,
+    schedules,
+    snapshot,
+    stream,
+    volume,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,6 +50,10 @@ def main(context: click.Context, state_dir: Path | None, json_wanted: bool) -> N
 
 snapshot.snapshot.add_command(stream.send)
 snapshot.snapshot.add_command(clone.snapshot_clone)
+snapshot.snapshot.add_command(mount.snapshot_mount)
+snapshot.snapshot.add_command(mount.umount)
+clone.clone.add_command(mount.clone_mount)
+clone.clone.add_command(mount.umount)
 
 for command in (
     daemon.serve,

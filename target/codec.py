@@ -6,7 +6,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -25,7 +28,7 @@ def fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
-def encode(value: Any) -> Any:
+def encode(value: DataclassInstance) -> Any:
     """Return `value` as the dictionaries, lists and scalars that `decode` reads."""
     return dataclasses.asdict(value)
 

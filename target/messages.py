@@ -97,6 +97,14 @@ class CreateClone:
 
 
 @dataclass(frozen=True, slots=True)
+class Deleted:
+    """The name of a volume or a clone that is served no longer, and whether its data is gone, too."""
+
+    name: str
+    data_removed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Changes:
     """The parts of a volume that have been written since a snapshot.
 

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from click import shell_completion
 
 
-def _clone_names(
+def clone_names(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[shell_completion.CompletionItem]:
+    """Complete the name of a clone."""
     return common.completions(context, lambda asked: [clone.name for clone in asked.clones()], incomplete)
 
 
@@ -28,9 +29,9 @@ def _clone_names(
 def snapshot_clone(context: common.Context, which: tuple[str, str], name: str, limit: int | None) -> None:
     """Make a writable clone of a snapshot and call it NAME.
 
-    The clone begins with the content of the snapshot, in milliseconds and without taking space.  Writes to it go to files of its own; the
-    volume and the snapshot stay as they are.  So you can try a restore, let a file system
-    replay its journal, or boot a virtual machine from the past.
+    The clone begins with the content of the snapshot, in milliseconds and without taking space.  Writes to it go to files of
+    its own; the volume and the snapshot stay as they are.  So you can try a restore, let a file system replay its journal, or
+    boot a virtual machine from the past.
 
     While the clone stands, the snapshot cannot be deleted; `wolun clone delete` deletes the clone.
     """
@@ -54,7 +55,7 @@ def clone_list(context: common.Context) -> None:
 
 
 @clone.command("show")
-@click.argument("name", metavar="CLONE", shell_complete=_clone_names)
+@click.argument("name", metavar="CLONE", shell_complete=clone_names)
 @common.verb
 def clone_show(context: common.Context, name: str) -> None:
     """Show one clone."""
@@ -63,12 +64,14 @@ def clone_show(context: common.Context, name: str) -> None:
 
 
 @clone.command("delete")
-@click.argument("name", metavar="CLONE", shell_complete=_clone_names)
+@click.argument("name", metavar="CLONE", shell_complete=clone_names)
 @click.option("--force", is_flag=True, help="Do it even if an initiator uses it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common.verb
 def clone_delete(context: common.Context, name: str, force: bool, yes: bool) -> None:
     """Delete a clone with all that was written to it.  Its snapshot stays."""
+    from target import messages
+
     common.confirm(context, f"All that was written to {name} is lost for good.  Delete it?", yes=yes)
     context.client().delete_clone(name, force=force)
-    context.answer({"clone": name}, lambda: f"{name} is deleted")
+    context.answer(messages.Deleted(name), lambda: f"{name} is deleted")

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +19,7 @@ import click
 from target import places, printable, show, units
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from click import shell_completion
 
     from target import messages
@@ -39,12 +40,14 @@ class Context:
 
         return client.Client(self.state_dir)
 
-    def answer(self, value: object, text: Callable[[], str], *, coloured: bool = False) -> None:
+    def answer(
+        self, value: DataclassInstance | Sequence[DataclassInstance], text: Callable[[], str], *, coloured: bool = False
+    ) -> None:
         """Print an answer: `value` (messages) as JSON with `--json`, otherwise `text`, with our colours if `coloured`."""
         if self.json:
             from target import codec
 
-            plain = [codec.encode(message) for message in value] if isinstance(value, list) else codec.encode(value)
+            plain = [codec.encode(message) for message in value] if isinstance(value, Sequence) else codec.encode(value)
             click.echo(json.dumps(plain, indent=2))
         else:
             click.echo(text() if coloured else printable.lines(text()))

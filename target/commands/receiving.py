@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from lun_backends.backups import frames
 from target import codec, messages, show
 from target.commands import common
 from target.control import client
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _STEP = 1 << 18
 ALREADY = "received-already"
@@ -85,7 +89,7 @@ def receive(context: common.Context, name: str, *, lun: int | None, keep: int | 
     _answer(context, there, f"received {name}@{begin.snapshot}", talks=talks)
 
 
-def _tell(value: object) -> None:
+def _tell(value: DataclassInstance) -> None:
     click.echo(json.dumps(codec.encode(value)))  # it flushes: the sender reads a line
 
 

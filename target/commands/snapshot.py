@@ -472,35 +472,6 @@ def snapshot_restore(
     context.answer(job, lambda: f"{which[0]} is rolled back to {'@'.join(which)}")
 
 
-@snapshot.command("mount")
-@click.argument("which", type=common.SNAPSHOT, metavar="VOLUME@SNAPSHOT")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--partition", type=click.IntRange(1), metavar="N", help="Mount this partition.")
-@common.verb
-def snapshot_mount(context: common.Context, which: tuple[str, str], directory: Path, partition: int | None) -> None:
-    """Mount the file system of a snapshot on DIR, read-only, to get files back.
-
-    It needs root, FUSE, and Debian's packages qemu-system-common and qemu-block-extra.  `access` must admit this host.
-
-    The volume's own file system may be mounted, too: an XFS with the same UUID is mounted with `nouuid`.
-    """
-    from target.commands import mounting
-
-    there = mounting.mount(context.client(), *which, common.absolute(directory), partition)
-    context.answer(there, lambda: f"{'@'.join(which)} is mounted on {directory}, read-only ({there.file_system})")
-
-
-@snapshot.command("umount")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@common.verb
-def snapshot_umount(context: common.Context, directory: Path) -> None:
-    """Unmount what `wolun snapshot mount` mounted on DIR.  The daemon need not run."""
-    from target.commands import mounting
-
-    gone = mounting.umount(context.client(), common.absolute(directory))
-    context.answer(gone, lambda: f"{gone.volume}@{gone.snapshot} is no longer mounted on {directory}")
-
-
 def _to_standard_output(
     context: common.Context,
     which: tuple[str, str],

@@ -112,11 +112,13 @@ def volume_delete(context: common.Context, name: str, data: bool, force: bool, y
 
     On a terminal, --data asks before it removes anything, unless --yes is given.
     """
+    from target import messages
+
     if data:
         common.confirm(context, f"The data of {name} and of its snapshots is lost for good.  Remove it?", yes=yes)
     context.client().delete_volume(name, force=force, data=data)
     kept = "with its data" if data else "; its data is kept"
-    context.answer({"volume": name, "data_removed": data}, lambda: f"{name} is deleted{' ' if data else ''}{kept}")
+    context.answer(messages.Deleted(name, data), lambda: f"{name} is deleted{' ' if data else ''}{kept}")
 
 
 @volume.command("accept")

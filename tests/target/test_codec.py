@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from target import codec, messages
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 REFUSAL = messages.Refusal("in-use", "volume v is in use", "stop using it first")
 VERIFICATION = messages.Verification(
@@ -26,7 +30,7 @@ MESSAGES = (
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_is_the_same_after_json(message: object) -> None:
+def test_a_message_is_the_same_after_json(message: DataclassInstance) -> None:
     assert codec.decode(type(message), json.loads(json.dumps(codec.encode(message)))) == message
 
 

@@ -116,7 +116,7 @@ def test_what_shows_a_clone_and_what_it_holds(served: daemon.Daemon) -> None:
         busy = commanding.wolun("--state-dir", served.state, "clone", "delete", "test", "--yes")
         assert busy.returncode == 1
         assert "in use" in busy.stderr
-    served.run("clone", "delete", "test", "--yes")
+    assert served.json("clone", "delete", "test") == {"name": "test", "data_removed": True}
     served.run("snapshot", "delete", "vol0@a")
     assert not list((served.state / "volumes" / "vol0" / "clones").iterdir())
 

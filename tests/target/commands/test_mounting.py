@@ -33,7 +33,7 @@ def left() -> list[str]:
 
 @pytest.fixture(params=list(SIZES))
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[daemon.Daemon]:
-    """Serve a volume with a file system, whose file `got-back` a snapshot has."""
+    """Serve a volume with a file system, whose file `got-back` a snapshot has; its journal holds the file `in-journal`."""
     kind, primary, there = request.param, tmp_path / "primary.img", tmp_path / "there"
     with primary.open("wb") as file:
         file.truncate(SIZES[kind])
@@ -42,7 +42,13 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[daemon.Da
     run("mount", "-o", "loop", primary, there)
     (there / "got-back").write_text("yesterday's")
     run("umount", there)
-    volumes = f"  - {{name: vol0, lun: 0, primary: {primary}, map_views: none}}\n"
+    run("mount", "-o", "loop", primary, there)
+    (there / "in-journal").write_text("not yet in its place")
+    run("sync", "-f", there)
+    crashed = tmp_path / "crashed.img"
+    run("cp", "--sparse=always", primary, crashed)
+    run("umount", there)
+    volumes = f"  - {{name: vol0, lun: 0, primary: {crashed}, map_views: none}}\n"
     with daemon.Daemon(tmp_path, volumes) as running:
         running.run("snapshot", "create", "vol0", "a")
         yield running
@@ -115,3 +121,62 @@ def test_partition_is_mounted(tmp_path: Path) -> None:
         assert (place / "got-back").read_text() == "yesterday's"
         running.run("snapshot", "umount", str(place))
     assert not left()
+
+
+def write_read_write(served: daemon.Daemon, place: Path) -> str:
+    """Mount vol0@a read-write, write to it, and return the name of the clone."""
+    place.mkdir(exist_ok=True)
+    said = served.run("snapshot", "mount", "vol0@a", str(place), "--rw").stdout
+    (clone,) = served.json("clone", "list")
+    assert said.startswith(f"vol0@a is mounted on {place}, as clone {clone['name']}, read-write (")
+    assert (place / "got-back").read_text() == "yesterday's"
+    (place / "new").write_text("today's")
+    return str(clone["name"])
+
+
+def test_clone_replays_the_journal_and_goes_with_its_mount(served: daemon.Daemon, tmp_path: Path) -> None:
+    place = tmp_path / "mounted"
+    write_read_write(served, place)
+    assert (place / "in-journal").read_text() == "not yet in its place"
+    assert "clone mount-" in served.run("snapshot", "delete", "vol0@a", check=False).stderr
+    served.run("snapshot", "umount", str(place), "--yes")
+    assert served.json("clone", "list") == []
+    name = write_read_write(served, place)  # the snapshot has stayed as it was
+    kept = served.run("snapshot", "umount", str(place), "--keep").stdout
+    assert kept == f"vol0@a is no longer mounted on {place}; its clone {name} is kept\n"
+    assert not left()
+    there = served.run("clone", "mount", name, str(place)).stdout
+    assert there.startswith(f"{name} is mounted on {place}, read-write (")
+    assert (place / "new").read_text() == "today's"
+    served.run("clone", "umount", str(place))
+    assert [clone["name"] for clone in served.json("clone", "list")] == [name]
+    served.run("clone", "delete", name, "--yes")
+
+
+def test_killed_daemon_and_killed_server_leave_no_clone(served: daemon.Daemon, tmp_path: Path) -> None:
+    place = tmp_path / "mounted"
+    write_read_write(served, place)
+    served.kill()
+    refused = served.run("snapshot", "umount", str(place), "--keep", check=False)
+    assert (refused.returncode, "no daemon serves" in refused.stderr) == (1, True), refused.stderr
+    half = served.run("snapshot", "umount", str(place), "--yes", check=False)
+    assert (half.returncode, "is unmounted, but its clone mount-" in half.stderr) == (1, True), half.stderr
+    assert not place.is_mount()
+    served.start()
+    served.run("snapshot", "umount", str(place), "--yes")
+    assert (served.json("clone", "list"), left()) == ([], [])
+    write_read_write(served, place)
+    served.kill()
+    served.start()
+    (place / "after").write_text("the initiator has logged in again")
+    run("sync", "-f", place)
+    os.kill(int(next(mounting.RUN.glob("*/pid")).read_text()), signal.SIGKILL)
+    served.run("snapshot", "umount", str(place), "--yes")
+    assert (served.json("clone", "list"), left()) == ([], [])
+    place.rmdir()
+    refused = served.run("snapshot", "mount", "vol0@a", str(place), "--rw", check=False)
+    assert "it is no directory" in refused.stderr
+    place.mkdir()
+    refused = served.run("snapshot", "mount", "vol0@a", str(place), "--rw", "--partition", "3", check=False)
+    assert "partition 3" in refused.stderr
+    assert served.json("clone", "list") == []

@@ -29,13 +29,13 @@ def test_volume_is_created_shown_and_deleted(served: daemon.Daemon) -> None:
     assert [volume["name"] for volume in served.json("volume", "list")] == ["vol0", "new"]
     assert "chunk size    4KiB" in served.run("volume", "show", "new").stdout
     served.run("snapshot", "create", "new", "s")
-    assert served.run("volume", "delete", "new").stdout == "new is deleted; its data is kept\n"
+    assert served.json("volume", "delete", "new") == {"name": "new", "data_removed": False}
     said = refused(served, "volume", "create", "new")
     assert "2 MiB, 1 snapshot" in said
     assert "Serve that data with --adopt" in said
     served.run("volume", "create", "new", "--adopt")
     assert [snapshot["name"] for snapshot in served.json("snapshot", "list", "new")] == ["s"]
-    served.run("volume", "delete", "new")
+    assert served.run("volume", "delete", "new").stdout == "new is deleted; its data is kept\n"
     served.run("volume", "create", "new", "1MiB", "--new")
     assert served.json("snapshot", "list", "new") == []
     assert served.run("volume", "delete", "new", "--data").stdout == "new is deleted with its data\n"
