@@ -250,6 +250,8 @@ def _undo(place: Path, asked: client.Client, state: Mounted) -> None:
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     for loop in loops:
         if any(fields[0] == f"/dev/{loop}" for fields in mounts):
+            if state.clone and not state.made:  # umount writes nothing while another mount namespace has the mount, too
+                _run("sync", "--file-system", state.directory, may_fail=True)
             _run("umount", f"/dev/{loop}")
         _run("losetup", "--detach", f"/dev/{loop}")
     _end_server(place, signal.SIGTERM, signal.SIGKILL)
