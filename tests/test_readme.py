@@ -97,10 +97,10 @@ def test_examples_work_in_their_order(tmp_path: Path, portal: str, page: str) ->
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     for page, text in TEXTS.items():
         code = "\n".join([*(block for _, _, block in BLOCK.findall(text)), *re.findall(r"`([^`\n]+)`", text)])
-        assert set(re.findall(r"\bmake (\w+)", code)) <= targets, page
+        assert set(re.findall(r"\bmake (\w[\w-]*)", code)) <= targets, page
     assert {"serve", "test"} <= set(re.findall(r"^make (\w+)", TEXTS["README.md"], re.MULTILINE))
 
 
