@@ -84,6 +84,6 @@ def test_a_conversion_that_fails_or_is_cancelled_says_so(monkeypatch: pytest.Mon
 
 
 def test_a_name_says_its_format_or_none() -> None:
-    names = {"a.QCOW2": "qcow2", "a.vhd": "vhd", "a.vhdx": "vhdx", "a.vmdk": "vmdk", "a.img": "raw", "a": "raw"}
+    names = {"a.QCOW2": "qcow2", "a.vhd": "vhd", "a.vhdx": "vhdx", "a.vmdk": "vmdk", "a.img": "raw", "a": None}
     assert {name: messages.image_format(PurePath(name)) for name in names} == names
     assert messages.image_format(PurePath("a.vdi")) is None
