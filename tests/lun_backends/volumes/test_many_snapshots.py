@@ -17,6 +17,8 @@ from lun_backends.files import backing_file, storage_io
 from lun_backends.volumes import volume
 from tests.lun_backends.volumes.sample import CHUNK, SIZE, read
 
+pytestmark = pytest.mark.timeout(900)  # the manifest is written anew for each snapshot: minutes on a busy machine
+
 COUNT = 5000
 _DESCRIPTORS = 3 * COUNT + 1000
 _MEMORY = Path("/dev/shm")
