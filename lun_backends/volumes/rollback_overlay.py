@@ -156,23 +156,32 @@ class RollbackOverlay:
         if offset + length > self._primary.size or self._is_settled(offset, length):
             self._primary.readv(offset, buffers)
             return
-        for start, count, waiting in self._runs(offset, length):
-            part = block_device.slice_buffers(buffers, start - offset, count)
-            if not waiting:
-                self._primary.readv(start, part)
-            elif self.accept_damage:
-                self._moment.read_checked(start, part, _accept)
-            else:
-                self._moment.readv(start, part)
+        try:
+            for start, count, waiting in self._runs(offset, length):
+                part = block_device.slice_buffers(buffers, start - offset, count)
+                if not waiting:
+                    self._primary.readv(start, part)
+                elif self.accept_damage:
+                    self._moment.read_checked(start, part, _accept)
+                else:
+                    self._moment.readv(start, part)
+        except block_device.DeviceClosed:
+            # The rollback ended meanwhile, and the snapshot was deleted: the primary has everything now.
+            if not self._is_settled(offset, length):
+                raise
+            self._primary.readv(offset, buffers)
 
     def read_now(self, offset: int, length: int, buffers: Buffers) -> bool:
         """See the contract in `block_device`."""
         if offset + length > self._primary.size or self._is_settled(offset, length):
             return self._primary.read_now(offset, length, buffers)
-        for start, count, waiting in self._runs(offset, length):
-            source = self._moment if waiting else self._primary
-            if not source.read_now(start, count, block_device.slice_buffers(buffers, start - offset, count)):
-                return False
+        try:
+            for start, count, waiting in self._runs(offset, length):
+                source = self._moment if waiting else self._primary
+                if not source.read_now(start, count, block_device.slice_buffers(buffers, start - offset, count)):
+                    return False
+        except block_device.DeviceClosed:
+            return False  # `readv` tells whether the snapshot was deleted after the end of the rollback
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
@@ -181,7 +190,15 @@ class RollbackOverlay:
             yield from self._primary.extents(offset, length)
             return
         for start, count, waiting in self._runs(offset, length):
-            yield from (self._moment if waiting else self._primary).extents(start, count)
+            at, end = start, start + count
+            try:
+                for extent in (self._moment if waiting else self._primary).extents(start, count):
+                    yield extent
+                    at = extent.offset + extent.length
+            except block_device.DeviceClosed:
+                if not self._is_settled(at, end - at):
+                    raise
+                yield from self._primary.extents(at, end - at)
 
     def settle(self, spans: Sequence[tuple[int, int]]) -> None:
         """Return when no grain of the (first, last) `spans` is pending any longer.

@@ -205,3 +205,26 @@ class TestSettling:
         monkeypatch.setattr(made.overlay, "_round", 2)
         assert not made.overlay.settle_all(cancelled=lambda: len(made.overlay.pending) == 2)
         assert made.pending_on_disk() == [5, CHUNKS]
+
+
+def test_read_that_began_before_the_end_of_the_rollback_outlives_its_snapshot(made: Rollback) -> None:
+    """The rollback ends after the read has looked what is pending, and the snapshot is deleted at once."""
+
+    def delete(_method: str, _offset: int, _length: int) -> None:
+        made.view.before = None
+        assert made.overlay.settle_all()
+        raise block_device.DeviceClosed
+
+    made.view.before = delete
+    buffer = memoryview(bytearray(CHUNK))
+    made.overlay.readv(CHUNK, [buffer])
+    assert bytes(buffer) == b"\1" * CHUNK
+
+
+def test_closed_view_of_an_unfinished_rollback_is_an_error(made: Rollback) -> None:
+    def close(_method: str, _offset: int, _length: int) -> None:
+        raise block_device.DeviceClosed
+
+    made.view.before = close
+    with pytest.raises(block_device.DeviceClosed):
+        made.overlay.readv(CHUNK, [memoryview(bytearray(CHUNK))])
