@@ -47,7 +47,8 @@ class GuestAgent:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            with client, client.makefile("rwb") as stream, contextlib.suppress(ConnectionError):
+            # Outermost, because closing the stream writes what is left, to a client that may be gone.
+            with contextlib.suppress(ConnectionError), client, client.makefile("rwb") as stream:
                 stream.write(self.greeting)
                 for line in stream:
                     answer = self._answer(json.loads(line.lstrip(b"\xff")))
