@@ -194,7 +194,9 @@ def test_an_invalid_portal_is_refused(tmp_path: Path) -> None:
 
 def test_a_state_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    said = refused("--state-dir", tmp_path / "file" / "s", "--portal", "127.0.0.1:0")
+    words = ("--state-dir", tmp_path / "file" / "s", "--portal", "127.0.0.1:0")
+    assert f"{tmp_path}/file/s/wolun.yaml cannot be written (Not a directory)" in refused(*words)
+    said = refused(*words, "--config", Path(__file__).parents[2] / "config" / "quickstart.yaml")
     assert f"the state directory {tmp_path}/file/s cannot be used (Not a directory)" in said
 
 
