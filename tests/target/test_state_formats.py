@@ -42,7 +42,7 @@ NOW = b"B" * 8 * KIB + b"C" * 16 * KIB + b"A" * 40 * KIB
 FIELDS: dict[str, tuple[int, int, dict[Any, str]]] = {
     "volume.json": (
         manifest.FORMAT,
-        3,
+        4,
         {
             manifest.Manifest: "name uuid created_at primary size block_size chunk_size durability snapshots epoch in_use "
             "restoring restoring_damaged identity doubtful notes store format",
@@ -173,10 +173,10 @@ def newer(state: Path, what: str) -> Path:
             raised(path, 2)
         case "map":
             path = min((vol0 / "snapshots").glob("*.map"))
-            raised_header(path, superblock.RECORDS + 1, superblock._BODY.size, superblock.COPIES)
+            raised_header(path, superblock.LOG + 1, superblock._BODY.size, superblock.COPIES)
         case "one copy of the map's superblock":
             path = min((vol0 / "snapshots").glob("*.map"))
-            raised_header(path, superblock.RECORDS + 1, superblock._BODY.size, superblock.COPIES[1:])
+            raised_header(path, superblock.LOG + 1, superblock._BODY.size, superblock.COPIES[1:])
         case _:
             path = min((vol0 / "snapshots").glob("*.chunks"))
             raised_header(path, chunk_file._VERSION + 1, chunk_file._HEADER.size, (0,))
